@@ -1,0 +1,47 @@
+# `make demo` trains a model; `make test` runs the fast suite. Each target sets up what it needs in .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/demo
+
+.PHONY: help setup demo demo-rloo test test-slow check format wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+
+setup: $(READY)  ## create .venv and install gvpo with what its tests need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gvpo needs Python 3.11 or newer: make PYTHON=python3.12 setup"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train a small model by GVPO on column addition; look at $(RUN)/report.html
+	$(BIN)/gvpo train demo run.dir=$(RUN)
+
+demo-rloo: $(READY)  ## the same by RLOO, the demo's rival arm
+	$(BIN)/gvpo train demo/rloo run.dir=runs/demo-rloo
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(READY)  ## the slow tests: three seeds of the demo, the wheel in an empty environment
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## rewrite files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(READY)  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built; .venv and runs/ stay
+	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache

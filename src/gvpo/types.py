@@ -1,0 +1,135 @@
+"""The nouns: what is sampled, rewarded, stored and trained on. Plain frozen values; nothing here imports torch.
+
+    Problem ──sample──▶ Completion × k ──reward──▶ Group ──▶ the update
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from gvpo.errors import DataError
+
+Message = Mapping[str, Any]
+"""One chat message: `{"role": "user", "content": "..."}`."""
+
+Prompt = str | Sequence[Message]
+"""A prompt as users write it: text, or a list of chat messages."""
+
+FinishReason = Literal["stop", "length"]
+"""Why sampling ended: a stop token was drawn, or the maximum length was reached."""
+
+
+class FloatSequence(Protocol):
+    """Per-token values: a list, a numpy array or a 1-D tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt with what its rewards need.
+
+    Args:
+        prompt: text or chat messages.
+        id: names the problem in logs, rollouts and the sampling seed; unique in a data set.
+        columns: other columns of the data set (`answer`, ...), passed to the rewards by name.
+    """
+
+    prompt: Prompt
+    id: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer: a row of the optimizer batch.
+
+    Args:
+        tokens: C token ids, the stop token included.
+        reward: its scalar reward; None if it has none (not yet scored, or its reward failed).
+        mask: C values, 1 on scored tokens; None scores all of them. Tool output is 0.
+        ref_logprobs: C log-probs (nats) under the reference pi_theta'.
+        old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
+        sampler_logprobs: C log-probs (nats) that the sampler reported; logged for the mismatch metric, never trained on.
+        extras: further keywords of an objective: a scalar, a vector or a list as long as tokens.
+        text: the decoded completion.
+        finish_reason: "stop" or "length".
+        source: where it comes from: "live", "demonstration", a file's name, ...
+        version: the rollout step of the policy that sampled it.
+
+    Raises:
+        DataError: per-token values are not as long as tokens.
+    """
+
+    tokens: Sequence[int]
+    reward: float | None = None
+    mask: FloatSequence | None = None
+    ref_logprobs: FloatSequence | None = None
+    old_logprobs: FloatSequence | None = None
+    sampler_logprobs: FloatSequence | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    finish_reason: FinishReason = "stop"
+    source: str = "live"
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.tokens):
+                raise DataError(
+                    f"Completion.{name} has {len(values)} values for {len(self.tokens)} tokens; give one value per token"
+                )
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its completions: what a group objective compares.
+
+    Args:
+        prompt: token ids of the prompt, at least one.
+        completions: the rows; any number, groups of one batch may differ in size.
+        id: names the group in logs and reports.
+        columns: the problem's columns, kept for reports.
+
+    Raises:
+        DataError: the prompt is empty.
+    """
+
+    prompt: Sequence[int]
+    completions: Sequence[Completion]
+    id: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) == 0:
+            raise DataError(
+                f"group {self.id!r} has an empty prompt; a completion's first token needs at least one token before it"
+            )
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A prompt with a better and a worse answer: an input format, turned into a Group before training."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    id: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rewards say of one completion.
+
+    Args:
+        reward: the weighted sum, or None when the row has no usable reward.
+        parts: each reward function's own value by name; None where it abstained or failed.
+        reason: why there is no reward (timeout, exception, nan, ...); "" when there is one.
+    """
+
+    reward: float | None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    reason: str = ""

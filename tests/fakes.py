@@ -1,0 +1,74 @@
+"""Stand-ins that need no download: a byte tokenizer and two-layer models of real architectures."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
+VOCABULARY = len(SPECIAL_TOKENS) + 256
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """One token a byte, after <pad>=0, <eos>=1, <bos>=2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        chat_template=chat_template,
+    )
+
+
+_SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "qwen2": Qwen2Config(**_SMALL, tie_word_embeddings=True),
+    "llama": LlamaConfig(**_SMALL, tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**_SMALL, head_dim=8, tie_word_embeddings=True),
+    "mistral": MistralConfig(**_SMALL, sliding_window=8),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SMALL, head_dim=8, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
+    ),
+}
+
+
+def tiny_model(kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object) -> PreTrainedModel:
+    """A random model of one of `CONFIGS`, with weights large enough that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    settings = type(CONFIGS[kind])(**{**CONFIGS[kind].to_diff_dict(), **config})
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model.train()
