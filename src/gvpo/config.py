@@ -1,0 +1,346 @@
+"""What a run can be told: one pydantic model per section of a recipe, and their flat union for Python.
+
+A recipe is sparse TOML in sections; `TrainConfig` is the same keys without the sections. The rule that maps one to the
+other: a field's name is its key, with the section in front where the key alone would be ambiguous.
+
+    [run]        dir = "runs/a"       TrainConfig(run_dir="runs/a",
+    [objective]  beta = 0.2                       beta=0.2,
+    [checkpoint] every = 50                       checkpoint_every=50)
+
+Knows nothing of torch, models or objectives; what an objective's keywords may be is checked where it is built
+(`gvpo.training.objective`).
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gvpo.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Common to all sections: an unknown key is an error, and settings never change after they were checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    """[run] Where the run lives and what its noise is."""
+
+    run_dir: Path | None = Field(None, description="run directory; the command line picks a free runs/NAME by itself")
+    seed: int = Field(0, ge=0, description="seeds the data order, the sampling noise and a fresh model")
+
+
+class ModelConfig(Section):
+    """[model] The policy."""
+
+    model_path: str | None = Field(None, description="directory or hub id of a causal language model")
+    model_init: dict[str, Any] | None = Field(
+        None, description="make a fresh model instead: {architecture, ...keys of its transformers config}"
+    )
+    vocabulary: list[str] | None = Field(None, description="make a fresh tokenizer with these tokens (with model.init)")
+    tokenizer: str | None = Field(None, description="directory or hub id of the tokenizer, if not the model's own")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast dtype; weights and optimizer state stay float32. auto: bfloat16 on GPUs"
+    )
+    attention: str = Field("sdpa", description="transformers attention implementation")
+
+
+class DataConfig(Section):
+    """[data] The problems and how they become prompts."""
+
+    task: str | None = Field(None, description="name of a built-in task (gvpo.tasks.TASKS)")
+    task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
+    train_data: str | None = Field(None, description="JSONL or parquet file, or hub id, with a `prompt` column")
+    eval_data: str | None = Field(None, description="the same for held-out problems")
+    train_problems: int | None = Field(None, ge=1, description="how many training problems to make or keep")
+    eval_problems: int = Field(200, ge=0, description="how many held-out problems to make or keep")
+    chat: Literal["auto", "chat", "plain"] = Field("auto", description="use the tokenizer's chat template")
+    system_prompt: str | None = Field(None, description="system message put before each prompt (chat only)")
+    template_args: dict[str, Any] = Field(default_factory=dict, description="keywords for the chat template")
+
+
+class WarmStartConfig(Section):
+    """[warm_start] Supervised steps on the task's demonstrations that make the starting model; 0 steps: none."""
+
+    warm_start_steps: int = Field(0, ge=0, description="steps of supervised training before the run")
+    warm_start_batch: int = Field(64, ge=1, description="demonstrations a step")
+    warm_start_learning_rate: float = Field(4e-3, gt=0)
+    warm_start_demonstrations: int = Field(20_000, ge=1, description="how many demonstrations to draw from the task")
+    warm_start_options: dict[str, Any] = Field(default_factory=dict, description="options of the demonstrations")
+
+
+class SamplingConfig(Section):
+    """[sampling] How completions are drawn."""
+
+    group_size: int = Field(8, ge=1, description="completions a prompt, k")
+    max_tokens: int = Field(512, ge=1, description="tokens a completion at most")
+    temperature: float = Field(1.0, gt=0, description="of sampling and of all log-probs")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: off")
+    stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
+    tokens_per_batch: int = Field(65_536, ge=1, description="tokens held in the sampler's cache at once")
+
+
+class RewardConfig(Section):
+    """[rewards] What is good."""
+
+    reward_funcs: list[str] = Field(
+        default_factory=list, description="names of gvpo.rewards, module:function or file.py:function"
+    )
+    reward_weights: list[float] | None = Field(None, description="one per function; default 1 each; 0 only logs")
+    accuracy: str | None = Field(None, description="the function that judges right (> 0.5); default the first")
+    reward_timeout: float = Field(10.0, gt=0, description="seconds a call may take")
+    reward_workers: int = Field(2, ge=1, description="worker processes")
+
+
+class ObjectiveConfig(Section):
+    """[objective] The formula. Keywords left out keep the objective's own default."""
+
+    objective: str = Field("gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
+    reference: str = Field("previous", pattern=r"^(previous|initial|every:[1-9]\d*)$")
+    beta: float | None = Field(None, gt=0)
+    variance_weight: float | None = None
+    covariance_weight: float | None = None
+    clip_low: float | None = Field(None, ge=0)
+    clip_high: float | None = Field(None, ge=0)
+    scale_rewards: bool | None = None
+    baseline: Literal["mean", "leave_one_out"] | None = None
+    reduction: Literal["sequence_mean", "token_mean", "constant"] | None = None
+    max_length: int | None = Field(None, ge=1)
+    kl_coef: float | None = Field(None, ge=0)
+    kl_in_reward: float = Field(0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)")
+
+
+class TrainSection(Section):
+    """[train] The loop and the optimizer."""
+
+    steps: int = Field(100, ge=1, description="a step is a rollout and all its updates")
+    prompts_per_step: int = Field(16, ge=1, description="groups a rollout")
+    groups_per_update: int | None = Field(None, ge=1, description="the optimizer batch; default the whole rollout")
+    passes: int = Field(1, ge=1, description="times that each rollout is gone through")
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, down to 0")
+    warmup_updates: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    tokens_per_microbatch: int = Field(8192, ge=1)
+    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    rollouts_every: int = Field(1, ge=0, description="write the samples of each N-th step; 0: never")
+
+
+class EvalConfig(Section):
+    """[eval] Held-out evaluation while training; also always before and after."""
+
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    eval_samples: int = Field(1, ge=1, description="sampled completions a problem")
+    eval_greedy: bool = Field(True, description="also one greedy completion a problem")
+    stop_at_accuracy: float | None = Field(None, gt=0, le=1, description="end early at this sampled accuracy")
+    patience: int | None = Field(None, ge=1, description="end early after this many evaluations without a new best")
+
+
+class CheckpointConfig(Section):
+    """[checkpoint] What can be gone back to."""
+
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only the last")
+    checkpoint_keep: int = Field(2, ge=1, description="newest ones kept, besides the best by evaluation")
+    checkpoint_verify: bool = Field(True, description="load the first one back and compare tokens and log-probs")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "run": RunConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "warm_start": WarmStartConfig,
+    "sampling": SamplingConfig,
+    "rewards": RewardConfig,
+    "objective": ObjectiveConfig,
+    "train": TrainSection,
+    "eval": EvalConfig,
+    "checkpoint": CheckpointConfig,
+}
+_PREFIX = {"rewards": "reward"}
+_KEY = {"objective": "name", "train_data": "train", "eval_data": "eval"}
+
+
+def _key(section: str, field: str) -> str:
+    """The key under which a field stands in its section of a recipe."""
+    if field in _KEY:
+        return _KEY[field]
+    return field.removeprefix(f"{_PREFIX.get(section, section)}_")
+
+
+FIELDS: dict[str, str] = {
+    f"{section}.{_key(section, field)}": field for section, model in SECTIONS.items() for field in model.model_fields
+}
+"""Dotted recipe key -> TrainConfig field."""
+
+
+class TrainConfig(
+    CheckpointConfig,
+    EvalConfig,
+    TrainSection,
+    ObjectiveConfig,
+    RewardConfig,
+    SamplingConfig,
+    WarmStartConfig,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+):
+    """Every setting of a run, flat. `TrainConfig(run_dir="runs/a", beta=0.2, group_size=8)`.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible combination; the message names the recipe's key.
+    """
+
+    if not TYPE_CHECKING:  # type checkers and editors see pydantic's own signature, with every field
+
+        def __init__(self, **settings: Any) -> None:
+            unknown = [name for name in settings if name not in type(self).model_fields]
+            if unknown:
+                raise ConfigError(_unknown(unknown[0], type(self).model_fields))
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        for wrong, message in _impossible(self):
+            if wrong:
+                raise ValueError(message)
+        return self
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """A copy with some settings changed, checked again."""
+        return TrainConfig(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
+
+    def to_recipe(self) -> dict[str, dict[str, Any]]:
+        """Every setting, resolved, in the sections of a recipe; JSON-ready."""
+        values = self.model_dump(mode="json")
+        recipe: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        for dotted, field in FIELDS.items():
+            section, key = dotted.split(".")
+            recipe[section][key] = values[field]
+        return recipe
+
+
+def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
+    """(condition, message) for settings that are fine alone and cannot work together."""
+    yield (
+        c.groups_per_update is not None and c.groups_per_update > c.prompts_per_step,
+        f"train.groups_per_update={c.groups_per_update} is larger than train.prompts_per_step={c.prompts_per_step}",
+    )
+    yield (
+        c.reward_weights is not None and len(c.reward_weights) != len(c.reward_funcs) and bool(c.reward_funcs),
+        f"rewards.weights has {len(c.reward_weights or [])} values for {len(c.reward_funcs)} rewards.funcs",
+    )
+    yield (
+        c.vocabulary is not None and c.model_init is None,
+        "model.vocabulary is for a fresh model; set model.init too",
+    )
+    yield c.model_init is not None and c.model_path is not None, "set model.path or model.init, not both"
+    yield c.task is not None and c.train_data is not None, "set data.task or data.train, not both"
+    yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem that pydantic found, under the recipe's name of the key."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    field = str(first["loc"][0])
+    dotted = next((dotted for dotted, name in FIELDS.items() if name == field), field)
+    return f"{dotted}={first['input']!r}: {message}"
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's sections as TrainConfig fields.
+
+    Raises:
+        ConfigError: a section or a key that does not exist; the nearest one is named.
+    """
+    settings: dict[str, Any] = {}
+    for section, table in recipe.items():
+        if section not in SECTIONS or not isinstance(table, Mapping):
+            raise ConfigError(_unknown(section, [*SECTIONS, *FIELDS]))
+        for key, value in table.items():
+            dotted = f"{section}.{key}"
+            if dotted not in FIELDS:
+                raise ConfigError(_unknown(dotted, FIELDS))
+            settings[FIELDS[dotted]] = value
+    return settings
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["objective.beta=0.2", "run.dir=runs/a"]` as TrainConfig fields; values are TOML, or else text.
+
+    Raises:
+        ConfigError: not `key=value`, or an unknown key.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        dotted, equals, raw = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r} is not a setting; write it as section.key=value, objective.beta=0.2 say")
+        if dotted not in FIELDS:
+            raise ConfigError(_unknown(dotted, FIELDS))
+        settings[FIELDS[dotted]] = _value(raw)
+    return settings
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe file as TrainConfig fields. `extends = "other.toml"` takes the rest from a recipe beside it.
+
+    Raises:
+        ConfigError: no such file, not TOML, or unknown keys; the message names the file.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
+    base = recipe.pop("extends", None)
+    inherited = read_recipe(path.parent / base) if base else {}
+    try:
+        return {**inherited, **flatten(recipe)}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The recipe at `path` with `section.key=value` overrides on top."""
+    return TrainConfig(**{**read_recipe(path), **parse_overrides(overrides)})
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as the run directory keeps it (JSON, in sections)."""
+    return json.dumps(config.to_recipe(), indent=2, ensure_ascii=False) + "\n"
+
+
+def restore_config(text: str) -> TrainConfig:
+    """The inverse of `dump_config`."""
+    return TrainConfig(**flatten(json.loads(text)))
