@@ -71,6 +71,8 @@ class WarmStartConfig(Section):
     warm_start_steps: int = Field(0, ge=0, description="steps of supervised training before the run")
     warm_start_batch: int = Field(64, ge=1, description="demonstrations a step")
     warm_start_learning_rate: float = Field(4e-3, gt=0)
+    warm_start_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warm_start_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
     warm_start_demonstrations: int = Field(20_000, ge=1, description="how many demonstrations to draw from the task")
     warm_start_options: dict[str, Any] = Field(default_factory=dict, description="options of the demonstrations")
 

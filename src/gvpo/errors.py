@@ -73,3 +73,7 @@ class CheckpointError(RunError):
 
 class TrainingError(GvpoError):
     """Training cannot go on."""
+
+
+class GvpoWarning(UserWarning):
+    """The root of what the library warns of: a setting that works and rarely means what it says, a fall-back taken."""

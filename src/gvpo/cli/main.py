@@ -1,4 +1,59 @@
-"""."""
-def main() -> int:
-    """."""
-    return 0
+"""`gvpo COMMAND ...`: finds the command, and turns errors into one line and exit code 2.
+
+Commands are imported when they are called, so that `gvpo --help` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+COMMANDS = {
+    "train": "train a model by a recipe",
+    "report": "write the report of one run or several",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0: done. 2: an error that the user can mend, printed in one line. 130: interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    parser = _parser(words)
+    options = parser.parse_args(words)
+    from gvpo.errors import GvpoError
+
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except GvpoError as error:
+        if debug:
+            raise
+        print(f"gvpo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the one command that is called."""
+    parser = argparse.ArgumentParser(prog="gvpo", description="Post-train language models by GVPO and its family.")
+    parser.add_argument("--version", action="version", version=f"gvpo {metadata.version('gvpo')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    called = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == called:
+            module = importlib.import_module(f"gvpo.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""`gvpo train RECIPE [section.key=value ...]`."""
+
+import argparse
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from gvpo.config import TrainConfig, load_config
+from gvpo.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("recipe", help=f"a recipe file, or one that comes with gvpo: {', '.join(shipped())}")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over the recipe's")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in run.dir")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, write the report, say where to look."""
+    config = load_config(find_recipe(options.recipe), options.settings)
+    if options.resume and config.run_dir is None:
+        raise ConfigError("--resume needs run.dir=DIRECTORY: which run to go on with")
+    from gvpo.report import write_report
+    from gvpo.training.online import free_directory
+    from gvpo.training.recipe import train_recipe
+
+    name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
+    run_dir = config.run_dir or free_directory("runs", name)
+    config = config.replace(run_dir=run_dir)
+    summary = train_recipe(config, resume=options.resume)
+    report = write_report([run_dir], Path(summary["report"]))
+    _print_summary(config, summary, report)
+    return 0
+
+
+def _print_summary(config: TrainConfig, summary: dict[str, Any], report: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if summary["accuracy_before"] is not None:
+        table = Table(title=f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
+        for column in ("held-out accuracy", "before", "after"):
+            table.add_column(column, justify="left" if column.startswith("held") else "right")
+        for label, key in (("sampled", "accuracy"), ("greedy", "accuracy_greedy")):
+            if summary[f"{key}_before"] is not None:
+                table.add_row(label, f"{summary[f'{key}_before']:.3f}", f"{summary[f'{key}_after']:.3f}")
+        console.print(table)
+    else:
+        console.print(f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
+    for label, where in (("report", report), ("model", summary["model"]), ("run", config.run_dir)):
+        console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
+
+
+def recipes_directory() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside its source."""
+    package = Path(str(importlib.resources.files("gvpo")))
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with gvpo."""
+    root = recipes_directory()
+    files = sorted(root.glob("*/*.toml"))
+    return [_name(file, root) for file in files]
+
+
+def _name(file: Path, root: Path) -> str:
+    name = file.relative_to(root).with_suffix("").as_posix()
+    return name.removesuffix("/recipe")
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, a directory with a recipe.toml, or the name of a shipped one.
+
+    Raises:
+        ConfigError: there is none; the shipped ones are listed.
+    """
+    root = recipes_directory()
+    candidates = [Path(name), Path(name) / "recipe.toml", root / name / "recipe.toml", root / f"{name}.toml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"there is no recipe {name!r}; give a file, or one of {', '.join(shipped())}")

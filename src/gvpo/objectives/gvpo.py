@@ -1,0 +1,169 @@
+"""Group Variance Policy Optimization (arXiv 2504.19599)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gvpo.objectives.base import (
+    ObjectiveOutput,
+    check_at_least,
+    named_metrics,
+    row_values,
+    scored_positions,
+    token_values,
+)
+from gvpo.objectives.groups import Groups
+from gvpo.objectives.reduce import row_sums
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Per-row quantities minus their group means; all [B].
+
+    Args:
+        rewards: R_i - Rbar.
+        log_ratios: l_i - lbar, l_i = sum_t mask * (logprobs - ref_logprobs).
+        policy: sum_t mask * logprobs, centred.
+        reference: sum_t mask * ref_logprobs, centred.
+        groups: of the rows.
+    """
+
+    rewards: Tensor
+    log_ratios: Tensor
+    policy: Tensor
+    reference: Tensor
+    groups: Groups
+
+
+def gvpo(
+    logprobs: Tensor,
+    *,
+    ref_logprobs: Tensor,
+    rewards: Tensor,
+    group: Tensor,
+    mask: Tensor,
+    beta: float = 0.1,
+    variance_weight: float = 1.0,
+    covariance_weight: float = 1.0,
+) -> ObjectiveOutput:
+    """Match the differences of implicit rewards in a group to the differences of its rewards.
+
+        l_i  = sum_t mask * (logprobs - ref_logprobs)                        a sum: no length normalisation
+        loss = mean over groups of  1/(2(k-1)) sum_i [beta (l_i - lbar) - (R_i - Rbar)]^2
+        grad = mean over groups of  -beta/(k-1) sum_i w_i grad log pi(y_i)
+        w_i  = (R_i - Rbar) - beta (l_i - lbar)                              sums to 0, so log Z(x) cancels
+
+    Its unique minimiser is pi* = pi' exp(R/beta) / Z, for any sampling distribution whose support covers pi': rows may
+    come from the live policy, a stale one, a file or a mixture, without importance weights.
+
+    Differs from the paper:
+        - 1/(k-1) makes each group's term an unbiased variance, and the loss is a mean over groups, so neither group
+          size nor batch size changes its scale.
+        - `variance_weight` and `covariance_weight` scale two of the paper's three terms; 1 and 1 is GVPO, others are
+          for ablations and have other minimisers.
+
+    Args:
+        logprobs: [B, T] log-probs of the policy, nats.
+        ref_logprobs: [B, T] log-probs of the reference pi', nats; one reference per group.
+        rewards: [B], centred only: their scale and beta go together.
+        group: [B] int64 group ids; sizes may differ, each at least 2.
+        mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
+        beta: the strength of the pull to pi', in units of reward per nat.
+        variance_weight: of beta^2/2 Var(log pi), which explores.
+        covariance_weight: of -beta^2 Cov(log pi, log pi'), the trust region.
+
+    Returns:
+        The loss and these metrics, averaged over groups where not said otherwise (variances with k - 1):
+        `gvpo/advantage_term` Cov(R, log pi), `gvpo/variance_term` Var(log pi), `gvpo/covariance_term`
+        Cov(log pi, log pi'), `gvpo/logratio_gap_max` largest |l_i - lbar| (nats), `gvpo/weight_sum_max` largest
+        |sum_i w_i| of a group, `gvpo/weight_abs_mean` mean |w_i| over rows, `gvpo/implicit_reward_corr` correlation of
+        centred beta l and centred R over all rows, `gvpo/residual_ratio` Var(beta l - R) / Var(R), `gvpo/certificate`
+        estimate of KL(pi || pi*) in nats for rows sampled from pi.
+
+    Raises:
+        ShapeError: a tensor of the wrong shape or dtype.
+        GroupTooSmall: a group of one.
+        ObjectiveError: beta not above 0, or a mask of other values than 0 and 1.
+
+    Example:
+        >>> tokens = torch.zeros(2, 1)
+        >>> two = torch.tensor([1.0, 0.0])
+        >>> same = torch.tensor([0, 0])
+        >>> gvpo(tokens, ref_logprobs=tokens, rewards=two, group=same, mask=torch.ones(2, 1), beta=1.0).loss
+        tensor(0.2500)
+
+    Reference:
+        Zhang et al., GVPO: Group Variance Policy Optimization for LLM Post-Training, arXiv 2504.19599.
+    """
+    centred = _centre(logprobs, ref_logprobs, rewards, group, mask, beta)
+    groups = centred.groups
+    residual = beta * centred.log_ratios - centred.rewards
+    # The square form: at weights of 1 nothing is added to it, so no large log-prob sums cancel.
+    square = groups.covariance(residual, residual) / 2
+    variance = (variance_weight - 1.0) * beta**2 / 2 * groups.covariance(centred.policy, centred.policy)
+    covariance = (covariance_weight - 1.0) * beta**2 * groups.covariance(centred.policy, centred.reference)
+    loss = (square + variance - covariance).mean()
+    return ObjectiveOutput(loss, _metrics(centred, beta, variance_weight, covariance_weight))
+
+
+def gvpo_weights(
+    logprobs: Tensor, *, ref_logprobs: Tensor, rewards: Tensor, group: Tensor, mask: Tensor, beta: float = 0.1
+) -> Tensor:
+    """The weight of each row in GVPO's gradient: positive pushes the completion up.
+
+        w_i = (R_i - Rbar) - beta (l_i - lbar)
+
+    The gradient of `gvpo` is that of  mean over groups of -beta/(k-1) sum_i w_i log pi(y_i). The weights are detached,
+    and must be: differentiated through, that form settles at a policy proportional to sqrt(pi' exp(R/beta)).
+
+    Args:
+        logprobs: [B, T] log-probs of the policy, nats.
+        ref_logprobs: [B, T] log-probs of the reference, nats.
+        rewards: [B].
+        group: [B] int64 group ids, each of at least 2 rows.
+        mask: [B, T], 1 on scored tokens.
+        beta: the strength of the pull to the reference.
+
+    Returns:
+        [B], summing to 0 in each group.
+
+    Raises:
+        ShapeError, GroupTooSmall, ObjectiveError: as `gvpo`.
+
+    Reference:
+        arXiv 2504.19599, the weight of its gradient.
+    """
+    return _weights(_centre(logprobs, ref_logprobs, rewards, group, mask, beta).detach_(), beta)
+
+
+def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float) -> Tensor:
+    """How far the policy is from its optimum, estimated from its own samples.
+
+        d_i = R_i / beta - l_i
+        certificate = log mean_i e^(d_i) - mean_i d_i        estimates KL(pi || pi*), nats
+
+    True for rows sampled from the policy itself, at temperature 1 of the same log-probs. It is never negative; with few
+    rows it is too low on average (the log of a mean of k samples is below the log of the expectation). Near the optimum
+    it is about half the variance of d, whose unbiased estimate is `gvpo`'s loss / beta^2.
+
+    Args:
+        log_ratios: [B] l_i, sums over scored tokens of logprobs - ref_logprobs, nats.
+        rewards: [B].
+        group: [B] int64 group ids; a group of one has certificate 0.
+        beta: as in `gvpo`.
+
+    Returns:
+        [G], one value per group in ascending order of the ids, detached.
+
+    Raises:
+        ShapeError: a tensor of the wrong shape or dtype.
+        ObjectiveError: beta not above 0.
+
+    Reference:
+        KL(pi || pi*) = log E_pi[e^d] - E_pi[d], from pi* = pi' exp(R/beta) / Z of arXiv 2504.19599.
+    """
+    check_at_least("beta", beta, 0.0, strictly=True)
+    groups = Groups.of(group, len(log_ratios))
+    ratios = row_values("log_ratios", log_ratios, log_ratios)
+    return _certificate(groups.centre(row_values("rewards", rewards, log_ratios)), groups.centre(ratios), groups, beta)

@@ -1,0 +1,244 @@
+"""One forward of a micro-batch through a model, on the fastest path that is right for it.
+
+Two things make the update cheap, and each has a plain twin:
+
+    shared prompts   the prompt of a group is computed once (`packing`)      plain: each completion behind its own prompt
+    fused head       no logits tensor (`logprobs`)                            plain: the model's own logits
+
+Neither is right for every model. What a model's configuration tells (sliding windows, recurrent layers, logits that are
+scaled after the head) is read from it; for the rest, each fast path is compared once per model with the plain one on a few
+synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+
+Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gvpo.errors import ConfigError, ModelError
+from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs
+from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
+from gvpo.types import Completion, Group
+
+PrefixSharing = Literal["auto", "on", "off"]
+
+_POST_PROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
+_HALF_FLOOR = 2e-2
+_NOISE_CAP = 0.1
+
+
+class FastPathWarning(UserWarning):
+    """A fast path disagrees with the plain one on this model and is not used."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How micro-batches go through a model.
+
+    Args:
+        shared: prompts are shared by the completions of a group.
+        fused: the head gives log-probs, not logits.
+    """
+
+    shared: bool
+    fused: bool
+
+
+_PLAIN = Path(shared=False, fused=False)
+_DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
+
+
+def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Path:
+    """The fastest path that is right for a model; at first use it is checked against the plain one.
+
+    Args:
+        model: a causal language model of transformers, wrapped (DDP, FSDP2) or not. Its dropout must be off.
+        prefix_sharing: "auto" shares prompts where that is right, "off" never, "on" or an error.
+
+    Raises:
+        ModelError: prefix_sharing is "on" and the model cannot share prompts.
+        ConfigError: prefix_sharing is something else.
+    """
+    if prefix_sharing not in ("auto", "on", "off"):
+        raise ConfigError(f"prefix_sharing is {prefix_sharing!r}; use 'auto', 'on' or 'off'")
+    path = replace(_PLAIN, fused=_fusable(unwrap(model)))
+    if path.fused and _disagreement(model, path):
+        path = _PLAIN
+    if prefix_sharing == "off":
+        return path
+    reason = why_not_shared(unwrap(model)) or _disagreement(model, replace(path, shared=True))
+    if reason and prefix_sharing == "on":
+        raise ModelError(f"prefix_sharing='on' does not work with this model: {reason}; use 'auto' or 'off'")
+    return replace(path, shared=not reason)
+
+
+def token_scores(
+    model: nn.Module, layout: Layout, path: Path, *, temperature: float = 1.0, coefficients: Tensor | None = None
+) -> TokenScores:
+    """Run one micro-batch.
+
+    Args:
+        model: the policy.
+        layout: the micro-batch, on the model's device, laid out for `path`.
+        path: from `choose_path`.
+        temperature: divides the logits.
+        coefficients: [S] c = d loss / d logprobs when known: then the backward of `weighted` is what is wanted.
+
+    Returns:
+        Scores of the layout's S tokens, in its order.
+    """
+    if path.fused:
+        return _fused_scores(model, layout, temperature, coefficients)
+    logits = model(**_inputs(model, layout)).logits
+    chosen = logits.reshape(-1, logits.shape[-1])[layout.source]
+    with torch.autocast(chosen.device.type, enabled=False):
+        logprobs, entropy = logits_logprobs(chosen, layout.target, temperature=temperature)
+        weighted = None if coefficients is None else (coefficients * logprobs).sum()
+    return TokenScores(logprobs, entropy, weighted)
+
+
+def arrange(model: nn.Module, microbatch: MicroBatch, path: Path) -> Layout:
+    """Lay out a micro-batch on a model's device, in the dtype that its attention computes in."""
+    weight = unwrap(model).get_input_embeddings().weight
+    return lay_out(microbatch, shared=path.shared, dtype=compute_dtype(weight), device=weight.device)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a matmul with this weight is computed in, autocast considered."""
+    kind = weight.device.type
+    if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside DDP's wrapper; hooks are not called on it, so only look at it."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def why_not_shared(model: Any) -> str:
+    """What in a model's configuration forbids shared prompts; "" if nothing does."""
+    config = model.config.get_text_config()
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        return f"attention {attention!r} takes no 4D mask (load it with attention 'sdpa' or 'eager')"
+    layers = getattr(config, "layer_types", None)
+    other = sorted(set(layers or ()) - {"full_attention"})
+    if other:
+        return f"it has layers of type {', '.join(other)}"
+    if not layers and getattr(config, "sliding_window", None) is not None:
+        return f"its attention has a sliding window of {config.sliding_window} tokens"
+    if getattr(model, "_is_stateful", False):
+        return "it has recurrent layers"
+    return ""
+
+
+def _fusable(model: Any) -> bool:
+    """Whether logits are a linear layer of hidden states and nothing more, as far as the configuration tells."""
+    head = model.get_output_embeddings()
+    linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    config = model.config.get_text_config()
+    return linear and all(getattr(config, name, None) in (None, 1, 1.0) for name in _POST_PROCESSING)
+
+
+def _inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "attention_mask": layout.attention_mask, "use_cache": False}
+    if layout.position_ids is not None:
+        inputs["position_ids"] = layout.position_ids
+    if getattr(unwrap(model).config, "output_router_logits", False):
+        inputs["output_router_logits"] = False  # its router loss would count padding and needs a 2D mask
+    return inputs
+
+
+def _fused_scores(model: nn.Module, layout: Layout, temperature: float, coefficients: Tensor | None) -> TokenScores:
+    count = len(layout.target)
+    with _scoring_head(unwrap(model).get_output_embeddings(), layout, temperature, coefficients):
+        packed = model(**_inputs(model, layout)).logits
+    if packed.shape != (2 * count + (coefficients is not None),):
+        raise ModelError(f"the model reshaped what its head gave, to {tuple(packed.shape)}; report this model")
+    return TokenScores(packed[:count], packed[count : 2 * count], None if coefficients is None else packed[-1])
+
+
+@contextmanager
+def _scoring_head(head: nn.Linear, layout: Layout, temperature: float, coefficients: Tensor | None) -> Iterator[None]:
+    """Make the head return what is wanted of the layout's tokens, packed as [logprobs | entropy | weighted], not logits.
+
+    It stays the module's own `forward`, called by the model: its weight may be sharded until a hook gathers it.
+    """
+
+    def forward(hidden: Tensor) -> Tensor:
+        scores = head_logprobs(
+            hidden.reshape(-1, hidden.shape[-1])[layout.source],
+            head.weight,
+            head.bias,
+            layout.target,
+            temperature=temperature,
+            coefficients=coefficients,
+            dtype=compute_dtype(head.weight),
+        )
+        weighted = () if scores.weighted is None else (scores.weighted[None],)
+        return torch.cat([scores.logprobs, scores.entropy, *weighted])
+
+    head.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _disagreement(model: nn.Module, path: Path) -> str:
+    """How a path differs from the plain one on synthetic rows, found once per model; "" if it does not."""
+    known = _DISAGREEMENTS.setdefault(unwrap(model), {})
+    if path not in known:
+        known[path] = _compare(model, path)
+        if known[path]:
+            what = "shared prompts" if path.shared else "the head without logits"
+            warnings.warn(f"{what} not used: {known[path]}", FastPathWarning, stacklevel=4)
+    return known[path]
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, path: Path) -> str:
+    """Compare a path with one row a forward and full logits; how far two plain batches differ is the float noise."""
+    groups = _synthetic_groups(unwrap(model).get_input_embeddings().num_embeddings)
+    with torch.autocast(unwrap(model).get_input_embeddings().weight.device.type, enabled=False):
+        alone = _logprobs(model, groups, _PLAIN, budget=1)
+        together = _logprobs(model, groups, _PLAIN, budget=4096)
+        try:
+            fast = _logprobs(model, groups, path, budget=4096)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
+            return f"the model fails with it ({error})"
+    noise = (together - alone).abs().max().item()
+    allowed = _FLOOR.get(unwrap(model).get_input_embeddings().weight.dtype, _HALF_FLOOR) + 4 * min(noise, _NOISE_CAP)
+    difference = (fast - alone).abs().max().item()
+    return "" if difference <= allowed else f"log-probs differ by up to {difference:.2g} from the plain path's"
+
+
+def _synthetic_groups(vocabulary: int) -> Sequence[Group]:
+    """Three small groups of unequal rows, of low token ids (special ones tend to be high); torch's own RNG is untouched."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        drawn: list[int] = torch.randint(min(vocabulary, 1000), (count,), generator=generator).tolist()
+        return drawn
+
+    sizes = ((9, (7, 12, 1)), (3, (5, 4)), (1, (6,)))
+    return [Group(tokens(prompt), [Completion(tokens(size)) for size in rows]) for prompt, rows in sizes]
+
+
+def _logprobs(model: nn.Module, groups: Sequence[Group], path: Path, budget: int) -> Tensor:
+    """Log-probs of all tokens of the groups, in order of rows."""
+    found = []
+    for microbatch in plan(groups, budget, shared=path.shared):
+        layout = arrange(model, microbatch, path)
+        found.append((layout.row * 1000 + layout.token, token_scores(model, layout, path).logprobs))
+    order = torch.cat([places for places, _ in found]).argsort()
+    return torch.cat([values for _, values in found])[order]

@@ -1,0 +1,229 @@
+"""Line charts as SVG text: scales, ticks, axes, series, legends. No data formats, no colours of its own.
+
+Colours and fonts come from CSS classes (assets/chart.css), so that the same drawing follows a page's light or dark
+theme, and stands alone in a figure.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLORS = 8
+"""How many series colours the style sheet has; further series start again."""
+
+WIDTH, HEIGHT = 420, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+_TICKS = 4
+
+Point = tuple[float, float]
+"""(x, y); a y of NaN is a gap."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Args:
+        name: what the legend says.
+        points: (x, y), x rising; a y of NaN breaks the line.
+        color: number of its colour.
+        dashed: draw it dashed.
+        dots: mark every point (few, measured values).
+        trend: a smoothed version, drawn bold over the then faint points; () for none.
+    """
+
+    name: str
+    points: Sequence[Point]
+    color: int = 0
+    dashed: bool = False
+    dots: bool = False
+    trend: Sequence[Point] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series on common axes.
+
+    Args:
+        title: what is drawn.
+        unit: of the y axis.
+        series: at least one point among them.
+        low: the y axis starts here, if the data do not go lower; None: wherever the data start.
+        high: the same for the upper end.
+        stacked: draw areas on top of each other; the series then share their x values.
+        percent: label 0.5 as 50%.
+        hint: one sentence for the reader.
+    """
+
+    title: str
+    unit: str
+    series: Sequence[Series]
+    low: float | None = None
+    high: float | None = None
+    stacked: bool = False
+    percent: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps [low, high] of the data to [start, end] of the drawing, linearly."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Where a value of the data lies in the drawing."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` intervals.
+
+    >>> nice_ticks(0.0, 0.83)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def number(value: float, *, percent: bool = False) -> str:
+    """A value in at most about six characters: 0.0312, 12.5k, 84%."""
+    if percent:
+        return f"{100 * value:.3g}%"
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    sizes = ((1e9, "G"), (1e6, "M"), (1e4, "k"), (0.0, ""))
+    least, suffix = next(size for size in sizes if abs(value) >= size[0])
+    divisor = {"": 1.0, "k": 1e3}.get(suffix, least)
+    return f"{value / divisor:.4g}{suffix}"
+
+
+def x_scale(chart: Chart, width: float = WIDTH) -> Scale:
+    """The horizontal scale: exactly the range of the data."""
+    values = [x for series in chart.series for x, _ in series.points]
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 1, high + 1
+    return Scale(low, high, LEFT, width - RIGHT)
+
+
+def y_ticks(chart: Chart) -> list[float]:
+    """Ticks of the vertical axis; the first and the last are its ends."""
+    series = stack(chart.series) if chart.stacked else chart.series
+    values = [y for one in series for _, y in one.points if math.isfinite(y)]
+    values += [0.0] if chart.stacked else []
+    values += [bound for bound in (chart.low, chart.high) if bound is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low == high:
+        margin = abs(low) * 0.1 or 1.0
+        low, high = low - margin, high + margin
+    return nice_ticks(low, high)
+
+
+def stack(series: Sequence[Series]) -> list[Series]:
+    """Each series on top of the ones before it; a gap counts as 0."""
+    total: dict[float, float] = {}
+    stacked = []
+    for one in series:
+        for x, y in one.points:
+            total[x] = total.get(x, 0.0) + (y if math.isfinite(y) else 0.0)
+        stacked.append(Series(one.name, sorted(total.items()), one.color))
+    return stacked
+
+
+def segments(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """The unbroken stretches of a line."""
+    stretch: list[Point] = []
+    for point in points:
+        if math.isfinite(point[1]):
+            stretch.append(point)
+        elif stretch:
+            yield stretch
+            stretch = []
+    if stretch:
+        yield stretch
+
+
+def plot(chart: Chart, width: float = WIDTH, height: float = HEIGHT) -> str:
+    """The axes and the series of a chart, without its title; SVG elements for a drawing of that size."""
+    ticks = y_ticks(chart)
+    across = x_scale(chart, width)
+    up = Scale(ticks[0], ticks[-1], height - BOTTOM, TOP)
+    parts = [*_y_axis(ticks, up, width, percent=chart.percent), *_x_axis(across, height)]
+    if chart.stacked:
+        parts += _areas(chart.series, across, up)
+    else:
+        parts += [part for series in chart.series for part in _line(series, across, up)]
+    return "".join(parts)
+
+
+def inline(chart: Chart) -> str:
+    """A chart as an <svg> for a page; `data-x` tells scripts how x values map to the drawing: low high start end."""
+    scale = x_scale(chart)
+    ends = " ".join(f"{value:.10g}" for value in (scale.low, scale.high, scale.start, scale.end))
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
+        f'data-x="{ends}">{plot(chart)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="-9" x2="-9"/></svg>'
+    )
+
+
+def _y_axis(ticks: Sequence[float], up: Scale, width: float, *, percent: bool) -> Iterator[str]:
+    for tick in ticks:
+        y = _n(up(tick))
+        kind = "axis" if tick == ticks[0] else "grid"
+        yield f'<line class="{kind}" x1="{LEFT}" x2="{_n(width - RIGHT)}" y1="{y}" y2="{y}"/>'
+        label = number(tick, percent=percent)
+        yield f'<text class="tick" x="{LEFT - 6}" y="{y}" dy=".32em" text-anchor="end">{label}</text>'
+
+
+def _x_axis(across: Scale, height: float) -> Iterator[str]:
+    inside = [t for t in nice_ticks(across.low, across.high) if across.low <= t <= across.high and t == int(t)]
+    y = _n(height - BOTTOM + 15)
+    for tick in inside:
+        yield f'<text class="tick" x="{_n(across(tick))}" y="{y}" text-anchor="middle">{number(tick)}</text>'
+
+
+def _line(series: Series, across: Scale, up: Scale) -> Iterator[str]:
+    color = f"c{series.color % COLORS}"
+    faint = " raw" if series.trend else ""
+    dashed = " dashed" if series.dashed else ""
+    for stretch in segments(series.points):
+        if len(stretch) > 1:
+            yield f'<path class="line {color}{faint}{dashed}" d="{_path(stretch, across, up)}"/>'
+        if series.dots or len(stretch) == 1:
+            yield from (_dot(point, color, across, up) for point in stretch)
+    for stretch in segments(series.trend):
+        yield f'<path class="line {color}{dashed}" d="{_path(stretch, across, up)}"/>'
+
+
+def _areas(series: Sequence[Series], across: Scale, up: Scale) -> Iterator[str]:
+    """Filled bands, the top one first so that the lower ones lie over it."""
+    for one in reversed(stack(series)):
+        (first, _), (last, _) = one.points[0], one.points[-1]
+        floor = _n(up(0.0))
+        outline = _path(one.points, across, up)
+        yield (
+            f'<path class="area c{one.color % COLORS}" d="{outline}L{_n(across(last))},{floor}'
+            f'L{_n(across(first))},{floor}Z"/>'
+        )
+
+
+def _path(points: Sequence[Point], across: Scale, up: Scale) -> str:
+    return "M" + "L".join(f"{_n(across(x))},{_n(up(y))}" for x, y in points)
+
+
+def _dot(point: Point, color: str, across: Scale, up: Scale) -> str:
+    return f'<circle class="dot {color}" cx="{_n(across(point[0]))}" cy="{_n(up(point[1]))}" r="3"/>'
+
+
+def _n(value: float) -> str:
+    """A coordinate to a tenth of a unit."""
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text

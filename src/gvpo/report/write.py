@@ -1,0 +1,55 @@
+"""Writes reports and figures of run directories to files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gvpo.errors import RunError
+from gvpo.report.charts import build, spec_for
+from gvpo.report.data import load_runs
+from gvpo.report.figure import figure
+from gvpo.report.page import render
+from gvpo.runfiles import write_text
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Writes one self-contained HTML page about some runs: curves (overlaid), and groups with rewards and weights.
+
+    Args:
+        runs: run directories; finished, running or crashed ones.
+        out: the file to write; replaced if it exists.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: a path is not a run directory, a file of it is damaged, or `out` cannot be written.
+    """
+    path = Path(out)
+    write_text(path, render(load_runs(runs)))
+    return path
+
+
+def write_figure(
+    runs: Sequence[str | Path], out: str | Path, metrics: Sequence[str] = ("reward/mean", "accuracy")
+) -> Path:
+    """Writes curves as a standalone SVG file on a light background.
+
+    Args:
+        runs: run directories.
+        out: the file to write; replaced if it exists.
+        metrics: keys of metrics.jsonl, one panel each; a panel shows what the report's chart of that metric shows,
+            held-out accuracy beside the training one, say.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: a path is not a run directory, or no run has any of the metrics.
+    """
+    loaded = load_runs(runs)
+    panels = [chart for metric in metrics if (chart := build(spec_for(metric), loaded))]
+    if not panels:
+        raise RunError(f"the runs have none of the metrics {', '.join(metrics)}; choose others, or wait for a step")
+    path = Path(out)
+    write_text(path, figure(panels))
+    return path

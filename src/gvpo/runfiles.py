@@ -1,0 +1,324 @@
+"""The files of a run directory: their names, formats, readers and safe writers.
+
+    <run>/config.json  environment.json  summary.json  metrics.jsonl
+          rollouts/step-000010.parquet  checkpoints/step-000100/  report.html
+
+Knows JSON, JSON lines and parquet; knows nothing of models, training or reports. The trainer writes through
+`gvpo.training.run`, the report reads through this module, and both agree on what stands here. Every key and column is
+explained in docs/run-directory.md.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gvpo.errors import RunError
+from gvpo.types import FloatSequence
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts"
+CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
+
+NONFINITE = "nonfinite"
+"""Key of a metrics line that names the values that were NaN or infinite: `{"train/loss": "nan"}`."""
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """One completion as the rollout file keeps it; C is its number of tokens.
+
+    Args:
+        step: the training step that used it.
+        group: id of its group.
+        row: its place in the group, from 0.
+        prompt: the prompt's text as the model saw it.
+        prompt_tokens: the prompt's token ids.
+        text: the decoded completion.
+        tokens: C token ids, the stop token included.
+        reward: the weighted sum of the rewards; None if it has none.
+        reward_parts: each reward function's value by name.
+        reason: why there is no reward; "" when there is one.
+        weight: minus the sum over tokens of d loss / d logprobs; positive pushes the completion up. None: the row was
+            not trained on.
+        implicit_reward: beta * sum(logprobs - ref_logprobs), in units of the reward; None without a reference.
+        logprobs: C log-probs (nats) under the policy that was updated; as all below, None if absent.
+        ref_logprobs: C log-probs under the reference.
+        old_logprobs: C log-probs under the policy at the start of the rollout.
+        sampler_logprobs: C log-probs that the sampler reported.
+        entropy: C entropies (nats) of the policy's next-token distributions.
+        mask: C values, 1 on scored tokens; None is all ones.
+        finish_reason: "stop" or "length".
+        source: where the completion comes from: "live", "demonstration", a file's name, ...
+        version: the rollout step of the policy that sampled it.
+        columns: the problem's other columns.
+    """
+
+    step: int
+    group: str
+    row: int
+    prompt: str
+    prompt_tokens: Sequence[int]
+    text: str
+    tokens: Sequence[int]
+    reward: float | None = None
+    reward_parts: Mapping[str, float | None] = field(default_factory=dict)
+    reason: str = ""
+    weight: float | None = None
+    implicit_reward: float | None = None
+    logprobs: FloatSequence | None = None
+    ref_logprobs: FloatSequence | None = None
+    old_logprobs: FloatSequence | None = None
+    sampler_logprobs: FloatSequence | None = None
+    entropy: FloatSequence | None = None
+    mask: FloatSequence | None = None
+    finish_reason: str = "stop"
+    source: str = "live"
+    version: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+_ARROW_TYPES = {
+    **dict.fromkeys(("step", "row", "version"), "int64"),
+    **dict.fromkeys(
+        ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "columns"), "string"
+    ),
+    **dict.fromkeys(("reward", "weight", "implicit_reward"), "float64"),
+    **dict.fromkeys(("prompt_tokens", "tokens"), "list<int32>"),
+    **dict.fromkeys(
+        ("logprobs", "ref_logprobs", "old_logprobs", "sampler_logprobs", "entropy", "mask"), "list<float32>"
+    ),
+}
+_JSON_COLUMNS = ("reward_parts", "columns")
+
+
+def step_name(step: int) -> str:
+    """`step-000010`: what a step's rollout file and checkpoint directory are called."""
+    return f"step-{step:06d}"
+
+
+def rollout_path(run: Path, step: int) -> Path:
+    """The rollout file of a step."""
+    return run / ROLLOUTS / f"{step_name(step)}.parquet"
+
+
+def rollout_steps(run: Path) -> list[int]:
+    """The steps that have a rollout file, rising. Files that are still being written do not count."""
+    names = (path.stem.removeprefix("step-") for path in (run / ROLLOUTS).glob("step-*.parquet"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory holds a run, finished or not."""
+    return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, ROLLOUTS, CHECKPOINTS))
+
+
+# Writing: beside, flushed to the disk, then renamed, so that a reader or a crash sees the old file or the new one.
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` in one indivisible step; parent directories are made.
+
+    Raises:
+        RunError: the disk is full, or the directory is gone or not writable. What was at `path` before is intact.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise cannot_write(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))  # lone surrogates of a byte tokenizer have no UTF-8
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_bytes` of an indented JSON object; NaN and infinities become null."""
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes a rename in `directory` durable; systems that cannot open a directory do without."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The error for a write that the system refused."""
+    return RunError(f"cannot write {path}: {error.strerror}; make room or fix the directory, then go on with --resume")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Valid JSON whatever the value: NaN and infinities are null, arrays lists, unknown objects their text."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set) and not isinstance(value, bytes | bytearray):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return _plain(value.tolist())
+    return str(value)
+
+
+# Reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file.
+
+    Raises:
+        RunError: the file is there and is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}; restore it or remove it") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is not a JSON object; restore it or remove it")
+    return value
+
+
+def metrics_line(values: Mapping[str, Any]) -> str:
+    """A line of metrics.jsonl, newline included; NaN and infinities are null, and named under `nonfinite`."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+    bad = {key: str(value) for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+    return to_json({**plain, NONFINITE: bad} if bad else plain) + "\n"
+
+
+def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """(raw line, parsed line) of a JSON-lines file; None for a line that is torn: unfinished, or not an object."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; check the directory and its permissions") from error
+    for line in lines:
+        try:
+            value = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            value = None
+        yield line, value if isinstance(value, dict) else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, in order; [] where there is none. A torn last line (a crash) is left out.
+
+    Raises:
+        RunError: a line before the last cannot be read.
+    """
+    parsed = list(_parsed_lines(path))
+    for number, (_, value) in enumerate(parsed[:-1], start=1):
+        if value is None:
+            raise RunError(f"{path} line {number} is damaged; remove that line, or go on from a checkpoint before it")
+    return [value for _, value in parsed if value is not None]
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keeps the lines up to and including `step`, byte for byte; cuts the rest, from the first torn line on."""
+    kept = []
+    parsed = list(_parsed_lines(path))
+    for line, value in parsed:
+        if value is None or value.get("step", 0) > step:
+            break
+        kept.append(line)
+    if len(kept) < len(parsed):
+        write_bytes(path, b"".join(kept))
+
+
+def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
+    """A step's completions as parquet, one row each; written beside and renamed.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {name: [_cell(name, getattr(row, name)) for row in rows] for name in _ARROW_TYPES}
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns, schema=_schema()), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue().to_pybytes())
+
+
+def read_rollouts(path: Path, columns: Sequence[str] | None = None) -> list[RolloutRow]:
+    """The rows of a rollout file; with `columns`, only those are read besides the identifying ones.
+
+    Raises:
+        RunError: the file is missing or is not a rollout file.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    required = {f.name for f in fields(RolloutRow)} if columns is None else {*_IDENTITY, *columns}
+    names = [name for name in _ARROW_TYPES if name in required]
+    try:
+        table = parquet.read_table(path, columns=names, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"cannot read rollouts {path}: {error}; remove the file, the run can do without") from error
+    if missing := set(names) - set(table.column_names):
+        raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
+    return [_row(record) for record in table.to_pylist()]
+
+
+_IDENTITY = ("step", "group", "row", "prompt", "prompt_tokens", "text", "tokens")
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    types = {
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+        "list<int32>": pa.list_(pa.int32()),
+        "list<float32>": pa.list_(pa.float32()),
+    }
+    return pa.schema([(name, types[kind]) for name, kind in _ARROW_TYPES.items()])
+
+
+def _cell(name: str, value: Any) -> Any:
+    """A field's value as the file stores it."""
+    if name in _JSON_COLUMNS:
+        return to_json(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode("utf-8")
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _row(record: Mapping[str, Any]) -> RolloutRow:
+    decoded = {name: json.loads(record[name]) for name in _JSON_COLUMNS if name in record}
+    return RolloutRow(**{**record, **decoded})

@@ -1,0 +1,42 @@
+"""Which problems a step takes: a shuffled order that is a function of (seed, step), so a resumed run needs no position."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from gvpo.errors import DataError
+
+T = TypeVar("T")
+
+
+class ShuffledOrder(Generic[T]):
+    """An endless stream of epochs over `items`, each a fresh permutation; step s takes the s-th slice of `per_step`.
+
+    Args:
+        items: what is drawn from, at least one.
+        per_step: how many a step takes; more than there are items is fine and repeats some.
+        seed: of the permutations.
+
+    Raises:
+        DataError: no items.
+    """
+
+    def __init__(self, items: Sequence[T], per_step: int, seed: int) -> None:
+        if not items:
+            raise DataError("there are no problems to train on; the data set is empty")
+        self._items, self._per_step, self._seed = items, per_step, seed
+
+    def at(self, step: int) -> list[T]:
+        """The items of step `step`, counted from 1."""
+        first = (step - 1) * self._per_step
+        return [self._item(position) for position in range(first, first + self._per_step)]
+
+    def _item(self, position: int) -> T:
+        epoch, offset = divmod(position, len(self._items))
+        return self._items[self._permutation(epoch)[offset]]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).permutation(len(self._items))

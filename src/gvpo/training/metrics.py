@@ -1,0 +1,226 @@
+"""A step in numbers and in rows: the metrics line and the rollout file's rows (keys: docs/run-directory.md)."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+
+from gvpo.evaluation import Evaluation, is_right
+from gvpo.rollout import Rollout
+from gvpo.training.learner import Learned, Update
+from gvpo.runfiles import RolloutRow
+from gvpo.training.update import Row
+from gvpo.types import Completion, Verdict
+
+_MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A row as its first update saw it: with the log-probs attached, and what the update gave it."""
+
+    completion: Completion
+    row: Row
+
+
+def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], Trained]:
+    """(group, row) in the rollout -> the row in the first update that had it."""
+    rows: dict[tuple[int, int], Trained] = {}
+    for update in updates:
+        results = iter(update.output.rows)
+        for entry in update.groups:
+            for position, completion in zip(entry.rows, entry.group.completions, strict=True):
+                rows.setdefault((entry.index, position), Trained(completion, next(results)))
+    return rows
+
+
+def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None) -> dict[str, float]:
+    """The metrics line of a step, evaluation and wall-clock aside."""
+    trained = trained_rows(learned.updates)
+    return {
+        **reward_metrics(rollout, judge),
+        **_group_metrics(rollout, learned),
+        **_length_metrics(rollout),
+        **_policy_metrics(trained.values()),
+        **_update_metrics(learned.updates),
+        **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
+        "seconds/scoring": learned.scoring,
+        "seconds/updating": learned.updating,
+    }
+
+
+def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
+    """Means over the rows that have a reward; the share that has none."""
+    verdicts = [verdict for group in rollout.verdicts for verdict in group]
+    if not verdicts:
+        return {}
+    rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
+    metrics = {
+        "reward/mean": fmean(rewards or [math.nan]),
+        "reward/std": pstdev(rewards or [math.nan]),
+        "rows/failed": fmean(verdict.reward is None for verdict in verdicts),
+    }
+    for name in sorted({name for verdict in verdicts for name in verdict.parts}):
+        parts = [part for verdict in verdicts if (part := verdict.parts.get(name)) is not None]
+        if parts:
+            metrics[f"reward/{name}"] = fmean(parts)
+    if judge is not None:
+        metrics["accuracy"] = fmean(is_right(verdict.parts.get(judge)) for verdict in verdicts)
+    return metrics
+
+
+def _group_metrics(rollout: Rollout, learned: Learned) -> dict[str, float]:
+    used = {entry.index for update in learned.updates for entry in update.groups}
+    rewards = [[row.reward for row in group.completions if row.reward is not None] for group in rollout.groups]
+    return {
+        "groups/total": len(rollout.groups),
+        "groups/dead": sum(len(values) > 1 and max(values) == min(values) for values in rewards),
+        "groups/skipped": len(rollout.groups) - len(used),
+    }
+
+
+def _length_metrics(rollout: Rollout) -> dict[str, float]:
+    rows = [row for group in rollout.groups for row in group.completions]
+    lengths = [len(row.tokens) for row in rows]
+    return {
+        "length/mean": fmean(lengths),
+        "length/max": max(lengths),
+        "rows/truncated": fmean(row.finish_reason == "length" for row in rows),
+        "tokens/sampled": sum(lengths),
+    }
+
+
+def _policy_metrics(trained: Iterable[Trained]) -> dict[str, float]:
+    kl, entropies, mismatch = [], [], []
+    for item in trained:
+        entropies.append(item.row.entropy)
+        if item.completion.ref_logprobs is not None:
+            kl.append(_k3(item))
+        if item.completion.sampler_logprobs is not None:
+            mismatch.append((item.row.logprobs - torch.as_tensor(item.completion.sampler_logprobs)).abs())
+    metrics = {"kl/reference": fmean(kl)} if kl else {}
+    for name, values in (("entropy", entropies), ("sampler/mismatch", mismatch)):
+        joined = torch.cat(values) if values else torch.empty(0)
+        if joined.numel():
+            metrics[name] = float(joined.mean())
+    return metrics
+
+
+def _k3(item: Trained) -> float:
+    """sum_t e^d - d - 1 with d = ref - current, over the scored tokens: an estimate of KL(policy || reference), in nats."""
+    difference = torch.as_tensor(item.completion.ref_logprobs) - item.row.logprobs
+    k3 = difference.clamp(max=_MAX_LOG_RATIO).exp() - difference - 1
+    return float((k3 * _mask(item.completion)).sum())
+
+
+def _update_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """Means over the applied updates; where there were several, the last one's values as NAME/last."""
+    applied = [update for update in updates if update.applied]
+    metrics: dict[str, float] = {
+        "train/updates": len(applied),
+        "train/skipped_updates": len(updates) - len(applied),
+    }
+    if not applied:
+        return metrics
+    lines = [_one_update(update) for update in applied]
+    metrics |= {key: fmean(line[key] for line in lines) for key in lines[0]}
+    metrics["train/lr"] = applied[-1].rate
+    if len(lines) > 1:
+        metrics |= {f"{key}/last": value for key, value in lines[-1].items()}
+    return metrics
+
+
+def _one_update(update: Update) -> dict[str, float]:
+    return {
+        "train/loss": float(update.output.loss),
+        "train/grad_norm": update.grad_norm,
+        **{key: float(value) for key, value in update.output.metrics.items()},
+    }
+
+
+def evaluation_metrics(sampled: Evaluation, greedy: Evaluation | None) -> dict[str, float]:
+    """The eval/ keys of a metrics line."""
+    metrics = {
+        "eval/accuracy": sampled.accuracy,
+        "eval/reward": sampled.reward,
+        "eval/length": sampled.length,
+        "eval/truncated": sampled.truncated,
+    }
+    if greedy is not None:
+        metrics["eval/accuracy_greedy"] = greedy.accuracy
+    return metrics
+
+
+def rollout_rows(
+    step: int, rollout: Rollout, learned: Learned, prompts: Sequence[str], beta: float
+) -> list[RolloutRow]:
+    """One row per completion, failed ones included. `prompts`: each group's prompt as text."""
+    trained = trained_rows(learned.updates)
+    rows = []
+    for index, (group, prompt) in enumerate(zip(rollout.groups, prompts, strict=True)):
+        for position, completion in enumerate(group.completions):
+            verdict = rollout.verdicts[index][position] if rollout.verdicts else Verdict(None)
+            facts = _trained_facts(trained.get((index, position)), beta)
+            rows.append(
+                RolloutRow(
+                    step=step,
+                    group=group.id,
+                    row=position,
+                    prompt=prompt,
+                    prompt_tokens=list(group.prompt),
+                    text=completion.text or "",
+                    tokens=list(completion.tokens),
+                    reward=completion.reward,
+                    reward_parts=dict(verdict.parts),
+                    reason=verdict.reason,
+                    mask=_floats(completion.mask),
+                    sampler_logprobs=_floats(completion.sampler_logprobs),
+                    finish_reason=completion.finish_reason,
+                    source=completion.source,
+                    version=completion.version,
+                    columns=dict(group.columns),
+                    **facts,
+                )
+            )
+    return rows
+
+
+def _trained_facts(trained: Trained | None, beta: float) -> dict[str, Any]:
+    """What only a row that was trained on has. Without a stored reference the reference is the row's own policy."""
+    if trained is None:
+        return {}
+    completion, row = trained.completion, trained.row
+    implicit = None
+    if completion.ref_logprobs is not None:
+        log_ratio = row.logprobs - torch.as_tensor(completion.ref_logprobs)
+        implicit = beta * float((log_ratio * _mask(completion)).sum())
+    return {
+        "weight": -float(row.c.sum()),
+        "implicit_reward": implicit,
+        "logprobs": _floats(row.logprobs),
+        "ref_logprobs": _floats(completion.ref_logprobs),
+        "old_logprobs": _floats(completion.old_logprobs),
+        "entropy": _floats(row.entropy),
+    }
+
+
+def _mask(completion: Completion) -> torch.Tensor:
+    if completion.mask is None:
+        return torch.ones(len(completion.tokens))
+    return torch.as_tensor(completion.mask, dtype=torch.float32)
+
+
+def _floats(values: Any) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
+
+
+def failures(rollout: Rollout) -> str:
+    """The reasons why rows have no reward, most frequent first, for messages."""
+    reasons = Counter(verdict.reason for group in rollout.verdicts for verdict in group if verdict.reward is None)
+    return "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
+
+

@@ -1,0 +1,105 @@
+"""From settings to an objective: the callable, and what it needs besides log-probs."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, GvpoWarning
+from gvpo.objectives import OBJECTIVES, ObjectiveOutput
+
+KEYWORDS = (
+    "beta",
+    "variance_weight",
+    "covariance_weight",
+    "clip_low",
+    "clip_high",
+    "scale_rewards",
+    "baseline",
+    "reduction",
+    "max_length",
+    "kl_coef",
+)
+CENTRED = frozenset(OBJECTIVES) - {"sft"}
+
+
+@dataclass(frozen=True)
+class BoundObjective:
+    """An objective with a run's keywords bound, and what the trainer has to bring for it.
+
+    Args:
+        function: called as an objective; its signature names what the update collates.
+        name: its name in the registry.
+        beta: GVPO's beta; for the others the scale of the implicit reward in reports, 1 if they have none.
+        needs_reference: it reads `ref_logprobs`.
+        needs_old: it reads `old_logprobs`.
+        centred: it compares completions of a prompt, so a group needs at least two.
+    """
+
+    function: Callable[..., ObjectiveOutput]
+    name: str
+    beta: float
+    needs_reference: bool
+    needs_old: bool
+    centred: bool
+
+
+def build_objective(config: TrainConfig) -> BoundObjective:
+    """The objective that the settings name.
+
+    Raises:
+        ConfigError: an unknown name, a keyword that this objective does not take, or a centred one with group_size 1.
+    """
+    name = config.objective
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")
+    takes = inspect.signature(OBJECTIVES[name]).parameters
+    given = {key: getattr(config, key) for key in KEYWORDS if getattr(config, key) is not None}
+    for key in given:
+        if key not in takes:
+            possible = ", ".join(k for k in KEYWORDS if k in takes) or "none of these"
+            raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
+    if name in CENTRED and config.group_size < 2:
+        raise ConfigError(
+            f"{name} compares the completions of a prompt: set sampling.group_size to 2 or more (it is {config.group_size})"
+        )
+    defaults = {key: parameter.default for key, parameter in takes.items()}
+    settings = {**defaults, **given}
+    if settings.get("reduction") == "constant" and settings.get("max_length") is None:
+        given["max_length"] = config.max_tokens
+    bound = BoundObjective(
+        function=functools.partial(OBJECTIVES[name], **given),
+        name=name,
+        beta=float(settings.get("beta", 1.0)),
+        needs_reference=_reads_reference(takes, settings) or config.kl_in_reward > 0,
+        needs_old="old_logprobs" in takes,
+        centred=name in CENTRED,
+    )
+    _warn_of_hollow_settings(config, bound)
+    return bound
+
+
+def _reads_reference(takes: Any, settings: dict[str, Any]) -> bool:
+    """GVPO always does; GRPO only for its KL term."""
+    if "ref_logprobs" not in takes:
+        return False
+    return takes["ref_logprobs"].default is inspect.Parameter.empty or settings.get("kl_coef", 0.0) > 0
+
+
+def updates_per_step(config: TrainConfig) -> int:
+    """How many optimizer updates a full rollout gets."""
+    batch = config.groups_per_update or config.prompts_per_step
+    return config.passes * -(-config.prompts_per_step // batch)
+
+
+def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> None:
+    if objective.name == "gvpo" and config.reference == "previous" and updates_per_step(config) == 1:
+        warnings.warn(
+            "GVPO with objective.reference='previous' and one update per rollout is beta times RLOO: beta only scales the "
+            "gradient. Set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
+            GvpoWarning,
+            stacklevel=3,
+        )

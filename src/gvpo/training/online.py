@@ -1,0 +1,263 @@
+"""The trainer: sets a run up from a model, rewards and data, and hands it to its session.
+
+    Trainer(model, reward_funcs, args, train_dataset).train()
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from gvpo.config import TrainConfig, dump_config, restore_config
+from gvpo.errors import ConfigError, RunError
+from gvpo.policy.model import load_model
+from gvpo.policy.tokenizer import load_tokenizer, stop_ids
+from gvpo.rewards import RewardFunc, RewardPool, load
+from gvpo.sampling import SamplingParams
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
+from gvpo.training.data import ShuffledOrder
+from gvpo.training.learner import Learner
+from gvpo.training.objective import build_objective
+from gvpo.training.problems import (
+    Dataset,
+    demonstrations,
+    encode,
+    find_task,
+    held_out_problems,
+    training_problems,
+)
+from gvpo.training.progress import StepProgress
+from gvpo.training.run import RunDirectory
+from gvpo.training.session import Held, Session
+from gvpo.training.sources import DemonstrationSource, LiveSource, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
+"""One reward function or several; a name is resolved as in a recipe."""
+
+MAY_CHANGE = ("checkpoint.", "rewards.timeout", "rewards.workers", "train.tokens_per_microbatch", "run.dir")
+"""Settings that a resumed run may have otherwise than it started with."""
+
+
+class Trainer:
+    """Post-train a causal language model, online with rewards or (objective "sft") on written answers.
+
+    Args:
+        model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
+        reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
+        args: the settings.
+        train_dataset: a `datasets` one, a file, a hub id or rows with a `prompt`; default the settings' data or task.
+        eval_dataset: the same, held out.
+        processing_class: the tokenizer; default the model's own.
+        peft_config: not supported yet.
+
+    Raises:
+        ConfigError: settings that cannot work, or nothing to train on.
+    """
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        reward_funcs: RewardFuncs = None,
+        args: TrainConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        peft_config: object | None = None,
+    ) -> None:
+        if peft_config is not None:
+            raise ConfigError("peft_config is not supported yet; leave it out to train all weights")
+        self.config = args if args is not None else TrainConfig()
+        self.objective = build_objective(self.config)
+        self.rewards = reward_functions(self.config, reward_funcs)
+        self._check_rewards()
+        self.model = _load(model, self.config)
+        self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
+        self._train_dataset, self._eval_dataset = train_dataset, eval_dataset
+
+    def train(self, *, resume: bool = False) -> dict[str, Any]:
+        """Run to the end.
+
+        Args:
+            resume: go on from the newest whole checkpoint of `run_dir`, exactly as an unbroken run would have.
+
+        Returns:
+            The summary, as in summary.json: accuracy_before, accuracy_after, steps, seconds, report, model, ...
+
+        Raises:
+            RunError: the directory holds a run already, or (resume) holds none or one with other settings.
+            GvpoError: training cannot go on; what was written stays.
+        """
+        path = self.config.run_dir or free_directory("runs", self.objective.name)
+        run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
+        learner = Learner(self.model, self.objective, self.config)
+        state = _restore(run, learner, self.config) if resume else TrainerState()
+        run.truncate_after(state.step)
+        with self._parts() as parts, StepProgress(run.path.name, self.config.steps, state.step) as progress:
+            session = Session(
+                self.config,
+                run,
+                state,
+                learner,
+                self.tokenizer,
+                source=parts.source,
+                judge=self._judge(),
+                held=parts.held,
+                progress=progress,
+            )
+            return session.train()
+
+    def _check_rewards(self) -> None:
+        if not self.rewards and self.objective.name != "sft":
+            raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
+        judge = self.config.accuracy
+        if judge is not None and judge not in self.rewards:
+            raise ConfigError(f"rewards.accuracy={judge!r} is not one of the rewards: {', '.join(self.rewards)}")
+
+    def _judge(self) -> str | None:
+        return self.config.accuracy or next(iter(self.rewards), None)
+
+    @contextlib.contextmanager
+    def _parts(self) -> "Iterator[_Parts]":
+        """The source of groups and what evaluation needs, while the reward workers live."""
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(self._pool()) if self.rewards else None
+            sampler = TransformersSampler(
+                self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch
+            )
+            params = self._sampling()
+            held_out = encode(self.config, self.tokenizer, held_out_problems(self.config, self._eval_dataset))
+            held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
+            if self.objective.name == "sft":
+                yield _Parts(self._demonstrations(), held)
+            elif pool is not None:
+                yield _Parts(self._live(sampler, params, pool), held)
+
+    def _pool(self) -> RewardPool:
+        weights = self.config.reward_weights
+        return RewardPool(
+            self.rewards,
+            dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
+            workers=self.config.reward_workers,
+            timeout=self.config.reward_timeout,
+        )
+
+    def _sampling(self) -> SamplingParams:
+        config = self.config
+        return SamplingParams(
+            group_size=config.group_size,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            stop_token_ids=tuple(config.stop_token_ids),
+        )
+
+    def _live(self, sampler: TransformersSampler, params: SamplingParams, pool: RewardPool) -> LiveSource:
+        problems = encode(self.config, self.tokenizer, training_problems(self.config, self._train_dataset))
+        order = ShuffledOrder(problems, self.config.prompts_per_step, self.config.seed)
+        return LiveSource(order, sampler, params, pool, seed=self.config.seed)
+
+    def _demonstrations(self) -> DemonstrationSource:
+        written = demonstrations(self.config, self.tokenizer, self._train_dataset)
+        return DemonstrationSource(ShuffledOrder(written, self.config.prompts_per_step, self.config.seed))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    source: Source
+    held: Held | None
+
+
+def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, RewardFunc]:
+    """The rewards by name: those given, else the settings', else the task's own.
+
+    Raises:
+        ConfigError: two of one name, or a number of weights that does not fit.
+    """
+    task = find_task(config)
+    chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
+    listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
+    functions: dict[str, RewardFunc] = {}
+    for item in listed:
+        function = load(item) if isinstance(item, str) else item
+        name = _reward_name(item)
+        if name in functions:
+            raise ConfigError(f"two rewards are called {name!r}; give them different names")
+        functions[name] = function
+    weights = config.reward_weights
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"rewards.weights has {len(weights)} values for {len(functions)} rewards")
+    return functions
+
+
+def _reward_name(item: str | Callable[..., Any]) -> str:
+    if isinstance(item, str):
+        return item.rpartition(":")[2]
+    return getattr(item, "__name__", type(item).__name__)
+
+
+def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
+    device = PartialState().device
+    if isinstance(model, str):
+        model = load_model(model, attention=config.attention)
+    return model.to(device).train()
+
+
+def _tokenizer_path(model: "str | PreTrainedModel", config: TrainConfig) -> str:
+    return config.tokenizer or (model if isinstance(model, str) else model.name_or_path)
+
+
+def _open(path: Path, config: TrainConfig) -> RunDirectory:
+    """The directory of a run that goes on.
+
+    Raises:
+        RunError: there is none, or it was started with other settings.
+    """
+    run = RunDirectory.open(path)
+    before = _flat(restore_config(run.config_path.read_text(encoding="utf-8")))
+    now = _flat(config)
+    changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise RunError(
+            f"{path} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with the same settings, "
+            "or start another run"
+        )
+    return run
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
+
+
+def _restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> TrainerState:
+    """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over."""
+    loaded = Checkpoints(run.checkpoints, config.checkpoint_keep).newest()
+    if loaded is None:
+        return TrainerState()
+    _restore_learner(loaded, learner, config)
+    return loaded.state
+
+
+def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
+    saved: Mapping[str, Any] = load_model(str(loaded.path), attention=config.attention).state_dict()
+    learner.model.load_state_dict(saved)
+    learner.optimizer.load_state_dict(loaded.optimizer)
+    learner.non_finite = loaded.state.non_finite
+    if learner.reference is not None and loaded.reference is not None:
+        learner.reference.load_state_dict(loaded.reference)
+
+
+def free_directory(parent: str | Path, name: str) -> Path:
+    """`parent/name`, or `parent/name-2`, `-3`, ... where that is taken."""
+    number = 1
+    while (path := Path(parent) / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return path

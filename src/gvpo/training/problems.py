@@ -1,0 +1,134 @@
+"""From what users give (a task, a file, a data set) to problems with their prompts encoded."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, DataError
+from gvpo.policy.tokenizer import encode_prompt
+from gvpo.rollout import Encoded
+from gvpo.tasks import TASKS, Task, load_records, problems_from_records
+from gvpo.types import Completion, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dataset = str | Iterable[Mapping[str, Any] | Problem]
+"""A file, a hub id, a `datasets.Dataset`, or any rows with a `prompt`."""
+
+
+def find_task(config: TrainConfig) -> Task | None:
+    """The built-in task that the settings name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if config.task is None:
+        return None
+    if config.task not in TASKS:
+        raise ConfigError(f"data.task={config.task!r} does not exist; choose one of {', '.join(sorted(TASKS))}")
+    return TASKS[config.task]
+
+
+def training_problems(config: TrainConfig, dataset: Dataset | None) -> list[Problem]:
+    """The problems to train on: the data set if one is given, else the settings' file or task.
+
+    Raises:
+        ConfigError: none of them is given.
+        DataError: rows that are not problems.
+    """
+    given = dataset if dataset is not None else config.train_data
+    if given is not None:
+        return _problems(given)[: config.train_problems]
+    task = find_task(config)
+    if task is None:
+        raise ConfigError("there is nothing to train on: set data.train or data.task, or pass train_dataset")
+    return task.problems("train", config.train_problems or 10_000, config.seed, **config.task_options)
+
+
+def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Problem]:
+    """The problems to evaluate on; empty where none are asked for or given."""
+    if config.eval_problems == 0:
+        return []
+    given = dataset if dataset is not None else config.eval_data
+    if given is not None:
+        return _problems(given)[: config.eval_problems]
+    task = find_task(config)
+    if task is None or config.train_data is not None:
+        return []
+    return task.problems("eval", config.eval_problems, config.seed, **config.task_options)
+
+
+def _problems(given: Dataset) -> list[Problem]:
+    if isinstance(given, str):
+        return problems_from_records(load_records(given))
+    rows = list(given)
+    if all(isinstance(row, Problem) for row in rows):
+        return [row for row in rows if isinstance(row, Problem)]
+    return problems_from_records([row for row in rows if not isinstance(row, Problem)])
+
+
+def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[Encoded]:
+    """Each problem with the token ids of its prompt, as the settings' template, system prompt and mode say.
+
+    Raises:
+        DataError: a prompt that cannot be encoded; the message names the problem.
+    """
+    return [Encoded(problem, tuple(_encode_one(config, tokenizer, problem))) for problem in problems]
+
+
+def _encode_one(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> list[int]:
+    try:
+        return encode_prompt(
+            tokenizer,
+            problem.prompt,
+            system_prompt=config.system_prompt,
+            chat=config.chat,
+            template_args=config.template_args,
+        )
+    except DataError as error:
+        raise DataError(f"problem {problem.id!r}: {error}") from None
+
+
+def demonstrations(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", dataset: Dataset | None
+) -> list[tuple[Encoded, Completion]]:
+    """Prompts with written answers for supervised training: rows with a `completion`, or the task's demonstrations.
+
+    Raises:
+        ConfigError: there is neither.
+        DataError: a row without a completion.
+    """
+    given = dataset if dataset is not None else config.train_data
+    if given is not None:
+        written = [(problem, _completion_text(problem)) for problem in _problems(given)]
+    else:
+        written = _task_demonstrations(config)
+    encoded = encode(config, tokenizer, [problem for problem, _ in written])
+    return [(item, _answer(tokenizer, text)) for item, (_, text) in zip(encoded, written, strict=True)]
+
+
+def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
+    task = find_task(config)
+    if task is None or task.demonstrations is None:
+        raise ConfigError(
+            "supervised training needs answers: set data.train to rows with `prompt` and `completion`, "
+            "or data.task to a task that has demonstrations"
+        )
+    options = {**config.task_options, **config.warm_start_options}
+    return task.demonstrations(config.warm_start_demonstrations, config.seed, **options)
+
+
+def _completion_text(problem: Problem) -> str:
+    text = problem.columns.get("completion")
+    if not isinstance(text, str):
+        raise DataError(f"problem {problem.id!r} has no `completion` text; supervised rows need `prompt` and `completion`")
+    return text
+
+
+def _answer(tokenizer: "PreTrainedTokenizerBase", text: str) -> Completion:
+    """A written answer as a completion: its tokens, and the end-of-sequence token if there is one."""
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if isinstance(tokenizer.eos_token_id, int):
+        ids.append(tokenizer.eos_token_id)
+    return Completion(ids, text=text, source="demonstration")

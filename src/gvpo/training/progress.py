@@ -1,0 +1,87 @@
+"""What a person sees while it runs: a live bar on a terminal, now and then a line elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+LINE_SECONDS = 10.0
+
+
+class StepProgress:
+    """Progress over the steps of a run.
+
+    Args:
+        title: what runs.
+        total: steps in all.
+        done: steps that were done in earlier sittings.
+        console: where to; default standard error.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._title, self._total, self._done, self._first = title, total, done, done
+        self._started = time.perf_counter()
+        self._last_line = -LINE_SECONDS
+        self._accuracy: float | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+
+    def __enter__(self) -> Self:
+        """Show the bar where there is a terminal."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._console.print(f"{self._title}: {message}", highlight=False, markup=False)
+
+    def update(self, step: int, line: Mapping[str, float]) -> None:
+        """Show a step's metrics line."""
+        self._done = step
+        self._accuracy = line.get("eval/accuracy", self._accuracy)
+        facts = "  ".join(self._facts(line))
+        self._bar.update(self._task, completed=step, facts=facts)
+        due = time.perf_counter() - self._last_line >= LINE_SECONDS or step == self._total
+        if not self._console.is_terminal and due:
+            self._last_line = time.perf_counter()
+            self.say(f"step {step}/{self._total}  {facts}")
+
+    def _facts(self, line: Mapping[str, float]) -> list[str]:
+        shown = [f"{name} {line[key]:{form}}" for key, name, form in _SHOWN if key in line]
+        if self._accuracy is not None:
+            shown.append(f"held-out {self._accuracy:.2f}")
+        return [*shown, f"{self._seconds_left()} left"]
+
+    def _seconds_left(self) -> str:
+        per_step = (time.perf_counter() - self._started) / max(1, self._done - self._first)
+        minutes, seconds = divmod(round(per_step * (self._total - self._done)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+_SHOWN = (
+    ("train/loss", "loss", ".3f"),
+    ("reward/mean", "reward", ".2f"),
+    ("accuracy", "accuracy", ".2f"),
+    ("kl/reference", "KL", ".3f"),
+    ("length/mean", "length", ".0f"),
+    ("tokens/per_second", "tok/s", ",.0f"),
+)

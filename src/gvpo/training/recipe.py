@@ -1,0 +1,105 @@
+"""A recipe from start to end: make or load the model, warm it up if asked, train it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError
+from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.policy.model import load_model
+from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.training.objective import KEYWORDS, build_objective
+from gvpo.training.online import Trainer, free_directory
+from gvpo.training.run import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WARM_START = "warm-start"
+
+
+def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Run a recipe; its warm start, if it has one, is a run of its own inside the run directory.
+
+    Args:
+        config: the settings; a missing run.dir becomes a free directory under runs/.
+        resume: go on where the run in run.dir stopped, in its warm start or after it.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        GvpoError: settings, data or training that cannot work; the message says what to do.
+    """
+    run_dir = config.run_dir or free_directory("runs", config.objective)
+    config = config.replace(run_dir=run_dir)
+    if not resume:
+        RunDirectory.require_free(run_dir)
+    build_objective(config)  # a wrong objective is found before the warm start
+    model, tokenizer = _starting_model(config, resume=resume)
+    return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume)
+
+
+def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
+    """The model that the run starts from, and its tokenizer."""
+    if config.warm_start_steps == 0:
+        return _given_model(config)
+    stage = warm_start_config(config)
+    model = _finished_warm_start(stage, resume=resume)
+    return model, load_tokenizer(config.tokenizer or model)
+
+
+def _given_model(config: TrainConfig) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
+    if config.model_path is not None:
+        return config.model_path, load_tokenizer(config.tokenizer or config.model_path)
+    if config.model_init is None:
+        raise ConfigError("there is no model: set model.path to a directory or hub id, or model.init to make one")
+    if config.vocabulary is not None:
+        tokenizer = fresh_tokenizer(config.vocabulary)
+    elif config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        raise ConfigError("model.init needs a tokenizer: set model.vocabulary, or model.tokenizer to a directory")
+    init = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **config.model_init}
+    return load_model(None, init=init, seed=config.seed, attention=config.attention), tokenizer
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def warm_start_config(config: TrainConfig) -> TrainConfig:
+    """The settings of the supervised stage that makes the starting model."""
+    return config.replace(
+        run_dir=Path(config.run_dir or ".") / WARM_START,
+        objective="sft",
+        **dict.fromkeys(KEYWORDS),
+        kl_in_reward=0.0,
+        reference="previous",
+        steps=config.warm_start_steps,
+        prompts_per_step=config.warm_start_batch,
+        groups_per_update=None,
+        passes=1,
+        learning_rate=config.warm_start_learning_rate,
+        schedule=config.warm_start_schedule,
+        warmup_updates=config.warm_start_warmup,
+        eval_problems=0,
+        eval_every=0,
+        patience=None,
+        stop_at_accuracy=None,
+        rollouts_every=0,
+        checkpoint_every=0,
+        warm_start_steps=0,
+    )
+
+
+def _finished_warm_start(stage: TrainConfig, *, resume: bool) -> str:
+    """The directory of the warm model, trained now unless an earlier sitting did."""
+    directory = Path(stage.run_dir or ".")
+    summary = runfiles.read_json(directory / runfiles.SUMMARY) if resume else {}
+    if "model" not in summary:
+        model, tokenizer = _given_model(stage)
+        began = resume and runfiles.is_run(directory)
+        summary = Trainer(model, args=stage, processing_class=tokenizer).train(resume=began)
+    return str(summary["model"])

@@ -1,0 +1,181 @@
+"""A run's directory as the trainer sees it: made once, appended to, cut on resume.
+
+Knows what is written when and that a crash leaves whole files; formats are in `gvpo.runfiles`, checkpoints' contents
+in `gvpo.training.checkpoint`.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from gvpo import runfiles
+from gvpo.errors import RunError
+from gvpo.runfiles import RolloutRow
+
+PACKAGES = ("gvpo", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, platform, number of CPUs, the command, the time it started (UTC)."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class RunDirectory:
+    """The directory of one run. Use `RunDirectory.create` for a new run and `RunDirectory.open` to resume one.
+
+    All writes but the appended metrics line are written beside and renamed; that line is flushed to the disk, and a
+    torn one is cut by `truncate_after`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: str | Path, *, config: str, facts: Mapping[str, Any] | None = None) -> Self:
+        """A new run directory with its config.json and environment.json.
+
+        Args:
+            path: where; made with its parents. It may exist as long as it holds no run.
+            config: the resolved configuration, JSON text.
+            facts: what to add to environment.json: devices, say.
+
+        Raises:
+            RunError: there is a run already, or the place cannot be written.
+        """
+        run = cls(Path(path))
+        if runfiles.is_run(run.path):
+            raise _taken(run.path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.metrics_path.open("xb").close()  # of two processes that start at once, one gets it
+        except FileExistsError:
+            raise _taken(run.path) from None
+        except OSError as error:
+            raise RunError(f"cannot make run directory {run.path}: {error.strerror}; choose another run.dir") from error
+        runfiles.write_text(run.config_path, config)
+        runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**environment(), **(facts or {})})
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run's directory.
+
+        Raises:
+            RunError: there is no run at `path`.
+        """
+        run = cls(Path(path))
+        if not run.config_path.is_file():
+            raise RunError(f"there is no run in {run.path}; start one without --resume, or correct run.dir")
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration, JSON."""
+        return self.path / runfiles.CONFIG
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON line a step."""
+        return self.path / runfiles.METRICS
+
+    @property
+    def report_path(self) -> Path:
+        """Where the run's report goes."""
+        return self.path / runfiles.REPORT
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of checkpoints, `step-%06d` each."""
+        return self.path / runfiles.CHECKPOINTS
+
+    def checkpoint_path(self, step: int) -> Path:
+        """The checkpoint directory of a step."""
+        return self.checkpoints / runfiles.step_name(step)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The metrics lines so far."""
+        return runfiles.read_metrics(self.metrics_path)
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json; {} if the run has not finished."""
+        return runfiles.read_json(self.path / runfiles.SUMMARY)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds a step's line and waits until it is on the disk.
+
+        Args:
+            line: "step" and the metrics. NaN and infinities become null and are named under "nonfinite".
+
+        Raises:
+            RunError: the line cannot be written.
+        """
+        try:
+            with self.metrics_path.open("ab") as file:
+                file.write(runfiles.metrics_line(line).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise runfiles.cannot_write(self.metrics_path, error) from error
+
+    def write_rollouts(self, step: int, rows: Sequence[RolloutRow]) -> None:
+        """Writes a step's completions to rollouts/step-%06d.parquet.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        runfiles.write_rollouts(runfiles.rollout_path(self.path, step), rows)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json: `accuracy_before`, `accuracy_after`, `steps`, `seconds`, `report`, and free keys.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        runfiles.write_json(self.path / runfiles.SUMMARY, summary)
+
+    def truncate_after(self, step: int) -> None:
+        """Cuts what was written past `step`, so that a resumed run writes it again.
+
+        Cut are metrics lines (a torn one too), rollout files, leftovers of unfinished writes, and the summary and the
+        report if they tell of later steps. Checkpoints are left alone.
+
+        Raises:
+            RunError: the files cannot be read or changed.
+        """
+        runfiles.truncate_metrics(self.metrics_path, step)
+        late = [runfiles.rollout_path(self.path, s) for s in runfiles.rollout_steps(self.path) if s > step]
+        leftovers = [*self.path.glob(".*.tmp"), *(self.path / runfiles.ROLLOUTS).glob(".*.tmp")]
+        outdated = [self.path / runfiles.SUMMARY, self.report_path] if self._finished_after(step) else []
+        for path in [*late, *leftovers, *outdated]:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise runfiles.cannot_write(path, error) from error
+
+    def _finished_after(self, step: int) -> bool:
+        steps = self.read_summary().get("steps")
+        return isinstance(steps, int) and steps > step
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path} already holds a run; choose another run.dir, or go on with --resume")

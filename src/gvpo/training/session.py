@@ -1,0 +1,223 @@
+"""The loop of a run: roll out, learn, log, evaluate, save, until the steps are done or there is a reason to stop."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gvpo.config import TrainConfig
+from gvpo.errors import RewardError, TrainingError
+from gvpo.evaluation import evaluate
+from gvpo.policy.model import verify_round_trip
+from gvpo.rewards import RewardPool
+from gvpo.rollout import Encoded, Rollout
+from gvpo.sampling import Sampler, SamplingParams
+from gvpo.training.checkpoint import Checkpoints, TrainerState
+from gvpo.training.learner import Learned, Learner
+from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, step_metrics
+from gvpo.training.progress import StepProgress
+from gvpo.training.run import RunDirectory
+from gvpo.training.sources import Source, TrainingGroup, usable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_EMPTY_STEPS = 5
+MAX_FAILED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Held:
+    """What evaluation needs.
+
+    Args:
+        problems: the held-out problems.
+        sampler: of the live policy.
+        params: of sampled evaluation.
+        rewards: the pool.
+    """
+
+    problems: Sequence[Encoded]
+    sampler: Sampler
+    params: SamplingParams
+    rewards: RewardPool
+
+
+class Session:
+    """One sitting of a run, from its state to its end.
+
+    Args:
+        config: the run's settings.
+        run: its directory.
+        state: where it stands; changed as it goes.
+        learner: the policy.
+        tokenizer: saved with the policy, and used to show prompts.
+        source: of each step's groups.
+        judge: the reward that says what is right; None where there are no rewards.
+        held: for evaluation; None does without.
+        progress: what a person sees.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        state: TrainerState,
+        learner: Learner,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        source: Source,
+        judge: str | None,
+        held: Held | None,
+        progress: StepProgress,
+    ) -> None:
+        self.config, self.run, self.state, self.learner, self.tokenizer = config, run, state, learner, tokenizer
+        self.source, self.judge, self.held, self.progress = source, judge, held, progress
+        self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
+        self._began = time.perf_counter() - state.seconds
+        self._seen: list[str] = []
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end.
+
+        Returns:
+            The summary that is written to summary.json.
+
+        Raises:
+            TrainingError: updates are not finite, or no group can be trained on, several times in a row.
+            RewardError: most rewards of a step failed.
+        """
+        if self.state.step == 0:
+            self._evaluate_before()
+        while self.state.step < self.config.steps and not self._is_good_enough():
+            self._step(self.state.step + 1)
+        return self._finish()
+
+    def _evaluate_before(self) -> None:
+        self.state.before = self._evaluate()
+        if self.held is not None:
+            self.run.append_metrics({"step": 0, **self.state.before})
+            self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
+
+    def _step(self, step: int) -> None:
+        began = time.perf_counter()
+        with self.learner.autocast():
+            rollout = self.source.rollout(step)
+        groups = self._usable(rollout)
+        learned = self.learner.learn(groups, step) if groups else Learned((), 0.0, 0.0)
+        self.state.step = step
+        self._seen = _texts(self.tokenizer, rollout)
+        line = self._metrics(step, rollout, learned, time.perf_counter() - began)
+        self.run.append_metrics(line)
+        if self.config.rollouts_every and (step % self.config.rollouts_every == 0 or self._is_last()):
+            self._write_rollouts(step, rollout, learned)
+        if self._is_due(self.config.checkpoint_every):
+            self._save()
+        self.progress.update(step, line)
+
+    def _usable(self, rollout: Rollout) -> list[TrainingGroup]:
+        rewarded = bool(rollout.verdicts)
+        verdicts = [verdict for group in rollout.verdicts for verdict in group]
+        if rewarded and sum(v.reward is None for v in verdicts) > MAX_FAILED_SHARE * len(verdicts):
+            raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
+        centred = self.learner.objective.centred
+        groups = usable(rollout.groups, rewarded=rewarded, at_least=2 if centred else 1)
+        self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
+        if self.state.empty_steps >= MAX_EMPTY_STEPS:
+            raise TrainingError(
+                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each was left with fewer than two rows that "
+                f"have a reward ({failures(rollout)})"
+            )
+        return groups
+
+    def _metrics(self, step: int, rollout: Rollout, learned: Learned, seconds: float) -> dict[str, Any]:
+        line = {"step": step, **step_metrics(rollout, learned, judge=self.judge)}
+        line["seconds/total"] = seconds
+        line["tokens/per_second"] = line["tokens/sampled"] / seconds
+        if self.held is not None and (self._is_due(self.config.eval_every) or self._is_last()):
+            line |= self._evaluate()
+            self._note_best(line["eval/accuracy"])
+        return line
+
+    def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
+        prompts = [self.tokenizer.decode(group.prompt) for group in rollout.groups]
+        self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
+
+    def _evaluate(self) -> dict[str, float]:
+        """The eval/ metrics of the policy as it is; {} without held-out problems."""
+        if self.held is None or self.judge is None:
+            return {}
+        held, judge, seed = self.held, self.judge, self.config.seed
+        settings = [replace(held.params, group_size=self.config.eval_samples)]
+        if self.config.eval_greedy:
+            settings.append(replace(held.params, group_size=1, temperature=0.0, top_p=1.0, top_k=0))
+        with self.learner.autocast():
+            results = [
+                evaluate(held.problems, held.sampler, params, held.rewards, judge=judge, seed=seed)
+                for params in settings
+            ]
+        self.state.latest = evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
+        return self.state.latest
+
+    def _note_best(self, accuracy: float) -> None:
+        state = self.state
+        if state.best_accuracy is None or accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_step, state.evaluations_since_best = accuracy, state.step, 0
+        else:
+            state.evaluations_since_best += 1
+
+    def _is_good_enough(self) -> bool:
+        """Early stopping: the accuracy asked for is reached, or there was no new best for long."""
+        target, patience = self.config.stop_at_accuracy, self.config.patience
+        reached = target is not None and (self.state.best_accuracy or 0.0) >= target
+        return reached or (patience is not None and self.state.evaluations_since_best >= patience)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _is_last(self) -> bool:
+        return self.state.step == self.config.steps
+
+    def _save(self) -> None:
+        self.state.seconds = time.perf_counter() - self._began
+        self.state.non_finite = self.learner.non_finite
+        reference = self.learner.reference
+        first = not any(self.run.checkpoints.glob("step-*"))
+        path = self.checkpoints.save(
+            self.state,
+            self.learner.model,
+            self.tokenizer,
+            self.learner.optimizer.state_dict(),
+            reference.state_dict() if reference is not None else None,
+        )
+        if first and self.config.checkpoint_verify:
+            verify_round_trip(self.learner.model, self.tokenizer, path, self._seen)
+
+    def _finish(self) -> dict[str, Any]:
+        if not self.checkpoints.path(self.state.step).exists():
+            self._save()
+        before, after = self.state.before, self.state.latest
+        summary = {
+            "accuracy_before": before.get("eval/accuracy"),
+            "accuracy_after": after.get("eval/accuracy"),
+            "accuracy_greedy_before": before.get("eval/accuracy_greedy"),
+            "accuracy_greedy_after": after.get("eval/accuracy_greedy"),
+            "best_accuracy": self.state.best_accuracy,
+            "best_step": self.state.best_step,
+            "steps": self.state.step,
+            "seconds": time.perf_counter() - self._began,
+            "objective": self.learner.objective.name,
+            "model": str(self.checkpoints.path(self.state.step)),
+            "report": str(self.run.report_path),
+        }
+        self.run.write_summary(summary)
+        return summary
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:
+    """Some of a step's prompts and answers, to check that a saved tokenizer reads them as this one does."""
+    texts = []
+    for group in rollout.groups[:2]:
+        texts.append(tokenizer.decode(group.prompt))
+        texts += [row.text for row in group.completions[:2] if row.text]
+    return texts

@@ -1,0 +1,78 @@
+"""Where a step's groups come from, and which of their rows can be used."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gvpo.rewards import RewardPool
+from gvpo.rollout import Encoded, Rollout, collect
+from gvpo.sampling import Sampler, SamplingParams
+from gvpo.training.data import ShuffledOrder
+from gvpo.types import Completion, Group
+
+
+class Source(Protocol):
+    """Where a step's groups come from."""
+
+    def rollout(self, step: int) -> Rollout:
+        """The groups of step `step` (from 1); the same call gives the same groups while the weights are the same."""
+        ...
+
+
+class LiveSource:
+    """Groups sampled from the live policy and scored by the reward pool."""
+
+    def __init__(
+        self,
+        order: ShuffledOrder[Encoded],
+        sampler: Sampler,
+        params: SamplingParams,
+        rewards: RewardPool,
+        *,
+        seed: int,
+    ) -> None:
+        self._order, self._sampler, self._params, self._rewards, self._seed = order, sampler, params, rewards, seed
+
+    def rollout(self, step: int) -> Rollout:
+        """Sample and score the problems of this step."""
+        return collect(self._order.at(step), self._sampler, self._params, self._rewards, seed=self._seed, step=step)
+
+
+class DemonstrationSource:
+    """Groups of one written answer each, for supervised training."""
+
+    def __init__(self, order: ShuffledOrder[tuple[Encoded, Completion]]) -> None:
+        self._order = order
+
+    def rollout(self, step: int) -> Rollout:
+        """The demonstrations of this step."""
+        items = self._order.at(step)
+        groups = [Group(encoded.prompt, [answer], id=encoded.problem.id) for encoded, answer in items]
+        return Rollout(groups, [], [encoded.problem for encoded, _ in items])
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """A group's usable rows, and where they stood in the rollout.
+
+    Args:
+        group: the rows that are trained on.
+        index: the group's position in the rollout.
+        rows: each row's position in its group of the rollout.
+    """
+
+    group: Group
+    index: int
+    rows: tuple[int, ...]
+
+
+def usable(groups: Sequence[Group], *, rewarded: bool, at_least: int) -> list[TrainingGroup]:
+    """Drop the rows without a reward (k shrinks, means are recomputed later), then the groups left too small."""
+    kept = []
+    for index, group in enumerate(groups):
+        rows = tuple(i for i, row in enumerate(group.completions) if row.reward is not None or not rewarded)
+        if len(rows) >= at_least:
+            smaller = dataclasses.replace(group, completions=[group.completions[i] for i in rows])
+            kept.append(TrainingGroup(smaller, index, rows))
+    return kept
