@@ -63,12 +63,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 def tiny_model(kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object) -> PreTrainedModel:
-    """A random model of one of `CONFIGS`, with weights large enough that its distributions are far from uniform."""
+    """A random model of one of `CONFIGS`, with weights large enough that its distributions are far from uniform.
+
+    Experts are computed by the plain loop, the only implementation that also works in float64.
+    """
     torch.manual_seed(seed)
     settings = type(CONFIGS[kind])(**{**CONFIGS[kind].to_diff_dict(), **config})
-    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    experts = {"experts_implementation": "eager"} if hasattr(settings, "num_experts") else {}
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **experts)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(4.0)
+                parameter.mul_(12.0)
     return model.train()

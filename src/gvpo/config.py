@@ -32,61 +32,69 @@ class Section(BaseModel):
 class RunConfig(Section):
     """[run] Where the run lives and what its noise is."""
 
-    run_dir: Path | None = Field(None, description="run directory; the command line picks a free runs/NAME by itself")
-    seed: int = Field(0, ge=0, description="seeds the data order, the sampling noise and a fresh model")
+    run_dir: Path | None = Field(
+        default=None, description="run directory; the command line picks a free runs/NAME by itself"
+    )
+    seed: int = Field(default=0, ge=0, description="seeds the data order, the sampling noise and a fresh model")
 
 
 class ModelConfig(Section):
     """[model] The policy."""
 
-    model_path: str | None = Field(None, description="directory or hub id of a causal language model")
+    model_path: str | None = Field(default=None, description="directory or hub id of a causal language model")
     model_init: dict[str, Any] | None = Field(
-        None, description="make a fresh model instead: {architecture, ...keys of its transformers config}"
+        default=None, description="make a fresh model instead: {architecture, ...keys of its transformers config}"
     )
-    vocabulary: list[str] | None = Field(None, description="make a fresh tokenizer with these tokens (with model.init)")
-    tokenizer: str | None = Field(None, description="directory or hub id of the tokenizer, if not the model's own")
+    vocabulary: list[str] | None = Field(
+        default=None, description="make a fresh tokenizer with these tokens (with model.init)"
+    )
+    tokenizer: str | None = Field(
+        default=None, description="directory or hub id of the tokenizer, if not the model's own"
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="autocast dtype; weights and optimizer state stay float32. auto: bfloat16 on GPUs"
+        default="auto", description="autocast dtype; weights and optimizer state stay float32. auto: bfloat16 on GPUs"
     )
-    attention: str = Field("sdpa", description="transformers attention implementation")
+    attention: str = Field(default="sdpa", description="transformers attention implementation")
 
 
 class DataConfig(Section):
     """[data] The problems and how they become prompts."""
 
-    task: str | None = Field(None, description="name of a built-in task (gvpo.tasks.TASKS)")
+    task: str | None = Field(default=None, description="name of a built-in task (gvpo.tasks.TASKS)")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
-    train_data: str | None = Field(None, description="JSONL or parquet file, or hub id, with a `prompt` column")
-    eval_data: str | None = Field(None, description="the same for held-out problems")
-    train_problems: int | None = Field(None, ge=1, description="how many training problems to make or keep")
-    eval_problems: int = Field(200, ge=0, description="how many held-out problems to make or keep")
-    chat: Literal["auto", "chat", "plain"] = Field("auto", description="use the tokenizer's chat template")
-    system_prompt: str | None = Field(None, description="system message put before each prompt (chat only)")
+    train_data: str | None = Field(default=None, description="JSONL or parquet file, or hub id, with a `prompt` column")
+    eval_data: str | None = Field(default=None, description="the same for held-out problems")
+    train_problems: int | None = Field(default=None, ge=1, description="how many training problems to make or keep")
+    eval_problems: int = Field(default=200, ge=0, description="how many held-out problems to make or keep")
+    chat: Literal["auto", "chat", "plain"] = Field(default="auto", description="use the tokenizer's chat template")
+    system_prompt: str | None = Field(default=None, description="system message put before each prompt (chat only)")
     template_args: dict[str, Any] = Field(default_factory=dict, description="keywords for the chat template")
 
 
 class WarmStartConfig(Section):
     """[warm_start] Supervised steps on the task's demonstrations that make the starting model; 0 steps: none."""
 
-    warm_start_steps: int = Field(0, ge=0, description="steps of supervised training before the run")
-    warm_start_batch: int = Field(64, ge=1, description="demonstrations a step")
-    warm_start_learning_rate: float = Field(4e-3, gt=0)
+    warm_start_steps: int = Field(default=0, ge=0, description="steps of supervised training before the run")
+    warm_start_batch: int = Field(default=64, ge=1, description="demonstrations a step")
+    warm_start_learning_rate: float = Field(default=4e-3, gt=0)
     warm_start_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warm_start_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
-    warm_start_demonstrations: int = Field(20_000, ge=1, description="how many demonstrations to draw from the task")
+    warm_start_warmup: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    warm_start_demonstrations: int = Field(
+        default=20_000, ge=1, description="how many demonstrations to draw from the task"
+    )
     warm_start_options: dict[str, Any] = Field(default_factory=dict, description="options of the demonstrations")
 
 
 class SamplingConfig(Section):
     """[sampling] How completions are drawn."""
 
-    group_size: int = Field(8, ge=1, description="completions a prompt, k")
-    max_tokens: int = Field(512, ge=1, description="tokens a completion at most")
-    temperature: float = Field(1.0, gt=0, description="of sampling and of all log-probs")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0: off")
+    group_size: int = Field(default=8, ge=1, description="completions a prompt, k")
+    max_tokens: int = Field(default=512, ge=1, description="tokens a completion at most")
+    temperature: float = Field(default=1.0, gt=0, description="of sampling and of all log-probs")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0: off")
     stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
-    tokens_per_batch: int = Field(65_536, ge=1, description="tokens held in the sampler's cache at once")
+    tokens_per_batch: int = Field(default=65_536, ge=1, description="tokens held in the sampler's cache at once")
 
 
 class RewardConfig(Section):
@@ -95,66 +103,78 @@ class RewardConfig(Section):
     reward_funcs: list[str] = Field(
         default_factory=list, description="names of gvpo.rewards, module:function or file.py:function"
     )
-    reward_weights: list[float] | None = Field(None, description="one per function; default 1 each; 0 only logs")
-    accuracy: str | None = Field(None, description="the function that judges right (> 0.5); default the first")
-    reward_timeout: float = Field(10.0, gt=0, description="seconds a call may take")
-    reward_workers: int = Field(2, ge=1, description="worker processes")
+    reward_weights: list[float] | None = Field(
+        default=None, description="one per function; default 1 each; 0 only logs"
+    )
+    accuracy: str | None = Field(default=None, description="the function that judges right (> 0.5); default the first")
+    reward_timeout: float = Field(default=10.0, gt=0, description="seconds a call may take")
+    reward_workers: int = Field(default=2, ge=1, description="worker processes")
 
 
 class ObjectiveConfig(Section):
     """[objective] The formula. Keywords left out keep the objective's own default."""
 
-    objective: str = Field("gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
-    reference: str = Field("previous", pattern=r"^(previous|initial|every:[1-9]\d*)$")
-    beta: float | None = Field(None, gt=0)
+    objective: str = Field(default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
+    reference: str = Field(default="previous", pattern=r"^(previous|initial|every:[1-9]\d*)$")
+    beta: float | None = Field(default=None, gt=0)
     variance_weight: float | None = None
     covariance_weight: float | None = None
-    clip_low: float | None = Field(None, ge=0)
-    clip_high: float | None = Field(None, ge=0)
+    clip_low: float | None = Field(default=None, ge=0)
+    clip_high: float | None = Field(default=None, ge=0)
     scale_rewards: bool | None = None
     baseline: Literal["mean", "leave_one_out"] | None = None
     reduction: Literal["sequence_mean", "token_mean", "constant"] | None = None
-    max_length: int | None = Field(None, ge=1)
-    kl_coef: float | None = Field(None, ge=0)
-    kl_in_reward: float = Field(0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)")
+    max_length: int | None = Field(default=None, ge=1)
+    kl_coef: float | None = Field(default=None, ge=0)
+    kl_in_reward: float = Field(
+        default=0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)"
+    )
 
 
 class TrainSection(Section):
     """[train] The loop and the optimizer."""
 
-    steps: int = Field(100, ge=1, description="a step is a rollout and all its updates")
-    prompts_per_step: int = Field(16, ge=1, description="groups a rollout")
-    groups_per_update: int | None = Field(None, ge=1, description="the optimizer batch; default the whole rollout")
-    passes: int = Field(1, ge=1, description="times that each rollout is gone through")
-    learning_rate: float = Field(1e-6, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, down to 0")
-    warmup_updates: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    tokens_per_microbatch: int = Field(8192, ge=1)
+    steps: int = Field(default=100, ge=1, description="a step is a rollout and all its updates")
+    prompts_per_step: int = Field(default=16, ge=1, description="groups a rollout")
+    groups_per_update: int | None = Field(
+        default=None, ge=1, description="the optimizer batch; default the whole rollout"
+    )
+    passes: int = Field(default=1, ge=1, description="times that each rollout is gone through")
+    learning_rate: float = Field(default=1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="after warm-up, down to 0"
+    )
+    warmup_updates: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    tokens_per_microbatch: int = Field(default=8192, ge=1)
     prefix_sharing: Literal["auto", "on", "off"] = "auto"
-    rollouts_every: int = Field(1, ge=0, description="write the samples of each N-th step; 0: never")
+    rollouts_every: int = Field(default=1, ge=0, description="write the samples of each N-th step; 0: never")
 
 
 class EvalConfig(Section):
     """[eval] Held-out evaluation while training; also always before and after."""
 
-    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
-    eval_samples: int = Field(1, ge=1, description="sampled completions a problem")
-    eval_greedy: bool = Field(True, description="also one greedy completion a problem")
-    stop_at_accuracy: float | None = Field(None, gt=0, le=1, description="end early at this sampled accuracy")
-    patience: int | None = Field(None, ge=1, description="end early after this many evaluations without a new best")
+    eval_every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only before and after")
+    eval_samples: int = Field(default=1, ge=1, description="sampled completions a problem")
+    eval_greedy: bool = Field(default=True, description="also one greedy completion a problem")
+    stop_at_accuracy: float | None = Field(default=None, gt=0, le=1, description="end early at this sampled accuracy")
+    patience: int | None = Field(
+        default=None, ge=1, description="end early after this many evaluations without a new best"
+    )
 
 
 class CheckpointConfig(Section):
     """[checkpoint] What can be gone back to."""
 
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only the last")
-    checkpoint_keep: int = Field(2, ge=1, description="newest ones kept, besides the best by evaluation")
-    checkpoint_verify: bool = Field(True, description="load the first one back and compare tokens and log-probs")
+    checkpoint_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only the last")
+    checkpoint_keep: int = Field(default=2, ge=1, description="newest ones kept, besides the best by evaluation")
+    checkpoint_verify: bool = Field(
+        default=True, description="load the first one back and compare tokens and log-probs"
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -169,6 +189,11 @@ SECTIONS: dict[str, type[Section]] = {
     "eval": EvalConfig,
     "checkpoint": CheckpointConfig,
 }
+OBJECTIVE_KEYWORDS = tuple(
+    name for name in ObjectiveConfig.model_fields if name not in ("objective", "reference", "kl_in_reward")
+)
+"""The keywords that settings can bind on an objective; which of them it takes, its signature says."""
+
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval"}
 
@@ -328,14 +353,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
     base = recipe.pop("extends", None)
     inherited = read_recipe(path.parent / base) if base else {}
     try:
-        return {**inherited, **flatten(recipe)}
+        return layer(inherited, flatten(recipe))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The recipe at `path` with `section.key=value` overrides on top."""
-    return TrainConfig(**{**read_recipe(path), **parse_overrides(overrides)})
+    return TrainConfig(**layer(read_recipe(path), parse_overrides(overrides)))
+
+
+def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over settings. A layer that names another objective leaves the keywords of the one below behind."""
+    if above.get("objective", below.get("objective")) != below.get("objective"):
+        below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
+    return {**below, **above}
 
 
 def dump_config(config: TrainConfig) -> str:

@@ -1,6 +1,6 @@
 """From problems to scored groups: the one path that training and evaluation both take.
 
-    problems ──▶ sampler ──▶ rewards ──▶ groups
+problems ──▶ sampler ──▶ rewards ──▶ groups
 """
 
 import dataclasses

@@ -1,1 +1,41 @@
-"""objectives."""
+"""Objectives: pure functions from log-probs and rewards to a loss and its metrics, one paper a file.
+
+Each takes `logprobs` [B, T] (rows are completions) and keywords, and is differentiable through `logprobs` only. None
+knows a model, a device or a config; docs/objectives/ has a page for each.
+"""
+
+from gvpo.objectives.base import Objective, ObjectiveOutput
+from gvpo.objectives.grpo import dapo, dr_grpo, grpo, rloo
+from gvpo.objectives.gspo import gspo, gspo_token
+from gvpo.objectives.gvpo import certificate, gvpo, gvpo_weights
+from gvpo.objectives.kl_in_reward import kl_in_reward
+from gvpo.objectives.sft import sft
+
+OBJECTIVES: dict[str, Objective] = {
+    "dapo": dapo,
+    "dr_grpo": dr_grpo,
+    "grpo": grpo,
+    "gspo": gspo,
+    "gspo_token": gspo_token,
+    "gvpo": gvpo,
+    "rloo": rloo,
+    "sft": sft,
+}
+"""Objectives by the name that recipes use (`objective.name`)."""
+
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveOutput",
+    "certificate",
+    "dapo",
+    "dr_grpo",
+    "grpo",
+    "gspo",
+    "gspo_token",
+    "gvpo",
+    "gvpo_weights",
+    "kl_in_reward",
+    "rloo",
+    "sft",
+]

@@ -39,7 +39,9 @@ class Groups:
             ShapeError: not [B], or not int64.
         """
         if group.shape != (rows,):
-            raise ShapeError(f"group has shape {tuple(group.shape)}; expected ({rows},), [B], one id per row of logprobs")
+            raise ShapeError(
+                f"group has shape {tuple(group.shape)}; expected ({rows},), [B], one id per row of logprobs"
+            )
         if group.dtype != torch.int64:
             raise ShapeError(f"group has dtype {group.dtype}; expected torch.int64")
         ids, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
@@ -57,8 +59,8 @@ class Groups:
         if small.any():
             which = self.ids[small][0].item()
             raise GroupTooSmall(
-                f"{objective} compares rows of a group, and group {which} has one row ({int(small.sum())} such groups); "
-                "drop it or sample at least 2 completions a prompt"
+                f"{objective} compares the rows of a group, and group {which} has one; "
+                f"drop such groups ({int(small.sum())} here) or sample at least 2 completions a prompt"
             )
 
     def sum(self, values: Tensor) -> Tensor:
@@ -89,8 +91,9 @@ class Groups:
         return self.covariance(centred, centred).sqrt()
 
     def leave_one_out(self, values: Tensor) -> Tensor:
-        """[B] -> [B]: values minus the mean of the group's other rows, k/(k-1) times the centred value. Needs k >= 2."""
-        return self.centre(values) * self.spread(self.sizes / (self.sizes - 1)).to(values.dtype)
+        """[B] -> [B]: values minus the mean of the group's other rows: k/(k-1) times the centred ones. Needs k >= 2."""
+        sizes = self.spread(self.sizes.to(values.dtype))
+        return self.centre(values) * sizes / (sizes - 1)
 
     def log_mean_exp(self, values: Tensor) -> Tensor:
         """[B] -> [G]: log of the group's mean of e^values, safe for values of any size."""

@@ -134,7 +134,7 @@ def gvpo_weights(
     Reference:
         arXiv 2504.19599, the weight of its gradient.
     """
-    return _weights(_centre(logprobs, ref_logprobs, rewards, group, mask, beta).detach_(), beta)
+    return _weights(_centre(logprobs.detach(), ref_logprobs, rewards, group, mask, beta), beta)
 
 
 def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float) -> Tensor:
@@ -167,3 +167,64 @@ def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float)
     groups = Groups.of(group, len(log_ratios))
     ratios = row_values("log_ratios", log_ratios, log_ratios)
     return _certificate(groups.centre(row_values("rewards", rewards, log_ratios)), groups.centre(ratios), groups, beta)
+
+
+def _centre(
+    logprobs: Tensor, ref_logprobs: Tensor, rewards: Tensor, group: Tensor, mask: Tensor, beta: float
+) -> _Centred:
+    check_at_least("beta", beta, 0.0, strictly=True)
+    scored = scored_positions(logprobs, mask)
+    policy = token_values("logprobs", logprobs, scored, logprobs)
+    reference = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach()
+    groups = Groups.of(group, len(logprobs))
+    returns = row_values("rewards", rewards, logprobs)
+    groups.require_pairs("gvpo")
+    return _Centred(
+        rewards=groups.centre(returns),
+        # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
+        log_ratios=groups.centre(row_sums(policy - reference, scored)),
+        policy=groups.centre(row_sums(policy, scored)),
+        reference=groups.centre(row_sums(reference, scored)),
+        groups=groups,
+    )
+
+
+def _weights(centred: _Centred, beta: float, variance_weight: float = 1.0, covariance_weight: float = 1.0) -> Tensor:
+    weights = centred.rewards - beta * centred.log_ratios
+    variance = (variance_weight - 1.0) * beta * centred.policy
+    covariance = (covariance_weight - 1.0) * beta * centred.reference
+    return weights + covariance - variance
+
+
+def _certificate(rewards: Tensor, log_ratios: Tensor, groups: Groups, beta: float) -> Tensor:
+    """On centred values, where the mean of d is 0 and only the first term is left."""
+    return groups.log_mean_exp(rewards / beta - log_ratios)
+
+
+@torch.no_grad()
+def _metrics(centred: _Centred, beta: float, variance_weight: float, covariance_weight: float) -> dict[str, Tensor]:
+    groups, rewards, policy, reference = centred.groups, centred.rewards, centred.policy, centred.reference
+    implicit = beta * centred.log_ratios
+    weights = _weights(centred, beta, variance_weight, covariance_weight)
+    residual, reward_variance = (groups.covariance(value, value).mean() for value in (implicit - rewards, rewards))
+    return named_metrics(
+        "gvpo",
+        advantage_term=groups.covariance(rewards, policy).mean(),
+        variance_term=groups.covariance(policy, policy).mean(),
+        covariance_term=groups.covariance(policy, reference).mean(),
+        logratio_gap_max=centred.log_ratios.abs().max(),
+        weight_sum_max=groups.sum(weights).abs().max(),
+        weight_abs_mean=weights.abs().mean(),
+        implicit_reward_corr=_correlation(implicit, rewards),
+        residual_ratio=_ratio(residual, reward_variance, otherwise=1.0),
+        certificate=_certificate(rewards, centred.log_ratios, groups, beta).mean(),
+    )
+
+
+def _correlation(left: Tensor, right: Tensor) -> Tensor:
+    """Of centred values; 0 where one of them does not vary."""
+    return _ratio((left * right).sum(), left.square().sum().sqrt() * right.square().sum().sqrt(), otherwise=0.0)
+
+
+def _ratio(above: Tensor, below: Tensor, otherwise: float) -> Tensor:
+    return torch.where(below > 0, above / below, otherwise)

@@ -46,6 +46,8 @@ def reduce_tokens(values: Tensor, scored: Tensor, reduction: str, max_length: fl
     if reduction != "constant":
         raise ObjectiveError(f"reduction={reduction!r} does not exist; choose one of {', '.join(get_args(Reduction))}")
     if max_length is None:
-        raise ObjectiveError("reduction='constant' divides by max_length; pass it (the maximum completion length in tokens)")
+        raise ObjectiveError(
+            "reduction='constant' divides by max_length; pass it (the maximum completion length in tokens)"
+        )
     check_at_least("max_length", max_length, 0.0, strictly=True)
     return row_sums(values, scored).mean() / max_length

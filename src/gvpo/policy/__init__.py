@@ -1,1 +1,42 @@
-"""policy."""
+"""The policy: models, tokenizers, references, and exact log-probs of groups.
+
+Names are imported when they are first used: most need transformers, which takes seconds to import.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
+    from gvpo.policy.reference import Reference
+    from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id, stop_ids
+
+__all__ = [
+    "Reference",
+    "encode_prompt",
+    "load_model",
+    "load_tokenizer",
+    "no_dropout",
+    "pad_id",
+    "save_model",
+    "stop_ids",
+    "verify_round_trip",
+]
+
+_MODULES = {
+    "Reference": "reference",
+    "encode_prompt": "tokenizer",
+    "load_model": "model",
+    "load_tokenizer": "tokenizer",
+    "no_dropout": "model",
+    "pad_id": "tokenizer",
+    "save_model": "model",
+    "stop_ids": "tokenizer",
+    "verify_round_trip": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,12 +2,12 @@
 
 Two things make the update cheap, and each has a plain twin:
 
-    shared prompts   the prompt of a group is computed once (`packing`)      plain: each completion behind its own prompt
-    fused head       no logits tensor (`logprobs`)                            plain: the model's own logits
+    shared prompts   the prompt of a group is computed once (`packing`)    plain: each completion behind its own prompt
+    fused head       no logits tensor (`logprobs`)                         plain: the model's own logits
 
 Neither is right for every model. What a model's configuration tells (sliding windows, recurrent layers, logits that are
-scaled after the head) is read from it; for the rest, each fast path is compared once per model with the plain one on a few
-synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+scaled after the head) is read from it; for the rest, each fast path is compared once per model with the plain one on a
+few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 
 Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
 """
@@ -22,20 +22,26 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gvpo.errors import ConfigError, ModelError
-from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs
+from gvpo.errors import ConfigError, GvpoWarning, ModelError
+from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs, weighted_sum
 from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
 from gvpo.types import Completion, Group
 
 PrefixSharing = Literal["auto", "on", "off"]
 
-_POST_PROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+_POST_PROCESSING = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 _FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_FLOOR = 2e-2
 _NOISE_CAP = 0.1
 
 
-class FastPathWarning(UserWarning):
+class FastPathWarning(GvpoWarning):
     """A fast path disagrees with the plain one on this model and is not used."""
 
 
@@ -101,7 +107,7 @@ def token_scores(
     chosen = logits.reshape(-1, logits.shape[-1])[layout.source]
     with torch.autocast(chosen.device.type, enabled=False):
         logprobs, entropy = logits_logprobs(chosen, layout.target, temperature=temperature)
-        weighted = None if coefficients is None else (coefficients * logprobs).sum()
+        weighted = None if coefficients is None else weighted_sum(logprobs, coefficients)
     return TokenScores(logprobs, entropy, weighted)
 
 
@@ -150,7 +156,11 @@ def _fusable(model: Any) -> bool:
 
 
 def _inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "attention_mask": layout.attention_mask, "use_cache": False}
+    inputs: dict[str, Any] = {
+        "input_ids": layout.input_ids,
+        "attention_mask": layout.attention_mask,
+        "use_cache": False,
+    }
     if layout.position_ids is not None:
         inputs["position_ids"] = layout.position_ids
     if getattr(unwrap(model).config, "output_router_logits", False):
@@ -169,7 +179,7 @@ def _fused_scores(model: nn.Module, layout: Layout, temperature: float, coeffici
 
 @contextmanager
 def _scoring_head(head: nn.Linear, layout: Layout, temperature: float, coefficients: Tensor | None) -> Iterator[None]:
-    """Make the head return what is wanted of the layout's tokens, packed as [logprobs | entropy | weighted], not logits.
+    """Make the head return what is wanted of the layout's tokens, [logprobs | entropy | weighted], instead of logits.
 
     It stays the module's own `forward`, called by the model: its weight may be sharded until a hook gathers it.
     """
@@ -187,7 +197,7 @@ def _scoring_head(head: nn.Linear, layout: Layout, temperature: float, coefficie
         weighted = () if scores.weighted is None else (scores.weighted[None],)
         return torch.cat([scores.logprobs, scores.entropy, *weighted])
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -198,19 +208,27 @@ def _disagreement(model: nn.Module, path: Path) -> str:
     """How a path differs from the plain one on synthetic rows, found once per model; "" if it does not."""
     known = _DISAGREEMENTS.setdefault(unwrap(model), {})
     if path not in known:
-        known[path] = _compare(model, path)
-        if known[path]:
+        found = _compare(model, path)
+        if found is None:
+            return ""
+        known[path] = found
+        if found:
             what = "shared prompts" if path.shared else "the head without logits"
-            warnings.warn(f"{what} not used: {known[path]}", FastPathWarning, stacklevel=4)
+            warnings.warn(f"{what} not used: {found}", FastPathWarning, stacklevel=4)
     return known[path]
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, path: Path) -> str:
-    """Compare a path with one row a forward and full logits; how far two plain batches differ is the float noise."""
+def _compare(model: nn.Module, path: Path) -> str | None:
+    """Compare a path with one row a forward and full logits; how far two plain batches differ is the float noise.
+
+    None where the model's own log-probs are not finite: then nothing can be said, and the update says so.
+    """
     groups = _synthetic_groups(unwrap(model).get_input_embeddings().num_embeddings)
     with torch.autocast(unwrap(model).get_input_embeddings().weight.device.type, enabled=False):
         alone = _logprobs(model, groups, _PLAIN, budget=1)
+        if not alone.isfinite().all():
+            return None
         together = _logprobs(model, groups, _PLAIN, budget=4096)
         try:
             fast = _logprobs(model, groups, path, budget=4096)
@@ -223,7 +241,7 @@ def _compare(model: nn.Module, path: Path) -> str:
 
 
 def _synthetic_groups(vocabulary: int) -> Sequence[Group]:
-    """Three small groups of unequal rows, of low token ids (special ones tend to be high); torch's own RNG is untouched."""
+    """Three small groups of unequal rows, of low token ids: special ones tend to be high. Torch's RNG is left alone."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Log-probs and entropies of chosen tokens, without the logits of all of them.
 
-The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist for a chunk of tokens at a time:
+The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist a chunk of tokens at a time:
 
     hidden [S, H] ──chunk──▶ logits [C, V] ──▶ log-prob and entropy of each token ──▶ forgotten
 
@@ -79,8 +79,8 @@ def head_logprobs(
         dtype: of the matmuls; None takes the weight's.
 
     Returns:
-        The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted` when
-        coefficients are given.
+        The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted`
+        when coefficients are given.
     """
     settings = _Settings(temperature, _chunk(weight), dtype or weight.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -107,6 +107,11 @@ def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0)
     return logprobs.gather(1, target[:, None])[:, 0], entropy
 
 
+def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
+    """sum(c * logprobs) over [S], where a token with c = 0 does not count even if its log-prob is minus infinity."""
+    return (coefficients * logprobs.masked_fill(coefficients == 0, 0.0)).sum()
+
+
 def _chunk(weight: Tensor) -> int:
     """Tokens whose logits exist at a time: a function of the head alone, so every pass cuts alike."""
     return max(1, CHUNK_ELEMENTS.get(weight.device.type, DEFAULT_CHUNK_ELEMENTS) // weight.shape[0])
@@ -117,7 +122,7 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-    """[C, V] log-probs of every token for one chunk of hidden states; weight and bias already have the matmuls' dtype."""
+    """[C, V] log-probs of every token, for a chunk of hidden states; weight and bias are in the matmuls' dtype."""
     logits = F.linear(hidden.to(settings.dtype), weight, bias).to(settings.wide)
     if settings.temperature != 1.0:
         logits /= settings.temperature
@@ -125,11 +130,12 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: 
 
 
 def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(probs, logprobs)
+    negative: Tensor = torch.linalg.vecdot(probs, logprobs)
+    return -negative
 
 
 def _logits_gradient(probs: Tensor, target: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
-    """d sum(c * logprobs) / d logits = c * (onehot - p) / temperature, written over `probs`."""
+    """The gradient of sum(c * logprobs) by the logits, c * (onehot - p) / temperature, written over `probs`."""
     scale = (coefficients / temperature)[:, None]
     return probs.mul_(-scale).scatter_add_(1, target[:, None], scale)
 
@@ -141,7 +147,9 @@ def _narrow(weight: Tensor, bias: Tensor | None, settings: _Settings) -> tuple[T
 class _Gradients:
     """The gradients of the head's inputs, summed chunk by chunk; those nobody needs stay None."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], wide: torch.dtype):
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], wide: torch.dtype
+    ) -> None:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
         self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
@@ -192,7 +200,7 @@ class _Recompute(Function):
         return logprobs, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, coefficients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target = ctx.saved_tensors
         settings: _Settings = ctx.settings
@@ -236,10 +244,10 @@ class _Weighted(Function):
             gradients.add(part, change, chunk, narrow)
         ctx.gradients, ctx.dtypes = gradients, _dtypes(hidden, weight, bias)
         ctx.mark_non_differentiable(logprobs, entropy)
-        return logprobs, entropy, coefficients @ logprobs
+        return logprobs, entropy, weighted_sum(logprobs, coefficients)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: good for one backward
         return (*gradients.scaled(scale, ctx.dtypes), None, None, None)

@@ -11,9 +11,9 @@ A micro-batch is a rectangle of `lanes` x `length` tokens, within the token budg
 
     rows     each completion behind a prompt of its own, alone in its lane, longest first, padded on the right
 
-The last token of a completion is only a target: nothing follows it, so it is not laid out. A group over the budget is cut
-into parts, each with the prompt again; a completion that is over the budget alone goes alone. Everything here is a function
-of the groups, the budget and the layout only, so two passes over the same groups compute the same thing bit by bit.
+The last token of a completion is only a target: nothing follows it, so it is not laid out. A group over the budget is
+cut into parts, each with the prompt again; a completion that is over the budget alone goes alone. Everything here is a
+function of the groups, the budget and the layout only, so two passes over the same groups compute the same, bit by bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -158,7 +158,7 @@ def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
 
 
 def _fill(pieces: list[Piece], budget: int, shared: bool) -> tuple[MicroBatch, list[Piece]]:
-    """Fill one micro-batch, first-fit decreasing, with lanes as long as the longest piece; return it and what is left."""
+    """Fill a micro-batch, first-fit decreasing, in lanes as long as the longest piece; return it and what is left."""
     length = pieces[0].length
     most = max(1, budget // length)
     lanes: list[list[Piece]] = []
@@ -229,8 +229,8 @@ class _Canvas:
 def _tree_mask(blocks: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
     """The additive mask [n, 1, L, L] of the shared layout.
 
-    A query sees the keys before it and itself that are of its own piece and either prompt or of its own completion. Padding
-    sees itself, so that no softmax is over nothing.
+    A query sees the keys before it and itself that are of its own piece and either prompt or of its own completion.
+    Padding sees itself, so that no softmax is over nothing.
 
     Args:
         blocks: [n, L] piece of each token, -1 on padding.

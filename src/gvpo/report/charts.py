@@ -61,14 +61,6 @@ SPECS: tuple[Spec, ...] = (
         "Mean over the completions of a step; it should rise.",
     ),
     Spec(
-        "Reward spread",
-        "reward",
-        {"reward/std": "standard deviation"},
-        LEARNING,
-        "Over the rows of a step; at 0 there is nothing left to compare.",
-        low=0.0,
-    ),
-    Spec(
         "KL to the reference",
         "nats per completion",
         {"kl/reference": "KL"},
@@ -90,7 +82,6 @@ SPECS: tuple[Spec, ...] = (
         {"length/mean": "mean", "length/max": "longest", "eval/length": "held-out mean"},
         LEARNING,
         "Tokens of a completion; a sudden change is a warning.",
-        low=0.0,
     ),
     Spec("Loss", "loss", {"train/loss": "loss"}, OBJECTIVE, "Of the objective; not comparable between objectives."),
     Spec(
@@ -145,6 +136,14 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("Learning rate", "per update", {"train/lr": "learning rate"}, HEALTH, low=0.0),
     Spec(
+        "Reward spread",
+        "reward",
+        {"reward/std": "standard deviation"},
+        HEALTH,
+        "Over the rows of a step; at 0 there is nothing left to compare.",
+        low=0.0,
+    ),
+    Spec(
         "Lost groups",
         "groups per step",
         {"groups/dead": "all rewards equal", "groups/skipped": "too few rows"},
@@ -187,11 +186,15 @@ SPECS: tuple[Spec, ...] = (
 )
 
 _HIDDEN = {"step", "groups/total", "seconds/total"}
+_TRAINER = {"eval", "groups", "kl", "length", "reward", "rows", "sampler", "seconds", "tokens", "train"}
+"""First parts of the trainer's own keys; any other first part is an objective's name."""
 
 
 def spec_for(metric: str) -> Spec:
     """The chart that shows a metric; a plain one for a metric that reports do not know."""
-    return next((spec for spec in SPECS if metric in spec.metrics), Spec(metric, "", {metric: metric}, OTHER))
+    owner, *rest = metric.split("/")
+    section = OBJECTIVE if rest and owner not in _TRAINER and rest[-1] != "last" else OTHER
+    return next((spec for spec in SPECS if metric in spec.metrics), Spec(metric, "", {metric: metric}, section))
 
 
 def sections(runs: Sequence[Run]) -> dict[str, list[Chart]]:
@@ -200,7 +203,7 @@ def sections(runs: Sequence[Run]) -> dict[str, list[Chart]]:
     for spec in (*_with_reward_parts(runs), *_unknown(runs)):
         if chart := build(spec, runs):
             found.setdefault(spec.section, []).append(chart)
-    return found
+    return {name: found[name] for name in (LEARNING, OBJECTIVE, HEALTH, OTHER) if name in found}
 
 
 def _with_reward_parts(runs: Sequence[Run]) -> Iterator[Spec]:
@@ -243,16 +246,16 @@ def _series(spec: Spec, run: Run, index: int, *, many: bool) -> Iterator[Series]
         points = run.points(key)
         if not any(math.isfinite(y) for _, y in points):
             continue
-        label = (f"{run.name}, {name}" if len(spec.metrics) > 1 else run.name) if many else name
         measured = key.startswith("eval/")
         trend = smooth(points) if len(points) >= _TREND_FROM and not (measured or spec.stacked) else ()
         yield Series(
-            name=label,
+            name=name,
             points=points[:: math.ceil(len(points) / MAX_POINTS)] if spec.stacked else thin(points),
             color=index if many else position,
-            dashed=many and position > 0,
+            dash=position if many else 0,
             dots=measured,
             trend=thin(trend),
+            run=run.name if many else "",
         )
 
 
@@ -263,13 +266,13 @@ def _total(spec: Spec, run: Run, index: int) -> Iterator[Series]:
         for x, y in run.points(key):
             total[x] = total.get(x, 0.0) + (y if math.isfinite(y) else 0.0)
     if total:
-        yield Series(run.name, thin(sorted(total.items())), index)
+        yield Series("all", thin(sorted(total.items())), index, run=run.name)
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """A centred running mean over a twentieth of the curve (at least 5 points), gaps left out of the means.
+    """A centred running mean over a twentieth of the curve (at least 5 points).
 
-    At the ends the window shrinks on both sides, so that the line is not pulled.
+    Gaps are left out of the means and stay gaps; at the ends the window is cut short.
     """
     reach = max(2, len(points) // 40)
     present = [math.isfinite(y) for _, y in points]
@@ -277,8 +280,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     counts = list(accumulate(present, initial=0))
     smoothed = []
     for index, (x, _) in enumerate(points):
-        side = min(reach, index, len(points) - 1 - index)
-        first, end = index - side, index + side + 1
+        first, end = max(0, index - reach), min(len(points), index + reach + 1)
         mean = (sums[end] - sums[first]) / (counts[end] - counts[first]) if present[index] else math.nan
         smoothed.append((x, mean))
     return smoothed

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gvpo import runfiles
 from gvpo.errors import RunError
@@ -59,7 +59,7 @@ class Run:
         return table.get(key) if isinstance(table, Mapping) else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a metric's value can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from html import escape
 
 from gvpo.report.page import asset
-from gvpo.report.svg import LEFT, TOP, Chart, plot
+from gvpo.report.svg import COLORS, DASHES, LEFT, TOP, Chart, Series, plot
 
 PANEL_WIDTH, PANEL_HEIGHT = 440, 250
-_HEAD = 62
+_TITLE = 46
+_ROW = 19
 _GAP = 24
-_KEY_GAP = 22
+_KEY_GAP = 16
+_SWATCH = 18
 _LETTER = 6.3
 """Mean width of a letter at the legend's font size; SVG has no layout, so legends are placed by estimate."""
 
@@ -22,31 +24,58 @@ _FIGURE_CSS = """
 
 def figure(panels: Sequence[Chart]) -> str:
     """The charts side by side."""
+    legends = [legend_rows(chart) for chart in panels]
+    head = _TITLE + _ROW * max(len(rows) for rows in legends)
     width = len(panels) * (PANEL_WIDTH + _GAP) + _GAP
-    height = _HEAD + PANEL_HEIGHT + 10
-    body = "".join(_panel(chart, _GAP + index * (PANEL_WIDTH + _GAP)) for index, chart in enumerate(panels))
+    height = head + PANEL_HEIGHT + 10
+    body = "".join(
+        _panel(chart, rows, _GAP + index * (PANEL_WIDTH + _GAP), head)
+        for index, (chart, rows) in enumerate(zip(panels, legends, strict=True))
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img"><style>{_style()}</style><rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
     )
 
 
-def _panel(chart: Chart, left: int) -> str:
+def legend_rows(chart: Chart) -> list[list[Series]]:
+    """The series of a chart in rows that fit its width."""
+    rows: list[list[Series]] = []
+    room = 0.0
+    for series in chart.series:
+        if not rows or room < _width(series):
+            rows.append([])
+            room = PANEL_WIDTH - LEFT
+        rows[-1].append(series)
+        room -= _width(series) + _KEY_GAP
+    return rows
+
+
+def _panel(chart: Chart, rows: Sequence[Sequence[Series]], left: int, head: int) -> str:
     unit = f'<tspan class="unit" dx="8">{escape(chart.unit)}</tspan>' if chart.unit else ""
+    legend = "".join(_legend_row(row, _TITLE + index * _ROW) for index, row in enumerate(rows))
     return (
         f'<g transform="translate({left},0)"><text class="title" x="{LEFT}" y="28">{escape(chart.title)}{unit}</text>'
-        f'{_legend(chart)}<g transform="translate(0,{_HEAD - TOP})">{plot(chart, PANEL_WIDTH, PANEL_HEIGHT)}</g></g>'
+        f'{legend}<g transform="translate(0,{head - TOP})">{plot(chart, PANEL_WIDTH, PANEL_HEIGHT)}</g></g>'
     )
 
 
-def _legend(chart: Chart) -> str:
+def _legend_row(row: Sequence[Series], y: int) -> str:
     x, parts = float(LEFT), []
-    for one in chart.series:
-        dashes = " dashed" if one.dashed else ""
-        parts.append(f'<path class="line c{one.color % 8}{dashes}" d="M{x:.0f},45h18"/>')
-        parts.append(f'<text class="name" x="{x + 24:.0f}" y="49">{escape(one.name)}</text>')
-        x += 24 + _LETTER * len(one.name) + _KEY_GAP
+    for one in row:
+        line = f"line c{one.color % COLORS} d{one.dash % DASHES}"
+        parts.append(f'<path class="{line}" d="M{x:.0f},{y}h{_SWATCH}"/>')
+        parts.append(f'<text class="name" x="{x + _SWATCH + 6:.0f}" y="{y + 4}">{escape(_name(one))}</text>')
+        x += _width(one) + _KEY_GAP
     return "".join(parts)
+
+
+def _name(series: Series) -> str:
+    return f"{series.run}, {series.name}" if series.run else series.name
+
+
+def _width(series: Series) -> float:
+    return _SWATCH + 6 + _LETTER * len(_name(series))
 
 
 def _style() -> str:

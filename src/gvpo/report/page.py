@@ -1,7 +1,7 @@
 """One self-contained HTML page about one or more runs: the numbers, the curves, the groups.
 
-The markup is made here, the looks and the behaviour are in assets/. All text from runs is untrusted: it is escaped here,
-and what scripts show travels as one block of JSON that they only ever put into text nodes.
+The markup is made here, the looks and the behaviour are in assets/. All text from runs is untrusted: it is
+escaped here, and what scripts show travels as one block of JSON that they only ever put into text nodes.
 """
 
 import json
@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
+from itertools import count
 from string import Template
 from typing import Any
 
 from gvpo.report import charts
-from gvpo.report.data import Run, is_number
+from gvpo.report.data import Run
 from gvpo.report.groups import viewer_data
-from gvpo.report.svg import Chart, inline, number
+from gvpo.report.header import header
+from gvpo.report.svg import COLORS, DASHES, Chart, Series, inline, number
 from gvpo.runfiles import to_json
 
 
@@ -32,12 +34,13 @@ def render(runs: Sequence[Run]) -> str:
     """
     sections = charts.sections(runs)
     drawn = [chart for section in sections.values() for chart in section]
+    numbers = count()
     data = {"runs": viewer_data(runs), "charts": [_chart_data(chart) for chart in drawn]}
     return Template(asset("report.html")).substitute(
         title=escape(" / ".join(run.name for run in runs)),
         style=asset("chart.css") + asset("report.css"),
-        header=_single(runs[0]) if len(runs) == 1 else _several(runs),
-        curves="".join(_section(name, found, drawn) for name, found in sections.items()) or _empty("No metrics yet."),
+        header=header(runs),
+        curves="".join(_section(name, found, numbers) for name, found in sections.items()) or _empty("No metrics yet."),
         settings="".join(_settings(run) for run in runs),
         data=embed(data),
         script=asset("report.js"),
@@ -52,120 +55,20 @@ def embed(data: Any) -> str:
     return text
 
 
-# The header
-
-
-def _single(run: Run) -> str:
-    figures = "".join(_figure(*figure) for figure in _figures(run))
-    return f'<h1>{escape(run.name)}</h1><p class="about">{escape(_about(run))}</p><div class="figures">{figures}</div>'
-
-
-def _several(runs: Sequence[Run]) -> str:
-    names = ("run", "objective", "steps", "accuracy before", "after", "time")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join(_table_row(run, index) for index, run in enumerate(runs))
-    return f'<h1>{len(runs)} runs</h1><table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _table_row(run: Run, index: int) -> str:
-    before, after = accuracies(run)
-    cells = (_objective(run), _progress(run), _percent(before), _percent(after), _time(run))
-    name = f'<td><i class="key c{index % 8}"></i>{escape(run.name)}</td>'
-    return f"<tr>{name}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    """(label, value, note) of the big numbers; only those that exist."""
-    before, after = accuracies(run)
-    if after is not None:
-        change = f"{_percent(before)} → {_percent(after)}" if before is not None else _percent(after)
-        yield "held-out accuracy, sampled", change, ""
-    greedy = [y for _, y in run.points("eval/accuracy_greedy") if math.isfinite(y)]
-    if greedy:
-        first = f"{_percent(greedy[0])} → " if len(greedy) > 1 else ""
-        yield "greedy", first + _percent(greedy[-1]), ""
-    yield "steps", str(run.last_step), "" if run.summary else f"of {run.setting('train', 'steps') or '?'}, not finished"
-    if time := _time(run):
-        yield "time", time, ""
-
-
-def _figure(label: str, value: str, note: str) -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
-    return f'<div class="figure"><b>{escape(value)}</b><span>{escape(label)} {small}</span></div>'
-
-
-def accuracies(run: Run) -> tuple[float | None, float | None]:
-    """Held-out sampled accuracy before and after: from the summary, else the evaluations so far."""
-    evaluated = [y for _, y in run.points("eval/accuracy") if math.isfinite(y)]
-    before = run.summary.get("accuracy_before", evaluated[0] if len(evaluated) > 1 else None)
-    after = run.summary.get("accuracy_after", evaluated[-1] if evaluated else None)
-    return (before if is_number(before) else None, after if is_number(after) else None)
-
-
-def _about(run: Run) -> str:
-    sampling = run.setting("sampling", "group_size")
-    facts = (
-        _objective(run),
-        ("reference", run.setting("objective", "reference")),
-        ("model", run.setting("model", "path") or _architecture(run)),
-        ("data", run.setting("data", "task") or run.setting("data", "train")),
-        ("prompts per step", run.setting("train", "prompts_per_step")),
-        ("group size", sampling),
-        ("learning rate", run.setting("train", "learning_rate")),
-        ("seed", run.setting("run", "seed")),
-    )
-    texts = (
-        fact if isinstance(fact, str) else f"{fact[0]} {fact[1]}" for fact in facts if fact and fact[-1] is not None
-    )
-    return "  ·  ".join(texts)
-
-
-def _objective(run: Run) -> str:
-    name, beta = run.setting("objective", "name"), run.setting("objective", "beta")
-    return " ".join(str(part) for part in (name, f"β {beta}" if beta is not None else None) if part)
-
-
-def _architecture(run: Run) -> str | None:
-    init = run.setting("model", "init")
-    return f"fresh {init.get('architecture', '')}".strip() if isinstance(init, dict) else None
-
-
-def _progress(run: Run) -> str:
-    return f"{run.last_step}" if run.summary else f"{run.last_step}, not finished"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
-
-
-def _time(run: Run) -> str:
-    seconds = run.summary.get("seconds")
-    if not is_number(seconds):
-        seconds = sum(y for _, y in run.points("seconds/total") if math.isfinite(y))
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return (f"{minutes} min {rest:02d} s" if minutes else f"{rest} s") if seconds else ""
-
-
 # The curves
 
 
-def _section(name: str, found: Sequence[Chart], drawn: Sequence[Chart]) -> str:
-    cards = "".join(_card(chart, drawn.index(chart)) for chart in found)
+def _section(name: str, found: Sequence[Chart], numbers: Iterator[int]) -> str:
+    """A heading and its charts, each with its place in the page's data."""
+    cards = "".join(_card(chart, next(numbers)) for chart in found)
     if name == charts.OTHER:
         return f'<details class="more"><summary>{name}</summary><div class="charts">{cards}</div></details>'
     return f'<section><h2>{name}</h2><div class="charts">{cards}</div></section>'
 
 
 def _card(chart: Chart, index: int) -> str:
-    alone = len(chart.series) == 1
-    keys = "".join(
-        f'<li><i class="key c{one.color % 8}{" hollow" if one.dashed else ""}"></i>'
-        f"{'' if alone else escape(one.name)} <b>{_last(chart, position)}</b></li>"
-        for position, one in enumerate(chart.series)
-    )
+    names = dict.fromkeys(one.name for one in chart.series)
+    keys = "".join(_key(chart, name, alone=len(names) == 1) for name in names)
     unit = f"<small>{escape(chart.unit)}</small>" if chart.unit else ""
     return (
         f'<figure class="chart" data-chart="{index}"><figcaption title="{escape(chart.hint)}">{escape(chart.title)} '
@@ -173,9 +76,29 @@ def _card(chart: Chart, index: int) -> str:
     )
 
 
-def _last(chart: Chart, position: int) -> str:
-    finite = [y for _, y in chart.series[position].points if math.isfinite(y)]
-    return number(finite[-1], percent=chart.percent)
+def _key(chart: Chart, name: str, *, alone: bool) -> str:
+    """A line of the legend: a metric's name, where there are several, and the last value of each run."""
+    label = "" if alone else f"{escape(name)} "
+    values = [
+        (_swatch(one), f'<b data-series="{index}">{_last(one, chart)}</b> ')
+        for index, one in enumerate(chart.series)
+        if one.name == name
+    ]
+    if chart.series[0].run:
+        return f"<li>{label}{''.join(swatch + value for swatch, value in values)}</li>"
+    swatch, value = values[0]
+    return f"<li>{'' if alone else swatch}{label}{value}</li>"
+
+
+def _swatch(series: Series) -> str:
+    """The colour and the dashes of a line."""
+    title = f' title="{escape(series.run)}"' if series.run else ""
+    return f'<i class="key c{series.color % COLORS} k{series.dash % DASHES}"{title}></i>'
+
+
+def _last(series: Series, chart: Chart) -> str:
+    finite = [y for _, y in series.points if math.isfinite(y)]
+    return number(finite[-1], percent=chart.percent) if finite else ""
 
 
 def _chart_data(chart: Chart) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from html import escape
 COLORS = 8
 """How many series colours the style sheet has; further series start again."""
 
+DASHES = 3
+"""How many dash patterns it has."""
+
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 _TICKS = 4
@@ -28,17 +31,19 @@ class Series:
         name: what the legend says.
         points: (x, y), x rising; a y of NaN breaks the line.
         color: number of its colour.
-        dashed: draw it dashed.
+        dash: number of its dash pattern; 0 is a full line.
         dots: mark every point (few, measured values).
         trend: a smoothed version, drawn bold over the then faint points; () for none.
+        run: the run it belongs to, where several are drawn.
     """
 
     name: str
     points: Sequence[Point]
     color: int = 0
-    dashed: bool = False
+    dash: int = 0
     dots: bool = False
     trend: Sequence[Point] = ()
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
     """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
@@ -99,9 +104,8 @@ def number(value: float, *, percent: bool = False) -> str:
         return f"{100 * value:.3g}%"
     if value != 0 and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
-    sizes = ((1e9, "G"), (1e6, "M"), (1e4, "k"), (0.0, ""))
-    least, suffix = next(size for size in sizes if abs(value) >= size[0])
-    divisor = {"": 1.0, "k": 1e3}.get(suffix, least)
+    sizes = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.0, 1.0, ""))
+    divisor, suffix = next((divisor, suffix) for least, divisor, suffix in sizes if abs(value) >= least)
     return f"{value / divisor:.4g}{suffix}"
 
 
@@ -186,33 +190,30 @@ def _y_axis(ticks: Sequence[float], up: Scale, width: float, *, percent: bool) -
 def _x_axis(across: Scale, height: float) -> Iterator[str]:
     inside = [t for t in nice_ticks(across.low, across.high) if across.low <= t <= across.high and t == int(t)]
     y = _n(height - BOTTOM + 15)
+    yield f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">step</text>'
     for tick in inside:
         yield f'<text class="tick" x="{_n(across(tick))}" y="{y}" text-anchor="middle">{number(tick)}</text>'
 
 
 def _line(series: Series, across: Scale, up: Scale) -> Iterator[str]:
-    color = f"c{series.color % COLORS}"
+    color, dash = f"c{series.color % COLORS}", f"d{series.dash % DASHES}"
     faint = " raw" if series.trend else ""
-    dashed = " dashed" if series.dashed else ""
     for stretch in segments(series.points):
         if len(stretch) > 1:
-            yield f'<path class="line {color}{faint}{dashed}" d="{_path(stretch, across, up)}"/>'
+            yield f'<path class="line {color} {dash}{faint}" d="{_path(stretch, across, up)}"/>'
         if series.dots or len(stretch) == 1:
             yield from (_dot(point, color, across, up) for point in stretch)
     for stretch in segments(series.trend):
-        yield f'<path class="line {color}{dashed}" d="{_path(stretch, across, up)}"/>'
+        yield f'<path class="line {color} {dash}" d="{_path(stretch, across, up)}"/>'
 
 
 def _areas(series: Sequence[Series], across: Scale, up: Scale) -> Iterator[str]:
-    """Filled bands, the top one first so that the lower ones lie over it."""
-    for one in reversed(stack(series)):
-        (first, _), (last, _) = one.points[0], one.points[-1]
-        floor = _n(up(0.0))
-        outline = _path(one.points, across, up)
-        yield (
-            f'<path class="area c{one.color % COLORS}" d="{outline}L{_n(across(last))},{floor}'
-            f'L{_n(across(first))},{floor}Z"/>'
-        )
+    """Filled bands, each between the total before it and its own."""
+    below = [(x, 0.0) for x, _ in series[0].points]
+    for one in stack(series):
+        outline = _path([*one.points, *reversed(below)], across, up)
+        yield f'<path class="area c{one.color % COLORS}" d="{outline}Z"/>'
+        below = list(one.points)
 
 
 def _path(points: Sequence[Point], across: Scale, up: Scale) -> str:

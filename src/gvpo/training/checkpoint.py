@@ -1,11 +1,11 @@
 """Checkpoints: written beside and renamed, verified by checksum when read.
 
-    checkpoints/step-000100/
-      config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load
-      trainer/state.json                                 step, updates, seconds, best so far, ...
-      trainer/optimizer.pt
-      trainer/reference.safetensors                      where the reference is a stored copy
-      trainer/manifest.json                              sha256 of every other file
+checkpoints/step-000100/
+  config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load
+  trainer/state.json                                 step, updates, seconds, best so far, ...
+  trainer/optimizer.pt
+  trainer/reference.safetensors                      where the reference is a stored copy
+  trainer/manifest.json                              sha256 of every other file
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Which problems a step takes: a shuffled order that is a function of (seed, step), so a resumed run needs no position."""
+"""Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """A policy that learns from groups: reference and old log-probs attached, the group-exact update, the optimizer.
 
-    learn(groups):  cut into optimizer batches ──▶ attach log-probs ──▶ per batch: group_backward ──▶ AdamW
+learn(groups):  cut into optimizer batches ──▶ attach log-probs ──▶ per batch: group_backward ──▶ AdamW
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class Learner:
         self._refresh_reference(step)
         batches = self._prepare(groups)
         scored_at = time.perf_counter()
-        updates = []
+        updates: list[Update] = []
         for turn in range(self.config.passes):
             for index, batch in enumerate(batches):
                 update = self._update(batch, step, number=len(updates), on_policy=turn == index == 0)

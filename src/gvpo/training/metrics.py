@@ -11,8 +11,8 @@ import torch
 
 from gvpo.evaluation import Evaluation, is_right
 from gvpo.rollout import Rollout
-from gvpo.training.learner import Learned, Update
 from gvpo.runfiles import RolloutRow
+from gvpo.training.learner import Learned, Update
 from gvpo.training.update import Row
 from gvpo.types import Completion, Verdict
 
@@ -111,7 +111,7 @@ def _policy_metrics(trained: Iterable[Trained]) -> dict[str, float]:
 
 
 def _k3(item: Trained) -> float:
-    """sum_t e^d - d - 1 with d = ref - current, over the scored tokens: an estimate of KL(policy || reference), in nats."""
+    """KL(policy || reference) in nats by one sample: sum_t e^d - d - 1, d = ref - current, over scored tokens."""
     difference = torch.as_tensor(item.completion.ref_logprobs) - item.row.logprobs
     k3 = difference.clamp(max=_MAX_LOG_RATIO).exp() - difference - 1
     return float((k3 * _mask(item.completion)).sum())
@@ -222,5 +222,3 @@ def failures(rollout: Rollout) -> str:
     """The reasons why rows have no reward, most frequent first, for messages."""
     reasons = Counter(verdict.reason for group in rollout.verdicts for verdict in group if verdict.reward is None)
     return "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
-
-

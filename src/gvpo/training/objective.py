@@ -7,22 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.config import TrainConfig
+from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
 
-KEYWORDS = (
-    "beta",
-    "variance_weight",
-    "covariance_weight",
-    "clip_low",
-    "clip_high",
-    "scale_rewards",
-    "baseline",
-    "reduction",
-    "max_length",
-    "kl_coef",
-)
 CENTRED = frozenset(OBJECTIVES) - {"sft"}
 
 
@@ -57,14 +45,14 @@ def build_objective(config: TrainConfig) -> BoundObjective:
     if name not in OBJECTIVES:
         raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")
     takes = inspect.signature(OBJECTIVES[name]).parameters
-    given = {key: getattr(config, key) for key in KEYWORDS if getattr(config, key) is not None}
+    given = {key: getattr(config, key) for key in OBJECTIVE_KEYWORDS if getattr(config, key) is not None}
     for key in given:
         if key not in takes:
-            possible = ", ".join(k for k in KEYWORDS if k in takes) or "none of these"
+            possible = ", ".join(k for k in OBJECTIVE_KEYWORDS if k in takes) or "none of these"
             raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
     if name in CENTRED and config.group_size < 2:
         raise ConfigError(
-            f"{name} compares the completions of a prompt: set sampling.group_size to 2 or more (it is {config.group_size})"
+            f"{name} compares a prompt's completions: set sampling.group_size to 2 or more (it is {config.group_size})"
         )
     defaults = {key: parameter.default for key, parameter in takes.items()}
     settings = {**defaults, **given}
@@ -98,8 +86,9 @@ def updates_per_step(config: TrainConfig) -> int:
 def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> None:
     if objective.name == "gvpo" and config.reference == "previous" and updates_per_step(config) == 1:
         warnings.warn(
-            "GVPO with objective.reference='previous' and one update per rollout is beta times RLOO: beta only scales the "
-            "gradient. Set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
+            "GVPO with objective.reference='previous' and one update per rollout is beta times RLOO: beta only scales "
+            "the gradient; set reference='initial' or 'every:N', or train.groups_per_update below "
+            "train.prompts_per_step",
             GvpoWarning,
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
 """The trainer: sets a run up from a model, rewards and data, and hands it to its session.
 
-    Trainer(model, reward_funcs, args, train_dataset).train()
+Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from gvpo.config import TrainConfig, dump_config, restore_config
 from gvpo.errors import ConfigError, RunError
 from gvpo.policy.model import load_model
-from gvpo.policy.tokenizer import load_tokenizer, stop_ids
+from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.rewards import RewardFunc, RewardPool, load
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
@@ -128,9 +128,7 @@ class Trainer:
         """The source of groups and what evaluation needs, while the reward workers live."""
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(self._pool()) if self.rewards else None
-            sampler = TransformersSampler(
-                self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch
-            )
+            sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
             params = self._sampling()
             held_out = encode(self.config, self.tokenizer, held_out_problems(self.config, self._eval_dataset))
             held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
@@ -211,7 +209,7 @@ def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedMod
 
 
 def _tokenizer_path(model: "str | PreTrainedModel", config: TrainConfig) -> str:
-    return config.tokenizer or (model if isinstance(model, str) else model.name_or_path)
+    return config.tokenizer or (model if isinstance(model, str) else str(model.name_or_path))
 
 
 def _open(path: Path, config: TrainConfig) -> RunDirectory:

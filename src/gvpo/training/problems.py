@@ -11,7 +11,7 @@ from gvpo.tasks import TASKS, Task, load_records, problems_from_records
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Dataset = str | Iterable[Mapping[str, Any] | Problem]
 """A file, a hub id, a `datasets.Dataset`, or any rows with a `prompt`."""
@@ -122,7 +122,9 @@ def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
 def _completion_text(problem: Problem) -> str:
     text = problem.columns.get("completion")
     if not isinstance(text, str):
-        raise DataError(f"problem {problem.id!r} has no `completion` text; supervised rows need `prompt` and `completion`")
+        raise DataError(
+            f"problem {problem.id!r} has no `completion` text; supervised rows need `prompt` and `completion`"
+        )
     return text
 
 

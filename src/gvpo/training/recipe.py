@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig
+from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
-from gvpo.training.objective import KEYWORDS, build_objective
+from gvpo.training.objective import build_objective
 from gvpo.training.online import Trainer, free_directory
 from gvpo.training.run import RunDirectory
 
@@ -55,14 +55,17 @@ def _given_model(config: TrainConfig) -> "tuple[PreTrainedModel | str, PreTraine
         return config.model_path, load_tokenizer(config.tokenizer or config.model_path)
     if config.model_init is None:
         raise ConfigError("there is no model: set model.path to a directory or hub id, or model.init to make one")
-    if config.vocabulary is not None:
-        tokenizer = fresh_tokenizer(config.vocabulary)
-    elif config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
-    else:
-        raise ConfigError("model.init needs a tokenizer: set model.vocabulary, or model.tokenizer to a directory")
+    tokenizer = _tokenizer_for_fresh(config)
     init = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **config.model_init}
     return load_model(None, init=init, seed=config.seed, attention=config.attention), tokenizer
+
+
+def _tokenizer_for_fresh(config: TrainConfig) -> "PreTrainedTokenizerBase":
+    if config.vocabulary is not None:
+        return fresh_tokenizer(config.vocabulary)
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    raise ConfigError("model.init needs a tokenizer: set model.vocabulary, or model.tokenizer to a directory")
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
@@ -74,7 +77,7 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
     return config.replace(
         run_dir=Path(config.run_dir or ".") / WARM_START,
         objective="sft",
-        **dict.fromkeys(KEYWORDS),
+        **dict.fromkeys(OBJECTIVE_KEYWORDS),
         kl_in_reward=0.0,
         reference="previous",
         steps=config.warm_start_steps,

@@ -63,8 +63,7 @@ class RunDirectory:
             RunError: there is a run already, or the place cannot be written.
         """
         run = cls(Path(path))
-        if runfiles.is_run(run.path):
-            raise _taken(run.path)
+        cls.require_free(run.path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run.metrics_path.open("xb").close()  # of two processes that start at once, one gets it
@@ -75,6 +74,16 @@ class RunDirectory:
         runfiles.write_text(run.config_path, config)
         runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**environment(), **(facts or {})})
         return run
+
+    @staticmethod
+    def require_free(path: str | Path) -> None:
+        """Nothing, if a run can be started at `path`.
+
+        Raises:
+            RunError: there is a run already.
+        """
+        if runfiles.is_run(Path(path)):
+            raise _taken(Path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Self:

@@ -125,7 +125,7 @@ class Session:
         self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
         if self.state.empty_steps >= MAX_EMPTY_STEPS:
             raise TrainingError(
-                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each was left with fewer than two rows that "
+                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each has fewer than two rows that "
                 f"have a reward ({failures(rollout)})"
             )
         return groups
@@ -140,7 +140,7 @@ class Session:
         return line
 
     def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
-        prompts = [self.tokenizer.decode(group.prompt) for group in rollout.groups]
+        prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]
         self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
 
     def _evaluate(self) -> dict[str, float]:
@@ -216,8 +216,12 @@ class Session:
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:
     """Some of a step's prompts and answers, to check that a saved tokenizer reads them as this one does."""
-    texts = []
+    texts: list[str] = []
     for group in rollout.groups[:2]:
-        texts.append(tokenizer.decode(group.prompt))
+        texts.append(_text(tokenizer, group.prompt))
         texts += [row.text for row in group.completions[:2] if row.text]
     return texts
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids)))

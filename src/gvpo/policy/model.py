@@ -1,0 +1,265 @@
+"""Models: load them in float32, make fresh ones, switch their noise off, save them so that they come back.
+
+Knows transformers' auto classes and nothing of training; reading a tokenizer is `gvpo.policy.tokenizer`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from gvpo.errors import ModelError, RoundTripError
+from gvpo.policy.tokenizer import load_tokenizer, tokenizer_difference
+
+LOGPROB_TOLERANCE = 1e-4
+"""Largest difference, in nats a token, between a model's log-probs and those of its saved copy: kernels' rounding."""
+
+_NOISE = re.compile(r"drop|jitter")
+_AUTO: Any = AutoModelForCausalLM
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def load_model(
+    path_or_id: str | Path | None = None,
+    *,
+    init: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, or make a fresh one.
+
+    The dtype is always explicit: a bfloat16 checkpoint comes as float32 parameters, since bfloat16 ones do not move at
+    the learning rates of RL. Compute in bfloat16 is autocast's business.
+
+    Args:
+        path_or_id: a local directory or a hub id; None with `init`.
+        init: `{"architecture": "qwen2", ...}` and keys of that transformers config: a random model instead.
+        seed: of the random model's weights; torch's own generators are left as they were.
+        dtype: of the parameters.
+        attention: transformers' attention implementation, "sdpa" or "eager" say.
+        device: where to put it; None leaves it on the CPU.
+
+    Returns:
+        The model in eval mode, or in train mode where it is fresh: transformers' own defaults.
+
+    Raises:
+        ModelError: not a model, not complete, not reachable, or unknown keys; the message says what to do.
+
+    Example:
+        >>> load_model(init={"architecture": "qwen2", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+        ...                  "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64})
+    """
+    if (path_or_id is None) == (init is None):
+        raise ModelError("give either the path of a model or init for a fresh one, not both or none")
+    load = _fresh(init, seed, dtype, attention) if init is not None else _pretrained(str(path_or_id), dtype, attention)
+    model: PreTrainedModel = load if device is None else load.to(device)
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> None:
+    """Write a directory that transformers and vLLM load: safetensors, config, generation config, tokenizer.
+
+    Raises:
+        ModelError: the files cannot be written, or transformers refuses the generation config.
+    """
+    try:
+        with _without_progress_bar():
+            model.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+    except Exception as error:  # tokenizers raises plain Exception for parts written in Python
+        raise ModelError(f"cannot save the model to {directory}: {_one_line(error)}") from error
+
+
+def verify_round_trip(
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    texts: Sequence[str] = (),
+) -> None:
+    """Load what was saved and compare it with what is in memory.
+
+    Args:
+        model: the model that was saved; None compares the tokenizer alone, which is cheap.
+        tokenizer: the tokenizer that was saved.
+        directory: where.
+        texts: real prompts and completions, compared besides built-in probes.
+
+    Raises:
+        RoundTripError: other token ids, special tokens, chat template or log-probs come back; the message names which.
+    """
+    difference = tokenizer_difference(tokenizer, load_tokenizer(directory), texts)
+    if difference:
+        raise RoundTripError(
+            f"the tokenizer saved in {directory} does not come back as it was: {difference}; "
+            "train with a tokenizer that save_pretrained keeps whole"
+        )
+    if model is not None:
+        text = max(texts, key=len, default="Round trip.")
+        _verify_logprobs(model, tokenizer(text).input_ids or [0], directory)
+
+
+@contextmanager
+def no_dropout(model: nn.Module) -> Iterator[None]:
+    """Make forwards repeatable while the model stays in train mode: dropout, layer drop and router jitter are 0 inside.
+
+    Train mode must stay because transformers skips gradient checkpointing in eval mode.
+
+    Args:
+        model: any module, wrapped or not. Every value is as it was on exit.
+
+    Raises:
+        ModelError: a LoRA adapter has dropout. Silencing it would train otherwise than was asked for.
+    """
+    _refuse_lora_dropout(model)
+    noisy = [(owner, name, value) for owner in _owners(model) for name, value in _noise(owner).items()]
+    for owner, name, _ in noisy:
+        setattr(owner, name, 0.0)
+    try:
+        yield
+    finally:
+        for owner, name, value in noisy:
+            setattr(owner, name, value)
+
+
+def _owners(model: nn.Module) -> list[object]:
+    """Modules, and their configs: some attention layers read `config.attention_dropout` in each forward."""
+    modules = list(model.modules())
+    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
+    return [*modules, *configs.values()]
+
+
+def _noise(owner: object) -> dict[str, float]:
+    """The attributes of a module or a config that say how much noise it adds."""
+    layer = "Drop" in type(owner).__name__
+    return {
+        name: value
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and value > 0 and (_NOISE.search(name) or (layer and name == "p"))
+    }
+
+
+def _refuse_lora_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        p = getattr(module, "p", 0.0)
+        if "lora_dropout" in name.split(".") and isinstance(p, float) and p > 0:
+            raise ModelError(f"the LoRA adapter has dropout {p} and updates need exact forwards; set lora_dropout=0")
+
+
+def _fresh(init: Mapping[str, Any], seed: int, dtype: torch.dtype, attention: str) -> Any:
+    config = _fresh_config(init)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return _AUTO.from_config(config, dtype=dtype, attn_implementation=attention)
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ModelError(f"cannot make a model of this init: {_one_line(error)}") from error
+
+
+def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers config of `init`; a key that the architecture does not have is an error, not ignored."""
+    keys = dict(init)
+    architecture = str(keys.pop("architecture", None))
+    if architecture not in CONFIG_MAPPING or CONFIG_MAPPING[architecture] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        near = _nearest(architecture, set(CONFIG_MAPPING.keys()) - {architecture})
+        raise ModelError(f"init.architecture={architecture!r} is no causal language model of transformers{near}")
+    known = {*vars(AutoConfig.for_model(architecture)), *CONFIG_MAPPING[architecture].attribute_map, "rope_theta"}
+    for key in keys:
+        if key not in known:
+            raise ModelError(f"init.{key} is not a key of the {architecture} config{_nearest(key, known)}")
+    try:
+        # token ids that were not given stay unset: the defaults belong to another tokenizer
+        return AutoConfig.for_model(architecture, **{**dict.fromkeys(_TOKEN_IDS), **keys})
+    except Exception as error:  # its validators raise classes of their own
+        raise ModelError(f"init is not a valid {architecture} config: {_one_line(error)}") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, [name for name in known if not name.startswith("_")], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ModelError(
+            f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
+        )
+    try:
+        with _without_progress_bar():
+            model, loading = _AUTO.from_pretrained(
+                path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            )
+    except OSError as error:
+        raise ModelError(_not_found(path, error)) from error
+    except (ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot load {path} as a causal language model: {_one_line(error)}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{path} lacks {len(missing)} weights of a causal language model ({missing[0]}, ...) and they would be "
+            "random; give a complete checkpoint"
+        )
+    return model
+
+
+def _not_found(path: str, error: OSError) -> str:
+    if Path(path).is_dir():
+        return f"cannot read the model in {path}: {_one_line(error)}"
+    return (
+        f"there is no directory {path}, and no model of that name could be had from the hub or its cache; "
+        "check the name and the connection, or give a local directory"
+    )
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """No bar of transformers for each load and save: a run shows one progress display, its own."""
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str | Path) -> None:
+    saved = load_model(directory, dtype=model.dtype, attention=model.config._attn_implementation, device=model.device)
+    saved.train(model.training)
+    difference = float((_logprobs(model, ids) - _logprobs(saved, ids)).abs().max())
+    if not difference <= LOGPROB_TOLERANCE:
+        raise RoundTripError(
+            f"the model saved in {directory} gives other log-probs, by up to {difference:.2g} nats, than the one in "
+            "memory; its architecture does not survive save_pretrained"
+        )
+
+
+@torch.no_grad()
+def _logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids)
+    with no_dropout(model), torch.autocast(model.device.type, enabled=False):
+        logits = model(input_ids=torch.tensor([list(ids)[:limit]], device=model.device), use_cache=False).logits
+    logprobs: torch.Tensor = logits.float().log_softmax(-1)
+    return logprobs
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

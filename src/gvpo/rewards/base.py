@@ -1,0 +1,112 @@
+"""What a reward is: TRL's signature, the batch it sees, and which of the arguments it asked for."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gvpo.errors import DataError
+from gvpo.types import Message, Prompt
+
+RewardFunc = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
+"""`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, or the same with `async def`.
+
+Every argument is a keyword and a list with one value a row, the data set's columns too. A function gets what its signature
+names, and everything if it takes `**kwargs`. None abstains: the row is judged by the other functions alone.
+Reference: the reward functions of TRL's `GRPOTrainer`.
+"""
+
+Answer = str | Sequence[Message]
+"""A completion as rewards see it: text, or `[{"role": "assistant", "content": text}]` where the prompt was messages."""
+
+STANDARD = ("prompts", "completions", "completion_ids")
+"""The arguments that every group has; all others are columns of the data set."""
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """One group, as the rewards see it.
+
+    Args:
+        prompt: the prompt as the user wrote it.
+        completions: k completions, as text or as messages.
+        columns: the problem's columns; each is repeated k times.
+        completion_ids: k lists of token ids; [] where there are none.
+
+    Raises:
+        DataError: completion_ids is given and not as long as completions.
+    """
+
+    prompt: Prompt
+    completions: Sequence[Answer]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    completion_ids: Sequence[Sequence[int]] = ()
+
+    def __post_init__(self) -> None:
+        if self.completion_ids and len(self.completion_ids) != len(self.completions):
+            raise DataError(
+                f"RewardBatch has {len(self.completion_ids)} completion_ids for {len(self.completions)} completions; "
+                "give one list of token ids a completion"
+            )
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The arguments that this batch can give."""
+        return frozenset(STANDARD if self.completion_ids else STANDARD[:2]) | frozenset(self.columns)
+
+    def argument(self, name: str) -> list[Any]:
+        """One value a row for the argument `name`, which is one of `names`."""
+        if name == "prompts":
+            return [self.prompt] * len(self)
+        if name == "completions":
+            return list(self.completions)
+        if name == "completion_ids":
+            return [list(ids) for ids in self.completion_ids]
+        return [self.columns[name]] * len(self)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The arguments that a function asks for.
+
+    Args:
+        named: those that its signature names.
+        required: those of them without a default.
+        everything: it takes `**kwargs`.
+    """
+
+    named: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    everything: bool = True
+
+    @classmethod
+    def by(cls, function: RewardFunc) -> "Wanted":
+        """Read a function's signature; one that has none (some built-ins) gets everything."""
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return cls()
+        by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return cls(
+            frozenset(p.name for p in by_name),
+            frozenset(p.name for p in by_name if p.default is p.empty),
+            any(p.kind is p.VAR_KEYWORD for p in parameters),
+        )
+
+    def missing(self, batch: RewardBatch) -> list[str]:
+        """The arguments that the function cannot do without and the batch does not have."""
+        return sorted(self.required - batch.names)
+
+    def arguments(self, batch: RewardBatch) -> dict[str, list[Any]]:
+        """The keyword arguments of the call."""
+        return {name: batch.argument(name) for name in sorted(batch.names) if self.everything or name in self.named}
+
+
+def completion_text(completion: Answer) -> str:
+    """The text of a completion: itself, or the content of its last message."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"]) if completion else ""

@@ -1,0 +1,116 @@
+"""Numbers in text, exactly: read as fractions, compared without tolerance, never evaluated.
+
+What is read as one number:
+
+    12   -3   +4   1,234,567   0.5   .5   1e-3   3/4   1 1/2   \\frac{3}{4}   1\\frac{1}{2}   $5   -$5   50%   1{,}234
+
+A minus is a sign unless it touches a digit, a letter or a closing bracket before it: 10-5 ends in 5, not in -5.
+A percent sign is dropped (50% equals 50, not 0.5), units are ignored (5km is 5), digits inside a word are not a number (H2O).
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from gvpo.rewards.base import Answer, completion_text
+
+MAX_CHARACTERS = 1000
+"""A longer run of digits is not read: nobody means it, and its arithmetic would take long."""
+
+_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+_NUMBER = re.compile(
+    rf"""
+    (?:(?<![A-Za-z0-9_)\]}}])(?P<sign>[-+]))?          # 10-5 and f(x)-5 subtract
+    \$?
+    (?<![A-Za-z0-9_])(?<![0-9]\.)                      # not inside a word, nor the third part of 1.2.3
+    (?:
+        (?P<latex_whole>[0-9]+)?\s?\\[dt]?frac\{{(?P<top>-?{_UNSIGNED})\}}\{{(?P<bottom>{_UNSIGNED})\}}
+      | (?P<whole>[0-9]++)[ ](?P<part>[0-9]++)/(?P<parts>[0-9]++)
+      | (?P<numerator>{_UNSIGNED})/(?P<denominator>{_UNSIGNED})
+      | (?P<plain>{_UNSIGNED})
+    )
+    """,
+    re.VERBOSE,
+)
+_SPELLINGS = (("−", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%"))  # noqa: RUF001
+
+
+def number_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the last number in the completion equals `answer`, else 0; exactly, 0.1 + 0.2 included.
+
+    Args:
+        completions: k completions; one without a number gets 0.
+        answer: k numbers or their text; None abstains.
+        columns: not used.
+
+    Returns:
+        k values: 1.0, 0.0, or None.
+
+    Raises:
+        ValueError: an answer is not a number.
+    """
+    return [
+        None if gold is None else float(last_number(completion_text(completion)) == gold_number(gold))
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
+
+
+def gold_number(value: Any) -> Fraction:
+    """The number that a data set gives as the answer; a float is taken as it prints, so 0.1 is a tenth.
+
+    Raises:
+        ValueError: it is not a number.
+    """
+    number = parse_number(str(value))
+    if number is None:
+        raise ValueError(f"the answer {str(value)[:80]!r} is not a number; clean the column or use exact_match")
+    return number
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text; None if there is none, or if it has no value (3/0, a thousand digits)."""
+    last = None
+    for last in _NUMBER.finditer(_spelled(text)):  # noqa: B007 - the last match is what is wanted
+        pass
+    return None if last is None else _value(last)
+
+
+def first_number(text: str) -> Fraction | None:
+    """The first number in a text; None as for `last_number`."""
+    first = _NUMBER.search(_spelled(text))
+    return None if first is None else _value(first)
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The number that a text is, $ and % and a full stop at its end aside; None if it is anything else."""
+    whole = _NUMBER.fullmatch(_spelled(text).strip().strip("$").removesuffix(".").removesuffix("%").strip())
+    return None if whole is None else _value(whole)
+
+
+def _spelled(text: str) -> str:
+    """`text` with one spelling for each sign."""
+    for old, new in _SPELLINGS:
+        text = text.replace(old, new)
+    return text
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    found = {name: part.replace(",", "") for name, part in match.groupdict().items() if part is not None}
+    if len(match.group()) > MAX_CHARACTERS:
+        return None
+    sign = -1 if found.pop("sign", "+") == "-" else 1
+    try:
+        return sign * _magnitude(found)
+    except ZeroDivisionError:
+        return None
+
+
+def _magnitude(found: dict[str, str]) -> Fraction:
+    if "plain" in found:
+        return Fraction(found["plain"])
+    if "numerator" in found:
+        return Fraction(found["numerator"]) / Fraction(found["denominator"])
+    if "whole" in found:
+        return int(found["whole"]) + Fraction(int(found["part"]), int(found["parts"]))
+    return int(found.get("latex_whole", 0)) + Fraction(found["top"]) / Fraction(found["bottom"])

@@ -1,0 +1,100 @@
+"""What samplers take and give; nothing here imports torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gvpo.errors import ConfigError
+from gvpo.types import Completion
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    Args:
+        group_size: completions a prompt, k.
+        max_tokens: tokens a completion at most, the stop token included.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: draw from the smallest set of tokens with at least this probability; 1 is off.
+        top_k: draw from this many most likely tokens; 0 is off.
+        stop_token_ids: tokens that end a completion besides the model's own.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    group_size: int = 8
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for ok, message in (
+            (self.group_size >= 1, f"group_size={self.group_size}: draw at least 1 completion a prompt"),
+            (self.max_tokens >= 1, f"max_tokens={self.max_tokens}: allow at least 1 token"),
+            (0 <= self.temperature < math.inf, f"temperature={self.temperature}: use 0 (greedy) or more"),
+            (0 < self.top_p <= 1, f"top_p={self.top_p}: use more than 0 and at most 1 (off)"),
+            (self.top_k >= 0, f"top_k={self.top_k}: use 0 (off) or more"),
+        ):
+            if not ok:
+                raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to complete.
+
+    Args:
+        id: names the prompt; with seed, step and row it fixes the sampling noise, so it is unique in a call.
+        prompt: its token ids, at least one.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+
+
+class Sampler(Protocol):
+    """Draws completions from a policy."""
+
+    def sample(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> list[list[Completion]]:
+        """Draw `params.group_size` completions of each request, in order.
+
+        Args:
+            requests: prompts with distinct ids.
+            params: how to draw.
+            seed: of the run.
+            step: the rollout's number; with the seed, a prompt's id and the row it fixes the noise.
+
+        Returns:
+            For each request its rows: text decoded, sampler log-probs set, no reward yet, version `step`.
+        """
+        ...
+
+
+def support_warning(params: SamplingParams) -> str | None:
+    """Why these settings break what GVPO's theorem asks of a sampler; None if they do not.
+
+    Its optimum is unique for any sampling distribution whose support covers the reference's (arXiv 2504.19599): tokens
+    that can never be drawn are never corrected.
+    """
+    cuts = [
+        text
+        for cut, text in (
+            (params.temperature == 0, "temperature=0"),
+            (params.top_k > 0, f"top_k={params.top_k}"),
+            (params.top_p < 1, f"top_p={params.top_p}"),
+        )
+        if cut
+    ]
+    if not cuts:
+        return None
+    return (
+        f"sampling with {' and '.join(cuts)} never draws some tokens, so GVPO's optimum is no longer unique; "
+        "for training use temperature > 0, top_k=0 and top_p=1"
+    )

@@ -1,0 +1,127 @@
+"""The decode loop: rows that draw a token each, until all have stopped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.draw import draw
+from gvpo.sampling.noise import Key, noise_key, uniforms
+from gvpo.sampling.prefill import Prefilled, forward, spread
+
+NOISE_BLOCK = 64
+"""Tokens for which noise is made at once."""
+
+SHRINK_AT = 0.5
+"""Finished rows are taken out of the batch when no more than this share is still going."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A completion to draw.
+
+    Args:
+        owner: its prompt's position in the batch.
+        limit: tokens at most.
+        key: of its noise.
+    """
+
+    owner: int
+    limit: int
+    key: Key
+
+    @classmethod
+    def of(cls, request: Request, owner: int, row: int, limit: int, seed: int, step: int) -> "Row":
+        """Row number `row` of a request."""
+        return cls(owner, limit, noise_key(seed, step, request.id, row))
+
+
+def decode(
+    model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[Row], params: SamplingParams, stops: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw all rows to their ends.
+
+    Args:
+        model: in eval mode, gradients off.
+        prefilled: the prompts; its cache is used up.
+        rows: R completions to draw.
+        params: how.
+        stops: tokens that end a completion.
+
+    Returns:
+        tokens [R, T], log-probs [R, T] and lengths [R] on the CPU; what stands past a row's length means nothing.
+    """
+    batch = _Batch(model, prefilled, rows, params, stops)
+    while batch.draw():
+        batch.shrink()
+        batch.advance()
+    return batch.tokens.cpu(), batch.logprobs.cpu(), batch.lengths.cpu()
+
+
+class _Batch:
+    """Rows on their way. [R] is all rows, [L] those still in the batch; `live` [L] says which these are."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefilled: Prefilled,
+        rows: Sequence[Row],
+        params: SamplingParams,
+        stops: Sequence[int],
+    ) -> None:
+        start, self.can_shrink = spread(model, prefilled, [row.owner for row in rows])
+        device = start.logits.device
+        self.model, self.params, self.rows, self.step = model, params, rows, 0
+        self.cache, self.logits, self.positions, self.width = start.cache, start.logits, start.lengths, start.width
+        steps = max(row.limit for row in rows)
+        wide = torch.promote_types(start.logits.dtype, torch.float32)
+        self.tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(len(rows), steps, dtype=wide, device=device)
+        self.lengths = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self.stops = torch.tensor(stops, dtype=torch.long, device=device)
+        self.live = torch.arange(len(rows), device=device)
+        self.limits = torch.tensor([row.limit for row in rows], device=device)
+        self.ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self.mask = None if start.mask is None else torch.nn.functional.pad(start.mask, (0, steps), value=1)
+        self.drawn = self.noise = torch.empty(0)
+        self.going = len(rows)
+
+    def draw(self) -> bool:
+        """Draw the next token of each row; whether any row goes on after it."""
+        if self.step % NOISE_BLOCK == 0:
+            self.noise = self._make_noise()
+        self.drawn, logprobs = draw(self.logits, self.noise[:, self.step % NOISE_BLOCK], self.params)
+        self.tokens[self.live, self.step] = self.drawn
+        self.logprobs[self.live, self.step] = logprobs
+        self.lengths[self.live] += ~self.ended
+        self.step += 1
+        self.ended |= (self.drawn[:, None] == self.stops).any(-1) | (self.limits <= self.step)
+        self.going = len(self.ended) - int(self.ended.sum())
+        return self.going > 0
+
+    def shrink(self) -> None:
+        """Take finished rows out of the batch and its cache, once enough have finished to be worth the copy."""
+        if not self.can_shrink or self.going > SHRINK_AT * len(self.live):
+            return
+        keep = (~self.ended).nonzero()[:, 0]
+        self.cache.reorder_cache(keep)
+        for name in ("live", "drawn", "positions", "limits", "ended", "noise"):
+            setattr(self, name, getattr(self, name)[keep])
+        if self.mask is not None:
+            self.mask = self.mask[keep]
+
+    def advance(self) -> None:
+        """Feed the drawn tokens for the next logits."""
+        positions = self.positions + self.step - 1
+        mask = None if self.mask is None else self.mask[:, : self.width + self.step]
+        output = forward(self.model, self.drawn[:, None], positions[:, None], mask, self.cache)
+        self.logits = output.logits[:, -1]
+
+    def _make_noise(self) -> Tensor:
+        keys = [self.rows[row].key for row in self.live.tolist()]
+        noise = torch.from_numpy(uniforms(keys, self.step, NOISE_BLOCK))
+        wide = torch.float32 if self.logits.device.type == "mps" else torch.float64
+        return noise.to(self.logits.device, wide)

@@ -1,0 +1,182 @@
+"""Sampling with transformers' own models and caches.
+
+    n prompts, left-padded ──prefill──▶ cache [n] ──repeat──▶ cache [n k] ──decode, token by token──▶ completions
+                                                                 └─ finished rows leave it now and then
+
+Each prompt is computed once, however many completions it gets. Noise is counter-based (`gvpo.sampling.noise`), so a
+row's tokens depend on (seed, step, prompt id, row) and the weights; its batch changes logits by float rounding at most.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gvpo.errors import DataError, ModelError
+from gvpo.policy.tokenizer import pad_id, stop_ids
+from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.decode import Row, decode
+from gvpo.sampling.prefill import Prefilled, prefill
+from gvpo.types import Completion
+
+
+class TransformersSampler:
+    """Draws completions from a transformers model that lives in this process.
+
+    Args:
+        model: a causal language model; sampled in eval mode, and left in the mode it was in. Autocast is the caller's.
+        tokenizer: its tokenizer, for stop tokens, padding and text.
+        tokens_per_batch: tokens held in the cache at once, prompts and longest completions counted. One completion that
+            needs more goes alone.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, tokens_per_batch: int = 65_536
+    ) -> None:
+        self.model, self.tokenizer, self.tokens_per_batch = model, tokenizer, tokens_per_batch
+
+    def sample(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> list[list[Completion]]:
+        """Draw `params.group_size` completions of each request; see `Sampler.sample`.
+
+        Raises:
+            DataError: a prompt that is empty or leaves no room in the model's context, or ids that are not distinct.
+            ModelError: a model without a usable cache, tokens that it does not have, or logits that are not finite.
+        """
+        limits = self._limits(requests, params)
+        found: dict[int, list[Completion]] = {}
+        with _sampling_mode(self.model):
+            for batch in plan(requests, limits, params.group_size, self.tokens_per_batch):
+                rows = [
+                    Row.of(requests[index], owner, row, limits[index], seed, step)
+                    for owner, index in enumerate(batch)
+                    for row in range(params.group_size)
+                ]
+                drawn = self._draw([requests[index].prompt for index in batch], rows, params)
+                completions = self._completions(drawn, params, step)
+                for owner, index in enumerate(batch):
+                    found[index] = completions[owner * params.group_size :][: params.group_size]
+        return [found[index] for index in range(len(requests))]
+
+    def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
+        """How many tokens each request's completions may have: the maximum, or what the context leaves."""
+        if len({request.id for request in requests}) < len(requests):
+            raise DataError(
+                "two requests have the same id, so they would get the same noise; give each prompt its own id"
+            )
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        vocabulary: Any = self.model.get_input_embeddings().num_embeddings
+        limits = []
+        for request in requests:
+            _check_prompt(request, context, vocabulary)
+            room = params.max_tokens if context is None else context - len(request.prompt)
+            limits.append(min(params.max_tokens, room))
+        return limits
+
+    def _draw(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row], params: SamplingParams) -> list["_Drawn"]:
+        """Decode the rows of some prompts, together if the budget allows; the prompts are computed once."""
+        prefilled = prefill(self.model, prompts, pad_id(self.tokenizer))
+        width = max(map(len, prompts)) + max(row.limit for row in rows)
+        count = len(rows) if len(prompts) > 1 else max(1, self.tokens_per_batch // width)
+        chunks = [rows[i : i + count] for i in range(0, len(rows), count)]
+        drawn: list[_Drawn] = []
+        for number, chunk in enumerate(chunks):
+            last = number == len(chunks) - 1
+            own = prefilled if last else copy.deepcopy(prefilled)
+            drawn += self._decode(own, chunk, params)
+        return drawn
+
+    def _decode(self, prefilled: Prefilled, rows: Sequence[Row], params: SamplingParams) -> list["_Drawn"]:
+        stops = self._stops(params)
+        tokens, logprobs, lengths = decode(self.model, prefilled, rows, params, stops)
+        if not bool(torch.isfinite(logprobs).all()):
+            raise ModelError("the model's logits are not finite; its weights have diverged, go back to a checkpoint")
+        return [
+            _Drawn(ids[:length], values[:length])
+            for ids, values, length in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams, step: int) -> list[Completion]:
+        stops = self._stops(params)
+        texts = self.tokenizer.batch_decode(
+            [row.tokens for row in drawn], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [
+            Completion(
+                row.tokens,
+                sampler_logprobs=row.logprobs,
+                text=text,
+                finish_reason="stop" if row.tokens[-1] in stops else "length",
+                version=step,
+            )
+            for row, text in zip(drawn, texts, strict=True)
+        ]
+
+    def _stops(self, params: SamplingParams) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, getattr(self.model, "generation_config", None), params.stop_token_ids)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A completion's tokens and their log-probs."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def plan(requests: Sequence[Request], limits: Sequence[int], group_size: int, budget: int) -> Iterator[list[int]]:
+    """Cut requests into batches whose padded rows fit the budget, similar lengths together; at least one request each.
+
+    Yields:
+        Positions in `requests`.
+    """
+    batch: list[int] = []
+    prompt = limit = 0
+    for index in sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i)):
+        prompt, limit = len(requests[index].prompt), max(limit, limits[index])
+        if batch and (len(batch) + 1) * group_size * (prompt + limit) > budget:
+            yield batch
+            batch, limit = [], limits[index]
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _check_prompt(request: Request, context: int | None, vocabulary: int) -> None:
+    length = len(request.prompt)
+    if length == 0:
+        raise DataError(f"the prompt of {request.id!r} is empty; a completion needs at least one token before it")
+    if context is not None and length >= context:
+        raise DataError(
+            f"the prompt of {request.id!r} has {length} tokens and the model's context is {context}, which leaves no "
+            "room for a completion; shorten or drop it"
+        )
+    if max(request.prompt) >= vocabulary:
+        raise ModelError(
+            f"the prompt of {request.id!r} has token {max(request.prompt)} and the model's vocabulary is {vocabulary}; "
+            "use the tokenizer that belongs to the model"
+        )
+
+
+@contextmanager
+def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients, eval mode (in train mode gradient checkpointing would switch the cache off), and back.
+
+    Autocast keeps weights that it has cast. Casts made here carry no gradient, and older ones may be of weights that
+    have moved since, so neither may meet the other side.
+    """
+    training: list[Any] = [module for module in model.modules() if module.training]
+    model.train(False)
+    torch.clear_autocast_cache()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.clear_autocast_cache()
+        for module in training:
+            module.training = True

@@ -1,0 +1,138 @@
+"""The truth that the update is held against: one row a forward, full logits, plain autograd; and float64 throughout."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from gvpo.types import Completion, Group
+
+
+@dataclass(frozen=True)
+class Naive:
+    """Loss, metrics and gradients by name, and the rows' log-probs and entropies."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    logprobs: list[Tensor]
+    entropy: list[Tensor]
+
+
+def naive_scores(model: PreTrainedModel, group: Group, row: Completion, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of one completion, from all logits of one forward over prompt and completion."""
+    ids = torch.tensor([*group.prompt, *row.tokens])
+    logits = model(input_ids=ids[None]).logits[0] / temperature
+    every = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    before = every[len(group.prompt) - 1 : -1]
+    chosen = before[torch.arange(len(row.tokens)), torch.tensor(row.tokens, dtype=torch.int64)]
+    return chosen, -(before.exp() * before).sum(-1).detach()
+
+
+def naive_update(
+    model: PreTrainedModel, groups: Sequence[Group], objective: Callable[..., Any], temperature: float = 1.0
+) -> Naive:
+    """The objective on all rows at once and its gradient; the model's own `.grad` is left as it was."""
+    rows = [row for group in groups for row in group.completions]
+    scores = [naive_scores(model, group, row, temperature) for group in groups for row in group.completions]
+    logprobs = pad_sequence([each for each, _ in scores], batch_first=True)
+    output = objective(logprobs, **_keywords(groups, rows, objective, logprobs))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(output.loss, parameters, allow_unused=True, materialize_grads=True)
+    return Naive(
+        loss=output.loss.detach(),
+        metrics=output.metrics,
+        gradients=dict(zip(names, gradients, strict=True)),
+        logprobs=[each.detach() for each, _ in scores],
+        entropy=[each for _, each in scores],
+    )
+
+
+def _keywords(
+    groups: Sequence[Group], rows: Sequence[Completion], objective: Callable[..., Any], logprobs: Tensor
+) -> dict[str, Tensor]:
+    def pad(values: Sequence[Any]) -> Tensor:
+        return pad_sequence([torch.as_tensor(each, dtype=logprobs.dtype) for each in values], batch_first=True)
+
+    found = {
+        "mask": pad([[1.0] * len(row.tokens) if row.mask is None else row.mask for row in rows]),
+        "group": torch.tensor([i for i, group in enumerate(groups) for _ in group.completions]),
+        "rewards": torch.tensor([row.reward or 0.0 for row in rows], dtype=logprobs.dtype),
+    }
+    for name in ("ref_logprobs", "old_logprobs"):
+        if all(getattr(row, name) is not None for row in rows):
+            found[name] = pad([getattr(row, name) for row in rows])
+    return {name: value for name, value in found.items() if name in inspect.signature(objective).parameters}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """What is in `.grad`, by name; zeros where there is none."""
+    return {
+        name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
+        for name, each in model.named_parameters()
+    }
+
+
+def relative_error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
+    """|found - true| / |true| over all parameters together (L2)."""
+    gap = sum(float((found[name] - true[name]).double().square().sum()) for name in true)
+    size = sum(float(true[name].double().square().sum()) for name in true)
+    return (gap / size) ** 0.5
+
+
+@contextmanager
+def double_precision(model: PreTrainedModel) -> Iterator[None]:
+    """Norms and routers in float64: transformers computes them in float32 whatever the weights are in."""
+    patched = []
+    for module in model.modules():
+        forward = _DOUBLE.get(next((name for name in _DOUBLE if type(module).__name__.endswith(name)), ""))
+        if forward is not None:
+            module.forward = forward.__get__(module)
+            patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _norm(self: Any, hidden_states: Tensor) -> Tensor:
+    variance = hidden_states.square().mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+
+def _router(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = hidden_states.reshape(-1, self.hidden_dim) @ self.weight.T
+    values, indices = torch.softmax(logits, dim=-1).topk(self.top_k, dim=-1)
+    if self.norm_topk_prob:
+        values = values / values.sum(dim=-1, keepdim=True)
+    return logits, values, indices
+
+
+_DOUBLE = {"RMSNorm": _norm, "TopKRouter": _router}
+
+
+def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, masked: bool = True) -> list[Group]:
+    """Groups of random bytes with random rewards and made-up log-probs: `sizes` are (prompt, tokens of each row)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def row(length: int) -> Completion:
+        mask = (torch.rand(length, generator=generator) < 0.8).double().tolist() if masked else None
+        return Completion(
+            tokens=torch.randint(3, 259, (length,), generator=generator).tolist(),
+            reward=torch.randn((), generator=generator).item(),
+            mask=mask,
+            ref_logprobs=(-6 * torch.rand(length, generator=generator)).tolist(),
+            old_logprobs=(-6 * torch.rand(length, generator=generator)).tolist(),
+        )
+
+    return [
+        Group(torch.randint(3, 259, (prompt,), generator=generator).tolist(), [row(each) for each in rows], id=f"g{i}")
+        for i, (prompt, rows) in enumerate(sizes)
+    ]

@@ -1,0 +1,57 @@
+"""Random batches for objectives: unequal groups with scattered ids, unequal lengths, holes in the mask."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP = (7, -2, 7, 40, -2, 7, 40, 40, 7)
+LENGTHS = (3, 5, 1, 4, 2, 5, 3, 2, 4)
+
+
+def make_batch(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: float = 0.3) -> dict[str, Tensor]:
+    """9 rows of up to 5 tokens in groups of 4, 2 and 3; policy, old and reference log-probs `spread` apart (nats)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise() -> Tensor:
+        return torch.randn(len(LENGTHS), max(LENGTHS), generator=generator, dtype=torch.float64)
+
+    base = -1.0 - noise().abs()
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).to(torch.int64)
+    mask[1, 2] = mask[8, 0] = 0  # tool output in the middle and at the start
+    return {
+        "logprobs": (base + spread * noise()).to(dtype),
+        "ref_logprobs": (base + spread * noise()).to(dtype),
+        "old_logprobs": (base + spread * noise()).to(dtype),
+        "rewards": torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64).to(dtype),
+        "group": torch.tensor(GROUP),
+        "mask": mask,
+    }
+
+
+def pick(batch: dict[str, Tensor], *names: str, **changes: Any) -> dict[str, Any]:
+    """Some tensors of a batch, and others in their place or beside them."""
+    return {**{name: batch[name] for name in names}, **changes}
+
+
+def gvpo_inputs(batch: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
+    return pick(batch, "logprobs", "ref_logprobs", "rewards", "group", "mask", **changes)
+
+
+def grpo_inputs(batch: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
+    return pick(batch, "logprobs", "old_logprobs", "rewards", "group", "mask", **changes)
+
+
+def rows_of(group: Tensor) -> list[list[int]]:
+    """Row numbers of each group, groups in order of first appearance, in plain Python."""
+    rows: dict[int, list[int]] = {}
+    for row, name in enumerate(group.tolist()):
+        rows.setdefault(name, []).append(row)
+    return list(rows.values())
+
+
+def gradient(objective: Any, inputs: dict[str, Any]) -> Tensor:
+    """d loss / d logprobs, [B, T]."""
+    leaf = inputs["logprobs"].detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(**{**inputs, "logprobs": leaf}).loss, leaf)
+    return slope

@@ -1,0 +1,170 @@
+"""What holds for every objective: checks first, padding never read, precision, and the documented surface."""
+
+import doctest
+import functools
+import inspect
+import sys
+
+import pytest
+import torch
+from tests.objectives.batches import gradient, make_batch, pick
+
+from gvpo import objectives
+from gvpo.errors import ObjectiveError, ShapeError
+from gvpo.objectives import OBJECTIVES
+
+PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
+
+
+def bound(name):
+    return functools.partial(OBJECTIVES[name], max_length=8) if name == "dr_grpo" else OBJECTIVES[name]
+
+
+def inputs_for(name, batch):
+    """The tensors of a batch that an objective takes."""
+    return pick(batch, *(key for key in batch if key in inspect.signature(OBJECTIVES[name]).parameters))
+
+
+def changed(batch, key, value):
+    return {**batch, key: value}
+
+
+every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
+
+
+def test_the_names_that_recipes_use():
+    assert sorted(OBJECTIVES) == ["dapo", "dr_grpo", "grpo", "gspo", "gspo_token", "gvpo", "rloo", "sft"]
+    assert objectives.__all__ == sorted(objectives.__all__)
+
+
+@every
+def test_keywords_are_keyword_only_and_documented(name):
+    first, *others = inspect.signature(OBJECTIVES[name]).parameters.values()
+    assert first.name == "logprobs"
+    assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
+    assert "arXiv" in OBJECTIVES[name].__doc__
+
+
+def test_presets_show_their_own_defaults():
+    def defaults(name):
+        return {key: value.default for key, value in inspect.signature(OBJECTIVES[name]).parameters.items()}
+
+    assert (defaults("dapo")["clip_low"], defaults("dapo")["clip_high"]) == (0.2, 0.28)
+    assert defaults("dapo")["reduction"] == "token_mean"
+    assert (defaults("dr_grpo")["scale_rewards"], defaults("dr_grpo")["reduction"]) == (False, "constant")
+    assert defaults("rloo")["baseline"] == "leave_one_out"
+    assert (defaults("rloo")["clip_low"], defaults("rloo")["max_length"]) == (torch.inf, 1)
+
+
+@pytest.mark.parametrize("module", ["gvpo", "grpo", "gspo", "kl_in_reward", "sft"])
+def test_the_examples_in_docstrings_run(module):
+    result = doctest.testmod(sys.modules[f"gvpo.objectives.{module}"], extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@every
+def test_values_behind_the_mask_are_never_read(name):
+    batch = make_batch()
+    poisoned = dict(batch)
+    for key in PER_TOKEN:
+        poison = torch.where(torch.arange(5) % 2 == 0, torch.nan, torch.inf).double().expand(9, 5)
+        poisoned[key] = torch.where(batch["mask"] == 0, poison, batch[key])
+    clean, dirty = inputs_for(name, batch), inputs_for(name, poisoned)
+    assert torch.equal(bound(name)(**clean).loss, bound(name)(**dirty).loss)
+    slope = gradient(bound(name), dirty)
+    assert torch.equal(slope, gradient(bound(name), clean))
+    assert (slope[batch["mask"] == 0] == 0).all()
+
+
+@every
+def test_wider_padding_changes_nothing(name):
+    batch = make_batch()
+    padded = {key: torch.nn.functional.pad(value, (0, 3)) if value.ndim == 2 else value for key, value in batch.items()}
+    torch.testing.assert_close(
+        bound(name)(**inputs_for(name, padded)).loss, bound(name)(**inputs_for(name, batch)).loss
+    )
+
+
+@every
+def test_only_logprobs_carry_a_gradient(name):
+    batch = {key: value.clone().requires_grad_(value.is_floating_point()) for key, value in make_batch().items()}
+    output = bound(name)(**inputs_for(name, batch))
+    output.loss.backward()
+    assert batch["logprobs"].grad.abs().sum() > 0
+    assert all(batch[key].grad is None for key in ("ref_logprobs", "old_logprobs", "rewards"))
+    assert not any(metric.requires_grad for metric in output.metrics.values())
+
+
+@every
+def test_metrics_are_finite_scalars_under_one_prefix(name):
+    metrics = bound(name)(**inputs_for(name, make_batch())).metrics
+    prefix = {"dapo": "grpo", "dr_grpo": "grpo", "rloo": "grpo", "gspo_token": "gspo"}.get(name, name)
+    assert metrics
+    assert all(key.startswith(f"{prefix}/") for key in metrics)
+    assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
+
+
+@every
+def test_float64_stays_and_low_precision_is_raised_to_float32(name):
+    assert bound(name)(**inputs_for(name, make_batch())).loss.dtype == torch.float64
+    rough = inputs_for(name, make_batch(dtype=torch.bfloat16))
+    exact = {key: value.float() if value.is_floating_point() else value for key, value in rough.items()}
+    output = bound(name)(**rough)
+    assert output.loss.dtype == torch.float32
+    assert torch.equal(output.loss, bound(name)(**exact).loss)
+
+
+@every
+def test_the_gradient_is_right_by_finite_differences(name):
+    inputs = inputs_for(name, make_batch(3))
+    logprobs = inputs.pop("logprobs").requires_grad_()
+    if name == "gspo_token":  # its value does not see what its gradient follows: compared with gspo in test_gspo
+        inputs["old_logprobs"], name = inputs["old_logprobs"], "gspo"
+    assert torch.autograd.gradcheck(lambda x: bound(name)(x, **inputs).loss, (logprobs,))
+
+
+@every
+def test_the_mask_may_have_any_dtype(name):
+    inputs = inputs_for(name, make_batch())
+    losses = [bound(name)(**{**inputs, "mask": inputs["mask"].to(kind)}).loss for kind in (torch.bool, torch.float32)]
+    assert torch.equal(*losses)
+
+
+@every
+def test_a_batch_of_empty_masks_has_a_finite_loss_and_no_gradient(name):
+    inputs = inputs_for(name, make_batch())
+    inputs["mask"] = torch.zeros_like(inputs["mask"])
+    assert bound(name)(**inputs).loss.isfinite()
+    assert (gradient(bound(name), inputs) == 0).all()
+
+
+@every
+def test_a_mask_of_other_values_is_refused(name):
+    inputs = inputs_for(name, changed(make_batch(), "mask", torch.full((9, 5), 0.5)))
+    with pytest.raises(ObjectiveError, match="mask has values other than 0 and 1"):
+        bound(name)(**inputs)
+
+
+@every
+def test_wrong_shapes_and_dtypes_name_the_tensor(name):
+    batch = inputs_for(name, make_batch())
+    wrong = {
+        "logprobs": (torch.zeros(9), r"logprobs has shape \(9,\); expected \[B, T\]"),
+        "mask": (torch.ones(9, 4), r"mask has shape \(9, 4\); expected \(9, 5\)"),
+        "ref_logprobs": (torch.zeros(9, 4), r"ref_logprobs has shape \(9, 4\); expected \(9, 5\)"),
+        "old_logprobs": (torch.zeros(9, 5, dtype=torch.int64), "old_logprobs has dtype torch.int64"),
+        "rewards": (torch.zeros(9, 1), r"rewards has shape \(9, 1\); expected \(9,\), \[B\]"),
+        "group": (torch.zeros(9), "group has dtype torch.float32; expected torch.int64"),
+    }
+    for key in batch:
+        value, message = wrong[key]
+        with pytest.raises(ShapeError, match=message):
+            bound(name)(**changed(batch, key, value))
+
+
+@every
+def test_a_batch_without_rows_is_refused(name):
+    nothing = {key: value[:0] for key, value in inputs_for(name, make_batch()).items()}
+    with pytest.raises(ShapeError, match="B >= 1"):
+        bound(name)(**nothing)

@@ -1,0 +1,188 @@
+"""Which path a model takes, and that a fast path which is wrong for it is found out."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, PreTrainedModel
+
+from gvpo.errors import ConfigError, ModelError
+from gvpo.policy.forward import FastPathWarning, Path, arrange, choose_path, token_scores, why_not_shared
+from gvpo.policy.packing import plan
+from tests.fakes import CONFIGS, tiny_model
+from tests.naive import naive_scores, random_groups
+
+SIZES = [(11, (5, 9, 1)), (1, (4, 2)), (6, (3,))]
+
+
+def error_of(model: PreTrainedModel, path: Path, *, temperature: float = 1.0) -> float:
+    """How far a path's log-probs are from one row a forward with full logits."""
+    groups = random_groups(SIZES)
+    true = torch.cat(
+        [naive_scores(model, group, row, temperature)[0] for group in groups for row in group.completions]
+    )
+    found = torch.full((len([r for g in groups for r in g.completions]), 9), torch.nan, dtype=true.dtype)
+    for microbatch in plan(groups, 40, shared=path.shared):
+        layout = arrange(model, microbatch, path)
+        found[layout.row, layout.token] = token_scores(model, layout, path, temperature=temperature).logprobs
+    return float((found[~found.isnan()] - true).abs().max())
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_dense_models_share_prompts_and_a_sliding_window_finds_the_other_path(kind: str):
+    model = tiny_model(kind)
+    assert choose_path(model) == Path(shared=kind != "mistral", fused=True)
+    assert choose_path(model, "off") == Path(shared=False, fused=True)
+
+
+@pytest.mark.parametrize("path", [Path(s, f) for s in (True, False) for f in (True, False)])
+def test_every_path_gives_the_plain_log_probs(path: Path):
+    with torch.no_grad():
+        assert error_of(tiny_model("llama", dtype=torch.float64), path, temperature=0.7) < 1e-6
+
+
+def test_sharing_would_be_wrong_behind_a_sliding_window():
+    with torch.no_grad():
+        assert error_of(tiny_model("mistral", dtype=torch.float64), Path(shared=True, fused=True)) > 0.01
+
+
+def test_forced_sharing_on_a_sliding_window_says_what_to_do():
+    with pytest.raises(ModelError, match=r"sliding window of 8 tokens; use 'auto' or 'off'"):
+        choose_path(tiny_model("mistral"), "on")
+
+
+def test_mixed_layer_types_do_not_share():
+    settings = Gemma3TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=1, sliding_window=4, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(settings)
+    assert choose_path(model) == Path(shared=False, fused=True)
+    with pytest.raises(ModelError, match="layers of type sliding_attention"):
+        choose_path(model, "on")
+
+
+def test_another_attention_implementation_does_not_share():
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flex_attention"
+    assert "attention 'flex_attention' takes no 4D mask" in why_not_shared(model)
+
+
+def test_eager_attention_shares_too():
+    model = tiny_model("llama", dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    path = choose_path(model)
+    assert path.shared
+    with torch.no_grad():
+        assert error_of(model, path) < 1e-6
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ConfigError, match="prefix_sharing is 'yes'"):
+        choose_path(tiny_model(), "yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "extra"),
+    [(CohereConfig, {"logit_scale": 0.25}), (Gemma2Config, {"final_logit_softcapping": 2.0, "head_dim": 8})],
+)
+def test_models_that_change_their_logits_use_them(settings: Any, extra: dict[str, Any]):
+    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = settings(**small, num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, **extra)
+    model = AutoModelForCausalLM.from_config(config)
+    assert not choose_path(model).fused
+
+
+class DoctoredHead(nn.Module):
+    """A model whose logits are changed after its head, and nothing in its configuration says so."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.inner, self.config = model, model.config
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.inner.get_output_embeddings()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()
+
+    def forward(self, **inputs: Any) -> Any:
+        output = self.inner(**inputs)
+        output.logits = 3.0 * torch.tanh(output.logits / 3.0)
+        return output
+
+
+def test_a_hidden_change_of_the_logits_is_found_and_said_once():
+    model = DoctoredHead(tiny_model("llama"))
+    with pytest.warns(FastPathWarning, match="head without logits not used: log-probs differ by up to"):
+        path = choose_path(model)
+    assert path == Path(shared=True, fused=False)
+    assert choose_path(model) == path  # and no second warning: warnings are errors here
+
+
+def ignore_masks(model: PreTrainedModel) -> None:
+    """Make every attention layer causal whatever mask it is given."""
+    for layer in model.model.layers:
+        attend = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, attend=attend, **kwargs: attend(
+            *args, **{**kwargs, "attention_mask": None}
+        )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a fresh model, almost uniform
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_ignores_the_mask_falls_back_and_says_so(scale: float, dtype: torch.dtype):
+    model = tiny_model("llama", dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale if parameter.ndim > 1 else 1.0)
+    ignore_masks(model)
+    with pytest.warns(FastPathWarning, match="shared prompts not used"):
+        path = choose_path(model)
+    assert path == Path(shared=False, fused=True)
+    with pytest.raises(ModelError, match="log-probs differ"):
+        choose_path(model, "on")
+
+
+def test_a_model_that_ignores_positions_falls_back():
+    model = tiny_model("qwen2")
+    rotate = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda x, position_ids: rotate(
+        x, torch.arange(position_ids.shape[-1])[None].expand_as(position_ids)
+    )
+    with pytest.warns(FastPathWarning, match="shared prompts not used"):
+        assert not choose_path(model).shared
+
+
+def test_a_model_that_fails_on_the_fast_path_falls_back():
+    model = tiny_model("llama")
+    forward = model.model.forward
+
+    def picky(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        if attention_mask.ndim == 4:
+            raise ValueError("only 2D masks here")
+        return forward(*args, attention_mask=attention_mask, **kwargs)
+
+    model.model.forward = picky
+    with pytest.warns(FastPathWarning, match="only 2D masks here"):
+        assert not choose_path(model).shared
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_path(tiny_model(kind, dtype=dtype))
+
+
+def test_checking_leaves_the_random_state_the_mode_and_the_head_alone():
+    model = tiny_model("llama").eval()
+    before = torch.get_rng_state()
+    choose_path(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    assert "forward" not in vars(model.get_output_embeddings())
+    assert all(parameter.grad is None for parameter in model.parameters())

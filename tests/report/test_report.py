@@ -1,0 +1,314 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.report.synthetic import CONFIG, chain, make_run
+
+from gvpo.errors import RunError
+from gvpo.report import write_figure, write_report
+from gvpo.report.groups import MAX_GROUPS, chosen_steps
+from gvpo.report.page import embed
+from gvpo.runfiles import RolloutRow
+from gvpo.training.run import RunDirectory
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!--"
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the text of its data block."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] == ("script", {"type": "application/json", "id": "data"}):
+            self.data += data
+
+    @property
+    def json(self):
+        return json.loads(self.data)
+
+
+def render(*runs: Path) -> str:
+    out = runs[0] / "report.html"
+    assert write_report(runs, out) == out
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+def row(step: int = 1, index: int = 0, **changes) -> RolloutRow:
+    base = {"group": "g", "prompt": "p", "prompt_tokens": [1], "text": "t", "tokens": [2, 3]}
+    return RolloutRow(step=step, row=index, **{**base, **changes})
+
+
+def test_the_synthetic_chains_are_right():
+    assert chain(489, 636) == "9+6+0=15\n8+3+1=12\n4+6+1=11\n\\boxed{1125}"
+    assert chain(489, 636, {1}) == "9+6+0=15\n8+3+0=11\n4+6+1=11\n\\boxed{1115}"
+
+
+def test_the_page_says_what_was_run_and_what_came_of_it(demo):
+    html = render(demo)
+    header = html[html.index("<header>") : html.index("</header>")]
+    assert "<h1>demo</h1>" in header
+    for text in ("gvpo β 0.1", "reference every:10", "fresh qwen2", "34% → 84.5%", "<b>200</b>", "47 s"):
+        assert text in header
+
+
+def test_the_page_has_the_curves(demo):
+    page = Page(render(demo))
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    for title in ("Accuracy", "Reward", "KL to the reference", "Certificate", "Seconds per step", "Gradient norm"):
+        assert title in labels
+    charts = page.json["charts"]
+    assert len(charts) == len(labels)
+    accuracy = charts[labels.index("Accuracy")]
+    assert accuracy["series"][1]["x"] == list(range(20, 201, 20))
+
+
+def test_the_page_has_the_groups_of_the_first_middle_and_last_step(demo):
+    (run,) = Page(render(demo)).json["runs"]
+    assert [step["step"] for step in run["steps"]] == [1, 100, 200]
+    group = run["steps"][0]["groups"][0]
+    a, b = map(int, re.findall(r"\d+", group["prompt"]))
+    assert group["columns"] == {"answer": str(a + b)}
+    assert len(group["rows"]) == 8
+    for shown in group["rows"]:
+        assert shown["reward"] == float(shown["text"] == chain(a, b))
+        assert shown["length"] == len(shown["text"]) + 1
+        assert shown["parts"].keys() == {"boxed", "format"}
+        assert shown["weight"] is not None
+
+
+def test_the_page_is_self_contained(demo):
+    html = render(demo)
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?!#)\S+""", html.split('id="data"')[0])
+    assert not re.search(r"https?://|@import|<link|<iframe", html)
+    assert "default-src 'none'" in html
+
+
+def test_hostile_text_stays_text(tmp_path):
+    run = RunDirectory.create(tmp_path / "<b>run", config=json.dumps({"objective": {"name": HOSTILE}}))
+    run.append_metrics({"step": 1, HOSTILE: 1.0, "reward/mean": 0.5})
+    run.write_rollouts(
+        1,
+        [row(prompt=HOSTILE, text=HOSTILE, group=HOSTILE, source=HOSTILE, reason=HOSTILE, columns={HOSTILE: HOSTILE})],
+    )
+    html = render(run.path)
+    assert "<h1>&lt;b&gt;run</h1>" in html
+    page = Page(html)
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert tags.count("script") == 2
+    group = page.json["runs"][0]["steps"][0]["groups"][0]
+    assert group["prompt"] == group["rows"][0]["text"] == HOSTILE
+
+
+def test_embedded_json_cannot_end_its_script():
+    text = embed({"a": HOSTILE})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": HOSTILE}
+
+
+def test_scripts_only_make_text_nodes():
+    script = (Path(write_report.__code__.co_filename).parent / "assets" / "report.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
+
+
+def test_several_runs_are_overlaid(tmp_path):
+    a = make_run(tmp_path / "x" / "demo", steps=20, rollouts_every=10)
+    b = make_run(tmp_path / "y" / "demo", steps=20, seed=1, finished=False)
+    html = render(a, b)
+    assert "2 runs" in html
+    assert "x/demo" in html  # equal names are told apart
+    assert "20, not finished" in html
+    page = Page(html)
+    assert [run["name"] for run in page.json["runs"]] == ["x/demo", "y/demo"]
+    assert all(len(chart["series"]) % 2 == 0 for chart in page.json["charts"])  # each metric once a run
+
+
+# Runs that are not what one hopes for
+
+
+def started(run: RunDirectory) -> None:
+    """Nothing has happened yet."""
+
+
+def evaluated(run: RunDirectory) -> None:
+    run.append_metrics({"step": 0, "eval/accuracy": 0.34})
+
+
+def one_step(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1, "train/loss": float("nan"), "reward/mean": 0.0, "entropy": 0.0})
+
+
+def torn(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1, "train/loss": 0.1})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2')
+
+
+def supervised(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1, "train/loss": 0.1})
+    run.write_rollouts(1, [row(weight=0.5)])
+
+
+def failed_rows(run: RunDirectory) -> None:
+    rows = [row(index=i, reason="timeout", reward_parts={"a": None}, finish_reason="length") for i in range(2)]
+    run.write_rollouts(1, rows)
+
+
+def empty_rollout(run: RunDirectory) -> None:
+    run.write_rollouts(1, [])
+
+
+def no_environment(run: RunDirectory) -> None:
+    (run.path / "environment.json").unlink()
+    (run.path / "config.json").unlink()
+
+
+def odd_summary(run: RunDirectory) -> None:
+    run.write_summary({"accuracy_before": None, "accuracy_after": None, "seconds": None})
+
+
+DEGENERATE = [
+    started, evaluated, one_step, torn, supervised, failed_rows, empty_rollout, no_environment, odd_summary
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("happen", DEGENERATE, ids=lambda happen: happen.__name__)
+def test_degenerate_runs_render(tmp_path, happen):
+    run = RunDirectory.create(tmp_path / "run", config=json.dumps(CONFIG))
+    happen(run)
+    html = render(run.path)
+    page = Page(html)
+    assert page.json["runs"][0]["name"] == "run"
+    assert "nan" not in re.sub(r"finance", "", html[html.index("<main>") : html.index("<script")]).lower()
+    if happen is started:
+        assert "No metrics yet." in html
+        assert "of 200, not finished" in html
+    if happen is failed_rows:
+        assert page.json["runs"][0]["steps"][0]["groups"][0]["rows"][1]["reason"] == "timeout"
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="is not a run directory"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(RunError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_chosen_steps():
+    assert [chosen_steps(steps) for steps in ([], [5], [5, 6], list(range(10, 210, 10)))] == [
+        [],
+        [5],
+        [5, 6],
+        [10, 110, 200],
+    ]
+
+
+def test_large_steps_are_sampled_evenly(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    run.write_rollouts(1, [row(group=f"g{i}", reward=1.0) for i in range(2 * MAX_GROUPS)])
+    (step,) = Page(render(run.path)).json["runs"][0]["steps"]
+    assert step["total"] == 2 * MAX_GROUPS
+    assert [group["id"] for group in step["groups"]] == [f"g{i}" for i in range(0, 2 * MAX_GROUPS, 2)]
+
+
+def test_long_runs_stay_small(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    run.metrics_path.write_text("".join(f'{{"step": {i}, "entropy": {i % 7}}}\n' for i in range(20_000)))
+    began = time.perf_counter()
+    assert len(render(run.path)) < 300_000
+    assert time.perf_counter() - began < 5
+
+
+def test_report_needs_no_torch():
+    code = "import gvpo.report, sys; print(sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+# The figure
+
+
+def test_figure_is_a_standalone_svg(demo, tmp_path):
+    out = write_figure([demo], tmp_path / "figure.svg")
+    text = out.read_text()
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+    titles = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text") if node.get("class") == "title"]
+    assert titles == ["Reward", "Accuracy"]
+    names = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text") if node.get("class") == "name"]
+    assert names == ["training", "held-out", "training, sampled", "held-out, sampled", "held-out, greedy"]
+
+
+def test_figure_legends_stay_inside(demo, tmp_path):
+    other = make_run(tmp_path / "a-rather-long-name-of-a-run", steps=5)
+    root = ET.fromstring(write_figure([demo, other], tmp_path / "f.svg", ["accuracy"]).read_text())
+    names = [node for node in root.iter("{http://www.w3.org/2000/svg}text") if node.get("class") == "name"]
+    assert len({node.get("y") for node in names}) > 1
+    assert all(float(node.get("x")) + 6.3 * len(node.text) < 440 + 24 for node in names)
+
+
+def test_figure_of_missing_metrics_is_refused(demo, tmp_path):
+    with pytest.raises(RunError, match="none of the metrics nothing/here"):
+        write_figure([demo], tmp_path / "f.svg", ["nothing/here"])
+
+
+# In a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=5000",
+    "--dump-dom",
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; the page's script is not tried")
+def test_the_script_shows_groups_and_keeps_hostile_text_as_text(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    right, wrong = chain(489, 636), chain(489, 636, {1})
+    run.append_metrics({"step": 1, "reward/mean": 0.5})
+    rows = [
+        row(index=0, text=right, reward=1.0, weight=0.02, implicit_reward=0.1),
+        row(index=1, text=wrong, reward=0.0, weight=-0.01, implicit_reward=-0.1),
+        row(index=2, text=HOSTILE, reason="timeout", finish_reason="length"),
+    ]
+    run.write_rollouts(1, rows)
+    write_report([run.path], run.report_path)
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", run.report_path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    viewer = dom[dom.index('id="groups"') : dom.index("<details")]
+    assert viewer.count('class="row"') == 3
+    assert '<mark title="no better row has this line">8+3+0=11</mark>' in viewer  # the forgotten carry
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in viewer
+    assert 'class="up" style="width: 50%;"' in viewer
+    assert 'class="down" style="width: 25%;"' in viewer
+    assert ">timeout</span>" in viewer
+    assert ">truncated</span>" in viewer

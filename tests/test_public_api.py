@@ -1,0 +1,56 @@
+"""The public surface: what `import gvpo` promises, and that it promises it fast."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import gvpo
+
+PACKAGES = ("objectives", "rewards", "tasks", "sampling", "policy", "evaluation", "report")
+
+
+def test_every_public_name_resolves():
+    for name in gvpo.__all__:
+        assert getattr(gvpo, name) is not None
+        assert name in dir(gvpo)
+
+
+def test_public_names_are_sorted_and_unique():
+    assert list(gvpo.__all__) == sorted(set(gvpo.__all__))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_list_what_they_export_in_order(package):
+    module = importlib.import_module(f"gvpo.{package}")
+    assert list(module.__all__) == sorted(set(module.__all__))
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'group_forward'"):
+        gvpo.group_forward  # noqa: B018
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(finished.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gvpo",
+        "import gvpo.rewards, gvpo.tasks, gvpo.types, gvpo.config",
+        "import gvpo.report",
+        "from gvpo.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+        "from gvpo.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
+    ],
+)
+def test_light_imports_do_not_load_torch(code):
+    assert not modules_after(code) & {"torch", "transformers", "datasets", "accelerate", "pandas"}
