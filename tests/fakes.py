@@ -62,7 +62,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def tiny_model(kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object) -> PreTrainedModel:
+def tiny_model(
+    kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object
+) -> PreTrainedModel:
     """A random model of one of `CONFIGS`, with weights large enough that its distributions are far from uniform.
 
     Experts are computed by the plain loop, the only implementation that also works in float64.

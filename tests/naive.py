@@ -1,4 +1,7 @@
-"""The truth that the update is held against: one row a forward, full logits, plain autograd; and float64 throughout."""
+"""The truth that the update is held against: one row a forward, full logits, plain autograd; and float64 throughout.
+
+Also random groups, gradients by name, and a watch on the largest tensor that is ever made.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from gvpo.types import Completion, Group
@@ -136,3 +140,16 @@ def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, 
         Group(torch.randint(3, 259, (prompt,), generator=generator).tolist(), [row(each) for each in rows], id=f"g{i}")
         for i, (prompt, rows) in enumerate(sizes)
     ]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any operation's result has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, Tensor):
+                self.largest = max(self.largest, each.numel())
+        return result

@@ -3,7 +3,9 @@
 import doctest
 import functools
 import inspect
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +63,28 @@ def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(sys.modules[f"gvpo.objectives.{module}"], extraglobs={"torch": torch})
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@every
+def test_every_metric_and_keyword_is_explained_on_the_objectives_page(name):
+    pages = Path(__file__).parents[2] / "docs" / "objectives"
+    text = (pages / f"{name}.md").read_text(encoding="utf-8")
+    # A page may send its reader on: "As [`grpo`](grpo.md#metrics)".
+    text += "".join((pages / page).read_text(encoding="utf-8") for page in re.findall(r"\((\w+\.md)#", text))
+    batch = make_batch()
+    explained = [*bound(name)(**inputs_for(name, batch)).metrics, *inspect.signature(OBJECTIVES[name]).parameters]
+    assert [word for word in explained if f"`{word}`" not in text] == []
+
+
+@every
+def test_bf16_autocast_changes_nothing(name):
+    inputs = inputs_for(name, make_batch(dtype=torch.float32))
+    expected, slope = bound(name)(**inputs), gradient(bound(name), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = bound(name)(**inputs)
+        assert torch.equal(output.loss, expected.loss)
+        assert torch.equal(gradient(bound(name), inputs), slope)
+    assert output.metrics == expected.metrics
 
 
 @every

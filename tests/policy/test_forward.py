@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes import CONFIGS, tiny_model
+from tests.naive import naive_scores, random_groups
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, PreTrainedModel
 
 from gvpo.errors import ConfigError, ModelError
+from gvpo.policy import forward
 from gvpo.policy.forward import FastPathWarning, Path, arrange, choose_path, token_scores, why_not_shared
+from gvpo.policy.logprobs import TokenScores, head_logprobs
 from gvpo.policy.packing import plan
-from tests.fakes import CONFIGS, tiny_model
-from tests.naive import naive_scores, random_groups
 
 SIZES = [(11, (5, 9, 1)), (1, (4, 2)), (6, (3,))]
 
@@ -20,9 +22,7 @@ SIZES = [(11, (5, 9, 1)), (1, (4, 2)), (6, (3,))]
 def error_of(model: PreTrainedModel, path: Path, *, temperature: float = 1.0) -> float:
     """How far a path's log-probs are from one row a forward with full logits."""
     groups = random_groups(SIZES)
-    true = torch.cat(
-        [naive_scores(model, group, row, temperature)[0] for group in groups for row in group.completions]
-    )
+    true = torch.cat([naive_scores(model, group, row, temperature)[0] for group in groups for row in group.completions])
     found = torch.full((len([r for g in groups for r in g.completions]), 9), torch.nan, dtype=true.dtype)
     for microbatch in plan(groups, 40, shared=path.shared):
         layout = arrange(model, microbatch, path)
@@ -158,12 +158,12 @@ def test_a_model_that_ignores_positions_falls_back():
 
 def test_a_model_that_fails_on_the_fast_path_falls_back():
     model = tiny_model("llama")
-    forward = model.model.forward
+    inner = model.model.forward
 
     def picky(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
         if attention_mask.ndim == 4:
             raise ValueError("only 2D masks here")
-        return forward(*args, attention_mask=attention_mask, **kwargs)
+        return inner(*args, attention_mask=attention_mask, **kwargs)
 
     model.model.forward = picky
     with pytest.warns(FastPathWarning, match="only 2D masks here"):
@@ -176,6 +176,26 @@ def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose_path(tiny_model(kind, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_fused_head_multiplies_in_what_autocast_says(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def spy(*args: Any, **kwargs: Any) -> TokenScores:
+        seen.append(kwargs["dtype"])
+        return head_logprobs(*args, **kwargs)
+
+    monkeypatch.setattr(forward, "head_logprobs", spy)
+    model, path = tiny_model("llama", dtype=dtype), Path(shared=True, fused=True)
+    (microbatch,) = plan(random_groups(SIZES[:1]), 100, shared=True)
+    token_scores(model, arrange(model, microbatch, path), path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layout = arrange(model, microbatch, path)
+        token_scores(model, layout, path)
+    inside = torch.float64 if dtype == torch.float64 else torch.bfloat16
+    assert seen == [dtype, inside]
+    assert layout.attention_mask.dtype == inside
 
 
 def test_checking_leaves_the_random_state_the_mode_and_the_head_alone():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.naive import LargestTensor
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gvpo.policy import logprobs
 from gvpo.policy.logprobs import head_logprobs, logits_logprobs
@@ -41,9 +41,7 @@ def test_values_and_gradients_are_those_of_autograd(bias: bool, temperature: flo
     true = plain(hidden, weight, offset, target, temperature)
     expected = torch.autograd.grad(3.0 * (c * true).sum(), leaves)
 
-    scores = head_logprobs(
-        hidden, weight, offset, target, temperature=temperature, coefficients=c if known else None
-    )
+    scores = head_logprobs(hidden, weight, offset, target, temperature=temperature, coefficients=c if known else None)
     total = scores.weighted if scores.weighted is not None else (c * scores.logprobs).sum()
     found = torch.autograd.grad(3.0 * total, leaves)
 
@@ -96,9 +94,7 @@ def test_half_matmuls_give_float32_log_probs_and_gradients_in_the_weights_own_dt
     hidden, weight, bias, target = inputs(torch.float32)
     c = torch.randn(TOKENS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = head_logprobs(
-            hidden, weight, bias, target, coefficients=c if known else None, dtype=torch.bfloat16
-        )
+        scores = head_logprobs(hidden, weight, bias, target, coefficients=c if known else None, dtype=torch.bfloat16)
     assert scores.logprobs.dtype == scores.entropy.dtype == torch.float32
     true = plain(hidden, weight, bias, target, 1.0)
     torch.testing.assert_close(scores.logprobs, true, rtol=0.0, atol=0.05)
@@ -108,19 +104,6 @@ def test_half_matmuls_give_float32_log_probs_and_gradients_in_the_weights_own_dt
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
     assert float((weight.grad - expected).norm() / expected.norm()) < 0.02
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that any operation's result has."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, Tensor):
-                self.largest = max(self.largest, each.numel())
-        return result
 
 
 @pytest.mark.parametrize("known", [True, False])

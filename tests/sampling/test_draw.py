@@ -35,11 +35,11 @@ def test_inverse_cdf_is_the_first_index_above_the_noise(vocabulary):
 
 @pytest.mark.parametrize("vocabulary", [8, 1300])
 def test_tokens_of_probability_zero_are_never_drawn(vocabulary):
-    """At both ends of the noise, where rounding would pick them."""
-    probabilities = torch.zeros(2, vocabulary)
+    """At both ends of the noise, where rounding would pick them; float32 noise can even be rounded to 1."""
+    probabilities = torch.zeros(3, vocabulary)
     probabilities[:, [3, 5]] = torch.tensor([0.25, 0.75])
-    uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert inverse_cdf(probabilities, uniforms).tolist() == [3, 5]
+    uniforms = torch.tensor([0.0, 1 - 2**-53, 1.0], dtype=torch.float64)
+    assert inverse_cdf(probabilities, uniforms).tolist() == [3, 5, 5]
 
 
 def test_the_tail_of_a_large_vocabulary_can_be_drawn():

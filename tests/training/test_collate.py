@@ -89,13 +89,15 @@ def test_float32_log_probs_survive_a_trip_through_python_floats_bit_by_bit():
 @pytest.mark.parametrize("objective", [needs_reference, may_take_reference])
 def test_log_probs_of_some_rows_only_are_an_error_always(objective: Callable[..., Any], on_policy: bool):
     rows = [row(5, reward=1.0, ref_logprobs=[-1.0]), row(6, reward=1.0)]
-    with pytest.raises(MissingLogprobs, match=r"ref_logprobs is missing from 1 of 2 completions \(the first is row 1\)"):
+    with pytest.raises(
+        MissingLogprobs, match=r"ref_logprobs is missing from 1 of 2 completions \(the first is row 1\)"
+    ):
         collect(objective, *rows, on_policy=on_policy)
 
 
 def test_log_probs_of_no_row_are_an_error_unless_on_policy_or_optional():
     rows = [row(5, reward=1.0), row(6, reward=1.0)]
-    with pytest.raises(MissingLogprobs, match="ref_logprobs and no completion has them.*on_policy=True"):
+    with pytest.raises(MissingLogprobs, match=r"ref_logprobs and no completion has them.*on_policy=True"):
         collect(needs_reference, *rows)
     assert collect(may_take_reference, *rows).own == ()
     batch = collect(needs_reference, *rows, on_policy=True)

@@ -61,6 +61,9 @@ def test_open_needs_a_run(tmp_path, run):
     assert RunDirectory.open(run.path).path == run.path
     with pytest.raises(RunError, match="there is no run in"):
         RunDirectory.open(tmp_path / "nowhere")
+    run.config_path.unlink()
+    with pytest.raises(RunError, match=r"has no config\.json; remove the directory"):
+        RunDirectory.open(run.path)
 
 
 def test_metrics_are_appended(run):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-
-from gvpo.objectives import gspo, grpo, gvpo, sft
-from gvpo.training.update import UpdateOutput, group_backward, score
-from gvpo.types import Completion, Group
 from tests.fakes import CONFIGS, tiny_model
 from tests.naive import Naive, double_precision, gradients, naive_update, random_groups, relative_error
+
+from gvpo.objectives import grpo, gspo, gvpo, sft
+from gvpo.training.update import UpdateOutput, group_backward, score
+from gvpo.types import Completion, Group
 
 GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8, 8))])
 LESS_THAN_A_COMPLETION, A_GROUP, EVERYTHING = 3, 40, 10**6
@@ -76,16 +76,16 @@ def test_every_objective_is_exact(objective: Callable[..., Any], spread: float, 
     groups = near_old(kind, spread)
     with double_precision(model):
         true = naive_update(model, groups, objective, TEMPERATURE)
-        output = group_backward(
-            model, groups, objective, tokens_per_microbatch=budget, temperature=TEMPERATURE
-        )
+        output = group_backward(model, groups, objective, tokens_per_microbatch=budget, temperature=TEMPERATURE)
     assert_agrees(model, output, true, 1e-10)
     for name, value in true.metrics.items():
         torch.testing.assert_close(output.metrics[name], value, rtol=1e-8, atol=1e-8)
 
 
 def test_clipping_is_really_met():
-    output = group_backward(tiny_model("llama", dtype=torch.float64), near_old("llama", 0.2), grpo, temperature=TEMPERATURE)
+    output = group_backward(
+        tiny_model("llama", dtype=torch.float64), near_old("llama", 0.2), grpo, temperature=TEMPERATURE
+    )
     clipped = float(sum((row.c == 0).sum() for row in output.rows)) / sum(len(row.c) for row in output.rows)
     assert 0.2 < clipped < 0.8  # masked tokens are a fifth
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes import VOCABULARY, tiny_model
+from tests.naive import LargestTensor, double_precision, gradients, random_groups, relative_error
 from torch import Tensor, nn
 
 from gvpo.errors import DataError, MissingInput, MissingLogprobs, ObjectiveError
@@ -15,9 +17,6 @@ from gvpo.objectives import ObjectiveOutput, grpo, gspo, gvpo, rloo, sft
 from gvpo.policy import logprobs as head
 from gvpo.training.update import Scored, group_backward, score
 from gvpo.types import Completion, Group
-from tests.fakes import VOCABULARY, tiny_model
-from tests.naive import double_precision, gradients, random_groups, relative_error
-from tests.policy.test_logprobs import LargestTensor
 
 GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8, 8))])
 SMALL, LARGE = 40, 10**6
@@ -142,7 +141,7 @@ def test_scores_and_update_agree_bit_by_bit_at_unchanged_weights(kind: str, budg
 def test_autocast_casts_are_neither_reused_without_gradient_nor_after_a_step(
     objective: Callable[..., Any], budget: int
 ):
-    """Inside one autocast context torch caches casts of weights: a no-grad pass or a step in place would poison them."""
+    """Inside one autocast context torch caches casts of weights: a no-grad pass or a step would poison them."""
     model = tiny_model("llama")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score(model, GROUPS)
@@ -169,6 +168,17 @@ def test_half_precision_gradients_are_near_the_float32_ones():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
     assert relative_error(gradients(model), true) < 0.05
+
+
+def test_autocast_leaves_a_float64_model_in_float64():
+    model = tiny_model("llama", dtype=torch.float64)
+    group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
+    expected = gradients(model)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
+    assert output.rows[0].logprobs.dtype == torch.float64
+    assert relative_error(gradients(model), expected) == 0.0
 
 
 def test_dropout_is_off_in_every_pass_and_back_afterwards():

@@ -255,6 +255,6 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and written[:1] == [bos] and ids[:2] == [bos, bos]:
         ids = ids[1:]
-    if eos is not None and ids[-1:] == [eos] and written[-1:] != [eos]:
+    if eos is not None and ids[-1:] == [eos] and ids[-1 - len(written) : -1] == written:
         ids = ids[:-1]
     return ids

@@ -11,8 +11,8 @@ from gvpo.types import Message, Prompt
 RewardFunc = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, or the same with `async def`.
 
-Every argument is a keyword and a list with one value a row, the data set's columns too. A function gets what its signature
-names, and everything if it takes `**kwargs`. None abstains: the row is judged by the other functions alone.
+Every argument is a keyword and a list with one value a row, the data set's columns too. A function gets what its
+signature names, and everything if it takes `**kwargs`. None abstains: the row is judged by the other functions alone.
 Reference: the reward functions of TRL's `GRPOTrainer`.
 """
 
@@ -56,6 +56,11 @@ class RewardBatch:
     def names(self) -> frozenset[str]:
         """The arguments that this batch can give."""
         return frozenset(STANDARD if self.completion_ids else STANDARD[:2]) | frozenset(self.columns)
+
+    def row(self, index: int) -> "RewardBatch":
+        """The batch of one row alone."""
+        ids = self.completion_ids[index : index + 1] if self.completion_ids else ()
+        return RewardBatch(self.prompt, [self.completions[index]], self.columns, ids)
 
     def argument(self, name: str) -> list[Any]:
         """One value a row for the argument `name`, which is one of `names`."""

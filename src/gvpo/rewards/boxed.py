@@ -1,6 +1,7 @@
 r"""The answer in the last \boxed{...}: what language models are asked to write around a result."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from gvpo.rewards.base import Answer, completion_text
@@ -14,8 +15,9 @@ _ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("â
 def boxed_answer(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     r"""1 where the content of the last \boxed{...} is `answer`, else 0.
 
-    They are equal if they are the same number (`number.parse_number`: \frac{1}{2}, 1/2 and 0.5 are) or the same text after white
-    space, $, LaTeX's spacing, \left and \right and a full stop at the end are dropped. A last box that never closes is no answer.
+    They are equal if they are the same number (`number.parse_number`: \frac{1}{2}, 1/2 and 0.5 are) or the same text
+    after white space, $, LaTeX's spacing, \left and \right and a full stop at the end are dropped. A last box that
+    never closes is no answer.
 
     Args:
         completions: k completions.
@@ -61,7 +63,7 @@ def _joined(text: str) -> str:
     """`text` without its white space, but for one space between two digits: 1 1/2 is not 11/2."""
     words = text.split()
     joined = words[:1]
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         joined.append(f" {word}" if before[-1].isdigit() and word[0].isdigit() else word)
     return "".join(joined)
 

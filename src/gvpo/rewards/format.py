@@ -10,7 +10,9 @@ from gvpo.rewards.boxed import last_boxed_span
 
 
 def boxed_format(completions: Sequence[Answer], **columns: Any) -> list[float | None]:
-    r"""1 where the completion ends with a \boxed{...} that is not empty, else 0; white space, $ and a full stop may follow.
+    r"""1 where the completion ends with a \boxed{...} that is not empty, else 0.
+
+    White space, $ and a full stop may follow it.
 
     Args:
         completions: k completions.

@@ -1,8 +1,8 @@
 r"""GSM8K: the number that a worked solution ends with.
 
-The data set's solutions end in a line `#### 1,234`; models write that, a \boxed{}, or a sentence. So the answer of a completion is
-the first of these that it has: the number after its last `####`; the content of its last \boxed{}; its last number.
-A marker without a number after it is a wrong answer, not a reason to look elsewhere.
+The data set's solutions end in a line `#### 1,234`; models write that, a \boxed{}, or a sentence. So the answer of a
+completion is the first of these that it has: the number after its last `####`; the content of its last \boxed{}; its
+last number. A marker without a number after it is a wrong answer, not a reason to look elsewhere.
 
 Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2110.14168).
 """

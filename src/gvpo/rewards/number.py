@@ -1,11 +1,12 @@
-"""Numbers in text, exactly: read as fractions, compared without tolerance, never evaluated.
+r"""Numbers in text, exactly: read as fractions, compared without tolerance, never evaluated.
 
 What is read as one number:
 
-    12   -3   +4   1,234,567   0.5   .5   1e-3   3/4   1 1/2   \\frac{3}{4}   1\\frac{1}{2}   $5   -$5   50%   1{,}234
+    12   -3   +4   1,234,567   0.5   .5   1e-3   3/4   1 1/2   \frac{3}{4}   1\frac{1}{2}   $5   -$5   50%   1{,}234
 
 A minus is a sign unless it touches a digit, a letter or a closing bracket before it: 10-5 ends in 5, not in -5.
-A percent sign is dropped (50% equals 50, not 0.5), units are ignored (5km is 5), digits inside a word are not a number (H2O).
+A percent sign is dropped (50% equals 50, not 0.5), units are ignored (5km is 5), and digits inside a word are not a
+number (H2O).
 """
 
 import re
@@ -18,14 +19,16 @@ from gvpo.rewards.base import Answer, completion_text
 MAX_CHARACTERS = 1000
 """A longer run of digits is not read: nobody means it, and its arithmetic would take long."""
 
-_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+_UNSIGNED = (
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+)
 _NUMBER = re.compile(
     rf"""
     (?:(?<![A-Za-z0-9_)\]}}])(?P<sign>[-+]))?          # 10-5 and f(x)-5 subtract
     \$?
     (?<![A-Za-z0-9_])(?<![0-9]\.)                      # not inside a word, nor the third part of 1.2.3
     (?:
-        (?P<latex_whole>[0-9]+)?\s?\\[dt]?frac\{{(?P<top>-?{_UNSIGNED})\}}\{{(?P<bottom>{_UNSIGNED})\}}
+        (?P<latex_whole>[0-9]++)?\s?\\[dt]?frac\{{(?P<top>-?{_UNSIGNED})\}}\{{(?P<bottom>{_UNSIGNED})\}}
       | (?P<whole>[0-9]++)[ ](?P<part>[0-9]++)/(?P<parts>[0-9]++)
       | (?P<numerator>{_UNSIGNED})/(?P<denominator>{_UNSIGNED})
       | (?P<plain>{_UNSIGNED})

@@ -36,7 +36,8 @@ def load(name: str) -> RewardFunc:
     """The reward function of a name.
 
     Args:
-        name: a key of `REWARDS`, `package.module:function` (also of the working directory) or `path/to/file.py:function`.
+        name: a key of `REWARDS`, `package.module:function` (looked for in the working directory too), or
+            `path/to/file.py:function`.
 
     Returns:
         The function.
@@ -59,7 +60,8 @@ def _built_in(name: str) -> RewardFunc:
     if name not in REWARDS:
         near = _nearest(name, REWARDS)
         raise RewardError(
-            f"there is no reward {name!r}{near}; choose one of {', '.join(REWARDS)}, or give module:function or file.py:function"
+            f"there is no reward {name!r}{near}; choose one of {', '.join(REWARDS)}, "
+            "or give module:function or file.py:function"
         )
     return REWARDS[name]
 
@@ -78,7 +80,7 @@ def _module(place: str, name: str) -> ModuleType:
 
 
 def _file(path: Path, name: str) -> ModuleType:
-    """The module of a file; its functions travel to the workers by value, as the workers could not import it by name."""
+    """The module of a file; its functions travel to the workers by value, as those could not import it by name."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise RewardError(f"reward {name!r}: there is no file {path}")

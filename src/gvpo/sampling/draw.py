@@ -10,8 +10,6 @@ from gvpo.sampling.base import SamplingParams
 BLOCK = 512
 """Tokens a block of the vocabulary."""
 
-_BELOW_ONE = 1 - 2**-53
-
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Draw a token for each row.
@@ -64,7 +62,7 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 def _first_above(ends: Tensor, point: Tensor) -> Tensor:
     """First index with ends > point; a point that rounding put at the very end counts as just before it."""
-    point = torch.minimum(point, ends[:, -1] * _BELOW_ONE)
+    point = torch.minimum(point, ends[:, -1] * (1 - torch.finfo(ends.dtype).eps))
     return torch.searchsorted(ends, point[:, None], right=True)[:, 0].clamp(max=ends.shape[-1] - 1)
 
 

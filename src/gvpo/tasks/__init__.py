@@ -1,1 +1,11 @@
-"""tasks."""
+"""What is asked: built-in tasks by name, and rows of any data set as problems."""
+
+from gvpo.tasks.addition import ADDITION
+from gvpo.tasks.base import Split, Task
+from gvpo.tasks.gsm8k import GSM8K
+from gvpo.tasks.records import load_records, problems_from_records
+
+TASKS: dict[str, Task] = {"addition": ADDITION, "gsm8k": GSM8K}
+"""The built-in tasks."""
+
+__all__ = ["TASKS", "Split", "Task", "load_records", "problems_from_records"]

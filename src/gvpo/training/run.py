@@ -90,9 +90,11 @@ class RunDirectory:
         """An existing run's directory.
 
         Raises:
-            RunError: there is no run at `path`.
+            RunError: there is no run at `path`, or it stopped before its settings were written.
         """
         run = cls(Path(path))
+        if runfiles.is_run(run.path) and not run.config_path.is_file():
+            raise RunError(f"the run in {run.path} has no {runfiles.CONFIG}; remove the directory and start anew")
         if not run.config_path.is_file():
             raise RunError(f"there is no run in {run.path}; start one without --resume, or correct run.dir")
         return run

@@ -241,7 +241,7 @@ def _passes(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill(forwards: _Forwards, table: _Table) -> None:
-    """The score pass. Weights that autocast casts without gradient must not serve the push, hence the cache."""
+    """The score pass. Older torch would serve the push from weights that autocast cast here, without gradient."""
     for layout in forwards.layouts():
         table.fill(layout, forwards.run(layout))
     torch.clear_autocast_cache()

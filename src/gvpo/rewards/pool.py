@@ -1,0 +1,283 @@
+"""Reward functions in worker processes with deadlines: groups in, verdicts out, whatever the functions do.
+
+batches ─▶ one call a function and group ─▶ workers ─▶ parts ─▶ weighted sums ─▶ verdicts
+                 ▲                            │
+                 └── a failed call's rows, each alone: only the guilty ones lose their reward
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cloudpickle
+
+from gvpo.errors import RewardError
+from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.rewards.dispatch import Call, Dispatcher, Reply
+from gvpo.types import Verdict
+
+GIVE_UP_AFTER = 8
+"""A function that failed on this many rows alone and succeeded on nothing is not called again in the same scoring."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a row has no value of a function.
+
+    Args:
+        reason: "timeout: NAME gave no answer in 10 s", "exception: NAME raised ValueError: ...", ...
+        traceback: of an exception; "" where there is none.
+    """
+
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A function's word on a row: a value, an abstention (neither), or a failure."""
+
+    value: float | None = None
+    failure: Failure | None = None
+
+
+class RewardPool:
+    """Scores groups with reward functions that run in processes of their own, and survives what they do.
+
+    Args:
+        functions: reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
+            functions of the main script by value, others by the name of their module.
+        weights: each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
+        workers: processes at most; they start when first needed and stay.
+        timeout: seconds a call may take: one function on one group.
+        log: file that the functions' prints are appended to; None drops them.
+        memory_limit: bytes that a worker may allocate (RLIMIT_DATA, where the system has it); None for no limit.
+
+    Raises:
+        RewardError: a function cannot be sent to a worker, or weights that do not fit.
+
+    >>> with RewardPool({"short": lambda completions, **_: [float(len(text) < 5) for text in completions]}) as pool:
+    ...     (group,) = pool.score([RewardBatch("Say hi.", ["hi", "good day"])])
+    >>> [verdict.reward for verdict in group]
+    [1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, RewardFunc],
+        weights: Mapping[str, float] | None = None,
+        *,
+        workers: int = 2,
+        timeout: float = 10.0,
+        log: str | Path | None = None,
+        memory_limit: int | None = 4 << 30,
+    ) -> None:
+        self.first_failure: Failure | None = None
+        self._names = list(functions)
+        self._weights = _checked_weights(self._names, weights)
+        self._wanted = [Wanted.by(function) for function in functions.values()]
+        _check_limits(workers, timeout)
+        pickled = {name: _pickled(name, function) for name, function in functions.items()}
+        setup = {"functions": pickled, "timeout": timeout, "memory_limit": memory_limit}
+        self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=None if log is None else Path(log))
+
+    def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
+        """Judge every completion of every group.
+
+        A row's reward is the weighted sum of the functions' values, over those that did not abstain. It has none where
+        a function with a weight failed on it, or all of them abstained; the verdict's reason says why. Afterwards
+        `first_failure` is the first failure of this scoring in the order of groups, functions and rows, or None.
+
+        Args:
+            batches: one per group.
+
+        Returns:
+            A verdict per completion, in the order of batches and rows, whatever the order in which workers finished.
+
+        Raises:
+            RewardError: a function needs a column that no group has, or cannot be loaded in a worker; a column cannot
+                be sent to one.
+        """
+        scoring = _Scoring(self._names, self._wanted, batches)
+        self._dispatcher.run(scoring)
+        self.first_failure = scoring.first_failure()
+        return [
+            [self._verdict(scoring.outcomes(group, row)) for row in range(len(batch))]
+            for group, batch in enumerate(batches)
+        ]
+
+    def close(self) -> None:
+        """End the workers and all that they started. A later `score` starts new ones."""
+        self._dispatcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _verdict(self, outcomes: Sequence[_Outcome]) -> Verdict:
+        parts = {name: outcome.value for name, outcome in zip(self._names, outcomes, strict=True)}
+        weighted = [(weight, each) for weight, each in zip(self._weights, outcomes, strict=True) if weight != 0]
+        failed = next((outcome.failure for _, outcome in weighted if outcome.failure is not None), None)
+        if failed is not None:
+            return Verdict(None, parts, failed.reason)
+        terms = [weight * outcome.value for weight, outcome in weighted if outcome.value is not None]
+        if not terms:
+            return Verdict(None, parts, "abstained: every reward function returned None")
+        total = math.fsum(terms) if all(map(math.isfinite, terms)) else math.inf
+        if not math.isfinite(total):
+            return Verdict(None, parts, "infinite: the weighted sum of the rewards is too large")
+        return Verdict(total, parts)
+
+
+class _Scoring:
+    """The calls of one `score`, and what came of them. It is the dispatcher's queue."""
+
+    def __init__(self, names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
+        self._names, self._wanted, self._batches = names, wanted, batches
+        self._outcomes: dict[tuple[int, int, int], _Outcome] = {}  # by group, function, row
+        self._succeeded: set[int] = set()
+        self._failed_alone = [0] * len(names)
+        self._waiting: deque[Call] = deque()
+        for group, batch in enumerate(batches):
+            for function in range(len(names)):
+                self._begin(function, group, len(batch))
+        self._require_columns()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> Call:
+        """The next call."""
+        return self._waiting.popleft()
+
+    def done(self, call: Call, reply: Reply) -> None:
+        """Note the values of a call; the rows of one that failed go to the front of the queue, each alone."""
+        if reply.failed is None:
+            self._succeeded.add(call.function)
+            for row, value, reason in zip(call.rows, reply.values, reply.reasons, strict=True):
+                self._outcomes[call.group, call.function, row] = _Outcome(value, self._failure(call.function, reason))
+        elif reply.again and len(call.rows) > 1 and not self._is_hopeless(call.function):
+            self._waiting.extendleft(self._call(call.function, call.group, (row,)) for row in reversed(call.rows))
+        else:
+            self._fail(call, reply.failed, reply.traceback)
+            self._failed_alone[call.function] += reply.again
+            if self._is_hopeless(call.function):
+                self._give_up(call.function, reply.failed)
+
+    def outcomes(self, group: int, row: int) -> list[_Outcome]:
+        """Each function's word on a row."""
+        return [self._outcomes[group, function, row] for function in range(len(self._names))]
+
+    def first_failure(self) -> Failure | None:
+        """The first in the order of groups, functions and rows."""
+        failures = (outcome.failure for _, outcome in sorted(self._outcomes.items(), key=lambda item: item[0]))
+        return next((failure for failure in failures if failure is not None), None)
+
+    def _begin(self, function: int, group: int, rows: int) -> None:
+        call = self._call(function, group, tuple(range(rows)))
+        missing = self._wanted[function].missing(self._batches[group])
+        if missing:
+            self._fail(call, ("missing column", f"needs {missing[0]!r}, which the data does not have"))
+        elif rows:
+            self._waiting.append(call)
+
+    def _require_columns(self) -> None:
+        """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting."""
+        for name, wanted in zip(self._names, self._wanted, strict=True):
+            lacking = [wanted.missing(batch) for batch in self._batches]
+            if lacking and all(lacking):
+                has = ", ".join(sorted(self._batches[0].columns)) or "none"
+                raise RewardError(
+                    f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
+                    "rename a column, or give the argument a default"
+                )
+
+    def _call(self, function: int, group: int, rows: tuple[int, ...]) -> Call:
+        return Call(function, group, rows, lambda: self._payload(function, group, rows))
+
+    def _payload(self, function: int, group: int, rows: tuple[int, ...]) -> bytes:
+        whole = self._batches[group]
+        batch = whole if len(rows) == len(whole) else whole.row(rows[0])
+        arguments = self._wanted[function].arguments(batch)
+        try:
+            return bytes(cloudpickle.dumps((function, len(rows), arguments)))
+        except Exception as error:
+            raise _cannot_send(self._names[function], arguments, error) from error
+
+    def _failure(self, function: int, reason: tuple[str, str] | None, trace: str = "") -> Failure | None:
+        if reason is None:
+            return None
+        kind, detail = reason
+        return Failure(f"{kind}: {self._names[function]} {detail}", trace)
+
+    def _fail(self, call: Call, reason: tuple[str, str], trace: str = "") -> None:
+        for row in call.rows:
+            failure = self._failure(call.function, reason, trace)
+            self._outcomes[call.group, call.function, row] = _Outcome(failure=failure)
+
+    def _is_hopeless(self, function: int) -> bool:
+        return self._failed_alone[function] >= GIVE_UP_AFTER and function not in self._succeeded
+
+    def _give_up(self, function: int, last: tuple[str, str]) -> None:
+        """Every call costs up to the timeout: a function that always hangs must not take all day to say so."""
+        reason = (last[0], f"failed on {GIVE_UP_AFTER} rows out of {GIVE_UP_AFTER} and was not called again")
+        for call in self._waiting:
+            if call.function == function:
+                self._fail(call, reason)
+        self._waiting = deque(call for call in self._waiting if call.function != function)
+
+
+def _checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
+    if not names:
+        raise RewardError("there are no reward functions; give at least one")
+    given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
+    for name in names:
+        if name not in given:
+            raise RewardError(f"there is no weight for the reward {name!r}; give every reward one, or none at all")
+    for name, weight in given.items():
+        if name not in names:
+            raise RewardError(f"there is a weight for {name!r}, which is not one of the rewards: {', '.join(names)}")
+        if not math.isfinite(weight):
+            raise RewardError(f"the weight of the reward {name!r} is {weight}; give a finite number")
+    if not any(given.values()):
+        raise RewardError("the weight of every reward is 0; give at least one of them another")
+    return [float(given[name]) for name in names]
+
+
+def _check_limits(workers: int, timeout: float) -> None:
+    if workers < 1:
+        raise RewardError(f"the reward pool needs at least one worker, not {workers}")
+    if not timeout > 0 or math.isinf(timeout):
+        raise RewardError(f"the reward timeout is a number of seconds above 0, not {timeout}")
+
+
+def _pickled(name: str, function: RewardFunc) -> bytes:
+    if not callable(function):
+        raise RewardError(f"reward {name!r} is a {type(function).__name__}; give a function")
+    try:
+        return bytes(cloudpickle.dumps(function))
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
+            "make what it holds (locks, open files, clients) inside the function, or on its first call"
+        ) from error
+
+
+def _cannot_send(name: str, arguments: Mapping[str, Any], error: Exception) -> RewardError:
+    for column, values in arguments.items():
+        try:
+            cloudpickle.dumps(values)
+        except Exception:
+            return RewardError(
+                f"column {column!r} cannot be sent to the reward {name!r} ({type(error).__name__}: {error}); "
+                "drop the column or keep plain values in it"
+            )
+    return RewardError(f"the data cannot be sent to the reward {name!r}: {error}; keep plain values in its columns")

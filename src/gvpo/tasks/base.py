@@ -1,0 +1,66 @@
+"""What a task is: where its problems come from, the reward that judges them, and worked answers if it has some."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from gvpo.errors import ConfigError
+from gvpo.types import Problem
+
+Split = Literal["train", "eval"]
+"""Which problems: those to train on, or held-out ones. No problem is in both, whatever the seeds."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Args:
+        name: its key in `TASKS`.
+        reward: name of the reward that judges it, in `gvpo.rewards.REWARDS`.
+        problems: `problems(split, count, seed, **options)` gives at most `count` different problems of a split.
+        demonstrations: `demonstrations(count, seed, **options)` gives training problems, each with the text of an
+            answer, for supervised training; None where there are none.
+
+    The same arguments give the same lists.
+    """
+
+    name: str
+    reward: str
+    problems: Callable[..., list[Problem]]
+    demonstrations: Callable[..., list[tuple[Problem, str]]] | None = None
+
+
+def check_split(task: str, split: str) -> None:
+    """Refuse a split that no task has.
+
+    Raises:
+        ConfigError: it is neither "train" nor "eval".
+    """
+    if split not in get_args(Split):
+        raise ConfigError(f"the task {task!r} has the splits train and eval, not {split!r}")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked_options(task: str) -> Callable[[F], F]:
+    """Decorate a task's function so that an option it does not have is an error that names the nearest it has."""
+
+    def decorate(function: F) -> F:
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            for name in set(options) - set(inspect.signature(function).parameters):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+                raise ConfigError(f"the task {task!r} has no option {name!r}; {hint}")
+            return function(*args, **options)
+
+        return cast(F, checked)
+
+    return decorate

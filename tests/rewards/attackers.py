@@ -1,0 +1,98 @@
+"""Reward functions that do what reward functions should not; each misbehaves on the rows whose text is "bad"."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+
+def hang(completions, **_):
+    if "bad" in completions:
+        time.sleep(600)
+    return [1.0] * len(completions)
+
+
+def hang_in_c(completions, **_):
+    """A regular expression that backtracks without end and never lets go of the interpreter."""
+    if "bad" in completions:
+        re.match(r"(a+)+$", "a" * 64 + "b")
+    return [1.0] * len(completions)
+
+
+def raise_(completions, **_):
+    if "bad" in completions:
+        raise ValueError("no digit\nin this text")
+    return [1.0] * len(completions)
+
+
+def die(completions, **_):
+    if "bad" in completions:
+        os._exit(3)
+    return [1.0] * len(completions)
+
+
+def leave(completions, **_):
+    if "bad" in completions:
+        sys.exit("enough")
+    return [1.0] * len(completions)
+
+
+def shout(completions, **_):
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("x" * 5_000_000)
+        stream.flush()
+    os.write(1, b"y" * 100_000)
+    return [float(len(text)) for text in completions]
+
+
+def eat_memory(completions, **_):
+    if "bad" in completions:
+        hoard = []
+        while True:
+            hoard.append(bytearray(50_000_000))
+    return [1.0] * len(completions)
+
+
+def scribble(completions, **_):
+    """Writes into every file that is open, the pool's pipe too."""
+    if "bad" in completions:
+        for descriptor in range(3, 20):
+            try:
+                os.write(descriptor, b"\xff" * 64)
+            except OSError:
+                continue
+        time.sleep(600)
+    return [1.0] * len(completions)
+
+
+def fork_and_both_return(completions, **_):
+    os.fork()
+    return [float(len(text)) for text in completions]
+
+
+def leave_child_and_hang(completions, pid_file, **_):
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    Path(pid_file[0]).write_text(str(child))
+    time.sleep(600)
+
+
+def leave_child_and_die(completions, pid_file, **_):
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    Path(pid_file[0]).write_text(str(child))
+    os._exit(0)
+
+
+def report_pid(completions, **_):
+    return [float(os.getpid())] * len(completions)
+
+
+async def length_later(completions, **_):
+    import asyncio
+
+    await asyncio.sleep(0.01)
+    return [float(len(text)) for text in completions]
