@@ -100,6 +100,7 @@ def test_log_probs_of_no_row_are_an_error_unless_on_policy_or_optional():
     with pytest.raises(MissingLogprobs, match=r"ref_logprobs and no completion has them.*on_policy=True"):
         collect(needs_reference, *rows)
     assert collect(may_take_reference, *rows).own == ()
+    assert collect(may_take_reference, *rows, on_policy=True).own == ("ref_logprobs",)
     batch = collect(needs_reference, *rows, on_policy=True)
     assert batch.own == ("ref_logprobs",)
     assert "ref_logprobs" not in batch.inputs

@@ -12,7 +12,7 @@ from tests.fakes import VOCABULARY, tiny_model
 from tests.naive import LargestTensor, double_precision, gradients, random_groups, relative_error
 from torch import Tensor, nn
 
-from gvpo.errors import DataError, MissingInput, MissingLogprobs, ObjectiveError
+from gvpo.errors import ConfigError, DataError, MissingInput, MissingLogprobs, ObjectiveError
 from gvpo.objectives import ObjectiveOutput, grpo, gspo, gvpo, rloo, sft
 from gvpo.policy import logprobs as head
 from gvpo.training.update import Scored, group_backward, score
@@ -305,6 +305,13 @@ def test_what_is_missing_is_named_before_any_forward():
         with pytest.raises(MissingInput, match="rewards"):
             group_backward(model, rewardless, gvpo)
     assert forwards == []
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ConfigError, match=r"temperature is 0\.0; log-probs need one above 0"):
+        score(tiny_model("llama"), GROUPS, temperature=0.0)
+    with pytest.raises(ConfigError, match="tokens_per_microbatch is 0"):
+        group_backward(tiny_model("llama"), GROUPS, gvpo, tokens_per_microbatch=0)
 
 
 def test_an_empty_batch_and_a_wrong_objective_are_named():

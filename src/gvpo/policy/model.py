@@ -170,7 +170,7 @@ def _fresh(init: Mapping[str, Any], seed: int, dtype: torch.dtype, attention: st
         try:
             return _AUTO.from_config(config, dtype=dtype, attn_implementation=attention)
         except (ValueError, ImportError, RuntimeError) as error:
-            raise ModelError(f"cannot make a model of this init: {_one_line(error)}") from error
+            raise ModelError(f"cannot make this model with attention={attention!r}: {_one_line(error)}") from error
 
 
 def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
@@ -209,7 +209,9 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
     except OSError as error:
         raise ModelError(_not_found(path, error)) from error
     except (ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise ModelError(f"cannot load {path} as a causal language model: {_one_line(error)}") from error
+        raise ModelError(
+            f"cannot load {path} as a causal language model with attention={attention!r}: {_one_line(error)}"
+        ) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(

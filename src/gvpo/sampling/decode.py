@@ -52,13 +52,13 @@ def decode(
         stops: tokens that end a completion.
 
     Returns:
-        tokens [R, T], log-probs [R, T] and lengths [R] on the CPU; what stands past a row's length means nothing.
+        tokens [R, T], log-probs [R, T] and lengths [R] on the CPU, T the longest; past its length a row is noise.
     """
     batch = _Batch(model, prefilled, rows, params, stops)
     while batch.draw():
         batch.shrink()
         batch.advance()
-    return batch.tokens.cpu(), batch.logprobs.cpu(), batch.lengths.cpu()
+    return batch.tokens[:, : batch.step].cpu(), batch.logprobs[:, : batch.step].cpu(), batch.lengths.cpu()
 
 
 class _Batch:

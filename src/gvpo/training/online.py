@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
 """One reward function or several; a name is resolved as in a recipe."""
 
+BEFORE_ALL = -1
+"""A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
+
 MAY_CHANGE = ("checkpoint.", "rewards.timeout", "rewards.workers", "train.tokens_per_microbatch", "run.dir")
 """Settings that a resumed run may have otherwise than it started with."""
 
@@ -95,11 +98,15 @@ class Trainer:
             GvpoError: training cannot go on; what was written stays.
         """
         path = self.config.run_dir or free_directory("runs", self.objective.name)
-        run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
-        learner = Learner(self.model, self.objective, self.config)
-        state = _restore(run, learner, self.config) if resume else TrainerState()
-        run.truncate_after(state.step)
-        with self._parts() as parts, StepProgress(run.path.name, self.config.steps, state.step) as progress:
+        with self._parts() as parts:  # bad data is found before there is a run directory
+            run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
+            learner = Learner(self.model, self.objective, self.config)
+            state = _restore(run, learner, self.config) if resume else TrainerState()
+            run.truncate_after(state.step if state.step > 0 else BEFORE_ALL)
+            return self._session(run, learner, state, parts)
+
+    def _session(self, run: RunDirectory, learner: Learner, state: TrainerState, parts: "_Parts") -> dict[str, Any]:
+        with StepProgress(run.path.name, self.config.steps, state.step) as progress:
             session = Session(
                 self.config,
                 run,

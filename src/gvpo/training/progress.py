@@ -51,7 +51,7 @@ class StepProgress:
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        self._console.print(f"{self._title}: {message}", highlight=False, markup=False)
+        self._console.print(f"{self._title}: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, step: int, line: Mapping[str, float]) -> None:
         """Show a step's metrics line."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, RunError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
@@ -36,9 +36,11 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
     config = config.replace(run_dir=run_dir)
     if not resume:
         RunDirectory.require_free(run_dir)
+    elif not (runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)):
+        raise RunError(f"there is no run in {run_dir}; start one without --resume, or correct run.dir")
     build_objective(config)  # a wrong objective is found before the warm start
     model, tokenizer = _starting_model(config, resume=resume)
-    return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume)
+    return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume and runfiles.is_run(run_dir))
 
 
 def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":

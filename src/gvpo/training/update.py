@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gvpo.errors import DataError, ObjectiveError
+from gvpo.errors import ConfigError, DataError, ObjectiveError
 from gvpo.objectives import ObjectiveOutput
 from gvpo.policy.forward import Path, PrefixSharing, arrange, choose_path, compute_dtype, token_scores, unwrap
 from gvpo.policy.logprobs import TokenScores
@@ -93,6 +93,7 @@ def score(
         One `Scored` a completion, groups in order, then completions in order.
 
     Raises:
+        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
         DataError: the batch has no completion.
         ModelError: prefix_sharing="on" and the model cannot share prompts.
     """
@@ -130,6 +131,7 @@ def group_backward(
         and skip the update. Nothing was pushed then, unless a push without a score pass met it in a later micro-batch.
 
     Raises:
+        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
         DataError: the batch has no completion.
         MissingLogprobs: reference or old log-probs are missing, from all rows and not on-policy, or from some.
         MissingInput: the objective requires something else that the completions lack.
@@ -176,6 +178,10 @@ class _Forwards:
     def over(
         cls, model: nn.Module, groups: Sequence[Group], budget: int, prefix_sharing: PrefixSharing, temperature: float
     ) -> "_Forwards":
+        if not temperature > 0:
+            raise ConfigError(f"temperature is {temperature}; log-probs need one above 0, also of greedy samples")
+        if budget < 1:
+            raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
         path = choose_path(model, prefix_sharing)
         return cls(model, path, temperature, plan(groups, budget, shared=path.shared))
 
@@ -250,7 +256,7 @@ def _fill(forwards: _Forwards, table: _Table) -> None:
 def _weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> _Weighed:
     """Run the objective on the whole batch, with `logprobs` [B, T] as a leaf.
 
-    c is 0 on masked tokens whatever the objective says of them, and 0 everywhere if the loss does not depend on it.
+    c is 0 on masked tokens whatever the objective says of them, and everywhere if the loss ignores the log-probs.
     """
     leaf = logprobs.detach().clone().requires_grad_()
     own = {name: leaf.detach() for name in batch.own}
