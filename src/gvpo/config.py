@@ -76,8 +76,10 @@ class WarmStartConfig(Section):
 
     warm_start_steps: int = Field(default=0, ge=0, description="steps of supervised training before the run")
     warm_start_batch: int = Field(default=64, ge=1, description="demonstrations a step")
-    warm_start_learning_rate: float = Field(default=4e-3, gt=0)
-    warm_start_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warm_start_learning_rate: float = Field(default=4e-3, gt=0, description="at its peak")
+    warm_start_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="after warm-up; the other two go down to 0"
+    )
     warm_start_warmup: int = Field(default=0, ge=0, description="updates of linear warm-up")
     warm_start_demonstrations: int = Field(
         default=20_000, ge=1, description="how many demonstrations to draw from the task"
@@ -91,7 +93,9 @@ class SamplingConfig(Section):
     group_size: int = Field(default=8, ge=1, description="completions a prompt, k")
     max_tokens: int = Field(default=512, ge=1, description="tokens a completion at most")
     temperature: float = Field(default=1.0, gt=0, description="of sampling and of all log-probs")
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw from the smallest set of tokens with this probability; 1: off"
+    )
     top_k: int = Field(default=0, ge=0, description="0: off")
     stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
     tokens_per_batch: int = Field(default=65_536, ge=1, description="tokens held in the sampler's cache at once")
@@ -115,17 +119,29 @@ class ObjectiveConfig(Section):
     """[objective] The formula. Keywords left out keep the objective's own default."""
 
     objective: str = Field(default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
-    reference: str = Field(default="previous", pattern=r"^(previous|initial|every:[1-9]\d*)$")
-    beta: float | None = Field(default=None, gt=0)
-    variance_weight: float | None = None
-    covariance_weight: float | None = None
-    clip_low: float | None = Field(default=None, ge=0)
-    clip_high: float | None = Field(default=None, ge=0)
-    scale_rewards: bool | None = None
-    baseline: Literal["mean", "leave_one_out"] | None = None
-    reduction: Literal["sequence_mean", "token_mean", "constant"] | None = None
-    max_length: int | None = Field(default=None, ge=1)
-    kl_coef: float | None = Field(default=None, ge=0)
+    reference: str = Field(
+        default="previous",
+        pattern=r"^(previous|initial|every:[1-9]\d*)$",
+        description="the policy of the step's start (previous), of the run's start (initial), refreshed each N steps",
+    )
+    beta: float | None = Field(
+        default=None, gt=0, description="reward per nat: how strong the pull to the reference is"
+    )
+    variance_weight: float | None = Field(default=None, description="of GVPO's variance term, for ablations")
+    covariance_weight: float | None = Field(default=None, description="of GVPO's covariance term, for ablations")
+    clip_low: float | None = Field(default=None, ge=0, description="ratios are clipped below 1 - clip_low")
+    clip_high: float | None = Field(default=None, ge=0, description="ratios are clipped above 1 + clip_high")
+    scale_rewards: bool | None = Field(default=None, description="divide by the standard deviation of the group")
+    baseline: Literal["mean", "leave_one_out"] | None = Field(
+        default=None, description="what rewards are compared with"
+    )
+    reduction: Literal["sequence_mean", "token_mean", "constant"] | None = Field(
+        default=None, description="how tokens are averaged"
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="divisor of the constant reduction; default sampling.max_tokens"
+    )
+    kl_coef: float | None = Field(default=None, ge=0, description="weight of a KL penalty in the loss")
     kl_in_reward: float = Field(
         default=0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)"
     )
@@ -140,18 +156,22 @@ class TrainSection(Section):
         default=None, ge=1, description="the optimizer batch; default the whole rollout"
     )
     passes: int = Field(default=1, ge=1, description="times that each rollout is gone through")
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, description="at its peak")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="after warm-up, down to 0"
     )
-    warmup_updates: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    adam_eps: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    tokens_per_microbatch: int = Field(default=8192, ge=1)
-    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    warmup_updates: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; never of norms and biases")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the gradient's square")
+    adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    tokens_per_microbatch: int = Field(
+        default=8192, ge=1, description="tokens a forward, padding included: memory, never the result"
+    )
+    prefix_sharing: Literal["auto", "on", "off"] = Field(
+        default="auto", description="compute a group's prompt once; on: an error where the model cannot"
+    )
     rollouts_every: int = Field(default=1, ge=0, description="write the samples of each N-th step; 0: never")
 
 

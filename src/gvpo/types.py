@@ -1,6 +1,6 @@
 """The nouns: what is sampled, rewarded, stored and trained on. Plain frozen values; nothing here imports torch.
 
-    Problem ──sample──▶ Completion × k ──reward──▶ Group ──▶ the update
+Problem ──sample──▶ Completion × k ──reward──▶ Group ──▶ the update
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class Completion:
         mask: C values, 1 on scored tokens; None scores all of them. Tool output is 0.
         ref_logprobs: C log-probs (nats) under the reference pi_theta'.
         old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
-        sampler_logprobs: C log-probs (nats) that the sampler reported; logged for the mismatch metric, never trained on.
+        sampler_logprobs: C log-probs (nats) that the sampler reported; for the mismatch metric, never trained on.
         extras: further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: the decoded completion.
         finish_reason: "stop" or "length".
@@ -79,7 +79,7 @@ class Completion:
             values = getattr(self, name)
             if values is not None and len(values) != len(self.tokens):
                 raise DataError(
-                    f"Completion.{name} has {len(values)} values for {len(self.tokens)} tokens; give one value per token"
+                    f"Completion.{name} has {len(values)} values for {len(self.tokens)} tokens; give one per token"
                 )
 
 

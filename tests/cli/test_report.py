@@ -1,9 +1,9 @@
 import argparse
 
 import pytest
-from tests.report.synthetic import make_run
 
 from gvpo.cli import report
+from tests.report.synthetic import make_run
 
 
 def call(*words) -> int:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.objectives.tabular import COMPLETIONS, TabularPolicy, divergence, optimum
 
 from gvpo.errors import ShapeError
 from gvpo.objectives import certificate, gvpo
+from tests.objectives.tabular import COMPLETIONS, TabularPolicy, divergence, optimum
 
 BETA = 0.4
 REWARDS = torch.randn(len(COMPLETIONS), generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 2

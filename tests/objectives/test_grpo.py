@@ -6,11 +6,11 @@ import statistics
 
 import pytest
 import torch
-from tests.objectives.batches import gradient, grpo_inputs, make_batch, rows_of
-from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
 
 from gvpo.errors import GroupTooSmall, MissingLogprobs, ObjectiveError
 from gvpo.objectives import dapo, dr_grpo, grpo, rloo
+from tests.objectives.batches import gradient, grpo_inputs, make_batch, rows_of
+from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
 
 CLIP = {"clip_low": 0.1, "clip_high": 0.15}  # narrow enough that a batch has clipped tokens on both sides
 

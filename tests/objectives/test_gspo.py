@@ -6,11 +6,11 @@ import statistics
 
 import pytest
 import torch
-from tests.objectives.batches import gradient, grpo_inputs, make_batch, rows_of
-from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
 
 from gvpo.errors import GroupTooSmall
 from gvpo.objectives import grpo, gspo, gspo_token
+from tests.objectives.batches import gradient, grpo_inputs, make_batch, rows_of
+from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
 
 WIDE = {"clip_low": 0.05, "clip_high": 0.08}  # about half of a batch's rows lie outside
 

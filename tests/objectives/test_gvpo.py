@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from tests.objectives.batches import gradient, gvpo_inputs, make_batch, rows_of
 
 from gvpo.errors import GroupTooSmall, ObjectiveError
 from gvpo.objectives import certificate, gvpo, gvpo_weights, rloo
 from gvpo.objectives.groups import Groups
+from tests.objectives.batches import gradient, gvpo_inputs, make_batch, rows_of
 
 BETA = 0.7
 

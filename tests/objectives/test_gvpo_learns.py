@@ -9,9 +9,9 @@ import functools
 
 import pytest
 import torch
-from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy, divergence, optimum
 
 from gvpo.objectives import gvpo, gvpo_weights
+from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy, divergence, optimum
 
 BETA = 0.5
 COUNT = len(COMPLETIONS)

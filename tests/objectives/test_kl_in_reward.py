@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from tests.objectives.batches import gradient, gvpo_inputs, make_batch, pick, rows_of
 
 from gvpo.errors import ObjectiveError, ShapeError
 from gvpo.objectives import gvpo, kl_in_reward, rloo
+from tests.objectives.batches import gradient, gvpo_inputs, make_batch, pick, rows_of
 
 BETA = 0.7
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.objectives.batches import gradient, make_batch, pick
 
 from gvpo import objectives
 from gvpo.errors import ObjectiveError, ShapeError
 from gvpo.objectives import OBJECTIVES
+from tests.objectives.batches import gradient, make_batch, pick
 
 PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
 

@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from tests.objectives.batches import gradient
-from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy, divergence
 
 from gvpo.errors import ObjectiveError
 from gvpo.objectives import sft
+from tests.objectives.batches import gradient
+from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy, divergence
 
 LOGPROBS = torch.tensor([[-1.0, -3.0, -2.0], [-4.0, 99.0, 99.0], [99.0, 99.0, 99.0]])
 KEPT = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fakes import CONFIGS, tiny_model
-from tests.naive import naive_scores, random_groups
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, PreTrainedModel
 
@@ -15,6 +13,8 @@ from gvpo.policy import forward
 from gvpo.policy.forward import FastPathWarning, Path, arrange, choose_path, token_scores, why_not_shared
 from gvpo.policy.logprobs import TokenScores, head_logprobs
 from gvpo.policy.packing import plan
+from tests.fakes import CONFIGS, tiny_model
+from tests.naive import naive_scores, random_groups
 
 SIZES = [(11, (5, 9, 1)), (1, (4, 2)), (6, (3,))]
 

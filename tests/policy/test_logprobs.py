@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.naive import LargestTensor
 from torch import Tensor
 
 from gvpo.policy import logprobs
 from gvpo.policy.logprobs import head_logprobs, logits_logprobs
+from tests.naive import LargestTensor
 
 TOKENS, HIDDEN, VOCABULARY = 13, 6, 40
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.fakes import CHAT_TEMPLATE, CONFIGS, byte_tokenizer, tiny_model
 from torch import nn
 
 from gvpo.errors import ModelError, RoundTripError
 from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning, load_tokenizer
+from tests.fakes import CHAT_TEMPLATE, CONFIGS, byte_tokenizer, tiny_model
 
 INIT = {
     "architecture": "qwen2",

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.naive import random_groups
 
 from gvpo.policy.packing import Layout, MicroBatch, hidden_score, lay_out, plan
 from gvpo.types import Completion, Group
+from tests.naive import random_groups
 
 CPU = torch.device("cpu")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.fakes import CONFIGS, tiny_model
 
 from gvpo.errors import ModelError
 from gvpo.policy.reference import Reference
+from tests.fakes import CONFIGS, tiny_model
 
 IDS = torch.tensor([[5, 9, 30, 7, 7, 12]])
 

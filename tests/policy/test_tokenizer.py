@@ -3,7 +3,6 @@
 import warnings
 
 import pytest
-from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
@@ -17,6 +16,7 @@ from gvpo.policy.tokenizer import (
     stop_ids,
     tokenizer_difference,
 )
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.synthetic import CONFIG, chain, make_run
 
 from gvpo.errors import RunError
 from gvpo.report import write_figure, write_report
@@ -17,6 +16,7 @@ from gvpo.report.groups import MAX_GROUPS, chosen_steps
 from gvpo.report.page import embed
 from gvpo.runfiles import RolloutRow
 from gvpo.training.run import RunDirectory
+from tests.report.synthetic import CONFIG, chain, make_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!--"
 

@@ -218,7 +218,9 @@ def test_a_function_that_does_not_load_in_a_worker_is_an_error_and_not_many_fail
     try:
         with (
             RewardPool({"judge": module.judge}) as pool,
-            pytest.raises(RewardError, match="reward 'judge' cannot be loaded in a worker process: ModuleNotFoundError"),
+            pytest.raises(
+                RewardError, match="reward 'judge' cannot be loaded in a worker process: ModuleNotFoundError"
+            ),
         ):
             pool.score([RewardBatch("p", ["x"])])
     finally:

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from fractions import Fraction
 
@@ -252,13 +251,19 @@ def test_empty_groups_and_no_groups():
         assert [len(group) for group in pool.score([RewardBatch("p", []), RewardBatch("p", ["a"])])] == [0, 1]
 
 
+class Interrupts:
+    """Ctrl-C at the moment when this is sent to a worker."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
 def test_an_interrupt_leaves_a_pool_that_works():
-    with RewardPool({"f": attackers.hang}, workers=1, timeout=30.0) as pool:
-        assert pool.score([RewardBatch("p", ["fine"])])[0][0].reward == 1.0
-        threading.Timer(0.3, os.kill, [os.getpid(), 2]).start()
+    fine, hangs, interrupts = (RewardBatch("p", ["fine"]), RewardBatch("p", ["bad"]), Interrupts())
+    with RewardPool({"f": attackers.hang}, workers=2, timeout=30.0) as pool:
         with pytest.raises(KeyboardInterrupt):
-            pool.score([RewardBatch("p", ["bad"])])
-        assert pool.score([RewardBatch("p", ["fine"])])[0][0].reward == 1.0
+            pool.score([hangs, RewardBatch("p", ["fine"], {"column": interrupts})])
+        assert pool.score([fine])[0][0].reward == 1.0
 
 
 def test_the_first_failure_is_that_of_the_newest_scoring():

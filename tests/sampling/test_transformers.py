@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from tests.fakes import CONFIGS, byte_tokenizer, tiny_model
 
 from gvpo.errors import DataError, ModelError
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.noise import noise_key, uniforms
 from gvpo.sampling.transformers import TransformersSampler, plan
+from tests.fakes import CONFIGS, byte_tokenizer, tiny_model
 
 PARAMS = SamplingParams(group_size=3, max_tokens=12)
 REQUESTS = [

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fakes import CONFIGS, tiny_model
-from tests.naive import Naive, double_precision, gradients, naive_update, random_groups, relative_error
 
 from gvpo.objectives import grpo, gspo, gvpo, sft
 from gvpo.training.update import UpdateOutput, group_backward, score
 from gvpo.types import Completion, Group
+from tests.fakes import CONFIGS, tiny_model
+from tests.naive import Naive, double_precision, gradients, naive_update, random_groups, relative_error
 
 GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8, 8))])
 LESS_THAN_A_COMPLETION, A_GROUP, EVERYTHING = 3, 40, 10**6

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fakes import VOCABULARY, tiny_model
-from tests.naive import LargestTensor, double_precision, gradients, random_groups, relative_error
 from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, DataError, MissingInput, MissingLogprobs, ObjectiveError
@@ -17,6 +15,8 @@ from gvpo.objectives import ObjectiveOutput, grpo, gspo, gvpo, rloo, sft
 from gvpo.policy import logprobs as head
 from gvpo.training.update import Scored, group_backward, score
 from gvpo.types import Completion, Group
+from tests.fakes import VOCABULARY, tiny_model
+from tests.naive import LargestTensor, double_precision, gradients, random_groups, relative_error
 
 GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8, 8))])
 SMALL, LARGE = 40, 10**6

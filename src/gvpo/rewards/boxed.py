@@ -9,7 +9,7 @@ from gvpo.rewards.number import parse_number
 
 _BOX = "\\boxed{"
 _IGNORED = ("\\left", "\\right", "\\,", "\\;", "\\:", "\\!", "\\ ", "$")
-_ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("−", "-"))  # noqa: RUF001
+_ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("\\$", ""), ("−", "-"))  # noqa: RUF001
 
 
 def boxed_answer(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:

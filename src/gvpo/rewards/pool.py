@@ -131,7 +131,7 @@ class RewardPool:
         terms = [weight * outcome.value for weight, outcome in weighted if outcome.value is not None]
         if not terms:
             return Verdict(None, parts, "abstained: every reward function returned None")
-        total = math.fsum(terms) if all(map(math.isfinite, terms)) else math.inf
+        total = sum(terms)
         if not math.isfinite(total):
             return Verdict(None, parts, "infinite: the weighted sum of the rewards is too large")
         return Verdict(total, parts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gvpo.errors import DataError
 
@@ -35,8 +36,8 @@ class ShuffledOrder(Generic[T]):
 
     def _item(self, position: int) -> T:
         epoch, offset = divmod(position, len(self._items))
-        return self._items[self._permutation(epoch)[offset]]
+        return self._items[int(self._permutation(epoch)[offset])]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
         key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).permutation(len(self._items))

@@ -209,10 +209,11 @@ def _reward_name(item: str | Callable[..., Any]) -> str:
 
 
 def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
-    device = PartialState().device
     if isinstance(model, str):
         model = load_model(model, attention=config.attention)
-    return model.to(device).train()
+    moved: PreTrainedModel = model.to(PartialState().device)
+    moved.train()
+    return moved
 
 
 def _tokenizer_path(model: "str | PreTrainedModel", config: TrainConfig) -> str:

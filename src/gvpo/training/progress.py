@@ -1,7 +1,10 @@
 """What a person sees while it runs: a live bar on a terminal, now and then a line elsewhere."""
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Mapping
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -9,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_SECONDS = 10.0
+PACE_STEPS = 20
 
 
 class StepProgress:
@@ -23,8 +27,8 @@ class StepProgress:
 
     def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._title, self._total, self._done, self._first = title, total, done, done
-        self._started = time.perf_counter()
+        self._title, self._total = title, total
+        self._times: deque[tuple[int, float]] = deque([(done, time.perf_counter())], maxlen=PACE_STEPS)
         self._last_line = -LINE_SECONDS
         self._accuracy: float | None = None
         self._bar = Progress(
@@ -55,7 +59,7 @@ class StepProgress:
 
     def update(self, step: int, line: Mapping[str, float]) -> None:
         """Show a step's metrics line."""
-        self._done = step
+        self._times.append((step, time.perf_counter()))
         self._accuracy = line.get("eval/accuracy", self._accuracy)
         facts = "  ".join(self._facts(line))
         self._bar.update(self._task, completed=step, facts=facts)
@@ -68,11 +72,13 @@ class StepProgress:
         shown = [f"{name} {line[key]:{form}}" for key, name, form in _SHOWN if key in line]
         if self._accuracy is not None:
             shown.append(f"held-out {self._accuracy:.2f}")
-        return [*shown, f"{self._seconds_left()} left"]
+        return [*shown, f"{self._time_left()} left"]
 
-    def _seconds_left(self) -> str:
-        per_step = (time.perf_counter() - self._started) / max(1, self._done - self._first)
-        minutes, seconds = divmod(round(per_step * (self._total - self._done)), 60)
+    def _time_left(self) -> str:
+        """At the pace of the last steps, the median so that one evaluation does not matter."""
+        pace = median(later - earlier for (_, earlier), (_, later) in itertools.pairwise(self._times))
+        done, _ = self._times[-1]
+        minutes, seconds = divmod(round(pace * (self._total - done)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 

@@ -45,28 +45,28 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
 
 def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
     """The model that the run starts from, and its tokenizer."""
-    if config.warm_start_steps == 0:
-        return _given_model(config)
-    stage = warm_start_config(config)
-    model = _finished_warm_start(stage, resume=resume)
-    return model, load_tokenizer(config.tokenizer or model)
+    tokenizer = _tokenizer(config)
+    if config.warm_start_steps > 0:
+        return _finished_warm_start(warm_start_config(config), tokenizer, resume=resume), tokenizer
+    return _given_model(config, tokenizer), tokenizer
 
 
-def _given_model(config: TrainConfig) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
+def _given_model(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel | str":
     if config.model_path is not None:
-        return config.model_path, load_tokenizer(config.tokenizer or config.model_path)
-    if config.model_init is None:
-        raise ConfigError("there is no model: set model.path to a directory or hub id, or model.init to make one")
-    tokenizer = _tokenizer_for_fresh(config)
-    init = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **config.model_init}
-    return load_model(None, init=init, seed=config.seed, attention=config.attention), tokenizer
+        return config.model_path
+    init = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **(config.model_init or {})}
+    return load_model(init=init, seed=config.seed, attention=config.attention)
 
 
-def _tokenizer_for_fresh(config: TrainConfig) -> "PreTrainedTokenizerBase":
+def _tokenizer(config: TrainConfig) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the settings: made, named, or the model's own."""
     if config.vocabulary is not None:
         return fresh_tokenizer(config.vocabulary)
-    if config.tokenizer is not None:
-        return load_tokenizer(config.tokenizer)
+    named = config.tokenizer or config.model_path
+    if named is not None:
+        return load_tokenizer(named)
+    if config.model_init is None:
+        raise ConfigError("there is no model: set model.path to a directory or hub id, or model.init to make one")
     raise ConfigError("model.init needs a tokenizer: set model.vocabulary, or model.tokenizer to a directory")
 
 
@@ -95,16 +95,17 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         stop_at_accuracy=None,
         rollouts_every=0,
         checkpoint_every=0,
+        checkpoint_verify=False,
         warm_start_steps=0,
     )
 
 
-def _finished_warm_start(stage: TrainConfig, *, resume: bool) -> str:
+def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase", *, resume: bool) -> str:
     """The directory of the warm model, trained now unless an earlier sitting did."""
     directory = Path(stage.run_dir or ".")
     summary = runfiles.read_json(directory / runfiles.SUMMARY) if resume else {}
     if "model" not in summary:
-        model, tokenizer = _given_model(stage)
+        model = _given_model(stage, tokenizer)
         began = resume and runfiles.is_run(directory)
         summary = Trainer(model, args=stage, processing_class=tokenizer).train(resume=began)
     return str(summary["model"])

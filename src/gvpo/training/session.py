@@ -1,14 +1,17 @@
 """The loop of a run: roll out, learn, log, evaluate, save, until the steps are done or there is a reason to stop."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig
 from gvpo.errors import RewardError, TrainingError
 from gvpo.evaluation import evaluate
 from gvpo.policy.model import verify_round_trip
+from gvpo.policy.tokenizer import TokenizerWarning
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded, Rollout
 from gvpo.sampling import Sampler, SamplingParams
@@ -191,7 +194,15 @@ class Session:
             reference.state_dict() if reference is not None else None,
         )
         if first and self.config.checkpoint_verify:
+            self._verify(path)
+
+    def _verify(self, path: Path) -> None:
+        """Load the checkpoint back; what other programs must mind when they load it is said, not warned of."""
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always", TokenizerWarning)
             verify_round_trip(self.learner.model, self.tokenizer, path, self._seen)
+        for note in notes:
+            self.progress.say(f"note: {note.message}")
 
     def _finish(self) -> dict[str, Any]:
         if not self.checkpoints.path(self.state.step).exists():

@@ -221,7 +221,7 @@ class _Table:
 
     def fill(self, layout: Layout, scores: TokenScores) -> None:
         self.logprobs[layout.row, layout.token] = scores.logprobs.detach()
-        self.entropy[layout.row, layout.token] = scores.entropy
+        self.entropy[layout.row, layout.token] = scores.entropy.detach()
 
     def cut(self, values: Tensor) -> list[Tensor]:
         """The rows of a [B, T] on the CPU, without padding."""
