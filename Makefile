@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUN ?= runs/demo
 
 .PHONY: help setup demo demo-rloo test test-slow check format wheel clean
 
@@ -19,11 +18,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train a small model by GVPO on column addition; look at $(RUN)/report.html
-	$(BIN)/gvpo train demo run.dir=$(RUN)
+demo: $(READY)  ## train a small model by GVPO on column addition, into runs/demo (or the next free number)
+	$(BIN)/gvpo train demo
 
 demo-rloo: $(READY)  ## the same by RLOO, the demo's rival arm
-	$(BIN)/gvpo train demo/rloo run.dir=runs/demo-rloo
+	$(BIN)/gvpo train demo/rloo
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

@@ -17,6 +17,7 @@ from gvpo.rewards.pool import GIVE_UP_AFTER
 from tests.rewards import attackers
 
 ROWS = ["fine", "bad", "well"]
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc and RLIMIT_DATA, so Linux")
 
 
 def judge(function, completions=ROWS, *, columns=None, **options):
@@ -30,12 +31,17 @@ def judge(function, completions=ROWS, *, columns=None, **options):
 @pytest.mark.parametrize(
     ("function", "reason", "options"),
     [
-        (attackers.hang, "timeout: attacker gave no answer in 0.3 s", {"timeout": 0.3}),
-        (attackers.hang_in_c, "timeout: attacker gave no answer in 0.3 s", {"timeout": 0.3}),
+        (attackers.hang, "timeout: attacker gave no answer in 0.6 s", {"timeout": 0.6}),
+        (attackers.hang_in_c, "timeout: attacker gave no answer in 0.6 s", {"timeout": 0.6}),
         (attackers.raise_, "exception: attacker raised ValueError: no digit in this text", {}),
         (attackers.die, "died: attacker ended its process (exit code 3)", {}),
         (attackers.leave, "exception: attacker raised SystemExit: enough", {}),
-        (attackers.eat_memory, "exception: attacker raised MemoryError", {"memory_limit": 400_000_000}),
+        pytest.param(
+            attackers.eat_memory,
+            "exception: attacker raised MemoryError",
+            {"memory_limit": 400_000_000},
+            marks=linux,
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -94,9 +100,6 @@ def ends(pid: int, seconds: float = 5.0) -> bool:
     return not is_running(pid)
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
-
-
 @linux
 @pytest.mark.parametrize(
     ("function", "kind"), [(attackers.leave_child_and_hang, "timeout"), (attackers.leave_child_and_die, "died")]
@@ -109,7 +112,7 @@ def test_a_child_that_would_outlive_its_worker_is_killed_with_it(tmp_path, funct
 
 
 def test_a_killed_worker_is_replaced():
-    with RewardPool({"hang": attackers.hang, "pid": attackers.report_pid}, workers=1, timeout=0.3) as pool:
+    with RewardPool({"hang": attackers.hang, "pid": attackers.report_pid}, workers=1, timeout=0.6) as pool:
         ((before,),) = pool.score([RewardBatch("prompt", ["fine"])])
         ((during,),) = pool.score([RewardBatch("prompt", ["bad"])])
         ((after,),) = pool.score([RewardBatch("prompt", ["fine"])])
@@ -149,7 +152,8 @@ def busy(completions, **_):
         file.write(str(os.getpid()))
     time.sleep(600)
 
-pool = RewardPool({"pid": attackers.report_pid} if state == "idle" else {"busy": busy}, workers=1, timeout=5.0 if state == "idle" else 1.0)
+functions, timeout = ({"pid": attackers.report_pid}, 5.0) if state == "idle" else ({"busy": busy}, 1.0)
+pool = RewardPool(functions, workers=1, timeout=timeout)
 if state == "busy":
     def end_once_it_works():
         while not os.path.exists(path + ".busy") or not os.path.getsize(path + ".busy"):

@@ -1,5 +1,7 @@
 """What the pool promises of well-behaved rewards: TRL's arguments, weights, order, and what is not a number."""
 
+import doctest
+import importlib
 import math
 import os
 import subprocess
@@ -304,3 +306,10 @@ def test_functions_of_a_script_need_no_main_guard(tmp_path):
     )
     assert done.stdout == "imported as __main__\n6.5\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["format", "length", "pool"])
+def test_the_examples_in_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(f"gvpo.rewards.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -76,7 +76,7 @@ def test_rows_that_are_not_gsm8k(tmp_path, row, message):
 
 
 def test_a_path_that_is_no_directory_of_the_two_files(directory):
-    with pytest.raises(DataError, match="needs a directory with train.jsonl and test.jsonl"):
+    with pytest.raises(DataError, match=r"needs a directory with train.jsonl and test.jsonl"):
         GSM8K.problems("train", 1, 0, path=f"{directory}/train.jsonl")
     with pytest.raises(ConfigError, match="no option 'pth'; did you mean 'path'"):
         GSM8K.problems("train", 1, 0, pth=directory)

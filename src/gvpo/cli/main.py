@@ -24,7 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     parser = _parser(words)
-    options = parser.parse_args(words)
+    options, late = parser.parse_known_args(words)
+    if late and (not hasattr(options, "settings") or any(word.startswith("-") for word in late)):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    elif late:  # argparse does not collect the settings that come after an option
+        options.settings += late
     from gvpo.errors import GvpoError
 
     try:

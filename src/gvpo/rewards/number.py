@@ -19,7 +19,10 @@ from gvpo.rewards.base import Answer, completion_text
 MAX_CHARACTERS = 1000
 """A longer run of digits is not read: nobody means it, and its arithmetic would take long."""
 
-_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+_UNSIGNED = (
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)"  # 1,234.5 or .5
+    r"(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+)
 _NUMBER = re.compile(
     rf"""
     (?:(?<![A-Za-z0-9_)\]}}])(?P<sign>[-+]))?          # 10-5 and f(x)-5 subtract

@@ -57,6 +57,8 @@ class RewardPool:
         log: file that the functions' prints are appended to; None drops them.
         memory_limit: bytes that a worker may allocate (RLIMIT_DATA, where the system has it); None for no limit.
 
+    Not to be used by several threads at once; a pool each.
+
     Raises:
         RewardError: a function cannot be sent to a worker, or weights that do not fit.
 

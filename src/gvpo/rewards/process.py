@@ -24,7 +24,7 @@ main(int(sys.argv[1]), int(sys.argv[2]))
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class WorkerDied(Exception):  # noqa: N818 - internal: told from a reply, never shown
+class WorkerDied(Exception):
     """The worker ended, or wrote what is not a reply."""
 
 

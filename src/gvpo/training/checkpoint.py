@@ -118,7 +118,8 @@ class Checkpoints:
 
     def _prune(self, state: TrainerState) -> None:
         existing = sorted(self._directory.glob("step-*"))
-        spared = {*existing[-self._keep :], self.path(state.best_step)}
+        past = [path for path in existing if path <= self.path(state.step)]  # later ones were damaged, or not resumed
+        spared = {*past[-self._keep :], self.path(state.best_step)}
         for path in existing:
             if path not in spared:
                 shutil.rmtree(path)

@@ -28,6 +28,7 @@ class ShuffledOrder(Generic[T]):
         if not items:
             raise DataError("there are no problems to train on; the data set is empty")
         self._items, self._per_step, self._seed = items, per_step, seed
+        self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch that was asked for last
 
     def at(self, step: int) -> list[T]:
         """The items of step `step`, counted from 1."""
@@ -39,5 +40,10 @@ class ShuffledOrder(Generic[T]):
         return self._items[int(self._permutation(epoch)[offset])]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._known[0] != epoch:
+            self._known = (epoch, self._draw(epoch))
+        return self._known[1]
+
+    def _draw(self, epoch: int) -> np.ndarray:
         key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).permutation(len(self._items))

@@ -73,7 +73,7 @@ class Learner:
         self.reference = Reference(model) if stored else None
 
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
-        """Run every update of step `step` (from 1) on its usable groups.
+        """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
 
         Raises:
             TrainingError: too many updates in a row were not finite.
@@ -86,9 +86,10 @@ class Learner:
         for turn in range(self.config.passes):
             for index, batch in enumerate(batches):
                 update = self._update(batch, step, number=len(updates), on_policy=turn == index == 0)
-                updates.append(update)
-                if turn == index == 0 and self.config.passes > 1:
+                if turn == index == 0 and self._needs_old_pass() and self.config.passes * len(batches) > 1:
                     batches[0] = self._attach_old(batch, _scored(update.output))
+                    update = dataclasses.replace(update, groups=batches[0])
+                updates.append(update)
         return Learned(updates, scored_at - started, time.perf_counter() - scored_at)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -110,7 +111,7 @@ class Learner:
         The first batch meets the very policy that sampled it, so its old log-probs (and, with reference "previous", its
         reference ones) are those of its own update: no pass is needed for it.
         """
-        size = self.config.groups_per_update or len(groups)
+        size = self.config.groups_per_update or max(1, len(groups))
         batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
         if self.reference is not None:
             batches = [_attach(batch, "ref_logprobs", self._score(self.reference.model, batch)) for batch in batches]
@@ -122,7 +123,8 @@ class Learner:
         return batches
 
     def _needs_old_pass(self) -> bool:
-        return self.objective.needs_old or (self.objective.needs_reference and self.reference is None)
+        previous = self.objective.needs_reference and self.reference is None
+        return self.objective.needs_old or previous or self.config.kl_in_reward > 0
 
     def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored]) -> list[TrainingGroup]:
         """Old log-probs, which are the reference's too where that is the previous policy."""
@@ -157,6 +159,8 @@ class Learner:
             norm = optim.step(
                 self.optimizer, self.model.parameters(), rate=rate, max_grad_norm=self.config.max_grad_norm
             )
+        else:  # micro-batches before the one that was not finite have left gradients
+            self.optimizer.zero_grad(set_to_none=True)
         applied = math.isfinite(norm)
         self._count_non_finite(applied)
         return Update(batch, output, norm, rate, applied)

@@ -10,6 +10,7 @@ from typing import Any
 from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
+from gvpo.sampling import SamplingParams, support_warning
 
 CENTRED = frozenset(OBJECTIVES) - {"sft"}
 
@@ -50,6 +51,8 @@ def build_objective(config: TrainConfig) -> BoundObjective:
         if key not in takes:
             possible = ", ".join(k for k in OBJECTIVE_KEYWORDS if k in takes) or "none of these"
             raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
+    if name == "sft" and config.kl_in_reward > 0:
+        raise ConfigError("objective.kl_in_reward changes rewards and sft has none; leave it at 0")
     if name in CENTRED and config.group_size < 2:
         raise ConfigError(
             f"{name} compares a prompt's completions: set sampling.group_size to 2 or more (it is {config.group_size})"
@@ -92,3 +95,13 @@ def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> 
             GvpoWarning,
             stacklevel=3,
         )
+    if config.kl_in_reward > 0 and config.reference == "previous":
+        warnings.warn(
+            "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are those of the policy "
+            "before the step, which is the reference; set reference='initial' or 'every:N'",
+            GvpoWarning,
+            stacklevel=3,
+        )
+    cut_off = support_warning(SamplingParams(top_p=config.top_p, top_k=config.top_k))
+    if objective.name == "gvpo" and cut_off is not None:
+        warnings.warn(cut_off, GvpoWarning, stacklevel=3)

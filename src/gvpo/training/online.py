@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 
 from gvpo.config import TrainConfig, dump_config, restore_config
@@ -211,6 +212,8 @@ def _reward_name(item: str | Callable[..., Any]) -> str:
 def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
     if isinstance(model, str):
         model = load_model(model, attention=config.attention)
+    if model.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
+        model.float()
     moved: PreTrainedModel = model.to(PartialState().device)
     moved.train()
     return moved
@@ -253,7 +256,8 @@ def _restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> Traine
 
 
 def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
-    saved: Mapping[str, Any] = load_model(str(loaded.path), attention=config.attention).state_dict()
+    dtype = learner.model.dtype
+    saved: Mapping[str, Any] = load_model(loaded.path, dtype=dtype, attention=config.attention).state_dict()
     learner.model.load_state_dict(saved)
     learner.optimizer.load_state_dict(loaded.optimizer)
     learner.non_finite = loaded.state.non_finite

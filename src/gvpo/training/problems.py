@@ -1,6 +1,7 @@
 """From what users give (a task, a file, a data set) to problems with their prompts encoded."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig
@@ -13,7 +14,7 @@ from gvpo.types import Completion, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Dataset = str | Iterable[Mapping[str, Any] | Problem]
+Dataset = str | Path | Iterable[Mapping[str, Any] | Problem]
 """A file, a hub id, a `datasets.Dataset`, or any rows with a `prompt`."""
 
 
@@ -60,7 +61,7 @@ def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
 
 
 def _problems(given: Dataset) -> list[Problem]:
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         return problems_from_records(load_records(given))
     rows = list(given)
     if all(isinstance(row, Problem) for row in rows):

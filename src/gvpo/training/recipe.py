@@ -108,4 +108,4 @@ def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase
         model = _given_model(stage, tokenizer)
         began = resume and runfiles.is_run(directory)
         summary = Trainer(model, args=stage, processing_class=tokenizer).train(resume=began)
-    return str(summary["model"])
+    return str(directory / runfiles.CHECKPOINTS / Path(summary["model"]).name)  # the run may have been moved

@@ -107,12 +107,12 @@ class Session:
         with self.learner.autocast():
             rollout = self.source.rollout(step)
         groups = self._usable(rollout)
-        learned = self.learner.learn(groups, step) if groups else Learned((), 0.0, 0.0)
+        learned = self.learner.learn(groups, step)
         self.state.step = step
         self._seen = _texts(self.tokenizer, rollout)
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
         self.run.append_metrics(line)
-        if self.config.rollouts_every and (step % self.config.rollouts_every == 0 or self._is_last()):
+        if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
         if self._is_due(self.config.checkpoint_every):
             self._save()
@@ -141,6 +141,11 @@ class Session:
             line |= self._evaluate()
             self._note_best(line["eval/accuracy"])
         return line
+
+    def _wants_rollouts(self) -> bool:
+        """The first step, each N-th and the last: a reader wants to see the start and the end."""
+        every = self.config.rollouts_every
+        return every > 0 and (self.state.step == 1 or self._is_due(every) or self._is_last())
 
     def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
         prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]

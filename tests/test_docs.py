@@ -1,0 +1,171 @@
+"""The documents say what is so: links, settings, metrics, recipes, commands and snippets are checked against the code.
+
+A python block whose first line is `# runs` is run; the blocks of a page share their names, and find the demo's run in
+`runs/demo`. All others must compile. `toml` blocks are recipes, and `gvpo` lines of `sh` blocks are commands.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gvpo.cli.main import COMMANDS
+from gvpo.cli.train import find_recipe
+from gvpo.config import FIELDS, SECTIONS, TrainConfig, flatten, parse_overrides
+from gvpo.runfiles import read_metrics
+from tools import configuration_page
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
+RUNS = "# runs"
+SMALL = [
+    "train.steps=2",
+    "train.prompts_per_step=2",
+    "train.groups_per_update=1",
+    "warm_start.steps=3",
+    "warm_start.batch=8",
+    "warm_start.demonstrations=50",
+    "data.train_problems=20",
+    "data.eval_problems=4",
+    "eval.every=1",
+    "checkpoint.every=1",
+]
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page, language):
+    """The fenced blocks of a language, without their indentation."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def prose(page):
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchor(heading):
+    """The name that a heading has in links."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A directory with a very short run of the demo in `runs/demo`, made by its command."""
+    directory = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "gvpo.cli.main", "train", "demo", "run.dir=runs/demo", *SMALL]
+    finished = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    return directory
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, section = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if section:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in map(anchor, headings), f"{page.name}: {target}"
+
+
+@every_page
+def test_settings_in_the_text_exist(page):
+    sections = "|".join(SECTIONS)
+    # `rewards.load` and the like are Python; what is followed by = or stands alone in backticks is a setting.
+    named = re.findall(rf"`((?:{sections})\.[a-z_0-9]+)(?:\s*=[^`]*)?`", prose(page))
+    assert [key for key in named if key not in FIELDS and not key.endswith((".py", ".md"))] == []
+
+
+@every_page
+def test_python_blocks_compile(page):
+    for number, code in enumerate(blocks(page, "python"), start=1):
+        compile(code, f"{page.name} block {number}", "exec")
+
+
+@every_page
+def test_toml_blocks_are_recipes(page):
+    for text in blocks(page, "toml"):
+        recipe = tomllib.loads(text)
+        recipe.pop("extends", None)
+        TrainConfig(**flatten(recipe))
+
+
+@every_page
+def test_commands_exist(page):
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert all(re.search(rf"^{word}:", targets, re.MULTILINE) for word in words[1:] if "=" not in word), line
+        if words[:1] == ["gvpo"]:
+            assert words[1] in COMMANDS or words[1].startswith("-"), line
+        if words[:2] == ["gvpo", "train"]:
+            parse_overrides([word for word in words[3:] if not word.startswith("-")])
+            assert words[2].endswith(".toml") or find_recipe(words[2]), line
+
+
+@pytest.mark.filterwarnings("ignore::gvpo.errors.GvpoWarning")
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(code.startswith(RUNS) for code in blocks(page, "python"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_marked_blocks_run(page, demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    names = {"__name__": "__main__"}
+    for number, code in enumerate(blocks(page, "python"), start=1):
+        if code.startswith(RUNS):
+            exec(compile(code, f"{page.name} block {number}", "exec"), names)
+
+
+def test_the_configuration_page_is_current():
+    assert configuration_page.PAGE.read_text(encoding="utf-8") == configuration_page.page(), (
+        "run `python tools/configuration_page.py`"
+    )
+
+
+def test_every_setting_says_what_it_is():
+    assert configuration_page.undescribed() == []
+
+
+def explained(page, *, generic):
+    """The words that a page has in backticks at the start of a table's row."""
+    cells = re.findall(r"^\| ([^|]*`[^|]*) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return {word for cell in cells for word in re.findall(r"`([^`]+)`", cell)} | set(generic)
+
+
+def test_every_metric_of_a_run_is_explained(demo):
+    lines = read_metrics(demo / "runs/demo/metrics.jsonl")
+    keys = {key.removesuffix("/last") for line in lines for key in line}
+    rewards = json.loads((demo / "runs/demo/config.json").read_text())["rewards"]["funcs"]
+    assert "train/loss/last" in lines[-1], "the run should have several updates a step"
+    assert keys - explained("run-directory.md", generic={f"reward/{name}" for name in rewards}) == set()
+
+
+def test_every_key_of_a_summary_is_explained(demo):
+    summary = json.loads((demo / "runs/demo/summary.json").read_text())
+    assert set(summary) - explained("run-directory.md", generic=()) == set()
+
+
+def test_the_run_directory_page_lists_every_file(demo):
+    text = (ROOT / "docs/run-directory.md").read_text(encoding="utf-8")
+    names = {path.relative_to(demo / "runs/demo").parts[0] for path in (demo / "runs/demo").iterdir()}
+    assert [name for name in sorted(names - {"warm-start"}) if name not in text] == []
+    assert "warm-start" in text
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    decisions = list((ROOT / "docs/decisions").glob("[0-9]*.md"))
+    assert [page.name for page in [*pages, *decisions] if f"{page.name})" not in index] == []

@@ -1,0 +1,132 @@
+"""Writes docs/configuration.md from the settings themselves, so that the page cannot be wrong.
+
+`python tools/configuration_page.py` writes it; tests/test_docs.py fails while it is out of date.
+"""
+
+import inspect
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from gvpo.config import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig
+from gvpo.objectives import OBJECTIVES
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `python tools/configuration_page.py` from src/gvpo/config.py; change the settings there. -->
+
+A recipe is TOML in the sections below, and names only what differs from the defaults. The same settings are flat in
+Python. A field's name is its key, with the section in front where the key alone would be ambiguous:
+
+| Recipe | Command line | Python |
+|---|---|---|
+| `[run]` `dir = "runs/a"` | `run.dir=runs/a` | `TrainConfig(run_dir="runs/a")` |
+| `[objective]` `beta = 0.2` | `objective.beta=0.2` | `TrainConfig(beta=0.2)` |
+| `[checkpoint]` `every = 50` | `checkpoint.every=50` | `TrainConfig(checkpoint_every=50)` |
+
+- On the command line a value is TOML where it can be (`eval.greedy=false`, `rewards.funcs=["gsm8k"]`), and text where
+  it cannot (`run.dir=runs/a`).
+- `extends = "other.toml"` at the top of a recipe takes the rest from a recipe beside it.
+- The command line goes over the recipe, the recipe over the one that it extends. A layer that names another objective
+  leaves the keywords of the one below behind.
+- A misspelt key is an error that names the nearest one.
+"""
+
+KEYWORDS = """\
+### Keywords by objective
+
+What the keywords above are where they are left out; empty where the objective does not take them, and setting one there
+is an error. With the `constant` reduction a `max_length` of None is `sampling.max_tokens`.
+"""
+
+_PLAIN: dict[Any, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true, false",
+    Path: "path",
+    dict: "table",
+    list: "list",
+}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([INTRODUCTION, *map(_section, SECTIONS)])
+
+
+def _section(name: str) -> str:
+    model = SECTIONS[name]
+    about = (model.__doc__ or "").partition("] ")[2]
+    keys = {field: dotted for dotted, field in FIELDS.items()}
+    rows = [_row(keys[field], field, info) for field, info in model.model_fields.items()]
+    table = ["| Key | In Python | Value | Default | What it is |", "|---|---|---|---|---|", *rows]
+    more = [KEYWORDS, *_keyword_table(), ""] if name == "objective" else []
+    return "\n".join([f"## [{name}]", "", about, "", *table, "", *more])
+
+
+def _row(dotted: str, field: str, info: FieldInfo) -> str:
+    cells = [f"`{dotted}`", f"`{field}`", _value(info), _default(field, info), info.description or ""]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(info: FieldInfo) -> str:
+    """What may stand there: its type and its bounds."""
+    bounds = [
+        f"{sign} {getattr(bound, name):g}"
+        for bound in info.metadata
+        for name, sign in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
+    return ", ".join([_kind(info.annotation), *bounds])
+
+
+def _kind(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _kind(next(item for item in arguments if item is not type(None)))
+    if origin is Literal:
+        return ", ".join(f"`{item}`" for item in arguments)
+    if origin is list:
+        return f"list of {_PLAIN[arguments[0]]}s"
+    return _PLAIN[origin or annotation]
+
+
+def _default(field: str, info: FieldInfo) -> str:
+    if field in OBJECTIVE_KEYWORDS:
+        return "the objective's"
+    value = info.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None:
+        return "none"
+    return f"`{value}`" if isinstance(value, str) else f"`{str(value).lower()}`"
+
+
+def _keyword_table() -> Iterator[str]:
+    """A row a keyword, a column an objective."""
+    names = sorted(OBJECTIVES)
+    yield "| Keyword | " + " | ".join(f"[`{name}`](objectives/{name}.md)" for name in names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for keyword in OBJECTIVE_KEYWORDS:
+        yield f"| `{keyword}` | " + " | ".join(_keyword_default(name, keyword) for name in names) + " |"
+
+
+def _keyword_default(name: str, keyword: str) -> str:
+    parameter = inspect.signature(OBJECTIVES[name]).parameters.get(keyword)
+    return "" if parameter is None else str(parameter.default)
+
+
+def undescribed() -> list[str]:
+    """Settings without a word about what they are."""
+    return [field for field, info in TrainConfig.model_fields.items() if not info.description]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
