@@ -172,7 +172,9 @@ class TrainSection(Section):
     prefix_sharing: Literal["auto", "on", "off"] = Field(
         default="auto", description="compute a group's prompt once; on: an error where the model cannot"
     )
-    rollouts_every: int = Field(default=1, ge=0, description="write the samples of each N-th step, the first and the last; 0: never")
+    rollouts_every: int = Field(
+        default=1, ge=0, description="write the samples of each N-th step, the first and the last; 0: never"
+    )
 
 
 class EvalConfig(Section):

@@ -30,12 +30,14 @@ class Rollout:
         verdicts: the rewards' word on each row; empty where there are no rewards (supervised training).
         problems: the problem of each group.
         seconds: what each phase took, "sampling" and "rewarding".
+        traceback: of the first reward that failed, where one did.
     """
 
     groups: Sequence[Group]
     verdicts: Sequence[Sequence[Verdict]]
     problems: Sequence[Problem]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    traceback: str = ""
 
 
 def collect(
@@ -54,7 +56,9 @@ def collect(
         for item, name, rows, judged in zip(items, names, sampled, verdicts, strict=True)
     ]
     seconds = {"sampling": sampled_at - started, "rewarding": rewarded_at - sampled_at}
-    return Rollout(groups, verdicts, [item.problem for item in items], seconds)
+    failure = rewards.first_failure
+    traceback = failure.traceback if failure is not None else ""
+    return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
 
 
 def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:

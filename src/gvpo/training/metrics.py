@@ -219,6 +219,7 @@ def _floats(values: Any) -> list[float] | None:
 
 
 def failures(rollout: Rollout) -> str:
-    """The reasons why rows have no reward, most frequent first, for messages."""
-    reasons = Counter(verdict.reason for group in rollout.verdicts for verdict in group if verdict.reward is None)
+    """The kinds of reasons why rows have no reward, most frequent first, for messages."""
+    failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
+    reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
     return "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))

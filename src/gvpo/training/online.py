@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
 """One reward function or several; a name is resolved as in a recipe."""
 
+REWARDS_LOG = "rewards.log"
+"""What the reward functions print."""
+
 BEFORE_ALL = -1
 """A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
 
@@ -99,7 +102,7 @@ class Trainer:
             GvpoError: training cannot go on; what was written stays.
         """
         path = self.config.run_dir or free_directory("runs", self.objective.name)
-        with self._parts() as parts:  # bad data is found before there is a run directory
+        with self._parts(path) as parts:  # bad data is found before there is a run directory
             run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
             learner = Learner(self.model, self.objective, self.config)
             state = _restore(run, learner, self.config) if resume else TrainerState()
@@ -132,10 +135,10 @@ class Trainer:
         return self.config.accuracy or next(iter(self.rewards), None)
 
     @contextlib.contextmanager
-    def _parts(self) -> "Iterator[_Parts]":
+    def _parts(self, path: Path) -> "Iterator[_Parts]":
         """The source of groups and what evaluation needs, while the reward workers live."""
         with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(self._pool()) if self.rewards else None
+            pool = stack.enter_context(self._pool(path)) if self.rewards else None
             sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
             params = self._sampling()
             held_out = encode(self.config, self.tokenizer, held_out_problems(self.config, self._eval_dataset))
@@ -145,13 +148,14 @@ class Trainer:
             elif pool is not None:
                 yield _Parts(self._live(sampler, params, pool), held)
 
-    def _pool(self) -> RewardPool:
+    def _pool(self, path: Path) -> RewardPool:
         weights = self.config.reward_weights
         return RewardPool(
             self.rewards,
             dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
             workers=self.config.reward_workers,
             timeout=self.config.reward_timeout,
+            log=path / REWARDS_LOG,  # opened when a worker starts, by when there is a run directory
         )
 
     def _sampling(self) -> SamplingParams:

@@ -1,0 +1,193 @@
+"""The metrics line and the rollout rows of a step made by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from gvpo.evaluation import Evaluation
+from gvpo.rollout import Rollout
+from gvpo.training.learner import Learned, Update
+from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, step_metrics, trained_rows
+from gvpo.training.sources import TrainingGroup, usable
+from gvpo.training.update import Row, UpdateOutput
+from gvpo.types import Completion, Group, Problem, Verdict
+
+NO_REWARD = Verdict(None, {"right": 1.0, "short": None}, "timeout: short gave no answer in 10 s")
+VERDICTS = [
+    [Verdict(1.5, {"right": 1.0, "short": 0.5}), Verdict(0.5, {"right": 0.0, "short": 0.5}), NO_REWARD],
+    [Verdict(2.0, {"right": 1.0, "short": 1.0}), Verdict(2.0, {"right": 1.0, "short": 1.0})],  # dead
+    [Verdict(0.0, {"right": 0.0, "short": 0.0}), NO_REWARD],  # left with one row
+]
+LENGTHS = [[2, 3, 1], [1, 1], [4, 1]]
+
+
+def made_group(index: int) -> Group:
+    rows = [
+        Completion(
+            list(range(length)),
+            verdict.reward,
+            sampler_logprobs=[-1.25] * length,
+            finish_reason="length" if length == 3 else "stop",
+            text=f"row {index}.{position}",
+            version=7,
+        )
+        for position, (length, verdict) in enumerate(zip(LENGTHS[index], VERDICTS[index], strict=True))
+    ]
+    return Group([5, 6], rows, id=f"problem-{index}", columns={"answer": "42"})
+
+
+GROUPS = [made_group(index) for index in range(3)]
+ROLLOUT = Rollout(GROUPS, VERDICTS, [Problem("?", g.id) for g in GROUPS], {"sampling": 1.5, "rewarding": 0.5})
+
+
+def with_log_probs(entry: TrainingGroup) -> TrainingGroup:
+    """Reference at -1.5 a token; the second group's rows have a mask that scores the first token alone."""
+    import dataclasses
+
+    rows = [
+        dataclasses.replace(
+            row,
+            ref_logprobs=[-1.5] * len(row.tokens),
+            old_logprobs=[-1.0] * len(row.tokens),
+            mask=[1.0] + [0.0] * (len(row.tokens) - 1),
+        )
+        for row in entry.group.completions
+    ]
+    return dataclasses.replace(entry, group=dataclasses.replace(entry.group, completions=rows))
+
+
+def update(entries: list[TrainingGroup], loss: float, *, applied: bool = True, rate: float = 0.1) -> Update:
+    """Every token at -1 with entropy 0.5; c is minus the reward on each token."""
+    rows = [
+        Row(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
+        for entry in entries
+        for row in entry.group.completions
+        for n in [len(row.tokens)]
+    ]
+    metrics = {"gvpo/certificate": torch.tensor(10 * loss)}
+    output = UpdateOutput(torch.tensor(loss), metrics, rows)
+    return Update(entries, output, 2 * loss, rate, applied)
+
+
+USED = [with_log_probs(entry) for entry in usable(GROUPS, rewarded=True, at_least=2)]
+LEARNED = Learned([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0)], scoring=0.25, updating=0.75)
+
+
+def test_the_line_of_a_step_made_by_hand():
+    k3 = math.exp(-0.5) + 0.5 - 1  # reference less policy is -0.5 on the one scored token of each of four rows
+    assert step_metrics(ROLLOUT, LEARNED, judge="right") == pytest.approx(
+        {
+            "reward/mean": (1.5 + 0.5 + 2 + 2 + 0) / 5,
+            "reward/std": math.sqrt((0.3**2 + 0.7**2 + 2 * 0.8**2 + 1.2**2) / 5),
+            "reward/right": 5 / 7,  # a row that another function failed on still counts here
+            "reward/short": 3 / 5,
+            "rows/failed": 2 / 7,
+            "accuracy": 5 / 7,
+            "groups/total": 3,
+            "groups/dead": 1,
+            "groups/skipped": 1,
+            "length/mean": 13 / 7,
+            "length/max": 4,
+            "rows/truncated": 1 / 7,
+            "tokens/sampled": 13,
+            "kl/reference": k3,
+            "entropy": 0.5,
+            "sampler/mismatch": 0.25,
+            "train/updates": 2,
+            "train/skipped_updates": 0,
+            "train/loss": 2.0,
+            "train/loss/last": 3.0,
+            "train/grad_norm": 4.0,
+            "train/grad_norm/last": 6.0,
+            "train/lr": 0.1,
+            "gvpo/certificate": 20.0,
+            "gvpo/certificate/last": 30.0,
+            "seconds/sampling": 1.5,
+            "seconds/rewarding": 0.5,
+            "seconds/scoring": 0.25,
+            "seconds/updating": 0.75,
+        }
+    )
+
+
+def test_a_single_update_has_no_last_value():
+    line = step_metrics(ROLLOUT, Learned([update(USED, 1.0)], 0.0, 0.0), judge="right")
+    assert not [key for key in line if key.endswith("/last")]
+
+
+def test_skipped_updates_are_counted_and_left_out_of_the_means():
+    updates = [update(USED[:1], math.nan, applied=False), update(USED[1:], 3.0)]
+    line = step_metrics(ROLLOUT, Learned(updates, 0.0, 0.0), judge=None)
+    assert (line["train/updates"], line["train/skipped_updates"], line["train/loss"]) == (1, 1, 3.0)
+    assert "accuracy" not in line
+
+
+def test_a_step_without_updates_has_no_values_of_updates():
+    line = step_metrics(ROLLOUT, Learned([], 0.0, 0.0), judge="right")
+    assert line["groups/skipped"] == 3
+    assert not line.keys() & {"train/loss", "train/lr", "kl/reference", "entropy", "sampler/mismatch"}
+
+
+def test_without_a_reference_there_is_no_kl():
+    entries = usable(GROUPS, rewarded=True, at_least=2)
+    assert "kl/reference" not in step_metrics(ROLLOUT, Learned([update(entries, 1.0)], 0.0, 0.0), judge=None)
+
+
+def test_a_supervised_step_has_no_rewards():
+    rollout = Rollout(GROUPS, [], ROLLOUT.problems)
+    line = step_metrics(rollout, Learned([update(USED, 1.0)], 0.0, 0.0), judge=None)
+    assert not [key for key in line if key.startswith(("reward/", "rows/failed", "accuracy", "seconds/sampling"))]
+
+
+def test_rollout_rows_tell_what_each_completion_got():
+    rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
+    assert len(rows) == 7
+    row = rows["problem-0", 0]
+    assert (row.step, row.prompt, row.prompt_tokens, row.text, row.tokens) == (4, "a", [5, 6], "row 0.0", [0, 1])
+    assert (row.reward, row.reward_parts, row.reason) == (1.5, {"right": 1.0, "short": 0.5}, "")
+    assert row.weight == pytest.approx(3.0)  # minus the sum of c = -1.5 over two tokens
+    assert row.implicit_reward == pytest.approx(0.2 * 0.5)  # one scored token
+    assert (row.logprobs, row.ref_logprobs, row.old_logprobs) == ([-1, -1], [-1.5, -1.5], [-1, -1])
+    assert (row.sampler_logprobs, row.entropy, row.version) == ([-1.25, -1.25], [0.5, 0.5], 7)
+    assert row.columns == {"answer": "42"}
+    assert rows["problem-0", 1].finish_reason == "length"
+
+
+def test_rows_that_were_not_trained_on_say_why_and_have_no_weight():
+    rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
+    failed, alone = rows["problem-0", 2], rows["problem-2", 0]
+    assert (failed.reward, failed.weight, failed.logprobs) == (None, None, None)
+    assert failed.reason.startswith("timeout")
+    assert (alone.reward, alone.weight, alone.reason) == (0.0, None, "")
+
+
+def test_a_row_in_several_passes_is_told_of_as_its_first_update_saw_it():
+    later = update(USED, 9.0)
+    assert trained_rows([update(USED, 1.0), later])[0, 1].row is not trained_rows([later])[0, 1].row
+    assert trained_rows([LEARNED.updates[0], later])[1, 0].row is later.output.rows[2]
+
+
+def test_the_weights_sign_is_the_direction_of_the_push():
+    rows = rollout_rows(1, ROLLOUT, Learned([update(USED, 1.0)], 0.0, 0.0), ["a", "b", "c"], beta=0.1)
+    assert [row.weight for row in rows if row.group == "problem-1"] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_evaluation_metrics(greedy: bool):
+    def evaluation(accuracy: float) -> Any:
+        return Evaluation(accuracy, reward=0.7, length=4.0, truncated=0.1, rollout=ROLLOUT)
+
+    metrics = evaluation_metrics(evaluation(0.5), evaluation(0.9) if greedy else None)
+    assert metrics == {
+        "eval/accuracy": 0.5,
+        "eval/reward": 0.7,
+        "eval/length": 4.0,
+        "eval/truncated": 0.1,
+        **({"eval/accuracy_greedy": 0.9} if greedy else {}),
+    }
+
+
+def test_failures_are_told_by_reason_and_number():
+    assert failures(ROLLOUT) == "timeout: short gave no answer in 10 s (2 rows)"
