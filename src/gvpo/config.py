@@ -78,7 +78,7 @@ class WarmStartConfig(Section):
     warm_start_batch: int = Field(default=64, ge=1, description="demonstrations a step")
     warm_start_learning_rate: float = Field(default=4e-3, gt=0, description="at its peak")
     warm_start_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="after warm-up; the other two go down to 0"
+        default="constant", description="as train.schedule"
     )
     warm_start_warmup: int = Field(default=0, ge=0, description="updates of linear warm-up")
     warm_start_demonstrations: int = Field(
@@ -93,9 +93,7 @@ class SamplingConfig(Section):
     group_size: int = Field(default=8, ge=1, description="completions a prompt, k")
     max_tokens: int = Field(default=512, ge=1, description="tokens a completion at most")
     temperature: float = Field(default=1.0, gt=0, description="of sampling and of all log-probs")
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the smallest set of tokens with this probability; 1: off"
-    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest tokens of this mass; 1: off")
     top_k: int = Field(default=0, ge=0, description="0: off")
     stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
     tokens_per_batch: int = Field(default=65_536, ge=1, description="tokens held in the sampler's cache at once")

@@ -74,9 +74,19 @@ def test_elsewhere_than_on_a_terminal_lines_are_rare_but_the_last_step_has_one(c
 def test_the_time_left_of_a_resumed_run_counts_the_steps_of_this_sitting(clock: Clock):
     out = console()
     with StepProgress("demo", 100, done=90, console=out) as progress:
-        clock.now += 800
-        progress.update(92, LINE)
-    assert "0:53:20 left" in written(out)  # 400 s a step, 8 steps
+        for step in (91, 92):
+            clock.now += 450
+            progress.update(step, LINE)
+    assert written(out).endswith("1:00:00 left\n")  # 8 steps of 450 s
+
+
+def test_one_slow_step_does_not_change_the_time_left(clock: Clock):
+    out = console()
+    with StepProgress("demo", 6, console=out) as progress:
+        for step, seconds in enumerate([20, 20, 900, 20], start=1):
+            clock.now += seconds
+            progress.update(step, LINE)
+    assert written(out).endswith("0:40 left\n")
 
 
 def test_titles_and_messages_are_shown_as_they_are():
