@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-rloo test test-slow check format wheel clean
+.PHONY: help setup demo demo-rloo test test-slow check format docs wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,9 @@ check: $(READY)  ## format, lint and types
 format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## rewrite docs/configuration.md from the settings
+	$(BIN)/python tools/configuration_page.py
 
 wheel: $(READY)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

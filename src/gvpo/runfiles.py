@@ -280,18 +280,27 @@ def read_rollouts(path: Path, columns: Sequence[str] | None = None) -> list[Roll
     Raises:
         RunError: the file is missing or is not a rollout file.
     """
+    required = [f.name for f in fields(RolloutRow)] if columns is None else [*_IDENTITY, *columns]
+    return [_row(record) for record in rollout_table(path, required).to_pylist()]
+
+
+def rollout_table(path: Path, columns: Sequence[str]) -> Any:
+    """Some columns of a rollout file as the file stores them, a `pyarrow.Table`: for many rows.
+
+    Raises:
+        RunError: the file is missing or is not a rollout file.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    required = {f.name for f in fields(RolloutRow)} if columns is None else {*_IDENTITY, *columns}
-    names = [name for name in _ARROW_TYPES if name in required]
+    names = [name for name in _ARROW_TYPES if name in columns]
     try:
         table = parquet.read_table(path, columns=names, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read rollouts {path}: {error}; remove the file, the run can do without") from error
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
-    return [_row(record) for record in table.to_pylist()]
+    return table
 
 
 _IDENTITY = ("step", "group", "row", "prompt", "prompt_tokens", "text", "tokens")

@@ -1,74 +1,187 @@
-"""Rollout files as the data of the report's group viewer: plain JSON values, no markup."""
+"""Rollout files as the columns of the report's group viewer: plain JSON values, no markup.
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+A run becomes an index, the facts by which groups are sorted and filtered, and blocks of texts and of tokens, which the
+page unpacks when a group of theirs is looked at.
+"""
+
+import json
+import math
+import os.path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from gvpo.report.data import Run
-from gvpo.runfiles import RolloutRow, read_rollouts, rollout_path
+from gvpo.report.data import Run, is_number
+from gvpo.report.tokens import Pieces
+from gvpo.runfiles import rollout_path, rollout_table
 
-MAX_GROUPS = 64
-"""Of a larger step, this many groups are shown, evenly spaced."""
+BLOCK_ROWS = 1024
+"""A block holds the groups that begin within about so many completions."""
 
-_COLUMNS = (
-    "reward",
-    "reward_parts",
-    "reason",
-    "weight",
-    "implicit_reward",
-    "finish_reason",
-    "source",
-    "version",
-    "columns",
-)
+_FACTS = ("reward", "weight", "implicit_reward", "version", "finish_reason", "source", "reason", "reward_parts")
+_TEXTS = ("group", "row", "prompt", "text", "columns")
+_TOKENS = ("text", "tokens", "logprobs", "ref_logprobs", "sampler_logprobs", "mask")
 
 
-def chosen_steps(steps: Sequence[int]) -> list[int]:
-    """The first, the middle and the last step."""
-    return sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
+@dataclass(frozen=True)
+class StepGroups:
+    """The groups of a rollout file.
+
+    Args:
+        step: its step.
+        bounds: the rows at which groups begin, and the number of rows: group g is rows bounds[g] to bounds[g + 1].
+        blocks: the groups at which blocks begin, and the number of groups.
+        facts: columns of the index: "id" and "prompt" a value each group, the rest a value each completion.
+    """
+
+    step: int
+    bounds: Sequence[int]
+    blocks: Sequence[int]
+    facts: dict[str, list[Any]] = field(repr=False)
 
 
-def viewer_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each run its name and the groups of the chosen steps.
+def read_step(run: Run, step: int) -> StepGroups:
+    """Reads all but the texts and the tokens.
 
     Raises:
-        RunError: a rollout file is damaged.
+        RunError: the rollout file is damaged.
     """
-    return [{"name": run.name, "steps": [_step(run, step) for step in chosen_steps(run.rollout_steps)]} for run in runs]
+    from pyarrow import compute
+
+    table = rollout_table(rollout_path(run.path, step), ("group", "row", "prompt", "tokens", *_FACTS))
+    bounds = _bounds(table["group"].to_pylist(), table["row"].to_pylist())
+    facts = {name: table[name].to_pylist() for name in _FACTS}
+    facts["length"] = compute.list_value_length(table["tokens"]).to_pylist()
+    facts |= {name: table[column].take(bounds[:-1]).to_pylist() for name, column in (("id", "group"), ("prompt", "prompt"))}
+    return StepGroups(step, bounds, _blocks(bounds), facts)
 
 
-def _step(run: Run, step: int) -> dict[str, Any]:
-    rows = read_rollouts(rollout_path(run.path, step), _COLUMNS)
-    groups = [list(members) for _, members in groupby(rows, key=lambda row: row.group)]
-    stride = -(-len(groups) // MAX_GROUPS) or 1
-    return {"step": step, "total": len(groups), "groups": [_group(members) for members in groups[::stride]]}
+def _bounds(groups: Sequence[str], rows: Sequence[int]) -> list[int]:
+    """Where groups begin: another id, or the same one anew; and the end."""
+    begins = [
+        at
+        for at in range(len(groups))
+        if at == 0 or groups[at] != groups[at - 1] or rows[at] <= rows[at - 1]
+    ]
+    return [*begins, len(groups)]
 
 
-def _group(rows: Sequence[RolloutRow]) -> dict[str, Any]:
+def _blocks(bounds: Sequence[int]) -> list[int]:
+    """The first group of each block; and the number of groups."""
+    begins = [0]
+    for group, row in enumerate(bounds[:-1]):
+        if row - bounds[begins[-1]] >= BLOCK_ROWS:
+            begins.append(group)
+    return [*begins, len(bounds) - 1] if len(bounds) > 1 else [0]
+
+
+def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
+    """The facts of all groups of a run, in columns.
+
+    Returns:
+        "steps": the steps; "groups": how many groups each has; "blocks": the number of groups of each block;
+        "ids", "excerpts", "sizes": a value each group; "reward", "weight", "implicit", "length", "version", and in
+        "coded" "finish", "source", "reason" (names, and a number each), and in "parts" each part of the reward: a
+        value each completion.
+    """
+    facts = {name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")}
+    coded = {"finish": "finish_reason", "source": "source", "reason": "reason"}
     return {
-        "id": rows[0].group,
-        "prompt": rows[0].prompt,
-        "columns": {str(name): _short(value) for name, value in rows[0].columns.items()},
-        "rows": [_completion(row) for row in rows],
+        "name": run.name,
+        "steps": [step.step for step in steps],
+        "groups": [len(step.bounds) - 1 for step in steps],
+        "blocks": [end - begin for step in steps for begin, end in pairwise(step.blocks)],
+        "ids": facts["id"],
+        "excerpts": _excerpts(facts["prompt"]),
+        "sizes": [end - begin for step in steps for begin, end in pairwise(step.bounds)],
+        "reward": [_rounded(value) for value in facts["reward"]],
+        "weight": [_rounded(value) for value in facts["weight"]],
+        "implicit": [_rounded(value) for value in facts["implicit_reward"]],
+        "length": facts["length"],
+        "version": facts["version"],
+        "coded": {name: _coded(facts[column]) for name, column in coded.items()},
+        "parts": _parts([json.loads(text) for text in facts["reward_parts"]]),
     }
 
 
-def _completion(row: RolloutRow) -> Mapping[str, Any]:
+def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
+    """Of each block the prompts and columns of its groups, and the texts of its completions."""
+    table = rollout_table(rollout_path(run.path, groups.step), _TEXTS)
+    for begin, end in _block_rows(groups):
+        firsts = [row for row in groups.bounds[:-1] if begin <= row < end]
+        yield {
+            "prompts": table["prompt"].take(firsts).to_pylist(),
+            "columns": [_short(json.loads(text)) for text in table["columns"].take(firsts).to_pylist()],
+            "texts": table["text"].slice(begin, end - begin).to_pylist(),
+        }
+
+
+def token_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator[dict[str, Any]]:
+    """Of each block the tokens of its completions: a list, or null where unknown, each completion.
+
+    Yields:
+        "lengths": how much of the text each token is (`Pieces.lengths`); "logprobs": thousandths of a nat, the
+        sampler's where the trainer has none; "ratios": the same of log-prob minus the reference's; "masks": only
+        where not all tokens are scored.
+    """
+    table = rollout_table(rollout_path(run.path, groups.step), _TOKENS)
+    for begin, end in _block_rows(groups):
+        yield _token_block(table.slice(begin, end - begin).to_pydict(), pieces)
+
+
+def _token_block(columns: dict[str, list[Any]], pieces: Pieces | None) -> dict[str, Any]:
+    own, reference = columns["logprobs"], columns["ref_logprobs"]
+    known = [a if a is not None else b for a, b in zip(own, columns["sampler_logprobs"], strict=True)]
+    texts = zip(columns["tokens"], columns["text"], strict=True)
     return {
-        "row": row.row,
-        "text": row.text,
-        "reward": row.reward,
-        "parts": row.reward_parts,
-        "reason": row.reason,
-        "weight": row.weight,
-        "implicit": row.implicit_reward,
-        "length": len(row.tokens),
-        "finish": row.finish_reason,
-        "source": row.source,
-        "version": row.version,
+        "lengths": [pieces.lengths(tokens, text) if pieces else None for tokens, text in texts],
+        "logprobs": [_thousandths(values) for values in known],
+        "ratios": [_thousandths(_difference(a, b)) for a, b in zip(own, reference, strict=True)],
+        "masks": [None if mask is None or all(mask) else [int(value) for value in mask] for mask in columns["mask"]],
     }
 
 
-def _short(value: Any, limit: int = 200) -> str:
-    text = str(value)
+def _block_rows(groups: StepGroups) -> Iterator[tuple[int, int]]:
+    for begin, end in pairwise(groups.blocks):
+        yield groups.bounds[begin], groups.bounds[end]
+
+
+def _difference(a: Sequence[float] | None, b: Sequence[float] | None) -> list[float] | None:
+    return None if a is None or b is None else [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _thousandths(values: Sequence[float] | None) -> list[int | None] | None:
+    return None if values is None else [round(1000 * value) if math.isfinite(value) else None for value in values]
+
+
+def _rounded(value: float | None) -> float | None:
+    """Five digits are enough to look at; null where there is no finite number."""
+    return float(f"{value:.5g}") if is_number(value) else None
+
+
+def _coded(values: Sequence[str]) -> dict[str, list[Any]]:
+    """A column of few different texts: the texts, and the number of its text each row."""
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(value, len(numbers)) for value in values]
+    return {"names": [_cut(name, 2000) for name in numbers], "codes": codes}
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [_rounded(row.get(name)) for row in rows] for name in names}
+
+
+def _excerpts(prompts: Sequence[str], limit: int = 100) -> list[str]:
+    """The first words of each prompt in which they differ: a template's preamble tells groups apart nowhere."""
+    shared = os.path.commonprefix(prompts) if len(set(prompts)) > 1 else ""
+    skipped = max(shared.rfind(" "), shared.rfind("\n")) + 1
+    return [" ".join(prompt[skipped : skipped + 2 * limit].split())[:limit] for prompt in prompts]
+
+
+def _short(columns: dict[str, Any]) -> dict[str, str]:
+    return {name: _cut(str(value), 200) for name, value in columns.items()}
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,10 +15,15 @@ from typing import Any
 
 from gvpo.report import charts
 from gvpo.report.data import Run
-from gvpo.report.groups import viewer_data
 from gvpo.report.header import header
 from gvpo.report.svg import COLORS, DASHES, Chart, Series, inline, number
+from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import to_json
+
+
+STYLES = ("chart.css", "report.css", "groups.css")
+SCRIPTS = ("dom.js", "curves.js", "store.js", "query.js", "tokens.js", "list.js", "completions.js", "viewer.js", "start.js")
+"""Joined in this order into one script: all share a scope, which no other script sees."""
 
 
 def asset(name: str) -> str:
@@ -35,15 +40,16 @@ def render(runs: Sequence[Run]) -> str:
     sections = charts.sections(runs)
     drawn = [chart for section in sections.values() for chart in section]
     numbers = count()
-    data = {"runs": viewer_data(runs), "charts": [_chart_data(chart) for chart in drawn]}
+    data = {"runs": [run.name for run in runs], "charts": [_chart_data(chart) for chart in drawn]}
     return Template(asset("report.html")).substitute(
         title=escape(" / ".join(run.name for run in runs)),
-        style=asset("chart.css") + asset("report.css"),
+        style="".join(asset(name) for name in STYLES),
         header=header(runs),
         curves="".join(_section(name, found, numbers) for name, found in sections.items()) or _empty("No metrics yet."),
         settings="".join(_settings(run) for run in runs),
         data=embed(data),
-        script=asset("report.js"),
+        packed="\n".join(_packed(name, text) for name, text in viewer_data(runs).items()),
+        script="\n".join(asset(name) for name in SCRIPTS),
     )
 
 
@@ -120,6 +126,11 @@ def _settings(run: Run) -> str:
         if value
     )
     return blocks or _empty("No settings were recorded.")
+
+
+def _packed(name: str, text: str) -> str:
+    """A block of the viewer's data: base64, which needs no escaping."""
+    return f'<script type="text/plain" id="{name}">{text}</script>'
 
 
 def _empty(text: str) -> str:

@@ -224,7 +224,10 @@ def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedMod
 
 
 def _tokenizer_path(model: "str | PreTrainedModel", config: TrainConfig) -> str:
-    return config.tokenizer or (model if isinstance(model, str) else str(model.name_or_path))
+    path = config.tokenizer or (model if isinstance(model, str) else str(model.name_or_path))
+    if not path:
+        raise ConfigError("this model was made on the spot and has no tokenizer of its own; pass processing_class")
+    return path
 
 
 def _open(path: Path, config: TrainConfig) -> RunDirectory:

@@ -1,0 +1,128 @@
+// One group: its prompt and its completions, each with reward, weight and facts.
+
+const ROW_SORTS = {
+  place: ["order of the file", (row) => row.place],
+  reward: ["reward", (row) => -(row.reward ?? -Infinity)],
+  weight: ["weight", (row) => -(row.weight ?? -Infinity)],
+  implicit: ["implicit reward", (row) => -(row.implicit ?? -Infinity)],
+  length: ["length", (row) => -row.length],
+};
+
+/** From --bad at the lowest reward of the run to --good at its highest; grey where there is only one. */
+function tint(node, reward, [low, high]) {
+  if (reward === null || !(high > low)) return node;
+  node.style.setProperty("--share", `${Math.round((100 * (reward - low)) / (high - low))}%`);
+  node.classList.add("tinted");
+  return node;
+}
+
+function rewardNode(row, extremes) {
+  if (row.reward === null) return row.reason ? element("span", { class: "reward none", title: row.reason }, "none") : "";
+  return tint(element("span", { class: "reward", title: "reward" }, format(row.reward)), row.reward, extremes);
+}
+
+function weightNodes(row, { largest, unit }) {
+  if (row.weight === null) return [element("span", { class: "weight untrained" }, "not trained on")];
+  const title = `weight ${row.weight}`;
+  const fill = element("i", { class: row.weight < 0 ? "down" : "up" });
+  fill.style.width = `${largest ? (50 * Math.abs(row.weight)) / largest : 0}%`;
+  return [element("span", { class: "push", title }, fill), element("span", { class: "weight", title }, signed(row.weight / unit, 2))];
+}
+
+function factNodes(row) {
+  const facts = [
+    ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "part of the reward"]),
+    ...(row.implicit === null ? [] : [[`implicit ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio"]]),
+    [counted(row.length, "token"), "length"],
+    [row.finish, "why it ended"],
+    [`${row.source}, version ${row.version}`, "where it comes from, and the step of the policy that sampled it"],
+  ];
+  const nodes = facts.map(([text, title]) => element("span", { title }, text));
+  if (row.finish === "length") nodes.push(element("span", { class: "warn" }, "truncated"));
+  if (row.reason) nodes.push(element("span", { class: "warn" }, row.reason));
+  return element("div", { class: "facts" }, nodes);
+}
+
+/** The first line of a text that no completion with the group's best reward has; -1 if it shares no line with them. */
+function departure(text, best) {
+  const known = new Set(best.flatMap((other) => other.split("\n")));
+  const lines = text.split("\n");
+  return lines.some((line) => known.has(line)) ? lines.findIndex((line) => !known.has(line)) : -1;
+}
+
+function plainText(text, best) {
+  const wrong = best.length ? departure(text, best) : -1;
+  return text.split("\n").flatMap((line, index) => {
+    const shown = index === wrong && line !== "" ? element("mark", { title: "no better completion has this line" }, line) : line;
+    return index ? ["\n", shown] : [shown];
+  });
+}
+
+/** Draws a card's text when it comes near the screen: long groups have tens of thousands of tokens. */
+const onSight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    onSight.unobserve(target);
+    target.drawText();
+  }
+}, { rootMargin: "600px" });
+
+/** `found` is {texts, tokens}, each null where the page does not hold it; `paint` what colours the tokens, or "". */
+function completionNode(row, found, best, scale, paint) {
+  const text = found.texts?.texts[row.place];
+  const body = element("div", { class: "text" });
+  body.drawText = () => {
+    const painted = paint && paintedText(paint, text, found.tokens?.[row.place]);
+    body.replaceChildren(...(painted || plainText(text, best)));
+  };
+  if (text !== undefined) onSight.observe(body);
+  const top = element("div", { class: "top" }, rewardNode(row, scale.rewards), weightNodes(row, scale.weight));
+  return element("article", { class: "row", "aria-label": `completion ${row.place + 1}` }, top, body, factNodes(row));
+}
+
+function groupTags(fact) {
+  return [
+    fact.dead ? "dead: all rewards equal" : "",
+    fact.failed ? `${fact.failed} failed` : "",
+    fact.truncated ? `${fact.truncated} truncated` : "",
+  ].filter(Boolean).map((text) => element("span", { class: "tag" }, text));
+}
+
+function aboutNode(store, group, texts) {
+  const fact = store.facts[group];
+  const prompt = texts?.prompt ?? store.excerpts[group];
+  const long = prompt.length > 90 || prompt.trim().includes("\n");
+  return element("div", { class: "about-group" },
+    element("pre", { class: long ? "prompt long" : "prompt" }, prompt.trim() || "(empty prompt)"),
+    element("span", { title: "id of the group" }, store.ids[group]),
+    element("span", {}, `step ${store.steps[store.stepOf(group)]}`),
+    Object.entries(texts?.columns ?? {}).map(([name, value]) => element("span", { class: "column", title: value }, `${name} ${value}`)),
+    fact.mean === null ? "" : element("span", {}, `mean reward ${format(fact.mean)}`),
+    groupTags(fact));
+}
+
+/** Why something that was asked for is not shown; null if all of it is. */
+function absence(store, group, found, paint) {
+  if (!found.texts) return `The texts of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;
+  if (paint && !found.tokens) return `The tokens of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;
+  if (paint && !found.tokens.some((tokens) => tokens[paint])) return `The rollout file has no ${PAINTS[paint].label} of this group.`;
+  return null;
+}
+
+function groupNodes(store, group, found, { paint, order }) {
+  const rows = store.rows(group).sort((a, b) => ROW_SORTS[order][1](a) - ROW_SORTS[order][1](b) || a.place - b.place);
+  const top = store.facts[group].best;
+  const best = found.texts ? rows.filter((row) => row.reward !== null && row.reward === top).map((row) => found.texts.texts[row.place]) : [];
+  const scale = { rewards: store.rewards, weight: store.weightScale(store.stepOf(group)) };
+  const wide = found.texts?.texts.some((text) => text.length > 300);
+  const note = absence(store, group, found, paint);
+  const cards = rows.map((row) => {
+    const worse = row.reward !== null && row.reward < top;
+    return completionNode(row, found, worse ? best : [], scale, paint);
+  });
+  return [
+    aboutNode(store, group, found.texts),
+    note ? element("p", { class: "empty" }, note) : null,
+    element("div", { class: wide ? "rows wide" : "rows" }, cards),
+  ].filter(Boolean);
+}

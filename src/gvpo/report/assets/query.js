@@ -1,0 +1,68 @@
+// Which groups are listed, and in what order.
+
+const FILTERS = {
+  differing: ["rewards differ", (fact) => fact.differing],
+  dead: ["dead", (fact) => fact.dead],
+  truncated: ["truncated", (fact) => fact.truncated > 0],
+  failed: ["failed", (fact) => fact.failed > 0],
+};
+
+const SORTS = {
+  file: ["order of the file", null],
+  spread: ["spread of rewards", (fact) => fact.spread],
+  mean: ["mean reward", (fact) => fact.mean],
+  weight: ["largest weight", (fact) => fact.weight],
+  length: ["mean length", (fact) => fact.length],
+};
+
+/** The groups of one step, or of all. */
+function scopeOf(store, step, all) {
+  const begin = all ? 0 : store.stepStarts[step], end = all ? store.count : store.stepStarts[step + 1];
+  return Array.from({ length: end - begin }, (_, index) => begin + index);
+}
+
+/** How many groups of a scope each filter would leave. */
+function countsOf(store, scope) {
+  return Object.fromEntries(Object.entries(FILTERS).map(([name, [, holds]]) => {
+    return [name, scope.reduce((sum, group) => sum + holds(store.facts[group]), 0)];
+  }));
+}
+
+function filtered(store, scope, names) {
+  const tests = [...names].map((name) => FILTERS[name][1]);
+  return scope.filter((group) => tests.every((holds) => holds(store.facts[group])));
+}
+
+/** Groups without the value come last, either way; ties stay in the order of the file. */
+function sorted(store, groups, name, descending) {
+  const key = SORTS[name][1];
+  if (!key) return descending ? [...groups].reverse() : groups;
+  const sign = descending ? -1 : 1;
+  return [...groups].sort((a, b) => {
+    const x = key(store.facts[a]), y = key(store.facts[b]);
+    if (x === null || y === null) return (x === null) - (y === null);
+    return sign * (x - y) || a - b;
+  });
+}
+
+/** The groups among some whose prompt, completions, columns, id or reasons hold a text, upper and lower case alike.
+ * Calls `progress` with the share searched; gives up with null when `current()` is false. */
+async function search(store, groups, text, progress, current) {
+  const needle = text.toLowerCase();
+  const holds = (value) => value.toLowerCase().includes(needle);
+  const found = [];
+  let block = -1;
+  for (const [index, group] of groups.entries()) {
+    if (store.blockOf(group) !== block) {
+      block = store.blockOf(group);
+      await store.block("text", block);
+      if (!current()) return null;
+      progress(index / groups.length);
+    }
+    const texts = await store.texts(group);
+    const known = texts ? [texts.prompt, ...texts.texts, ...Object.values(texts.columns)] : [store.excerpts[group]];
+    const reasons = store.rows(group).map((row) => row.reason);
+    if ([store.ids[group], ...known, ...reasons].some(holds)) found.push(group);
+  }
+  return current() ? found : null;
+}

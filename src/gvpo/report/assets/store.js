@@ -1,0 +1,145 @@
+// The groups of a run: columns of facts, and blocks of texts and tokens that are unpacked when they are looked at.
+
+const KEPT_BLOCKS = 64;
+
+/** The JSON in a packed block of the page. */
+async function unpack(name) {
+  const bytes = Uint8Array.from(atob(document.getElementById(name).textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+/** Where each of some consecutive pieces begins, and where the last one ends. */
+function begins(sizes) {
+  const found = new Int32Array(sizes.length + 1);
+  sizes.forEach((size, index) => { found[index + 1] = found[index] + size; });
+  return found;
+}
+
+/** The last piece that begins at or before a place. */
+function pieceOf(starts, place) {
+  let low = 0, high = starts.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (starts[middle] <= place) low = middle; else high = middle;
+  }
+  return low;
+}
+
+class Store {
+  constructor(number, index) {
+    Object.assign(this, index);
+    this.number = number;
+    this.count = index.sizes.length;
+    this.rowStarts = begins(index.sizes);
+    this.stepStarts = begins(index.groups);
+    this.blockStarts = begins(index.blocks);
+    this.rewards = extent(index.reward);
+    this.facts = Array.from({ length: this.count }, (_, group) => this.summary(group));
+    this.cache = new Map();
+  }
+
+  /** What groups are sorted and filtered by. */
+  summary(group) {
+    const begin = this.rowStarts[group], end = this.rowStarts[group + 1];
+    const rewards = this.reward.slice(begin, end).filter((reward) => reward !== null);
+    const [low, high] = extent(rewards);
+    const lengths = this.length.slice(begin, end);
+    const reasons = this.coded.reason, finishes = this.coded.finish;
+    let failed = 0, truncated = 0, weight = 0;
+    for (let row = begin; row < end; row++) {
+      failed += reasons.names[reasons.codes[row]] !== "";
+      truncated += finishes.names[finishes.codes[row]] === "length";
+      weight = Math.max(weight, Math.abs(this.weight[row] ?? 0));
+    }
+    return {
+      mean: rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null,
+      spread: rewards.length ? high - low : -1,
+      best: rewards.length ? high : null,
+      weight, failed, truncated,
+      length: lengths.reduce((sum, length) => sum + length, 0) / lengths.length,
+      dead: rewards.length > 1 && low === high,
+      differing: high > low,
+    };
+  }
+
+  stepOf(group) {
+    return pieceOf(this.stepStarts, group);
+  }
+
+  /** The file that a group's step is in. */
+  fileOf(group) {
+    return `${this.name}/rollouts/step-${String(this.steps[this.stepOf(group)]).padStart(6, "0")}.parquet`;
+  }
+
+  /** The completions of a group, in the order of the file. */
+  rows(group) {
+    const begin = this.rowStarts[group];
+    return Array.from({ length: this.sizes[group] }, (_, place) => {
+      const row = begin + place;
+      const named = (column) => this.coded[column].names[this.coded[column].codes[row]];
+      return {
+        place, reward: this.reward[row], weight: this.weight[row], implicit: this.implicit[row],
+        length: this.length[row], version: this.version[row],
+        finish: named("finish"), source: named("source"), reason: named("reason"),
+        parts: Object.entries(this.parts).map(([name, values]) => [name, values[row]]),
+      };
+    });
+  }
+
+  /** The largest weight of a step and the power of ten that weights are written in. */
+  weightScale(step) {
+    let largest = 0;
+    for (let group = this.stepStarts[step]; group < this.stepStarts[step + 1]; group++) {
+      largest = Math.max(largest, this.facts[group].weight);
+    }
+    return { largest, unit: largest > 0 && largest < 0.1 ? 10 ** Math.floor(Math.log10(largest)) : 1 };
+  }
+
+  blockOf(group) {
+    return pieceOf(this.blockStarts, group);
+  }
+
+  has(kind, block) {
+    return document.getElementById(`${kind}-${this.number}-${block}`) !== null;
+  }
+
+  /** A block of "text" or "tokens"; null if it is not in the page. */
+  block(kind, block) {
+    if (!this.has(kind, block)) return Promise.resolve(null);
+    const name = `${kind}-${this.number}-${block}`;
+    const found = this.cache.get(name) ?? unpack(name);
+    this.cache.delete(name);
+    this.cache.set(name, found); // the newest last
+    if (this.cache.size > KEPT_BLOCKS) this.cache.delete(this.cache.keys().next().value);
+    return found;
+  }
+
+  /** The prompt, the columns and the completions of a group; null if they are not in the page. */
+  async texts(group) {
+    const block = this.blockOf(group);
+    const found = await this.block("text", block);
+    if (found === null) return null;
+    const first = this.blockStarts[block];
+    const begin = this.rowStarts[group] - this.rowStarts[first];
+    return {
+      prompt: found.prompts[group - first],
+      columns: found.columns[group - first],
+      texts: found.texts.slice(begin, begin + this.sizes[group]),
+    };
+  }
+
+  /** The tokens of a group's completions; null if they are not in the page. */
+  async tokens(group) {
+    const block = this.blockOf(group);
+    const found = await this.block("tokens", block);
+    if (found === null) return null;
+    const begin = this.rowStarts[group] - this.rowStarts[this.blockStarts[block]];
+    return Array.from({ length: this.sizes[group] }, (_, place) => ({
+      lengths: found.lengths[begin + place],
+      logprobs: found.logprobs[begin + place],
+      ratios: found.ratios[begin + place],
+      mask: found.masks[begin + place],
+    }));
+  }
+}

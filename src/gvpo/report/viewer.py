@@ -1,0 +1,91 @@
+"""What the page holds for its group viewer: compressed blocks, as many as fit.
+
+Facts of all groups are always there. Texts and tokens are large: each kind has an allowance, given to steps that
+are spread over the run, the ends first. What is left out stays in the rollout files, and the page says so.
+"""
+
+import gzip
+import json
+from base64 import b64encode
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gvpo.report.data import Run
+from gvpo.report.groups import StepGroups, read_step, run_index, text_blocks, token_blocks
+from gvpo.report.tokens import Pieces
+
+TEXT_BYTES = 48_000_000
+TOKEN_BYTES = 32_000_000
+"""What texts and tokens may add to a page, over all its runs, in bytes."""
+
+
+def viewer_data(runs: Sequence[Run], *, text_bytes: int = TEXT_BYTES, token_bytes: int = TOKEN_BYTES) -> dict[str, str]:
+    """The viewer's data by the names under which its script looks for them.
+
+    Args:
+        runs: the runs of the page.
+        text_bytes: the allowance of texts, shared evenly by the runs.
+        token_bytes: the allowance of tokens.
+
+    Returns:
+        Compressed JSON, as `pack` makes it: `index-R` for run R, and for its block B `text-R-B` and `tokens-R-B`;
+        blocks that did not fit are not there.
+
+    Raises:
+        RunError: a rollout file is damaged.
+    """
+    packed: dict[str, str] = {}
+    for number, run in enumerate(runs):
+        steps = [read_step(run, step) for step in run.rollout_steps]
+        packed[f"index-{number}"] = pack(run_index(run, steps))
+        packed |= _texts(run, steps, number, text_bytes // len(runs))
+        packed |= _tokens(run, steps, number, token_bytes // len(runs))
+    return packed
+
+
+def pack(value: Any) -> str:
+    """JSON, gzip and base64: short, and safe inside any element. The same value gives the same text."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return b64encode(gzip.compress(text.encode("utf-8", errors="replace"), 6, mtime=0)).decode()
+
+
+def _texts(run: Run, steps: Sequence[StepGroups], number: int, allowance: int) -> dict[str, str]:
+    found = ((_first_block(steps, at), text_blocks(run, steps[at])) for at in spread(len(steps)))
+    return _fill(f"text-{number}", found, allowance)
+
+
+def _tokens(run: Run, steps: Sequence[StepGroups], number: int, allowance: int) -> dict[str, str]:
+    pieces = Pieces.of(run) if steps else None
+    found = ((_first_block(steps, at), token_blocks(run, steps[at], pieces)) for at in spread(len(steps)))
+    return _fill(f"tokens-{number}", found, allowance)
+
+
+def _first_block(steps: Sequence[StepGroups], at: int) -> int:
+    return sum(len(step.blocks) - 1 for step in steps[:at])
+
+
+def _fill(name: str, found: Iterable[tuple[int, Iterable[Any]]], allowance: int) -> dict[str, str]:
+    """Packs blocks in the order they come, until the allowance is spent; what comes after is not even read."""
+    packed: dict[str, str] = {}
+    for first, blocks in found:
+        for number, block in enumerate(blocks, start=first):
+            text = pack(block)
+            if len(text) > allowance:
+                return packed
+            allowance -= len(text)
+            packed[f"{name}-{number}"] = text
+    return packed
+
+
+def spread(count: int) -> list[int]:
+    """0 to count - 1 so that any beginning of the list lies evenly: both ends, then the middles of the gaps."""
+    order = list(range(count)) if count <= 2 else [0, count - 1]
+    gaps = deque([(0, count - 1)])
+    while gaps:
+        low, high = gaps.popleft()
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return order

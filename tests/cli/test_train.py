@@ -1,0 +1,128 @@
+"""`gvpo train`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gvpo.cli.main import main
+from gvpo.cli.train import find_recipe, shipped
+from gvpo.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+
+TINY = [
+    "train.steps=2",
+    "train.prompts_per_step=2",
+    "sampling.group_size=2",
+    "warm_start.steps=3",
+    "warm_start.batch=4",
+    "warm_start.demonstrations=20",
+    "data.train_problems=20",
+    "data.eval_problems=4",
+    "rewards.workers=1",
+]
+SUMMARY = {"accuracy_before", "accuracy_after", "steps", "seconds", "report"}
+
+
+def settings_of(run_dir: Path) -> dict[str, dict[str, object]]:
+    return json.loads((run_dir / "config.json").read_text())
+
+
+def test_the_demo_leaves_a_summary_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_dir = tmp_path / "demo"
+    assert main(["train", "demo", f"run.dir={run_dir}", *TINY]) == 0
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert set(summary) >= SUMMARY
+    assert summary["steps"] == 2
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert 0 <= summary["accuracy_after"] <= 1
+    assert Path(summary["report"]) == run_dir / "report.html"
+    assert "<html" in (run_dir / "report.html").read_text()
+    assert settings_of(run_dir)["train"]["prompts_per_step"] == 2
+    shown = capsys.readouterr().out
+    assert "gvpo: 2 steps" in shown
+    assert str(run_dir / "report.html") in shown
+    assert summary["model"] in shown
+
+
+def test_resume_may_stand_anywhere_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_dir = tmp_path / "demo"
+    with monkeypatch.context() as patch:
+        patch.setattr("gvpo.training.sources.LiveSource.rollout", _interrupt)
+        assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 130
+    assert not (run_dir / "summary.json").exists()
+    assert main(["train", "demo/rloo", "--resume", f"run.dir={run_dir}", *TINY]) == 0
+    assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY, "--resume"]) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["objective"] == "rloo"
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_without_a_directory_a_free_one_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gvpo.training.recipe.train_recipe", _began := Began())
+    for _ in range(2):
+        with pytest.raises(Began):
+            main(["train", "demo/rloo"])
+        (tmp_path / str(_began.run_dir)).mkdir(parents=True)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["demo-rloo", "demo-rloo-2"]
+
+
+class Began(Exception):  # it stands for the run that would begin
+    run_dir: Path | None = None
+
+    def __call__(self, config: object, *, resume: bool) -> None:
+        self.run_dir = config.run_dir  # type: ignore[attr-defined]
+        raise self
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demmo"], "there is no recipe 'demmo'; give a file, or one of demo, demo/rloo"),
+        (["demo", "objective.beat=0.1"], "unknown setting 'objective.beat'; did you mean 'objective.beta'?"),
+        (["demo", "beta"], "'beta' is not a setting; write it as section.key=value"),
+        (["demo", "train.steps=many"], "train.steps='many': "),
+        (["demo", "objective.name=rlo"], "objective.name='rlo' does not exist; choose one of"),
+        (["demo", "objective.clip_low=0.1"], "objective.clip_low is not a keyword of gvpo"),
+        (["demo", "data.task=adition"], "data.task='adition' does not exist"),
+        (["demo", "--resume"], "--resume needs run.dir=DIRECTORY"),
+        (["demo", "--resume", "run.dir=nothing-here"], "there is no run in nothing-here"),
+        (["demo", "run.dir=taken"], "taken already holds a run; choose another run.dir, or go on with --resume"),
+        (["broken.toml"], "broken.toml is not valid TOML"),
+        (["demo", "rewards.funcs=['boxed']", "rewards.weights=[1.0]"], "there is no reward 'boxed'"),
+        (["demo", "model.init={architecture='qwen'}"], "init.architecture='qwen' is no causal language model"),
+    ],
+)
+def test_what_users_get_wrong_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/metrics.jsonl").touch()
+    (tmp_path / "broken.toml").write_text("[train\n")
+    assert main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gvpo: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_are_found_by_name_file_and_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/recipe.toml").write_text("")
+    assert find_recipe("own") == Path("own/recipe.toml")
+    assert find_recipe("own/recipe.toml") == Path("own/recipe.toml")
+    assert find_recipe("demo").parent.name == "demo"
+    assert set(shipped()) >= {"demo", "demo/rloo"}
+    with pytest.raises(ConfigError, match="there is no recipe"):
+        find_recipe("owl")

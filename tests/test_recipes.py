@@ -1,0 +1,63 @@
+"""Every shipped recipe loads, its objective builds, and what it names exists."""
+
+import pytest
+
+from gvpo.cli.train import find_recipe, shipped
+from gvpo.config import TrainConfig, dump_config, load_config, restore_config
+from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.rewards import load
+from gvpo.tasks import TASKS
+from gvpo.training.objective import build_objective, updates_per_step
+from gvpo.training.problems import demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.recipe import warm_start_config
+
+
+def recipe(name: str) -> TrainConfig:
+    return load_config(find_recipe(name))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_loads_and_comes_back_from_a_run_directory(name: str):
+    config = recipe(name)
+    assert restore_config(dump_config(config)).to_recipe() == config.to_recipe()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_objective_builds_without_a_warning(name: str):
+    config = recipe(name)
+    build_objective(config)
+    if config.warm_start_steps:
+        assert build_objective(warm_start_config(config)).name == "sft"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_rewards_and_its_task_exist(name: str):
+    config = recipe(name)
+    assert config.task is None or config.task in TASKS
+    assert all(callable(load(reward)) for reward in config.reward_funcs)
+    if config.reward_weights is not None:
+        assert len(config.reward_weights) == len(config.reward_funcs)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if recipe(name).vocabulary and recipe(name).task])
+def test_a_fresh_tokenizer_spells_its_prompts_and_answers_and_they_fit(name: str):
+    config = recipe(name).replace(train_problems=200, warm_start_demonstrations=200)
+    tokenizer = fresh_tokenizer(config.vocabulary or [])
+    problems = [*training_problems(config, None), *held_out_problems(config, None)]
+    prompts = encode(config, tokenizer, problems)
+    written = demonstrations(config, tokenizer, None)
+    for ids in [item.prompt for item in prompts] + [answer.tokens for _, answer in written]:
+        assert tokenizer.unk_token_id not in ids
+    assert max(len(answer.tokens) for _, answer in written) <= config.max_tokens
+    room = (config.model_init or {})["max_position_embeddings"] - config.max_tokens
+    assert max(len(item.prompt) for item in prompts) <= room
+
+
+def test_the_demo_is_gvpo_proper_and_its_rival_differs_in_the_objective_alone():
+    """With reference "previous" and one update a rollout GVPO would be RLOO."""
+    demo, rival = recipe("demo"), recipe("demo/rloo")
+    assert demo.objective == "gvpo"
+    assert demo.reference != "previous" or updates_per_step(demo) > 1
+    assert rival.objective == "rloo"
+    differing = [section for section, table in demo.to_recipe().items() if table != rival.to_recipe()[section]]
+    assert differing == ["objective"]
