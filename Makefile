@@ -25,7 +25,7 @@ demo-rloo: $(READY)  ## the same by RLOO, the demo's rival arm
 	$(BIN)/gvpo train demo/rloo
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-slow: $(READY)  ## the slow tests: three seeds of the demo, the wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
