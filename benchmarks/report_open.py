@@ -81,7 +81,7 @@ def make_run(path: Path, args: argparse.Namespace) -> Path:
 
 def open_page(page: Path, groups: int) -> dict[str, float]:
     """Seconds of one visit, in a fresh browser."""
-    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Browser(Path(profile)) as browser:
         browser.look()
         browser.open(page)
         found = {"first groups": browser.evaluate("performance.getEntriesByName('groups-shown')[0].startTime") / 1000}

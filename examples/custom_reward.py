@@ -27,7 +27,7 @@ def starts_with(prompts: list[str], completions: list[str], first: list[str], **
     return [float(text.startswith(wanted)) for text, wanted in zip(completions, first, strict=True)]
 
 
-def main(run_dir: Path | None = None, steps: int = 40) -> dict[str, Any]:
+def main(run_dir: Path | None = None, steps: int = 60) -> dict[str, Any]:
     """Train a small model on the two rewards.
 
     Returns:
@@ -56,11 +56,13 @@ def main(run_dir: Path | None = None, steps: int = 40) -> dict[str, Any]:
         args=gvpo.TrainConfig(
             run_dir=run_dir,
             steps=steps,
+            prompts_per_step=32,
             group_size=8,
-            max_tokens=8,
-            learning_rate=3e-3,
+            max_tokens=3,
+            learning_rate=1e-2,
             beta=0.05,
             reference="initial",
+            reward_weights=[0.5, 1.0],
             accuracy="starts_with",
             eval_problems=20,
         ),

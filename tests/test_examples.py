@@ -29,9 +29,9 @@ def test_minimal_learns_on_one_page(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_custom_reward_is_learned(tmp_path: Path):
-    summary = example("custom_reward").main(tmp_path / "run", steps=40)
-    assert summary["steps"] == 40
-    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.1
+    summary = example("custom_reward").main(tmp_path / "run")
+    assert summary["steps"] == 60
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.3  # on seeds 0, 1, 2 it rises by 0.45 to 0.75
     assert (tmp_path / "run/metrics.jsonl").is_file()
 
 

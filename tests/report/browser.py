@@ -23,7 +23,16 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "PageDown": 34, "Tab": 9}
+KEYS = {
+    "ArrowDown": 40,
+    "ArrowUp": 38,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+    "Home": 36,
+    "End": 35,
+    "PageDown": 34,
+    "Tab": 9,
+}
 
 
 class PageError(Exception):
@@ -38,7 +47,7 @@ class Browser:
         timeout: seconds to wait for any answer.
     """
 
-    def __init__(self, profile: Path, timeout: float = 60.0) -> None:
+    def __init__(self, profile: Path, timeout: float = 30.0) -> None:
         self._profile = profile
         self._timeout = timeout
         self._number = 0
@@ -66,8 +75,13 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=30)
+        self._session = None
+        try:
+            self.call("Browser.close")
+            self._process.wait(timeout=30)
+        finally:
+            self._process.kill()
+            self._process.wait()
         os.close(self._commands)
         os.close(self._answers)
 
@@ -150,10 +164,15 @@ class Browser:
 
     def choose(self, label: str, value: str) -> None:
         """Takes a value of the drop-down list with a label."""
-        self.evaluate(
-            f"(() => {{ const found = [...document.querySelectorAll('label')].find((node) => node.textContent.startsWith({label!r}));"
-            f"const list = found.querySelector('select'); list.value = {value!r}; list.dispatchEvent(new Event('change')); }})()"
+        script = (
+            "(label, value) => {"
+            "const named = (node) => node.textContent.startsWith(label);"
+            "const list = [...document.querySelectorAll('label')].find(named).querySelector('select');"
+            "list.value = value;"
+            "list.dispatchEvent(new Event('change'));"
+            "}"
         )
+        self.evaluate(f"({script})({label!r}, {value!r})")
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Sets the window and the theme."""
@@ -172,7 +191,12 @@ class Browser:
     def errors(self) -> list[str]:
         """Exceptions and refusals (of the content security policy, say) since the page was opened."""
         self.evaluate("0")  # events that are under way arrive before this answer
-        thrown = [e["params"]["exceptionDetails"]["text"] + str(e["params"]["exceptionDetails"].get("exception", {}).get("description")) for e in self.events if e.get("method") == "Runtime.exceptionThrown"]
+        thrown = [
+            e["params"]["exceptionDetails"]["text"]
+            + str(e["params"]["exceptionDetails"].get("exception", {}).get("description"))
+            for e in self.events
+            if e.get("method") == "Runtime.exceptionThrown"
+        ]
         logged = [e["params"]["entry"]["text"] for e in self.events if e.get("method") == "Log.entryAdded"]
         return [*thrown, *logged]
 

@@ -1,6 +1,7 @@
+import base64
+import gzip
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,7 @@ import pytest
 
 from gvpo.errors import RunError
 from gvpo.report import write_figure, write_report
-from gvpo.report.groups import MAX_GROUPS, chosen_steps
-from gvpo.report.page import embed
+from gvpo.report.page import SCRIPTS, asset, embed
 from gvpo.runfiles import RolloutRow
 from gvpo.training.run import RunDirectory
 from tests.report.synthetic import CONFIG, chain, make_run
@@ -40,6 +40,12 @@ class Page(HTMLParser):
     @property
     def json(self):
         return json.loads(self.data)
+
+
+def unpack(html: str, name: str):
+    """The JSON in a packed block of the page."""
+    (text,) = re.findall(rf'<script type="text/plain" id="{name}">(.*?)</script>', html)
+    return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 def render(*runs: Path) -> str:
@@ -82,18 +88,21 @@ def test_the_page_has_the_curves(demo):
     assert accuracy["series"][1]["x"] == list(range(20, 201, 20))
 
 
-def test_the_page_has_the_groups_of_the_first_middle_and_last_step(demo):
-    (run,) = Page(render(demo)).json["runs"]
-    assert [step["step"] for step in run["steps"]] == [1, 100, 200]
-    group = run["steps"][0]["groups"][0]
-    a, b = map(int, re.findall(r"\d+", group["prompt"]))
-    assert group["columns"] == {"answer": str(a + b)}
-    assert len(group["rows"]) == 8
-    for shown in group["rows"]:
-        assert shown["reward"] == float(shown["text"] == chain(a, b))
-        assert shown["length"] == len(shown["text"]) + 1
-        assert shown["parts"].keys() == {"boxed", "format"}
-        assert shown["weight"] is not None
+def test_the_page_has_every_group_of_every_rollout_file(demo):
+    html = render(demo)
+    index = unpack(html, "index-0")
+    assert index["steps"] == [1, 50, 100, 150, 200]
+    assert index["groups"] == [16] * 5
+    block = unpack(html, "text-0-2")  # each step is small enough for one block
+    assert index["blocks"] == [16] * 5
+    a, b = map(int, re.findall(r"\d+", block["prompts"][3]))
+    assert index["excerpts"][35] == block["prompts"][3]
+    assert block["columns"][3] == {"answer": str(a + b)}
+    for row, text in enumerate(block["texts"][24:32], start=35 * 8):
+        assert index["reward"][row] == float(text == chain(a, b))
+        assert index["length"][row] == len(text) + 1
+        assert index["parts"]["format"][row] == 1.0
+        assert index["weight"][row] is not None
 
 
 def test_the_page_is_self_contained(demo):
@@ -115,9 +124,11 @@ def test_hostile_text_stays_text(tmp_path):
     page = Page(html)
     tags = [tag for tag, _ in page.tags]
     assert "img" not in tags
-    assert tags.count("script") == 2
-    group = page.json["runs"][0]["steps"][0]["groups"][0]
-    assert group["prompt"] == group["rows"][0]["text"] == HOSTILE
+    assert tags.count("script") == 5  # the charts' data; index, texts and tokens; the script
+    assert unpack(html, "text-0-0") == {
+        "prompts": [HOSTILE], "columns": [{HOSTILE: HOSTILE}], "texts": [HOSTILE]
+    }  # fmt: skip
+    assert unpack(html, "index-0")["coded"]["reason"]["names"] == [HOSTILE]
 
 
 def test_embedded_json_cannot_end_its_script():
@@ -127,7 +138,8 @@ def test_embedded_json_cannot_end_its_script():
 
 
 def test_scripts_only_make_text_nodes():
-    script = (Path(write_report.__code__.co_filename).parent / "assets" / "report.js").read_text()
+    script = "".join(asset(name) for name in SCRIPTS)
+    assert "createElement" in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
 
 
@@ -139,7 +151,7 @@ def test_several_runs_are_overlaid(tmp_path):
     assert "x/demo" in html  # equal names are told apart
     assert "20, not finished" in html
     page = Page(html)
-    assert [run["name"] for run in page.json["runs"]] == ["x/demo", "y/demo"]
+    assert page.json["runs"] == [unpack(html, f"index-{i}")["name"] for i in range(2)] == ["x/demo", "y/demo"]
     assert all(len(chart["series"]) % 2 == 0 for chart in page.json["charts"])  # each metric once a run
 
 
@@ -197,14 +209,13 @@ def test_degenerate_runs_render(tmp_path, happen):
     run = RunDirectory.create(tmp_path / "run", config=json.dumps(CONFIG))
     happen(run)
     html = render(run.path)
-    page = Page(html)
-    assert page.json["runs"][0]["name"] == "run"
+    assert unpack(html, "index-0")["name"] == "run"
     assert "nan" not in re.sub(r"finance", "", html[html.index("<main>") : html.index("<script")]).lower()
     if happen is started:
         assert "No metrics yet." in html
         assert "of 200, not finished" in html
     if happen is failed_rows:
-        assert page.json["runs"][0]["steps"][0]["groups"][0]["rows"][1]["reason"] == "timeout"
+        assert unpack(html, "index-0")["coded"]["reason"] == {"names": ["timeout"], "codes": [0, 0]}
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -212,23 +223,6 @@ def test_what_is_no_run_is_refused(tmp_path):
         write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(RunError, match="at least one run"):
         write_report([], tmp_path / "report.html")
-
-
-def test_chosen_steps():
-    assert [chosen_steps(steps) for steps in ([], [5], [5, 6], list(range(10, 210, 10)))] == [
-        [],
-        [5],
-        [5, 6],
-        [10, 110, 200],
-    ]
-
-
-def test_large_steps_are_sampled_evenly(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", config="{}")
-    run.write_rollouts(1, [row(group=f"g{i}", reward=1.0) for i in range(2 * MAX_GROUPS)])
-    (step,) = Page(render(run.path)).json["runs"][0]["steps"]
-    assert step["total"] == 2 * MAX_GROUPS
-    assert [group["id"] for group in step["groups"]] == [f"g{i}" for i in range(0, 2 * MAX_GROUPS, 2)]
 
 
 def test_long_runs_stay_small(tmp_path):
@@ -240,7 +234,9 @@ def test_long_runs_stay_small(tmp_path):
 
 
 def test_report_needs_no_torch():
-    code = "import gvpo.report, sys; print(sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    code = (
+        "import gvpo.report, sys; print(sorted({'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -271,44 +267,3 @@ def test_figure_legends_stay_inside(demo, tmp_path):
 def test_figure_of_missing_metrics_is_refused(demo, tmp_path):
     with pytest.raises(RunError, match="none of the metrics nothing/here"):
         write_figure([demo], tmp_path / "f.svg", ["nothing/here"])
-
-
-# In a browser
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=5000",
-    "--dump-dom",
-)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; the page's script is not tried")
-def test_the_script_shows_groups_and_keeps_hostile_text_as_text(tmp_path):
-    run = RunDirectory.create(tmp_path / "run", config="{}")
-    right, wrong = chain(489, 636), chain(489, 636, {1})
-    run.append_metrics({"step": 1, "reward/mean": 0.5})
-    rows = [
-        row(index=0, text=right, reward=1.0, weight=0.02, implicit_reward=0.1),
-        row(index=1, text=wrong, reward=0.0, weight=-0.01, implicit_reward=-0.1),
-        row(index=2, text=HOSTILE, reason="timeout", finish_reason="length"),
-    ]
-    run.write_rollouts(1, rows)
-    write_report([run.path], run.report_path)
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", run.report_path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    viewer = dom[dom.index('id="groups"') : dom.index("<details")]
-    assert viewer.count('class="row"') == 3
-    assert '<mark title="no better row has this line">8+3+0=11</mark>' in viewer  # the forgotten carry
-    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in viewer
-    assert 'class="up" style="width: 50%;"' in viewer
-    assert 'class="down" style="width: 25%;"' in viewer
-    assert ">timeout</span>" in viewer
-    assert ">truncated</span>" in viewer

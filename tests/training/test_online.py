@@ -24,7 +24,7 @@ LEARNS: dict[str, dict[str, Any]] = {
     "gspo": {"groups_per_update": 5, "clip_low": 0.2, "clip_high": 0.2},
     "rloo": {"groups_per_update": 5},
 }
-WRITTEN = [{"prompt": digit, "completion": (DIGITS * 2)[n : n + 3]} for n, digit in enumerate(DIGITS)]
+WRITTEN = [{"prompt": digit, "completion": (DIGITS * 2)[n + 1]} for n, digit in enumerate(DIGITS)]
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
 
 
@@ -51,7 +51,7 @@ def test_supervised_training_on_rows_with_answers_lowers_the_loss(tmp_path: Path
     (row, *_) = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1))
     assert {"prompt": row.prompt, "completion": row.text} in WRITTEN
     assert (row.reward, row.source, row.reason) == (None, "demonstration", "")
-    assert len(row.tokens) == 4
+    assert len(row.tokens) == 2
 
 
 def test_supervised_training_is_evaluated_by_rewards(tmp_path: Path):

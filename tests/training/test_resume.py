@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "initial": {"reference": "initial"},
     "every two": {"reference": "every:2", "groups_per_update": 2},
+    "every three": {"reference": "every:3"},  # a checkpoint lies between two refreshes
     "previous": {"reference": "previous", "groups_per_update": 1},
     "two passes of grpo": {"objective": "grpo", "passes": 2, "groups_per_update": 3},
     "kl in the reward": {"objective": "rloo", "kl_in_reward": 0.1},

@@ -14,6 +14,7 @@ from gvpo.errors import RewardError, RoundTripError, TrainingError
 from gvpo.evaluation import Evaluation
 from gvpo.rollout import Rollout
 from gvpo.training import session as module
+from gvpo.training import sources
 from tests.training.toy import DIGITS, ROWS, lines, model, same, trainer, weights
 
 DOCUMENT = Path(__file__).parents[2] / "docs/run-directory.md"
@@ -133,6 +134,22 @@ def test_steps_without_a_usable_group_end_the_run_after_five(tmp_path: Path):
         trainer(tmp_path, rewards=half, policy=policy, group_size=2, steps=9, held=[], eval_problems=0).train()
     assert [(line["groups/skipped"], line["train/updates"]) for line in lines(tmp_path)] == [(4, 0)] * 4
     assert same(weights(policy), start)
+
+
+def test_the_reference_is_refreshed_also_in_a_step_without_a_usable_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The weights stand still in step 3, so what step 4 compares with is the policy itself."""
+    calls = iter(range(1, 5))
+    monkeypatch.setattr(
+        module, "usable", lambda groups, **how: [] if next(calls) == 3 else sources.usable(groups, **how)
+    )
+    settings = {"steps": 4, "reference": "every:2", "learning_rate": 0.03}
+    trainer(tmp_path, **settings, held=[], eval_problems=0).train()
+    _, second, third, fourth = lines(tmp_path)
+    assert third["groups/skipped"] == 4
+    assert second["kl/reference"] > 1e-4
+    assert fourth["kl/reference"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_function_of_weight_0_may_fail_and_is_only_logged(tmp_path: Path):

@@ -6,7 +6,6 @@ page unpacks when a group of theirs is looked at.
 
 import json
 import math
-import os.path
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -53,17 +52,19 @@ def read_step(run: Run, step: int) -> StepGroups:
     bounds = _bounds(table["group"].to_pylist(), table["row"].to_pylist())
     facts = {name: table[name].to_pylist() for name in _FACTS}
     facts["length"] = compute.list_value_length(table["tokens"]).to_pylist()
-    facts |= {name: table[column].take(bounds[:-1]).to_pylist() for name, column in (("id", "group"), ("prompt", "prompt"))}
+    facts |= {"id": _taken(table, "group", bounds[:-1]), "prompt": _taken(table, "prompt", bounds[:-1])}
     return StepGroups(step, bounds, _blocks(bounds), facts)
+
+
+def _taken(table: Any, name: str, rows: Sequence[int]) -> list[Any]:
+    import pyarrow as pa
+
+    return list(table[name].take(pa.array(rows, pa.int64())).to_pylist())
 
 
 def _bounds(groups: Sequence[str], rows: Sequence[int]) -> list[int]:
     """Where groups begin: another id, or the same one anew; and the end."""
-    begins = [
-        at
-        for at in range(len(groups))
-        if at == 0 or groups[at] != groups[at - 1] or rows[at] <= rows[at - 1]
-    ]
+    begins = [at for at in range(len(groups)) if at == 0 or groups[at] != groups[at - 1] or rows[at] <= rows[at - 1]]
     return [*begins, len(groups)]
 
 
@@ -85,7 +86,9 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
         "coded" "finish", "source", "reason" (names, and a number each), and in "parts" each part of the reward: a
         value each completion.
     """
-    facts = {name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")}
+    facts = {
+        name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")
+    }
     coded = {"finish": "finish_reason", "source": "source", "reason": "reason"}
     return {
         "name": run.name,
@@ -111,8 +114,8 @@ def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
     for begin, end in _block_rows(groups):
         firsts = [row for row in groups.bounds[:-1] if begin <= row < end]
         yield {
-            "prompts": table["prompt"].take(firsts).to_pylist(),
-            "columns": [_short(json.loads(text)) for text in table["columns"].take(firsts).to_pylist()],
+            "prompts": _taken(table, "prompt", firsts),
+            "columns": [_short(json.loads(text)) for text in _taken(table, "columns", firsts)],
             "texts": table["text"].slice(begin, end - begin).to_pylist(),
         }
 
@@ -148,7 +151,8 @@ def _block_rows(groups: StepGroups) -> Iterator[tuple[int, int]]:
 
 
 def _difference(a: Sequence[float] | None, b: Sequence[float] | None) -> list[float] | None:
-    return None if a is None or b is None else [x - y for x, y in zip(a, b, strict=True)]
+    """Token by token, `a` less `b`; None where one of them is missing."""
+    return None if a is None or b is None or len(a) != len(b) else [x - y for x, y in zip(a, b, strict=True)]
 
 
 def _thousandths(values: Sequence[float] | None) -> list[int | None] | None:
@@ -174,9 +178,15 @@ def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
 
 def _excerpts(prompts: Sequence[str], limit: int = 100) -> list[str]:
     """The first words of each prompt in which they differ: a template's preamble tells groups apart nowhere."""
-    shared = os.path.commonprefix(prompts) if len(set(prompts)) > 1 else ""
+    shared = _common_beginning(min(prompts), max(prompts)) if len(set(prompts)) > 1 else ""
     skipped = max(shared.rfind(" "), shared.rfind("\n")) + 1
     return [" ".join(prompt[skipped : skipped + 2 * limit].split())[:limit] for prompt in prompts]
+
+
+def _common_beginning(a: str, b: str) -> str:
+    """What two texts share; of the first and the last in alphabetical order, what all between them share."""
+    differing = (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return a[: next(differing, min(len(a), len(b)))]
 
 
 def _short(columns: dict[str, Any]) -> dict[str, str]:

@@ -20,9 +20,18 @@ from gvpo.report.svg import COLORS, DASHES, Chart, Series, inline, number
 from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import to_json
 
-
 STYLES = ("chart.css", "report.css", "groups.css")
-SCRIPTS = ("dom.js", "curves.js", "store.js", "query.js", "tokens.js", "list.js", "completions.js", "viewer.js", "start.js")
+SCRIPTS = (
+    "dom.js",
+    "curves.js",
+    "store.js",
+    "query.js",
+    "tokens.js",
+    "list.js",
+    "completions.js",
+    "viewer.js",
+    "start.js",
+)
 """Joined in this order into one script: all share a scope, which no other script sees."""
 
 

@@ -122,7 +122,8 @@ class Session:
         rewarded = bool(rollout.verdicts)
         verdicts = [verdict for group in rollout.verdicts for verdict in group]
         if rewarded and sum(v.reward is None for v in verdicts) > MAX_FAILED_SHARE * len(verdicts):
-            self.progress.say(rollout.traceback)
+            if rollout.traceback:
+                self.progress.say(rollout.traceback)
             raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
         centred = self.learner.objective.centred
         groups = usable(rollout.groups, rewarded=rewarded, at_least=2 if centred else 1)

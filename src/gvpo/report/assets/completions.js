@@ -58,24 +58,27 @@ function plainText(text, best) {
   });
 }
 
-/** Draws a card's text when it comes near the screen: long groups have tens of thousands of tokens. */
+/** Colours a card's tokens when it comes near the screen: a group may have tens of thousands. */
 const onSight = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (!isIntersecting) continue;
     onSight.unobserve(target);
-    target.drawText();
+    target.paint();
   }
 }, { rootMargin: "600px" });
 
+function textNode(text, tokens, best, paint) {
+  const body = element("div", { class: "text" }, plainText(text, paint ? [] : best));
+  if (paint && tokens?.[paint]) {
+    body.paint = () => body.replaceChildren(...paintedText(paint, text, tokens));
+    onSight.observe(body);
+  }
+  return body;
+}
+
 /** `found` is {texts, tokens}, each null where the page does not hold it; `paint` what colours the tokens, or "". */
 function completionNode(row, found, best, scale, paint) {
-  const text = found.texts?.texts[row.place];
-  const body = element("div", { class: "text" });
-  body.drawText = () => {
-    const painted = paint && paintedText(paint, text, found.tokens?.[row.place]);
-    body.replaceChildren(...(painted || plainText(text, best)));
-  };
-  if (text !== undefined) onSight.observe(body);
+  const body = found.texts ? textNode(found.texts.texts[row.place], found.tokens?.[row.place], best, paint) : "";
   const top = element("div", { class: "top" }, rewardNode(row, scale.rewards), weightNodes(row, scale.weight));
   return element("article", { class: "row", "aria-label": `completion ${row.place + 1}` }, top, body, factNodes(row));
 }
@@ -105,7 +108,7 @@ function aboutNode(store, group, texts) {
 function absence(store, group, found, paint) {
   if (!found.texts) return `The texts of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;
   if (paint && !found.tokens) return `The tokens of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;
-  if (paint && !found.tokens.some((tokens) => tokens[paint])) return `The rollout file has no ${PAINTS[paint].label} of this group.`;
+  if (paint && !found.tokens.some((tokens) => tokens[paint])) return `The rollout file has no ${PAINTS[paint].label} for this group.`;
   return null;
 }
 

@@ -1,14 +1,17 @@
 // Starts the page.
 
-/** Shows the groups of a run below the choice of runs. */
+let opened = 0;
+
+/** Shows the groups of a run; of two calls the later one stays. */
 async function openRun(host, number) {
+  const call = ++opened;
   const store = new Store(number, await unpack(`index-${number}`));
+  if (call !== opened) return;
   if (!store.count) {
     host.replaceChildren(element("p", { class: "empty" }, "No rollouts were written."));
     return;
   }
-  const viewer = new Viewer(host, store);
-  await viewer.update();
+  await new Viewer(host, store).update();
 }
 
 async function start() {

@@ -4,7 +4,7 @@ const LEVELS = 6;
 const PAINTS = {
   logprobs: {
     label: "log-prob",
-    strong: 8000,
+    strong: 6000,
     legend: ["likely", "unlikely"],
     title: (value) => `log-prob ${(value / 1000).toFixed(3)} (p = ${format(Math.exp(value / 1000))})`,
   },
@@ -30,10 +30,9 @@ function tokenNode(paint, value, number, text, scored) {
   return element("span", { class: ["token", ...kinds].filter(Boolean).join(" "), title }, text);
 }
 
-/** The text of a completion in coloured tokens, or as it is with a strip of its tokens below; null without values. */
+/** The text of a completion in coloured tokens, or as it is with a strip of its tokens below. */
 function paintedText(paint, text, tokens) {
-  const values = tokens?.[paint];
-  if (!values) return null;
+  const values = tokens[paint];
   const scored = (number) => !tokens.mask || tokens.mask[number] > 0;
   if (!tokens.lengths) {
     const strip = values.map((value, number) => tokenNode(paint, value, number, "", scored(number)));
@@ -50,5 +49,6 @@ function paintLegend(paint) {
   const [low, high] = PAINTS[paint].legend;
   const levels = paint === "logprobs" ? ["q0", "q1", "q2", "q3", "q4", "q5", "q6"]
     : ["down6", "down4", "down2", "up0", "up2", "up4", "up6"];
-  return [low, ...levels.map((level) => element("span", { class: `token blank ${level}`, "aria-hidden": "true" })), high];
+  const boxes = levels.map((level) => element("span", { class: `token blank ${level}` }));
+  return [low, element("span", { class: "legend", "aria-hidden": "true" }, boxes), high];
 }

@@ -33,18 +33,23 @@ class Viewer {
       label.textContent = `${text} (${state.step + 1} of ${store.steps.length})`;
       slider.setAttribute("aria-valuetext", `step ${text}`);
     };
+    const widen = (wide) => {
+      state.all = all.checked = wide;
+      bar.classList.toggle("wide", wide);
+    };
     const slide = (event) => {
-      state.all = all.checked = false;
+      widen(false);
       state.step = Number(event.target.value);
       name();
       this.update();
     };
     const slider = element("input", { type: "range", id: "step", min: 0, max: store.steps.length - 1, value: state.step, on: { input: slide } });
-    const all = element("input", { type: "checkbox", id: "all-steps", on: { change: (event) => this.set({ all: event.target.checked }) } });
-    name();
-    return element("div", { class: "bar" },
+    const all = element("input", { type: "checkbox", id: "all-steps", on: { change: () => { widen(all.checked); this.update(); } } });
+    const bar = element("div", { class: "bar" },
       element("label", { class: "slide" }, element("span", {}, "step"), slider, label),
       element("label", {}, all, "all steps"));
+    name();
+    return bar;
   }
 
   /** Search, filters and the order of groups. */

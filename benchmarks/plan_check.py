@@ -1,0 +1,268 @@
+"""Checks the planner's memory formulas: peak resident memory of a real step, against `gvpo.planning`.
+
+    python benchmarks/plan_check.py [CASE ...]
+
+Each case runs in a process of its own, on the CPU of a Linux machine: a tiny model of the same architecture is trained
+first, so that all code is loaded and not counted; then the case's model, its reference, and two steps of sampling,
+scoring, `group_backward` and AdamW. The peak is the kernel's high-water mark above where the process stood before.
+
+It is measured twice: with glibc's defaults, as users have it, and with MALLOC_MMAP_THRESHOLD_=65536, which gives freed
+blocks back at once, so that only what is in use counts. `tuned` says whether the formulas were made with the case in view.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gvpo.planning import Architecture, Device, Memory, Workload, checkpoint_bytes, estimate_memory, read_architecture
+
+MIB = 2**20
+CPU = Device("cpu", "cpu", 0, 1, 1)
+DEFAULT, EXACT = "default", "exact"
+MALLOC = {DEFAULT: {}, EXACT: {"MALLOC_MMAP_THRESHOLD_": "65536"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fresh model and what is done with it."""
+
+    model: dict[str, Any]
+    workload: Workload
+    tuned: bool = False
+
+
+def _model(architecture: str, layers: int, hidden: int, vocabulary: int, **others: Any) -> dict[str, Any]:
+    heads = hidden // 64
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": heads, "intermediate_size": 4 * hidden}
+    known = {"num_hidden_layers": layers, "hidden_size": hidden, "vocab_size": vocabulary, "tie_word_embeddings": True}
+    return {"architecture": architecture, **known, **sizes, "max_position_embeddings": 8192, **others}
+
+
+def _work(prompt: int, answer: int, budget: int, **others: Any) -> Workload:
+    usual = {"prompts_per_step": 8, "group_size": 8, "tokens_per_batch": 4096, "half": False}
+    return Workload(prompt_tokens=prompt, completion_tokens=answer, tokens_per_microbatch=budget, **{**usual, **others})
+
+
+_QWEN2 = _model("qwen2", 4, 256, 32_000, num_key_value_heads=2)
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
+
+CASES = {
+    "qwen2-2048": Case(_QWEN2, _work(128, 128, 2048), tuned=True),
+    "qwen2-8192": Case(_QWEN2, _work(128, 128, 8192), tuned=True),
+    "qwen2-short": Case(_QWEN2, _work(64, 16, 256, group_size=4, prompts_per_step=4), tuned=True),
+    "qwen2-8192-bfloat16": Case(_QWEN2, _work(128, 128, 8192, half=True), tuned=True),
+    "llama-2048": Case(
+        _model("llama", 8, 512, 1024, intermediate_size=1536, tie_word_embeddings=False),
+        _work(64, 64, 2048, group_size=4),
+        tuned=True,
+    ),
+    "qwen3-moe": Case(_model("qwen3_moe", 4, 256, 1024, num_key_value_heads=2, **_EXPERTS), _work(128, 128, 8192)),
+    "qwen2-no-reference": Case(_QWEN2, _work(64, 64, 1024, reference=False)),
+    "qwen2-long": Case(_QWEN2, _work(96, 700, 4096, prompts_per_step=2, group_size=4)),
+    "llama-wide": Case(_model("llama", 3, 1024, 8000, num_key_value_heads=4), _work(32, 64, 1024)),
+    "llama-deep-bfloat16": Case(_model("llama", 16, 256, 2000), _work(64, 96, 4096, half=True)),
+    "qwen3-checkpointing": Case(
+        _model("qwen3", 12, 256, 4000, num_key_value_heads=2, head_dim=64), _work(64, 128, 8192, checkpointing=True)
+    ),
+    "mistral-window": Case(_model("mistral", 6, 320, 16_000, sliding_window=64), _work(64, 64, 2048, group_size=4)),
+    "gemma2-logits": Case(
+        _model("gemma2", 4, 256, 16_000, head_dim=64, sliding_window=64), _work(64, 64, 1024, group_size=4)
+    ),
+    "qwen2-sampling": Case(
+        _model("qwen2", 8, 256, 4000, num_key_value_heads=2),
+        _work(64, 192, 512, prompts_per_step=16, tokens_per_batch=65_536),
+    ),
+}
+
+
+def main() -> None:
+    """Measure and print the table, or (in the child) one measurement."""
+    parser = argparse.ArgumentParser(description="check the planner's memory against measured peaks")
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--phases", action="store_true", help="also print each phase")
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(_measure(CASES[options.measure])))
+        return
+    print("| case | tuned | parameters | predicted MiB | phase | measured MiB | ratio | in use MiB | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in options.cases or CASES:
+        _print(name, options.phases)
+
+
+def _print(name: str, phases: bool) -> None:
+    model, memory = predicted(CASES[name])
+    usual, exact = measure(name), measure(name, EXACT)
+    peaks = [max(found.values()) for found in (usual, exact)]
+    cells = " | ".join(f"{peak:.0f} | {memory.peak / MIB / peak:.2f}" for peak in peaks)
+    count = f"{model.parameters / 1e6:.1f}M"
+    tuned = "yes" if CASES[name].tuned else "no"
+    print(f"| {name} | {tuned} | {count} | {memory.peak / MIB:.0f} | {memory.largest} | {cells} |", flush=True)
+    if phases:
+        for phase in memory.phases:
+            print(f"    {phase:10} {memory.peak_of(phase) / MIB:8.0f} {usual[phase]:8.0f} {exact[phase]:8.0f}")
+
+
+def predicted(case: Case) -> tuple[Architecture, Memory]:
+    """What the planner says of a case."""
+    model = read_architecture({**case.model, "model_type": case.model["architecture"]})
+    return model, estimate_memory(model, case.workload, CPU)
+
+
+def measure(name: str, malloc: str = DEFAULT) -> dict[str, float]:
+    """MiB at the peak of each phase, above where the process stood, from a process of its own."""
+    threads = {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, __file__, "--measure", name],
+        env={**os.environ, **threads, **MALLOC[malloc]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise SystemExit(f"{name} failed:\n{finished.stderr}")
+    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+@dataclass
+class _Peaks:
+    """The high-water mark of each phase."""
+
+    base: float = 0.0
+    found: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        gc.collect()
+        self.base = _status("VmRSS")
+        self._reset()
+
+    def mark(self, phase: str) -> None:
+        self.found[phase] = max(self.found.get(phase, 0.0), (_status("VmHWM") - self.base) / MIB)
+        self._reset()
+
+    def _reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the mark goes back to what is resident now
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _measure(case: Case) -> dict[str, float]:
+    tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    small = replace(case.workload, prompts_per_step=2, prompt_tokens=8, completion_tokens=8, tokens_per_microbatch=64)
+    _run(Case({**case.model, **tiny, **heads}, small), lambda phase: None)
+    peaks = _Peaks()
+    peaks.start()
+    _run(case, peaks.mark)
+    return peaks.found
+
+
+def _run(case: Case, mark: Callable[[str], None]) -> None:
+    """Two steps: the optimizer's moments exist from the first one's end."""
+    from gvpo.config import TrainConfig
+    from gvpo.policy.model import load_model
+    from gvpo.policy.reference import Reference
+    from gvpo.training import optim
+
+    model = load_model(init=case.model)
+    model.train()
+    if case.workload.checkpointing:
+        model.gradient_checkpointing_enable()
+    reference = Reference(model) if case.workload.reference else None
+    optimizer = optim.make_optimizer(model, TrainConfig())
+    mark("load")
+    for _ in range(2):
+        _step(case.workload, model, reference, mark)
+        optim.step(optimizer, model.parameters(), rate=1e-6, max_grad_norm=1.0)
+        mark("optimizer")
+
+
+def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], None]) -> None:
+    import torch
+
+    from gvpo.objectives import gvpo
+    from gvpo.training.update import group_backward, score
+
+    def precision() -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if workload.half else contextlib.nullcontext()
+
+    with precision():
+        _sample(workload, model)
+    mark("sampling")
+    groups, budget = _groups(workload, model.config.vocab_size), workload.tokens_per_microbatch
+    if reference is not None:
+        with precision():
+            scores = iter(score(reference.model, groups, tokens_per_microbatch=budget))
+        groups = [_with_reference(group, scores) for group in groups]
+        mark("scoring")
+    with precision():
+        objective = partial(gvpo, beta=0.1)
+        group_backward(model, groups, objective, tokens_per_microbatch=budget, on_policy=reference is None)
+    mark("update")
+
+
+def _groups(workload: Workload, vocabulary: int) -> list[Any]:
+    import torch
+
+    from gvpo.types import Completion, Group
+
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        drawn: list[int] = torch.randint(vocabulary, (count,), generator=generator).tolist()
+        return drawn
+
+    return [
+        Group(
+            tokens(workload.prompt_tokens),
+            [
+                Completion(tokens(workload.completion_tokens), reward=float(row % 2))
+                for row in range(workload.group_size)
+            ],
+        )
+        for _ in range(workload.prompts_per_step)
+    ]
+
+
+def _with_reference(group: Any, scores: Any) -> Any:
+    rows = [replace(row, ref_logprobs=next(scores).logprobs) for row in group.completions]
+    return replace(group, completions=rows)
+
+
+def _sample(workload: Workload, model: Any) -> None:
+    """A rollout of prompts of unequal lengths, of a model that hardly ever stops by itself."""
+    from gvpo.policy.fresh import fresh_tokenizer
+    from gvpo.sampling import Request, SamplingParams
+    from gvpo.sampling.transformers import TransformersSampler
+
+    sampler = TransformersSampler(model, fresh_tokenizer(list("ab")), tokens_per_batch=workload.tokens_per_batch)
+    lengths = [max(1, workload.prompt_tokens - number % 2) for number in range(workload.prompts_per_step)]
+    requests = [Request(f"prompt-{number}", (3,) * length) for number, length in enumerate(lengths)]
+    params = SamplingParams(group_size=workload.group_size, max_tokens=workload.completion_tokens)
+    sampler.sample(requests, params, seed=0, step=1)
+
+
+def checkpoint_on_disk(case: Case, directory: Path) -> tuple[float, float]:
+    """Bytes of a checkpoint as predicted, and of its three large files as written."""
+    model, _ = predicted(case)
+    return checkpoint_bytes(model, reference=case.workload.reference), sum(
+        file.stat().st_size for file in directory.rglob("*") if file.suffix in (".safetensors", ".pt")
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""A decoder's sizes and parameter count, from its config.json alone.
+
+    H hidden   I intermediate   A heads   K key-value heads   D head size   V vocabulary   E experts
+
+Decoders share the formulas: attention H x (2A + 2K) D, a gated MLP 3 H I (or E of them and a router), a few vectors.
+What config.json does not say, because the class has it built in (biases, norms), is in a table by model type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gvpo.errors import ModelError
+
+Config = Mapping[str, Any]
+
+_OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "num_layers"),
+    "num_attention_heads": ("n_head", "num_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim"),
+    "max_position_embeddings": ("n_positions", "n_ctx"),
+    "num_experts": ("num_local_experts", "n_routed_experts"),
+}
+_UNFUSED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What a class has built in.
+
+    Args:
+        qkv_bias: biases on queries, keys and values, if the configuration does not say.
+        all_biases: biases on every linear layer.
+        norms: norms of [H] a layer.
+        norm_vectors: vectors a norm: 2 where it has a bias.
+        head_norm: "each": norms of [D] on queries and keys; "whole": of [A D] and [K D]; "" none.
+        gated: the MLP has a gate.
+        positions: learned positions.
+    """
+
+    qkv_bias: bool = False
+    all_biases: bool = False
+    norms: int = 2
+    norm_vectors: int = 1
+    head_norm: str = ""
+    gated: bool = True
+    positions: bool = False
+
+
+_TRAITS = {
+    "gemma": _Traits(),
+    "gemma2": _Traits(norms=4),
+    "gemma3_text": _Traits(norms=4, head_norm="each"),
+    "gpt2": _Traits(all_biases=True, norm_vectors=2, gated=False, positions=True),
+    "granite": _Traits(),
+    "llama": _Traits(),
+    "mistral": _Traits(),
+    "mixtral": _Traits(),
+    "olmo2": _Traits(head_norm="whole"),
+    "olmoe": _Traits(head_norm="whole"),
+    "phi3": _Traits(),
+    "qwen2": _Traits(qkv_bias=True),
+    "qwen2_moe": _Traits(qkv_bias=True),
+    "qwen3": _Traits(head_norm="each"),
+    "qwen3_moe": _Traits(head_norm="each"),
+    "smollm3": _Traits(),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder's sizes.
+
+    Args:
+        kind: its model type.
+        layers: how many.
+        hidden: H.
+        query: A D, the width of the queries.
+        key: K D, the width of the keys, and of the values.
+        intermediate: I of a dense layer's MLP.
+        vocabulary: V.
+        context: positions it was made for; None if it does not say.
+        tied: the head is the embedding.
+        head_norm: queries and keys have norms.
+        gated: the MLP has a gate.
+        experts: E of each layer; 0 is a dense model.
+        active_experts: of them, how many a token goes to.
+        expert_intermediate: I of an expert.
+        shared_intermediate: I of the experts that every token goes to, together.
+        parameters: all of them, tied ones once.
+        layer_parameters: those of one layer.
+        shares_prompts: whether the update can compute a group's prompt once.
+        fused_head: whether the update can do without logits.
+        notes: what is assumed of it.
+    """
+
+    kind: str
+    layers: int
+    hidden: int
+    query: int
+    key: int
+    intermediate: int
+    vocabulary: int
+    context: int | None
+    tied: bool
+    head_norm: bool
+    gated: bool
+    experts: int
+    active_experts: int
+    expert_intermediate: int
+    shared_intermediate: int
+    parameters: int
+    layer_parameters: int
+    shares_prompts: bool
+    fused_head: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def active_layer_parameters(self) -> int:
+        """Parameters of a layer that a token meets."""
+        idle = (self.experts - self.active_experts) * 3 * self.hidden * self.expert_intermediate
+        return self.layer_parameters - max(0, idle)
+
+    @property
+    def head(self) -> int:
+        """Parameters of the head, V H."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest single parameter; experts are stacked into one."""
+        stacked = self.experts * 2 * self.hidden * self.expert_intermediate
+        return max(self.head, self.hidden * self.intermediate, stacked)
+
+
+def read_architecture(config: Config) -> Architecture:
+    """The sizes in a model's configuration.
+
+    Args:
+        config: config.json as a mapping. Of a model that also sees, only the language part is read.
+
+    Raises:
+        ModelError: it lacks a size that every decoder has.
+    """
+    text = config.get("text_config")
+    notes = []
+    if isinstance(text, Mapping):
+        notes.append("only the language part of the model is planned for")
+        config = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **text}
+    kind = str(config.get("model_type", ""))
+    if kind not in _TRAITS:
+        notes.append(f"the model type {kind!r} is not known here and is planned for as a Llama-like decoder")
+    return _architecture(config, kind, _TRAITS.get(kind, _Traits()), notes)
+
+
+def _architecture(config: Config, kind: str, traits: _Traits, notes: list[str]) -> Architecture:
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    head_dim = _number(config, "head_dim") or hidden // heads
+    keys = (_number(config, "num_key_value_heads") or heads) * head_dim
+    experts = _experts(config)
+    intermediate = _number(config, "intermediate_size") or 4 * hidden
+    shape = {"hidden": hidden, "query": heads * head_dim, "key": keys, "intermediate": intermediate}
+    layer = _layer_parameters(config, traits, experts, head_dim, **shape)
+    layers, vocabulary = _size(config, "num_hidden_layers"), _size(config, "vocab_size")
+    context = _number(config, "max_position_embeddings") or None
+    tied = bool(config.get("tie_word_embeddings", kind == "gpt2"))
+    extra = hidden * ((context or 0) * traits.positions + traits.norm_vectors)
+    return Architecture(
+        kind=kind,
+        layers=layers,
+        vocabulary=vocabulary,
+        context=context,
+        tied=tied,
+        head_norm=bool(traits.head_norm),
+        gated=traits.gated,
+        parameters=layers * layer + vocabulary * hidden * (1 if tied else 2) + extra,
+        layer_parameters=layer,
+        shares_prompts=_shares_prompts(config),
+        fused_head=all(config.get(name) in (None, 1, 1.0) for name in _UNFUSED),
+        notes=tuple(notes),
+        **shape,
+        **experts,
+    )
+
+
+def _experts(config: Config) -> dict[str, int]:
+    count = _number(config, "num_experts")
+    if count == 0:
+        return dict.fromkeys(("experts", "active_experts", "expert_intermediate", "shared_intermediate"), 0)
+    size = _number(config, "moe_intermediate_size") or _size(config, "intermediate_size")
+    return {
+        "experts": count,
+        "active_experts": _number(config, "num_experts_per_tok") or 1,
+        "expert_intermediate": size,
+        "shared_intermediate": _number(config, "shared_expert_intermediate_size"),
+    }
+
+
+def _layer_parameters(
+    config: Config,
+    traits: _Traits,
+    experts: Mapping[str, int],
+    head_dim: int,
+    *,
+    hidden: int,
+    query: int,
+    key: int,
+    intermediate: int,
+) -> int:
+    """Parameters of one layer; where only some layers have experts, all are counted as if they had them."""
+    attention = hidden * (2 * query + 2 * key)
+    head_norms = {"each": 2 * head_dim, "whole": query + key, "": 0}[traits.head_norm]
+    norms = traits.norms * traits.norm_vectors * hidden + head_norms
+    biases = 0
+    if traits.all_biases or config.get("attention_bias", False):
+        biases += query + 2 * key + hidden
+    elif config.get("qkv_bias", traits.qkv_bias):
+        biases += query + 2 * key
+    if traits.all_biases or config.get("mlp_bias", False):
+        biases += intermediate * (2 if traits.gated else 1) + hidden
+    if experts["experts"] == 0:
+        return attention + norms + biases + (3 if traits.gated else 2) * hidden * intermediate
+    routed = experts["experts"] * hidden * (3 * experts["expert_intermediate"] + 1)  # each with its row of the router
+    shared = 3 * hidden * experts["shared_intermediate"] + (hidden if experts["shared_intermediate"] else 0)
+    return attention + norms + biases + routed + shared
+
+
+def _shares_prompts(config: Config) -> bool:
+    """The planner's view of `gvpo.policy.forward.why_not_shared`, without a model."""
+    kinds = config.get("layer_types")
+    if kinds:
+        return set(kinds) <= {"full_attention"}
+    window = config.get("sliding_window")
+    return not window or config.get("use_sliding_window") is False
+
+
+def _number(config: Config, name: str) -> int:
+    """A size by any of its names; 0 where there is none."""
+    value = next((config[key] for key in (name, *_OTHER_NAMES.get(name, ())) if config.get(key) is not None), 0)
+    return value if isinstance(value, int) else 0
+
+
+def _size(config: Config, name: str) -> int:
+    value = _number(config, name)
+    if value <= 0:
+        raise ModelError(f"the model's configuration has no {name}, so it cannot be planned for; give a causal decoder")
+    return value

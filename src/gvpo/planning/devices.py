@@ -1,0 +1,152 @@
+"""Devices to plan for: GPUs by their data sheets, and this machine's CPU.
+
+Data sheets: NVIDIA's for A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RTX 3090, RTX 4090; dense bfloat16 rates
+(float16 of the T4, which has no bfloat16).
+"""
+
+import difflib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gvpo.errors import ConfigError
+
+GIB = 2**30
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to plan for.
+
+    Args:
+        name: as people call it.
+        kind: "cuda" or "cpu".
+        memory: bytes of each.
+        rate: peak of matmuls, operations a second.
+        bandwidth: peak of memory, bytes a second.
+        count: how many.
+    """
+
+    name: str
+    kind: str
+    memory: float
+    rate: float
+    bandwidth: float
+    count: int = 1
+
+
+def _gpu(name: str, gib: float, tera: float, gigabytes: float) -> Device:
+    return Device(name, "cuda", gib * GIB, tera * TERA, gigabytes * 1e9)
+
+
+GPUS: dict[str, Device] = {
+    device.name: device
+    for device in (
+        _gpu("a100-40", 40, 312, 1555),
+        _gpu("a100-80", 80, 312, 2039),
+        _gpu("a10g", 24, 70, 600),
+        _gpu("b200", 180, 2250, 8000),
+        _gpu("h100", 80, 989, 3350),
+        _gpu("h200", 141e9 / GIB, 989, 4800),
+        _gpu("l4", 24, 121, 300),
+        _gpu("l40s", 48, 362, 864),
+        _gpu("rtx3090", 24, 71, 936),
+        _gpu("rtx4090", 24, 165, 1008),
+        _gpu("t4", 16, 65, 320),
+    )
+}
+"""GPUs by name."""
+
+
+def find_device(name: str | None = None, count: int = 1, memory: float | None = None) -> Device:
+    """The device to plan for.
+
+    Args:
+        name: of `GPUS`, or "cpu"; None takes the machine's NVIDIA GPU if its name is known, else its CPU.
+        count: how many.
+        memory: bytes of each, if it is not what the data sheet says.
+
+    Raises:
+        ConfigError: there is no such device, or fewer than one of it.
+    """
+    if count < 1:
+        raise ConfigError(f"--gpus is {count}; give at least 1")
+    device = _own() if name is None else _named(name)
+    if device.kind == "cpu" and count > 1:
+        raise ConfigError("--gpus needs --gpu: name the GPU to plan for")
+    return replace(device, count=count, memory=memory or device.memory)
+
+
+def _named(name: str) -> Device:
+    plain = name.lower().replace(" ", "").replace("_", "-")
+    if plain == "cpu":
+        return this_cpu()
+    if plain not in GPUS:
+        near = difflib.get_close_matches(plain, GPUS, n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"there is no GPU {name!r} in the table{guess}; choose one of {', '.join(GPUS)}, or cpu")
+    return GPUS[plain]
+
+
+def _own() -> Device:
+    names = nvidia_gpus()
+    plain = names[0].lower().replace(" ", "") if names else ""
+    known = next((key for key in sorted(GPUS, key=len, reverse=True) if key.partition("-")[0] in plain), None)
+    if names and known is None:
+        raise ConfigError(f"this machine's GPU, {names[0]}, is not in the table; give the nearest one as --gpu NAME")
+    return GPUS[known] if known else this_cpu()
+
+
+def nvidia_gpus() -> list[str]:
+    """Names of the machine's NVIDIA GPUs, as the driver says; [] without a driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        found = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in found.stdout.splitlines() if line.strip()]
+
+
+def this_cpu() -> Device:
+    """This machine's CPU: its memory, and rates measured in a fraction of a second."""
+    return Device(f"CPU with {os.cpu_count()} cores", "cpu", machine_memory(), _matmul_rate(), _copy_rate())
+
+
+def machine_memory() -> float:
+    """Bytes that this machine, or its container, has."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, float(limit))
+    except (OSError, ValueError):
+        return total
+
+
+def _matmul_rate() -> float:
+    """Operations a second of a float32 matmul: the best of a few."""
+    size = 768
+    matrix = np.ones((size, size), dtype=np.float32)
+    return 2 * size**3 / min(_time(lambda: matrix @ matrix) for _ in range(4))
+
+
+def _copy_rate() -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    source = np.ones(2**24, dtype=np.float32)
+    return 2 * source.nbytes / min(_time(source.copy) for _ in range(3))
+
+
+def _time(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

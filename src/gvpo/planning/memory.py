@@ -1,0 +1,238 @@
+"""Peak memory of a step, phase by phase, from sizes alone.
+
+What lasts: weights 4N, AdamW's moments 8N, the reference's copy 4N bytes; gradients 4N from the first backward to the
+optimizer's step. What passes: the sampler's cache and logits, the activations of one micro-batch, chunks of the head.
+
+    sample     weights + moments + reference + cache + logits of the rows
+    score      weights + moments + reference + one layer + head chunks                     (reference log-probs)
+    update     the larger of: at the head, all layers' activations + head;  at the end, gradients + the embedding's
+    optimizer  weights + moments + reference + gradients + temporaries
+
+Activations are counted tensor by tensor as autograd keeps them (`activation_bytes`). `benchmarks/plan_check.py`
+compares all of it with measured peaks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gvpo.planning.architecture import Architecture
+from gvpo.planning.devices import Device
+from gvpo.planning.workload import Rectangle, Workload, rectangles
+
+FLOAT = 4
+HALF = 2
+
+CHUNK_ELEMENTS = {"cpu": 2**24}
+"""Elements of a chunk of logits, as in `gvpo.policy.logprobs`."""
+
+DEFAULT_CHUNK_ELEMENTS = 2**27
+
+KEPT_BY_ALLOCATOR = 0.12
+"""Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again. On Linux
+glibc keeps freed blocks below 32 MiB; CUDA's caching allocator rounds and splits. Measured on a CPU, assumed for GPUs."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Args:
+        phases: what is held at the peak of each phase, by item; items that are 0 are left out.
+    """
+
+    phases: Mapping[str, Mapping[str, float]]
+
+    @property
+    def largest(self) -> str:
+        """The phase with the highest peak."""
+        return max(self.phases, key=lambda phase: self.peak_of(phase))
+
+    @property
+    def peak(self) -> float:
+        """The highest peak."""
+        return self.peak_of(self.largest)
+
+    def peak_of(self, phase: str) -> float:
+        """Bytes at a phase's peak."""
+        return sum(self.phases[phase].values())
+
+
+def estimate_memory(model: Architecture, workload: Workload, device: Device) -> Memory:
+    """Peak memory of a training step.
+
+    Args:
+        model: the sizes.
+        workload: what a step does.
+        device: its kind decides the size of the head's chunks; its count, over how many devices the state is sharded.
+
+    Returns:
+        Bytes a device, by phase and item.
+    """
+    shapes = rectangles(workload, shared=model.shares_prompts)
+    lasting = _lasting(model, workload, device)
+    phases = {
+        "sampling": {**lasting, **_sampling(model, workload, device)},
+        "update": max(_update(model, workload, device, shapes, lasting), key=lambda items: sum(items.values())),
+        "optimizer": {**lasting, "gradients": _shard(model.parameters, device), **_optimizer(model, device)},
+    }
+    if workload.reference:
+        phases["scoring"] = {**lasting, **_scoring(model, workload, device, shapes[0])}
+    return Memory({name: _with_allocator(items, lasting) for name, items in phases.items()})
+
+
+def activation_bytes(model: Architecture, *, half: bool) -> int:
+    """Bytes that autograd keeps of one layer for one token.
+
+    In elements, float32 without autocast: of each norm its input, the normalised input and its output (3H); queries, keys
+    and values as the attention sees them, the latter two repeated for every head, and its output (4AD); with norms on
+    the heads also their inputs and normalised inputs (2AD + 2KD); of a gated MLP gate, activated gate, up and their
+    product (4I). Each expert that a token goes to adds its gathered input and its output (2H).
+
+    Under autocast norms stay float32 and each linear layer keeps a bfloat16 copy of its input of its own.
+    """
+    mlp = _mlp_elements(model)
+    heads = 2 * (model.query + model.key) if model.head_norm else 0
+    copies = 5 if model.gated else 4
+    if not half:
+        return FLOAT * (6 * model.hidden + 4 * model.query + heads + mlp)
+    return FLOAT * (4 * model.hidden + heads) + HALF * (copies * model.hidden + 4 * model.query + mlp)
+
+
+def cache_bytes(model: Architecture, *, half: bool) -> int:
+    """Bytes of the key-value cache a token. Rotary positions make keys float32 again under autocast."""
+    return model.layers * model.key * (FLOAT + (HALF if half else FLOAT))
+
+
+def _mlp_elements(model: Architecture) -> int:
+    per_unit = 4 if model.gated else 3
+    if model.experts == 0:
+        return per_unit * model.intermediate
+    routed = model.active_experts * (2 * model.hidden + per_unit * model.expert_intermediate)
+    return routed + per_unit * model.shared_intermediate
+
+
+def _shard(elements: float, device: Device) -> float:
+    """Bytes of float32 elements that are spread over the devices."""
+    return FLOAT * elements / device.count
+
+
+def _lasting(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
+    state = _shard(model.parameters, device)
+    items = {"weights": state, "optimizer": 2 * state}
+    if workload.reference:
+        items["reference"] = state
+    if device.count > 1:  # two layers and the head are gathered at a time
+        width = HALF if workload.half else FLOAT
+        items["gathered weights"] = width * (2 * model.layer_parameters + model.head)
+    return items
+
+
+def _with_allocator(items: Mapping[str, float], lasting: Mapping[str, float]) -> dict[str, float]:
+    passing = sum(size for name, size in items.items() if name not in lasting and name != "gradients")
+    return {name: size for name, size in (*items.items(), ("allocator", KEPT_BY_ALLOCATOR * passing)) if size}
+
+
+def _cast(model: Architecture, workload: Workload, device: Device) -> float:
+    """Autocast keeps the bfloat16 copies of all layers' weights while a micro-batch lasts; the head makes its own."""
+    if not workload.half or device.count > 1:
+        return 0
+    return HALF * model.layers * model.layer_parameters
+
+
+def _update(
+    model: Architecture, workload: Workload, device: Device, shapes: list[Rectangle], lasting: Mapping[str, float]
+) -> Iterator[dict[str, float]]:
+    """The peak of each micro-batch at the head, and of the last one at its end."""
+    gradients = _shard(model.parameters, device)
+    cast = _cast(model, workload, device)
+    for number, shape in enumerate(shapes[:1] + shapes[1:2]):
+        yield {
+            **lasting,
+            "gradients": gradients if number else 0,
+            "weights in bfloat16": cast,
+            "activations": _activations(model, workload, shape),
+            "attention mask": _mask(model, workload, shape),
+            "head": max(_head(model, workload, device, shape), _top_layer(model, shape)),
+        }
+    yield {
+        **lasting,
+        "gradients": gradients,
+        "weights in bfloat16": cast,
+        "activations": shapes[-1].tokens * activation_bytes(model, half=workload.half),
+        "embedding": FLOAT
+        * model.head
+        * (2 if model.tied else 1),  # a dense gradient, and the head's that waits for it
+    }
+
+
+def _activations(model: Architecture, workload: Workload, shape: Rectangle) -> float:
+    """All layers' (or their inputs, and one layer's), and the last norm's input, normalised input and output."""
+    layer = activation_bytes(model, half=workload.half)
+    layers = model.layers * FLOAT * model.hidden + layer if workload.checkpointing else model.layers * layer
+    return shape.tokens * (layers + 3 * FLOAT * model.hidden)
+
+
+def _mask(model: Architecture, workload: Workload, shape: Rectangle) -> float:
+    """[n, 1, L, L]: added to the scores where prompts are shared, else boolean."""
+    width = (HALF if workload.half else FLOAT) if model.shares_prompts else 1
+    return shape.lanes * shape.length**2 * width
+
+
+def _chunk_rows(model: Architecture, device: Device) -> int:
+    return max(1, CHUNK_ELEMENTS.get(device.kind, DEFAULT_CHUNK_ELEMENTS) // model.vocabulary)
+
+
+def _chunks(model: Architecture, device: Device, scored: int, *, again: int) -> float:
+    """Chunks of logits: 3 that one needs (log-probs, probabilities, their product), and `again` of the one before."""
+    rows = _chunk_rows(model, device)
+    return FLOAT * model.vocabulary * min(rows, scored) * (3 + (again if scored > rows else 0))
+
+
+def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
+    """Hidden states of the scored tokens and their gradient, the head's gradient, chunks of logits."""
+    hidden = 2 * FLOAT * shape.scored * model.hidden
+    weight = (FLOAT + (2 * HALF if workload.half else 0)) * model.head  # narrow: the weight, and a chunk's product
+    if not model.fused_head:
+        logits = shape.tokens * model.vocabulary * FLOAT
+        return hidden + FLOAT * model.head + logits + 4 * FLOAT * shape.scored * model.vocabulary
+    return hidden + weight + _chunks(model, device, shape.scored, again=1)
+
+
+def _top_layer(model: Architecture, shape: Rectangle) -> float:
+    """Where the backward of the last MLP starts: the head's gradient waits, gradients of product and residual exist."""
+    inner = model.active_experts * model.expert_intermediate if model.experts else model.intermediate
+    return FLOAT * (model.head + shape.tokens * (inner + 2 * model.hidden))
+
+
+def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> dict[str, float]:
+    """A pass without gradient: one layer's working set at a time, or the head's chunks."""
+    head = FLOAT * shape.scored * model.hidden + _chunks(model, device, shape.scored, again=0)
+    if not model.fused_head:
+        head = FLOAT * model.vocabulary * (shape.tokens + 4 * shape.scored)
+    layer = shape.tokens * activation_bytes(model, half=workload.half) / 2  # the two halves of a layer do not coexist
+    return {
+        "weights in bfloat16": _cast(model, workload, device),
+        "attention mask": _mask(model, workload, shape),
+        "working set": max(head, layer) + FLOAT * shape.tokens * model.hidden,
+    }
+
+
+def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
+    """The cache of all rows, a layer of it once more (it grows by a copy), both repeated for all heads, and logits."""
+    rows = max(1, workload.rows_at_once)
+    tokens = rows * workload.width
+    width = HALF if workload.half else FLOAT
+    repeated = 2 * model.query * width if model.query > model.key else 0
+    return {
+        "cache": tokens * cache_bytes(model, half=workload.half),
+        "cache of a layer": tokens * (model.key * FLOAT + repeated),
+        "logits": 5 * FLOAT * rows * model.vocabulary,
+        "weights in bfloat16": _cast(model, workload, device),
+    }
+
+
+def _optimizer(model: Architecture, device: Device) -> dict[str, float]:
+    """AdamW's temporaries: two of the largest parameter on a CPU, one of all parameters at once on a GPU (foreach)."""
+    if device.kind == "cpu":
+        return {"temporaries": 2 * FLOAT * model.largest}
+    return {"temporaries": _shard(model.parameters, device)}

@@ -1,0 +1,96 @@
+"""The settings to use: the largest micro-batch and sampling batch that fit, and whether a reference copy does."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from gvpo.planning.architecture import Architecture
+from gvpo.planning.devices import Device
+from gvpo.planning.memory import Memory, estimate_memory
+from gvpo.planning.workload import Workload
+
+USABLE = 0.9
+"""Share of a device's memory that is planned with; the rest is the driver's, the libraries' and bad luck's."""
+
+MOST_TOKENS = {"cpu": 8192, "cuda": 32_768}
+"""A micro-batch beyond this is not faster."""
+
+MOST_CACHED = 262_144
+_BUDGETS = ("tokens_per_microbatch", "tokens_per_batch")
+COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run with, and what it needs.
+
+    Args:
+        fits: whether it runs on the device.
+        workload: with the settings to use.
+        memory: at these settings.
+        reference_fits: whether a frozen reference fits; None if it was not asked for.
+        enough: if it does not fit, the smallest count of this device on which sharded training would; None if none does.
+    """
+
+    fits: bool
+    workload: Workload
+    memory: Memory
+    reference_fits: bool | None
+    enough: int | None = None
+
+
+def make_plan(model: Architecture, workload: Workload, device: Device, *, fixed: frozenset[str] = frozenset()) -> Plan:
+    """Choose settings that fit the device.
+
+    Without gradient checkpointing where that fits, with the reference that was asked for where that fits; then the
+    largest batches within what is of use.
+
+    Args:
+        model: the sizes.
+        workload: what is asked for.
+        device: what there is.
+        fixed: fields of the workload that must stay: "tokens_per_microbatch", "tokens_per_batch".
+    """
+    chosen = next((found for w in _concessions(workload) if (found := _settle(model, w, device, fixed))), None)
+    asked = workload.reference
+    if chosen is not None:
+        return Plan(True, chosen, estimate_memory(model, chosen, device), chosen.reference if asked else None)
+    smallest = _smallest(replace(workload, reference=False, checkpointing=True), fixed)
+    enough = next((n for n in COUNTS if n > device.count and _fits(model, smallest, replace(device, count=n))), None)
+    return Plan(False, smallest, estimate_memory(model, smallest, device), False if asked else None, enough)
+
+
+def _concessions(workload: Workload) -> Iterator[Workload]:
+    """What is asked for, then less: activations computed again, no reference, neither."""
+    for reference in (True, False) if workload.reference else (False,):
+        for checkpointing in (True,) if workload.checkpointing else (False, True):
+            yield replace(workload, reference=reference, checkpointing=checkpointing)
+
+
+def _settle(model: Architecture, workload: Workload, device: Device, fixed: frozenset[str]) -> Workload | None:
+    """The largest batches that fit, each found with the other at its smallest; None where not even those fit."""
+    smallest = _smallest(workload, fixed)
+    if not _fits(model, smallest, device):
+        return None
+    found = smallest
+    for name, most in zip(_BUDGETS, (MOST_TOKENS[device.kind], MOST_CACHED), strict=True):
+        if name not in fixed:
+            found = _grow(found, name, most, lambda trial: _fits(model, trial, device))
+    return found
+
+
+def _grow(workload: Workload, name: str, most: int, fits: Callable[[Workload], bool]) -> Workload:
+    """Raise a budget to the largest power of two that fits."""
+    size = 1 << (getattr(workload, name) - 1).bit_length()
+    while size <= most and fits(trial := replace(workload, **{name: size})):
+        workload, size = trial, size * 2
+    return workload
+
+
+def _smallest(workload: Workload, fixed: frozenset[str]) -> Workload:
+    """One completion with its prompt at a time."""
+    sizes = {name: getattr(workload, name) if name in fixed else workload.width for name in _BUDGETS}
+    return replace(workload, tokens_per_microbatch=sizes[_BUDGETS[0]], tokens_per_batch=sizes[_BUDGETS[1]])
+
+
+def _fits(model: Architecture, workload: Workload, device: Device) -> bool:
+    return estimate_memory(model, workload, device).peak <= USABLE * device.memory
