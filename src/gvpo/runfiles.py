@@ -47,8 +47,8 @@ class RolloutRow:
         reward: the weighted sum of the rewards; None if it has none.
         reward_parts: each reward function's value by name.
         reason: why there is no reward; "" when there is one.
-        weight: minus the sum over tokens of d loss / d logprobs; positive pushes the completion up. None: the row was
-            not trained on.
+        weight: minus the mean over scored tokens of d loss / d logprobs; positive pushes the completion up. None: the
+            row was not trained on.
         implicit_reward: beta * sum(logprobs - ref_logprobs), in units of the reward; None without a reference.
         logprobs: C log-probs (nats) under the policy that was updated; as all below, None if absent.
         ref_logprobs: C log-probs under the reference.

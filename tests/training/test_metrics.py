@@ -146,7 +146,7 @@ def test_rollout_rows_tell_what_each_completion_got():
     row = rows["problem-0", 0]
     assert (row.step, row.prompt, row.prompt_tokens, row.text, row.tokens) == (4, "a", [5, 6], "row 0.0", [0, 1])
     assert (row.reward, row.reward_parts, row.reason) == (1.5, {"right": 1.0, "short": 0.5}, "")
-    assert row.weight == pytest.approx(3.0)  # minus the sum of c = -1.5 over two tokens
+    assert row.weight == pytest.approx(1.5)  # minus c of its one scored token
     assert row.implicit_reward == pytest.approx(0.2 * 0.5)  # one scored token
     assert (row.logprobs, row.ref_logprobs, row.old_logprobs) == ([-1, -1], [-1.5, -1.5], [-1, -1])
     assert (row.sampler_logprobs, row.entropy, row.version) == ([-1.25, -1.25], [0.5, 0.5], 7)

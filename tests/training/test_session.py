@@ -45,12 +45,6 @@ def test_several_updates_have_their_last_values_beside(tmp_path: Path):
     assert not [key for key in line if key.startswith("eval/")]
 
 
-def per_token(row: runfiles.RolloutRow) -> float:
-    """GVPO's weight of a row: the same on each of its tokens; the weights of a group sum to 0."""
-    assert row.weight is not None
-    return row.weight / len(row.tokens)
-
-
 def test_rollouts_hold_what_each_row_got(tmp_path: Path):
     trainer(tmp_path, steps=2, objective="gvpo", beta=0.5, learning_rate=0.03).train()
     rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))
@@ -63,7 +57,7 @@ def test_rollouts_hold_what_each_row_got(tmp_path: Path):
         assert row.sampler_logprobs == pytest.approx(list(row.logprobs), abs=1e-4)
         assert row.version == 2
     for start in range(0, 16, 4):
-        assert sum(per_token(row) for row in rows[start : start + 4]) == pytest.approx(0.0, abs=1e-5)
+        assert sum(row.weight for row in rows[start : start + 4]) == pytest.approx(0.0, abs=1e-5)
     assert any(abs(row.implicit_reward) > 1e-3 for row in rows)
 
 

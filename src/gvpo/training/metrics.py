@@ -199,13 +199,19 @@ def _trained_facts(trained: Trained | None, beta: float) -> dict[str, Any]:
         log_ratio = row.logprobs - torch.as_tensor(completion.ref_logprobs)
         implicit = beta * float((log_ratio * _mask(completion)).sum())
     return {
-        "weight": -float(row.c.sum()),
+        "weight": _weight(completion, row),
         "implicit_reward": implicit,
         "logprobs": _floats(row.logprobs),
         "ref_logprobs": _floats(completion.ref_logprobs),
         "old_logprobs": _floats(completion.old_logprobs),
         "entropy": _floats(row.entropy),
     }
+
+
+def _weight(completion: Completion, row: Row) -> float:
+    """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0 in a group."""
+    mask = _mask(completion)
+    return -float((row.c * mask).sum() / mask.sum().clamp(min=1))
 
 
 def _mask(completion: Completion) -> torch.Tensor:

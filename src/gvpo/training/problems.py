@@ -64,9 +64,11 @@ def _problems(given: Dataset) -> list[Problem]:
     if isinstance(given, str | Path):
         return problems_from_records(load_records(given))
     rows = list(given)
-    if all(isinstance(row, Problem) for row in rows):
-        return [row for row in rows if isinstance(row, Problem)]
-    return problems_from_records([row for row in rows if not isinstance(row, Problem)])
+    problems = [row for row in rows if isinstance(row, Problem)]
+    records = [row for row in rows if not isinstance(row, Problem)]
+    if problems and records:
+        raise DataError("a data set mixes Problems and rows; give all as Problems or all as rows with a `prompt`")
+    return problems or problems_from_records(records)
 
 
 def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[Encoded]:

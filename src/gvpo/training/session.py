@@ -114,7 +114,7 @@ class Session:
         self.run.append_metrics(line)
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
-        if self._is_due(self.config.checkpoint_every):
+        if self._is_due(self.config.checkpoint_every) or self._is_new_best():
             self._save()
         self.progress.update(step, line)
 
@@ -186,7 +186,11 @@ class Session:
         return every > 0 and self.state.step % every == 0
 
     def _is_last(self) -> bool:
-        return self.state.step == self.config.steps
+        return self.state.step == self.config.steps or self._is_good_enough()
+
+    def _is_new_best(self) -> bool:
+        """A run that keeps checkpoints also keeps its best by evaluation, whenever that comes."""
+        return self.config.checkpoint_every > 0 and self.state.step == self.state.best_step
 
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self._began
