@@ -21,6 +21,7 @@ from gvpo.training.recipe import train_recipe
 ARMS: dict[str, dict[str, Any]] = {
     "gvpo": {},
     "rloo": {"objective": "rloo", "reference": "previous"},
+    "rloo, KL in reward": {"objective": "rloo", "reference": "initial", "kl_in_reward": 0.1},
     "grpo": {"objective": "grpo", "reference": "previous"},
     "dr_grpo": {"objective": "dr_grpo", "reference": "previous"},
     "dapo": {"objective": "dapo", "reference": "previous"},
@@ -32,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def summary_of(out: Path, arm: str, seed: int) -> dict[str, Any]:
     """The summary of an arm's run on a seed, trained now unless it is there."""
-    run = out / f"{arm}-{seed}"
+    run = out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     done = read_json(run / SUMMARY)
     return done or train_recipe(config_of(out, arm, seed).replace(run_dir=run), resume=run.exists())
 
@@ -62,10 +63,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", GvpoWarning)
     results = {arm: [summary_of(options.out, arm, seed) for seed in range(options.seeds)] for arm in ARMS}
-    print(f"{'arm':12} {'sampled before':32} {'sampled after':32} greedy after")
+    print(f"{'arm':20} {'sampled before':32} {'sampled after':32} greedy after")
     for arm, summaries in results.items():
         cells = [row(summaries, key) for key in ("accuracy_before", "accuracy_after", "accuracy_greedy_after")]
-        print(f"{arm:12} {cells[0]:32} {cells[1]:32} {cells[2]}")
+        print(f"{arm:20} {cells[0]:32} {cells[1]:32} {cells[2]}")
     (options.out / "arms.json").write_text(json.dumps(results, indent=1))
 
 

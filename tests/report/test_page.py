@@ -203,8 +203,10 @@ def test_the_slider_goes_through_every_rollout_file(browser):
 
 def test_the_keyboard_walks_the_list(browser):
     browser.evaluate("document.querySelector('.list').focus()")
+    before = browser.evaluate("scrollY")
     browser.press("ArrowDown")
     prompt(browser, "mild=")
+    assert browser.evaluate("scrollY") == before  # the page stays where it is
     assert attribute(browser, ".item", "aria-selected") == ["false", "true", "false"]
     assert attribute(browser, ".list", "aria-activedescendant") == ["item-1"]
     browser.press("End")

@@ -1,7 +1,7 @@
 """One self-contained HTML page about one or more runs: the numbers, the curves, the groups.
 
 The markup is made here, the looks and the behaviour are in assets/. All text from runs is untrusted: it is
-escaped here, and what scripts show travels as one block of JSON that they only ever put into text nodes.
+escaped here, and what scripts show travels as JSON, plain or packed, and only ever becomes text nodes and titles.
 """
 
 import json

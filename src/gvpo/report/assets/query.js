@@ -62,7 +62,7 @@ async function search(store, groups, text, progress, current) {
     const texts = await store.texts(group);
     const known = texts ? [texts.prompt, ...texts.texts, ...Object.values(texts.columns)] : [store.excerpts[group]];
     const reasons = store.rows(group).map((row) => row.reason);
-    if ([store.ids[group], ...known, ...].some(holds)) found.push(group);
+    if ([store.ids[group], ...known, ...reasons].some(holds)) found.push(group);
   }
   return current() ? found : null;
 }
