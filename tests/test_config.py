@@ -70,7 +70,6 @@ def test_overrides_are_toml_values_or_text():
         ({"reward_funcs": ["a", "b"], "reward_weights": [1.0]}, "rewards.weights has 1 values for 2"),
         ({"vocabulary": ["a"]}, "set model.init too"),
         ({"model_path": "m", "model_init": {}}, "not both"),
-        ({"task": "addition", "train_data": "x.jsonl"}, "not both"),
         ({"warm_start_steps": 3}, "warm_start needs data.task"),
         ({"temperature": 0}, r"sampling.temperature=0"),
     ],

@@ -24,10 +24,11 @@ ALLOWED = {
     "rollout": {"errors", "types", "rewards", "sampling"},
     "evaluation": {"errors", "types", "rewards", "sampling", "rollout"},
     "report": {"errors", "types", "runfiles"},
+    "planning": {"errors"},
 }
-ALLOWED["training"] = {name for name in ALLOWED if name != "report"}
+ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "planning")}
 ALLOWED["cli"] = {*ALLOWED, "training"}
-FREE_OF_TORCH = {"errors", "types", "config", "runfiles", "rewards", "tasks", "report", "cli"}
+FREE_OF_TORCH = {"errors", "types", "config", "runfiles", "rewards", "tasks", "report", "planning", "cli"}
 HOME_OF_TRANSFORMERS = {"policy", "sampling"}
 
 

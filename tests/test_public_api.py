@@ -11,6 +11,17 @@ import gvpo
 PACKAGES = ("objectives", "rewards", "tasks", "sampling", "policy", "evaluation", "report")
 
 
+def test_the_public_surface_changes_only_on_purpose():
+    assert set(gvpo.__all__) == {
+        *("Completion", "Group", "PreferencePair", "Problem", "Verdict"),
+        *("GvpoError", "GvpoWarning", "MissingLogprobs", "errors"),
+        *("ObjectiveOutput", "objectives", "rewards"),
+        *("Scored", "UpdateOutput", "group_backward", "score"),
+        *("Request", "SamplingParams", "TransformersSampler"),
+        *("TrainConfig", "Trainer", "load_model", "load_tokenizer", "push_to_hub", "write_report"),
+    }
+
+
 def test_every_public_name_resolves():
     for name in gvpo.__all__:
         assert getattr(gvpo, name) is not None

@@ -61,3 +61,12 @@ def test_the_demo_is_gvpo_proper_and_its_rival_differs_in_the_objective_alone():
     assert rival.objective == "rloo"
     differing = [section for section, table in demo.to_recipe().items() if table != rival.to_recipe()[section]]
     assert differing == ["objective"]
+
+
+def test_the_offline_arms_train_on_the_same_samples_each_at_its_own_learning_rate():
+    gvpo, grpo = recipe("demo/offline"), recipe("demo/offline-grpo")
+    assert (gvpo.objective, grpo.objective) == ("gvpo", "grpo")
+    assert gvpo.sample_groups == grpo.sample_groups == 1920
+    differing = [section for section, table in gvpo.to_recipe().items() if table != grpo.to_recipe()[section]]
+    assert differing == ["objective", "train"]
+    assert gvpo.replace(learning_rate=grpo.learning_rate).to_recipe()["train"] == grpo.to_recipe()["train"]

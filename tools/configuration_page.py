@@ -96,7 +96,8 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{item}`" for item in arguments)
     if origin is list:
-        return f"list of {_PLAIN[arguments[0]]}s"
+        of = arguments[0]
+        return f"list of {_kind(of)}" if get_origin(of) is Literal else f"list of {_PLAIN[of]}s"
     return _PLAIN[origin or annotation]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gvpo.report import write_report
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
+    from gvpo.training.hub import push_to_hub
     from gvpo.training.online import Trainer
     from gvpo.training.update import Scored, UpdateOutput, group_backward, score
     from gvpo.types import Completion, Group, PreferencePair, Problem, Verdict
@@ -42,6 +43,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "objectives",
+    "push_to_hub",
     "rewards",
     "score",
     "write_report",
@@ -67,6 +69,7 @@ _HOME = {
     "group_backward": "gvpo.training.update",
     "load_model": "gvpo.policy.model",
     "load_tokenizer": "gvpo.policy.tokenizer",
+    "push_to_hub": "gvpo.training.hub",
     "score": "gvpo.training.update",
     "write_report": "gvpo.report",
 }

@@ -26,7 +26,7 @@ from gvpo.errors import ConfigError
 class Section(BaseModel):
     """Common to all sections: an unknown key is an error, and settings never change after they were checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -36,6 +36,10 @@ class RunConfig(Section):
         default=None, description="run directory; the command line picks a free runs/NAME by itself"
     )
     seed: int = Field(default=0, ge=0, description="seeds the data order, the sampling noise and a fresh model")
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="where metrics lines also go: tensorboard, wandb"
+    )
+    project: str = Field(default="gvpo", min_length=1, description="project of Weights & Biases")
 
 
 class ModelConfig(Section):
@@ -62,8 +66,17 @@ class DataConfig(Section):
 
     task: str | None = Field(default=None, description="name of a built-in task (gvpo.tasks.TASKS)")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
-    train_data: str | None = Field(default=None, description="JSONL or parquet file, or hub id, with a `prompt` column")
+    train_data: str | None = Field(
+        default=None,
+        description="JSONL or parquet file, or hub id, with a `prompt` column; with data.task in the task's own form",
+    )
     eval_data: str | None = Field(default=None, description="the same for held-out problems")
+    groups_data: str | None = Field(
+        default=None, description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`"
+    )
+    sample_groups: int | None = Field(
+        default=None, ge=1, description="train offline on this many groups, sampled once from the starting model"
+    )
     train_problems: int | None = Field(default=None, ge=1, description="how many training problems to make or keep")
     eval_problems: int = Field(default=200, ge=0, description="how many held-out problems to make or keep")
     chat: Literal["auto", "chat", "plain"] = Field(default="auto", description="use the tokenizer's chat template")
@@ -111,6 +124,7 @@ class RewardConfig(Section):
     accuracy: str | None = Field(default=None, description="the function that judges right (> 0.5); default the first")
     reward_timeout: float = Field(default=10.0, gt=0, description="seconds a call may take")
     reward_workers: int = Field(default=2, ge=1, description="worker processes")
+    reward_memory_limit: float = Field(default=4.0, gt=0, description="GiB that a worker may allocate")
 
 
 class ObjectiveConfig(Section):
@@ -118,9 +132,10 @@ class ObjectiveConfig(Section):
 
     objective: str = Field(default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
     reference: str = Field(
-        default="previous",
-        pattern=r"^(previous|initial|every:[1-9]\d*)$",
-        description="the policy of the step's start (previous), of the run's start (initial), refreshed each N steps",
+        default="auto",
+        pattern=r"^(auto|previous|initial|every:[1-9]\d*)$",
+        description="the policy of the step's start (previous), of the run's start (initial), refreshed each N steps "
+        "(every:N); auto: initial offline, else previous",
     )
     beta: float | None = Field(
         default=None, gt=0, description="reward per nat: how strong the pull to the reference is"
@@ -149,6 +164,7 @@ class TrainSection(Section):
     """[train] The loop and the optimizer."""
 
     steps: int = Field(default=100, ge=1, description="a step is a rollout and all its updates")
+    epochs: int | None = Field(default=None, ge=1, description="times through the data; if set it decides train.steps")
     prompts_per_step: int = Field(default=16, ge=1, description="groups a rollout")
     groups_per_update: int | None = Field(
         default=None, ge=1, description="the optimizer batch; default the whole rollout"
@@ -195,6 +211,8 @@ class CheckpointConfig(Section):
     checkpoint_verify: bool = Field(
         default=True, description="load the first one back and compare tokens and log-probs"
     )
+    push_to_hub: str | None = Field(default=None, description="owner/name on the hub that the final model goes to")
+    push_private: bool = Field(default=True, description="a repository made for it is private")
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -214,8 +232,12 @@ OBJECTIVE_KEYWORDS = tuple(
 )
 """The keywords that settings can bind on an objective; which of them it takes, its signature says."""
 
+NO_SAMPLER = (
+    "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or 'every:N'"
+)
+GROUPS_FOR_SFT = "sft learns from answers, not from groups; give rows with `prompt` and `completion`, or set data.task"
 _PREFIX = {"rewards": "reward"}
-_KEY = {"objective": "name", "train_data": "train", "eval_data": "eval"}
+_KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
 
 
 def _key(section: str, field: str) -> str:
@@ -296,19 +318,38 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
         "model.vocabulary is for a fresh model; set model.init too",
     )
     yield c.model_init is not None and c.model_path is not None, "set model.path or model.init, not both"
-    yield c.task is not None and c.train_data is not None, "set data.task or data.train, not both"
+    offline = c.groups_data is not None or c.sample_groups is not None
+    yield c.groups_data is not None and c.sample_groups is not None, "set data.groups or data.sample_groups, not both"
+    yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"
+    yield offline and c.reference == "previous", NO_SAMPLER
+    yield (
+        offline and c.objective == "sft",
+        GROUPS_FOR_SFT,
+    )
     yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"
 
 
 def _explain(error: ValidationError) -> str:
     """The first problem that pydantic found, under the recipe's name of the key."""
     first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
+    message = _WANTED.get(first["type"], first["msg"].removeprefix("Value error, "))
     if not first["loc"]:
         return message
-    field = str(first["loc"][0])
+    field, *inside = map(str, first["loc"])
     dotted = next((dotted for dotted, name in FIELDS.items() if name == field), field)
-    return f"{dotted}={first['input']!r}: {message}"
+    if first["type"] == "string_pattern_mismatch":
+        message = _WANTED.get(dotted, message)
+    return f"{'.'.join([dotted, *inside])}={first['input']!r}: {message}"
+
+
+_WANTED = {
+    "list_type": 'give a list, ["..."]',
+    "dict_type": "give a table, { key = value }",
+    "string_type": 'give text, "..."',
+    "finite_number": "give a finite number",
+    "objective.reference": "give auto, previous, initial, or every:N with N above 0",
+}
+"""What should stand there, where pydantic says it in Python's words; by its kind of error, or by key for a pattern."""
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -324,8 +365,10 @@ def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for section, table in recipe.items():
-        if section not in SECTIONS or not isinstance(table, Mapping):
+        if section not in SECTIONS:
             raise ConfigError(_unknown(section, [*SECTIONS, *FIELDS]))
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{section!r} is a section; write [{section}] with its keys below, not a value")
         for key, value in table.items():
             dotted = f"{section}.{key}"
             if dotted not in FIELDS:
@@ -343,7 +386,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for pair in pairs:
         dotted, equals, raw = pair.partition("=")
-        if not equals:
+        if not equals or not dotted:
             raise ConfigError(f"{pair!r} is not a setting; write it as section.key=value, objective.beta=0.2 say")
         if dotted not in FIELDS:
             raise ConfigError(_unknown(dotted, FIELDS))
@@ -362,16 +405,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """A recipe file as TrainConfig fields. `extends = "other.toml"` takes the rest from a recipe beside it.
 
     Raises:
-        ConfigError: no such file, not TOML, or unknown keys; the message names the file.
+        ConfigError: no such file, not TOML, unknown keys, or recipes that extend each other in a circle; the message
+            names the file.
     """
+    return _read_recipe(path, ())
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe and what it extends; `above` are those that lead here."""
+    if path.resolve() in above:
+        raise ConfigError(f"recipe {path} extends itself, through {above[-1].name}; remove one `extends`")
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read recipe {path}: {error.strerror}") from None
+        by = f", which {above[-1].name} extends" if above else ""
+        raise ConfigError(f"cannot read recipe {path}{by}: {error.strerror}; correct the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
     base = recipe.pop("extends", None)
-    inherited = read_recipe(path.parent / base) if base else {}
+    if not isinstance(base, str | None):
+        raise ConfigError(f'{path}: extends={base!r} is not a recipe; name one file, extends = "other.toml"')
+    inherited = _read_recipe(path.parent / base, (*above, path.resolve())) if base else {}
     try:
         return layer(inherited, flatten(recipe))
     except ConfigError as error:

@@ -44,7 +44,7 @@ def collect(
     items: Sequence[Encoded], sampler: Sampler, params: SamplingParams, rewards: RewardPool, *, seed: int, step: int
 ) -> Rollout:
     """Sample a group for each problem and score it; `seed` and `step` fix the sampling noise."""
-    names = _unique([item.problem.id for item in items])
+    names = distinct([item.problem.id for item in items])
     requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
     started = time.perf_counter()
     sampled = sampler.sample(requests, params, seed=seed, step=step)
@@ -77,11 +77,17 @@ def _rewarded(rows: Sequence[Completion], verdicts: Sequence[Verdict]) -> list[C
     return [dataclasses.replace(row, reward=verdict.reward) for row, verdict in zip(rows, verdicts, strict=True)]
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """A problem drawn twice in a step is two groups: the second gets its own name, and so its own noise."""
+    taken = set(names)
     seen: dict[str, int] = {}
     unique = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        own = name
+        while seen[name] > 1 and own in taken:
+            own = f"{name}#{seen[name]}"
+            seen[name] += own in taken
+        taken.add(own)
+        unique.append(own)
     return unique

@@ -26,6 +26,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 CHECKPOINTS = "checkpoints"
+GROUPS = "groups.jsonl"
 REPORT = "report.html"
 
 NONFINITE = "nonfinite"
@@ -153,6 +154,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`write_bytes` of an indented JSON object; NaN and infinities become null."""
     write_text(path, to_json(value, indent=2) + "\n")
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds `data` to a file, which is made if it is not there but its directory is; on the disk on return.
+
+    Raises:
+        RunError: the disk is full, or the directory is gone or not writable. A part of `data` may have been written.
+    """
+    try:
+        is_new = not path.exists()
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _sync_directory(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,11 +6,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    PreTrainedModel,
+)
 
 from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import forward
-from gvpo.policy.forward import FastPathWarning, Path, arrange, choose_path, token_scores, why_not_shared
+from gvpo.policy.forward import (
+    FastPathWarning,
+    Path,
+    arrange,
+    choose_path,
+    length_limit,
+    token_scores,
+    why_not_shared,
+)
 from gvpo.policy.logprobs import TokenScores, head_logprobs
 from gvpo.policy.packing import plan
 from tests.fakes import CONFIGS, tiny_model
@@ -62,6 +77,32 @@ def test_mixed_layer_types_do_not_share():
     assert choose_path(model) == Path(shared=False, fused=True)
     with pytest.raises(ModelError, match="layers of type sliding_attention"):
         choose_path(model, "on")
+
+
+def test_local_attention_by_another_name_does_not_share():
+    # A window that is longer than the self-check's rows: only the configuration can tell.
+    config = GPTNeoConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert "its attention is local (attention_types, window_size)" in why_not_shared(model)
+    assert not choose_path(model).shared
+
+
+def test_rotary_embeddings_that_stretch_tell_up_to_where_they_do_not():
+    stretched = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert length_limit(tiny_model("llama", max_position_embeddings=24, rope_parameters=stretched)) == 24
+    long = {"rope_type": "longrope", "original_max_position_embeddings": 16, "factor": 2.0, "rope_theta": 1e4}
+    long |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    assert length_limit(tiny_model("llama", rope_parameters=long)) == 16
+    assert length_limit(tiny_model("llama")) is None
 
 
 def test_another_attention_implementation_does_not_share():

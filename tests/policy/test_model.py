@@ -73,13 +73,13 @@ def test_a_directory_that_is_no_model_is_named(tmp_path):
 
 def test_a_model_that_does_not_exist_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="give a local directory"):
+    with pytest.raises(ModelError, match=r"there is no directory .*missing' to load a model from; check the path"):
         load_model(tmp_path / "missing")
 
 
 def test_a_directory_without_weights_is_named(tmp_path):
     CONFIGS["qwen2"].save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot read the model in"):
+    with pytest.raises(ModelError, match=r"cannot load the model in .*no file named model.safetensors"):
         load_model(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path):
 
 def test_a_model_that_generates_no_text_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ModelError, match="as a causal language model"):
+    with pytest.raises(ModelError, match="is not a causal language model; give a decoder"):
         load_model(tmp_path)
 
 

@@ -98,6 +98,11 @@ def test_a_single_point_and_a_constant_line_have_room(value):
         assert "nan" not in inline(chart)
 
 
+def test_a_line_that_is_constant_up_to_rounding_has_room():
+    ticks = y_ticks(Chart("t", "", [Series("s", [(1, -0.024), (2, -0.024000000000000004)])]))
+    assert ticks[0] < -0.024 < ticks[-1]
+
+
 def test_a_trend_makes_the_points_faint():
     svg = plot(Chart("t", "", [Series("s", [(0, 0.0), (1, 1.0)], trend=[(0, 0.5), (1, 0.5)])]))
     faint, bold = elements(svg, "path", "line")

@@ -87,6 +87,28 @@ def leave_child_and_die(completions, pid_file, **_):
     os._exit(0)
 
 
+def _daemon(pid_file):
+    """A grandchild in a session of its own, which no signal to the worker's group reaches."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(pid_file).write_text(str(os.getpid()))
+            time.sleep(600)
+        os._exit(0)
+    while not Path(pid_file).exists() or not Path(pid_file).read_text():
+        time.sleep(0.01)
+
+
+def leave_daemon_and_hang(completions, pid_file, **_):
+    _daemon(pid_file[0])
+    time.sleep(600)
+
+
+def leave_daemon_and_die(completions, pid_file, **_):
+    _daemon(pid_file[0])
+    os._exit(0)
+
+
 def report_pid(completions, **_):
     return [float(os.getpid())] * len(completions)
 

@@ -102,7 +102,13 @@ def ends(pid: int, seconds: float = 5.0) -> bool:
 
 @linux
 @pytest.mark.parametrize(
-    ("function", "kind"), [(attackers.leave_child_and_hang, "timeout"), (attackers.leave_child_and_die, "died")]
+    ("function", "kind"),
+    [
+        (attackers.leave_child_and_hang, "timeout"),
+        (attackers.leave_child_and_die, "died"),
+        (attackers.leave_daemon_and_hang, "timeout"),
+        (attackers.leave_daemon_and_die, "died"),
+    ],
 )
 def test_a_child_that_would_outlive_its_worker_is_killed_with_it(tmp_path, function, kind):
     pid_file = tmp_path / "pid"

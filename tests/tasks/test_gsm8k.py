@@ -43,6 +43,15 @@ def test_the_splits_are_the_two_files(directory):
     assert (only.id, only.prompt) == ("gsm8k/eval/1", ROWS[0]["question"])
 
 
+def test_rows_from_elsewhere_keep_their_order_and_number():
+    problems = GSM8K.read(ROWS, "eval", instruction="!")
+    assert [problem.id for problem in problems] == ["gsm8k/eval/1", "gsm8k/eval/2", "gsm8k/eval/3"]
+    assert [problem.prompt for problem in problems] == [row["question"] + "!" for row in ROWS]
+    assert [problem.columns["answer"] for problem in problems] == ["5", "12345", "-6"]
+    with pytest.raises(DataError, match="gsm8k/train/1 has no 'question'"):
+        GSM8K.read([{"prompt": "?"}], "train")
+
+
 def test_the_seed_fixes_the_choice(directory):
     def chosen(seed):
         return [problem.id for problem in GSM8K.problems("train", 2, seed, path=directory)]

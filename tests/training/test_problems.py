@@ -56,10 +56,22 @@ def test_held_out_problems_are_those_asked_for(tmp_path: Path):
     assert held_out_problems(config(train_data=str(as_file(tmp_path))), None) == []
 
 
+def test_a_file_with_a_task_is_in_the_tasks_form(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) + "\n" for n in (7, 8, 9)))
+    settings = config(task="gsm8k", task_options={"instruction": "!"}, train_data=str(path), eval_data=str(path))
+    limited = settings.replace(train_problems=2, eval_problems=1)
+    train, held = training_problems(limited, None), held_out_problems(limited, None)
+    assert [(problem.prompt, problem.columns["answer"]) for problem in train] == [("7?!", "7"), ("8?!", "8")]
+    assert [problem.id for problem in held] == ["gsm8k/eval/1"]
+    assert training_problems(settings, ROWS[:1])[0].prompt == "0"  # a given data set is as it is
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: training_problems(config(), None), ConfigError, "set data.train or data.task"),
+        (lambda: training_problems(config(task="addition", train_data="x.jsonl"), None), ConfigError, "not both"),
         (
             lambda: training_problems(config(task="adition"), None),
             ConfigError,

@@ -1,13 +1,15 @@
 import errno
 import json
+import os
 import platform
+import shutil
 
 import pytest
 
 from gvpo import runfiles
 from gvpo.errors import RunError
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.run import RunDirectory, locked
 
 
 def row(step: int) -> RolloutRow:
@@ -43,12 +45,53 @@ def test_a_directory_without_a_run_is_used(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, monkeypatch):
-    RunDirectory.create(tmp_path, config='{"run": 1}')
-    monkeypatch.setattr(runfiles, "is_run", lambda path: False)  # the second looked before the first had written
-    with pytest.raises(RunError, match="already holds a run"):
-        RunDirectory.create(tmp_path, config='{"run": 2}')
-    assert json.loads((tmp_path / "config.json").read_text()) == {"run": 1}
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
+    second = pytest.raises(RunError, match=rf"another process \(pid {os.getpid()}\) is working in .*run; wait for it")
+    with locked(tmp_path / "run"), second, locked(tmp_path / "run"):
+        pytest.fail("there are two")
+    with locked(tmp_path / "run"):  # the file stays, the lock does not
+        assert (tmp_path / "run/.lock").exists()
+
+
+def test_a_lock_is_no_run(tmp_path):
+    with locked(tmp_path):
+        assert RunDirectory.create(tmp_path, config="{}").read_metrics() == []
+
+
+def test_a_directory_that_cannot_be_locked_is_used_without(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path), locked(tmp_path):
+        assert tmp_path.is_dir()
+
+
+def test_a_start_that_was_cut_short_is_no_run_yet(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runfiles, "write_text", lambda path, text: _cut())  # config.json
+        patch.setattr(runfiles, "write_json", lambda path, value: path.write_text("{}"))
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory.create(tmp_path, config="{}")
+    assert (tmp_path / "environment.json").exists()
+    RunDirectory.create(tmp_path, config='{"run": 2}')
+    assert json.loads((tmp_path / "config.json").read_text()) == {"run": 2}
+
+
+def _cut():
+    raise KeyboardInterrupt
+
+
+def test_a_directory_that_is_gone_is_not_made_anew(run):
+    shutil.rmtree(run.path)
+    for write in (
+        lambda: run.append_metrics({"step": 1}),
+        lambda: run.write_rollouts(1, [row(1)]),
+        lambda: run.write_summary({"steps": 1}),
+    ):
+        with pytest.raises(RunError, match=r"No such file|is gone; bring it back"):
+            write()
+    assert not run.path.exists()
 
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path):

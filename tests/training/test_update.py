@@ -158,3 +158,15 @@ def test_score_gives_log_probs_entropies_and_no_gradient():
                 torch.testing.assert_close(row.entropy, entropy, rtol=1e-12, atol=1e-12)
                 assert not row.logprobs.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_stretched_rotary_embeddings_do_not_see_the_budget():
+    """Their factor comes from the longest row of a forward: beyond the original length each row goes alone."""
+    stretched = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    model = tiny_model("llama", dtype=torch.float64, max_position_embeddings=8, rope_parameters=stretched)
+    rows = [Completion([5, 6], 1.0), Completion(list(range(10, 30)), 0.0)]
+    alone = [score(model, [Group([4, 7], [row])])[0].logprobs for row in rows]
+    for budget in (LESS_THAN_A_COMPLETION, EVERYTHING):
+        found = group_backward(model, [Group([4, 7], rows)], sft, tokens_per_microbatch=budget)
+        for row, logprobs in zip(found.rows, alone, strict=True):
+            torch.testing.assert_close(row.logprobs, logprobs, rtol=1e-6, atol=1e-6)

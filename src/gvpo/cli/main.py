@@ -12,6 +12,8 @@ from importlib import metadata
 COMMANDS = {
     "train": "train a model by a recipe",
     "report": "write the report of one run or several",
+    "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
+    "init": "write a small project that trains: recipe, reward and data to make your own",
 }
 
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GvpoError as error:
         if debug:
             raise
-        print(f"gvpo: error: {error}", file=sys.stderr)
+        print(f"gvpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

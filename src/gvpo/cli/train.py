@@ -2,11 +2,17 @@
 
 import argparse
 import importlib.resources
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+from gvpo import runfiles
 from gvpo.config import TrainConfig, load_config
 from gvpo.errors import ConfigError
+
+INTERRUPTED = 130
+"""The exit code of a run that Ctrl-C or SIGTERM has stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +34,24 @@ def run(options: argparse.Namespace) -> int:
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
     run_dir = config.run_dir or free_directory("runs", name)
     config = config.replace(run_dir=run_dir)
-    summary = train_recipe(config, resume=options.resume)
+    try:
+        summary = train_recipe(config, resume=options.resume)
+    except KeyboardInterrupt as stopped:
+        print(f"gvpo: {stopped or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr)
+        return INTERRUPTED
     report = write_report([run_dir], Path(summary["report"]))
     _print_summary(config, summary, report)
     return 0
+
+
+def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
+    """The command that goes on with a run; the same one again if it had not begun."""
+    from gvpo.training.recipe import WARM_START
+
+    settings = [setting for setting in options.settings if not setting.startswith("run.dir=")]
+    words = ["gvpo", "train", options.recipe, *settings, f"run.dir={run_dir}"]
+    began = runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)
+    return shlex.join([*words, "--resume"] if began else words)
 
 
 def _print_summary(config: TrainConfig, summary: dict[str, Any], report: Path) -> None:
@@ -63,8 +83,7 @@ def recipes_directory() -> Path:
 def shipped() -> list[str]:
     """Names of the recipes that come with gvpo."""
     root = recipes_directory()
-    files = sorted(root.glob("*/*.toml"))
-    return [_name(file, root) for file in files]
+    return sorted(_name(file, root) for file in root.glob("*/*.toml"))
 
 
 def _name(file: Path, root: Path) -> str:

@@ -72,7 +72,7 @@ def grpo(
     Returns:
         The loss and these metrics: `grpo/ratio_mean` mean r over tokens, `grpo/clip_fraction` share of tokens whose
         gradient the clip stops, `grpo/clip_fraction_low` and `grpo/clip_fraction_high` its two sides,
-        `grpo/advantage_abs_mean` mean |A| over rows, `grpo/kl` mean k3 over tokens (nats; only with `ref_logprobs`).
+        `grpo/advantage_abs_mean` mean |A| over rows, `grpo/kl` mean k3 over tokens (nats; with `kl_coef` above 0).
 
     Raises:
         ShapeError: a tensor of the wrong shape or dtype.
@@ -98,7 +98,7 @@ def grpo(
     ratio = (policy - old).exp()
     per_token = -clipped_surrogate(ratio, advantage, clip_low, clip_high)
     divergence = _k3(logprobs, policy, scored, ref_logprobs, kl_coef)
-    if divergence is not None and kl_coef > 0:
+    if divergence is not None:
         per_token = per_token + kl_coef * divergence
     loss = reduce_tokens(per_token, scored, reduction, max_length)
     return ObjectiveOutput(loss, _metrics(ratio, advantage, divergence, scored, clip_low, clip_high))
@@ -166,10 +166,10 @@ def token_advantages(
 
 def _k3(logprobs: Tensor, policy: Tensor, scored: Tensor, ref_logprobs: Tensor | None, kl_coef: float) -> Tensor | None:
     check_at_least("kl_coef", kl_coef, 0.0)
-    if ref_logprobs is None:
-        if kl_coef > 0:
-            raise MissingLogprobs(f"kl_coef is {kl_coef} and ref_logprobs is missing; pass them, or set kl_coef to 0")
+    if kl_coef == 0:
         return None
+    if ref_logprobs is None:
+        raise MissingLogprobs(f"kl_coef is {kl_coef} and ref_logprobs is missing; pass them, or set kl_coef to 0")
     gap = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach() - policy
     return gap.expm1() - gap  # eq. 4
 

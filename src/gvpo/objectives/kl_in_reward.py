@@ -13,8 +13,8 @@ def kl_in_reward(rewards: Tensor, *, logprobs: Tensor, ref_logprobs: Tensor, mas
 
         R'_i = R_i - beta * sum_t mask * (logprobs - ref_logprobs)
 
-    With the current policy's log-probs and no ratio, `rloo` on R' has GVPO's gradient over beta. With log-probs of the
-    policy that sampled, it is the usual KL penalty of RLHF.
+    With the current policy's log-probs and no ratio, `rloo` on R' has GVPO's gradient over beta, where all groups have
+    one size. With log-probs of the policy that sampled, it is the usual KL penalty of RLHF.
 
     Args:
         rewards: [B].

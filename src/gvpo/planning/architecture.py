@@ -22,6 +22,9 @@ _OTHER_NAMES = {
     "max_position_embeddings": ("n_positions", "n_ctx"),
     "num_experts": ("num_local_experts", "n_routed_experts"),
 }
+_FULL_EXPERTS = ("mixtral", "olmoe")
+"""Types whose experts are as large as `intermediate_size` says, whatever else a configuration has."""
+
 _UNFUSED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
@@ -82,6 +85,7 @@ class Architecture:
         vocabulary: V.
         context: positions it was made for; None if it does not say.
         tied: the head is the embedding.
+        norms: norms of the hidden states a layer.
         head_norm: queries and keys have norms.
         gated: the MLP has a gate.
         experts: E of each layer; 0 is a dense model.
@@ -92,6 +96,7 @@ class Architecture:
         layer_parameters: those of one layer.
         shares_prompts: whether the update can compute a group's prompt once.
         fused_head: whether the update can do without logits.
+        softcapped: logits go through a tanh.
         notes: what is assumed of it.
     """
 
@@ -104,6 +109,7 @@ class Architecture:
     vocabulary: int
     context: int | None
     tied: bool
+    norms: int
     head_norm: bool
     gated: bool
     experts: int
@@ -114,6 +120,7 @@ class Architecture:
     layer_parameters: int
     shares_prompts: bool
     fused_head: bool
+    softcapped: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -158,7 +165,7 @@ def _architecture(config: Config, kind: str, traits: _Traits, notes: list[str]) 
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     head_dim = _number(config, "head_dim") or hidden // heads
     keys = (_number(config, "num_key_value_heads") or heads) * head_dim
-    experts = _experts(config)
+    experts = _experts(config, kind)
     intermediate = _number(config, "intermediate_size") or 4 * hidden
     shape = {"hidden": hidden, "query": heads * head_dim, "key": keys, "intermediate": intermediate}
     layer = _layer_parameters(config, traits, experts, head_dim, **shape)
@@ -172,23 +179,27 @@ def _architecture(config: Config, kind: str, traits: _Traits, notes: list[str]) 
         vocabulary=vocabulary,
         context=context,
         tied=tied,
+        norms=traits.norms,
         head_norm=bool(traits.head_norm),
         gated=traits.gated,
         parameters=layers * layer + vocabulary * hidden * (1 if tied else 2) + extra,
         layer_parameters=layer,
         shares_prompts=_shares_prompts(config),
         fused_head=all(config.get(name) in (None, 1, 1.0) for name in _UNFUSED),
+        softcapped=bool(config.get("final_logit_softcapping")),
         notes=tuple(notes),
         **shape,
         **experts,
     )
 
 
-def _experts(config: Config) -> dict[str, int]:
+def _experts(config: Config, kind: str) -> dict[str, int]:
     count = _number(config, "num_experts")
     if count == 0:
         return dict.fromkeys(("experts", "active_experts", "expert_intermediate", "shared_intermediate"), 0)
-    size = _number(config, "moe_intermediate_size") or _size(config, "intermediate_size")
+    size = (kind not in _FULL_EXPERTS and _number(config, "moe_intermediate_size")) or _size(
+        config, "intermediate_size"
+    )
     return {
         "experts": count,
         "active_experts": _number(config, "num_experts_per_tok") or 1,

@@ -4,9 +4,10 @@ from gvpo.planning.architecture import Architecture
 from gvpo.planning.memory import FLOAT
 from gvpo.planning.workload import Workload
 
-BYTES_PER_TOKEN = 16
-"""A completion's token in a rollout file: id, five float32 values (log-probs of policy, reference, old and sampler,
-entropy) and text, compressed. Measured on a demo run."""
+BYTES_PER_TOKEN = 28
+"""A completion's token in a rollout file before compression.
+
+Its id, five float32 values (log-probs of policy, reference, old policy and sampler; entropy), four bytes of text."""
 
 
 def checkpoint_bytes(model: Architecture, *, reference: bool) -> float:

@@ -27,9 +27,10 @@ CHUNK_ELEMENTS = {"cpu": 2**24}
 
 DEFAULT_CHUNK_ELEMENTS = 2**27
 
-KEPT_BY_ALLOCATOR = 0.12
-"""Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again. On Linux
-glibc keeps freed blocks below 32 MiB; CUDA's caching allocator rounds and splits. Measured on a CPU, assumed for GPUs."""
+KEPT_BY_ALLOCATOR = 0.2
+"""Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again.
+
+glibc keeps freed blocks below 32 MiB; CUDA's caching allocator rounds and splits. Measured on CPU, assumed for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,21 @@ def estimate_memory(model: Architecture, workload: Workload, device: Device) -> 
 def activation_bytes(model: Architecture, *, half: bool) -> int:
     """Bytes that autograd keeps of one layer for one token.
 
-    In elements, float32 without autocast: of each norm its input, the normalised input and its output (3H); queries, keys
-    and values as the attention sees them, the latter two repeated for every head, and its output (4AD); with norms on
-    the heads also their inputs and normalised inputs (2AD + 2KD); of a gated MLP gate, activated gate, up and their
-    product (4I). Each expert that a token goes to adds its gathered input and its output (2H).
+    In elements, float32 without autocast: of each norm its input, the normalised input and its output (3H); queries,
+    keys and values as the attention sees them, the latter two repeated for every head, and its output (4AD); with norms
+    on the heads also their inputs and normalised inputs (2AD + 2KD); of a gated MLP gate, activated gate, up and their
+    product (4I). Each expert that a token goes to adds its gathered input and its output (2H), and each norm beyond the
+    usual two, whose output is only added, its input and the normalised one (2H).
 
     Under autocast norms stay float32 and each linear layer keeps a bfloat16 copy of its input of its own.
     """
     mlp = _mlp_elements(model)
     heads = 2 * (model.query + model.key) if model.head_norm else 0
     copies = 5 if model.gated else 4
+    norms = 2 * model.norms * model.hidden
     if not half:
-        return FLOAT * (6 * model.hidden + 4 * model.query + heads + mlp)
-    return FLOAT * (4 * model.hidden + heads) + HALF * (copies * model.hidden + 4 * model.query + mlp)
+        return FLOAT * (norms + 2 * model.hidden + 4 * model.query + heads + mlp)
+    return FLOAT * (norms + heads) + HALF * (copies * model.hidden + 4 * model.query + mlp)
 
 
 def cache_bytes(model: Architecture, *, half: bool) -> int:
@@ -152,7 +155,7 @@ def _update(
             "weights in bfloat16": cast,
             "activations": _activations(model, workload, shape),
             "attention mask": _mask(model, workload, shape),
-            "head": max(_head(model, workload, device, shape), _top_layer(model, shape)),
+            "head": max(_head(model, workload, device, shape), _top_layer(model, workload, shape)),
         }
     yield {
         **lasting,
@@ -166,10 +169,9 @@ def _update(
 
 
 def _activations(model: Architecture, workload: Workload, shape: Rectangle) -> float:
-    """All layers' (or their inputs, and one layer's), and the last norm's input, normalised input and output."""
-    layer = activation_bytes(model, half=workload.half)
-    layers = model.layers * FLOAT * model.hidden + layer if workload.checkpointing else model.layers * layer
-    return shape.tokens * (layers + 3 * FLOAT * model.hidden)
+    """All layers' (their inputs alone, with checkpointing), and the last norm's input, normalised input and output."""
+    layer = FLOAT * model.hidden if workload.checkpointing else activation_bytes(model, half=workload.half)
+    return shape.tokens * (model.layers * layer + 3 * FLOAT * model.hidden)
 
 
 def _mask(model: Architecture, workload: Workload, shape: Rectangle) -> float:
@@ -193,22 +195,30 @@ def _head(model: Architecture, workload: Workload, device: Device, shape: Rectan
     hidden = 2 * FLOAT * shape.scored * model.hidden
     weight = (FLOAT + (2 * HALF if workload.half else 0)) * model.head  # narrow: the weight, and a chunk's product
     if not model.fused_head:
-        logits = shape.tokens * model.vocabulary * FLOAT
-        return hidden + FLOAT * model.head + logits + 4 * FLOAT * shape.scored * model.vocabulary
+        return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh keeps its output
     return hidden + weight + _chunks(model, device, shape.scored, again=1)
 
 
-def _top_layer(model: Architecture, shape: Rectangle) -> float:
-    """Where the backward of the last MLP starts: the head's gradient waits, gradients of product and residual exist."""
+def _logits(model: Architecture, shape: Rectangle, *, copies: int) -> float:
+    """The plain path: `copies` of all logits, and five tensors of the scored ones on their way to log-probs."""
+    return FLOAT * model.vocabulary * (copies * shape.tokens + 5 * shape.scored)
+
+
+def _top_layer(model: Architecture, workload: Workload, shape: Rectangle) -> float:
+    """Where the backward of the last MLP starts: the head's gradient waits, gradients of product and residual exist.
+
+    With checkpointing the layer's activations have come back too.
+    """
     inner = model.active_experts * model.expert_intermediate if model.experts else model.intermediate
-    return FLOAT * (model.head + shape.tokens * (inner + 2 * model.hidden))
+    again = activation_bytes(model, half=workload.half) if workload.checkpointing else 0
+    return FLOAT * (model.head + shape.tokens * (inner + 2 * model.hidden)) + shape.tokens * again
 
 
 def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> dict[str, float]:
     """A pass without gradient: one layer's working set at a time, or the head's chunks."""
     head = FLOAT * shape.scored * model.hidden + _chunks(model, device, shape.scored, again=0)
     if not model.fused_head:
-        head = FLOAT * model.vocabulary * (shape.tokens + 4 * shape.scored)
+        head = _logits(model, shape, copies=1)
     layer = shape.tokens * activation_bytes(model, half=workload.half) / 2  # the two halves of a layer do not coexist
     return {
         "weights in bfloat16": _cast(model, workload, device),
@@ -227,7 +237,7 @@ def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[s
         "cache": tokens * cache_bytes(model, half=workload.half),
         "cache of a layer": tokens * (model.key * FLOAT + repeated),
         "logits": 5 * FLOAT * rows * model.vocabulary,
-        "weights in bfloat16": _cast(model, workload, device),
+        "weights in bfloat16": _cast(model, workload, device) + (HALF * model.head if workload.half else 0),
     }
 
 

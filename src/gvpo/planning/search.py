@@ -28,7 +28,7 @@ class Plan:
         workload: with the settings to use.
         memory: at these settings.
         reference_fits: whether a frozen reference fits; None if it was not asked for.
-        enough: if it does not fit, the smallest count of this device on which sharded training would; None if none does.
+        enough: if it does not fit, the smallest count on which sharded training would; None if none does.
     """
 
     fits: bool
@@ -72,9 +72,10 @@ def _settle(model: Architecture, workload: Workload, device: Device, fixed: froz
     if not _fits(model, smallest, device):
         return None
     found = smallest
-    for name, most in zip(_BUDGETS, (MOST_TOKENS[device.kind], MOST_CACHED), strict=True):
+    useful = workload.groups * workload.group_size * workload.width, workload.rows * workload.width
+    for name, most, all_tokens in zip(_BUDGETS, (MOST_TOKENS[device.kind], MOST_CACHED), useful, strict=True):
         if name not in fixed:
-            found = _grow(found, name, most, lambda trial: _fits(model, trial, device))
+            found = _grow(found, name, min(most, 2 * all_tokens - 1), lambda trial: _fits(model, trial, device))
     return found
 
 

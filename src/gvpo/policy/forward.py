@@ -12,6 +12,7 @@ few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ _POST_PROCESSING = (
     "lm_head_multiplier",
     "output_multiplier",
 )
+_LOCAL = re.compile(r"(window|block|chunk)_size$|^index_|^attention_types$")
+"""Settings by which architectures say that a token does not see all before it; `sliding_window` has its own test."""
+_STRETCHED = ("dynamic", "longrope")
 _FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_FLOOR = 2e-2
 _NOISE_CAP = 0.1
@@ -142,9 +146,27 @@ def why_not_shared(model: Any) -> str:
         return f"it has layers of type {', '.join(other)}"
     if not layers and getattr(config, "sliding_window", None) is not None:
         return f"its attention has a sliding window of {config.sliding_window} tokens"
+    local = sorted(name for name, value in vars(config).items() if _LOCAL.search(name) and value)
+    if local:
+        return f"its attention is local ({', '.join(local)})"
     if getattr(model, "_is_stateful", False):
         return "it has recurrent layers"
     return ""
+
+
+def length_limit(model: Any) -> int | None:
+    """Tokens up to which a row's positions do not depend on what else is in the forward; None if they never do.
+
+    Two kinds of rotary embedding stretch with the longest row of a forward. Rows beyond this go alone, so that the
+    micro-batch does not decide how they are stretched.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type"), *(part.get("rope_type") for part in rope.values() if isinstance(part, dict))}
+    if not kinds & set(_STRETCHED):
+        return None
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(original or config.max_position_embeddings)
 
 
 def _fusable(model: Any) -> bool:

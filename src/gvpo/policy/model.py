@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gvpo.errors import ModelError, RoundTripError
-from gvpo.policy.tokenizer import load_tokenizer, tokenizer_difference
+from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_difference
 
 LOGPROB_TOLERANCE = 1e-4
 """Largest difference, in nats a token, between a model's log-probs and those of its saved copy: kernels' rounding."""
@@ -69,8 +70,24 @@ def load_model(
     if (path_or_id is None) == (init is None):
         raise ModelError("give either the path of a model or init for a fresh one, not both or none")
     load = _fresh(init, seed, dtype, attention) if init is not None else _pretrained(str(path_or_id), dtype, attention)
-    model: PreTrainedModel = load if device is None else load.to(device)
-    return model
+    return load if device is None else _moved(load, device)
+
+
+def is_model(value: object) -> bool:
+    """Whether something is a transformers model."""
+    return isinstance(value, PreTrainedModel)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens, prompt and completion together, the model can read; None if its config does not say."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many tokens the model's embedding has."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.num_embeddings)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> None:
@@ -80,7 +97,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         ModelError: the files cannot be written, or transformers refuses the generation config.
     """
     try:
-        with _without_progress_bar():
+        with _quietly():
             model.save_pretrained(directory)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
@@ -176,7 +193,9 @@ def _fresh(init: Mapping[str, Any], seed: int, dtype: torch.dtype, attention: st
 def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
     """The transformers config of `init`; a key that the architecture does not have is an error, not ignored."""
     keys = dict(init)
-    architecture = str(keys.pop("architecture", None))
+    if "architecture" not in keys:
+        raise ModelError('init names no architecture; add architecture = "qwen2", say')
+    architecture = str(keys.pop("architecture"))
     if architecture not in CONFIG_MAPPING or CONFIG_MAPPING[architecture] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         near = _nearest(architecture, set(CONFIG_MAPPING.keys()) - {architecture})
         raise ModelError(f"init.architecture={architecture!r} is no causal language model of transformers{near}")
@@ -202,45 +221,69 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
             f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
         )
     try:
-        with _without_progress_bar():
+        with _quietly():
             model, loading = _AUTO.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
-    except OSError as error:
-        raise ModelError(_not_found(path, error)) from error
-    except (ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"cannot load {path} as a causal language model with attention={attention!r}: {_one_line(error)}"
-        ) from error
+    except Exception as error:  # damaged files raise whatever their parsers do, safetensors' own class among it
+        raise _cannot_load(path, attention, error) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
             f"{path} lacks {len(missing)} weights of a causal language model ({missing[0]}, ...) and they would be "
             "random; give a complete checkpoint"
         )
+    _refuse_encoder(model, path)
     return model
 
 
-def _not_found(path: str, error: OSError) -> str:
-    if Path(path).is_dir():
-        return f"cannot read the model in {path}: {_one_line(error)}"
-    return (
-        f"there is no directory {path}, and no model of that name could be had from the hub or its cache; "
-        "check the name and the connection, or give a local directory"
-    )
+def _cannot_load(path: str, attention: str, error: Exception) -> ModelError:
+    """Why a model did not load, in the words of who has to mend it."""
+    text = _one_line(error)
+    if not Path(path).is_dir():
+        return ModelError(not_found("model", path, error))
+    if "Unrecognized configuration class" in text:  # goes on to list every model there is
+        return ModelError(f"the model in {path} is not a causal language model; give a decoder, as Qwen2 or Llama are")
+    if "attn_implementation" in text or "FlashAttention" in text:
+        return ModelError(f"the model in {path} cannot be had with attention={attention!r}; use sdpa or eager ({text})")
+    if "ignore_mismatched_sizes" in text:
+        return ModelError(
+            f"the weights in {path} have other shapes than its config.json says; give the config that they came with"
+        )
+    if isinstance(error, SafetensorError):
+        return ModelError(f"the weights in {path} are damaged or cut off ({text}); copy or download them again")
+    return ModelError(f"cannot load the model in {path}: {text}; give the directory that save_pretrained wrote")
+
+
+def _refuse_encoder(model: PreTrainedModel, path: str) -> None:
+    """Encoders load as causal models and look ahead all the same; those whose config leaves it open are asked."""
+    if getattr(model.config, "is_decoder", True) is False:
+        first, other = (_logprobs(model, [0, second])[0, 0] for second in (0, 1))
+        if not torch.equal(first, other):
+            raise ModelError(f"the model in {path} is an encoder: its tokens see later ones; give a causal model")
+
+
+def _moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    try:
+        moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # transformers' stubs forget the string
+    except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or too small
+        raise ModelError(f"cannot put the model on {device}: {_one_line(error)}") from error
+    return moved
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """No bar of transformers for each load and save: a run shows one progress display, its own."""
-    bars: Any = transformers_logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+def _quietly() -> Iterator[None]:
+    """No bar of transformers for each load and save, and no table of what did not fit: our error says it in a line."""
+    logs: Any = transformers_logging
+    shown, verbosity = logs.is_progress_bar_enabled(), logs.get_verbosity()
+    logs.disable_progress_bar()
+    logs.set_verbosity_error()
     try:
         yield
     finally:
+        logs.set_verbosity(verbosity)
         if shown:
-            bars.enable_progress_bar()
+            logs.enable_progress_bar()
 
 
 def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str | Path) -> None:
@@ -256,7 +299,7 @@ def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str 
 
 @torch.no_grad()
 def _logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids)
+    limit = context_length(model) or len(ids)
     with no_dropout(model), torch.autocast(model.device.type, enabled=False):
         logits = model(input_ids=torch.tensor([list(ids)[:limit]], device=model.device), use_cache=False).logits
     logprobs: torch.Tensor = logits.float().log_softmax(-1)
@@ -264,4 +307,4 @@ def _logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300].rstrip(".")

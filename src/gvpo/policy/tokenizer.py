@@ -3,6 +3,8 @@
 Knows transformers' tokenizers and chat templates; nothing of models.
 """
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +78,11 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         stacklevel=2,
     )
     return plain
+
+
+def is_tokenizer(value: object) -> bool:
+    """Whether something is a transformers tokenizer."""
+    return isinstance(value, PreTrainedTokenizerBase)
 
 
 def tokenizer_difference(
@@ -161,21 +168,53 @@ def _ids(value: int | Sequence[int] | None) -> list[int]:
 def _require_files(path: str) -> None:
     """Without any file transformers makes an empty tokenizer for some model types, and says nothing."""
     directory = Path(path)
+    if directory.is_file():
+        raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a hub id")
+    _require_config(directory / "config.json")
     if directory.is_dir() and not any((directory / name).is_file() for name in _VOCABULARY_FILES):
         raise ModelError(
             f"{path} has no tokenizer; save one there with tokenizer.save_pretrained, or name another directory"
         )
 
 
+def _require_config(file: Path) -> None:
+    """A tokenizer's class is chosen by the model's config; transformers does not say that it cannot read that."""
+    try:
+        whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ModelError(f"{file} is not a JSON object; copy or download the model again")
+
+
 def _load(load: Callable[[str], Any], path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = load(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # damaged files raise whatever their parsers do; tokenizers raises plain Exception
+        if not Path(path).is_dir():
+            raise ModelError(not_found("tokenizer", path, error)) from error
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"cannot load a tokenizer from {path}; check the name and the connection ({reason})"
+            f"cannot load the tokenizer in {path}: {reason}; save it anew with tokenizer.save_pretrained"
         ) from error
     return tokenizer
+
+
+def not_found(what: str, path: str, error: Exception) -> str:
+    """The message where neither a directory nor the hub has a model or a tokenizer.
+
+    Args:
+        what: "model" or "tokenizer".
+        path: what was asked for.
+        error: what transformers said.
+    """
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1 or not path:
+        return f"there is no directory {path!r} to load a {what} from; check the path"
+    reason = " ".join(str(error).split()).partition(". ")[0][:160]
+    return (
+        f"there is no directory {path!r}, and no {what} of that name could be had from the hub or its cache "
+        f"({reason}); check the name and the connection, or give a local directory"
+    )
 
 
 def _tokenizer_json(path: str) -> Path | None:
@@ -207,8 +246,14 @@ def _encoding_difference(
     for text in texts:
         left, right = one(text), other(text)
         if left != right:
-            return f"{text[:40]!r} gives tokens {left[:8]}... and {right[:8]}..."
+            same = len(os.path.commonprefix([left, right]))
+            return f"{text[:40]!r} gives {_from(left, same)} and {_from(right, same)}"
     return ""
+
+
+def _from(ids: list[int], place: int) -> str:
+    """Some tokens from a place on, and how many there are in all."""
+    return f"{len(ids)} tokens with {ids[place : place + 4]} from token {place} on"
 
 
 def _decoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:

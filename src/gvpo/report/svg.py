@@ -125,7 +125,7 @@ def y_ticks(chart: Chart) -> list[float]:
     values += [0.0] if chart.stacked else []
     values += [bound for bound in (chart.low, chart.high) if bound is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal up to rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     return nice_ticks(low, high)

@@ -112,6 +112,14 @@ class RewardPool:
             for group, batch in enumerate(batches)
         ]
 
+    def require_columns(self, batches: Sequence[RewardBatch]) -> None:
+        """Find out before scoring whether the functions get the columns that they need.
+
+        Raises:
+            RewardError: a function needs a column that none of the groups has.
+        """
+        _require_columns(self._names, self._wanted, batches)
+
     def close(self) -> None:
         """End the workers and all that they started. A later `score` starts new ones."""
         self._dispatcher.close()
@@ -151,7 +159,7 @@ class _Scoring:
         for group, batch in enumerate(batches):
             for function in range(len(names)):
                 self._begin(function, group, len(batch))
-        self._require_columns()
+        _require_columns(names, wanted, batches)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -191,17 +199,6 @@ class _Scoring:
         elif rows:
             self._waiting.append(call)
 
-    def _require_columns(self) -> None:
-        """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting."""
-        for name, wanted in zip(self._names, self._wanted, strict=True):
-            lacking = [wanted.missing(batch) for batch in self._batches]
-            if lacking and all(lacking):
-                has = ", ".join(sorted(self._batches[0].columns)) or "none"
-                raise RewardError(
-                    f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
-                    "rename a column, or give the argument a default"
-                )
-
     def _call(self, function: int, group: int, rows: tuple[int, ...]) -> Call:
         return Call(function, group, rows, lambda: self._payload(function, group, rows))
 
@@ -235,6 +232,18 @@ class _Scoring:
             if call.function == function:
                 self._fail(call, reason)
         self._waiting = deque(call for call in self._waiting if call.function != function)
+
+
+def _require_columns(names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
+    """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting."""
+    for name, arguments in zip(names, wanted, strict=True):
+        lacking = [arguments.missing(batch) for batch in batches]
+        if lacking and all(lacking):
+            has = ", ".join(sorted(batches[0].columns)) or "none"
+            raise RewardError(
+                f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
+                "rename a column, or give the argument a default"
+            )
 
 
 def _checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ sys.path[:] = json.loads(sys.argv[3])
 from gvpo.rewards.worker import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
+_TAG = "GVPO_REWARD_WORKER"
+"""In the environment of a worker, and so of all that it starts: by it they are found, whatever session they are in."""
+_SCANS = 10
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -44,10 +48,11 @@ class WorkerProcess:
         self.ready = False
         self.deadline = float("inf")
         self._inbox, self._outbox = Inbox(), bytearray()
+        self._tag = f"{_TAG}={uuid.uuid4().hex}"
         with contextlib.ExitStack() as on_error:
             requests, self.requests = _pipe(on_error)
             self.replies, replies = _pipe(on_error)
-            self._process = _start(requests, replies, log)
+            self._process = _start(requests, replies, log, self._tag)
             on_error.pop_all()
         os.close(requests)
         os.close(replies)
@@ -95,7 +100,7 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def kill(self) -> str:
-        """End the worker and all that it started.
+        """End the worker and all that it started; on Linux also what left its session (daemons).
 
         Returns:
             How it had ended by itself, if it had: "exit code 3", "signal SIGSEGV".
@@ -103,6 +108,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
+        _kill_tagged(self._tag.encode())
         for descriptor in (self.requests, self.replies):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -116,9 +122,28 @@ def _pipe(on_error: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _start(requests: int, replies: int, log: Path | None) -> "subprocess.Popen[bytes]":
+def _kill_tagged(tag: bytes) -> None:
+    """End all processes with `tag` in their environment, again until a look finds none: they may be starting others."""
+    for _ in range(_SCANS):
+        found = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _has_tag(entry, tag)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _has_tag(process: Path, tag: bytes) -> bool:
+    try:
+        return tag in (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it is another user's, or gone
+        return False
+
+
+def _start(requests: int, replies: int, log: Path | None, tag: str) -> "subprocess.Popen[bytes]":
     path = json.dumps([str(entry) for entry in sys.path])
-    environment = {**dict.fromkeys(_THREADS, "1"), **os.environ}
+    name, _, value = tag.partition("=")
+    environment = {**dict.fromkeys(_THREADS, "1"), **os.environ, name: value}
     with contextlib.ExitStack() as stack:
         output = subprocess.DEVNULL if log is None else stack.enter_context(log.open("ab"))
         return subprocess.Popen(

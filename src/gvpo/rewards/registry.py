@@ -48,6 +48,8 @@ def load(name: str) -> RewardFunc:
     place, colon, attribute = name.rpartition(":")
     if not colon:
         return _built_in(name)
+    if not place.strip(".") or not attribute:
+        raise RewardError(f"reward {name!r} is not a name; write module:function or file.py:function")
     module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -57,6 +59,8 @@ def load(name: str) -> RewardFunc:
 
 
 def _built_in(name: str) -> RewardFunc:
+    if name.endswith(".py"):
+        raise RewardError(f"reward {name!r} is a file; name its function too, {name}:FUNCTION")
     if name not in REWARDS:
         near = _nearest(name, REWARDS)
         raise RewardError(
@@ -75,15 +79,15 @@ def _module(place: str, name: str) -> ModuleType:
     _make_importable(Path.cwd())
     try:
         return importlib.import_module(place)
-    except Exception as error:
-        raise RewardError(f"reward {name!r}: {place} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _cannot_import(name, place, error) from error
 
 
 def _file(path: Path, name: str) -> ModuleType:
     """The module of a file; its functions travel to the workers by value, as those could not import it by name."""
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise RewardError(f"reward {name!r}: there is no file {path}")
+        raise RewardError(f"reward {name!r}: there is no file {path}; correct the path")
     known = f"gvpo_reward_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     if known in sys.modules:
         return sys.modules[known]
@@ -94,11 +98,16 @@ def _file(path: Path, name: str) -> ModuleType:
     module = sys.modules[known] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[known]
-        raise RewardError(f"reward {name!r}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise _cannot_import(name, path, error) from error
     cloudpickle.register_pickle_by_value(module)
     return module
+
+
+def _cannot_import(name: str, place: str | Path, error: BaseException) -> RewardError:
+    what = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return RewardError(f"reward {name!r}: {place} cannot be imported: {what}")
 
 
 def _make_importable(directory: Path) -> None:

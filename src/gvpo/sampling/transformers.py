@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo.errors import DataError, ModelError
+from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.policy.tokenizer import pad_id, stop_ids
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Row, decode
@@ -69,8 +70,7 @@ class TransformersSampler:
             raise DataError(
                 "two requests have the same id, so they would get the same noise; give each prompt its own id"
             )
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        vocabulary: Any = self.model.get_input_embeddings().num_embeddings
+        context, vocabulary = context_length(self.model), vocabulary_size(self.model)
         limits = []
         for request in requests:
             _check_prompt(request, context, vocabulary)

@@ -24,6 +24,8 @@ class Task:
         problems: `problems(split, count, seed, **options)` gives at most `count` different problems of a split.
         demonstrations: `demonstrations(count, seed, **options)` gives training problems, each with the text of an
             answer, for supervised training; None where there are none.
+        read: `read(rows, split, **options)` makes problems of rows in the task's own form, from wherever they come;
+            None where the problems are made on the spot.
 
     The same arguments give the same lists.
     """
@@ -32,6 +34,7 @@ class Task:
     reward: str
     problems: Callable[..., list[Problem]]
     demonstrations: Callable[..., list[tuple[Problem, str]]] | None = None
+    read: Callable[..., list[Problem]] | None = None
 
 
 def check_split(task: str, split: str) -> None:

@@ -8,7 +8,7 @@ Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2
 import itertools
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,22 @@ def problems(
     rows = list(enumerate(_rows(path, split), start=1))
     random.Random(f"gsm8k/{split}/{seed}").shuffle(rows)
     return [_problem(row, f"gsm8k/{split}/{number}", instruction) for number, row in rows[:count]]
+
+
+@checked_options("gsm8k")
+def read(rows: Iterable[Mapping[str, Any]], split: Split, *, instruction: str = INSTRUCTION) -> list[Problem]:
+    """All of the given rows as problems, in their order: for a copy of the data set in a file or under another id.
+
+    Args:
+        rows: {"question", "answer"} each.
+        split: which problems they are, for their ids.
+        instruction: as for problems.
+
+    Raises:
+        DataError: a row has no question or no number after `####`; rows are counted from 1.
+    """
+    check_split("gsm8k", split)
+    return [_problem(row, f"gsm8k/{split}/{number}", instruction) for number, row in enumerate(rows, start=1)]
 
 
 @checked_options("gsm8k")
@@ -98,4 +114,4 @@ def _gold(row: Mapping[str, Any], name: str) -> str:
         raise DataError(f"{name}: {error}") from None
 
 
-GSM8K = Task("gsm8k", "gsm8k", problems, demonstrations)
+GSM8K = Task("gsm8k", "gsm8k", problems, demonstrations, read)

@@ -2,6 +2,7 @@
 
 checkpoints/step-000100/
   config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load
+  README.md                                          the model card
   trainer/state.json                                 step, updates, seconds, best so far, ...
   trainer/optimizer.pt
   trainer/reference.safetensors                      where the reference is a stored copy
@@ -18,16 +19,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.torch
 import torch
 
-from gvpo.errors import CheckpointError, GvpoWarning
+from gvpo.errors import CheckpointError, GvpoWarning, ModelError
 from gvpo.policy.model import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MANIFEST = "trainer/manifest.json"
+REQUIRED = {"config.json", "trainer/state.json", "trainer/optimizer.pt"}
+PARTIAL, REMOVED = ".partial", ".removed"
+"""How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
 
 
 @dataclass
@@ -88,33 +93,72 @@ class Checkpoints:
         tokenizer: "PreTrainedTokenizerBase",
         optimizer: Mapping[str, Any],
         reference: Mapping[str, torch.Tensor] | None,
+        card: str | None = None,
     ) -> Path:
-        """Write a checkpoint; it appears under its name only when it is whole."""
+        """Write a checkpoint, with its model card if there is one; it appears under its name only when it is whole.
+
+        Raises:
+            CheckpointError: it cannot be written. Those before it are intact, and what was written of it is gone.
+        """
         target = self.path(state.step)
-        beside = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        (beside / "trainer").mkdir(parents=True)
-        save_model(model, tokenizer, beside)
-        torch.save(dict(optimizer), beside / "trainer/optimizer.pt")
-        if reference is not None:
-            safetensors.torch.save_file(dict(reference), beside / "trainer/reference.safetensors")
-        (beside / "trainer/state.json").write_text(json.dumps(asdict(state), indent=2))
-        (beside / MANIFEST).write_text(json.dumps(_checksums(beside), indent=2))
-        _sync(beside)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-        _fsync(self._directory)
-        self._prune(state)
+        beside = target.with_name(f".{target.name}{PARTIAL}")
+        try:
+            self.clean()
+            self._directory.mkdir(exist_ok=True)  # without parents: a run directory that is gone is not made anew
+            (beside / "trainer").mkdir(parents=True)
+            save_model(model, tokenizer, beside)
+            if card is not None:
+                (beside / "README.md").write_text(card, encoding="utf-8")
+            _write_trainer(beside / "trainer", state, optimizer, reference)
+            (beside / MANIFEST).write_text(json.dumps(_checksums(beside), indent=2))
+            _sync(beside)
+            self._put(beside, target)
+            self._prune(state)
+        except (OSError, ModelError, RuntimeError, safetensors.SafetensorError) as error:
+            if not _is_refused_write(error):
+                raise
+            shutil.rmtree(beside, ignore_errors=True)  # it takes the room that is missing
+            raise CheckpointError(
+                f"cannot write checkpoint {target}: {_reason(error)}; make room or fix the directory, then go on with "
+                "--resume"
+            ) from error
         return target
 
     def newest(self) -> Loaded | None:
-        """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+        """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
+
+        Returns:
+            The checkpoint; None where there is not even a damaged one.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole.
+        """
+        damaged = None
         for path in sorted(self._directory.glob("step-*"), reverse=True):
             try:
                 return load(path)
             except CheckpointError as error:
+                damaged = error
                 warnings.warn(f"{error}; trying the one before", GvpoWarning, stacklevel=2)
+        if damaged is not None:
+            raise CheckpointError(
+                f"no checkpoint in {self._directory} is whole; restore one, or remove that directory to train from the "
+                "start"
+            ) from damaged
         return None
+
+    def clean(self) -> None:
+        """Remove what a crash left of checkpoints that were being written or removed."""
+        for path in [*self._directory.glob(f".*{PARTIAL}"), *self._directory.glob(f".*{REMOVED}")]:
+            shutil.rmtree(path)
+
+    def _put(self, beside: Path, target: Path) -> None:
+        """A whole checkpoint under its name; a damaged one of that name, passed over on resume, makes way."""
+        if target.exists():
+            self._set_aside(target)
+        beside.rename(target)
+        _fsync(self._directory)
+        _fsync(self._directory.parent)
 
     def _prune(self, state: TrainerState) -> None:
         existing = sorted(self._directory.glob("step-*"))
@@ -122,7 +166,39 @@ class Checkpoints:
         spared = {*past[-self._keep :], self.path(state.best_step)}
         for path in existing:
             if path not in spared:
-                shutil.rmtree(path)
+                self._set_aside(path)
+        self.clean()
+
+    def _set_aside(self, path: Path) -> None:
+        """First the name goes: whatever stops the removal of the files, no half of a checkpoint has a good name."""
+        path.rename(path.with_name(f".{path.name}{REMOVED}"))
+
+
+def _write_trainer(
+    directory: Path,
+    state: TrainerState,
+    optimizer: Mapping[str, Any],
+    reference: Mapping[str, torch.Tensor] | None,
+) -> None:
+    torch.save(dict(optimizer), directory / "optimizer.pt")
+    if reference is not None:
+        safetensors.torch.save_file(dict(reference), directory / "reference.safetensors")
+    (directory / "state.json").write_text(json.dumps(asdict(state), indent=2))
+
+
+def _is_refused_write(error: BaseException | None) -> bool:
+    """Whether the system did not take a file, in the words of Python, safetensors, torch.save or `save_model`."""
+    if isinstance(error, ModelError):
+        return _is_refused_write(error.__cause__)
+    if isinstance(error, RuntimeError):
+        return "PytorchStreamWriter" in str(error)
+    return isinstance(error, OSError | safetensors.SafetensorError)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a line."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(words.split())
 
 
 def load(path: Path) -> Loaded:
@@ -131,27 +207,45 @@ def load(path: Path) -> Loaded:
     Raises:
         CheckpointError: a file is missing, truncated or changed; the message names it.
     """
-    _verify(path)
+    verify(path)
     reference = path / "trainer/reference.safetensors"
-    return Loaded(
-        path=path,
-        state=TrainerState(**json.loads((path / "trainer/state.json").read_text())),
-        optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),
-        reference=safetensors.torch.load_file(reference) if reference.exists() else None,
-    )
-
-
-def _verify(path: Path) -> None:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        return Loaded(
+            path=path,
+            state=TrainerState(**json.loads((path / "trainer/state.json").read_text())),
+            optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),
+            reference=safetensors.torch.load_file(reference) if reference.exists() else None,
+        )
+    except (OSError, TypeError) as error:  # TypeError: a state with other fields
+        raise CheckpointError(f"checkpoint {path} cannot be read by this version: {_reason(error)}") from error
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint, the weights too, with the checksums that were written with it.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed; the message names it.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: it is incomplete") from None
+    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
     for name, checksum in manifest.items():
-        file = path / name
-        if not file.exists():
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
-        if _sha256(file) != checksum:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
+        _verify_file(path, name, checksum)
+
+
+def _verify_file(checkpoint: Path, name: str, checksum: str) -> None:
+    file = checkpoint / name
+    if not file.exists():
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is missing")
+    try:
+        found = _sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name}: {_reason(error)}") from error
+    if found != checksum:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is not what was written")
 
 
 def _checksums(directory: Path) -> dict[str, str]:

@@ -127,9 +127,10 @@ class Learner:
         return self.objective.needs_old or previous or self.config.kl_in_reward > 0
 
     def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored]) -> list[TrainingGroup]:
-        """Old log-probs, which are the reference's too where that is the previous policy."""
+        """Old log-probs, which are the reference's too where the objective has one and it is the previous policy."""
         attached = _attach(batch, "old_logprobs", scored)
-        return attached if self.reference is not None else _attach(attached, "ref_logprobs", scored)
+        previous = self.objective.needs_reference and self.reference is None
+        return _attach(attached, "ref_logprobs", scored) if previous else attached
 
     def _score(self, model: "PreTrainedModel", batch: Sequence[TrainingGroup]) -> list[Scored]:
         with self.autocast():

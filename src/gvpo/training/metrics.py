@@ -68,7 +68,7 @@ def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
         parts = [part for verdict in verdicts if (part := verdict.parts.get(name)) is not None]
         if parts:
             metrics[f"reward/{name}"] = fmean(parts)
-    if judge is not None:
+    if judge is not None and any(judge in verdict.parts for verdict in verdicts):  # logged groups may not have it
         metrics["accuracy"] = fmean(is_right(verdict.parts.get(judge)) for verdict in verdicts)
     return metrics
 
@@ -209,7 +209,7 @@ def _trained_facts(trained: Trained | None, beta: float) -> dict[str, Any]:
 
 
 def _weight(completion: Completion, row: Row) -> float:
-    """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0 in a group."""
+    """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0."""
     mask = _mask(completion)
     return -float((row.c * mask).sum() / mask.sum().clamp(min=1))
 
@@ -225,7 +225,8 @@ def _floats(values: Any) -> list[float] | None:
 
 
 def failures(rollout: Rollout) -> str:
-    """The kinds of reasons why rows have no reward, most frequent first, for messages."""
+    """The kinds of reasons why rows have no reward, most frequent first, and the first in full, for messages."""
     failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
     reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
-    return "; ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
+    kinds = ", ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
+    return f"{kinds}; the first is {failed[0].reason}" if failed else kinds

@@ -53,7 +53,7 @@ def build_objective(config: TrainConfig) -> BoundObjective:
             raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
     if name == "sft" and config.kl_in_reward > 0:
         raise ConfigError("objective.kl_in_reward changes rewards and sft has none; leave it at 0")
-    if name in CENTRED and config.group_size < 2:
+    if name in CENTRED and config.group_size < 2 and config.groups_data is None:
         raise ConfigError(
             f"{name} compares a prompt's completions: set sampling.group_size to 2 or more (it is {config.group_size})"
         )

@@ -4,7 +4,8 @@ Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
+from gvpo import runfiles
 from gvpo.config import TrainConfig, dump_config, restore_config
-from gvpo.errors import ConfigError, RunError
+from gvpo.errors import ConfigError, GvpoWarning, RewardError, RunError
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.rewards import RewardFunc, RewardPool, load
+from gvpo.rollout import Encoded
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
+from gvpo.training.checks import (
+    check_arguments,
+    check_columns,
+    check_demonstrations,
+    check_fit,
+    check_prompts,
+)
 from gvpo.training.data import ShuffledOrder
+from gvpo.training.hub import check_hub
+from gvpo.training.interrupt import StopRequests
 from gvpo.training.learner import Learner
+from gvpo.training.logged import LoggedGroup
 from gvpo.training.objective import build_objective
+from gvpo.training.offline import (
+    OfflineSource,
+    Records,
+    Rows,
+    SampledOnceSource,
+    given_records,
+    offline_groups,
+    read_rows,
+    resolve_reference,
+    warn_of_finite_support,
+)
+from gvpo.training.outage import explained
 from gvpo.training.problems import (
     Dataset,
     demonstrations,
@@ -32,9 +57,11 @@ from gvpo.training.problems import (
     training_problems,
 )
 from gvpo.training.progress import StepProgress
-from gvpo.training.run import RunDirectory
+from gvpo.training.run import RunDirectory, locked
 from gvpo.training.session import Held, Session
 from gvpo.training.sources import DemonstrationSource, LiveSource, Source
+from gvpo.training.trackers import Trackers, check_trackers
+from gvpo.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,18 +75,29 @@ REWARDS_LOG = "rewards.log"
 BEFORE_ALL = -1
 """A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
 
-MAY_CHANGE = ("checkpoint.", "rewards.timeout", "rewards.workers", "train.tokens_per_microbatch", "run.dir")
+MAY_CHANGE = (
+    "checkpoint.",
+    "rewards.timeout",
+    "rewards.workers",
+    "rewards.memory_limit",
+    "train.tokens_per_microbatch",
+    "run.dir",
+    "sampling.tokens_per_batch",
+    "run.trackers",
+    "run.project",
+)
 """Settings that a resumed run may have otherwise than it started with."""
 
 
 class Trainer:
-    """Post-train a causal language model, online with rewards or (objective "sft") on written answers.
+    """Post-train a causal language model: online with rewards, offline on logged groups, or on written answers ("sft").
 
     Args:
         model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
         reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
         args: the settings.
         train_dataset: a `datasets` one, a file, a hub id or rows with a `prompt`; default the settings' data or task.
+            Rows with `completions` and `rewards` are logged groups: nothing is sampled, and no reward is needed.
         eval_dataset: the same, held out.
         processing_class: the tokenizer; default the model's own.
         peft_config: not supported yet.
@@ -70,7 +108,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: "str | PreTrainedModel",
+        model: "str | Path | PreTrainedModel",
         reward_funcs: RewardFuncs = None,
         args: TrainConfig | None = None,
         train_dataset: Dataset | None = None,
@@ -80,13 +118,32 @@ class Trainer:
     ) -> None:
         if peft_config is not None:
             raise ConfigError("peft_config is not supported yet; leave it out to train all weights")
-        self.config = args if args is not None else TrainConfig()
+        check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
+        rows = read_rows(train_dataset) if train_dataset is not None else None
+        self._logged = given_records(args or TrainConfig(), rows)
+        self.config = resolve_reference(args or TrainConfig(), given=self._logged is not None)
+        check_trackers(self.config)
+        check_hub(self.config)
         self.objective = build_objective(self.config)
         self.rewards = reward_functions(self.config, reward_funcs)
         self._check_rewards()
         self.model = _load(model, self.config)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
-        self._train_dataset, self._eval_dataset = train_dataset, eval_dataset
+        samples = self.objective.name != "sft" and self._logged is None
+        check_fit(self.config, self.model, self.tokenizer, samples=samples)
+        self._train_dataset = rows.items if rows is not None else None
+        self._eval_dataset = eval_dataset
+
+    def check(self) -> None:
+        """Find what cannot work in settings, model, data and rewards; trains nothing and writes nothing.
+
+        Raises:
+            GvpoError: as `train` would.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GvpoWarning)  # `train` says them
+            with self._parts(self.config.run_dir or Path("runs"), resume=False):
+                return
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """Run to the end.
@@ -98,19 +155,31 @@ class Trainer:
             The summary, as in summary.json: accuracy_before, accuracy_after, steps, seconds, report, model, ...
 
         Raises:
-            RunError: the directory holds a run already, or (resume) holds none or one with other settings.
+            RunError: the directory holds a run already or is in use, or (resume) holds none or one of other settings.
             GvpoError: training cannot go on; what was written stays.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it; at once if
+                there were two. In any thread but the main one signals are left alone.
         """
         path = self.config.run_dir or free_directory("runs", self.objective.name)
-        with self._parts(path) as parts:  # bad data is found before there is a run directory
-            run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
-            learner = Learner(self.model, self.objective, self.config)
-            state = _restore(run, learner, self.config) if resume else TrainerState()
-            run.truncate_after(state.step if state.step > 0 else BEFORE_ALL)
-            return self._session(run, learner, state, parts)
+        with self._parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
+            if self.config.epochs is not None:
+                self.config = self.config.replace(steps=_steps(self.config, self.config.epochs, parts.items))
+            if resume:
+                RunDirectory.open(path)  # `locked` would make the directory
+            with locked(path), StopRequests() as stop, explained(lambda: "before training"):
+                run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
+                learner = Learner(self.model, self.objective, self.config)
+                state = _restore(run, learner, self.config) if resume else TrainerState()
+                run.truncate_after(state.step if state.step > 0 else BEFORE_ALL)
+                return self._session(run, learner, state, parts, stop)
 
-    def _session(self, run: RunDirectory, learner: Learner, state: TrainerState, parts: "_Parts") -> dict[str, Any]:
-        with StepProgress(run.path.name, self.config.steps, state.step) as progress:
+    def _session(
+        self, run: RunDirectory, learner: Learner, state: TrainerState, parts: "_Parts", stop: StopRequests
+    ) -> dict[str, Any]:
+        with (
+            StepProgress(run.path.name, self.config.steps, state.step) as progress,
+            Trackers(self.config, run, state.step, progress.say) as trackers,
+        ):
             session = Session(
                 self.config,
                 run,
@@ -121,11 +190,13 @@ class Trainer:
                 judge=self._judge(),
                 held=parts.held,
                 progress=progress,
+                trackers=trackers,
+                stop=stop,
             )
             return session.train()
 
     def _check_rewards(self) -> None:
-        if not self.rewards and self.objective.name != "sft":
+        if not self.rewards and self.objective.name != "sft" and self._logged is None:
             raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
         judge = self.config.accuracy
         if judge is not None and judge not in self.rewards:
@@ -135,18 +206,32 @@ class Trainer:
         return self.config.accuracy or next(iter(self.rewards), None)
 
     @contextlib.contextmanager
-    def _parts(self, path: Path) -> "Iterator[_Parts]":
+    def _parts(self, path: Path, *, resume: bool) -> "Iterator[_Parts]":
         """The source of groups and what evaluation needs, while the reward workers live."""
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(self._pool(path)) if self.rewards else None
             sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
             params = self._sampling()
-            held_out = encode(self.config, self.tokenizer, held_out_problems(self.config, self._eval_dataset))
+            held_out = self._encoded(held_out_problems(self.config, self._eval_dataset), pool)
             held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
+            if self._eval_dataset is not None and pool is None:
+                raise ConfigError(
+                    "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
+                )
             if self.objective.name == "sft":
-                yield _Parts(self._demonstrations(), held)
+                yield self._supervised(held)
+            elif self._logged is not None:
+                yield self._offline(self._logged, held)
             elif pool is not None:
-                yield _Parts(self._live(sampler, params, pool), held)
+                yield self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
+
+    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
+        """The problems with their prompts, all of which the model and the rewards can do something with."""
+        items = encode(self.config, self.tokenizer, problems)
+        check_prompts(items, self.model)
+        if pool is not None:
+            check_columns(pool, items)
+        return items
 
     def _pool(self, path: Path) -> RewardPool:
         weights = self.config.reward_weights
@@ -155,6 +240,7 @@ class Trainer:
             dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
             workers=self.config.reward_workers,
             timeout=self.config.reward_timeout,
+            memory_limit=round(self.config.reward_memory_limit * 2**30),
             log=path / REWARDS_LOG,  # opened when a worker starts, by when there is a run directory
         )
 
@@ -169,19 +255,49 @@ class Trainer:
             stop_token_ids=tuple(config.stop_token_ids),
         )
 
-    def _live(self, sampler: TransformersSampler, params: SamplingParams, pool: RewardPool) -> LiveSource:
-        problems = encode(self.config, self.tokenizer, training_problems(self.config, self._train_dataset))
-        order = ShuffledOrder(problems, self.config.prompts_per_step, self.config.seed)
-        return LiveSource(order, sampler, params, pool, seed=self.config.seed)
-
-    def _demonstrations(self) -> DemonstrationSource:
+    def _supervised(self, held: Held | None) -> "_Parts":
         written = demonstrations(self.config, self.tokenizer, self._train_dataset)
-        return DemonstrationSource(ShuffledOrder(written, self.config.prompts_per_step, self.config.seed))
+        check_demonstrations(written, self.model)
+        order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
+        return _Parts(DemonstrationSource(order), len(written), held)
+
+    def _offline(self, rows: Rows, held: Held | None) -> "_Parts":
+        warn_of_finite_support(self.objective.name)
+        groups = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
+        return _Parts(self._offline_source(groups), len(groups), held)
+
+    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource:
+        return OfflineSource(ShuffledOrder(groups, self.config.prompts_per_step, self.config.seed))
+
+    def _sampled(
+        self,
+        sampler: TransformersSampler,
+        params: SamplingParams,
+        pool: RewardPool,
+        held: Held | None,
+        *,
+        file: Path,
+        resume: bool,
+    ) -> "_Parts":
+        """Groups from the live policy: at each step, or once."""
+        config = self.config
+        problems = self._encoded(training_problems(config, self._train_dataset), pool)
+        order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
+        live = LiveSource(order, sampler, params, pool, seed=config.seed)
+        if config.sample_groups is None:
+            return _Parts(live, len(problems), held)
+
+        def read(records: Records) -> OfflineSource:
+            return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
+
+        warn_of_finite_support(self.objective.name)
+        return _Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held)
 
 
 @dataclass(frozen=True)
 class _Parts:
     source: Source
+    items: int  # how many different groups the source has: an epoch
     held: Held | None
 
 
@@ -193,6 +309,8 @@ def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, Rewar
     """
     task = find_task(config)
     chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
+    if not isinstance(chosen, str | Iterable) and not callable(chosen):
+        raise RewardError(f"reward_funcs is a {type(chosen).__name__}; pass functions or names of rewards")
     listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
     functions: dict[str, RewardFunc] = {}
     for item in listed:
@@ -207,14 +325,19 @@ def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, Rewar
     return functions
 
 
+def _steps(config: TrainConfig, epochs: int, items: int) -> int:
+    """How many steps go through `items` groups `epochs` times; the last one takes what it lacks from the next."""
+    return -(-epochs * items // config.prompts_per_step)
+
+
 def _reward_name(item: str | Callable[..., Any]) -> str:
     if isinstance(item, str):
         return item.rpartition(":")[2]
     return getattr(item, "__name__", type(item).__name__)
 
 
-def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
-    if isinstance(model, str):
+def _load(model: "str | Path | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
+    if isinstance(model, str | Path):
         model = load_model(model, attention=config.attention)
     if model.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
         model.float()
@@ -223,8 +346,8 @@ def _load(model: "str | PreTrainedModel", config: TrainConfig) -> "PreTrainedMod
     return moved
 
 
-def _tokenizer_path(model: "str | PreTrainedModel", config: TrainConfig) -> str:
-    path = config.tokenizer or (model if isinstance(model, str) else str(model.name_or_path))
+def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) -> str:
+    path = config.tokenizer or (str(model) if isinstance(model, str | Path) else str(model.name_or_path))
     if not path:
         raise ConfigError("this model was made on the spot and has no tokenizer of its own; pass processing_class")
     return path
@@ -255,7 +378,9 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
 
 def _restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> TrainerState:
     """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over."""
-    loaded = Checkpoints(run.checkpoints, config.checkpoint_keep).newest()
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
+    checkpoints.clean()
+    loaded = checkpoints.newest()
     if loaded is None:
         return TrainerState()
     _restore_learner(loaded, learner, config)

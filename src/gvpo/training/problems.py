@@ -8,7 +8,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError
 from gvpo.policy.tokenizer import encode_prompt
 from gvpo.rollout import Encoded
-from gvpo.tasks import TASKS, Task, load_records, problems_from_records
+from gvpo.tasks import TASKS, Split, Task, load_records, problems_from_records
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def training_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
     """The problems to train on: the data set if one is given, else the settings' file or task.
 
     Raises:
-        ConfigError: none of them is given.
+        ConfigError: none of them is given, or a file with a task that makes its own problems.
         DataError: rows that are not problems.
     """
-    given = dataset if dataset is not None else config.train_data
+    given = _given(config, dataset, "train")
     if given is not None:
-        return _problems(given)[: config.train_problems]
+        return given[: config.train_problems]
     task = find_task(config)
     if task is None:
         raise ConfigError("there is nothing to train on: set data.train or data.task, or pass train_dataset")
@@ -51,13 +51,30 @@ def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
     """The problems to evaluate on; empty where none are asked for or given."""
     if config.eval_problems == 0:
         return []
-    given = dataset if dataset is not None else config.eval_data
+    given = _given(config, dataset, "eval")
+    if given is not None and not given:
+        raise DataError("the held-out data set is empty; give it rows, or set data.eval_problems=0")
     if given is not None:
-        return _problems(given)[: config.eval_problems]
+        return given[: config.eval_problems]
     task = find_task(config)
-    if task is None or config.train_data is not None:
+    if task is None:
         return []
     return task.problems("eval", config.eval_problems, config.seed, **config.task_options)
+
+
+def _given(config: TrainConfig, dataset: Dataset | None, split: Split) -> list[Problem] | None:
+    """The problems of the data set, or of the settings' file; a file's rows are in the task's form if there is one."""
+    if dataset is not None:
+        return _problems(dataset)
+    where = config.train_data if split == "train" else config.eval_data
+    if where is None:
+        return None
+    task = find_task(config)
+    if task is None:
+        return _problems(where)
+    if task.read is None:
+        raise ConfigError(f"the task {task.name!r} makes its own problems; set data.task or data.{split}, not both")
+    return task.read(load_records(where, "train" if split == "train" else "test"), split, **config.task_options)
 
 
 def _problems(given: Dataset) -> list[Problem]:
@@ -102,9 +119,9 @@ def demonstrations(
         ConfigError: there is neither.
         DataError: a row without a completion.
     """
-    given = dataset if dataset is not None else config.train_data
+    given = _given(config, dataset, "train")
     if given is not None:
-        written = [(problem, _completion_text(problem)) for problem in _problems(given)]
+        written = [(problem, _completion_text(problem)) for problem in given]
     else:
         written = _task_demonstrations(config)
     encoded = encode(config, tokenizer, [problem for problem, _ in written])
@@ -132,8 +149,9 @@ def _completion_text(problem: Problem) -> str:
 
 
 def _answer(tokenizer: "PreTrainedTokenizerBase", text: str) -> Completion:
-    """A written answer as a completion: its tokens, and the end-of-sequence token if there is one."""
+    """A written answer as a completion: its tokens, ended by the end-of-sequence token if the tokenizer has one."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if isinstance(tokenizer.eos_token_id, int):
-        ids.append(tokenizer.eos_token_id)
+    end = tokenizer.eos_token_id
+    if isinstance(end, int) and ids[-1:] != [end]:
+        ids.append(end)
     return Completion(ids, text=text, source="demonstration")

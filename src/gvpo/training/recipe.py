@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
-from gvpo.errors import ConfigError, RunError
+from gvpo.errors import CheckpointError, ConfigError, RunError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.training.checkpoint import verify
+from gvpo.training.hub import check_hub
+from gvpo.training.interrupt import StopRequests
 from gvpo.training.objective import build_objective
+from gvpo.training.offline import resolve_reference
 from gvpo.training.online import Trainer, free_directory
 from gvpo.training.run import RunDirectory
+from gvpo.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,16 +36,22 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
 
     Raises:
         GvpoError: settings, data or training that cannot work; the message says what to do.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it.
     """
     run_dir = config.run_dir or free_directory("runs", config.objective)
-    config = config.replace(run_dir=run_dir)
+    config = resolve_reference(config.replace(run_dir=run_dir))
     if not resume:
         RunDirectory.require_free(run_dir)
     elif not (runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)):
         raise RunError(f"there is no run in {run_dir}; start one without --resume, or correct run.dir")
-    build_objective(config)  # a wrong objective is found before the warm start
-    model, tokenizer = _starting_model(config, resume=resume)
-    return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume and runfiles.is_run(run_dir))
+    build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
+    check_trackers(config)
+    check_hub(config)
+    if config.warm_start_steps > 0 and not resume:
+        _check_run_after_warm_start(config)
+    with StopRequests():  # a request in the warm start's last moments also stops the run after it
+        model, tokenizer = _starting_model(config, resume=resume)
+        return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume and runfiles.is_run(run_dir))
 
 
 def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
@@ -49,6 +60,12 @@ def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedMo
     if config.warm_start_steps > 0:
         return _finished_warm_start(warm_start_config(config), tokenizer, resume=resume), tokenizer
     return _given_model(config, tokenizer), tokenizer
+
+
+def _check_run_after_warm_start(config: TrainConfig) -> None:
+    """What cannot work after the warm start is found before it."""
+    tokenizer = _tokenizer(config)
+    Trainer(_given_model(config, tokenizer), args=config, processing_class=tokenizer).check()
 
 
 def _given_model(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel | str":
@@ -81,8 +98,12 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         objective="sft",
         **dict.fromkeys(OBJECTIVE_KEYWORDS),
         kl_in_reward=0.0,
+        groups_data=None,
+        sample_groups=None,
         reference="previous",
+        temperature=1.0,
         steps=config.warm_start_steps,
+        epochs=None,
         prompts_per_step=config.warm_start_batch,
         groups_per_update=None,
         passes=1,
@@ -97,15 +118,29 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         checkpoint_every=0,
         checkpoint_verify=False,
         warm_start_steps=0,
+        trackers=[],
+        push_to_hub=None,
     )
 
 
 def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase", *, resume: bool) -> str:
     """The directory of the warm model, trained now unless an earlier sitting did."""
     directory = Path(stage.run_dir or ".")
-    summary = runfiles.read_json(directory / runfiles.SUMMARY) if resume else {}
+    if resume and (model := _whole_model(directory)) is not None:
+        return str(model)
+    began = resume and runfiles.is_run(directory)
+    trainer = Trainer(_given_model(stage, tokenizer), args=stage, processing_class=tokenizer)
+    return str(trainer.train(resume=began)["model"])
+
+
+def _whole_model(directory: Path) -> Path | None:
+    """The model of a finished warm start, wherever the run has been moved to; None without one, or a damaged one."""
+    summary = runfiles.read_json(directory / runfiles.SUMMARY)
     if "model" not in summary:
-        model = _given_model(stage, tokenizer)
-        began = resume and runfiles.is_run(directory)
-        summary = Trainer(model, args=stage, processing_class=tokenizer).train(resume=began)
-    return str(directory / runfiles.CHECKPOINTS / Path(summary["model"]).name)  # the run may have been moved
+        return None
+    path = directory / runfiles.CHECKPOINTS / Path(summary["model"]).name
+    try:
+        verify(path)
+    except CheckpointError:
+        return None  # resuming the warm start names the damage
+    return path

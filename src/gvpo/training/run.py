@@ -4,10 +4,11 @@ Knows what is written when and that a crash leaves whole files; formats are in `
 in `gvpo.training.checkpoint`.
 """
 
+import contextlib
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, Self
 from gvpo import runfiles
 from gvpo.errors import RunError
 from gvpo.runfiles import RolloutRow
+
+LOCK = ".lock"
+"""The file that `locked` holds; it tells the process that has, or last had, the run."""
 
 PACKAGES = ("gvpo", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
 
@@ -64,15 +68,10 @@ class RunDirectory:
         """
         run = cls(Path(path))
         cls.require_free(run.path)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.metrics_path.open("xb").close()  # of two processes that start at once, one gets it
-        except FileExistsError:
-            raise _taken(run.path) from None
-        except OSError as error:
-            raise RunError(f"cannot make run directory {run.path}: {error.strerror}; choose another run.dir") from error
-        runfiles.write_text(run.config_path, config)
+        _make(run.path)
         runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**environment(), **(facts or {})})
+        runfiles.write_text(run.config_path, config)  # from here on it is a run, and can be resumed
+        runfiles.append(run.metrics_path, b"")
         return run
 
     @staticmethod
@@ -140,13 +139,7 @@ class RunDirectory:
         Raises:
             RunError: the line cannot be written.
         """
-        try:
-            with self.metrics_path.open("ab") as file:
-                file.write(runfiles.metrics_line(line).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise runfiles.cannot_write(self.metrics_path, error) from error
+        runfiles.append(self.metrics_path, runfiles.metrics_line(line).encode())
 
     def write_rollouts(self, step: int, rows: Sequence[RolloutRow]) -> None:
         """Writes a step's completions to rollouts/step-%06d.parquet.
@@ -154,6 +147,7 @@ class RunDirectory:
         Raises:
             RunError: the file cannot be written.
         """
+        self._require_present()
         runfiles.write_rollouts(runfiles.rollout_path(self.path, step), rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -162,6 +156,7 @@ class RunDirectory:
         Raises:
             RunError: the file cannot be written.
         """
+        self._require_present()
         runfiles.write_json(self.path / runfiles.SUMMARY, summary)
 
     def truncate_after(self, step: int) -> None:
@@ -183,9 +178,63 @@ class RunDirectory:
             except OSError as error:
                 raise runfiles.cannot_write(path, error) from error
 
+    def _require_present(self) -> None:
+        """A run directory that was removed under the run is not made anew with half of its files."""
+        if not self.config_path.exists():
+            raise RunError(f"run directory {self.path} is gone; bring it back, then go on with --resume")
+
     def _finished_after(self, step: int) -> bool:
         steps = self.read_summary().get("steps")
         return isinstance(steps, int) and steps > step
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keep a run directory, made if need be, to this process.
+
+    The system drops the lock when the process ends, however it ends: none is ever stale. File systems without locks
+    (and Windows) do without.
+
+    Raises:
+        RunError: another process has it, or it cannot be written.
+    """
+    directory = Path(path)
+    _make(directory)
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise runfiles.cannot_write(directory / LOCK, error) from error
+    try:
+        _lock(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip()
+        raise RunError(
+            f"another process (pid {owner or 'unknown'}) is working in {directory}; wait for it to end or stop it, or "
+            "choose another run.dir"
+        ) from None
+    except OSError:  # this file system has no locks
+        return
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make run directory {directory}: {error.strerror}; choose another run.dir") from error
 
 
 def _taken(path: Path) -> RunError:

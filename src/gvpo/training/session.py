@@ -5,28 +5,33 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gvpo.config import TrainConfig
-from gvpo.errors import RewardError, TrainingError
+from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
 from gvpo.policy.model import verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded, Rollout
 from gvpo.sampling import Sampler, SamplingParams
+from gvpo.training.card import model_card
 from gvpo.training.checkpoint import Checkpoints, TrainerState
+from gvpo.training.hub import push_to_hub
+from gvpo.training.interrupt import Stopped, StopRequests
 from gvpo.training.learner import Learned, Learner
+from gvpo.training.logged import NO_REWARD
 from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, step_metrics
+from gvpo.training.outage import explained
 from gvpo.training.progress import StepProgress
 from gvpo.training.run import RunDirectory
-from gvpo.training.sources import Source, TrainingGroup, usable
+from gvpo.training.sources import MAX_FAILED_SHARE, Source, TrainingGroup, usable
+from gvpo.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_EMPTY_STEPS = 5
-MAX_FAILED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Session:
         judge: the reward that says what is right; None where there are no rewards.
         held: for evaluation; None does without.
         progress: what a person sees.
+        trackers: where metrics lines go besides metrics.jsonl.
+        stop: asked between steps.
     """
 
     def __init__(
@@ -73,12 +80,16 @@ class Session:
         judge: str | None,
         held: Held | None,
         progress: StepProgress,
+        trackers: Trackers,
+        stop: StopRequests,
     ) -> None:
         self.config, self.run, self.state, self.learner, self.tokenizer = config, run, state, learner, tokenizer
         self.source, self.judge, self.held, self.progress = source, judge, held, progress
+        self.trackers, self.stop = trackers, stop
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
         self._began = time.perf_counter() - state.seconds
         self._seen: list[str] = []
+        self._saved = state.step or None  # the step that is known to lie on the disk, whole
 
     def train(self) -> dict[str, Any]:
         """Run to the end.
@@ -87,19 +98,22 @@ class Session:
             The summary that is written to summary.json.
 
         Raises:
-            TrainingError: updates are not finite, or no group can be trained on, several times in a row.
+            TrainingError: updates are not finite, or no group can be trained on, several times in a row; out of memory.
             RewardError: most rewards of a step failed.
+            RunError: the system refused a write.
+            Stopped: it was asked to stop; the last step is saved.
         """
-        if self.state.step == 0:
-            self._evaluate_before()
-        while self.state.step < self.config.steps and not self._is_good_enough():
-            self._step(self.state.step + 1)
-        return self._finish()
+        with explained(lambda: f"after step {self.state.step}"):
+            if self.state.step == 0 and not self.stop.requested:
+                self._evaluate_before()
+            while not self._is_last() and not self.stop.requested:
+                self._step(self.state.step + 1)
+            return self._finish() if self._is_last() else self._stop()
 
     def _evaluate_before(self) -> None:
         self.state.before = self._evaluate()
         if self.held is not None:
-            self.run.append_metrics({"step": 0, **self.state.before})
+            self._log({"step": 0, **self.state.before})
             self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
 
     def _step(self, step: int) -> None:
@@ -111,17 +125,22 @@ class Session:
         self.state.step = step
         self._seen = _texts(self.tokenizer, rollout)
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
-        self.run.append_metrics(line)
+        self._log(line)
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
         if self._is_due(self.config.checkpoint_every) or self._is_new_best():
             self._save()
         self.progress.update(step, line)
 
+    def _log(self, line: dict[str, Any]) -> None:
+        self.run.append_metrics(line)
+        self.trackers.log(line)
+
     def _usable(self, rollout: Rollout) -> list[TrainingGroup]:
         rewarded = bool(rollout.verdicts)
         verdicts = [verdict for group in rollout.verdicts for verdict in group]
-        if rewarded and sum(v.reward is None for v in verdicts) > MAX_FAILED_SHARE * len(verdicts):
+        failed = sum(v.reward is None and v.reason != NO_REWARD for v in verdicts)
+        if failed > MAX_FAILED_SHARE * len(verdicts):
             if rollout.traceback:
                 self.progress.say(rollout.traceback)
             raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
@@ -203,9 +222,20 @@ class Session:
             self.tokenizer,
             self.learner.optimizer.state_dict(),
             reference.state_dict() if reference is not None else None,
+            card=self._card(),
         )
+        self._saved = self.state.step
         if first and self.config.checkpoint_verify:
             self._verify(path)
+
+    def _card(self) -> str:
+        needs_reference = self.learner.objective.needs_reference
+        return model_card(self.config, self.state, self.tokenizer, self._start(), needs_reference=needs_reference)
+
+    def _start(self) -> str:
+        """The model that training started from; "" for one that was made on the spot."""
+        made = self.config.model_init is not None
+        return self.config.model_path or ("" if made else str(self.learner.model.name_or_path))
 
     def _verify(self, path: Path) -> None:
         """Load the checkpoint back; what other programs must mind when they load it is said, not warned of."""
@@ -215,8 +245,16 @@ class Session:
         for note in notes:
             self.progress.say(f"note: {note.message}")
 
+    def _stop(self) -> NoReturn:
+        """Save what there is. Before the first step there is nothing: the run starts over when it goes on."""
+        step = self.state.step
+        if step > 0 and self._saved != step:
+            self._save()
+        done = f"after step {step} of {self.config.steps}, which is saved" if step > 0 else "before the first step"
+        raise Stopped(f"stopped {done}")
+
     def _finish(self) -> dict[str, Any]:
-        if not self.checkpoints.path(self.state.step).exists():
+        if self._saved != self.state.step:
             self._save()
         before, after = self.state.before, self.state.latest
         summary = {
@@ -233,7 +271,21 @@ class Session:
             "report": str(self.run.report_path),
         }
         self.run.write_summary(summary)
+        if self.config.push_to_hub is not None:
+            summary["hub"] = self._push(self.config.push_to_hub)
+            self.run.write_summary(summary)
         return summary
+
+    def _push(self, repo_id: str) -> str | None:
+        """The page of the pushed model; a push that fails is said, since the run itself is finished and safe."""
+        path = self.checkpoints.path(self.state.step)
+        try:
+            return push_to_hub(path, repo_id, private=self.config.push_private)
+        except GvpoError as error:
+            self.progress.say(
+                f"{error}; the model is safe, push it later: gvpo.push_to_hub({str(path)!r}, {repo_id!r})"
+            )
+            return None
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:

@@ -11,6 +11,9 @@ from gvpo.sampling import Sampler, SamplingParams
 from gvpo.training.data import ShuffledOrder
 from gvpo.types import Completion, Group
 
+MAX_FAILED_SHARE = 0.5
+"""More failed rewards than this in a rollout stop the run."""
+
 
 class Source(Protocol):
     """Where a step's groups come from."""

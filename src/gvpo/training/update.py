@@ -13,19 +13,31 @@ when c does not depend on the log-probs, as in the first, on-policy update of GV
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, DataError, ObjectiveError
 from gvpo.objectives import ObjectiveOutput
-from gvpo.policy.forward import Path, PrefixSharing, arrange, choose_path, compute_dtype, token_scores, unwrap
+from gvpo.policy.forward import (
+    Path,
+    PrefixSharing,
+    arrange,
+    choose_path,
+    compute_dtype,
+    length_limit,
+    token_scores,
+    unwrap,
+)
 from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch, plan
 from gvpo.training.collate import Batch, collate
 from gvpo.types import Group
+
+ONE_ROW = 1
+"""A budget that no two rows share."""
 
 Objective = Callable[..., ObjectiveOutput]
 
@@ -183,6 +195,9 @@ class _Forwards:
         if budget < 1:
             raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
         path = choose_path(model, prefix_sharing)
+        limit = length_limit(unwrap(model))
+        if limit is not None and _longest(groups) > limit:
+            path, budget = replace(path, shared=False), ONE_ROW
         return cls(model, path, temperature, plan(groups, budget, shared=path.shared))
 
     def layouts(self) -> Iterator[Layout]:
@@ -191,6 +206,10 @@ class _Forwards:
     def run(self, layout: Layout, c: Tensor | None = None) -> TokenScores:
         coefficients = None if c is None else c[layout.row, layout.token]
         return token_scores(self.model, layout, self.path, temperature=self.temperature, coefficients=coefficients)
+
+
+def _longest(groups: Sequence[Group]) -> int:
+    return max((len(g.prompt) + len(row.tokens) for g in groups for row in g.completions), default=0)
 
 
 @dataclass(frozen=True)

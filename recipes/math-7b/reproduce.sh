@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Trains the arms of recipes/math-7b and collects what was measured. Stages, in order: cost data train result evaluate.
+#
+#   reproduce.sh [--dry-run] [STAGE ...]     without stages: all of them
+#
+# A finished stage is not done again, and a run that stopped goes on, so the script can be killed and called again.
+# Settings by environment:
+#   OUT       where everything goes                      runs/math-7b
+#   MODEL     directory or hub id                        Qwen/Qwen2.5-Math-7B
+#   GSM8K     file or hub id, rows {question, answer}    openai/gsm8k:main
+#   MATH      file or hub id, rows {problem, solution}   no default, see README.md
+#   ARMS      of gvpo grpo dr_grpo                       all three
+#   SEEDS     of run.seed                                0
+#   STEPS     of train.steps                             100
+#   SETTINGS  more section.key=value for each run        none
+#   GVPO, PYTHON  the commands                           gvpo, python
+#   TOKENS_PER_SECOND  measured by you, for `cost`       none
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+OUT="${OUT:-runs/math-7b}"
+MODEL="${MODEL:-Qwen/Qwen2.5-Math-7B}"
+GSM8K="${GSM8K:-openai/gsm8k:main}"
+MATH="${MATH:-}"
+STEPS="${STEPS:-100}"
+read -r -a ARMS <<<"${ARMS:-gvpo grpo dr_grpo}"
+read -r -a SEEDS <<<"${SEEDS:-0}"
+read -r -a SETTINGS <<<"${SETTINGS:-}"
+read -r -a GVPO <<<"${GVPO:-gvpo}"
+read -r -a PYTHON <<<"${PYTHON:-python}"
+
+dry=""
+say() { printf '%s\n' "$*"; }
+fail() { printf 'reproduce.sh: %s\n' "$*" >&2; exit 2; }
+
+run() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  [[ -n "$dry" ]] || "$@"
+}
+
+# tokens = arms x seeds x steps x 1024 prompts x 4 completions x at most 1024 tokens
+# arithmetic = 12 x parameters x tokens: 2 to sample, 2 for the reference, 2 to score, 6 to push
+# hours = tokens / tokens per second
+cost() {
+  local runs=$((${#ARMS[@]} * ${#SEEDS[@]})) parameters=7615616512
+  local tokens=$((runs * STEPS * 1024 * 4 * 1024))
+  say "cost: $runs runs x $STEPS steps, at most $tokens completion tokens"
+  say "cost: at most $((12 * parameters / 1000000 * tokens / 1000000000)) PFLOP (12 x parameters x tokens; prompts aside)"
+  say "cost: $(((16 * parameters + 500000000) / 1000000000)) GB for weights, gradients and optimizer state (16 bytes a parameter), before activations"
+  if [[ -n "${TOKENS_PER_SECOND:-}" ]]; then
+    say "cost: at most $((tokens / TOKENS_PER_SECOND / 3600)) device hours at $TOKENS_PER_SECOND tokens per second"
+  else
+    say "cost: for hours, run two steps (STEPS=2), read tokens/per_second in metrics.jsonl and set TOKENS_PER_SECOND"
+  fi
+}
+
+data() {
+  if [[ -f "$OUT/data/train.jsonl" && -f "$OUT/data/held-out.jsonl" ]]; then
+    say "data: $OUT/data is there"
+    return
+  fi
+  if [[ -z "$MATH" ]]; then
+    [[ -n "$dry" ]] || fail "set MATH to a file or hub id with MATH's training problems (README.md says why there is no default)"
+    MATH="MATH_FILE_OR_HUB_ID"
+  fi
+  run "${PYTHON[@]}" "$here/data.py" --gsm8k "$GSM8K" --math "$MATH" --out "$OUT/data"
+}
+
+recipe_of() {
+  case "$1" in
+    gvpo) say "$here/recipe.toml" ;;
+    grpo | dr_grpo) say "$here/$1.toml" ;;
+    *) fail "there is no arm '$1'; ARMS are of gvpo grpo dr_grpo" ;;
+  esac
+}
+
+train() {
+  local arm seed recipe
+  for arm in "${ARMS[@]}"; do
+    recipe="$(recipe_of "$arm")"
+    for seed in "${SEEDS[@]}"; do
+      train_one "$OUT/$arm-seed-$seed" "$recipe" "$seed"
+    done
+  done
+}
+
+train_one() {
+  local directory="$1" recipe="$2" seed="$3" resume=()
+  if [[ -f "$directory/summary.json" ]]; then
+    say "train: $directory has finished"
+    return
+  fi
+  if [[ -f "$directory/config.json" ]]; then
+    resume=(--resume)
+  fi
+  run "${GVPO[@]}" train "$recipe" "run.dir=$directory" "run.seed=$seed" "model.path=$MODEL" "train.steps=$STEPS" \
+    "data.train=$OUT/data/train.jsonl" "data.eval=$OUT/data/held-out.jsonl" \
+    ${SETTINGS[@]+"${SETTINGS[@]}"} ${resume[@]+"${resume[@]}"}
+}
+
+result() {
+  run "${PYTHON[@]}" "$here/result.py" "$OUT"
+}
+
+# Stops here on purpose: the paper's benchmarks (AIME24, AMC, MATH500, Minerva, OlympiadBench) need `gvpo eval`.
+evaluate() {
+  printf '%s\n' \
+    "evaluate: NOT DONE. gvpo has no benchmark evaluation yet, so no number of the paper is reproduced." \
+    "evaluate: what was measured, held-out accuracy on training data set aside, is in $OUT/result.json." >&2
+  [[ -n "$dry" ]] || exit 3
+}
+
+stages=()
+for word in "$@"; do
+  case "$word" in
+    --dry-run) dry=yes ;;
+    cost | data | train | result | evaluate) stages+=("$word") ;;
+    *) fail "there is no stage '$word'; stages are cost data train result evaluate" ;;
+  esac
+done
+if [[ ${#stages[@]} -eq 0 ]]; then
+  stages=(cost data train result evaluate)
+fi
+for stage in "${stages[@]}"; do
+  "$stage"
+done

@@ -1,0 +1,39 @@
+"""One result file from the summaries of finished runs. `python result.py DIRECTORY` writes DIRECTORY/result.json.
+
+It holds what was measured and nothing else: held-out accuracy while training. The benchmarks of the paper are null
+until they have been run.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+KEYS = ("accuracy_before", "accuracy_after", "best_accuracy", "best_step", "steps", "seconds", "model")
+
+
+def result(directory: Path) -> dict[str, Any]:
+    """The runs `ARM-seed-N` of a directory, by arm and seed; runs that have not finished are named."""
+    arms: dict[str, dict[str, Any]] = {}
+    unfinished = []
+    for run in sorted(directory.glob("*-seed-*")):
+        summary = run / "summary.json"
+        if not summary.is_file():
+            unfinished.append(run.name)
+            continue
+        arm, _, seed = run.name.rpartition("-seed-")
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        arms.setdefault(arm, {})[seed] = {key: values.get(key) for key in KEYS}
+    return {"held_out": arms, "unfinished": unfinished, "benchmarks": None}
+
+
+def main() -> None:
+    """Write the file, and say what it lacks."""
+    directory = Path(sys.argv[1])
+    found = result(directory)
+    (directory / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(f"{directory / 'result.json'}: {sum(map(len, found['held_out'].values()))} finished runs, no benchmark")
+
+
+if __name__ == "__main__":
+    main()

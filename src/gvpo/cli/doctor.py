@@ -1,0 +1,191 @@
+"""`gvpo doctor`: what this machine can do; `gvpo doctor --plan MODEL`: what a run of that model would need."""
+
+import argparse
+import importlib
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from gvpo.errors import ConfigError
+
+OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
+_STYLES = {OK: "green", MISSING: "yellow", BROKEN: "red", NOTE: "yellow"}
+_REQUIREMENT = re.compile(r"^([\w.-]+)\s*(?:\[[\w,-]*\])?\s*(?:>=\s*([\w.]+))?.*?(?:extra\s*==\s*['\"]([\w-]+)['\"])?$")
+_MODULES = {"math-verify": "math_verify", "pytest-timeout": "pytest_timeout", "pytest-xdist": "xdist"}
+LOW_DISK = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table: what it is, how it stands, what is there, and how to mend it."""
+
+    what: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A distribution that gvpo needs, for itself ("") or for one of its extras."""
+
+    name: str
+    minimum: str
+    extra: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--plan", metavar="MODEL", help="directory, config.json or hub id: what would a run need?")
+    group = parser.add_argument_group("for --plan")
+    group.add_argument("--gpu", metavar="NAME", help="h100 and the like, or cpu (default: what this machine has)")
+    group.add_argument("--gpus", type=int, metavar="N", help="how many (default 1)")
+    group.add_argument("--memory", type=float, metavar="GIB", help="of each device, if not what its data sheet says")
+    for name, what in _SIZES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=what)
+    group.add_argument("--reference", choices=("initial", "previous"), help="default initial: a frozen copy is kept")
+    group.add_argument("--compute-dtype", choices=("float32", "bfloat16"), help="default as model.compute_dtype = auto")
+
+
+_SIZES = {
+    "prompts_per_step": "groups a rollout (train.prompts_per_step)",
+    "group_size": "completions a prompt (sampling.group_size)",
+    "prompt_tokens": "tokens of the longest prompt",
+    "completion_tokens": "tokens of a completion at most (sampling.max_tokens)",
+    "groups_per_update": "the optimizer batch (train.groups_per_update)",
+    "tokens_per_microbatch": "tokens a forward (default: the largest that fits)",
+    "tokens_per_batch": "tokens in the sampler's cache (default: the largest that fits)",
+    "steps": "steps of the run, for time and disk (train.steps)",
+}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table or the plan; 0 unless the core is broken."""
+    if options.plan is not None:
+        from gvpo.cli.plan import print_plan
+
+        print_plan(options)
+        return 0
+    flags = ("gpu", "gpus", "memory", "reference", "compute_dtype", *_SIZES)
+    given = [name for name in flags if getattr(options, name) is not None]
+
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} is for --plan; add --plan MODEL")
+    findings = list(examine())
+    _print(findings)
+    return 2 if any(finding.state == BROKEN for finding in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that is looked at, in order; nothing is downloaded or written."""
+    yield Finding("Python", OK, f"{platform.python_version()} on {platform.platform(terse=True)}")
+    requirements = list(declared())
+    core = [check_core(requirement) for requirement in requirements if not requirement.extra]
+    yield Finding("gvpo", OK, metadata.version("gvpo"))
+    yield from core
+    if all(finding.state == OK for finding in core):
+        yield from _devices()
+    yield _disk()
+    for extra in sorted({requirement.extra for requirement in requirements} - {""}):
+        yield check_extra(extra, [requirement for requirement in requirements if requirement.extra == extra])
+
+
+def declared() -> Iterator[Requirement]:
+    """What gvpo's own metadata asks for."""
+    for text in metadata.requires("gvpo") or []:
+        found = _REQUIREMENT.match(text.strip())
+        if found:
+            yield Requirement(found[1], found[2] or "", found[3] or "")
+
+
+def check_core(requirement: Requirement) -> Finding:
+    """Whether a distribution of the core is there, new enough, and imports."""
+    name, wanted = requirement.name, f"{requirement.name}>={requirement.minimum}"
+    remedy = f"pip install --upgrade '{wanted}'"
+    version = installed(name)
+    if version is None:
+        return Finding(name, BROKEN, "not installed", remedy)
+    if not at_least(version, requirement.minimum):
+        return Finding(name, BROKEN, f"{version} is too old", remedy)
+    problem = why_not_imported(name)
+    return Finding(name, BROKEN, f"{version}: {problem}", remedy) if problem else Finding(name, OK, version)
+
+
+def check_extra(extra: str, requirements: list[Requirement]) -> Finding:
+    """Whether an extra works; one that is only incomplete is no fault."""
+    remedy = f"pip install 'gvpo[{extra}]'"
+    versions = {r: installed(r.name) for r in requirements}
+    lacking = [r.name for r, version in versions.items() if version is None or not at_least(version, r.minimum)]
+    if lacking:
+        return Finding(f"extra {extra}", MISSING, f"without {', '.join(lacking)}", remedy)
+    problems = [f"{r.name}: {problem}" for r in requirements if (problem := why_not_imported(r.name))]
+    if problems:
+        return Finding(f"extra {extra}", MISSING, problems[0], remedy)
+    return Finding(f"extra {extra}", OK, ", ".join(f"{r.name} {version}" for r, version in versions.items()))
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def at_least(version: str, minimum: str) -> bool:
+    """Whether a version is not below another, by its release numbers."""
+    return _release(version) >= _release(minimum)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in release[0].split(".")] if release else []
+    return tuple(numbers + [0] * (4 - len(numbers)))
+
+
+def why_not_imported(name: str) -> str:
+    """What happens when a distribution's module is imported; "" if all is well."""
+    try:
+        importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
+    except Exception as error:  # a broken installation can raise anything
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ""
+
+
+def _devices() -> Iterator[Finding]:
+    from gvpo.planning.devices import machine_memory, nvidia_gpus
+    from gvpo.policy.facts import torch_devices
+
+    found = torch_devices()
+    for device in found:
+        yield Finding("device", OK, device)
+    if (present := nvidia_gpus()) and not any(device.startswith("cuda") for device in found):
+        remedy = "install a CUDA build of torch: https://pytorch.org/get-started"
+        yield Finding("device", NOTE, f"{present[0]} is there and torch cannot use it", remedy)
+    yield Finding("memory", OK, f"{machine_memory() / 2**30:.0f} GiB, {os.cpu_count()} CPU cores")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free / 2**30
+    remedy = "free some, or set run.dir to a larger disk; `gvpo doctor --plan MODEL` says what a run writes"
+    return Finding(
+        "disk", OK if free > LOW_DISK else NOTE, f"{free:.0f} GiB free here", remedy if free < LOW_DISK else ""
+    )
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "", "found", "to mend it"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        state = Text(finding.state, style=_STYLES[finding.state])
+        table.add_row(finding.what, state, Text(finding.found), Text(finding.remedy))
+    Console().print(table)

@@ -1,0 +1,79 @@
+"""`gvpo init NAME`: a directory with a recipe, a reward and data that trains as it is."""
+
+import argparse
+import importlib.resources
+import json
+import os
+from pathlib import Path
+from string import Template
+
+from gvpo.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "name", type=Path, metavar="NAME", help="directory to write; it must not exist yet, or be empty"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the directory and says what to do with it."""
+    write_project(options.name)
+    print(f"wrote {options.name}: recipe.toml, reward.py, data/, README.md")
+    print(f"train it: gvpo train {options.name / 'recipe.toml'}")
+    return 0
+
+
+def write_project(directory: Path) -> None:
+    """Write the project.
+
+    Args:
+        directory: where; also how the recipe's paths start, since they are relative to the working directory.
+
+    Raises:
+        ConfigError: there is something already, or the place cannot be written.
+    """
+    try:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ConfigError(f"{directory} exists already; choose another name, nothing is overwritten")
+        for name, text in project_files(directory).items():
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("x", encoding="utf-8") as stream:  # never over a file that came up meanwhile
+                stream.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {directory}: {os.strerror(error.errno or 0)}; choose another name") from error
+
+
+def project_files(directory: Path) -> dict[str, str]:
+    """The texts of the project's files by their path in it."""
+    place = importlib.resources.files("gvpo.cli") / "project"
+    values = {
+        "name": directory.as_posix(),
+        "train": _quoted(directory / "data/train.jsonl"),
+        "eval": _quoted(directory / "data/eval.jsonl"),
+        "reward": _quoted(directory / "reward.py", ":reward"),
+    }
+    texts = {name: (place / name).read_text(encoding="utf-8") for name in ("recipe.toml", "reward.py", "README.md")}
+    filled = {name: text if name == "reward.py" else Template(text).substitute(values) for name, text in texts.items()}
+    numbers = range(10, 100)
+    return {
+        **filled,
+        "data/train.jsonl": "".join(_line(n) for n in numbers if not _is_held_out(n)),
+        "data/eval.jsonl": "".join(_line(n) for n in numbers if _is_held_out(n)),
+    }
+
+
+def _quoted(path: Path, rest: str = "") -> str:
+    """A path as a TOML string."""
+    return json.dumps(path.as_posix() + rest, ensure_ascii=False)
+
+
+def _is_held_out(number: int) -> bool:
+    """Two tens for each last digit, so that training sees every digit too."""
+    return sum(divmod(number, 10)) % 5 == 0
+
+
+def _line(number: int) -> str:
+    return json.dumps({"prompt": str(number), "answer": str((number + 1) % 10)}) + "\n"

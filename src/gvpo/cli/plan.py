@@ -1,0 +1,171 @@
+"""What `gvpo doctor --plan MODEL` prints: whether a run fits, what it needs, and the settings to use."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+
+from rich.console import Console
+from rich.table import Table
+
+from gvpo.config import TrainConfig
+from gvpo.planning import (
+    Architecture,
+    Device,
+    Plan,
+    Workload,
+    checkpoint_bytes,
+    estimate_seconds,
+    find_device,
+    make_plan,
+    read_architecture,
+    run_bytes,
+)
+from gvpo.planning.devices import GIB
+from gvpo.planning.files import local_config
+from gvpo.planning.search import USABLE
+
+
+def print_plan(options: argparse.Namespace) -> None:
+    """Read the model's configuration, plan, print.
+
+    Raises:
+        ModelError: the configuration cannot be had, or is not a decoder's.
+        ConfigError: sizes or devices that do not exist.
+    """
+    model = read_architecture(_config(options.plan))
+    memory = options.memory * GIB if options.memory else None
+    device = find_device(options.gpu, 1 if options.gpus is None else options.gpus, memory)
+    workload = workload_of(options, device)
+    fixed = frozenset(name for name in ("tokens_per_microbatch", "tokens_per_batch") if getattr(options, name))
+    plan = make_plan(model, workload, device, fixed=fixed)
+    console = Console()
+    console.print(_title(options.plan, model, device), highlight=False, markup=False, soft_wrap=True)
+    console.print(_verdict(plan, device), style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(_memory_table(plan))
+    if plan.fits:
+        console.print(_settings_table(plan, workload))
+        steps = options.steps or TrainConfig().steps
+        for line in _costs(plan, model, device, steps):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for note in [*model.notes, *_notes(plan, model, device)]:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def workload_of(options: argparse.Namespace, device: Device) -> Workload:
+    """The workload that the command line asks for, on that device."""
+    names = {field.name for field in fields(Workload)}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    half = device.kind != "cpu" if options.compute_dtype is None else options.compute_dtype == "bfloat16"
+    return Workload(**{**given, "half": half, "reference": options.reference != "previous"})
+
+
+def _config(model: str) -> dict[str, object]:
+    found = local_config(model)
+    if found is None:
+        from gvpo.policy.facts import hub_config
+
+        found = hub_config(model)
+    return found
+
+
+def _title(name: str, model: Architecture, device: Device) -> str:
+    count = f"{device.count} x " if device.count > 1 else ""
+    return (
+        f"{name}: {model.kind or 'a decoder'}, {_count(model.parameters)} parameters, {model.layers} layers; "
+        f"{count}{device.name}, {device.memory / GIB:.0f} GiB{' each' if count else ''}"
+    )
+
+
+def _verdict(plan: Plan, device: Device) -> str:
+    need = f"{plan.memory.peak / GIB:.1f} GiB of the {USABLE * device.memory / GIB:.1f} that can be planned with"
+    if plan.fits:
+        return f"fits: {need}"
+    several = f"; sharded over {plan.enough} it would" if plan.enough else ""
+    return f"does not fit: at the least {need}{several}"
+
+
+def _memory_table(plan: Plan) -> Table:
+    """Items by phase, in GiB; the phase with the peak first."""
+    phases = sorted(plan.memory.phases, key=plan.memory.peak_of, reverse=True)
+    table = Table(title="GiB at the peak of each phase", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    items = dict.fromkeys(item for phase in phases for item in plan.memory.phases[phase])
+    for item in items:
+        sizes = [plan.memory.phases[phase].get(item) for phase in phases]
+        table.add_row(item, *["" if size is None else f"{size / GIB:.2f}" for size in sizes])
+    table.add_row("together", *[f"{plan.memory.peak_of(phase) / GIB:.2f}" for phase in phases], style="bold")
+    return table
+
+
+def _settings_table(plan: Plan, asked: Workload) -> Table:
+    use, model_note = plan.workload, "from Python: model.gradient_checkpointing_enable(), then gvpo.Trainer(model, ...)"
+    table = Table(title="Settings", title_justify="left", box=None, pad_edge=False, show_header=False)
+    rows = [
+        ("sampling.group_size", str(use.group_size), ""),
+        ("sampling.max_tokens", str(use.completion_tokens), ""),
+        ("sampling.tokens_per_batch", str(use.tokens_per_batch), f"{use.rows_at_once} completions at once"),
+        ("train.prompts_per_step", str(use.prompts_per_step), ""),
+        ("train.groups_per_update", str(use.groups), "costs no memory: the update is exact under any split"),
+        ("train.tokens_per_microbatch", str(use.tokens_per_microbatch), "memory, never the result"),
+        ("objective.reference", "initial" if use.reference else "previous", _reference_note(plan)),
+        ("gradient checkpointing", "needed" if use.checkpointing else "not needed", model_note * use.checkpointing),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _reference_note(plan: Plan) -> str:
+    if plan.reference_fits is None:
+        return "no copy is kept"
+    return "its copy fits" if plan.reference_fits else "a frozen copy does not fit"
+
+
+def _costs(plan: Plan, model: Architecture, device: Device, steps: int) -> Iterator[str]:
+    seconds = estimate_seconds(model, plan.workload, device)
+    yield (
+        f"time   about {_duration(seconds.total)} a step (sampling {_duration(seconds.sampling)}, "
+        f"scoring {_duration(seconds.scoring)}, updating {_duration(seconds.updating)}), "
+        f"{_duration(steps * seconds.total)} for {steps} steps; rewards and evaluation come on top"
+    )
+    checkpoint = checkpoint_bytes(model, reference=plan.workload.reference) / GIB
+    defaults = TrainConfig()
+    files = steps // defaults.rollouts_every if defaults.rollouts_every else 0
+    total = run_bytes(model, plan.workload, keep=defaults.checkpoint_keep, rollouts=files) / GIB
+    yield (
+        f"disk   {checkpoint:.2f} GiB a checkpoint, up to {total:.1f} GiB for the run "
+        f"(checkpoint.keep={defaults.checkpoint_keep}, the best, one being written, {files} rollout files)"
+    )
+
+
+def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
+    use = plan.workload
+    if model.context and use.width > model.context:
+        yield f"prompt and completion have {use.width} tokens and the model's context is {model.context}"
+    if not model.shares_prompts:
+        yield "its attention does not let prompts be shared, so each completion is computed behind its own prompt"
+    if not model.fused_head:
+        yield "its logits are changed after the head, so all of them are kept"
+    if device.name == "t4" and use.half:
+        yield "the T4 has no bfloat16 units; --compute-dtype float32 plans without"
+    if device.count > 1:
+        yield "gvpo train uses one device in this version; more are a forecast for FSDP2 in a loop of your own"
+    if device.kind == "cuda":
+        yield "not measured on a GPU: the memory formulas are checked on a CPU (docs/doctor.md), time is a rough guide"
+    yield "completions are taken to be as long as they may be; shorter ones need less"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _count(parameters: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if parameters >= size:
+            return f"{parameters / size:.2f}{unit}"
+    return f"{parameters:,}"

@@ -1,0 +1,166 @@
+"""The model card of a checkpoint: what was trained on what, how well it went, how to load it.
+
+Written as README.md in the checkpoint, the form that the Hugging Face hub shows. Facts alone, from the settings, the
+run's state and the environment; local paths are cut to their last part, since cards are published.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo.objectives import OBJECTIVES
+from gvpo.training.checkpoint import TrainerState
+from gvpo.training.run import environment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def model_card(
+    config: TrainConfig,
+    state: TrainerState,
+    tokenizer: "PreTrainedTokenizerBase",
+    start: str,
+    *,
+    needs_reference: bool,
+) -> str:
+    """The card's text.
+
+    Args:
+        config: the run's settings.
+        state: where it stands: the step, the evaluations before training and the latest.
+        tokenizer: as it is saved; its class decides what loads it.
+        start: the model that training started from, a hub id or a path; "" for one that was made on the spot.
+        needs_reference: whether the objective read reference log-probs.
+
+    Returns:
+        Markdown with the hub's metadata in front. The same settings and state give the same text.
+    """
+    rows = [("Objective", _objective(config)), ("Reference", _reference(config) if needs_reference else "none")]
+    rows += _facts(config, state, start)
+    facts = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    title = f"{config.objective.upper()}, step {state.step}"
+    return "\n".join(
+        [_metadata(config, start), f"# {title}\n", _opening(start), "| | |\n|---|---|", facts, _load(tokenizer)]
+    )
+
+
+def _metadata(config: TrainConfig, start: str) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    lines += ["tags:", "- gvpo", "- reinforcement-learning"] if config.objective != "sft" else ["tags:", "- gvpo"]
+    if _is_hub_id(start):
+        lines.append(f"base_model: {start}")
+    if config.train_data is not None and _is_hub_id(config.train_data):
+        lines += ["datasets:", f"- {config.train_data.partition(':')[0].partition('#')[0]}"]
+    return "\n".join(["---", *lines, "---\n"])
+
+
+def _opening(start: str) -> str:
+    origin = f"`{_public(start)}`" if start else "a model made on the spot"
+    return f"{origin[0].upper()}{origin[1:]}, post-trained with gvpo.\n"
+
+
+def _facts(config: TrainConfig, state: TrainerState, start: str) -> Iterator[tuple[str, Any]]:
+    yield "Started from", _public(start) or json.dumps(config.model_init)
+    yield "Warm start", f"{config.warm_start_steps} supervised steps" if config.warm_start_steps else "none"
+    yield "Training data", _data(config)
+    yield "Rewards", ", ".join(map(_public, config.reward_funcs)) or "the task's own, or given in Python"
+    yield "Steps", f"{state.step} of {config.steps}, each {config.prompts_per_step} prompts"
+    yield "Sampling", _sampling(config)
+    yield "Learning rate", f"{config.learning_rate:g}, {config.schedule}"
+    yield "Prompt", _prompt(config)
+    for name, key in (("sampled", "eval/accuracy"), ("greedy", "eval/accuracy_greedy")):
+        if key in state.before or key in state.latest:
+            yield f"Held-out accuracy, {name}", _before_and_after(state, key)
+    yield "Seed", config.seed
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in environment()["packages"].items() if version)
+
+
+def _objective(config: TrainConfig) -> str:
+    return ", ".join([config.objective, *(f"{name} {value}" for name, value in _keywords(config).items())])
+
+
+def _reference(config: TrainConfig) -> str:
+    names = {"previous": "policy at the start of each step", "initial": "policy at the start of the run"}
+    return names.get(config.reference) or f"policy refreshed {config.reference.replace(':', ' ')} steps"
+
+
+def _keywords(config: TrainConfig) -> Mapping[str, Any]:
+    """The objective's keywords as they were: the settings', else its own defaults."""
+    takes = inspect.signature(OBJECTIVES[config.objective]).parameters
+    settings = {name: getattr(config, name) for name in OBJECTIVE_KEYWORDS if name in takes}
+    resolved = {name: takes[name].default if value is None else value for name, value in settings.items()}
+    if config.kl_in_reward > 0:
+        resolved["kl_in_reward"] = config.kl_in_reward
+    return {name: value for name, value in resolved.items() if value is not None}
+
+
+def _data(config: TrainConfig) -> str:
+    parts = [f"task {config.task}" if config.task else "", _public(config.train_data or "")]
+    if config.groups_data is not None:
+        parts.append(f"logged groups {_public(config.groups_data)}")
+    if config.sample_groups is not None:
+        parts.append(f"{config.sample_groups} groups sampled once from the starting model")
+    return ", ".join(part for part in parts if part) or "given in Python"
+
+
+def _sampling(config: TrainConfig) -> str:
+    cut = f", top_p {config.top_p:g}" if config.top_p < 1 else ""
+    cut += f", top_k {config.top_k}" if config.top_k > 0 else ""
+    counts = f"{config.group_size} completions a prompt, {config.max_tokens} tokens at most"
+    return f"{counts}, temperature {config.temperature:g}{cut}"
+
+
+def _prompt(config: TrainConfig) -> str:
+    form = {"auto": "chat template where there is one", "chat": "chat template", "plain": "plain text"}[config.chat]
+    return f"{form}; system prompt: {config.system_prompt}" if config.system_prompt else form
+
+
+def _before_and_after(state: TrainerState, key: str) -> str:
+    shown = [f"{values[key]:.3f}" if key in values else "not measured" for values in (state.before, state.latest)]
+    return f"{shown[0]} before, {shown[1]} at the latest evaluation"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _is_hub_id(name: str) -> bool:
+    """`owner/name` and no file or directory of this machine."""
+    plain = name.partition(":")[0].partition("#")[0]
+    return plain.count("/") == 1 and not plain.startswith((".", "/", "~")) and not Path(plain).exists()
+
+
+def _public(name: str) -> str:
+    """A name that may be published: a path's last part."""
+    return name if not name or _is_hub_id(name) else Path(name).name
+
+
+def _load(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """How to load model and tokenizer so that the tokens are those of training."""
+    own = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    loader = "PreTrainedTokenizerFast" if own else "AutoTokenizer"
+    return f"""
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, {loader}
+
+model = AutoModelForCausalLM.from_pretrained(path)
+tokenizer = {loader}.from_pretrained(path)
+```
+
+{_TRAP if own else _NO_TRAP} `gvpo.load_tokenizer(path)` compares what transformers loads with `tokenizer.json` and
+takes the file where they differ. The weights are float32.
+"""
+
+
+_TRAP = """\
+Load the tokenizer with `PreTrainedTokenizerFast`, not `AutoTokenizer`: that one chooses a class by the model's type,
+and some classes rebuild the tokenizer instead of reading `tokenizer.json`. The model would then see other tokens than
+it was trained on."""
+_NO_TRAP = """\
+The tokenizer is the base model's, unchanged, and `AutoTokenizer` loads it."""

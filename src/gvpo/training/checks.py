@@ -1,0 +1,112 @@
+"""What can be found wrong before anything is trained: a model, its tokenizer, the settings and the prompts together."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.policy.model import context_length, is_model, vocabulary_size
+from gvpo.policy.tokenizer import is_tokenizer
+from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rollout import Encoded
+from gvpo.types import Completion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
+    """Refuse arguments of the trainer that are of another kind than it takes.
+
+    Raises:
+        ConfigError, ModelError, DataError: by argument; the message says what to pass.
+    """
+    if settings is not None and not isinstance(settings, TrainConfig):
+        raise ConfigError(f"args is a {type(settings).__name__}; pass TrainConfig(beta=0.1, ...)")
+    if not (isinstance(model, str | Path) or is_model(model)):
+        raise ModelError(f"the model is a {type(model).__name__}; pass a directory, a hub id or a transformers model")
+    if tokenizer is not None and not is_tokenizer(tokenizer):
+        raise ModelError(
+            f"processing_class is a {type(tokenizer).__name__}; pass a tokenizer, from gvpo.load_tokenizer, say"
+        )
+    for given in datasets:
+        if isinstance(given, Mapping):
+            raise DataError(
+                f"the data set is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them"
+            )
+        if given is not None and not isinstance(given, str | Path | Iterable):
+            raise DataError(
+                f"the data set is a {type(given).__name__}; pass rows, a `datasets` one, a file or a hub id"
+            )
+
+
+def check_fit(
+    config: TrainConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, samples: bool = True
+) -> None:
+    """Refuse a tokenizer with more tokens than the model, and lengths or stop tokens that the model does not have.
+
+    Args:
+        config: the settings.
+        model: the policy.
+        tokenizer: the one that it is to be used with.
+        samples: training samples from the policy, so the longest completion must leave room for a prompt.
+
+    Raises:
+        ModelError: the tokenizer is not the model's.
+        ConfigError: sampling.max_tokens or sampling.stop_token_ids is beyond the model.
+    """
+    known, context = vocabulary_size(model), context_length(model)
+    if len(tokenizer) > known:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's embedding only {known}; use the tokenizer that "
+            "belongs to the model"
+        )
+    beyond = [token for token in config.stop_token_ids if not 0 <= token < known]
+    if beyond:
+        raise ConfigError(f"sampling.stop_token_ids has {beyond[0]}, and the model's tokens are 0 to {known - 1}")
+    if samples and context is not None and config.max_tokens >= context:
+        raise ConfigError(
+            f"sampling.max_tokens={config.max_tokens} leaves no room for a prompt in the model's context of {context} "
+            "tokens; lower it"
+        )
+
+
+def check_prompts(items: Sequence[Encoded], model: "PreTrainedModel") -> None:
+    """Refuse prompts that leave no room for a completion, all of them before the first is sampled.
+
+    Raises:
+        DataError: the message counts them and names the first.
+    """
+    context = context_length(model)
+    _refuse_longer([(item.problem.id, len(item.prompt)) for item in items], context, room=1)
+
+
+def check_demonstrations(items: Iterable[tuple[Encoded, Completion]], model: "PreTrainedModel") -> None:
+    """Refuse prompts that do not fit into the context together with their answer.
+
+    Raises:
+        DataError: the message counts them and names the first.
+    """
+    lengths = [(item.problem.id, len(item.prompt) + len(answer.tokens)) for item, answer in items]
+    _refuse_longer(lengths, context_length(model), room=0)
+
+
+def _refuse_longer(lengths: Sequence[tuple[str, int]], context: int | None, *, room: int) -> None:
+    long = [] if context is None else [(name, length) for name, length in lengths if length + room > context]
+    if long:
+        name, length = long[0]
+        what = "leave no room for a completion" if room else "are longer than that with their answers"
+        raise DataError(
+            f"the model's context is {context} tokens and {len(long)} of {len(lengths)} prompts {what}; the first is "
+            f"{name!r} with {length}: shorten or drop them"
+        )
+
+
+def check_columns(pool: RewardPool, items: Sequence[Encoded]) -> None:
+    """Refuse rewards that need a column which no problem has.
+
+    Raises:
+        RewardError: the message names the reward and the column.
+    """
+    pool.require_columns([RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]]) for item in items])

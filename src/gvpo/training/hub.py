@@ -1,0 +1,93 @@
+"""A trained model to the Hugging Face hub.
+
+Knows huggingface_hub and the run directory's layout; what it uploads was saved before.
+"""
+
+import os
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in utils' own __init__
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, RunError
+
+PRIVATE_TO_THE_RUN = ["trainer/*", ".*"]
+"""What stays here: optimizer, reference and state are for resuming, and larger than the model."""
+
+
+def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a checkpoint's model, tokenizer and card.
+
+    Args:
+        directory: a checkpoint, or a run, of which the newest checkpoint is taken.
+        repo_id: `owner/name`; made if it does not exist.
+        private: whether a repository that is made now is private.
+        token: of an account that may write there; default HF_TOKEN, or that of `hf auth login`.
+
+    Returns:
+        The page of the repository.
+
+    Raises:
+        ConfigError: no token, or a name that no repository can have.
+        RunError: there is no model in `directory`, or the hub refuses or cannot be reached.
+
+    Example:
+        >>> push_to_hub("runs/demo", "me/addition-gvpo")  # doctest: +SKIP
+    """
+    check_push(repo_id, token)
+    checkpoint = _checkpoint(Path(directory))
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        page = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=checkpoint,
+            commit_message=f"gvpo: {checkpoint.name}",
+            ignore_patterns=PRIVATE_TO_THE_RUN,
+        )
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot push {checkpoint} to {repo_id}: {' '.join(str(error).split())[:300]}") from error
+    return str(page)
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Refuse what could not be pushed, hours before it is.
+
+    Raises:
+        ConfigError: a name that no repository can have, or no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: {' '.join(str(error).split())}") from None
+    if "/" not in repo_id:
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r} has no owner; write it as owner/name")
+    if token is None and huggingface_hub.get_token() is None:
+        raise ConfigError("pushing to the hub needs a token: run `hf auth login`, or set HF_TOKEN")
+
+
+def check_hub(config: TrainConfig) -> None:
+    """`check_push` of a run's settings, where they ask for it; an offline mode is an error too.
+
+    Raises:
+        ConfigError: it could not be pushed.
+    """
+    if config.push_to_hub is None:
+        return
+    check_push(config.push_to_hub)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConfigError("checkpoint.push_to_hub needs the network and HF_HUB_OFFLINE is set; unset one of them")
+
+
+def _checkpoint(directory: Path) -> Path:
+    if (directory / runfiles.CHECKPOINTS).is_dir():
+        found = sorted((directory / runfiles.CHECKPOINTS).glob("step-*"))
+        if not found:
+            raise RunError(f"the run in {directory} has no checkpoint to push; set checkpoint.every, or let it finish")
+        return found[-1]
+    if not (directory / "config.json").is_file() or not list(directory.glob("*.safetensors")):
+        raise RunError(f"there is no model in {directory}; give a run's directory or one of its checkpoints")
+    return directory

@@ -1,0 +1,259 @@
+"""Logged groups: rows `{"prompt", "completions", "rewards"}` as groups to train on, and groups as such rows.
+
+rows (a file, a data set, a list) ──logged_groups──▶ LoggedGroup          Rollout ──records──▶ rows
+
+Knows the form of the rows (docs/offline.md); nothing of objectives, models or steps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gvpo.config import TrainConfig
+from gvpo.errors import DataError
+from gvpo.rollout import Rollout
+from gvpo.tasks import problems_from_records
+from gvpo.training.problems import encode
+from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+NO_REWARD = "the data has no reward for it"
+"""The reason of a row whose reward is null: not a failure, and no cause to stop."""
+
+REQUIRED = ("completions", "rewards")
+OWN = frozenset({"prompt", "id", *REQUIRED, "sources", "finish_reasons", "sampler_logprobs", "reward_parts", "texts"})
+"""Columns that mean something here; all others are kept with the group, for reports."""
+
+
+@dataclass(frozen=True)
+class LoggedGroup:
+    """A row as a group.
+
+    Args:
+        group: every completion; reward None where the row has none.
+        verdicts: one a completion; parts where the row names them.
+        problem: its prompt as it was written, and its other columns.
+    """
+
+    group: Group
+    verdicts: Sequence[Verdict]
+    problem: Problem
+
+    def named(self, name: str) -> "LoggedGroup":
+        """The same under another name, for a step that has it twice."""
+        return (
+            self if name == self.group.id else dataclasses.replace(self, group=dataclasses.replace(self.group, id=name))
+        )
+
+
+def is_logged(record: object) -> bool:
+    """Whether a row of a data set is a logged group: it has completions and rewards."""
+    return isinstance(record, Mapping) and all(name in record for name in REQUIRED)
+
+
+def logged_groups(
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    records: Sequence[Mapping[str, Any]],
+    *,
+    source: str,
+) -> list[LoggedGroup]:
+    """Rows as groups, in order.
+
+    Args:
+        config: how prompts become tokens, as online.
+        tokenizer: of the policy.
+        records: rows; a prompt and each completion is text, messages or token ids. A text completion gets the end
+            token, unless its finish reason is "length"; token ids are taken as they are.
+        source: of completions whose row does not say.
+
+    Raises:
+        DataError: a row that is not a group; the message names its number, counted from 1.
+    """
+    if not records:
+        raise DataError("there are no groups to train on; the data set is empty")
+    readable = [
+        _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(records, start=1)
+    ]
+    rows = zip(records, problems_from_records(readable), strict=True)
+    return [
+        _numbered(number, _logged, config, tokenizer, record, problem, source)
+        for number, (record, problem) in enumerate(rows, start=1)
+    ]
+
+
+def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:
+    """What `read` makes of a row; its errors with the row's number."""
+    try:
+        return read(*args)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from None
+
+
+def _logged(
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    record: Mapping[str, Any],
+    problem: Problem,
+    source: str,
+) -> LoggedGroup:
+    written = record["prompt"]
+    prompt = _checked_ids(written) if _are_ids(written) else encode(config, tokenizer, [problem])[0].prompt
+    rows = _completions(tokenizer, record, source)
+    own = {name: value for name, value in problem.columns.items() if name not in OWN}
+    parts = _each_is(
+        _per_completion(record, "reward_parts", len(rows)), Mapping, '`reward_parts` are objects, {"right": 1}'
+    )
+    verdicts = [
+        Verdict(row.reward, dict(part or {}), "" if row.reward is not None else NO_REWARD)
+        for row, part in zip(rows, parts, strict=True)
+    ]
+    return LoggedGroup(
+        Group(prompt, rows, id=problem.id, columns=own), verdicts, Problem(problem.prompt, problem.id, own)
+    )
+
+
+def _with_readable_prompt(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with a prompt of token ids as text, for people; the ids are what is trained on."""
+    if not isinstance(record, Mapping) or not _are_ids(record.get("prompt")):
+        return record
+    return {**record, "prompt": str(tokenizer.decode(_checked_ids(record["prompt"])))}
+
+
+def _completions(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], source: str) -> list[Completion]:
+    for name in REQUIRED:
+        if not isinstance(record.get(name), list | tuple):
+            raise DataError(f"there is no list `{name}`; a logged group has `prompt`, `completions` and `rewards`")
+    count = len(record["completions"])
+    if count == 0:
+        raise DataError("`completions` is empty; give at least two, or remove the row")
+    columns = [
+        _per_completion(record, name, count)
+        for name in ("completions", "rewards", "sources", "finish_reasons", "sampler_logprobs")
+    ]
+    _each_is(columns[-1], Sequence, "`sampler_logprobs` are lists, one log-prob a token")
+    return [
+        _completion(tokenizer, written, reward, named or source, reason, logprobs)
+        for written, reward, named, reason, logprobs in zip(*columns, strict=True)
+    ]
+
+
+def _per_completion(record: Mapping[str, Any], name: str, count: int) -> list[Any]:
+    """The values of a column, one a completion; None each where it is absent."""
+    values = record.get(name)
+    if values is None:
+        return [None] * count
+    if not isinstance(values, list | tuple) or len(values) != count:
+        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+        raise DataError(f"`{name}` has {have} for {count} completions; give a list with one for each")
+    return list(values)
+
+
+def _each_is(values: list[Any], kind: type, expected: str) -> list[Any]:
+    for value in values:
+        if value is not None and not isinstance(value, kind):
+            raise DataError(f"{expected}; one is {str(value)[:40]!r}")
+    return values
+
+
+def _completion(
+    tokenizer: "PreTrainedTokenizerBase", written: Any, reward: Any, source: Any, reason: Any, logprobs: Any
+) -> Completion:
+    finish = _finish_reason(reason)
+    if _are_ids(written):
+        tokens = _checked_ids(written)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    else:
+        text = _text(written)
+        tokens = _encoded(tokenizer, text, ended=finish == "stop")
+    if not tokens:
+        raise DataError("a completion has no tokens; give it some text, or remove it and its reward")
+    return Completion(
+        tokens,
+        _reward(reward),
+        sampler_logprobs=logprobs,
+        text=text,
+        finish_reason=finish,
+        source=str(source),
+    )
+
+
+def _finish_reason(value: Any) -> FinishReason:
+    if value is None or value == "stop":
+        return "stop"
+    if value == "length":
+        return "length"
+    raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a completion that was cut")
+
+
+def _text(written: Any) -> str:
+    """A completion as text: as it is, or what the one message of the assistant says."""
+    if isinstance(written, str):
+        return written
+    if isinstance(written, list | tuple) and len(written) == 1 and isinstance(written[0], Mapping):
+        content = written[0].get("content")
+        if written[0].get("role") == "assistant" and isinstance(content, str):
+            return content
+    raise DataError(
+        f"a completion is {str(written)[:40]!r}; give text, a list of token ids, "
+        'or [{"role": "assistant", "content": "..."}]'
+    )
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, *, ended: bool) -> list[int]:
+    """The tokens of a text, and the end token where it ended by itself and does not hold one already."""
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    end = tokenizer.eos_token_id
+    if ended and isinstance(end, int) and ids[-1:] != [end]:
+        ids.append(end)
+    return ids
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(item) is int for item in value)
+
+
+def _checked_ids(ids: Sequence[int]) -> list[int]:
+    if min(ids) < 0:
+        raise DataError(f"token id {min(ids)} is negative; token ids begin at 0")
+    return list(ids)
+
+
+def _reward(value: Any) -> float | None:
+    """A reward as a number. Null, or NaN, as which data frames write null, is none."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise DataError(
+            f"a reward is {str(value)[:40]!r} ({type(value).__name__}); give numbers, null where there is none"
+        )
+    if math.isinf(value):
+        raise DataError("a reward is infinite; give finite numbers, null where there is none")
+    return None if math.isnan(value) else float(value)
+
+
+def records(rollout: Rollout) -> Iterator[dict[str, Any]]:
+    """Groups as rows that `logged_groups` reads back: token ids as sampled, their texts beside them for people."""
+    for group, verdicts, problem in zip(rollout.groups, rollout.verdicts, rollout.problems, strict=True):
+        rows = group.completions
+        logprobs = [row.sampler_logprobs for row in rows]
+        yield {
+            **problem.columns,
+            "id": group.id,
+            "prompt": problem.prompt,
+            "completions": [list(row.tokens) for row in rows],
+            "texts": [row.text for row in rows],
+            "rewards": [verdict.reward for verdict in verdicts],
+            "reward_parts": [dict(verdict.parts) for verdict in verdicts],
+            "finish_reasons": [row.finish_reason for row in rows],
+            "sources": [row.source for row in rows],
+            "sampler_logprobs": [
+                None if values is None else [float(values[i]) for i in range(len(values))] for values in logprobs
+            ],
+        }

@@ -1,0 +1,137 @@
+"""Metrics lines to TensorBoard and Weights & Biases, through accelerate's trackers.
+
+A tracker only looks on: what it is sent is in metrics.jsonl already, and one that fails is left out while the run goes
+on.
+"""
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig, dump_config
+from gvpo.errors import ConfigError
+from gvpo.training.run import RunDirectory
+
+TRACKERS_FILE = "trackers.json"
+"""Under which id a run stands in Weights & Biases, so that a resumed run goes on there."""
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Refuse trackers whose package is missing, before anything is loaded or trained.
+
+    Raises:
+        ConfigError: the message has the pip command.
+    """
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"run.trackers names {name}, which is not installed: pip install 'gvpo[{name}]'")
+
+
+class Trackers:
+    """The trackers of one sitting of a run.
+
+    Args:
+        config: which trackers, and the project's name.
+        run: the run's directory; TensorBoard's files go to `<run>/tensorboard`, those of Weights & Biases to
+            `<run>/wandb`.
+        step: the last step done. What TensorBoard has of later steps is dropped; Weights & Biases keeps it, and ignores
+            it when it comes again.
+        say: where a person reads.
+
+    Raises:
+        ConfigError: a tracker does not start: no account, no network.
+    """
+
+    def __init__(self, config: TrainConfig, run: RunDirectory, step: int, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._running: list[GeneralTracker] = []
+        if config.trackers:
+            PartialState()  # accelerate's trackers ask it which process logs
+        for name in config.trackers:
+            self._running.append(_START[name](config, run, step))
+        if any(tracker.name == "wandb" for tracker in self._running):
+            say(f"Weights & Biases: {_place(self._running)}")
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Send a metrics line; values that are no numbers stay behind."""
+        values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+        for tracker in list(self._running):
+            try:
+                tracker.log(values, step=int(line["step"]))
+            except Exception as error:  # whatever a network or an account can do; the run matters more
+                self._running.remove(tracker)
+                self._say(f"tracker {tracker.name} failed and is left out from here on: {_one_line(error)}")
+
+    def __enter__(self) -> Self:
+        """Nothing: the trackers run already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Send what is left and close."""
+        for tracker in self._running:
+            try:
+                tracker.finish()
+            except Exception as failure:
+                self._say(f"tracker {tracker.name} did not finish: {_one_line(failure)}")
+
+
+def _tensorboard(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
+    tracker = TensorBoardTracker("tensorboard", run.path, purge_step=step + 1 if step > 0 else None)
+    tracker.start()
+    if step == 0:
+        tracker.log({"config": f"```json\n{dump_config(config)}```"}, step=0)
+    return tracker
+
+
+def _wandb(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
+    tracker = WandBTracker(
+        config.project,
+        id=_wandb_id(run),
+        name=run.path.name,
+        dir=str(run.path),
+        resume="allow",
+        settings={"silent": True, "console": "off"},
+    )
+    try:
+        tracker.start()
+        tracker.store_init_configuration(config.to_recipe())
+    except Exception as error:  # its errors have no common root
+        raise ConfigError(
+            f"Weights & Biases does not start: {_one_line(error).rstrip('.')}; run `wandb login`, or set "
+            "WANDB_MODE=offline, and go on with --resume"
+        ) from error
+    return tracker
+
+
+_START: dict[str, Callable[[TrainConfig, RunDirectory, int], GeneralTracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+}
+
+
+def _wandb_id(run: RunDirectory) -> str:
+    """The run's id, made once and kept."""
+    kept = runfiles.read_json(run.path / TRACKERS_FILE).get("wandb")
+    if isinstance(kept, str):
+        return kept
+    made = secrets.token_hex(4)
+    runfiles.write_json(run.path / TRACKERS_FILE, {"wandb": made})
+    return made
+
+
+def _place(running: list[GeneralTracker]) -> str:
+    """Where to look: the run's page, or its directory when offline."""
+    run = next(tracker.tracker for tracker in running if tracker.name == "wandb")
+    return str(run.url or f"offline, in {run.dir}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

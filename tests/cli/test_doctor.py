@@ -1,0 +1,145 @@
+"""`gvpo doctor`: what it finds, what it says of what is missing, and the plan's lines."""
+
+import json
+import re
+
+import pytest
+
+from gvpo.cli import doctor
+from gvpo.cli.doctor import BROKEN, MISSING, OK, Requirement, at_least, check_core, check_extra
+from gvpo.cli.main import main
+from tests.test_public_api import modules_after
+
+QWEN = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN))
+    return str(tmp_path)
+
+
+def test_a_sound_installation_is_told_with_versions_and_devices(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (torch,) = [line for line in lines if line.startswith("torch ")]
+    assert torch.split()[:3] == ["torch", "ok", doctor.installed("torch")]
+    assert any(line.startswith("device") and "CPU" in line for line in lines)
+    assert any(line.startswith("extra dev") for line in lines)
+
+
+def test_a_broken_core_is_said_with_the_remedy_and_exit_code_2(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "declared", lambda: iter([Requirement("no-such-thing", "1.0", "")]))
+    assert main(["doctor"]) == 2
+    out = capsys.readouterr().out
+    assert "not installed" in out
+    assert "pip install --upgrade 'no-such-thing>=1.0'" in out
+
+
+def test_core_requirements():
+    assert check_core(Requirement("numpy", "1.0", "")).state == OK
+    old = check_core(Requirement("numpy", "99.0", ""))
+    assert (old.state, old.remedy) == (BROKEN, "pip install --upgrade 'numpy>=99.0'")
+    assert "too old" in old.found
+
+
+def test_a_core_package_that_does_not_import_is_broken(monkeypatch):
+    monkeypatch.setattr(doctor, "why_not_imported", lambda name: "ImportError: libfoo.so")
+    found = check_core(Requirement("numpy", "1.0", ""))
+    assert found.state == BROKEN
+    assert found.found.endswith("libfoo.so")
+
+
+def test_extras():
+    assert check_extra("dev", [Requirement("pytest", "8.0", "dev")]).state == OK
+    lacking = check_extra("math", [Requirement("pytest", "8.0", "math"), Requirement("no-such-thing", "", "math")])
+    assert (lacking.state, lacking.found, lacking.remedy) == (
+        MISSING,
+        "without no-such-thing",
+        "pip install 'gvpo[math]'",
+    )
+
+
+def test_requirements_are_read_from_the_metadata(monkeypatch):
+    texts = ["torch>=2.8", "rich", 'pytest-xdist>=3.6; extra == "dev"', "peft[all]>=0.1 ; extra == 'lora'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: texts)
+    assert list(doctor.declared()) == [
+        Requirement("torch", "2.8", ""),
+        Requirement("rich", "", ""),
+        Requirement("pytest-xdist", "3.6", "dev"),
+        Requirement("peft", "0.1", "lora"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "minimum", "enough"),
+    [
+        ("2.13.0+cpu", "2.8", True),
+        ("2.7.1", "2.8", False),
+        ("13", "13", True),
+        ("1.0rc1", "1.0", True),
+        ("", "0", True),
+    ],
+)
+def test_versions_are_compared_by_numbers(version, minimum, enough):
+    assert at_least(version, minimum) is enough
+
+
+def plan(capsys, *words):
+    assert main(["doctor", "--plan", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_model_that_fits(model, capsys):
+    out = plan(capsys, model, "--gpu", "h100", "--completion-tokens", "1024")
+    assert "494.03M parameters" in out  # Qwen2.5-0.5B's own count
+    assert "\nfits: " in out
+    for line in ("sampling.max_tokens 1024", "objective.reference initial its copy fits", "checkpointing not needed"):
+        assert line in " ".join(out.split())
+
+
+def test_one_that_does_not_fit_says_how_many_would(model, capsys):
+    out = plan(capsys, model, "--gpu", "t4", "--memory", "6", "--compute-dtype", "float32")
+    assert "does not fit" in out
+    assert re.search(r"sharded over \d+ it would", out)
+    assert "Settings" not in out
+
+
+def test_the_plan_for_this_machine(model, capsys):
+    assert "CPU with" in plan(capsys, model, "--gpu", "cpu", "--prompts-per-step", "2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "h100"], "--gpu is for --plan; add --plan MODEL"),
+        (["--group-size", "4"], "--group-size is for --plan; add --plan MODEL"),
+        (["--plan", "{model}", "--gpu", "h10"], "no GPU 'h10' in the table; did you mean 'h100'?"),
+        (["--plan", "{model}", "--gpu", "h100", "--gpus", "0"], "--gpus is 0; give at least 1"),
+        (["--plan", "{model}", "--gpu", "cpu", "--gpus", "2"], "--gpus needs --gpu"),
+        (["--plan", "{model}", "--gpu", "h100", "--prompt-tokens", "-1"], "prompt-tokens is -1; give at least 1"),
+        (["--plan", "{model}/.."], "has no config.json, so it is not a model"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(words, message, model, capsys):
+    assert main(["doctor", *[word.format(model=model) for word in words]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_local_plan_loads_neither_torch_nor_transformers(model):
+    code = f"from gvpo.cli.main import main\nassert main(['doctor', '--plan', {model!r}, '--gpu', 'h100']) == 0"
+    assert not modules_after(code) & {"torch", "transformers"}

@@ -1,0 +1,117 @@
+"""The memory model: its layout is packing's, its items are worked by hand, and a real step needs what it says."""
+
+import sys
+
+import pytest
+
+from benchmarks import plan_check
+from gvpo.planning import Device, Workload, checkpoint_bytes, estimate_memory, read_architecture
+from gvpo.planning import memory as formulas
+from gvpo.planning.memory import activation_bytes, cache_bytes
+from gvpo.planning.workload import rectangles
+from gvpo.policy import logprobs
+from gvpo.policy.packing import plan
+from gvpo.types import Completion, Group
+
+CPU = Device("cpu", "cpu", 0, 1, 1)
+GPU = Device("gpu", "cuda", 0, 1, 1)
+LLAMA = read_architecture(
+    {
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    }
+)
+
+
+def work(**sizes):
+    return Workload(**{"prompts_per_step": 5, "prompt_tokens": 12, "completion_tokens": 9, "half": False, **sizes})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("budget", [1, 20, 60, 76, 160, 1000])
+def test_micro_batches_are_those_of_the_update(budget, shared):
+    workload = work(tokens_per_microbatch=budget)
+    groups = [Group([1] * 12, [Completion([1] * 9) for _ in range(8)]) for _ in range(5)]
+    real = [
+        (len(lanes), sum(piece.length for piece in lanes[0]), sum(9 * len(p.rows) for lane in lanes for p in lane))
+        for lanes in plan(groups, budget, shared=shared)
+    ]
+    found = [(shape.lanes, shape.length, shape.scored) for shape in rectangles(workload, shared=shared)]
+    assert found[0] == real[0], "the largest micro-batch decides the peak"
+    assert sum(scored for _, _, scored in found) == sum(scored for _, _, scored in real) == 5 * 8 * 9
+
+
+def test_the_heads_chunks_are_those_of_the_update():
+    assert formulas.CHUNK_ELEMENTS == logprobs.CHUNK_ELEMENTS
+    assert formulas.DEFAULT_CHUNK_ELEMENTS == logprobs.DEFAULT_CHUNK_ELEMENTS
+
+
+def test_activations_of_a_layer_by_hand():
+    # norms 6 x 64, attention 4 x 64, MLP 4 x 160 elements
+    assert activation_bytes(LLAMA, half=False) == 4 * (384 + 256 + 640)
+    # norms 4 x 64 in float32; five copies of inputs, attention and MLP in bfloat16
+    assert activation_bytes(LLAMA, half=True) == 4 * 256 + 2 * (5 * 64 + 256 + 640)
+
+
+def test_the_cache_by_hand():
+    assert cache_bytes(LLAMA, half=False) == 3 * 32 * 8
+    assert cache_bytes(LLAMA, half=True) == 3 * 32 * 6
+
+
+def test_what_lasts_is_four_bytes_a_parameter_each():
+    memory = estimate_memory(LLAMA, work(), CPU)
+    size = 4 * LLAMA.parameters
+    for phase in memory.phases.values():
+        assert (phase["weights"], phase["optimizer"], phase["reference"]) == (size, 2 * size, size)
+    assert memory.phases["optimizer"]["gradients"] == size
+    assert "reference" not in estimate_memory(LLAMA, work(reference=False), CPU).phases["update"]
+    assert "scoring" not in estimate_memory(LLAMA, work(reference=False), CPU).phases
+
+
+def test_gpus_share_what_lasts_and_not_the_activations():
+    one = estimate_memory(LLAMA, work(), GPU).phases["update"]
+    four = estimate_memory(LLAMA, work(), Device("gpu", "cuda", 0, 1, 1, count=4)).phases["update"]
+    assert four["weights"] == one["weights"] / 4
+    assert four["activations"] == one["activations"]
+
+
+def test_checkpointing_keeps_each_layers_input_alone():
+    many = estimate_memory(LLAMA, work(checkpointing=True), CPU).phases["update"]["activations"]
+    tokens = rectangles(work(), shared=True)[0].tokens
+    assert many == tokens * (3 * 4 * 64 + 3 * 4 * 64)
+
+
+def test_a_checkpoint_on_the_disk_is_as_large_as_said(tmp_path):
+    from gvpo.config import TrainConfig
+    from gvpo.policy.model import load_model
+    from gvpo.policy.reference import Reference
+    from gvpo.training import optim
+    from gvpo.training.checkpoint import Checkpoints, TrainerState
+    from tests.fakes import byte_tokenizer
+
+    case = plan_check.CASES["llama-2048"]
+    keys = {**case.model, "vocab_size": 300, "num_hidden_layers": 1}
+    model = load_model(init=keys)
+    optimizer = optim.make_optimizer(model, TrainConfig())
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optim.step(optimizer, model.parameters(), rate=1e-3, max_grad_norm=1.0)
+    state = Reference(model).state_dict()
+    path = Checkpoints(tmp_path, 1).save(TrainerState(), model, byte_tokenizer(), optimizer.state_dict(), state)
+    large = sum(file.stat().st_size for file in path.rglob("*") if file.suffix in (".safetensors", ".pt"))
+    expected = checkpoint_bytes(read_architecture({**keys, "model_type": "llama"}), reference=True)
+    assert large == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc, which only Linux has")
+@pytest.mark.parametrize("name", ["qwen2-short", "llama-2048"])
+def test_a_real_step_needs_what_is_predicted(name):
+    """The published table has all cases: docs/doctor.md."""
+    peak = max(plan_check.measure(name).values())
+    assert plan_check.predicted(plan_check.CASES[name])[1].peak / plan_check.MIB == pytest.approx(peak, rel=0.2)

@@ -1,0 +1,168 @@
+"""A process that has imported everything and forks a child for each run it is asked for, so that a start is cheap.
+
+    python -m tests.training.forks        one JSON list of words a line in, the child's pid and its exit code a line out
+
+Words: "toy" RUN_DIRECTORY trains the toy there; others are a `gvpo` command line.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "checkpoint_every": 2,
+    "rollouts_every": 1,
+    "eval_every": 2,
+    "eval_problems": 2,
+    "prompts_per_step": 2,
+    "prefix_sharing": "off",
+}
+
+
+class Child:
+    """A forked process, its output in a file."""
+
+    def __init__(self, server: "Forks", pid: int, output: Path) -> None:
+        self._server, self.pid, self._output = server, pid, output
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code; minus a signal's number where that ended it."""
+        return self._server.exit_code()
+
+    def output(self) -> str:
+        """What it has printed so far, standard error too."""
+        return self._output.read_text()
+
+    def wait_for(self, *places: Path, seconds: float = 60.0) -> None:
+        """Until one of the files exists and is not empty."""
+        end = time.monotonic() + seconds
+        while not any(path.is_file() and path.stat().st_size for path in places):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no {places[0]} after {seconds} s: {self.output()}")
+            time.sleep(0.005)
+
+
+class Forks:
+    """The other end: starts the process, and children in it, one at a time."""
+
+    def __init__(self, process: "subprocess.Popen[str]", output: Path) -> None:
+        self._process, self._output, self._running = process, output, 0
+
+    def end(self) -> None:
+        """Of a child that a failed test has left, too."""
+        if self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._running, signal.SIGKILL)
+
+    def start(self, *words: str) -> Child:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        self._running = self._read()
+        return Child(self, self._running, self._output)
+
+    def exit_code(self) -> int:
+        code = self._read()
+        self._running = 0
+        return code
+
+    def _read(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+@contextlib.contextmanager
+def forks(directory: Path) -> Iterator[Forks]:
+    """A server whose children write what they print to a file in `directory`."""
+    output = directory / "output.txt"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.training.forks", str(output)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)},
+    ) as process:
+        server = Forks(process, output)
+        try:
+            yield server
+        finally:
+            server.end()
+
+
+# The process itself
+
+
+def serve(output: str) -> None:
+    """Fork a child for each line, tell its pid, wait for its end and tell its exit code."""
+    import torch
+
+    import gvpo.cli.main
+    import gvpo.cli.train
+    import gvpo.report
+    import gvpo.training.recipe  # noqa: F401
+    import tests.training.toy
+
+    torch.set_num_threads(1)
+    tests.training.toy.tokenizer()
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_child(json.loads(line), output))
+        _tell(pid)
+        _tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _tell(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+def _child(words: Sequence[str], output: str) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        return train(Path(words[1])) if words[0] == "toy" else _command(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _command(words: Sequence[str]) -> int:
+    from gvpo.cli.main import main
+
+    return main(words)
+
+
+def train(path: Path) -> int:
+    """The toy's run, resumed where there is one."""
+    from gvpo import runfiles
+    from tests.training.toy import trainer
+
+    trainer(path, **SETTINGS).train(resume=runfiles.is_run(path))
+    return 0
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

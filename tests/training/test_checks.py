@@ -1,0 +1,53 @@
+"""What is found wrong before training: lengths to the token, and what fits is let through."""
+
+import pytest
+
+from gvpo.errors import ConfigError, DataError, ModelError, RewardError
+from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.rewards import RewardPool
+from gvpo.rollout import Encoded
+from gvpo.training.checks import check_columns, check_demonstrations, check_fit, check_prompts
+from gvpo.types import Completion, Problem
+from tests.training.toy import config, model, tokenizer
+
+CONTEXT = 64
+
+
+def prompt(length: int, name: str = "p") -> Encoded:
+    return Encoded(Problem("x", name), (3,) * length)
+
+
+def test_a_prompt_may_leave_room_for_one_token():
+    check_prompts([prompt(CONTEXT - 1)], model())
+    with pytest.raises(DataError, match="1 of 2 prompts leave no room for a completion; the first is 'b' with 64"):
+        check_prompts([prompt(1, "a"), prompt(CONTEXT, "b")], model())
+
+
+def test_a_demonstration_may_fill_the_context():
+    answer = Completion([3] * 10)
+    check_demonstrations([(prompt(CONTEXT - 10), answer)], model())
+    with pytest.raises(DataError, match=r"1 of 1 prompts are longer than that with their answers; .* with 65"):
+        check_demonstrations([(prompt(CONTEXT - 9), answer)], model())
+
+
+def test_the_settings_and_the_tokenizer_fit_the_model():
+    check_fit(config(max_tokens=CONTEXT - 1, stop_token_ids=[0, 12]), model(), tokenizer())
+    check_fit(config(max_tokens=CONTEXT), model(), tokenizer(), samples=False)
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens=64 leaves no room"):
+        check_fit(config(max_tokens=CONTEXT), model(), tokenizer())
+    with pytest.raises(ConfigError, match=r"sampling\.stop_token_ids has 13, .* 0 to 12"):
+        check_fit(config(stop_token_ids=[1, 13]), model(), tokenizer())
+    with pytest.raises(ModelError, match="the tokenizer has 14 tokens and the model's embedding only 13"):
+        check_fit(config(), model(), fresh_tokenizer(list("0123456789+")))
+
+
+def test_a_column_that_some_problems_have_is_enough():
+    def judge(completions, answer):
+        return [1.0] * len(completions)
+
+    having = Encoded(Problem("x", "a", {"answer": "1"}), (3,))
+    with RewardPool({"judge": judge}) as pool:
+        check_columns(pool, [prompt(1), having])
+        check_columns(pool, [])
+        with pytest.raises(RewardError, match="reward 'judge' needs a column 'answer'"):
+            check_columns(pool, [prompt(1)])

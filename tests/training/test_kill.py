@@ -1,0 +1,166 @@
+"""Real processes that are killed and interrupted: the run goes on exactly, or says how to."""
+
+import contextlib
+import json
+import random
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvpo import runfiles
+from gvpo.training.run import locked
+from tests.training.forks import Child, Forks, forks
+from tests.training.toy import lines
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+
+DEMO = [
+    "train.prompts_per_step=2",
+    "sampling.group_size=2",
+    "sampling.max_tokens=8",
+    "warm_start.batch=4",
+    "warm_start.demonstrations=20",
+    "data.train_problems=20",
+    "data.eval_problems=2",
+    "rewards.workers=1",
+    "checkpoint.every=0",
+    "train.rollouts_every=0",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forks(tmp_path_factory.mktemp("forks")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def unbroken(server: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The run that nothing stops, and the seconds it takes."""
+    path = tmp_path_factory.mktemp("unbroken") / "run"
+    began = time.monotonic()
+    finish(server, "toy", str(path))
+    return path, time.monotonic() - began
+
+
+def finish(server: Forks, *words: str) -> None:
+    child = server.start(*words)
+    code = child.wait()
+    assert code == 0, child.output()
+
+
+def killed_after(child: Child, seconds: float) -> bool:
+    """Whether SIGKILL came before the end."""
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):  # it had ended, and been waited for
+        child.send(signal.SIGKILL)
+    code = child.wait()
+    assert code in (0, -signal.SIGKILL), child.output()
+    return code != 0
+
+
+def assert_same_run(path: Path, expected: Path) -> None:
+    assert lines(path) == lines(expected)
+    last = f"checkpoints/{runfiles.step_name(lines(expected)[-1]['step'])}/model.safetensors"
+    assert (path / last).read_bytes() == (expected / last).read_bytes()
+    assert runfiles.rollout_steps(path) == runfiles.rollout_steps(expected)
+    for step in runfiles.rollout_steps(expected):
+        one, two = (runfiles.read_rollouts(runfiles.rollout_path(p, step)) for p in (path, expected))
+        assert one == two
+    summary, other = (json.loads((p / "summary.json").read_text()) for p in (path, expected))
+    assert summary["accuracy_after"] == other["accuracy_after"]
+    assert not [file for file in path.rglob(".*") if file.name != ".lock"]
+
+
+def kill_often(server: Forks, directory: Path, unbroken: tuple[Path, float], kills: int, seed: int) -> None:
+    """Kill runs at random moments, `kills` times in all; each goes on until it ends, and then a new one begins."""
+    expected, seconds = unbroken
+    moments = random.Random(seed)
+    done = run = 0
+    while done < kills:
+        path = directory / str(run)
+        while killed_after(server.start("toy", str(path)), moments.uniform(0, seconds)):
+            done += 1
+            if done % 4 == 0:  # so that runs end, and are compared, also on a machine where nothing is quick
+                break
+        finish(server, "toy", str(path))
+        assert_same_run(path, expected)
+        run += 1
+
+
+def test_a_killed_run_goes_on_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
+    kill_often(server, tmp_path, unbroken, kills=3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_a_hundred_moments_goes_on_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
+    kill_often(server, tmp_path, unbroken, kills=100, seed=0)
+
+
+def demo(server: Forks, run_dir: Path, *more: str) -> Child:
+    return server.start("train", "demo", f"run.dir={run_dir}", *DEMO, *more)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(server: Forks, tmp_path: Path, number: signal.Signals):
+    run_dir = tmp_path / "a run"
+    child = demo(server, run_dir, "train.steps=100000", "warm_start.steps=2")
+    child.wait_for(run_dir / "metrics.jsonl")
+    time.sleep(0.5)
+    child.send(number)
+    assert child.wait() == 130
+    shown = child.output()
+    step = lines(run_dir)[-1]["step"]
+    assert "stopping when this step is done and saved; once more stops now" in shown
+    assert f"gvpo: stopped after step {step} of 100000, which is saved; go on with: gvpo train demo " in shown
+    assert (run_dir / "checkpoints" / runfiles.step_name(step)).is_dir()
+    assert "Traceback" not in shown
+    command = shlex.split(shown.rpartition("go on with: gvpo ")[2])
+    assert command[-2:] == [f"run.dir={run_dir}", "--resume"]
+    again = server.start(*command)
+    again.wait_for(run_dir / "checkpoints" / runfiles.step_name(step) / "config.json")
+    while lines(run_dir)[-1]["step"] <= step:
+        time.sleep(0.01)
+    again.send(number)
+    assert again.wait() == 130
+    assert [line["step"] for line in lines(run_dir)] == list(range(lines(run_dir)[-1]["step"] + 1))
+
+
+def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
+    child = demo(server, tmp_path / "run", "train.steps=100000", "warm_start.steps=2", "sampling.group_size=512")
+    child.wait_for(tmp_path / "run/metrics.jsonl")
+    for _ in range(2):
+        child.send(signal.SIGINT)
+        time.sleep(0.1)
+    assert child.wait() == 130
+    assert f"go on with: gvpo train demo {' '.join(DEMO)}" in child.output()
+    assert "Traceback" not in child.output()
+
+
+def test_a_killed_warm_start_goes_on_exactly(server: Forks, tmp_path: Path):
+    settings = ("train.steps=2", "warm_start.steps=6")
+    assert demo(server, tmp_path / "unbroken", *settings).wait() == 0
+    child = demo(server, tmp_path / "killed", *settings)
+    child.wait_for(tmp_path / "killed/warm-start/metrics.jsonl")
+    child.send(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert demo(server, tmp_path / "killed", *settings, "--resume").wait() == 0
+    for part in (".", "warm-start"):
+        assert lines(tmp_path / "killed" / part) == lines(tmp_path / "unbroken" / part)
+    model = "checkpoints/step-000002/model.safetensors"
+    assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "unbroken" / model).read_bytes()
+
+
+def test_a_second_process_on_a_run_is_refused(server: Forks, tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with locked(tmp_path):
+        child = demo(server, tmp_path, "train.steps=1", "warm_start.steps=0", "--resume")
+        assert child.wait() == 2
+    assert "gvpo: error: another process (pid" in child.output()
+    assert "Traceback" not in child.output()
