@@ -13,8 +13,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gvpo.cli.train import find_recipe
-from gvpo.config import TrainConfig, layer, read_recipe
+from gvpo.config import TrainConfig
 from gvpo.errors import GvpoWarning
+from gvpo.recipefiles import layer, read_recipe
 from gvpo.runfiles import SUMMARY, read_json
 from gvpo.training.recipe import train_recipe
 

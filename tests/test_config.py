@@ -4,19 +4,9 @@ import json
 
 import pytest
 
-from gvpo.config import (
-    FIELDS,
-    SECTIONS,
-    TrainConfig,
-    dump_config,
-    flatten,
-    layer,
-    load_config,
-    parse_overrides,
-    read_recipe,
-    restore_config,
-)
+from gvpo.config import FIELDS, SECTIONS, TrainConfig
 from gvpo.errors import ConfigError
+from gvpo.recipefiles import dump_config, flatten, layer, load_config, parse_overrides, read_recipe, restore_config
 
 
 def test_sections_and_flat_fields_map_one_to_one():

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from gvpo import runfiles
 from gvpo.cli.main import main
 from gvpo.cli.train import find_recipe
-from gvpo.config import load_config
 from gvpo.policy.model import load_model, save_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.recipefiles import load_config
 from gvpo.rewards.gsm8k import final_number, gold_answer
 from gvpo.tasks.gsm8k import INSTRUCTION
 

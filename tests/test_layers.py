@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "config": {"errors"},
+    "recipefiles": {"errors", "config"},
     "runfiles": {"errors", "types"},
     "objectives": {"errors"},
     "rewards": {"errors", "types"},
@@ -28,7 +29,7 @@ ALLOWED = {
 }
 ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "planning")}
 ALLOWED["cli"] = {*ALLOWED, "training"}
-FREE_OF_TORCH = {"errors", "types", "config", "runfiles", "rewards", "tasks", "report", "planning", "cli"}
+FREE_OF_TORCH = {"errors", "types", "config", "recipefiles", "runfiles", "rewards", "tasks", "report", "planning", "cli"}
 HOME_OF_TRANSFORMERS = {"policy", "sampling"}
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from gvpo.cli.train import find_recipe, shipped
-from gvpo.config import TrainConfig, dump_config, load_config, restore_config
+from gvpo.config import TrainConfig
 from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.recipefiles import dump_config, load_config, restore_config
 from gvpo.rewards import load
 from gvpo.tasks import TASKS
 from gvpo.training.objective import build_objective, updates_per_step

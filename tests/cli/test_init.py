@@ -8,8 +8,8 @@ import pytest
 
 from gvpo.cli.init import write_project
 from gvpo.cli.main import main
-from gvpo.config import load_config
 from gvpo.errors import ConfigError
+from gvpo.recipefiles import load_config
 from gvpo.tasks import load_records
 
 GVPO = [sys.executable, "-m", "gvpo.cli.main"]

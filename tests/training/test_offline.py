@@ -8,8 +8,9 @@ import datasets
 import pytest
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig, restore_config
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
+from gvpo.recipefiles import restore_config
 from gvpo.rollout import Rollout
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.logged import NO_REWARD

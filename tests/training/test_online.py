@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig, restore_config
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError, RunError
 from gvpo.policy.model import load_model, save_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.recipefiles import restore_config
 from gvpo.training.online import Trainer, free_directory, reward_functions
 from gvpo.types import Problem
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig, load_config
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
+from gvpo.recipefiles import load_config
 
 INTERRUPTED = 130
 """The exit code of a run that Ctrl-C or SIGTERM has stopped."""

@@ -4,7 +4,6 @@ Knows transformers' tokenizers and chat templates; nothing of models.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -246,7 +245,8 @@ def _encoding_difference(
     for text in texts:
         left, right = one(text), other(text)
         if left != right:
-            same = len(os.path.commonprefix([left, right]))
+            pairs = zip(left, right, strict=False)
+            same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
             return f"{text[:40]!r} gives {_from(left, same)} and {_from(right, same)}"
     return ""
 

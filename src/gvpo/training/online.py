@@ -14,10 +14,11 @@ import torch
 from accelerate import PartialState
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig, dump_config, restore_config
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning, RewardError, RunError
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.recipefiles import dump_config, restore_config
 from gvpo.rewards import RewardFunc, RewardPool, load
 from gvpo.rollout import Encoded
 from gvpo.sampling import SamplingParams

@@ -14,8 +14,9 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig, dump_config
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
+from gvpo.recipefiles import dump_config
 from gvpo.training.run import RunDirectory
 
 TRACKERS_FILE = "trackers.json"
