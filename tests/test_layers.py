@@ -29,7 +29,18 @@ ALLOWED = {
 }
 ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "planning")}
 ALLOWED["cli"] = {*ALLOWED, "training"}
-FREE_OF_TORCH = {"errors", "types", "config", "recipefiles", "runfiles", "rewards", "tasks", "report", "planning", "cli"}
+FREE_OF_TORCH = {
+    "errors",
+    "types",
+    "config",
+    "recipefiles",
+    "runfiles",
+    "rewards",
+    "tasks",
+    "report",
+    "planning",
+    "cli",
+}
 HOME_OF_TRANSFORMERS = {"policy", "sampling"}
 
 
