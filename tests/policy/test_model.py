@@ -172,7 +172,7 @@ class Lowering(type(byte_tokenizer())):
 def test_a_tokenizer_that_cannot_be_saved_whole_is_named(tmp_path):
     tokenizer = Lowering(tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="<eos>", pad_token="<pad>")
     save_model(tiny_model("llama"), tokenizer, tmp_path)
-    with pytest.raises(RoundTripError, match=r"does not come back as it was: .*gives tokens"):
+    with pytest.raises(RoundTripError, match=r"does not come back as it was: .*gives \d+ tokens"):
         verify_round_trip(None, tokenizer, tmp_path)
 
 

@@ -67,6 +67,9 @@ class Forks:
                 os.kill(self._running, signal.SIGKILL)
 
     def start(self, *words: str) -> Child:
+        if self._running:  # a failed test has left it
+            self.end()
+            self.exit_code()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(words) + "\n")
         self._process.stdin.flush()

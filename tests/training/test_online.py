@@ -235,7 +235,7 @@ def second(completions: Any, **_: Any) -> list[float]:
         ((), {"peft_config": object()}, ConfigError, "peft_config is not supported yet"),
         ((), {"settings": {"objective": "gvp"}}, ConfigError, "choose one of"),
         ((), {"settings": {"group_size": 1}}, ConfigError, "set sampling.group_size to 2 or more"),
-        (("no/such/model", share()), {}, ModelError, "there is no directory no/such/model"),
+        (("no/such/model", share()), {}, ModelError, "there is no directory 'no/such/model'"),
         ((), {"processing_class": None}, ConfigError, "pass processing_class"),
         ((), {"train_dataset": [{"prompt": "1" * 64, "digit": "1"}]}, DataError, "the model's context is 64"),
     ],

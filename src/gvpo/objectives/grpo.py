@@ -166,12 +166,12 @@ def token_advantages(
 
 def _k3(logprobs: Tensor, policy: Tensor, scored: Tensor, ref_logprobs: Tensor | None, kl_coef: float) -> Tensor | None:
     check_at_least("kl_coef", kl_coef, 0.0)
-    if kl_coef == 0:
-        return None
     if ref_logprobs is None:
-        raise MissingLogprobs(f"kl_coef is {kl_coef} and ref_logprobs is missing; pass them, or set kl_coef to 0")
+        if kl_coef > 0:
+            raise MissingLogprobs(f"kl_coef is {kl_coef} and ref_logprobs is missing; pass them, or set kl_coef to 0")
+        return None
     gap = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach() - policy
-    return gap.expm1() - gap  # eq. 4
+    return gap.expm1() - gap if kl_coef > 0 else None  # eq. 4
 
 
 @torch.no_grad()
