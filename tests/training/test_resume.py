@@ -182,3 +182,12 @@ def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
     with pytest.raises(RunError, match="there is no run in"):
         run(tmp_path / "none", "initial", resume=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_other_training_data_is_refused(tmp_path: Path):
+    rows = [{"prompt": str(digit), "digit": str(digit)} for digit in range(4)]
+    stopped = {"steps": 4, "checkpoint_every": 1}
+    trainer(tmp_path, data=rows, **stopped).train()
+    with pytest.raises(RunError, match="was started on other training data"):
+        trainer(tmp_path, data=rows[::-1], **stopped).train(resume=True)
+    assert trainer(tmp_path, data=rows, **stopped).train(resume=True)["steps"] == 4

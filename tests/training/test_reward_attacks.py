@@ -11,7 +11,7 @@ import pytest
 from gvpo import runfiles
 from gvpo.cli.main import main
 from gvpo.errors import RewardError
-from gvpo.training.online import REWARDS_LOG
+from gvpo.training.setup import REWARDS_LOG
 from tests.rewards import attackers
 from tests.rewards.test_attacks import ends, linux
 from tests.training.toy import lines, trainer

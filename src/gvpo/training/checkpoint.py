@@ -48,6 +48,7 @@ class TrainerState:
         evaluations_since_best: for early stopping.
         before: the evaluation before training, by metric; {} without held-out problems.
         latest: the newest evaluation.
+        data: fingerprint of what the run trains on.
     """
 
     step: int = 0
@@ -59,6 +60,7 @@ class TrainerState:
     evaluations_since_best: int = 0
     before: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
+    data: str = ""
 
 
 @dataclass(frozen=True)

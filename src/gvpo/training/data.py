@@ -1,7 +1,7 @@
 """Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 from gvpo.errors import DataError
 
 T = TypeVar("T")
+
+
+def fingerprint(rows: Iterable[tuple[str, Sequence[int]]]) -> str:
+    """A short name for what is trained on: equal for the same ids and token ids in the same order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tokens in rows:
+        digest.update(f"{name!r} {list(tokens)}".encode())
+    return digest.hexdigest()
 
 
 class ShuffledOrder(Generic[T]):

@@ -3,66 +3,45 @@
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 
-from gvpo import runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, GvpoWarning, RewardError, RunError
+from gvpo.errors import ConfigError, GvpoWarning, RewardError
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
-from gvpo.recipefiles import dump_config, restore_config
-from gvpo.rewards import RewardFunc, RewardPool, load
-from gvpo.rollout import Encoded
-from gvpo.sampling import SamplingParams
-from gvpo.sampling.transformers import TransformersSampler
-from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
+from gvpo.recipefiles import dump_config
+from gvpo.rewards import RewardFunc, load
+from gvpo.training.checkpoint import TrainerState
 from gvpo.training.checks import (
     check_arguments,
-    check_columns,
-    check_demonstrations,
     check_fit,
-    check_prompts,
 )
-from gvpo.training.data import ShuffledOrder
 from gvpo.training.hub import check_hub
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.learner import Learner
-from gvpo.training.logged import LoggedGroup
 from gvpo.training.objective import build_objective
 from gvpo.training.offline import (
-    OfflineSource,
-    Records,
-    Rows,
-    SampledOnceSource,
     given_records,
-    offline_groups,
     read_rows,
     resolve_reference,
-    warn_of_finite_support,
 )
 from gvpo.training.outage import explained
 from gvpo.training.problems import (
     Dataset,
-    demonstrations,
-    encode,
     find_task,
-    held_out_problems,
-    training_problems,
 )
 from gvpo.training.progress import StepProgress
+from gvpo.training.restore import open_run, restore
 from gvpo.training.run import RunDirectory, locked
-from gvpo.training.session import Held, Session
-from gvpo.training.sources import DemonstrationSource, LiveSource, Source
+from gvpo.training.session import Session
+from gvpo.training.setup import Parts, Setup
 from gvpo.training.trackers import Trackers, check_trackers
-from gvpo.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,24 +49,8 @@ if TYPE_CHECKING:
 RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
 """One reward function or several; a name is resolved as in a recipe."""
 
-REWARDS_LOG = "rewards.log"
-"""What the reward functions print."""
-
 BEFORE_ALL = -1
 """A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
-
-MAY_CHANGE = (
-    "checkpoint.",
-    "rewards.timeout",
-    "rewards.workers",
-    "rewards.memory_limit",
-    "train.tokens_per_microbatch",
-    "run.dir",
-    "sampling.tokens_per_batch",
-    "run.trackers",
-    "run.project",
-)
-"""Settings that a resumed run may have otherwise than it started with."""
 
 
 class Trainer:
@@ -143,7 +106,7 @@ class Trainer:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GvpoWarning)  # `train` says them
-            with self._parts(self.config.run_dir or Path("runs"), resume=False):
+            with self._setup().parts(self.config.run_dir or Path("runs"), resume=False):
                 return
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
@@ -162,20 +125,25 @@ class Trainer:
                 there were two. In any thread but the main one signals are left alone.
         """
         path = self.config.run_dir or free_directory("runs", self.objective.name)
-        with self._parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
+        with self._setup().parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
             if self.config.epochs is not None:
                 self.config = self.config.replace(steps=_steps(self.config, self.config.epochs, parts.items))
             if resume:
                 RunDirectory.open(path)  # `locked` would make the directory
             with locked(path), StopRequests() as stop, explained(lambda: "before training"):
-                run = _open(path, self.config) if resume else RunDirectory.create(path, config=dump_config(self.config))
+                run = (
+                    open_run(path, self.config)
+                    if resume
+                    else RunDirectory.create(path, config=dump_config(self.config))
+                )
                 learner = Learner(self.model, self.objective, self.config)
-                state = _restore(run, learner, self.config) if resume else TrainerState()
+                data = parts.data
+                state = restore(run, learner, self.config, data=data) if resume else TrainerState(data=data)
                 run.truncate_after(state.step if state.step > 0 else BEFORE_ALL)
                 return self._session(run, learner, state, parts, stop)
 
     def _session(
-        self, run: RunDirectory, learner: Learner, state: TrainerState, parts: "_Parts", stop: StopRequests
+        self, run: RunDirectory, learner: Learner, state: TrainerState, parts: Parts, stop: StopRequests
     ) -> dict[str, Any]:
         with (
             StepProgress(run.path.name, self.config.steps, state.step) as progress,
@@ -196,6 +164,18 @@ class Trainer:
             )
             return session.train()
 
+    def _setup(self) -> Setup:
+        return Setup(
+            self.config,
+            self.model,
+            self.tokenizer,
+            self.objective.name,
+            self.rewards,
+            self._logged,
+            self._train_dataset,
+            self._eval_dataset,
+        )
+
     def _check_rewards(self) -> None:
         if not self.rewards and self.objective.name != "sft" and self._logged is None:
             raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
@@ -205,101 +185,6 @@ class Trainer:
 
     def _judge(self) -> str | None:
         return self.config.accuracy or next(iter(self.rewards), None)
-
-    @contextlib.contextmanager
-    def _parts(self, path: Path, *, resume: bool) -> "Iterator[_Parts]":
-        """The source of groups and what evaluation needs, while the reward workers live."""
-        with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(self._pool(path)) if self.rewards else None
-            sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
-            params = self._sampling()
-            held_out = self._encoded(held_out_problems(self.config, self._eval_dataset), pool)
-            held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
-            if self._eval_dataset is not None and pool is None:
-                raise ConfigError(
-                    "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
-                )
-            if self.objective.name == "sft":
-                yield self._supervised(held)
-            elif self._logged is not None:
-                yield self._offline(self._logged, held)
-            elif pool is not None:
-                yield self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
-
-    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
-        """The problems with their prompts, all of which the model and the rewards can do something with."""
-        items = encode(self.config, self.tokenizer, problems)
-        check_prompts(items, self.model)
-        if pool is not None:
-            check_columns(pool, items)
-        return items
-
-    def _pool(self, path: Path) -> RewardPool:
-        weights = self.config.reward_weights
-        return RewardPool(
-            self.rewards,
-            dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
-            workers=self.config.reward_workers,
-            timeout=self.config.reward_timeout,
-            memory_limit=round(self.config.reward_memory_limit * 2**30),
-            log=path / REWARDS_LOG,  # opened when a worker starts, by when there is a run directory
-        )
-
-    def _sampling(self) -> SamplingParams:
-        config = self.config
-        return SamplingParams(
-            group_size=config.group_size,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            stop_token_ids=tuple(config.stop_token_ids),
-        )
-
-    def _supervised(self, held: Held | None) -> "_Parts":
-        written = demonstrations(self.config, self.tokenizer, self._train_dataset)
-        check_demonstrations(written, self.model)
-        order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
-        return _Parts(DemonstrationSource(order), len(written), held)
-
-    def _offline(self, rows: Rows, held: Held | None) -> "_Parts":
-        warn_of_finite_support(self.objective.name)
-        groups = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
-        return _Parts(self._offline_source(groups), len(groups), held)
-
-    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource:
-        return OfflineSource(ShuffledOrder(groups, self.config.prompts_per_step, self.config.seed))
-
-    def _sampled(
-        self,
-        sampler: TransformersSampler,
-        params: SamplingParams,
-        pool: RewardPool,
-        held: Held | None,
-        *,
-        file: Path,
-        resume: bool,
-    ) -> "_Parts":
-        """Groups from the live policy: at each step, or once."""
-        config = self.config
-        problems = self._encoded(training_problems(config, self._train_dataset), pool)
-        order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
-        live = LiveSource(order, sampler, params, pool, seed=config.seed)
-        if config.sample_groups is None:
-            return _Parts(live, len(problems), held)
-
-        def read(records: Records) -> OfflineSource:
-            return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
-
-        warn_of_finite_support(self.objective.name)
-        return _Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    source: Source
-    items: int  # how many different groups the source has: an epoch
-    held: Held | None
 
 
 def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, RewardFunc]:
@@ -352,50 +237,6 @@ def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) 
     if not path:
         raise ConfigError("this model was made on the spot and has no tokenizer of its own; pass processing_class")
     return path
-
-
-def _open(path: Path, config: TrainConfig) -> RunDirectory:
-    """The directory of a run that goes on.
-
-    Raises:
-        RunError: there is none, or it was started with other settings.
-    """
-    run = RunDirectory.open(path)
-    before = _flat(restore_config(run.config_path.read_text(encoding="utf-8")))
-    now = _flat(config)
-    changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
-    if changed:
-        key = changed[0]
-        raise RunError(
-            f"{path} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with the same settings, "
-            "or start another run"
-        )
-    return run
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
-
-
-def _restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> TrainerState:
-    """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over."""
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
-    checkpoints.clean()
-    loaded = checkpoints.newest()
-    if loaded is None:
-        return TrainerState()
-    _restore_learner(loaded, learner, config)
-    return loaded.state
-
-
-def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
-    dtype = learner.model.dtype
-    saved: Mapping[str, Any] = load_model(loaded.path, dtype=dtype, attention=config.attention).state_dict()
-    learner.model.load_state_dict(saved)
-    learner.optimizer.load_state_dict(loaded.optimizer)
-    learner.non_finite = loaded.state.non_finite
-    if learner.reference is not None and loaded.reference is not None:
-        learner.reference.load_state_dict(loaded.reference)
 
 
 def free_directory(parent: str | Path, name: str) -> Path:

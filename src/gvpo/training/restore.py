@@ -1,0 +1,86 @@
+"""Going on with a run: the same settings, the same data, and the newest whole checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gvpo.config import TrainConfig
+from gvpo.errors import RunError
+from gvpo.policy.model import load_model
+from gvpo.recipefiles import restore_config
+from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
+from gvpo.training.learner import Learner
+from gvpo.training.run import RunDirectory
+
+MAY_CHANGE = (
+    "checkpoint.",
+    "rewards.timeout",
+    "rewards.workers",
+    "rewards.memory_limit",
+    "train.tokens_per_microbatch",
+    "run.dir",
+    "sampling.tokens_per_batch",
+    "run.trackers",
+    "run.project",
+)
+"""Settings that a resumed run may have otherwise than it started with."""
+
+
+def open_run(path: Path, config: TrainConfig) -> RunDirectory:
+    """The directory of a run that goes on.
+
+    Raises:
+        RunError: there is none, or it was started with other settings.
+    """
+    run = RunDirectory.open(path)
+    before = _flat(restore_config(run.config_path.read_text(encoding="utf-8")))
+    now = _flat(config)
+    changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise RunError(
+            f"{path} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with the same settings, "
+            "or start another run"
+        )
+    return run
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
+
+
+def restore(run: RunDirectory, learner: Learner, config: TrainConfig, *, data: str) -> TrainerState:
+    """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over.
+
+    Args:
+        run: its directory.
+        learner: what the weights go into.
+        config: the run's settings.
+        data: fingerprint of what the run trains on now.
+
+    Raises:
+        RunError: the run was started on other data.
+        CheckpointError: no checkpoint is whole.
+    """
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
+    checkpoints.clean()
+    loaded = checkpoints.newest()
+    if loaded is None:
+        return TrainerState(data=data)
+    if loaded.state.data != data:
+        raise RunError(
+            f"{run.path} was started on other training data; resume it with the same rows in the same order, "
+            "or start another run"
+        )
+    _restore_learner(loaded, learner, config)
+    return loaded.state
+
+
+def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
+    dtype = learner.model.dtype
+    saved: Mapping[str, Any] = load_model(loaded.path, dtype=dtype, attention=config.attention).state_dict()
+    learner.model.load_state_dict(saved)
+    learner.optimizer.load_state_dict(loaded.optimizer)
+    learner.non_finite = loaded.state.non_finite
+    if learner.reference is not None and loaded.reference is not None:
+        learner.reference.load_state_dict(loaded.reference)

@@ -1,0 +1,168 @@
+"""What a session is given: the source of its groups and what it evaluates on, checked before anything is written."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError
+from gvpo.rewards import RewardFunc, RewardPool
+from gvpo.rollout import Encoded
+from gvpo.sampling import SamplingParams
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.checks import check_columns, check_demonstrations, check_prompts
+from gvpo.training.data import ShuffledOrder, fingerprint
+from gvpo.training.logged import LoggedGroup
+from gvpo.training.offline import (
+    OfflineSource,
+    Records,
+    Rows,
+    SampledOnceSource,
+    offline_groups,
+    warn_of_finite_support,
+)
+from gvpo.training.problems import Dataset, demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.session import Held
+from gvpo.training.sources import DemonstrationSource, LiveSource, Source
+from gvpo.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+REWARDS_LOG = "rewards.log"
+"""What the reward functions print."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session is given.
+
+    Args:
+        source: of each step's groups.
+        items: how many different groups the source has: an epoch.
+        held: for evaluation; None does without.
+        data: fingerprint of what is trained on; "" where the run's own directory keeps it.
+    """
+
+    source: Source
+    items: int
+    held: Held | None
+    data: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """From settings, model and data to the parts of a session.
+
+    Args:
+        config: the settings.
+        model: the policy, on its device.
+        tokenizer: its tokenizer.
+        objective: name of the objective.
+        rewards: the reward functions by name; empty without.
+        logged: rows of logged groups, to train on offline.
+        train_dataset: instead of the settings' data or task.
+        eval_dataset: the same, held out.
+    """
+
+    config: TrainConfig
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    objective: str
+    rewards: Mapping[str, RewardFunc]
+    logged: Rows | None
+    train_dataset: Dataset | None
+    eval_dataset: Dataset | None
+
+    @contextlib.contextmanager
+    def parts(self, path: Path, *, resume: bool) -> "Iterator[Parts]":
+        """The source of groups and what evaluation needs, while the reward workers live."""
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(self._pool(path)) if self.rewards else None
+            sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
+            params = self._sampling()
+            held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
+            held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
+            if self.eval_dataset is not None and pool is None:
+                raise ConfigError(
+                    "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
+                )
+            if self.objective == "sft":
+                yield self._supervised(held)
+            elif self.logged is not None:
+                yield self._offline(self.logged, held)
+            elif pool is not None:
+                yield self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
+
+    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
+        """The problems with their prompts, all of which the model and the rewards can do something with."""
+        items = encode(self.config, self.tokenizer, problems)
+        check_prompts(items, self.model)
+        if pool is not None:
+            check_columns(pool, items)
+        return items
+
+    def _pool(self, path: Path) -> RewardPool:
+        weights = self.config.reward_weights
+        return RewardPool(
+            self.rewards,
+            dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
+            workers=self.config.reward_workers,
+            timeout=self.config.reward_timeout,
+            memory_limit=round(self.config.reward_memory_limit * 2**30),
+            log=path / REWARDS_LOG,  # opened when a worker starts, by when there is a run directory
+        )
+
+    def _sampling(self) -> SamplingParams:
+        config = self.config
+        return SamplingParams(
+            group_size=config.group_size,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            stop_token_ids=tuple(config.stop_token_ids),
+        )
+
+    def _supervised(self, held: Held | None) -> "Parts":
+        written = demonstrations(self.config, self.tokenizer, self.train_dataset)
+        check_demonstrations(written, self.model)
+        order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
+        data = fingerprint((item.problem.id, [*item.prompt, *answer.tokens]) for item, answer in written)
+        return Parts(DemonstrationSource(order), len(written), held, data)
+
+    def _offline(self, rows: Rows, held: Held | None) -> "Parts":
+        warn_of_finite_support(self.objective)
+        groups = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
+        trained = ((g.group.id, [*g.group.prompt, *row.tokens]) for g in groups for row in g.group.completions)
+        return Parts(self._offline_source(groups), len(groups), held, fingerprint(trained))
+
+    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource:
+        return OfflineSource(ShuffledOrder(groups, self.config.prompts_per_step, self.config.seed))
+
+    def _sampled(
+        self,
+        sampler: TransformersSampler,
+        params: SamplingParams,
+        pool: RewardPool,
+        held: Held | None,
+        *,
+        file: Path,
+        resume: bool,
+    ) -> "Parts":
+        """Groups from the live policy: at each step, or once."""
+        config = self.config
+        problems = self._encoded(training_problems(config, self.train_dataset), pool)
+        order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
+        live = LiveSource(order, sampler, params, pool, seed=config.seed)
+        if config.sample_groups is None:
+            return Parts(live, len(problems), held, fingerprint((item.problem.id, item.prompt) for item in problems))
+
+        def read(records: Records) -> OfflineSource:
+            return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
+
+        warn_of_finite_support(self.objective)
+        return Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held, data="")
