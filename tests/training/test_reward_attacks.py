@@ -75,7 +75,8 @@ ATTACKS = {
     "raises": (misbehaving(attackers.raise_), "exception: {} raised ValueError: no digit in this text", {}),
     "leaves": (misbehaving(attackers.leave), "exception: {} raised SystemExit: enough", {}),
     "dies": (misbehaving(attackers.die), "died: {} ended its process (exit code 3)", {}),
-    "scribbles": (misbehaving(attackers.scribble), "died: {} ended its process", {}),
+    # What it writes into the pool's pipe may read as a reply or as the start of one, which the pool then waits for.
+    "scribbles": (misbehaving(attackers.scribble), ("died: {} ended its process", "timeout: {} gave no answer"), {}),
     "nan": (returning(math.nan), "nan: {} returned nan", {}),
     "infinite": (returning(math.inf), "infinite: {} returned inf", {}),
     "None": (returning(None), "abstained: every reward function returned None", {}),
@@ -90,12 +91,13 @@ EATS = (misbehaving(attackers.eat_memory), "exception: {} raised MemoryError", {
     ("reward", "reason", "settings"),
     [*(pytest.param(*case, id=name) for name, case in ATTACKS.items()), pytest.param(*EATS, id="eats", marks=linux)],
 )
-def test_the_run_goes_on_without_the_guilty_rows(tmp_path: Path, reward: Any, reason: str, settings: dict[str, Any]):
+def test_the_run_goes_on_without_the_guilty_rows(tmp_path: Path, reward: Any, reason: Any, settings: dict[str, Any]):
     rows = run(tmp_path, reward, **settings)
+    possible = (reason,) if isinstance(reason, str) else reason
     failed = [row for row in rows if guilty(row.text)]
     assert 0 < len(failed) < len(rows) / 4
     for row in failed:
-        assert row.reason.startswith(reason.format(reward.__name__))
+        assert row.reason.startswith(tuple(text.format(reward.__name__) for text in possible))
         assert (row.reward, row.weight) == (None, None)
     others = [row for row in rows if not guilty(row.text)]
     assert {row.reason for row in others} == {""}
