@@ -38,7 +38,7 @@ STRIDE = 13
 
 @pytest.fixture(autouse=True)
 def rewards_in_this_process(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gvpo.training.online.RewardPool", InlinePool)
+    monkeypatch.setattr("gvpo.training.setup.RewardPool", InlinePool)
 
 
 def run(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """The run that nothing stops: its directory, its weights, and how often it asks something of the disk."""
     path = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch, faulty_disk(None) as disk:
-        patch.setattr("gvpo.training.online.RewardPool", InlinePool)
+        patch.setattr("gvpo.training.setup.RewardPool", InlinePool)
         end = run(path)
     return path, end, disk.count
 
