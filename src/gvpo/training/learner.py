@@ -123,14 +123,17 @@ class Learner:
         return batches
 
     def _needs_old_pass(self) -> bool:
-        previous = self.objective.needs_reference and self.reference is None
-        return self.objective.needs_old or previous or self.config.kl_in_reward > 0
+        return self.objective.needs_old or self._refers_to_previous or self.config.kl_in_reward > 0
+
+    @property
+    def _refers_to_previous(self) -> bool:
+        """The reference is the policy as it was when the step began: its old log-probs serve."""
+        return self.objective.needs_reference and self.reference is None
 
     def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored]) -> list[TrainingGroup]:
         """Old log-probs, which are the reference's too where the objective has one and it is the previous policy."""
         attached = _attach(batch, "old_logprobs", scored)
-        previous = self.objective.needs_reference and self.reference is None
-        return _attach(attached, "ref_logprobs", scored) if previous else attached
+        return _attach(attached, "ref_logprobs", scored) if self._refers_to_previous else attached
 
     def _score(self, model: "PreTrainedModel", batch: Sequence[TrainingGroup]) -> list[Scored]:
         with self.autocast():

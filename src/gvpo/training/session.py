@@ -88,7 +88,7 @@ class Session:
         self.trackers, self.stop = trackers, stop
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
         self._began = time.perf_counter() - state.seconds
-        self._seen: list[str] = []
+        self._newest: Rollout | None = None
         self._saved = state.step or None  # the step that is known to lie on the disk, whole
 
     def train(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Session:
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
         self.state.step = step
-        self._seen = _texts(self.tokenizer, rollout)
+        self._newest = rollout
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
         self._log(line)
         if self._wants_rollouts():
@@ -239,9 +239,10 @@ class Session:
 
     def _verify(self, path: Path) -> None:
         """Load the checkpoint back; what other programs must mind when they load it is said, not warned of."""
+        texts = _texts(self.tokenizer, self._newest) if self._newest is not None else []
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", TokenizerWarning)
-            verify_round_trip(self.learner.model, self.tokenizer, path, self._seen)
+            verify_round_trip(self.learner.model, self.tokenizer, path, texts)
         for note in notes:
             self.progress.say(f"note: {note.message}")
 
