@@ -14,13 +14,16 @@ from transformers import (
     GPTNeoConfig,
     PreTrainedModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import forward
+from gvpo.policy.attention import TREES, Tree, Trees
 from gvpo.policy.forward import (
     FastPathWarning,
     Path,
     arrange,
+    attention_of,
     choose_path,
     length_limit,
     token_scores,
@@ -41,14 +44,15 @@ def error_of(model: PreTrainedModel, path: Path, *, temperature: float = 1.0) ->
     found = torch.full((len([r for g in groups for r in g.completions]), 9), torch.nan, dtype=true.dtype)
     for microbatch in plan(groups, 40, shared=path.shared):
         layout = arrange(model, microbatch, path)
-        found[layout.row, layout.token] = token_scores(model, layout, path, temperature=temperature).logprobs
+        with attention_of(model, path):
+            found[layout.row, layout.token] = token_scores(model, layout, path, temperature=temperature).logprobs
     return float((found[~found.isnan()] - true).abs().max())
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_dense_models_share_prompts_and_a_sliding_window_finds_the_other_path(kind: str):
+def test_dense_models_share_prompts(kind: str):
     model = tiny_model(kind)
-    assert choose_path(model) == Path(shared=kind != "mistral", fused=True)
+    assert choose_path(model) == Path(shared=True, fused=True)
     assert choose_path(model, "off") == Path(shared=False, fused=True)
 
 
@@ -58,25 +62,39 @@ def test_every_path_gives_the_plain_log_probs(path: Path):
         assert error_of(tiny_model("llama", dtype=torch.float64), path, temperature=0.7) < 1e-6
 
 
-def test_sharing_would_be_wrong_behind_a_sliding_window():
-    with torch.no_grad():
-        assert error_of(tiny_model("mistral", dtype=torch.float64), Path(shared=True, fused=True)) > 0.01
+def gemma3(**settings: Any) -> PreTrainedModel:
+    """Layers with a window of 4 tokens, and every second one without."""
+    small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    kinds = ["sliding_attention", "full_attention"]
+    small |= {"num_attention_heads": 2, "head_dim": 8, "num_key_value_heads": 1, "layer_types": kinds}
+    return AutoModelForCausalLM.from_config(Gemma3TextConfig(**small, sliding_window=4, **settings)).double()
 
 
-def test_forced_sharing_on_a_sliding_window_says_what_to_do():
-    with pytest.raises(ModelError, match=r"sliding window of 8 tokens; use 'auto' or 'off'"):
-        choose_path(tiny_model("mistral"), "on")
+def test_sliding_windows_share_too():
+    for model in (tiny_model("mistral", dtype=torch.float64), gemma3()):
+        path = choose_path(model, "on")
+        assert path == Path(shared=True, fused=True)
+        with torch.no_grad():
+            assert error_of(model, path) < 1e-5
 
 
-def test_mixed_layer_types_do_not_share():
-    settings = Gemma3TextConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
-        num_key_value_heads=1, sliding_window=4, layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(settings)
-    assert choose_path(model) == Path(shared=False, fused=True)
-    with pytest.raises(ModelError, match="layers of type sliding_attention"):
-        choose_path(model, "on")
+def test_a_window_that_the_attention_is_not_told_of_does_not_share(monkeypatch: pytest.MonkeyPatch):
+    # The self-check's rows are shorter than the window: their log-probs would agree.
+    model = tiny_model("mistral", sliding_window=100)
+    attend = ALL_ATTENTION_FUNCTIONS[TREES]
+
+    def forgetful(*args: Any, sliding_window: int | None, **others: Any) -> Any:
+        return attend(*args, **others)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, TREES, forgetful)
+    with pytest.warns(FastPathWarning, match="a layer with a sliding window of 100 tokens told its attention None"):
+        assert not choose_path(model).shared
+
+
+def test_other_layer_types_do_not_share():
+    model = gemma3()
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    assert why_not_shared(model) == "it has layers of type chunked_attention"
 
 
 def test_local_attention_by_another_name_does_not_share():
@@ -103,12 +121,6 @@ def test_rotary_embeddings_that_stretch_tell_up_to_where_they_do_not():
     long |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     assert length_limit(tiny_model("llama", rope_parameters=long)) == 16
     assert length_limit(tiny_model("llama")) is None
-
-
-def test_another_attention_implementation_does_not_share():
-    model = tiny_model("llama")
-    model.config._attn_implementation = "flex_attention"
-    assert "attention 'flex_attention' takes no 4D mask" in why_not_shared(model)
 
 
 def test_eager_attention_shares_too():
@@ -163,23 +175,28 @@ def test_a_hidden_change_of_the_logits_is_found_and_said_once():
     assert choose_path(model) == path  # and no second warning: warnings are errors here
 
 
-def ignore_masks(model: PreTrainedModel) -> None:
-    """Make every attention layer causal whatever mask it is given."""
+def ignore_trees(model: PreTrainedModel) -> None:
+    """Make every attention layer causal over its whole lane whatever it is told."""
     for layer in model.model.layers:
         attend = layer.self_attn.forward
-        layer.self_attn.forward = lambda *args, attend=attend, **kwargs: attend(
-            *args, **{**kwargs, "attention_mask": None}
-        )
+
+        def causal(*args: Any, attend: Any = attend, **kwargs: Any) -> Any:
+            if trees := kwargs.get(TREES):
+                whole = Tree(0, sum(each.prompt + sum(each.rows) for each in trees.trees), ())
+                kwargs[TREES] = Trees((whole,))
+            return attend(*args, **kwargs)
+
+        layer.self_attn.forward = causal
 
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a fresh model, almost uniform
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_model_that_ignores_the_mask_falls_back_and_says_so(scale: float, dtype: torch.dtype):
+def test_a_model_that_ignores_the_trees_falls_back_and_says_so(scale: float, dtype: torch.dtype):
     model = tiny_model("llama", dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale if parameter.ndim > 1 else 1.0)
-    ignore_masks(model)
+    ignore_trees(model)
     with pytest.warns(FastPathWarning, match="shared prompts not used"):
         path = choose_path(model)
     assert path == Path(shared=False, fused=True)
@@ -211,6 +228,23 @@ def test_a_model_that_fails_on_the_fast_path_falls_back():
         assert not choose_path(model).shared
 
 
+def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
+    model = tiny_model("llama")
+    inner = model.model.forward
+    model.model.forward = lambda *args, gvpo_trees=None, **kwargs: inner(*args, **kwargs)
+    with pytest.warns(FastPathWarning, match="does not hand keywords on to its attention"):
+        assert not choose_path(model).shared
+
+
+def test_the_models_own_attention_is_back_afterwards():
+    model = tiny_model("llama")
+    with attention_of(model, choose_path(model)):
+        assert model.config._attn_implementation == TREES
+    assert model.config._attn_implementation == "sdpa"
+    ids = torch.arange(10)[None]
+    assert model(input_ids=ids).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
@@ -230,13 +264,13 @@ def test_the_fused_head_multiplies_in_what_autocast_says(dtype: torch.dtype, mon
     monkeypatch.setattr(forward, "head_logprobs", spy)
     model, path = tiny_model("llama", dtype=dtype), Path(shared=True, fused=True)
     (microbatch,) = plan(random_groups(SIZES[:1]), 100, shared=True)
-    token_scores(model, arrange(model, microbatch, path), path)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        layout = arrange(model, microbatch, path)
+    layout = arrange(model, microbatch, path)
+    with attention_of(model, path):
         token_scores(model, layout, path)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            token_scores(model, layout, path)
     inside = torch.float64 if dtype == torch.float64 else torch.bfloat16
     assert seen == [dtype, inside]
-    assert layout.attention_mask.dtype == inside
 
 
 def test_checking_leaves_the_random_state_the_mode_and_the_head_alone():

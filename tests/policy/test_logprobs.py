@@ -16,6 +16,7 @@ TOKENS, HIDDEN, VOCABULARY = 13, 6, 40
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
     """Chunks of five tokens: two whole ones and a rest."""
     monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 5 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "FEWEST_ROWS", 1)
 
 
 def inputs(dtype: torch.dtype = torch.float64, *, bias: bool = True) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:

@@ -239,11 +239,8 @@ def _layer_parameters(
 
 def _shares_prompts(config: Config) -> bool:
     """The planner's view of `gvpo.policy.forward.why_not_shared`, without a model."""
-    kinds = config.get("layer_types")
-    if kinds:
-        return set(kinds) <= {"full_attention"}
-    window = config.get("sliding_window")
-    return not window or config.get("use_sliding_window") is False
+    kinds = set(config.get("layer_types") or ())
+    return kinds <= {"full_attention", "sliding_attention"} and config.get("attn_logit_softcapping") is None
 
 
 def _number(config: Config, name: str) -> int:

@@ -26,6 +26,7 @@ CHUNK_ELEMENTS = {"cpu": 2**24}
 """Elements of a chunk of logits, as in `gvpo.policy.logprobs`."""
 
 DEFAULT_CHUNK_ELEMENTS = 2**27
+FEWEST_ROWS = 128
 
 KEPT_BY_ALLOCATOR = 0.2
 """Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again.
@@ -85,7 +86,8 @@ def activation_bytes(model: Architecture, *, half: bool) -> int:
     """Bytes that autograd keeps of one layer for one token.
 
     In elements, float32 without autocast: of each norm its input, the normalised input and its output (3H); queries,
-    keys and values as the attention sees them, the latter two repeated for every head, and its output (4AD); with norms
+    keys and values as the attention sees them, the latter two repeated for every head unless prompts are shared, and
+    its output (4AD, or 2AD + 2KD); with norms
     on the heads also their inputs and normalised inputs (2AD + 2KD); of a gated MLP gate, activated gate, up and their
     product (4I). Each expert that a token goes to adds its gathered input and its output (2H), and each norm beyond the
     usual two, whose output is only added, its input and the normalised one (2H).
@@ -93,12 +95,13 @@ def activation_bytes(model: Architecture, *, half: bool) -> int:
     Under autocast norms stay float32 and each linear layer keeps a bfloat16 copy of its input of its own.
     """
     mlp = _mlp_elements(model)
+    attention = 2 * model.query + 2 * (model.key if model.shares_prompts else model.query)
     heads = 2 * (model.query + model.key) if model.head_norm else 0
     copies = 5 if model.gated else 4
     norms = 2 * model.norms * model.hidden
     if not half:
-        return FLOAT * (norms + 2 * model.hidden + 4 * model.query + heads + mlp)
-    return FLOAT * (norms + heads) + HALF * (copies * model.hidden + 4 * model.query + mlp)
+        return FLOAT * (norms + 2 * model.hidden + attention + heads + mlp)
+    return FLOAT * (norms + heads) + HALF * (copies * model.hidden + attention + mlp)
 
 
 def cache_bytes(model: Architecture, *, half: bool) -> int:
@@ -154,7 +157,7 @@ def _update(
             "gradients": gradients if number else 0,
             "weights in bfloat16": cast,
             "activations": _activations(model, workload, shape),
-            "attention mask": _mask(model, workload, shape),
+            "attention mask": _mask(model, shape),
             "head": max(_head(model, workload, device, shape), _top_layer(model, workload, shape)),
         }
     yield {
@@ -174,20 +177,19 @@ def _activations(model: Architecture, workload: Workload, shape: Rectangle) -> f
     return shape.tokens * (model.layers * layer + 3 * FLOAT * model.hidden)
 
 
-def _mask(model: Architecture, workload: Workload, shape: Rectangle) -> float:
-    """[n, 1, L, L]: added to the scores where prompts are shared, else boolean."""
-    width = (HALF if workload.half else FLOAT) if model.shares_prompts else 1
-    return shape.lanes * shape.length**2 * width
+def _mask(model: Architecture, shape: Rectangle) -> float:
+    """[n, 1, L, L] booleans; none where prompts are shared."""
+    return 0 if model.shares_prompts else shape.lanes * shape.length**2
 
 
 def _chunk_rows(model: Architecture, device: Device) -> int:
-    return max(1, CHUNK_ELEMENTS.get(device.kind, DEFAULT_CHUNK_ELEMENTS) // model.vocabulary)
+    return max(FEWEST_ROWS, CHUNK_ELEMENTS.get(device.kind, DEFAULT_CHUNK_ELEMENTS) // model.vocabulary)
 
 
-def _chunks(model: Architecture, device: Device, scored: int, *, again: int) -> float:
-    """Chunks of logits: 3 that one needs (log-probs, probabilities, their product), and `again` of the one before."""
-    rows = _chunk_rows(model, device)
-    return FLOAT * model.vocabulary * min(rows, scored) * (3 + (again if scored > rows else 0))
+def _chunks(model: Architecture, workload: Workload, device: Device, scored: int) -> float:
+    """The two buffers of a chunk of logits, and a narrow one where matmuls are in bfloat16."""
+    width = 2 * FLOAT + (HALF if workload.half else 0)
+    return width * model.vocabulary * min(_chunk_rows(model, device), scored)
 
 
 def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
@@ -196,7 +198,7 @@ def _head(model: Architecture, workload: Workload, device: Device, shape: Rectan
     weight = (FLOAT + (2 * HALF if workload.half else 0)) * model.head  # narrow: the weight, and a chunk's product
     if not model.fused_head:
         return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh keeps its output
-    return hidden + weight + _chunks(model, device, shape.scored, again=1)
+    return hidden + weight + _chunks(model, workload, device, shape.scored)
 
 
 def _logits(model: Architecture, shape: Rectangle, *, copies: int) -> float:
@@ -216,13 +218,13 @@ def _top_layer(model: Architecture, workload: Workload, shape: Rectangle) -> flo
 
 def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> dict[str, float]:
     """A pass without gradient: one layer's working set at a time, or the head's chunks."""
-    head = FLOAT * shape.scored * model.hidden + _chunks(model, device, shape.scored, again=0)
+    head = FLOAT * shape.scored * model.hidden + _chunks(model, workload, device, shape.scored)
     if not model.fused_head:
         head = _logits(model, shape, copies=1)
     layer = shape.tokens * activation_bytes(model, half=workload.half) / 2  # the two halves of a layer do not coexist
     return {
         "weights in bfloat16": _cast(model, workload, device),
-        "attention mask": _mask(model, workload, shape),
+        "attention mask": _mask(model, shape),
         "working set": max(head, layer) + FLOAT * shape.tokens * model.hidden,
     }
 

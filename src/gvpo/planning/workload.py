@@ -1,6 +1,5 @@
 """What a run does, as far as memory and time ask: groups, lengths, precision; and how its tokens are laid out."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gvpo.errors import ConfigError
@@ -83,11 +82,14 @@ class Rectangle:
 def rectangles(workload: Workload, *, shared: bool) -> list[Rectangle]:
     """The micro-batches of an optimizer batch, as `gvpo.policy.packing.plan` cuts groups of equal lengths."""
     answer = max(0, workload.completion_tokens - 1)  # the last token is only a target
-    return [
-        Rectangle(lanes, workload.prompt_tokens + rows * answer, lanes * rows * workload.completion_tokens)
-        for rows, pieces in _pieces(workload, answer, shared=shared)
-        for lanes in _lanes(pieces, workload.tokens_per_microbatch // (workload.prompt_tokens + rows * answer))
-    ]
+    pieces = [rows for rows, count in _pieces(workload, answer, shared=shared) for _ in range(count)]
+    made = []
+    while pieces:
+        taken, pieces = _fill(pieces, workload, answer, shared=shared)
+        lengths = [workload.prompt_tokens + rows * answer for rows in taken]
+        lanes, length = (1, sum(lengths)) if shared else (len(lengths), lengths[0])
+        made.append(Rectangle(lanes, length, sum(taken) * workload.completion_tokens))
+    return made
 
 
 def _pieces(workload: Workload, answer: int, *, shared: bool) -> list[tuple[int, int]]:
@@ -98,8 +100,15 @@ def _pieces(workload: Workload, answer: int, *, shared: bool) -> list[tuple[int,
     return [(rows, full * workload.groups), *([(left, workload.groups)] if left else [])]
 
 
-def _lanes(pieces: int, at_most: int) -> Iterator[int]:
-    at_most = max(1, at_most)
-    while pieces > 0:
-        yield min(pieces, at_most)
-        pieces -= at_most
+def _fill(pieces: list[int], workload: Workload, answer: int, *, shared: bool) -> tuple[list[int], list[int]]:
+    """The pieces of a micro-batch, the longest first and then each that still fits; and what is left."""
+    room, taken, rest = workload.tokens_per_microbatch, pieces[:1], list[int]()
+    room -= workload.prompt_tokens + pieces[0] * answer
+    for rows in pieces[1:]:
+        length = workload.prompt_tokens + rows * answer
+        if length <= room:
+            taken.append(rows)
+            room -= length
+        else:
+            rest.append(rows)
+    return taken, rest

@@ -2,12 +2,13 @@
 
 Two things make the update cheap, and each has a plain twin:
 
-    shared prompts   the prompt of a group is computed once (`packing`)    plain: each completion behind its own prompt
-    fused head       no logits tensor (`logprobs`)                         plain: the model's own logits
+    shared prompts   the prompt of a group is computed once (`packing`, `attention`)
+                                                        plain: each completion behind its own prompt
+    fused head       no logits tensor (`logprobs`)      plain: the model's own logits
 
-Neither is right for every model. What a model's configuration tells (sliding windows, recurrent layers, logits that are
-scaled after the head) is read from it; for the rest, each fast path is compared once per model with the plain one on a
-few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+Neither is right for every model. What a model's configuration tells (chunked attention, recurrent layers, logits that
+are scaled after the head) is read from it; for the rest, each fast path is compared once per model with the plain
+one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 
 Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
 """
@@ -15,7 +16,7 @@ Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradi
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
+from gvpo.policy.attention import TREES, tree_attention
 from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs, weighted_sum
 from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
 from gvpo.types import Completion, Group
@@ -90,13 +92,18 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
     return replace(path, shared=not reason)
 
 
+def attention_of(model: nn.Module, path: Path) -> AbstractContextManager[None]:
+    """What a path's forwards and their backwards have to run in."""
+    return tree_attention(unwrap(model)) if path.shared else nullcontext()
+
+
 def token_scores(
     model: nn.Module, layout: Layout, path: Path, *, temperature: float = 1.0, coefficients: Tensor | None = None
 ) -> TokenScores:
     """Run one micro-batch.
 
     Args:
-        model: the policy.
+        model: the policy; within `attention_of(model, path)`.
         layout: the micro-batch, on the model's device, laid out for `path`.
         path: from `choose_path`.
         temperature: divides the logits.
@@ -116,9 +123,8 @@ def token_scores(
 
 
 def arrange(model: nn.Module, microbatch: MicroBatch, path: Path) -> Layout:
-    """Lay out a micro-batch on a model's device, in the dtype that its attention computes in."""
-    weight = unwrap(model).get_input_embeddings().weight
-    return lay_out(microbatch, shared=path.shared, dtype=compute_dtype(weight), device=weight.device)
+    """Lay out a micro-batch on a model's device."""
+    return lay_out(microbatch, shared=path.shared, device=unwrap(model).get_input_embeddings().weight.device)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -137,15 +143,11 @@ def unwrap(model: nn.Module) -> Any:
 def why_not_shared(model: Any) -> str:
     """What in a model's configuration forbids shared prompts; "" if nothing does."""
     config = model.config.get_text_config()
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        return f"attention {attention!r} takes no 4D mask (load it with attention 'sdpa' or 'eager')"
-    layers = getattr(config, "layer_types", None)
-    other = sorted(set(layers or ()) - {"full_attention"})
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if other:
         return f"it has layers of type {', '.join(other)}"
-    if not layers and getattr(config, "sliding_window", None) is not None:
-        return f"its attention has a sliding window of {config.sliding_window} tokens"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention caps its scores"
     local = sorted(name for name, value in vars(config).items() if _LOCAL.search(name) and value)
     if local:
         return f"its attention is local ({', '.join(local)})"
@@ -178,13 +180,12 @@ def _fusable(model: Any) -> bool:
 
 
 def _inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
-    inputs: dict[str, Any] = {
-        "input_ids": layout.input_ids,
-        "attention_mask": layout.attention_mask,
-        "use_cache": False,
-    }
-    if layout.position_ids is not None:
-        inputs["position_ids"] = layout.position_ids
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "use_cache": False}
+    if layout.trees is None:
+        inputs["attention_mask"] = layout.attention_mask
+    else:
+        nothing = torch.zeros(1, 1, 1, 1, device=layout.input_ids.device)  # a 4D mask is handed on as it is
+        inputs |= {"position_ids": layout.position_ids, "attention_mask": nothing, TREES: layout.trees}
     if getattr(unwrap(model).config, "output_router_logits", False):
         inputs["output_router_logits"] = False  # its router loss would count padding and needs a 2D mask
     return inputs
@@ -253,7 +254,8 @@ def _compare(model: nn.Module, path: Path) -> str | None:
             return None
         together = _logprobs(model, groups, _PLAIN, budget=4096)
         try:
-            fast = _logprobs(model, groups, path, budget=4096)
+            with attention_of(model, path):
+                fast = _logprobs(model, groups, path, budget=4096)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
             return f"the model fails with it ({error})"
     noise = (together - alone).abs().max().item()

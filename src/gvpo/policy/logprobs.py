@@ -1,8 +1,9 @@
 """Log-probs and entropies of chosen tokens, without the logits of all of them.
 
-The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist a chunk of tokens at a time:
+The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist a chunk of tokens at a time,
+in two buffers that all chunks share:
 
-    hidden [S, H] ──chunk──▶ logits [C, V] ──▶ log-prob and entropy of each token ──▶ forgotten
+    hidden [S, H] ──chunk──▶ logits [C, V] ──▶ probabilities [C, V] ──▶ log-prob and entropy of each token
 
 The gradient of a log-prob with respect to its logits is (onehot - p) / temperature, so it needs the same chunk again:
 
@@ -10,7 +11,9 @@ The gradient of a log-prob with respect to its logits is (onehot - p) / temperat
   forward, while the chunk is there; the backward only scales them. Three matmuls a token.
 - not known: the backward computes the chunk's logits a second time. Four matmuls a token.
 
-Log-probs are those of softmax(logits / temperature), in float32 or better whatever the matmuls are in.
+A pass over [C, V] costs about what a hundredth of a matmul does, so they are few: the largest logit, the softmax, its
+largest value, and two for the entropy. c and the temperature scale [C, H] tensors, never [C, V] ones. Log-probs are
+those of softmax(logits / temperature), in float32 or better whatever the matmuls are in.
 """
 
 from collections.abc import Iterator
@@ -26,6 +29,9 @@ CHUNK_ELEMENTS = {"cpu": 2**24}
 """Elements of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
 
 DEFAULT_CHUNK_ELEMENTS = 2**27
+
+FEWEST_ROWS = 128
+"""Each chunk reads and writes the gradient of the head's weight once; below this many rows that is what takes time."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,12 @@ def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
 
 def _chunk(weight: Tensor) -> int:
     """Tokens whose logits exist at a time: a function of the head alone, so every pass cuts alike."""
-    return max(1, CHUNK_ELEMENTS.get(weight.device.type, DEFAULT_CHUNK_ELEMENTS) // weight.shape[0])
+    elements = CHUNK_ELEMENTS.get(weight.device.type, DEFAULT_CHUNK_ELEMENTS)
+    return max(FEWEST_ROWS, elements // weight.shape[0])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-    """[C, V] log-probs of every token, for a chunk of hidden states; weight and bias are in the matmuls' dtype."""
-    logits = F.linear(hidden.to(settings.dtype), weight, bias).to(settings.wide)
-    if settings.temperature != 1.0:
-        logits /= settings.temperature
-    return F.log_softmax(logits, dim=-1)
 
 
 def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
@@ -134,14 +133,94 @@ def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
     return -negative
 
 
-def _logits_gradient(probs: Tensor, target: Tensor, coefficients: Tensor, temperature: float) -> Tensor:
-    """The gradient of sum(c * logprobs) by the logits, c * (onehot - p) / temperature, written over `probs`."""
-    scale = (coefficients / temperature)[:, None]
-    return probs.mul_(-scale).scatter_add_(1, target[:, None], scale)
+class _Head:
+    """The head's matmuls and the two buffers of a chunk.
+
+    Args:
+        weight: [V, H].
+        bias: [V] or None.
+        tokens: S, of all chunks together.
+        settings: how to compute.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int, settings: _Settings) -> None:
+        self.settings = settings
+        self.weight = weight.to(settings.dtype)
+        self.bias = None if bias is None else bias.to(settings.dtype)
+        shape = (min(tokens, settings.chunk), weight.shape[0])
+        self._logits = torch.empty(shape, dtype=settings.wide, device=weight.device)
+        self._probs = torch.empty_like(self._logits)
+        self._narrow = self._logits if settings.dtype == settings.wide else self._logits.to(settings.dtype)
+
+    def chunks(self, hidden: Tensor, target: Tensor) -> Iterator["_Chunk"]:
+        """Chunk by chunk what the head says; a chunk is good until the next.
+
+        Args:
+            hidden: [S, H].
+            target: [S].
+        """
+        for part in _slices(len(target), self.settings.chunk):
+            rows = hidden[part].to(self.settings.dtype)
+            yield self._scored(part, rows, target[part])
+
+    def _scored(self, part: slice, rows: Tensor, target: Tensor) -> "_Chunk":
+        logits, probs = self._logits[: len(rows)], self._probs[: len(rows)]
+        self._multiply(rows, logits)
+        largest = logits.amax(-1)
+        torch.softmax(logits, -1, out=probs)
+        log_normaliser = probs.amax(-1).log_()  # minus log sum exp(logits - largest)
+        logprobs = (_picked(logits, target) - largest).add_(log_normaliser)
+        entropy = (largest - logits.mul_(probs).sum(-1)).sub_(log_normaliser)
+        return _Chunk(part, rows, target, logprobs, entropy, probs)
+
+    def _multiply(self, rows: Tensor, logits: Tensor) -> None:
+        """Write rows @ weight.T + bias over `logits`, divided by the temperature."""
+        narrow = self._narrow[: len(rows)]
+        if self.bias is None:
+            torch.mm(rows, self.weight.T, out=narrow)
+        else:
+            torch.addmm(self.bias, rows, self.weight.T, out=narrow)
+        if narrow.dtype != logits.dtype:
+            logits.copy_(narrow)
+        if self.settings.temperature != 1.0:
+            logits /= self.settings.temperature
+
+    def narrow(self, probs: Tensor) -> Tensor:
+        """A chunk's [C, V] in the dtype of the matmuls."""
+        return probs if probs.dtype == self.settings.dtype else self._narrow[: len(probs)].copy_(probs)
 
 
-def _narrow(weight: Tensor, bias: Tensor | None, settings: _Settings) -> tuple[Tensor, Tensor | None]:
-    return weight.to(settings.dtype), None if bias is None else bias.to(settings.dtype)
+@dataclass(frozen=True)
+class _Chunk:
+    """What the head says of C tokens.
+
+    Args:
+        part: where they are among all.
+        rows: [C, H] their hidden states in the dtype of the matmuls.
+        target: [C].
+        logprobs: [C].
+        entropy: [C].
+        probs: [C, V], to be used up.
+    """
+
+    part: slice
+    rows: Tensor
+    target: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    probs: Tensor
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `total`, in its dtype."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _picked(values: Tensor, target: Tensor) -> Tensor:
+    return values.gather(1, target[:, None])[:, 0]
 
 
 class _Gradients:
@@ -153,31 +232,33 @@ class _Gradients:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
         self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
+        self.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
 
-    def add(self, part: slice, gradient: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        """Add a chunk: `gradient` [C, V] of its logits, `hidden` [C, H] and `weight` in the matmuls' dtype."""
+    def add(self, chunk: _Chunk, coefficients: Tensor, head: _Head) -> None:
+        """Add those of sum(c * logprobs) over a chunk, whose probabilities are used up.
+
+        Args:
+            chunk: its C tokens.
+            coefficients: [C].
+            head: its maker.
+        """
+        scale = (coefficients / head.settings.temperature)[:, None]
+        minus_one = chunk.probs.new_full((len(scale), 1), -1.0)
+        change = chunk.probs.scatter_add_(1, chunk.target[:, None], minus_one)  # p - onehot
         if self.bias is not None:
-            self.bias += gradient.sum(0)
-        gradient = gradient.to(weight.dtype)
+            self.bias.addmv_(change.T, scale[:, 0], alpha=-1)
+        change = head.narrow(change)
         if self.hidden is not None:
-            self.hidden[part] = gradient @ weight
-        if self.weight is None:
-            return
-        if self.weight.dtype == gradient.dtype:
-            self.weight.addmm_(gradient.T, hidden)
-        else:
-            self.weight += gradient.T @ hidden
+            self.hidden[chunk.part] = -scale * (change @ head.weight)
+        if self.weight is not None:
+            _add_product(self.weight, change.T, (-scale * chunk.rows).to(change.dtype))
 
-    def scaled(self, scale: Tensor, dtypes: tuple[torch.dtype, ...]) -> tuple[Tensor | None, ...]:
-        """The gradients of hidden, weight and bias times `scale`, in the dtypes of those, written over the sums."""
-        parts = (self.hidden, self.weight, self.bias)
-        return tuple(
-            None if part is None else part.mul_(scale).to(dtype) for part, dtype in zip(parts, dtypes, strict=False)
-        )
-
-
-def _dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[torch.dtype, ...]:
-    return hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
+    def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
+        parts: tuple[Tensor | None, ...] = (self.hidden, self.weight, self.bias)
+        if scale is not None and scale != 1:
+            parts = tuple(None if part is None else part.mul_(scale) for part in parts)
+        return tuple(None if part is None else part.to(dtype) for part, dtype in zip(parts, self.dtypes, strict=True))
 
 
 class _Recompute(Function):
@@ -191,11 +272,8 @@ class _Recompute(Function):
         ctx.settings = settings
         logprobs = torch.empty(len(target), dtype=settings.wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        narrow, narrow_bias = _narrow(weight, bias, settings)
-        for part in _slices(len(target), settings.chunk):
-            every = _log_softmax(hidden[part], narrow, narrow_bias, settings)
-            logprobs[part] = every.gather(1, target[part, None])[:, 0]
-            entropy[part] = _entropy(every, every.exp())
+        for chunk in _Head(weight, bias, len(target), settings).chunks(hidden, target):
+            logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -203,17 +281,12 @@ class _Recompute(Function):
     @once_differentiable
     def backward(ctx: Any, coefficients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target = ctx.saved_tensors
-        settings: _Settings = ctx.settings
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings.wide)
         with torch.autocast(hidden.device.type, enabled=False):
-            narrow, narrow_bias = _narrow(weight, bias, settings)
-            for part in _slices(len(target), settings.chunk):
-                chunk = hidden[part].to(settings.dtype)
-                probs = _log_softmax(chunk, narrow, narrow_bias, settings).exp_()
-                change = _logits_gradient(probs, target[part], coefficients[part], settings.temperature)
-                gradients.add(part, change, chunk, narrow)
-        one = torch.ones((), dtype=settings.wide, device=hidden.device)
-        return (*gradients.scaled(one, _dtypes(hidden, weight, bias)), None, None)
+            gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.settings.wide)
+            head = _Head(weight, bias, len(target), ctx.settings)
+            for chunk in head.chunks(hidden, target):
+                gradients.add(chunk, coefficients[chunk.part], head)
+        return (*gradients.take(), None, None)
 
 
 class _Weighted(Function):
@@ -233,16 +306,11 @@ class _Weighted(Function):
         entropy = torch.empty_like(logprobs)
         coefficients = coefficients.to(settings.wide)
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings.wide)
-        narrow, narrow_bias = _narrow(weight, bias, settings)
-        for part in _slices(len(target), settings.chunk):
-            chunk = hidden[part].to(settings.dtype)
-            every = _log_softmax(chunk, narrow, narrow_bias, settings)
-            probs = every.exp()
-            logprobs[part] = every.gather(1, target[part, None])[:, 0]
-            entropy[part] = _entropy(every, probs)
-            change = _logits_gradient(probs, target[part], coefficients[part], settings.temperature)
-            gradients.add(part, change, chunk, narrow)
-        ctx.gradients, ctx.dtypes = gradients, _dtypes(hidden, weight, bias)
+        head = _Head(weight, bias, len(target), settings)
+        for chunk in head.chunks(hidden, target):
+            logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
+            gradients.add(chunk, coefficients[chunk.part], head)
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(logprobs, entropy)
         return logprobs, entropy, weighted_sum(logprobs, coefficients)
 
@@ -250,4 +318,4 @@ class _Weighted(Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: good for one backward
-        return (*gradients.scaled(scale, ctx.dtypes), None, None, None)
+        return (*gradients.take(scale), None, None, None)

@@ -1,13 +1,14 @@
 """From groups to tokens: how prompts and completions lie in the micro-batches of an update.
 
-A micro-batch is a rectangle of `lanes` x `length` tokens, within the token budget. Two layouts:
+A micro-batch is within the token budget. Two layouts:
 
-    shared   whole groups: each prompt once, then its completions; small groups lie behind each other in one lane
+    shared   one lane of whole groups behind one another, each prompt once, then its completions; nothing is padded
 
-                 lane 0   │ P P P P │ a a a │ b b │ c c c c │
-                 lane 1   │ Q Q │ d d d │ e e │ R R │ f f │ . │        (. is padding)
-             position     0 1 2 3   4 5 6   4 5   4 5 6 7               (restarts after the prompt)
-             mask         a token sees its own prompt and its own completion, never a sibling or another group
+                            P P P P │ a a a │ b b │ c c c c ║ Q Q │ d d d │ e e ║ R R │ f f
+                 position   0 1 2 3   4 5 6   4 5   4 5 6 7   0 1   2 3 4   2 3   0 1   2 3
+
+             positions restart after the prompt; a token sees its own prompt and its own completion, and neither a
+             sibling nor another group (`attention`)
 
     rows     each completion behind a prompt of its own, alone in its lane, longest first, padded on the right
 
@@ -25,12 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gvpo.policy.attention import Tree, Trees
 from gvpo.types import Group
 
 Tokens = NDArray[np.int64]
-
-_PADDING = -1
-_PROMPT = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Piece:
         return len(self.prompt) + sum(len(row.tokens) - 1 for row in self.rows)
 
 
-Lane = tuple[Piece, ...]
-MicroBatch = tuple[Lane, ...]
+MicroBatch = tuple[Piece, ...]
+"""Pieces: behind one another in the one lane of the shared layout, or one of a single row in each lane."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,10 @@ class Layout:
     """A micro-batch as tensors: the model's inputs and where its S scored tokens are.
 
     Args:
-        input_ids: [n, L] int64.
-        attention_mask: shared: [n, 1, L, L], added to the attention scores; rows: [n, L] int64, 0 on padding.
+        input_ids: [n, L] int64; n is 1 where prompts are shared.
+        attention_mask: rows: [n, L] int64, 0 on padding; None where prompts are shared.
         position_ids: [n, L] int64 where positions restart, None where the model's own (0, 1, 2, ...) are right.
+        trees: who sees whom, where prompts are shared.
         source: [S] int64 into the flattened [n * L]: the position whose output predicts the token.
         target: [S] int64, the token's id.
         row: [S] int64, the completion it belongs to.
@@ -83,8 +83,9 @@ class Layout:
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     position_ids: Tensor | None
+    trees: Trees | None
     source: Tensor
     target: Tensor
     row: Tensor
@@ -110,27 +111,27 @@ def plan(groups: Sequence[Group], budget: int, *, shared: bool) -> list[MicroBat
     return microbatches
 
 
-def lay_out(microbatch: MicroBatch, *, shared: bool, dtype: torch.dtype, device: torch.device) -> Layout:
+def lay_out(microbatch: MicroBatch, *, shared: bool, device: torch.device) -> Layout:
     """Write a micro-batch as tensors.
 
     Args:
-        microbatch: lanes of pieces, from `plan`.
+        microbatch: pieces, from `plan`.
         shared: the layout that the plan was made for.
-        dtype: of the additive mask: the attention's.
         device: where the tensors go.
     """
-    canvas = _Canvas(len(microbatch), max(map(_length, microbatch)))
-    for lane, pieces in enumerate(microbatch):
-        canvas.draw(lane, pieces)
+    lengths = [piece.length for piece in microbatch]
+    canvas = _Canvas(1, sum(lengths)) if shared else _Canvas(len(lengths), max(lengths))
+    for index, piece in enumerate(microbatch):
+        canvas.draw(piece, *((0, sum(lengths[:index])) if shared else (index, 0)))
 
     def move(values: Tokens) -> Tensor:
         return torch.from_numpy(values).to(device)
 
-    blocks, owners = move(canvas.blocks), move(canvas.owners)
     return Layout(
         input_ids=move(canvas.input_ids),
-        attention_mask=_tree_mask(blocks, owners, dtype) if shared else (blocks != _PADDING).long(),
+        attention_mask=None if shared else move(canvas.drawn),
         position_ids=move(canvas.position_ids) if shared else None,
+        trees=Trees(tuple(canvas.trees)) if shared else None,
         source=move(np.concatenate(canvas.source)),
         target=move(np.concatenate(canvas.target)),
         row=move(np.concatenate(canvas.row)),
@@ -158,27 +159,19 @@ def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
 
 
 def _fill(pieces: list[Piece], budget: int, shared: bool) -> tuple[MicroBatch, list[Piece]]:
-    """Fill a micro-batch, first-fit decreasing, in lanes as long as the longest piece; return it and what is left."""
-    length = pieces[0].length
-    most = max(1, budget // length)
-    lanes: list[list[Piece]] = []
-    free: list[int] = []
-    rest = []
-    for piece in pieces:
-        lane = next((i for i, room in enumerate(free) if shared and room >= piece.length), None)
-        if lane is not None:
-            lanes[lane].append(piece)
-            free[lane] -= piece.length
-        elif len(lanes) < most:
-            lanes.append([piece])
-            free.append(length - piece.length)
+    """Fill a micro-batch, the longest piece first and then each that still fits; return it and what is left."""
+    longest = pieces[0].length
+    room = budget if shared else budget // longest * longest
+    taken, rest = pieces[:1], []
+    room -= longest
+    for piece in pieces[1:]:
+        size = piece.length if shared else longest
+        if size <= room:
+            taken.append(piece)
+            room -= size
         else:
             rest.append(piece)
-    return tuple(map(tuple, lanes)), rest
-
-
-def _length(lane: Lane) -> int:
-    return sum(piece.length for piece in lane)
+    return tuple(taken), rest
 
 
 class _Canvas:
@@ -188,32 +181,29 @@ class _Canvas:
         self.length = length
         self.input_ids = np.zeros((lanes, length), dtype=np.int64)
         self.position_ids = np.zeros((lanes, length), dtype=np.int64)
-        self.blocks = np.full((lanes, length), _PADDING, dtype=np.int64)  # which piece of its lane
-        self.owners = np.zeros((lanes, length), dtype=np.int64)  # which completion of its lane; _PROMPT for prompts
+        self.drawn = np.zeros((lanes, length), dtype=np.int64)
+        self.trees: list[Tree] = []
         self.source: list[Tokens] = []
         self.target: list[Tokens] = []
         self.row: list[Tokens] = []
         self.token: list[Tokens] = []
 
-    def draw(self, lane: int, pieces: Lane) -> None:
-        """Draw pieces behind each other into a lane."""
-        start, owner = 0, _PROMPT
-        for block, piece in enumerate(pieces):
-            prompt = len(piece.prompt)
-            self._write(lane, start, piece.prompt, position=0, block=block, owner=_PROMPT)
-            last, start = start + prompt - 1, start + prompt
-            for row in piece.rows:
-                owner += 1
-                self._write(lane, start, row.tokens[:-1], position=prompt, block=block, owner=owner)
-                self._score(lane, last, start, row)
-                start += len(row.tokens) - 1
+    def draw(self, piece: Piece, lane: int, start: int) -> None:
+        """Draw a piece into a lane, from a place on."""
+        prompt = len(piece.prompt)
+        self.trees.append(Tree(start, prompt, tuple(len(row.tokens) - 1 for row in piece.rows)))
+        self._write(lane, start, piece.prompt, position=0)
+        last, start = start + prompt - 1, start + prompt
+        for row in piece.rows:
+            self._write(lane, start, row.tokens[:-1], position=prompt)
+            self._score(lane, last, start, row)
+            start += len(row.tokens) - 1
 
-    def _write(self, lane: int, start: int, tokens: Tokens, *, position: int, block: int, owner: int) -> None:
+    def _write(self, lane: int, start: int, tokens: Tokens, *, position: int) -> None:
         where = (lane, slice(start, start + len(tokens)))
         self.input_ids[where] = tokens
         self.position_ids[where] = np.arange(position, position + len(tokens))
-        self.blocks[where] = block
-        self.owners[where] = owner
+        self.drawn[where] = 1
 
     def _score(self, lane: int, last: int, start: int, row: Row) -> None:
         """Note where a completion is predicted: its first token by the prompt's last, the others by the one before."""
@@ -224,31 +214,3 @@ class _Canvas:
         self.target.append(row.tokens)
         self.row.append(np.full(count, row.index, dtype=np.int64))
         self.token.append(np.arange(count, dtype=np.int64))
-
-
-def _tree_mask(blocks: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask [n, 1, L, L] of the shared layout.
-
-    A query sees the keys before it and itself that are of its own piece and either prompt or of its own completion.
-    Padding sees itself, so that no softmax is over nothing.
-
-    Args:
-        blocks: [n, L] piece of each token, -1 on padding.
-        owners: [n, L] completion of each token, 0 on prompts.
-        dtype: of the result.
-    """
-    places = torch.arange(blocks.shape[1], device=blocks.device)
-    seen = (blocks[:, :, None] == blocks[:, None, :]) & (blocks != _PADDING)[:, None, :]
-    seen &= (owners[:, None, :] == _PROMPT) | (owners[:, :, None] == owners[:, None, :])
-    seen &= places[:, None] >= places[None, :]
-    seen |= torch.eye(len(places), dtype=torch.bool, device=blocks.device)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=blocks.device)
-    return mask.masked_fill_(~seen, hidden_score(dtype))[:, None]
-
-
-def hidden_score(dtype: torch.dtype) -> float:
-    """What is added to the attention score of a key that is not seen: finite, also after a cast to bfloat16.
-
-    float32's own minimum becomes minus infinity in bfloat16, and a kernel or autocast may make that cast.
-    """
-    return max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)

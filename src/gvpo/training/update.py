@@ -12,7 +12,7 @@ when c does not depend on the log-probs, as in the first, on-policy update of GV
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from gvpo.policy.forward import (
     Path,
     PrefixSharing,
     arrange,
+    attention_of,
     choose_path,
     compute_dtype,
     length_limit,
@@ -112,7 +113,8 @@ def score(
     with _passes(model), torch.no_grad():
         forwards = _Forwards.over(model, groups, tokens_per_microbatch, prefix_sharing, temperature)
         table = _Table.of(groups, forwards)
-        _fill(forwards, table)
+        with forwards.attention():
+            _fill(forwards, table)
     return [Scored(logprobs, entropy) for logprobs, entropy in zip(*table.rows(), strict=True)]
 
 
@@ -154,12 +156,13 @@ def group_backward(
         table = _Table.of(groups, forwards)
         batch = collate(groups, objective, dtype=table.dtype, device=table.device, on_policy=on_policy)
         known = _fixed_coefficients(objective, batch)
-        if known is not None:
-            weighed = _push_first(forwards, table, objective, batch, known)
-        elif len(forwards.microbatches) == 1:
-            weighed = _at_once(forwards, table, objective, batch)
-        else:
-            weighed = _score_first(forwards, table, objective, batch)
+        with forwards.attention():
+            if known is not None:
+                weighed = _push_first(forwards, table, objective, batch, known)
+            elif len(forwards.microbatches) == 1:
+                weighed = _at_once(forwards, table, objective, batch)
+            else:
+                weighed = _score_first(forwards, table, objective, batch)
     parts = zip(*table.rows(), table.cut(weighed.c), strict=True)
     return UpdateOutput(weighed.loss, weighed.metrics, [Row(logprobs, entropy, c) for logprobs, entropy, c in parts])
 
@@ -199,6 +202,9 @@ class _Forwards:
         if limit is not None and _longest(groups) > limit:
             path, budget = replace(path, shared=False), ONE_ROW
         return cls(model, path, temperature, plan(groups, budget, shared=path.shared))
+
+    def attention(self) -> AbstractContextManager[None]:
+        return attention_of(self.model, self.path)
 
     def layouts(self) -> Iterator[Layout]:
         return (arrange(self.model, microbatch, self.path) for microbatch in self.microbatches)

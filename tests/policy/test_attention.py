@@ -1,0 +1,128 @@
+"""Attention over trees against one softmax under the mask of the picture."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gvpo.errors import ModelError
+from gvpo.policy.attention import TREES, Tree, Trees, attend, flex
+
+HEADS, KEY_HEADS, SIZE = 4, 2, 8
+CASES = {
+    "one completion": [(3, (4,))],
+    "equal lengths": [(5, (3, 3, 3))],
+    "ragged, one that is empty": [(4, (1, 0, 6, 2, 2))],
+    "a prompt as long as its completions": [(4, (4, 4))],
+    "several trees": [(1, (2, 1)), (7, (5, 9)), (3, ())],
+    "only empty completions": [(3, (0, 0))],
+    "longer than a block of the kernel": [(300, (40, 1, 70))],
+}
+
+
+def trees_of(case: str) -> Trees:
+    made, start = [], 0
+    for prompt, rows in CASES[case]:
+        made.append(Tree(start, prompt, rows))
+        start += prompt + sum(rows)
+    return Trees(tuple(made))
+
+
+def visible(trees: Trees, window: int | None) -> Tensor:
+    """[L, L], pair by pair from the definition."""
+    places = [
+        (number, owner, (tree.prompt if owner else 0) + place)
+        for number, tree in enumerate(trees.trees)
+        for owner, length in enumerate((tree.prompt, *tree.rows))
+        for place in range(length)
+    ]
+    return torch.tensor(
+        [
+            [
+                tree == other and whose in (0, owner) and at <= position and (window is None or position - at < window)
+                for other, whose, at in places
+            ]
+            for tree, owner, position in places
+        ]
+    )
+
+
+def inputs(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = [(1, length, heads, SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def dense(leaves: list[Tensor], seen: Tensor, scale: float) -> Tensor:
+    query, key, value = (each.transpose(1, 2) for each in leaves)
+    key, value = (each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (key, value))
+    scores = (query @ key.mT * scale).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def over_trees(leaves: list[Tensor], trees: Trees, window: int | None, **others: object) -> Tensor:
+    module = nn.Module()
+    module.config = type("Config", (), {"sliding_window": window})()  # type: ignore[assignment]
+    query, key, value = (each.transpose(1, 2) for each in leaves)
+    found, _ = attend(module, query, key, value, None, sliding_window=window, **{TREES: trees, **others})
+    return found
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 64])
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | None):
+    trees = trees_of(case)
+    seen = visible(trees, window)
+    leaves = inputs(len(seen))
+    true = dense(leaves, seen, SIZE**-0.5)
+    found = over_trees(leaves, trees, window)
+    torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
+    pull = torch.randn_like(true)
+    expected = torch.autograd.grad((true * pull).sum(), leaves)
+    for one, other in zip(torch.autograd.grad((found * pull).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("case", ["ragged, one that is empty", "several trees"])
+def test_the_block_mask_is_the_same_picture(case: str, window: int | None):
+    trees = trees_of(case)
+    seen = visible(trees, window)
+    with torch.no_grad():
+        leaves = [each.detach() for each in inputs(len(seen), torch.float32)]
+        query, key, value = (each.transpose(1, 2) for each in leaves)
+        found = flex(query, key, value, trees, 0.3, window, compiled=False)
+        torch.testing.assert_close(found, dense(leaves, seen, 0.3))
+
+
+def test_half_precision_is_as_near_as_its_rounding():
+    trees = trees_of("several trees")
+    leaves = inputs(len(visible(trees, None)), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = over_trees(leaves, trees, None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), dense(leaves, visible(trees, None), SIZE**-0.5), rtol=0.05, atol=0.05)
+
+
+def test_siblings_cost_nothing():
+    """Ten times the completions: ten times the pairs, not a hundred."""
+
+    def scores(rows: int) -> float:
+        trees = Trees((Tree(0, 64, (64,) * rows),))
+        leaves = inputs(64 + 64 * rows, torch.float32)
+        with torch.profiler.profile(with_flops=True, record_shapes=True) as profile:
+            over_trees(leaves, trees, None).sum().backward()
+        calls = [event for event in profile.events() if "flash_attention" in event.name]
+        # forward: query, key, value; backward: gradient, query, key
+        return sum(first[0] * first[2] * third[2] for first, _, third, *_ in (each.input_shapes for each in calls))
+
+    assert scores(20) < 12 * scores(2)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [({"softcap": 30.0}, "softcap"), ({"s_aux": torch.zeros(4)}, "s_aux"), ({"dropout": 0.1}, "dropout")],
+)
+def test_what_is_not_done_here_is_refused(others: dict[str, object], message: str):
+    with pytest.raises(ModelError, match=message):
+        over_trees(inputs(7), trees_of("one completion"), None, **others)
