@@ -211,12 +211,11 @@ class _Chunk:
     probs: Tensor
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`, in its dtype."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add left @ right to `total`, in its `dtype`; the first one needs no zeros to be added to."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
 
 
 def _picked(values: Tensor, target: Tensor) -> Tensor:
@@ -230,8 +229,9 @@ class _Gradients:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], wide: torch.dtype
     ) -> None:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+        self.weight: Tensor | None = None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
+        self.wide, self.needs_weight = wide, needed[1]
         self.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
 
     def add(self, chunk: _Chunk, coefficients: Tensor, head: _Head) -> None:
@@ -250,8 +250,9 @@ class _Gradients:
         change = head.narrow(change)
         if self.hidden is not None:
             self.hidden[chunk.part] = -scale * (change @ head.weight)
-        if self.weight is not None:
-            _add_product(self.weight, change.T, (-scale * chunk.rows).to(change.dtype))
+        if self.needs_weight:
+            rows = (-scale * chunk.rows).to(change.dtype)
+            self.weight = _add_product(self.weight, change.T, rows, self.wide)
 
     def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
