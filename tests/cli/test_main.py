@@ -24,13 +24,27 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["trian", "demo"], ["train"], ["train", "demo", "--resme"], ["report", "a", "--fast", "b"]]
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND; see gvpo --help"),
+        (["trian", "demo"], "argument COMMAND: invalid choice: 'trian' (choose from"),
+        (["train"], "the following arguments are required: recipe, section.key=value; see gvpo train --help"),
+        (["train", "demo", "--resme"], "unrecognized arguments: --resme; see gvpo train --help"),
+        (["report"], "the following arguments are required: RUN; see gvpo report --help"),
+        (["report", "a", "--fast", "b"], "unrecognized arguments: --fast"),
+        (["doctor", "--gpus", "two"], "argument --gpus: invalid int value: 'two'; see gvpo doctor --help"),
+    ],
 )
-def test_words_that_are_no_command_exit_with_2_and_the_usage(words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_words_that_are_no_command_are_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "usage: gvpo" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"gvpo: error: {message}")
+    assert shown.endswith("--help\n")
+    assert shown.count("\n") == 1
 
 
 def test_an_error_that_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):

@@ -1,12 +1,15 @@
 """What is found wrong before training: lengths to the token, and what fits is let through."""
 
+from pathlib import Path
+
 import pytest
 
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded
-from gvpo.training.checks import check_columns, check_demonstrations, check_fit, check_prompts
+from gvpo.training.checks import check_columns, check_demonstrations, check_files, check_fit, check_prompts
+from gvpo.training.recipe import train_recipe
 from gvpo.types import Completion, Problem
 from tests.training.toy import config, model, tokenizer
 
@@ -51,3 +54,15 @@ def test_a_column_that_some_problems_have_is_enough():
         check_columns(pool, [])
         with pytest.raises(RewardError, match="reward 'judge' needs a column 'answer'"):
             check_columns(pool, [prompt(1)])
+
+
+@pytest.mark.parametrize("key", ["groups_data", "train_data", "eval_data"])
+def test_a_missing_file_is_found_before_the_model_is_looked_at(key: str):
+    with pytest.raises(DataError, match=r"there is no file nowhere\.jsonl; check the path"):
+        train_recipe(
+            config(run_dir=Path("nowhere"), model_path="no-such-model", vocabulary=None, **{key: "nowhere.jsonl"})
+        )
+
+
+def test_data_on_the_hub_is_not_looked_for_yet():
+    check_files(config(train_data="owner/name:main#test"))

@@ -63,7 +63,7 @@ def test_nothing_is_sampled_and_the_rewards_are_the_files(tmp_path: Path, monkey
 
     monkeypatch.setattr(TransformersSampler, "sample", never)
     rows = [{**ROWS[0], "completions": ["1", "2", "3"], "rewards": [4, None, 0]}, {**LOGGED[1], "rewards": [None] * 10}]
-    summary = offline(tmp_path, rows, steps=1, prompts_per_step=2).train()
+    summary = offline(tmp_path, rows, steps=1, prompts_per_step=2, max_tokens=512).train()  # beyond the context of 64
     (line,) = lines(tmp_path)
     assert (line["reward/mean"], line["rows/failed"]) == (2.0, pytest.approx(11 / 13))
     assert (line["groups/total"], line["groups/skipped"], line["train/updates"]) == (2, 1, 1)

@@ -10,8 +10,10 @@ import pytest
 from gvpo import runfiles
 from gvpo.errors import ConfigError
 from gvpo.training import trackers as module
+from gvpo.training.recipe import train_recipe
 from gvpo.training.run import RunDirectory
 from gvpo.training.trackers import Trackers
+from tests.training.test_recipe import recipe as warm
 from tests.training.toy import config, lines, stopped_at, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
@@ -141,9 +143,45 @@ def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path: Path, 
     def start(_: Any) -> None:
         raise RuntimeError("api_key not configured")
 
+    monkeypatch.setattr(module, "_check_wandb_login", lambda: None)  # it passed, and the network went away since
     monkeypatch.setattr(module.WandBTracker, "start", start)
     with pytest.raises(ConfigError, match="api_key not configured; run `wandb login`, or set WANDB_MODE=offline"):
         trainer(tmp_path, trackers=["wandb"], **NO_EVAL).train()
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights & Biases on a machine where nobody has logged in, and without a network."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()  # it reads its surroundings once
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_missing_login_is_found_before_a_warm_start(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no login on this machine; run `wandb login`, or set WANDB_MODE=offline$"):
+        train_recipe(warm(tmp_path / "run", trackers=["wandb"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_key_of_no_use_is_found_before_a_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(ConfigError, match=r"does not start: .*API key must have 40.*; run `wandb login`"):
+        train_recipe(warm(tmp_path / "run", trackers=["wandb"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nobody")
+def test_no_login_is_needed_offline(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    module.check_trackers(config(trackers=["wandb"]))
 
 
 def test_another_tracker_is_a_setting_error():

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NoReturn
 
 COMMANDS = {
     "train": "train a model by a recipe",
@@ -15,6 +16,14 @@ COMMANDS = {
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
     "init": "write a small project that trains: recipe, reward and data to make your own",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are, that says where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and exit with code 2."""
+        self.exit(2, f"gvpo: error: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser(words)
     options, late = parser.parse_known_args(words)
     if late and (not hasattr(options, "settings") or any(word.startswith("-") for word in late)):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(late)}")
     elif late:  # argparse does not collect the settings that come after an option
         options.settings += late
     from gvpo.errors import GvpoError
@@ -45,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> Parser:
     """The parser, with the arguments of the one command that is called."""
-    parser = argparse.ArgumentParser(prog="gvpo", description="Post-train language models by GVPO and its family.")
+    parser = Parser(prog="gvpo", description="Post-train language models by GVPO and its family.")
     parser.add_argument("--version", action="version", version=f"gvpo {metadata.version('gvpo')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = next((word for word in words if not word.startswith("-")), None)
@@ -57,7 +66,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         if name == called:
             module = importlib.import_module(f"gvpo.cli.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, parser=command)
     return parser
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from gvpo.downloads import from_hub
 from gvpo.errors import ModelError
 
 
@@ -15,7 +16,8 @@ def hub_config(name: str) -> dict[str, Any]:
         ModelError: it cannot be had.
     """
     try:
-        found: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
+        with from_hub(name):
+            found: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"there is no directory {name}, and no configuration of that name could be had from the hub or its cache "

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from gvpo.downloads import from_hub
 from gvpo.errors import ModelError, RoundTripError
 from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_difference
 
@@ -221,7 +222,7 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
             f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
         )
     try:
-        with _quietly():
+        with _quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )

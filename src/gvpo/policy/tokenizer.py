@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from gvpo.downloads import from_hub, may_be_hub_id
 from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
 from gvpo.types import Message, Prompt
 
@@ -59,6 +60,11 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     """
     path = str(path_or_id)
     _require_files(path)
+    with from_hub(path):
+        return _as_its_file_says(path)
+
+
+def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer.from_pretrained, path)
     file = _tokenizer_json(path)
     if file is None:
@@ -74,7 +80,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         f"AutoTokenizer loads {path} as {type(tokenizer).__name__}, which is not what its tokenizer.json says "
         f"({difference}); using tokenizer.json. Elsewhere load it with PreTrainedTokenizerFast.from_pretrained",
         TokenizerWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return plain
 
@@ -207,7 +213,7 @@ def not_found(what: str, path: str, error: Exception) -> str:
         path: what was asked for.
         error: what transformers said.
     """
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1 or not path:
+    if not may_be_hub_id(path):
         return f"there is no directory {path!r} to load a {what} from; check the path"
     reason = " ".join(str(error).split()).partition(". ")[0][:160]
     return (

@@ -5,18 +5,25 @@ page unpacks when a group of theirs is looked at.
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gvpo.report.data import Run, is_number
 from gvpo.report.tokens import Pieces
 from gvpo.runfiles import rollout_path, rollout_table
 
+Array = NDArray[np.float64]
+
 BLOCK_ROWS = 1024
 """A block holds the groups that begin within about so many completions."""
+
+_HUGE = 1e12
+"""Log-probs beyond it are shown as it; no token has one, and their thousandths would overflow."""
 
 _FACTS = ("reward", "weight", "implicit_reward", "version", "finish_reason", "source", "reason", "reward_parts")
 _TEXTS = ("group", "row", "prompt", "text", "columns")
@@ -104,7 +111,7 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
         "length": facts["length"],
         "version": facts["version"],
         "coded": {name: _coded(facts[column]) for name, column in coded.items()},
-        "parts": _parts([json.loads(text) for text in facts["reward_parts"]]),
+        "parts": _parts(facts["reward_parts"]),
     }
 
 
@@ -130,19 +137,28 @@ def token_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterato
     """
     table = rollout_table(rollout_path(run.path, groups.step), _TOKENS)
     for begin, end in _block_rows(groups):
-        yield _token_block(table.slice(begin, end - begin).to_pydict(), pieces)
+        yield _token_block(table.slice(begin, end - begin), pieces)
 
 
-def _token_block(columns: dict[str, list[Any]], pieces: Pieces | None) -> dict[str, Any]:
-    own, reference = columns["logprobs"], columns["ref_logprobs"]
-    known = [a if a is not None else b for a, b in zip(own, columns["sampler_logprobs"], strict=True)]
-    texts = zip(columns["tokens"], columns["text"], strict=True)
+def _token_block(table: Any, pieces: Pieces | None) -> dict[str, Any]:
+    own, reference, sampled = (_arrays(table[name]) for name in ("logprobs", "ref_logprobs", "sampler_logprobs"))
+    texts = zip(table["tokens"].to_pylist(), table["text"].to_pylist(), strict=True)
+    masks = table["mask"].to_pylist()
     return {
         "lengths": [pieces.lengths(tokens, text) if pieces else None for tokens, text in texts],
-        "logprobs": [_thousandths(values) for values in known],
-        "ratios": [_thousandths(_difference(a, b)) for a, b in zip(own, reference, strict=True)],
-        "masks": [None if mask is None or all(mask) else [int(value) for value in mask] for mask in columns["mask"]],
+        "logprobs": _thousandths([a if a is not None else b for a, b in zip(own, sampled, strict=True)]),
+        "ratios": _thousandths([_difference(a, b) for a, b in zip(own, reference, strict=True)]),
+        "masks": [None if mask is None or all(mask) else [int(value) for value in mask] for mask in masks],
     }
+
+
+def _arrays(column: Any) -> list[Array | None]:
+    """A column of lists as arrays; None where there is no list."""
+    lists = column.combine_chunks()
+    values = lists.values.to_numpy(zero_copy_only=False).astype(np.float64)
+    bounds = pairwise(lists.offsets.to_pylist())
+    there = lists.is_valid().to_pylist()
+    return [values[begin:end] if known else None for known, (begin, end) in zip(there, bounds, strict=True)]
 
 
 def _block_rows(groups: StepGroups) -> Iterator[tuple[int, int]]:
@@ -150,13 +166,21 @@ def _block_rows(groups: StepGroups) -> Iterator[tuple[int, int]]:
         yield groups.bounds[begin], groups.bounds[end]
 
 
-def _difference(a: Sequence[float] | None, b: Sequence[float] | None) -> list[float] | None:
+def _difference(a: Array | None, b: Array | None) -> Array | None:
     """Token by token, `a` less `b`; None where one of them is missing."""
-    return None if a is None or b is None or len(a) != len(b) else [x - y for x, y in zip(a, b, strict=True)]
+    return None if a is None or b is None or len(a) != len(b) else a - b
 
 
-def _thousandths(values: Sequence[float] | None) -> list[int | None] | None:
-    return None if values is None else [round(1000 * value) if math.isfinite(value) else None for value in values]
+def _thousandths(rows: Sequence[Array | None]) -> list[list[int | None] | None]:
+    """Values in thousandths, null where not finite; computed end to end, since a call each row is what takes time."""
+    values = np.concatenate([np.empty(0), *(row for row in rows if row is not None)])
+    finite = np.isfinite(values)
+    whole = np.rint(1000 * np.clip(np.where(finite, values, 0), -_HUGE, _HUGE)).astype(np.int64)
+    numbers: list[int | None] = whole.tolist()
+    for at in np.flatnonzero(~finite):
+        numbers[at] = None
+    rest = iter(numbers)
+    return [None if row is None else list(islice(rest, len(row))) for row in rows]
 
 
 def _rounded(value: float | None) -> float | None:
@@ -171,9 +195,11 @@ def _coded(values: Sequence[str]) -> dict[str, list[Any]]:
     return {"names": [_cut(name, 2000) for name in numbers], "codes": codes}
 
 
-def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [_rounded(row.get(name)) for row in rows] for name in names}
+def _parts(texts: Sequence[str]) -> dict[str, list[float | None]]:
+    """JSON objects as columns; rows have few different ones, so each is read once."""
+    read = {text: {name: _rounded(value) for name, value in json.loads(text).items()} for text in dict.fromkeys(texts)}
+    names = dict.fromkeys(name for row in read.values() for name in row)
+    return {name: [read[text].get(name) for text in texts] for name in names}
 
 
 def _excerpts(prompts: Sequence[str], limit: int = 100) -> list[str]:

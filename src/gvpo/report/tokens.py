@@ -59,7 +59,9 @@ class Pieces:
             tokens that end within a character, which belongs to the token that completes it. None where the tokens'
             bytes are not the text's.
         """
-        pieces = [self._piece(token) for token in tokens]
+        for token in set(tokens) - self._cache.keys():
+            self._cache[token] = self._decoded(token)
+        pieces = [self._cache[token] for token in tokens]
         joined, whole = b"".join(pieces), text.encode("utf-8", errors="replace")
         if joined == b" " + whole and pieces[0].startswith(b" "):
             pieces[0] = pieces[0][1:]  # sentencepiece's decoders drop the first space
@@ -67,11 +69,6 @@ class Pieces:
             return None
         sizes = [len(piece) for piece in pieces]
         return sizes if text.isascii() else _code_units(text, sizes)
-
-    def _piece(self, token: int) -> bytes:
-        if (piece := self._cache.get(token)) is None:
-            piece = self._cache[token] = self._decoded(token)
-        return piece
 
     def _decoded(self, token: int) -> bytes:
         if token in self._added:

@@ -3,9 +3,9 @@
 from gvpo.tasks.addition import ADDITION
 from gvpo.tasks.base import Split, Task
 from gvpo.tasks.gsm8k import GSM8K
-from gvpo.tasks.records import load_records, problems_from_records
+from gvpo.tasks.records import load_records, problems_from_records, require_file
 
 TASKS: dict[str, Task] = {"addition": ADDITION, "gsm8k": GSM8K}
 """The built-in tasks."""
 
-__all__ = ["TASKS", "Split", "Task", "load_records", "problems_from_records"]
+__all__ = ["TASKS", "Split", "Task", "load_records", "problems_from_records", "require_file"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gvpo.downloads import from_hub
 from gvpo.errors import DataError
 from gvpo.types import Problem, Prompt
 
@@ -31,14 +32,24 @@ def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str,
     Raises:
         DataError: there is no such file or data set, or it cannot be read; a bad line is named by its number.
     """
+    require_file(path_or_id)
     path = Path(path_or_id)
     reader = _READERS.get(path.suffix)
-    if reader is not None:
-        return _read(path, reader)
-    if path.exists():
+    return _from_hub(str(path_or_id), split) if reader is None else _read(path, reader)
+
+
+def require_file(path_or_id: str | Path) -> None:
+    """Nothing, if `load_records` can try: a file of a kind that it reads is there, or this is no file but a hub id.
+
+    Raises:
+        DataError: the file is missing, or of another kind.
+    """
+    path = Path(path_or_id)
+    if path.suffix in _READERS and not path.exists():
+        raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
+    if path.suffix not in _READERS and path.exists():
         kinds = ", ".join(_READERS)
         raise DataError(f"{path} is not a data file that can be read; give a file that ends in one of {kinds}")
-    return _from_hub(str(path_or_id), split)
 
 
 def problems_from_records(records: Iterable[Record]) -> list[Problem]:
@@ -115,10 +126,6 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
 def _read(path: Path, reader: Any) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = reader(path)
-    except FileNotFoundError:
-        raise DataError(
-            f"there is no file {path}; check the path, which is relative to the working directory"
-        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
     except OSError as error:
@@ -183,7 +190,8 @@ def _from_hub(name: str, split: str) -> list[dict[str, Any]]:
     where, _, named_split = name.partition("#")
     repository, _, config = where.partition(":")
     try:
-        return [dict(row) for row in datasets.load_dataset(repository, config or None, split=named_split or split)]
+        with from_hub(repository):
+            return [dict(row) for row in datasets.load_dataset(repository, config or None, split=named_split or split)]
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise DataError(

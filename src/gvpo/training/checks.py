@@ -10,6 +10,7 @@ from gvpo.policy.model import context_length, is_model, vocabulary_size
 from gvpo.policy.tokenizer import is_tokenizer
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.rollout import Encoded
+from gvpo.tasks import require_file
 from gvpo.types import Completion
 
 if TYPE_CHECKING:
@@ -39,6 +40,17 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
             raise DataError(
                 f"the data set is a {type(given).__name__}; pass rows, a `datasets` one, a file or a hub id"
             )
+
+
+def check_files(config: TrainConfig) -> None:
+    """Refuse data files that are not there, before a model is loaded or warmed up; what is in them is found later.
+
+    Raises:
+        DataError: the message names the file.
+    """
+    for named in (config.groups_data, config.train_data, config.eval_data):
+        if named is not None:
+            require_file(named)
 
 
 def check_fit(

@@ -20,6 +20,7 @@ from gvpo.rewards import RewardFunc, load
 from gvpo.training.checkpoint import TrainerState
 from gvpo.training.checks import (
     check_arguments,
+    check_files,
     check_fit,
 )
 from gvpo.training.hub import check_hub
@@ -86,6 +87,7 @@ class Trainer:
         rows = read_rows(train_dataset) if train_dataset is not None else None
         self._logged = given_records(args or TrainConfig(), rows)
         self.config = resolve_reference(args or TrainConfig(), given=self._logged is not None)
+        check_files(self.config)
         check_trackers(self.config)
         check_hub(self.config)
         self.objective = build_objective(self.config)

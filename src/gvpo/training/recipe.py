@@ -10,6 +10,7 @@ from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.training.checkpoint import verify
+from gvpo.training.checks import check_files
 from gvpo.training.hub import check_hub
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.objective import build_objective
@@ -45,6 +46,7 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
     elif not (runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)):
         raise RunError(f"there is no run in {run_dir}; start one without --resume, or correct run.dir")
     build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
+    check_files(config)
     check_trackers(config)
     check_hub(config)
     if config.warm_start_steps > 0 and not resume:

@@ -24,14 +24,29 @@ TRACKERS_FILE = "trackers.json"
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse trackers whose package is missing, before anything is loaded or trained.
+    """Refuse trackers whose package or login is missing, before anything is loaded or trained.
 
     Raises:
-        ConfigError: the message has the pip command.
+        ConfigError: the message has the command that mends it.
     """
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"run.trackers names {name}, which is not installed: pip install 'gvpo[{name}]'")
+    if "wandb" in config.trackers:
+        _check_wandb_login()
+
+
+def _check_wandb_login() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    try:
+        known = wandb.login(prompt=False)  # asks the server whether it takes the key
+    except Exception as error:  # its errors have no common root
+        raise _wandb_fails(_one_line(error)) from error
+    if not known:
+        raise _wandb_fails("there is no login on this machine")
 
 
 class Trackers:
@@ -105,11 +120,14 @@ def _wandb(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
         tracker.start()
         tracker.store_init_configuration(config.to_recipe())
     except Exception as error:  # its errors have no common root
-        raise ConfigError(
-            f"Weights & Biases does not start: {_one_line(error).rstrip('.')}; run `wandb login`, or set "
-            "WANDB_MODE=offline, and go on with --resume"
-        ) from error
+        raise _wandb_fails(_one_line(error), ", and go on with --resume") from error
     return tracker
+
+
+def _wandb_fails(reason: str, after: str = "") -> ConfigError:
+    return ConfigError(
+        f"Weights & Biases does not start: {reason.rstrip('.')}; run `wandb login`, or set WANDB_MODE=offline{after}"
+    )
 
 
 _START: dict[str, Callable[[TrainConfig, RunDirectory, int], GeneralTracker]] = {
