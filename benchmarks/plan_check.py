@@ -151,18 +151,20 @@ def measure(name: str, malloc: str = DEFAULT) -> dict[str, float]:
 
 
 @dataclass
-class _Peaks:
+class Peaks:
     """The high-water mark of each phase."""
 
     base: float = 0.0
     found: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
+        """What is resident now is the ground that peaks stand on."""
         gc.collect()
         self.base = _status("VmRSS")
         self._reset()
 
     def mark(self, phase: str) -> None:
+        """A phase has ended; keep its peak."""
         self.found[phase] = max(self.found.get(phase, 0.0), (_status("VmHWM") - self.base) / MIB)
         self._reset()
 
@@ -180,7 +182,7 @@ def _measure(case: Case) -> dict[str, float]:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     small = replace(case.workload, prompts_per_step=2, prompt_tokens=8, completion_tokens=8, tokens_per_microbatch=64)
     _run(Case({**case.model, **tiny, **heads}, small), lambda phase: None)
-    peaks = _Peaks()
+    peaks = Peaks()
     peaks.start()
     _run(case, peaks.mark)
     return peaks.found
@@ -189,14 +191,14 @@ def _measure(case: Case) -> dict[str, float]:
 def _run(case: Case, mark: Callable[[str], None]) -> None:
     """A small step, so that the optimizer's moments exist, and the case's own."""
     from gvpo.config import TrainConfig
-    from gvpo.policy.model import load_model
+    from gvpo.policy.model import checkpoint_activations, load_model
     from gvpo.policy.reference import Reference
     from gvpo.training import optim
 
     model = load_model(init=case.model)
     model.train()
     if case.workload.checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     reference = Reference(model) if case.workload.reference else None
     optimizer = optim.make_optimizer(model, TrainConfig())
     mark("load")
@@ -219,7 +221,7 @@ def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], 
     with precision():
         _sample(workload, model)
     mark("sampling")
-    groups, budget = _groups(workload, model.config.vocab_size), workload.tokens_per_microbatch
+    groups, budget = make_groups(workload, model.config.vocab_size), workload.tokens_per_microbatch
     if reference is not None:
         with precision():
             scores = iter(score(reference.model, groups, tokens_per_microbatch=budget))
@@ -231,7 +233,8 @@ def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], 
     mark("update")
 
 
-def _groups(workload: Workload, vocabulary: int) -> list[Any]:
+def make_groups(workload: Workload, vocabulary: int) -> list[Any]:
+    """Random groups of a workload's sizes; every other completion is rewarded."""
     import torch
 
     from gvpo.types import Completion, Group

@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -80,19 +80,24 @@ def _row(dotted: str, field: str, info: FieldInfo) -> str:
 
 def _value(info: FieldInfo) -> str:
     """What may stand there: its type and its bounds."""
-    bounds = [
+    return ", ".join([_kind(info.annotation), *_bounds(info)])
+
+
+def _bounds(info: FieldInfo) -> list[str]:
+    return [
         f"{sign} {getattr(bound, name):g}"
         for bound in info.metadata
         for name, sign in _BOUNDS.items()
         if hasattr(bound, name)
     ]
-    return ", ".join([_kind(info.annotation), *bounds])
 
 
 def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return _kind(next(item for item in arguments if item is not type(None)))
+        return " or ".join(_kind(item) for item in arguments if item is not type(None))
+    if origin is Annotated:
+        return " ".join([_kind(arguments[0]), *_bounds(FieldInfo.from_annotation(annotation))])
     if origin is Literal:
         return ", ".join(f"`{item}`" for item in arguments)
     if origin is list:

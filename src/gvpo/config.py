@@ -14,7 +14,7 @@ Knows nothing of torch, models or objectives; what an objective's keywords may b
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,6 +57,10 @@ class ModelConfig(Section):
         default="auto", description="autocast dtype; weights and optimizer state stay float32. auto: bfloat16 on GPUs"
     )
     attention: str = Field(default="sdpa", description="transformers attention implementation")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep one activation a layer and compute the others again in the backward: less memory, more time",
+    )
 
 
 class DataConfig(Section):
@@ -178,8 +182,10 @@ class TrainSection(Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the gradient's square")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
-    tokens_per_microbatch: int = Field(
-        default=8192, ge=1, description="tokens a forward, padding included: memory, never the result"
+    tokens_per_microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=8192,
+        description="tokens a forward, padding included: memory, never the result; halved where memory runs out. "
+        "auto: measured on the device when training starts",
     )
     prefix_sharing: Literal["auto", "on", "off"] = Field(
         default="auto", description="compute a group's prompt once; on: an error where the model cannot"
@@ -335,8 +341,8 @@ def _explain(error: ValidationError) -> str:
         return message
     field, *inside = map(str, first["loc"])
     dotted = next((dotted for dotted, name in FIELDS.items() if name == field), field)
-    if first["type"] == "string_pattern_mismatch":
-        message = _WANTED.get(dotted, message)
+    if dotted in _WANTED:  # the branch of a union that failed says nothing
+        message, inside = _WANTED[dotted], []
     return f"{'.'.join([dotted, *inside])}={first['input']!r}: {message}"
 
 
@@ -346,8 +352,9 @@ _WANTED = {
     "string_type": 'give text, "..."',
     "finite_number": "give a finite number",
     "objective.reference": "give auto, previous, initial, or every:N with N above 0",
+    "train.tokens_per_microbatch": "give a number of tokens, 1 or more, or auto",
 }
-"""What should stand there, where pydantic says it in Python's words; by its kind of error, or by key for a pattern."""
+"""What should stand there, where pydantic says it in Python's words; by its kind of error, or by key."""
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:

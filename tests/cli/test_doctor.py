@@ -106,8 +106,20 @@ def test_a_model_that_fits(model, capsys):
     out = plan(capsys, model, "--gpu", "h100", "--completion-tokens", "1024")
     assert "494.03M parameters" in out  # Qwen2.5-0.5B's own count
     assert "\nfits: " in out
-    for line in ("sampling.max_tokens 1024", "objective.reference initial its copy fits", "checkpointing not needed"):
+    for line in (
+        "sampling.max_tokens 1024",
+        "objective.reference initial its copy fits",
+        "model.gradient_checkpointing false not needed",
+    ):
         assert line in " ".join(out.split())
+
+
+def test_gradient_checkpointing_can_be_asked_for_or_is_said_to_be_needed(model, capsys):
+    asked = plan(capsys, model, "--gpu", "h100", "--gradient-checkpointing")
+    assert "model.gradient_checkpointing true as asked for" in " ".join(asked.split())
+    sizes = ("--completion-tokens", "4096", "--tokens-per-microbatch", "8192", "--reference", "previous")
+    needed = plan(capsys, model, "--gpu", "h100", "--memory", "14", *sizes)
+    assert "model.gradient_checkpointing true activations do not fit" in " ".join(needed.split())
 
 
 def test_one_that_does_not_fit_says_how_many_would(model, capsys):

@@ -201,16 +201,6 @@ def test_mode_random_state_and_head_are_left_alone(training: bool):
     assert "forward" not in vars(model.lm_head)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    model = tiny_model("llama", dtype=torch.float64)
-    group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
-    expected = gradients(model)
-    model.zero_grad()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
-    assert relative_error(gradients(model), expected) < 1e-12
-
-
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
 def test_the_logits_of_all_tokens_never_exist(budget: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 4 * VOCABULARY)

@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in _SIZES.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=what)
     group.add_argument("--reference", choices=("initial", "previous"), help="default initial: a frozen copy is kept")
+    group.add_argument(
+        "--gradient-checkpointing",
+        action="store_const",
+        const=True,
+        help="plan with model.gradient_checkpointing = true (default: only where it is needed)",
+    )
     group.add_argument("--compute-dtype", choices=("float32", "bfloat16"), help="default as model.compute_dtype = auto")
 
 
@@ -70,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
         print_plan(options)
         return 0
-    flags = ("gpu", "gpus", "memory", "reference", "compute_dtype", *_SIZES)
+    flags = ("gpu", "gpus", "memory", "reference", "compute_dtype", "gradient_checkpointing", *_SIZES)
     given = [name for name in flags if getattr(options, name) is not None]
 
     if given:

@@ -56,7 +56,10 @@ def workload_of(options: argparse.Namespace, device: Device) -> Workload:
     names = {field.name for field in fields(Workload)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     half = device.kind != "cpu" if options.compute_dtype is None else options.compute_dtype == "bfloat16"
-    return Workload(**{**given, "half": half, "reference": options.reference != "previous"})
+    checkpointing = bool(options.gradient_checkpointing)
+    return Workload(
+        **{**given, "half": half, "reference": options.reference != "previous", "checkpointing": checkpointing}
+    )
 
 
 def _config(model: str) -> dict[str, object]:
@@ -100,7 +103,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _settings_table(plan: Plan, asked: Workload) -> Table:
-    use, model_note = plan.workload, "from Python: model.gradient_checkpointing_enable(), then gvpo.Trainer(model, ...)"
+    use = plan.workload
     table = Table(title="Settings", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = [
         ("sampling.group_size", str(use.group_size), ""),
@@ -110,11 +113,17 @@ def _settings_table(plan: Plan, asked: Workload) -> Table:
         ("train.groups_per_update", str(use.groups), "costs no memory: the update is exact under any split"),
         ("train.tokens_per_microbatch", str(use.tokens_per_microbatch), "memory, never the result"),
         ("objective.reference", "initial" if use.reference else "previous", _reference_note(plan)),
-        ("gradient checkpointing", "needed" if use.checkpointing else "not needed", model_note * use.checkpointing),
+        ("model.gradient_checkpointing", str(use.checkpointing).lower(), _checkpointing_note(plan, asked)),
     ]
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _checkpointing_note(plan: Plan, asked: Workload) -> str:
+    if not plan.workload.checkpointing:
+        return "not needed"
+    return "as asked for" if asked.checkpointing else "activations do not fit; the update takes about a third longer"
 
 
 def _reference_note(plan: Plan) -> str:

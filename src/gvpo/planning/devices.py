@@ -5,6 +5,7 @@ Data sheets: NVIDIA's for A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RT
 """
 
 import difflib
+import math
 import os
 import shutil
 import subprocess
@@ -131,6 +132,43 @@ def machine_memory() -> float:
         return min(total, float(limit))
     except (OSError, ValueError):
         return total
+
+
+def free_memory() -> float:
+    """Bytes that a process here may still take: of the machine, of its container, and below `ulimit -v`."""
+    return min(_available(), _left_of_container(), _left_of_address_space())
+
+
+def _available() -> float:
+    """What Linux says can be had without swapping; elsewhere half of what there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return machine_memory() / 2
+    return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def _left_of_container() -> float:
+    """The control group's limit (version 2) less what it holds, the page cache that it would drop aside."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = float((group / "memory.max").read_text())
+        held = float((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
+    return limit - held + sum(float(line.split()[1]) for line in lines if line.startswith("inactive_file"))
+
+
+def _left_of_address_space() -> float:
+    try:
+        import resource  # not on every system
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = float(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return math.inf
+    return math.inf if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
 
 
 def _matmul_rate() -> float:

@@ -134,6 +134,21 @@ def verify_round_trip(
         _verify_logprobs(model, tokenizer(text).input_ids or [0], directory)
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep one activation a layer and compute the others again in the backward.
+
+    It works in train mode alone: transformers skips it in eval mode. No random state is kept for the second time: in
+    updates nothing is random.
+
+    Raises:
+        ModelError: the architecture cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    except ValueError as error:
+        raise ModelError(f"model.gradient_checkpointing: {_one_line(error)}; set it to false") from error
+
+
 @contextmanager
 def no_dropout(model: nn.Module) -> Iterator[None]:
     """Make forwards repeatable while the model stays in train mode: dropout, layer drop and router jitter are 0 inside.

@@ -49,6 +49,7 @@ class TrainerState:
         before: the evaluation before training, by metric; {} without held-out problems.
         latest: the newest evaluation.
         data: fingerprint of what the run trains on.
+        budget: the token budget, as set and as resolved (`gvpo.training.budget`).
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class TrainerState:
     before: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
     data: str = ""
+    budget: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
 """A policy that learns from groups: reference and old log-probs attached, the group-exact update, the optimizer.
 
 learn(groups):  cut into optimizer batches ──▶ attach log-probs ──▶ per batch: group_backward ──▶ AdamW
+
+No forward is made that another one has made already. The first update of a step meets the very policy that sampled, so
+old log-probs are those of its own forward; so are the reference's where the reference is the policy of the step's
+start: with "previous" in each step, with "initial" in the first, with "every:N" in each that refreshes it.
 """
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,12 +23,16 @@ from gvpo.errors import TrainingError
 from gvpo.objectives import kl_in_reward
 from gvpo.policy.reference import Reference
 from gvpo.training import optim
+from gvpo.training.budget import Budget, Found, find_budget, probe_objective
 from gvpo.training.objective import BoundObjective, updates_per_step
 from gvpo.training.sources import TrainingGroup
-from gvpo.training.update import Scored, UpdateOutput, group_backward, score
+from gvpo.training.update import Objective, Scored, UpdateOutput, group_backward, score
+from gvpo.types import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 MAX_NON_FINITE = 5
 
@@ -49,11 +58,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Learned:
-    """All updates of a rollout, and the seconds they took."""
+    """All updates of a rollout, the seconds they took, and the token budget at their end.
+
+    The budget is None where "auto" has not met a group yet.
+    """
 
     updates: Sequence[Update]
     scoring: float
     updating: float
+    budget: int | None = None
 
 
 class Learner:
@@ -68,6 +81,7 @@ class Learner:
     def __init__(self, model: "PreTrainedModel", objective: BoundObjective, config: TrainConfig) -> None:
         self.model, self.objective, self.config = model, objective, config
         self.optimizer = optim.make_optimizer(model, config)
+        self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
         stored = objective.needs_reference and config.reference != "previous"
         self.reference = Reference(model) if stored else None
@@ -75,22 +89,27 @@ class Learner:
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
         """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
 
+        Where memory runs out the token budget is halved and the update made again. Until the weights have moved, that
+        includes every log-prob of the step, so that at unchanged weights all ratios are exactly 1.
+
         Raises:
-            TrainingError: too many updates in a row were not finite.
+            TrainingError: too many updates in a row were not finite, or memory runs out with one completion a forward.
         """
         started = time.perf_counter()
         self._refresh_reference(step)
-        batches = self._prepare(groups)
-        scored_at = time.perf_counter()
-        updates: list[Update] = []
-        for turn in range(self.config.passes):
-            for index, batch in enumerate(batches):
-                update = self._update(batch, step, number=len(updates), on_policy=turn == index == 0)
-                if turn == index == 0 and self._needs_old_pass() and self.config.passes * len(batches) > 1:
-                    batches[0] = self._attach_old(batch, _scored(update.output))
-                    update = dataclasses.replace(update, groups=batches[0])
-                updates.append(update)
-        return Learned(updates, scored_at - started, time.perf_counter() - scored_at)
+        if not groups:
+            return Learned([], time.perf_counter() - started, 0.0, self.budget.tokens)
+        self.budget.resolve(lambda: self._find_budget(groups))
+        batches, output, scored_at = self._attempt(functools.partial(self._start, groups, step), groups)
+        updates = [self._apply(batches[0], output, step, number=0)]
+        if self._is_attached_late(batches, step):
+            batches[0] = self._attach_old(batches[0], _scored(output), step)
+            updates = [dataclasses.replace(updates[0], groups=batches[0])]
+        for number in range(1, self.config.passes * len(batches)):
+            batch = batches[number % len(batches)]
+            output = self._attempt(functools.partial(self._push, batch, on_policy=False), batch)
+            updates.append(self._apply(batch, output, step, number=number))
+        return Learned(updates, scored_at - started, time.perf_counter() - scored_at, self.budget.tokens)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as `model.compute_dtype` says; weights stay as they are."""
@@ -100,62 +119,114 @@ class Learner:
             return torch.autocast(device, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _refresh_reference(self, step: int) -> None:
+    def _attempt(self, work: Callable[[int], T], groups: Sequence[TrainingGroup]) -> T:
+        """`work` within the token budget, which shrinks where memory runs out."""
+        forget = functools.partial(self.optimizer.zero_grad, set_to_none=True)
+        return self.budget.attempt(work, _plain(groups), forget)
+
+    def _find_budget(self, groups: Sequence[TrainingGroup]) -> Found:
+        """Try micro-batches of growing size, as an update will make them; gradients are left as they were, none."""
+        trainable = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        moments = 0 if self.optimizer.state else 2 * trainable  # AdamW makes them in its first step
+        device = next(self.model.parameters()).device
+        probe = functools.partial(self._backward, objective=probe_objective)
+        try:
+            return find_budget(probe, _plain(groups), device, owed=moments)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _is_refreshed(self, step: int) -> bool:
+        """Whether the reference is taken from the policy as this step begins."""
         kind, _, every = self.config.reference.partition(":")
-        if self.reference is not None and kind == "every" and step > 1 and (step - 1) % int(every) == 0:
+        return self.reference is None or step == 1 or (kind == "every" and (step - 1) % int(every) == 0)
+
+    def _refresh_reference(self, step: int) -> None:
+        if self.reference is not None and step > 1 and self._is_refreshed(step):
             self.reference.refresh(self.model)
 
-    def _prepare(self, groups: Sequence[TrainingGroup]) -> list[list[TrainingGroup]]:
+    def _start(
+        self, groups: Sequence[TrainingGroup], step: int, budget: int
+    ) -> tuple[list[list[TrainingGroup]], UpdateOutput, float]:
+        """All that is computed before the weights move: the step's batches, and the first one's gradient.
+
+        Returns:
+            The batches, the first one's output, and when its log-probs were there.
+        """
+        batches = self._prepare(groups, step, budget)
+        scored_at = time.perf_counter()
+        return batches, self._push(batches[0], budget, on_policy=True), scored_at
+
+    def _prepare(self, groups: Sequence[TrainingGroup], step: int, budget: int) -> list[list[TrainingGroup]]:
         """Cut into optimizer batches and attach what each needs before the weights move.
 
-        The first batch meets the very policy that sampled it, so its old log-probs (and, with reference "previous", its
-        reference ones) are those of its own update: no pass is needed for it.
+        The first batch meets the very policy that sampled it, so its old log-probs (and, where the reference is that
+        policy, its reference ones) are those of its own update: no pass is needed for it.
         """
-        size = self.config.groups_per_update or max(1, len(groups))
+        size = self.config.groups_per_update or len(groups)
         batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
-        if self.reference is not None:
-            batches = [_attach(batch, "ref_logprobs", self._score(self.reference.model, batch)) for batch in batches]
+        if self.reference is not None and not self._is_refreshed(step):
+            batches = [_attach(b, "ref_logprobs", self._score(self.reference.model, b, budget)) for b in batches]
         first = 0 if self.config.kl_in_reward > 0 else 1
-        if self._needs_old_pass():
-            batches[first:] = [self._attach_old(b, self._score(self.model, b)) for b in batches[first:]]
+        if self._needs_old_pass(step):
+            batches[first:] = [self._attach_old(b, self._score(self.model, b, budget), step) for b in batches[first:]]
         if self.config.kl_in_reward > 0:
             batches = [_with_kl_in_reward(batch, self.config.kl_in_reward) for batch in batches]
+            batches[0] = self._without_old(batches[0], step)
         return batches
 
-    def _needs_old_pass(self) -> bool:
-        return self.objective.needs_old or self._refers_to_previous or self.config.kl_in_reward > 0
+    def _needs_old_pass(self, step: int) -> bool:
+        return self.objective.needs_old or self._refers_to_start(step) or self.config.kl_in_reward > 0
 
-    @property
-    def _refers_to_previous(self) -> bool:
+    def _refers_to_start(self, step: int) -> bool:
         """The reference is the policy as it was when the step began: its old log-probs serve."""
-        return self.objective.needs_reference and self.reference is None
+        return self.objective.needs_reference and self._is_refreshed(step)
 
-    def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored]) -> list[TrainingGroup]:
-        """Old log-probs, which are the reference's too where the objective has one and it is the previous policy."""
+    def _is_attached_late(self, batches: Sequence[Sequence[TrainingGroup]], step: int) -> bool:
+        """Whether the first batch needs the log-probs of its own update: for later passes, or for the metrics."""
+        again = self.config.passes * len(batches) > 1
+        return self._needs_old_pass(step) and (again or self.reference is not None or self.config.kl_in_reward > 0)
+
+    def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored], step: int) -> list[TrainingGroup]:
+        """Old log-probs, which are the reference's too where it is the policy of the step's start."""
         attached = _attach(batch, "old_logprobs", scored)
-        return _attach(attached, "ref_logprobs", scored) if self._refers_to_previous else attached
+        return _attach(attached, "ref_logprobs", scored) if self._refers_to_start(step) else attached
 
-    def _score(self, model: "PreTrainedModel", batch: Sequence[TrainingGroup]) -> list[Scored]:
+    def _without_old(self, batch: Sequence[TrainingGroup], step: int) -> list[TrainingGroup]:
+        """The first batch once its rewards are changed: its update is to see that it is on-policy."""
+        attached = ("old_logprobs", "ref_logprobs") if self._refers_to_start(step) else ("old_logprobs",)
+        nothing = dict.fromkeys(attached)
+        return [_with_completions(entry, [nothing] * len(entry.group.completions)) for entry in batch]
+
+    def _score(self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int) -> list[Scored]:
         with self.autocast():
             return score(
                 model,
-                [entry.group for entry in batch],
-                tokens_per_microbatch=self.config.tokens_per_microbatch,
+                _plain(batch),
+                tokens_per_microbatch=budget,
                 prefix_sharing=self.config.prefix_sharing,
                 temperature=self.config.temperature,
             )
 
-    def _update(self, batch: Sequence[TrainingGroup], step: int, *, number: int, on_policy: bool) -> Update:
+    def _push(self, batch: Sequence[TrainingGroup], budget: int, *, on_policy: bool) -> UpdateOutput:
+        """The gradient of a batch, into `.grad`."""
+        return self._backward(_plain(batch), budget, objective=self.objective.function, on_policy=on_policy)
+
+    def _backward(
+        self, groups: Sequence[Group], budget: int, *, objective: Objective, on_policy: bool = False
+    ) -> UpdateOutput:
         with self.autocast():
-            output = group_backward(
+            return group_backward(
                 self.model,
-                [entry.group for entry in batch],
-                self.objective.function,
-                tokens_per_microbatch=self.config.tokens_per_microbatch,
+                groups,
+                objective,
+                tokens_per_microbatch=budget,
                 prefix_sharing=self.config.prefix_sharing,
                 temperature=self.config.temperature,
                 on_policy=on_policy,
             )
+
+    def _apply(self, batch: Sequence[TrainingGroup], output: UpdateOutput, step: int, *, number: int) -> Update:
+        """The optimizer's step on the gradient that a push has left. It is never made twice, so not attempted."""
         per_step = updates_per_step(self.config)
         rate = optim.learning_rate(self.config, (step - 1) * per_step + number, self.config.steps * per_step)
         norm = math.nan
@@ -176,6 +247,10 @@ class Learner:
                 f"loss or gradient was not finite in {MAX_NON_FINITE} updates in a row; lower train.learning_rate, "
                 "or look at the rewards and log-ratios of the last rollout file"
             )
+
+
+def _plain(batch: Sequence[TrainingGroup]) -> list[Group]:
+    return [entry.group for entry in batch]
 
 
 def _attach(batch: Sequence[TrainingGroup], name: str, scored: Sequence[Scored]) -> list[TrainingGroup]:

@@ -47,6 +47,7 @@ def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None) -> di
         **_length_metrics(rollout),
         **_policy_metrics(trained.values()),
         **_update_metrics(learned.updates),
+        **({} if learned.budget is None else {"train/tokens_per_microbatch": learned.budget}),
         **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
         "seconds/scoring": learned.scoring,
         "seconds/updating": learned.updating,

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning, RewardError
-from gvpo.policy.model import load_model
+from gvpo.policy.model import checkpoint_activations, load_model
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import RewardFunc, load
@@ -231,6 +231,8 @@ def _load(model: "str | Path | PreTrainedModel", config: TrainConfig) -> "PreTra
         model.float()
     moved: PreTrainedModel = model.to(PartialState().device)
     moved.train()
+    if config.gradient_checkpointing:
+        checkpoint_activations(moved)
     return moved
 
 

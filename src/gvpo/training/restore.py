@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "rewards.workers",
     "rewards.memory_limit",
     "train.tokens_per_microbatch",
+    "model.gradient_checkpointing",
     "run.dir",
     "sampling.tokens_per_batch",
     "run.trackers",
@@ -82,5 +83,6 @@ def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> N
     learner.model.load_state_dict(saved)
     learner.optimizer.load_state_dict(loaded.optimizer)
     learner.non_finite = loaded.state.non_finite
+    learner.budget.restore(loaded.state.budget)
     if learner.reference is not None and loaded.reference is not None:
         learner.reference.load_state_dict(loaded.reference)

@@ -122,6 +122,8 @@ class Session:
             rollout = self.source.rollout(step)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
+        for note in self.learner.budget.take_notes():
+            self.progress.say(note)
         self.state.step = step
         self._newest = rollout
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
@@ -214,6 +216,7 @@ class Session:
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self._began
         self.state.non_finite = self.learner.non_finite
+        self.state.budget = self.learner.budget.state()
         reference = self.learner.reference
         first = not any(self.run.checkpoints.glob("step-*"))
         path = self.checkpoints.save(
