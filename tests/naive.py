@@ -42,12 +42,12 @@ def naive_scores(model: PreTrainedModel, group: Group, row: Completion, temperat
 def naive_update(
     model: PreTrainedModel, groups: Sequence[Group], objective: Callable[..., Any], temperature: float = 1.0
 ) -> Naive:
-    """The objective on all rows at once and its gradient; the model's own `.grad` is left as it was."""
+    """The objective on all rows at once and its gradient by what is trained; `.grad` is left as it was."""
     rows = [row for group in groups for row in group.completions]
     scores = [naive_scores(model, group, row, temperature) for group in groups for row in group.completions]
     logprobs = pad_sequence([each for each, _ in scores], batch_first=True)
     output = objective(logprobs, **_keywords(groups, rows, objective, logprobs))
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     gradients = torch.autograd.grad(output.loss, parameters, allow_unused=True, materialize_grads=True)
     return Naive(
         loss=output.loss.detach(),

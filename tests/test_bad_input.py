@@ -281,7 +281,7 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
     "a number for rewards": (lambda: train(reward_funcs=3), RewardError, "reward_funcs is a int; pass functions"),
     "a number among rewards": (lambda: train(reward_funcs=[3]), RewardError, "reward 'int' is a int; give a function"),
     "no rewards": (lambda: train(reward_funcs=[]), ConfigError, "there is no reward: set rewards.funcs"),
-    "a peft config": (lambda: gvpo.Trainer("good", peft_config=object()), ConfigError, "peft_config is not supported"),
+    "a peft config": (lambda: gvpo.Trainer("good", peft_config=object()), ModelError, "only LoRA is supported"),
     "no such device": (lambda: gvpo.load_model("good", device="xpu"), ModelError, "cannot put the model on xpu"),
     "no model": (lambda: gvpo.load_model(), ModelError, "give either the path of a model or init"),
     "a recipe without a model": (

@@ -63,6 +63,26 @@ class ModelConfig(Section):
     )
 
 
+class LoraSection(Section):
+    """[lora] Train an adapter on the frozen model; neither rank nor path: all weights are trained."""
+
+    lora_rank: int | None = Field(default=None, ge=1, description="of a fresh adapter's matrices")
+    lora_alpha: int | None = Field(
+        default=None, ge=1, description="its output is scaled by alpha / rank; default twice the rank"
+    )
+    lora_target_modules: list[str] = Field(
+        default_factory=list, description="names of the layers it changes; default all linear ones but the head"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, description="0 alone: updates need exact forwards")
+    lora_path: str | None = Field(default=None, description="directory or hub id of an adapter to start from instead")
+    lora_quantization: Literal["none", "4bit"] = Field(
+        default="none", description="4bit: the frozen weights in NF4, by bitsandbytes (QLoRA)"
+    )
+    lora_base_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the frozen weights; the adapter's are float32 always"
+    )
+
+
 class DataConfig(Section):
     """[data] The problems and how they become prompts."""
 
@@ -222,6 +242,7 @@ class CheckpointConfig(Section):
 SECTIONS: dict[str, type[Section]] = {
     "run": RunConfig,
     "model": ModelConfig,
+    "lora": LoraSection,
     "data": DataConfig,
     "warm_start": WarmStartConfig,
     "sampling": SamplingConfig,
@@ -266,6 +287,7 @@ class TrainConfig(
     SamplingConfig,
     WarmStartConfig,
     DataConfig,
+    LoraSection,
     ModelConfig,
     RunConfig,
 ):
@@ -330,7 +352,24 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
         offline and c.objective == "sft",
         GROUPS_FOR_SFT,
     )
+    yield from _impossible_lora(c)
     yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"
+
+
+def _impossible_lora(c: TrainConfig) -> Iterable[tuple[bool, str]]:
+    adapted = c.lora_rank is not None or c.lora_path is not None
+    fresh = {"alpha": c.lora_alpha, "target_modules": c.lora_target_modules}
+    given = next((name for name, value in fresh.items() if value), None)
+    yield (
+        c.lora_dropout > 0,
+        f"lora.dropout={c.lora_dropout:g} does not work: updates need exact forwards; leave it at 0",
+    )
+    yield c.lora_rank is not None and c.lora_path is not None, "set lora.rank (a fresh adapter) or lora.path, not both"
+    yield given is not None and c.lora_rank is None, f"lora.{given} is for a fresh adapter; set lora.rank too"
+    yield (
+        adapted and c.model_init is not None and c.warm_start_steps == 0,
+        "lora would train beside random weights that stay as they are; set warm_start.steps, or model.path",
+    )
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,12 +1,14 @@
-"""The reference: a frozen copy of the policy, refreshed in place."""
+"""The reference: a frozen copy of the policy, refreshed in place; of an adapter, the adapter of then or none."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from gvpo.errors import ModelError
-from gvpo.policy.reference import Reference
+from gvpo.policy import lora
+from gvpo.policy.reference import AdapterReference, Reference, make_reference
 from tests.fakes import CONFIGS, tiny_model
+from tests.policy.test_lora import adapted, move
 
 IDS = torch.tensor([[5, 9, 30, 7, 7, 12]])
 
@@ -77,3 +79,76 @@ def test_weights_of_another_model_are_refused():
         reference.load_state_dict(dict(tiny_model("llama").named_parameters()))
     with pytest.raises(ModelError, match="do not fit"):
         reference.refresh(tiny_model("qwen2", hidden_size=64))
+
+
+def referred(reference):
+    """What the reference's logits are."""
+    with reference.scoring() as model:
+        return logits(model)
+
+
+def storages(model):
+    return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("kind", ["whole", "fresh", "moved"])
+def test_it_is_the_policy_as_it_was(kind):
+    policy = tiny_model("llama") if kind == "whole" else adapted(moved=kind == "moved")
+    start = logits(policy)
+    reference = make_reference(policy)
+    (moved if kind == "whole" else move)(policy)
+    now = logits(policy)
+    assert not torch.equal(now, start)
+    assert torch.equal(referred(reference), start)
+    assert torch.equal(logits(policy), now)
+    reference.refresh(policy)
+    assert torch.equal(referred(reference), now)
+
+
+def test_a_fresh_adapter_costs_the_reference_nothing():
+    reference = make_reference(adapted(moved=False))
+    assert isinstance(reference, AdapterReference)
+    assert reference.state_dict() == {}
+
+
+@pytest.mark.parametrize("was_moved", [True, False])
+def test_the_base_is_never_copied(was_moved):
+    policy = adapted(moved=was_moved)
+    before, trained = storages(policy), dict(lora.trainable(policy))
+    reference = make_reference(policy)
+    reference.refresh(policy)
+    with reference.scoring() as model:
+        assert model is policy
+        assert storages(model) == before
+    assert reference.state_dict().keys() == trained.keys()
+    assert sum(each.numel() for each in reference.state_dict().values()) == sum(p.numel() for p in trained.values())
+
+
+def test_an_error_while_scoring_leaves_the_policy_as_it_was():
+    for was_moved in (True, False):
+        policy = adapted(moved=was_moved)
+        reference = make_reference(policy)
+        move(policy)
+        now = logits(policy)
+        with pytest.raises(ZeroDivisionError), reference.scoring():
+            raise ZeroDivisionError
+        assert torch.equal(logits(policy), now)
+
+
+def test_an_adapters_reference_comes_back_through_safetensors(tmp_path):
+    for name, was_moved in (("off", False), ("stored", True)):
+        reference = make_reference(adapted(moved=was_moved))
+        before = referred(reference)
+        save_file(reference.state_dict(), tmp_path / name)
+        other = make_reference(adapted(moved=not was_moved))
+        assert not torch.equal(referred(other), before)
+        other.load_state_dict(load_file(tmp_path / name))
+        assert torch.equal(referred(other), before)
+
+
+def test_an_adapters_reference_of_another_shape_is_refused():
+    reference = make_reference(adapted())
+    with pytest.raises(ModelError, match="do not fit this model"):
+        reference.load_state_dict(make_reference(adapted(r=2)).state_dict())
+    with pytest.raises(ModelError, match="do not fit this model"):
+        reference.load_state_dict(make_reference(adapted("all linear")).state_dict())

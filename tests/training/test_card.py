@@ -9,6 +9,7 @@ import yaml
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
+from gvpo.policy.lora import Adapter
 from gvpo.training.card import model_card
 from gvpo.training.checkpoint import TrainerState, load
 from tests.fakes import byte_tokenizer
@@ -53,6 +54,18 @@ def test_defaults_of_the_objective_are_named():
     assert shown["Reference"] == "none"
     assert facts(card())["Reference"] == "policy at the start of each step"
     assert "kl_in_reward 0.1" in facts(card(objective="grpo", kl_in_reward=0.1, reference="initial"))["Objective"]
+
+
+def test_an_adapter_names_its_base_to_the_hub():
+    adapter = Adapter("Qwen/Qwen2.5-0.5B-Instruct", 8, 16, ("q_proj", "v_proj"))
+    config = TrainConfig(task="gsm8k", reference="previous")
+    text = model_card(config, STATE, byte_tokenizer(), "a/start", needs_reference=True, adapter=adapter)
+    assert metadata(text)["library_name"] == "peft"
+    assert metadata(text)["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert "lora" in metadata(text)["tags"]
+    assert facts(text)["Adapter"] == "LoRA for Qwen/Qwen2.5-0.5B-Instruct: rank 8, alpha 16, on q_proj, v_proj"
+    assert "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path)" in text
+    assert "Load the tokenizer with `PreTrainedTokenizerFast`" in text
 
 
 def test_offline_data_is_named():

@@ -111,6 +111,13 @@ def test_a_run_pushes_its_final_model_tokenizer_and_card_and_nothing_else(tmp_pa
     assert runfiles.read_json(tmp_path / "summary.json")["hub"] == summary["hub"]
 
 
+def test_an_adapter_is_pushed_without_its_base(tmp_path: Path, hub: Hub):
+    trainer(tmp_path, push_to_hub="me/model", lora_rank=2, **NO_EVAL).train()
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(hub.files)
+    assert not any(name.startswith(("trainer/", "model")) for name in hub.files)
+    assert b"library_name: peft" in hub.files["README.md"]
+
+
 def test_a_run_directory_or_a_checkpoint_is_pushed_later(tmp_path: Path, hub: Hub):
     summary = trainer(tmp_path, checkpoint_every=1, **{**NO_EVAL, "steps": 2}).train()
     gvpo.push_to_hub(tmp_path, "me/model", private=False, token="hf_other")
@@ -154,7 +161,7 @@ def test_offline_and_push_exclude_each_other(tmp_path: Path, monkeypatch: pytest
 
 def test_what_is_no_model_is_not_pushed(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(RunError, match="has no checkpoint to push"):
+    with pytest.raises(RunError, match="has no checkpoint; set"):
         push_to_hub(tmp_path, "me/model", token="hf_x")
     with pytest.raises(RunError, match="there is no model in"):
         push_to_hub(tmp_path / "checkpoints", "me/model", token="hf_x")

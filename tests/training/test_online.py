@@ -232,7 +232,7 @@ def second(completions: Any, **_: Any) -> list[float]:
             ConfigError,
             "rewards.accuracy='wrong' is not one of the rewards: digits",
         ),
-        ((), {"peft_config": object()}, ConfigError, "peft_config is not supported yet"),
+        ((), {"peft_config": object()}, ModelError, "is object; only LoRA is supported"),
         ((), {"settings": {"objective": "gvp"}}, ConfigError, "choose one of"),
         ((), {"settings": {"group_size": 1}}, ConfigError, "set sampling.group_size to 2 or more"),
         (("no/such/model", share()), {}, ModelError, "there is no directory 'no/such/model'"),

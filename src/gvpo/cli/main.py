@@ -13,6 +13,7 @@ from typing import NoReturn
 COMMANDS = {
     "train": "train a model by a recipe",
     "report": "write the report of one run or several",
+    "merge": "merge a LoRA adapter into its base: a whole model for any program",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
     "init": "write a small project that trains: recipe, reward and data to make your own",
 }

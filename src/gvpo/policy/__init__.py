@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gvpo.policy.merge import merge_adapter
     from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
     from gvpo.policy.reference import Reference
     from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id, stop_ids
@@ -16,6 +17,7 @@ __all__ = [
     "encode_prompt",
     "load_model",
     "load_tokenizer",
+    "merge_adapter",
     "no_dropout",
     "pad_id",
     "save_model",
@@ -28,6 +30,7 @@ _MODULES = {
     "encode_prompt": "tokenizer",
     "load_model": "model",
     "load_tokenizer": "tokenizer",
+    "merge_adapter": "merge",
     "no_dropout": "model",
     "pad_id": "tokenizer",
     "save_model": "model",

@@ -26,6 +26,8 @@ from transformers.utils import logging as transformers_logging
 
 from gvpo.downloads import from_hub
 from gvpo.errors import ModelError, RoundTripError
+from gvpo.policy import lora
+from gvpo.policy.quantize import Quantization, quantization_config, stay_trainable
 from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_difference
 
 LOGPROB_TOLERANCE = 1e-4
@@ -44,8 +46,9 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     device: torch.device | str | None = None,
+    quantization: Quantization = "none",
 ) -> PreTrainedModel:
-    """Load a causal language model, or make a fresh one.
+    """Load a causal language model, or make a fresh one. A LoRA adapter comes on its base, ready to be trained on.
 
     The dtype is always explicit: a bfloat16 checkpoint comes as float32 parameters, since bfloat16 ones do not move at
     the learning rates of RL. Compute in bfloat16 is autocast's business.
@@ -57,6 +60,7 @@ def load_model(
         dtype: of the parameters.
         attention: transformers' attention implementation, "sdpa" or "eager" say.
         device: where to put it; None leaves it on the CPU.
+        quantization: "4bit" keeps the layers' weights in 4 bits (QLoRA): train an adapter on them, not the model.
 
     Returns:
         The model in eval mode, or in train mode where it is fresh: transformers' own defaults.
@@ -70,7 +74,10 @@ def load_model(
     """
     if (path_or_id is None) == (init is None):
         raise ModelError("give either the path of a model or init for a fresh one, not both or none")
-    load = _fresh(init, seed, dtype, attention) if init is not None else _pretrained(str(path_or_id), dtype, attention)
+    if init is not None:
+        load = _fresh(init, seed, dtype, attention)
+    else:
+        load = _stored(str(path_or_id), dtype, attention, quantization)
     return load if device is None else _moved(load, device)
 
 
@@ -94,12 +101,17 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> None:
     """Write a directory that transformers and vLLM load: safetensors, config, generation config, tokenizer.
 
+    Of a model with a LoRA adapter, the adapter alone, as PEFT and vLLM load it.
+
     Raises:
         ModelError: the files cannot be written, or transformers refuses the generation config.
     """
     try:
         with _quietly():
-            model.save_pretrained(directory)
+            if lora.is_adapted(model):
+                lora.save_adapter(model, directory)
+            else:
+                model.save_pretrained(directory)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python
@@ -129,7 +141,9 @@ def verify_round_trip(
             f"the tokenizer saved in {directory} does not come back as it was: {difference}; "
             "train with a tokenizer that save_pretrained keeps whole"
         )
-    if model is not None:
+    if model is not None and lora.is_adapted(model):
+        lora.verify_adapter(model, directory)
+    elif model is not None:
         text = max(texts, key=len, default="Round trip.")
         _verify_logprobs(model, tokenizer(text).input_ids or [0], directory)
 
@@ -231,15 +245,29 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
+def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:
+    """A whole model, or an adapter on its base."""
+    if not lora.is_adapter(path):
+        return _pretrained(path, dtype, attention, quantization)
+    model = _pretrained(lora.base_of(path), dtype, attention, quantization)
+    lora.load_adapter(model, path)
+    return model
+
+
+def _pretrained(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ModelError(
             f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
         )
+    bits = quantization_config(quantization)
     try:
         with _quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(
-                path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                path,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **({} if bits is None else {"quantization_config": bits}),
             )
     except Exception as error:  # damaged files raise whatever their parsers do, safetensors' own class among it
         raise _cannot_load(path, attention, error) from error
@@ -249,6 +277,8 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str) -> Any:
             f"{path} lacks {len(missing)} weights of a causal language model ({missing[0]}, ...) and they would be "
             "random; give a complete checkpoint"
         )
+    if bits is not None:
+        stay_trainable(model)
     _refuse_encoder(model, path)
     return model
 
@@ -274,7 +304,7 @@ def _cannot_load(path: str, attention: str, error: Exception) -> ModelError:
 def _refuse_encoder(model: PreTrainedModel, path: str) -> None:
     """Encoders load as causal models and look ahead all the same; those whose config leaves it open are asked."""
     if getattr(model.config, "is_decoder", True) is False:
-        first, other = (_logprobs(model, [0, second])[0, 0] for second in (0, 1))
+        first, other = (next_logprobs(model, [0, second])[0, 0] for second in (0, 1))
         if not torch.equal(first, other):
             raise ModelError(f"the model in {path} is an encoder: its tokens see later ones; give a causal model")
 
@@ -305,7 +335,7 @@ def _quietly() -> Iterator[None]:
 def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str | Path) -> None:
     saved = load_model(directory, dtype=model.dtype, attention=model.config._attn_implementation, device=model.device)
     saved.train(model.training)
-    difference = float((_logprobs(model, ids) - _logprobs(saved, ids)).abs().max())
+    difference = float((next_logprobs(model, ids) - next_logprobs(saved, ids)).abs().max())
     if not difference <= LOGPROB_TOLERANCE:
         raise RoundTripError(
             f"the model saved in {directory} gives other log-probs, by up to {difference:.2g} nats, than the one in "
@@ -314,7 +344,8 @@ def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str 
 
 
 @torch.no_grad()
-def _logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+    """[1, T, V] float32 log-probs of every next token, without gradient or noise, of ids cut to the context."""
     limit = context_length(model) or len(ids)
     with no_dropout(model), torch.autocast(model.device.type, enabled=False):
         logits = model(input_ids=torch.tensor([list(ids)[:limit]], device=model.device), use_cache=False).logits

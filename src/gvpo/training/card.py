@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.objectives import OBJECTIVES
+from gvpo.policy.lora import Adapter
 from gvpo.training.checkpoint import TrainerState
 from gvpo.training.run import environment
 
@@ -26,6 +27,7 @@ def model_card(
     start: str,
     *,
     needs_reference: bool,
+    adapter: Adapter | None = None,
 ) -> str:
     """The card's text.
 
@@ -35,24 +37,29 @@ def model_card(
         tokenizer: as it is saved; its class decides what loads it.
         start: the model that training started from, a hub id or a path; "" for one that was made on the spot.
         needs_reference: whether the objective read reference log-probs.
+        adapter: the LoRA adapter that the checkpoint holds instead of a model.
 
     Returns:
         Markdown with the hub's metadata in front. The same settings and state give the same text.
     """
     rows = [("Objective", _objective(config)), ("Reference", _reference(config) if needs_reference else "none")]
+    rows += [("Adapter", _adapter(adapter))] if adapter is not None else []
     rows += _facts(config, state, start)
     facts = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     title = f"{config.objective.upper()}, step {state.step}"
+    load = _load(tokenizer) if adapter is None else _load_adapter(tokenizer, adapter)
     return "\n".join(
-        [_metadata(config, start), f"# {title}\n", _opening(start), "| | |\n|---|---|", facts, _load(tokenizer)]
+        [_metadata(config, start, adapter), f"# {title}\n", _opening(start), "| | |\n|---|---|", facts, load]
     )
 
 
-def _metadata(config: TrainConfig, start: str) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
-    lines += ["tags:", "- gvpo", "- reinforcement-learning"] if config.objective != "sft" else ["tags:", "- gvpo"]
-    if _is_hub_id(start):
-        lines.append(f"base_model: {start}")
+def _metadata(config: TrainConfig, start: str, adapter: Adapter | None) -> str:
+    library, base = ("transformers", start) if adapter is None else ("peft", adapter.base)
+    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
+    lines += ["tags:", "- gvpo", *(["- lora"] if adapter is not None else [])]
+    lines += ["- reinforcement-learning"] if config.objective != "sft" else []
+    if _is_hub_id(base):
+        lines.append(f"base_model: {base}")
     if config.train_data is not None and _is_hub_id(config.train_data):
         lines += ["datasets:", f"- {config.train_data.partition(':')[0].partition('#')[0]}"]
     return "\n".join(["---", *lines, "---\n"])
@@ -77,6 +84,11 @@ def _facts(config: TrainConfig, state: TrainerState, start: str) -> Iterator[tup
             yield f"Held-out accuracy, {name}", _before_and_after(state, key)
     yield "Seed", config.seed
     yield "Versions", ", ".join(f"{name} {version}" for name, version in environment()["packages"].items() if version)
+
+
+def _adapter(adapter: Adapter) -> str:
+    base = f" for {_public(adapter.base)}" if adapter.base else ""
+    return f"LoRA{base}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
 
 
 def _objective(config: TrainConfig) -> str:
@@ -139,9 +151,30 @@ def _public(name: str) -> str:
     return name if not name or _is_hub_id(name) else Path(name).name
 
 
+def _load_adapter(tokenizer: "PreTrainedTokenizerBase", adapter: Adapter) -> str:
+    """How to load adapter and base, and the tokenizer of training."""
+    base = _public(adapter.base) or "the model that training started from"
+    return f"""
+## Load it
+
+This is a LoRA adapter, not a whole model: it belongs on {base}.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path)
+```
+
+`gvpo merge path out` writes a whole model. The adapter's weights are float32.
+
+{_TRAP if _is_plain(tokenizer) else _NO_TRAP} It lies beside the adapter.
+"""
+
+
 def _load(tokenizer: "PreTrainedTokenizerBase") -> str:
     """How to load model and tokenizer so that the tokens are those of training."""
-    own = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    own = _is_plain(tokenizer)
     loader = "PreTrainedTokenizerFast" if own else "AutoTokenizer"
     return f"""
 ## Load it
@@ -156,6 +189,11 @@ tokenizer = {loader}.from_pretrained(path)
 {_TRAP if own else _NO_TRAP} `gvpo.load_tokenizer(path)` compares what transformers loads with `tokenizer.json` and
 takes the file where they differ. The weights are float32.
 """
+
+
+def _is_plain(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer is read off its file, and no class of transformers stands for it."""
+    return type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 _TRAP = """\

@@ -1,11 +1,12 @@
 """Checkpoints: written beside and renamed, verified by checksum when read.
 
 checkpoints/step-000100/
-  config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load
+  config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load; of a LoRA run
+                                                     adapter_config.json and adapter_model.safetensors instead
   README.md                                          the model card
   trainer/state.json                                 step, updates, seconds, best so far, ...
   trainer/optimizer.pt
-  trainer/reference.safetensors                      where the reference is a stored copy
+  trainer/reference.safetensors                      where the reference is stored; empty: the adapter switched off
   trainer/manifest.json                              sha256 of every other file
 """
 
@@ -24,13 +25,16 @@ import safetensors.torch
 import torch
 
 from gvpo.errors import CheckpointError, GvpoWarning, ModelError
+from gvpo.policy import lora
 from gvpo.policy.model import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MANIFEST = "trainer/manifest.json"
-REQUIRED = {"config.json", "trainer/state.json", "trainer/optimizer.pt"}
+REQUIRED = {"trainer/state.json", "trainer/optimizer.pt"}
+MODEL = {"config.json", lora.CONFIG_FILE}
+"""One of these: a whole model or an adapter."""
 PARTIAL, REMOVED = ".partial", ".removed"
 """How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
 
@@ -234,7 +238,7 @@ def verify(path: Path) -> None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: it is incomplete") from None
-    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED:
+    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED or not manifest.keys() & MODEL:
         raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
     for name, checksum in manifest.items():
         _verify_file(path, name, checksum)

@@ -13,9 +13,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
+from gvpo.policy import lora
 
 PRIVATE_TO_THE_RUN = ["trainer/*", ".*"]
-"""What stays here: optimizer, reference and state are for resuming, and larger than the model."""
+"""What stays here: optimizer, reference and state are for resuming, and larger than what was trained."""
 
 
 def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -38,7 +39,7 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, to
         >>> push_to_hub("runs/demo", "me/addition-gvpo")  # doctest: +SKIP
     """
     check_push(repo_id, token)
-    checkpoint = _checkpoint(Path(directory))
+    checkpoint = checkpoint_in(directory)
     api = huggingface_hub.HfApi(token=token)
     try:
         page = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -82,12 +83,19 @@ def check_hub(config: TrainConfig) -> None:
         raise ConfigError("checkpoint.push_to_hub needs the network and HF_HUB_OFFLINE is set; unset one of them")
 
 
-def _checkpoint(directory: Path) -> Path:
+def checkpoint_in(directory: str | Path) -> Path:
+    """The newest checkpoint of a run; a checkpoint, or any directory with a model or an adapter, is itself.
+
+    Raises:
+        RunError: there is none.
+    """
+    directory = Path(directory)
     if (directory / runfiles.CHECKPOINTS).is_dir():
         found = sorted((directory / runfiles.CHECKPOINTS).glob("step-*"))
         if not found:
-            raise RunError(f"the run in {directory} has no checkpoint to push; set checkpoint.every, or let it finish")
+            raise RunError(f"the run in {directory} has no checkpoint; set checkpoint.every, or let it finish")
         return found[-1]
-    if not (directory / "config.json").is_file() or not list(directory.glob("*.safetensors")):
+    described = any((directory / name).is_file() for name in ("config.json", lora.CONFIG_FILE))
+    if not described or not list(directory.glob("*.safetensors")):
         raise RunError(f"there is no model in {directory}; give a run's directory or one of its checkpoints")
     return directory

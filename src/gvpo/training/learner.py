@@ -21,7 +21,7 @@ import torch
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
 from gvpo.objectives import kl_in_reward
-from gvpo.policy.reference import Reference
+from gvpo.policy.reference import make_reference
 from gvpo.training import optim
 from gvpo.training.budget import Budget, Found, find_budget, probe_objective
 from gvpo.training.objective import BoundObjective, updates_per_step
@@ -84,7 +84,7 @@ class Learner:
         self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
         stored = objective.needs_reference and config.reference != "previous"
-        self.reference = Reference(model) if stored else None
+        self.reference = make_reference(model) if stored else None
 
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
         """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
@@ -165,7 +165,8 @@ class Learner:
         size = self.config.groups_per_update or len(groups)
         batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
         if self.reference is not None and not self._is_refreshed(step):
-            batches = [_attach(b, "ref_logprobs", self._score(self.reference.model, b, budget)) for b in batches]
+            with self.reference.scoring() as reference:
+                batches = [_attach(b, "ref_logprobs", self._score(reference, b, budget)) for b in batches]
         first = 0 if self.config.kl_in_reward > 0 else 1
         if self._needs_old_pass(step):
             batches[first:] = [self._attach_old(b, self._score(self.model, b, budget), step) for b in batches[first:]]

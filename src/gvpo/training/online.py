@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
-
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning, RewardError
-from gvpo.policy.model import checkpoint_activations, load_model
+from gvpo.policy import lora
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import RewardFunc, load
+from gvpo.training.adapter import check_adapter, starting_policy
 from gvpo.training.checkpoint import TrainerState
 from gvpo.training.checks import (
     check_arguments,
@@ -65,9 +63,11 @@ class Trainer:
             Rows with `completions` and `rewards` are logged groups: nothing is sampled, and no reward is needed.
         eval_dataset: the same, held out.
         processing_class: the tokenizer; default the model's own.
-        peft_config: not supported yet.
+        peft_config: a `peft.LoraConfig`: train a fresh adapter, and leave the model's own weights as they are. A
+            `PeftModel` as `model` is trained in place, too.
 
     Raises:
+        ModelError: a model, an adapter or a tokenizer that cannot be used.
         ConfigError: settings that cannot work, or nothing to train on.
     """
 
@@ -81,19 +81,19 @@ class Trainer:
         processing_class: "PreTrainedTokenizerBase | None" = None,
         peft_config: object | None = None,
     ) -> None:
-        if peft_config is not None:
-            raise ConfigError("peft_config is not supported yet; leave it out to train all weights")
+        model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
         rows = read_rows(train_dataset) if train_dataset is not None else None
         self._logged = given_records(args or TrainConfig(), rows)
         self.config = resolve_reference(args or TrainConfig(), given=self._logged is not None)
+        check_adapter(self.config, peft_config)
         check_files(self.config)
         check_trackers(self.config)
         check_hub(self.config)
         self.objective = build_objective(self.config)
         self.rewards = reward_functions(self.config, reward_funcs)
         self._check_rewards()
-        self.model = _load(model, self.config)
+        self.model = starting_policy(model, self.config, peft_config)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
         samples = self.objective.name != "sft" and self._logged is None
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
@@ -222,18 +222,6 @@ def _reward_name(item: str | Callable[..., Any]) -> str:
     if isinstance(item, str):
         return item.rpartition(":")[2]
     return getattr(item, "__name__", type(item).__name__)
-
-
-def _load(model: "str | Path | PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
-    if isinstance(model, str | Path):
-        model = load_model(model, attention=config.attention)
-    if model.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
-        model.float()
-    moved: PreTrainedModel = model.to(PartialState().device)
-    moved.train()
-    if config.gradient_checkpointing:
-        checkpoint_activations(moved)
-    return moved
 
 
 def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) -> str:

@@ -9,6 +9,7 @@ from gvpo.errors import CheckpointError, ConfigError, RunError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.training.adapter import ALL_WEIGHTS
 from gvpo.training.checkpoint import verify
 from gvpo.training.checks import check_files
 from gvpo.training.hub import check_hub
@@ -120,6 +121,7 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         checkpoint_every=0,
         checkpoint_verify=False,
         warm_start_steps=0,
+        **ALL_WEIGHTS,
         trackers=[],
         push_to_hub=None,
     )

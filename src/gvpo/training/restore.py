@@ -6,6 +6,7 @@ from typing import Any
 
 from gvpo.config import TrainConfig
 from gvpo.errors import RunError
+from gvpo.policy import lora
 from gvpo.policy.model import load_model
 from gvpo.recipefiles import restore_config
 from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
@@ -78,11 +79,20 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig, *, data: s
 
 
 def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
-    dtype = learner.model.dtype
-    saved: Mapping[str, Any] = load_model(loaded.path, dtype=dtype, attention=config.attention).state_dict()
-    learner.model.load_state_dict(saved)
+    _restore_weights(loaded.path, learner, config)
     learner.optimizer.load_state_dict(loaded.optimizer)
     learner.non_finite = loaded.state.non_finite
     learner.budget.restore(loaded.state.budget)
     if learner.reference is not None and loaded.reference is not None:
         learner.reference.load_state_dict(loaded.reference)
+
+
+def _restore_weights(checkpoint: Path, learner: Learner, config: TrainConfig) -> None:
+    if lora.is_adapted(learner.model):
+        lora.read_adapter(learner.model, checkpoint)
+        return
+    if lora.is_adapter(checkpoint):
+        raise RunError(f"{checkpoint} holds a LoRA adapter; resume the run with the peft_config that it started with")
+    dtype = learner.model.dtype
+    saved: Mapping[str, Any] = load_model(checkpoint, dtype=dtype, attention=config.attention).state_dict()
+    learner.model.load_state_dict(saved)

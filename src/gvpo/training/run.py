@@ -21,7 +21,7 @@ from gvpo.runfiles import RolloutRow
 LOCK = ".lock"
 """The file that `locked` holds; it tells the process that has, or last had, the run."""
 
-PACKAGES = ("gvpo", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
+PACKAGES = ("gvpo", "torch", "transformers", "accelerate", "datasets", "numpy", "peft", "pyarrow")
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gvpo.config import TrainConfig
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
+from gvpo.policy.lora import adapter_of
 from gvpo.policy.model import verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning
 from gvpo.rewards import RewardPool
@@ -233,7 +234,10 @@ class Session:
 
     def _card(self) -> str:
         needs_reference = self.learner.objective.needs_reference
-        return model_card(self.config, self.state, self.tokenizer, self._start(), needs_reference=needs_reference)
+        adapter = adapter_of(self.learner.model)
+        return model_card(
+            self.config, self.state, self.tokenizer, self._start(), needs_reference=needs_reference, adapter=adapter
+        )
 
     def _start(self) -> str:
         """The model that training started from; "" for one that was made on the spot."""

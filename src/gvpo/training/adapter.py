@@ -1,0 +1,99 @@
+"""The policy that a run starts from: the model loaded and placed, with its LoRA adapter where it trains one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError
+from gvpo.policy import lora
+from gvpo.policy.model import checkpoint_activations, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ALL_WEIGHTS: dict[str, Any] = {
+    "lora_rank": None,
+    "lora_alpha": None,
+    "lora_target_modules": [],
+    "lora_path": None,
+    "lora_quantization": "none",
+    "lora_base_dtype": "float32",
+}
+"""Settings of a run without an adapter."""
+
+
+def check_adapter(config: TrainConfig, peft_config: object | None) -> None:
+    """Refuse a `peft_config` that is none, or one adapter too many, before a model is loaded.
+
+    Raises:
+        ModelError: it is no `peft.LoraConfig`, or has dropout.
+        ConfigError: the settings ask for an adapter too.
+    """
+    if peft_config is None:
+        return
+    lora.require_lora(peft_config)
+    if config.lora_rank is not None or config.lora_path is not None:
+        raise ConfigError("peft_config and the [lora] settings both ask for an adapter; give one")
+
+
+def starting_policy(
+    model: "str | Path | PreTrainedModel", config: TrainConfig, peft_config: object | None
+) -> "PreTrainedModel":
+    """Load the model if it is a name, put the run's adapter on it, and put it on this process's device.
+
+    Args:
+        model: a directory, a hub id or a loaded model; changed in place.
+        config: the settings.
+        peft_config: a `peft.LoraConfig` for a fresh adapter, instead of the settings' own.
+
+    Returns:
+        The policy in train mode; what is trained of it is float32.
+
+    Raises:
+        ModelError: the model or the adapter cannot be used.
+        ConfigError: a half-precision or quantised base is asked for without an adapter.
+    """
+    policy = _loaded(model, config) if isinstance(model, str | Path) else _given(model, config)
+    _adapt(policy, config, peft_config)
+    if not lora.is_adapted(policy):
+        _refuse_frozen_weights(policy, config)
+        if policy.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
+            policy.float()
+    moved: PreTrainedModel = policy.to(PartialState().device)
+    moved.train()
+    if config.gradient_checkpointing:
+        checkpoint_activations(moved)
+    return moved
+
+
+def _loaded(name: str | Path, config: TrainConfig) -> "PreTrainedModel":
+    return load_model(
+        name,
+        dtype=getattr(torch, config.lora_base_dtype),
+        attention=config.attention,
+        quantization=config.lora_quantization,
+    )
+
+
+def _given(model: "PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
+    if config.lora_quantization != "none" and not getattr(model, "is_quantized", False):
+        raise ConfigError("lora.quantization is done on loading, and this model is loaded; pass its path or id")
+    return model
+
+
+def _adapt(policy: "PreTrainedModel", config: TrainConfig, peft_config: object | None) -> None:
+    if config.lora_path is not None:
+        lora.load_adapter(policy, config.lora_path)
+    elif (wanted := peft_config or lora.settings(config)) is not None:
+        lora.add_adapter(policy, wanted, seed=config.seed)
+
+
+def _refuse_frozen_weights(policy: "PreTrainedModel", config: TrainConfig) -> None:
+    """Settings for weights that stay frozen, where all weights are trained."""
+    if getattr(policy, "is_quantized", False) or config.lora_quantization != "none":
+        raise ConfigError("quantised weights cannot be trained; set lora.rank to train an adapter on them")
+    if config.lora_base_dtype != "float32":
+        raise ConfigError("lora.base_dtype is for the frozen weights under an adapter; set lora.rank too")

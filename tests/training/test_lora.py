@@ -1,0 +1,245 @@
+"""Runs that train a LoRA adapter: what moves, what is held, what is written, how they go on."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, ModelError, RunError
+from gvpo.policy import lora
+from gvpo.policy.model import load_model
+from gvpo.policy.reference import AdapterReference
+from gvpo.training.checkpoint import verify
+from gvpo.training.learner import Learner
+from gvpo.training.objective import build_objective
+from gvpo.training.online import Trainer
+from gvpo.training.sources import TrainingGroup
+from gvpo.training.update import score
+from tests.policy.test_lora import move
+from tests.training.toy import ROWS, config, groups, lines, model, same, share, stopped_at, tokenizer, trainer, weights
+
+FRESH: dict[str, Any] = {"lora_rank": 4, "checkpoint_verify": True}
+RUNS: dict[str, dict[str, Any]] = {
+    "off": {"reference": "initial", "objective": "grpo", "kl_coef": 0.1, "passes": 2, "groups_per_update": 3},
+    "every three": {"reference": "every:3"},  # a checkpoint lies between two refreshes
+    "previous": {"reference": "previous", "groups_per_update": 1},
+}
+COMMON: dict[str, Any] = {**FRESH, "steps": 5, "checkpoint_every": 2, "eval_every": 2, "schedule": "linear"}
+
+
+def adapter_config(**changes: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "down_proj"], **changes})
+
+
+def policy(*, moved: bool = False) -> PreTrainedModel:
+    adapted = model()
+    lora.add_adapter(adapted, adapter_config())
+    return move(adapted) if moved else adapted
+
+
+def with_peft(run_dir: Path, given: Any, start: Any = None, **settings: Any) -> Any:
+    return Trainer(
+        start if start is not None else model(),
+        share(),
+        args=config(run_dir, **settings),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        processing_class=tokenizer(),
+        peft_config=given,
+    )
+
+
+def learner(start: PreTrainedModel, **settings: Any) -> Learner:
+    settings = config(None, **{"steps": 4, "learning_rate": 1e-2, **settings})
+    return Learner(start, build_objective(settings), settings)
+
+
+def sampled(start: PreTrainedModel) -> list[TrainingGroup]:
+    return [TrainingGroup(group, index, tuple(range(4))) for index, group in enumerate(groups(policy=start))]
+
+
+def adapter_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / f"checkpoints/step-{step:06d}/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("was_moved", [False, True])
+def test_the_reference_is_the_start_and_the_base_never_moves(was_moved: bool):
+    start = policy(moved=was_moved)
+    batch = sampled(start)
+    wanted = [each.logprobs for each in score(start, [entry.group for entry in batch])]
+    frozen = {name: p.detach().clone() for name, p in start.named_parameters() if not p.requires_grad}
+    one = learner(start)
+    one.learn(batch, 1)
+    learned = one.learn(batch, 2)
+    rows = [row for entry in learned.updates[0].groups for row in entry.group.completions]
+    assert all(torch.equal(row.ref_logprobs, want) for row, want in zip(rows, wanted, strict=True))
+    now = [each.logprobs for each in score(start, [entry.group for entry in batch])]
+    assert any(not torch.equal(each, want) for each, want in zip(now, wanted, strict=True))
+    after = dict(start.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+
+
+def test_every_n_stores_the_adapter_of_that_moment():
+    start = policy()
+    batch = sampled(start)
+    one = learner(start, reference="every:2")
+    one.learn(batch, 1)
+    assert one.reference is not None
+    assert one.reference.state_dict() == {}
+    one.learn(batch, 2)
+    then = {name: p.detach().clone() for name, p in lora.trainable(start)}
+    one.learn(batch, 3)
+    assert same(one.reference.state_dict(), then)
+
+
+def test_nothing_is_held_twice_but_the_adapter():
+    start = policy(moved=True)
+    trained = {name: p.numel() for name, p in lora.trainable(start)}
+    one = learner(start)
+    one.learn(sampled(start), 1)
+    assert isinstance(one.reference, AdapterReference)
+    assert {name: each.numel() for name, each in one.reference.state_dict().items()} == trained
+    moments = [value for state in one.optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert sum(moment.numel() for moment in moments) == 2 * sum(trained.values())
+    assert sum(trained.values()) < sum(p.numel() for p in start.parameters()) / 4
+
+
+def test_the_previous_policy_needs_no_reference():
+    assert learner(policy(), reference="previous", groups_per_update=1).reference is None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_exactly(tmp_path: Path, name: str):
+    def run(path: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        start = model()
+        trainer(path, policy=start, **{**COMMON, **RUNS[name]}).train(resume=resume)
+        return weights(start)
+
+    end = run(tmp_path / "unbroken")
+    for stop, resume in ((4, False), (5, True)):
+        with stopped_at(stop):
+            run(tmp_path / "stopped", resume=resume)
+    assert same(run(tmp_path / "stopped", resume=True), end)
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "unbroken")
+    assert same(adapter_weights(tmp_path / "stopped", 5), adapter_weights(tmp_path / "unbroken", 5))
+
+
+def test_a_checkpoint_is_an_adapter_that_peft_loads(tmp_path: Path):
+    start = model()
+    run = trainer(tmp_path, policy=start, **FRESH)
+    summary = run.train()
+    checkpoint = Path(summary["model"])
+    verify(checkpoint)
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md", "trainer"} <= names
+    assert not {"model.safetensors", "config.json"} & names
+    loaded = peft.PeftModel.from_pretrained(model(), str(checkpoint))
+    ids = torch.tensor([tokenizer()("123").input_ids])
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(ids).logits, start.eval()(ids).logits)
+
+
+def test_the_settings_and_peft_config_train_alike(tmp_path: Path):
+    trainer(tmp_path / "settings", lora_rank=4, lora_target_modules=["q_proj", "down_proj"], lora_alpha=16).train()
+    with_peft(tmp_path / "peft", adapter_config(lora_alpha=16)).train()
+    assert same(adapter_weights(tmp_path / "settings", 3), adapter_weights(tmp_path / "peft", 3))
+
+
+def test_a_peft_model_is_trained_in_place(tmp_path: Path):
+    whole = peft.get_peft_model(model(), adapter_config())
+    before = {name: p.detach().clone() for name, p in whole.named_parameters()}
+    with_peft(tmp_path, None, whole).train()
+    after = dict(whole.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    stored = peft.get_peft_model_state_dict(whole)
+    assert same({name: p.detach() for name, p in stored.items()}, adapter_weights(tmp_path, 3))
+
+
+def test_training_starts_from_a_stored_adapter(tmp_path: Path):
+    first = trainer(tmp_path / "first", **FRESH)
+    first.train()
+    start = tmp_path / "first/checkpoints/step-000003"
+    second = trainer(tmp_path / "second", lora_path=str(start), steps=1)
+    assert same({n: p.detach() for n, p in lora.trainable(second.model)}, dict(lora.trainable(first.model)))
+    second.train()
+    reference = load_file(tmp_path / "second/checkpoints/step-000001/trainer/reference.safetensors")
+    assert same(reference, {name: p.detach() for name, p in lora.trainable(first.model)})
+
+
+def test_a_fresh_adapters_stored_reference_is_empty(tmp_path: Path):
+    trainer(tmp_path, **FRESH).train()
+    assert load_file(tmp_path / "checkpoints/step-000003/trainer/reference.safetensors") == {}
+
+
+def test_the_card_names_the_base_and_the_adapter(tmp_path: Path):
+    model().save_pretrained(tmp_path / "base")
+    trainer(tmp_path / "run", policy=tmp_path / "base", **FRESH).train()
+    card = (tmp_path / "run/checkpoints/step-000003/README.md").read_text()
+    assert "library_name: peft" in card
+    assert "| Adapter | LoRA for base: rank 4, alpha 8, on down_proj, gate_proj, k_proj, " in card
+    assert "it belongs on base." in card
+    assert "AutoModelForCausalLM.from_pretrained(base)" in card
+    assert str(tmp_path) not in card
+    assert load_model(tmp_path / "run/checkpoints/step-000003").name_or_path == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_rank": 4, "lora_dropout": 0.1}, r"lora\.dropout=0\.1 does not work: updates need exact forwards"),
+        ({"lora_alpha": 4}, r"lora\.alpha is for a fresh adapter; set lora\.rank too"),
+        ({"lora_target_modules": ["q_proj"]}, r"lora\.target_modules is for a fresh adapter; set lora\.rank too"),
+        ({"lora_rank": 4, "lora_path": "a"}, r"set lora\.rank \(a fresh adapter\) or lora\.path, not both"),
+        ({"lora_rank": 4, "model_init": {}}, r"beside random weights .* set warm_start\.steps, or model\.path"),
+        ({"lora_rank": 0}, r"lora\.rank=0"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)
+
+
+def test_models_and_settings_that_cannot_work_together(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"peft_config and the \[lora\] settings both ask for an adapter"):
+        with_peft(tmp_path, adapter_config(), lora_rank=4)
+    with pytest.raises(ConfigError, match=r"lora\.base_dtype is for the frozen weights under an adapter"):
+        trainer(tmp_path, lora_base_dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"dropout 0\.05 and updates need exact forwards; set lora_dropout=0"):
+        with_peft(tmp_path, adapter_config(lora_dropout=0.05))
+    whole = peft.get_peft_model(model(), adapter_config(lora_dropout=0.05))
+    with pytest.raises(ModelError, match="set lora_dropout=0"):
+        with_peft(tmp_path, None, whole)
+    with pytest.raises(ModelError, match="has no layer 'wq' for LoRA"):
+        trainer(tmp_path, lora_rank=4, lora_target_modules=["wq"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_another_adapter_does_not_go_on(tmp_path: Path):
+    settings = {"steps": 4, "checkpoint_every": 2}
+
+    def go_on(given: Any, *, resume: bool = True) -> None:
+        with_peft(tmp_path, given, **settings).train(resume=resume)
+
+    with stopped_at(4):
+        go_on(adapter_config(), resume=False)
+    with pytest.raises(RunError, match="holds a LoRA adapter; resume the run with the peft_config that it started"):
+        go_on(None)
+    with pytest.raises(ModelError, match="has r=4, the model's has 2"):
+        go_on(adapter_config(r=2))
+    go_on(adapter_config())
+
+
+def test_a_base_in_bfloat16_stays_so(tmp_path: Path):
+    model().save_pretrained(tmp_path / "base")
+    run = trainer(tmp_path / "run", policy=tmp_path / "base", lora_base_dtype="bfloat16", **FRESH)
+    run.train()
+    dtypes = {p.requires_grad: p.dtype for p in run.model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
