@@ -4,6 +4,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
+    Gemma3TextConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -12,6 +15,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
@@ -59,7 +63,27 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_moe": Qwen3MoeConfig(
         **_SMALL, head_dim=8, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
     ),
+    "gemma3": Gemma3TextConfig(
+        **_SMALL, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+    ),
 }
+
+RECURRENT: dict[str, PreTrainedConfig] = {
+    "qwen3_next": Qwen3NextConfig(
+        **{**_SMALL, "num_hidden_layers": 4},
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        mlp_only_layers=[0, 1, 2, 3],
+    ),
+    "falcon_h1": FalconH1Config(
+        **_SMALL, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=16
+    ),
+    "lfm2": Lfm2Config(**_SMALL, layer_types=["conv", "full_attention"]),
+}
+"""Models with states: linear attention, a state space model, convolutions, each with full attention besides."""
 
 
 def tiny_model(
@@ -70,7 +94,8 @@ def tiny_model(
     Experts are computed by the plain loop, the only implementation that also works in float64.
     """
     torch.manual_seed(seed)
-    settings = type(CONFIGS[kind])(**{**CONFIGS[kind].to_diff_dict(), **config})
+    template = {**CONFIGS, **RECURRENT}[kind]
+    settings = type(template)(**{**template.to_diff_dict(), **config})
     experts = {"experts_implementation": "eager"} if hasattr(settings, "num_experts") else {}
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **experts)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -92,34 +93,23 @@ def relative_error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
 
 @contextmanager
 def double_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Norms and routers in float64: transformers computes them in float32 whatever the weights are in."""
-    patched = []
-    for module in model.modules():
-        forward = _DOUBLE.get(next((name for name in _DOUBLE if type(module).__name__.endswith(name)), ""))
-        if forward is not None:
-            module.forward = forward.__get__(module)
-            patched.append(module)
-    try:
+    """Norms, routers and recurrences in float64: transformers computes them in float32 whatever the weights are in."""
+    with _NoFloat32():
         yield
-    finally:
-        for module in patched:
-            del module.forward
 
 
-def _norm(self: Any, hidden_states: Tensor) -> Tensor:
-    variance = hidden_states.square().mean(-1, keepdim=True)
-    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+class _NoFloat32(TorchFunctionMode):
+    """Leaves float64 tensors in float64 where they are asked to become float32."""
 
-
-def _router(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logits = hidden_states.reshape(-1, self.hidden_dim) @ self.weight.T
-    values, indices = torch.softmax(logits, dim=-1).topk(self.top_k, dim=-1)
-    if self.norm_topk_prob:
-        values = values / values.sum(dim=-1, keepdim=True)
-    return logits, values, indices
-
-
-_DOUBLE = {"RMSNorm": _norm, "TopKRouter": _router}
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if isinstance(args[0] if args else None, Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            if kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, masked: bool = True) -> list[Group]:

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import forward
 from gvpo.policy.attention import TREES, Tree, Trees
+from gvpo.policy.fork_layout import Fork
 from gvpo.policy.forward import (
     FastPathWarning,
     Path,
@@ -88,7 +89,7 @@ def test_a_window_that_the_attention_is_not_told_of_does_not_share(monkeypatch: 
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, TREES, forgetful)
     with pytest.warns(FastPathWarning, match="a layer with a sliding window of 100 tokens told its attention None"):
-        assert not choose_path(model).shared
+        assert choose_path(model).fork is not None
 
 
 def test_other_layer_types_do_not_share():
@@ -111,7 +112,7 @@ def test_local_attention_by_another_name_does_not_share():
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     assert "its attention is local (attention_types, window_size)" in why_not_shared(model)
-    assert not choose_path(model).shared
+    assert choose_path(model).fork is not None
 
 
 def test_rotary_embeddings_that_stretch_tell_up_to_where_they_do_not():
@@ -197,10 +198,11 @@ def test_a_model_that_ignores_the_trees_falls_back_and_says_so(scale: float, dty
         for parameter in model.parameters():
             parameter.mul_(scale if parameter.ndim > 1 else 1.0)
     ignore_trees(model)
-    with pytest.warns(FastPathWarning, match="shared prompts not used"):
+    with pytest.warns(FastPathWarning, match="shared prompts not used: log-probs differ"):
         path = choose_path(model)
-    assert path == Path(shared=False, fused=True)
-    with pytest.raises(ModelError, match="log-probs differ"):
+    assert path == Path(shared=True, fused=True, fork=Fork())  # its own attention knows no trees
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ModelError, match=r"log-probs differ .* and its cache .* use 'auto' or 'off'"):
         choose_path(model, "on")
 
 
@@ -210,7 +212,7 @@ def test_a_model_that_ignores_positions_falls_back():
     model.model.rotary_emb.forward = lambda x, position_ids: rotate(
         x, torch.arange(position_ids.shape[-1])[None].expand_as(position_ids)
     )
-    with pytest.warns(FastPathWarning, match="shared prompts not used"):
+    with pytest.warns(FastPathWarning, match="(shared|forked) prompts not used"):
         assert not choose_path(model).shared
 
 
@@ -218,14 +220,14 @@ def test_a_model_that_fails_on_the_fast_path_falls_back():
     model = tiny_model("llama")
     inner = model.model.forward
 
-    def picky(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        if attention_mask.ndim == 4:
+    def picky(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
             raise ValueError("only 2D masks here")
         return inner(*args, attention_mask=attention_mask, **kwargs)
 
     model.model.forward = picky
-    with pytest.warns(FastPathWarning, match="only 2D masks here"):
-        assert not choose_path(model).shared
+    with pytest.warns(FastPathWarning, match="shared prompts not used: .*only 2D masks here"):
+        assert choose_path(model).fork is not None
 
 
 def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
@@ -233,7 +235,7 @@ def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
     inner = model.model.forward
     model.model.forward = lambda *args, gvpo_trees=None, **kwargs: inner(*args, **kwargs)
     with pytest.warns(FastPathWarning, match="does not hand keywords on to its attention"):
-        assert not choose_path(model).shared
+        assert choose_path(model).fork is not None
 
 
 def test_the_models_own_attention_is_back_afterwards():

@@ -11,13 +11,12 @@ import torch
 from gvpo.objectives import grpo, gspo, gvpo, sft
 from gvpo.training.update import UpdateOutput, group_backward, score
 from gvpo.types import Completion, Group
-from tests.fakes import CONFIGS, tiny_model
+from tests.fakes import CONFIGS, RECURRENT, tiny_model
 from tests.naive import Naive, double_precision, gradients, naive_update, random_groups, relative_error
 
 GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8, 8))])
 LESS_THAN_A_COMPLETION, A_GROUP, EVERYTHING = 3, 40, 10**6
 TEMPERATURE = 0.7
-REFUSED = ("mistral", "on")  # a sliding window: tests/policy/test_forward.py
 
 
 def near_old(kind: str, spread: float) -> list[Group]:
@@ -46,7 +45,8 @@ def assert_agrees(model: Any, output: UpdateOutput, true: Naive, tolerance: floa
 @pytest.mark.parametrize("budget", [LESS_THAN_A_COMPLETION, A_GROUP, EVERYTHING])
 @pytest.mark.parametrize(
     ("kind", "sharing"),
-    [(kind, sharing) for kind in sorted(CONFIGS) for sharing in ("on", "off", "auto") if (kind, sharing) != REFUSED],
+    [(kind, sharing) for kind in sorted(CONFIGS) for sharing in ("on", "off", "auto")]
+    + [(kind, "on") for kind in sorted(RECURRENT)],
 )
 def test_loss_and_gradient_are_the_naive_ones(kind: str, sharing: Any, budget: int, double: bool):
     model = tiny_model(kind, dtype=torch.float64)
@@ -55,7 +55,8 @@ def test_loss_and_gradient_are_the_naive_ones(kind: str, sharing: Any, budget: i
         output = group_backward(
             model, GROUPS, gvpo, tokens_per_microbatch=budget, prefix_sharing=sharing, temperature=TEMPERATURE
         )
-    assert_agrees(model, output, true, 1e-10 if double else 1e-6)
+    # a recurrence that is cut elsewhere rounds otherwise, in transformers' float32
+    assert_agrees(model, output, true, 1e-10 if double else 1e-4 if kind in RECURRENT else 1e-6)
 
 
 @pytest.mark.parametrize("budget", [A_GROUP, EVERYTHING])

@@ -118,15 +118,18 @@ PRECISIONS = {
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
 @pytest.mark.parametrize("budget", [3, SMALL, LARGE])
-@pytest.mark.parametrize("kind", ["qwen2", "mistral", "qwen3_moe"])
-def test_scores_and_update_agree_bit_by_bit_at_unchanged_weights(kind: str, budget: int, precision: str):
+@pytest.mark.parametrize(
+    ("kind", "sharing"), [("qwen2", "auto"), ("mistral", "auto"), ("qwen3_moe", "auto"), ("qwen3_next", "on")]
+)
+def test_scores_and_update_agree_bit_by_bit_at_unchanged_weights(kind: str, sharing: Any, budget: int, precision: str):
     dtype, autocast = PRECISIONS[precision]
     model = tiny_model(kind, dtype=dtype)
+    settings: dict[str, Any] = {"tokens_per_microbatch": budget, "temperature": 0.9, "prefix_sharing": sharing}
     with autocast():
-        scored = score(model, GROUPS, tokens_per_microbatch=budget, temperature=0.9)
+        scored = score(model, GROUPS, **settings)
         groups = with_logprobs(GROUPS, scored, "ref_logprobs", "old_logprobs")
-        output = group_backward(model, groups, gspo, tokens_per_microbatch=budget, temperature=0.9)
-        known = group_backward(model, GROUPS, sft, tokens_per_microbatch=budget, temperature=0.9)
+        output = group_backward(model, groups, gspo, **settings)
+        known = group_backward(model, GROUPS, sft, **settings)
     for before, unknown_c, known_c in zip(scored, output.rows, known.rows, strict=True):
         assert before.logprobs.dtype == torch.float32
         assert torch.equal(before.logprobs, unknown_c.logprobs)

@@ -13,13 +13,14 @@ when c does not depend on the log-probs, as in the first, on-policy update of GV
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, DataError, ObjectiveError
 from gvpo.objectives import ObjectiveOutput
+from gvpo.policy.fork_layout import ForkedLayout
 from gvpo.policy.forward import (
     Path,
     PrefixSharing,
@@ -27,13 +28,15 @@ from gvpo.policy.forward import (
     attention_of,
     choose_path,
     compute_dtype,
+    cut,
     length_limit,
     token_scores,
     unwrap,
+    worth_sharing,
 )
 from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
-from gvpo.policy.packing import Layout, MicroBatch, plan
+from gvpo.policy.packing import Layout, MicroBatch
 from gvpo.training.collate import Batch, collate
 from gvpo.types import Group
 
@@ -200,16 +203,18 @@ class _Forwards:
         path = choose_path(model, prefix_sharing)
         limit = length_limit(unwrap(model))
         if limit is not None and _longest(groups) > limit:
-            path, budget = replace(path, shared=False), ONE_ROW
-        return cls(model, path, temperature, plan(groups, budget, shared=path.shared))
+            path, budget = path.unshared, ONE_ROW
+        elif prefix_sharing == "auto" and not worth_sharing(groups, path):
+            path = path.unshared
+        return cls(model, path, temperature, cut(groups, budget, path))
 
     def attention(self) -> AbstractContextManager[None]:
         return attention_of(self.model, self.path)
 
-    def layouts(self) -> Iterator[Layout]:
+    def layouts(self) -> Iterator[Layout | ForkedLayout]:
         return (arrange(self.model, microbatch, self.path) for microbatch in self.microbatches)
 
-    def run(self, layout: Layout, c: Tensor | None = None) -> TokenScores:
+    def run(self, layout: Layout | ForkedLayout, c: Tensor | None = None) -> TokenScores:
         coefficients = None if c is None else c[layout.row, layout.token]
         return token_scores(self.model, layout, self.path, temperature=self.temperature, coefficients=coefficients)
 
@@ -244,7 +249,7 @@ class _Table:
     def device(self) -> torch.device:
         return self.logprobs.device
 
-    def fill(self, layout: Layout, scores: TokenScores) -> None:
+    def fill(self, layout: Layout | ForkedLayout, scores: TokenScores) -> None:
         self.logprobs[layout.row, layout.token] = scores.logprobs.detach()
         self.entropy[layout.row, layout.token] = scores.entropy.detach()
 
