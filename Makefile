@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo demo-rloo test test-slow check format docs wheel clean
+.PHONY: help setup demo demo-rloo test test-slow check format docs bench bench-update bench-sampling bench-step wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -41,6 +42,21 @@ format: $(READY)  ## rewrite files in the project's format
 
 docs: $(READY)  ## rewrite docs/configuration.md from the settings
 	$(BIN)/python tools/configuration_page.py
+
+bench: bench-update bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/benchmarks.md, JSON into runs/bench
+
+bench-update: $(PEERS)
+	$(BIN)/python benchmarks/update_vs_trl.py --page docs/benchmarks.md --json runs/bench/update.json
+
+bench-sampling: $(PEERS)
+	$(BIN)/python benchmarks/sampling_vs_generate.py --page docs/benchmarks.md --json runs/bench/sampling.json
+
+bench-step: $(PEERS)
+	$(BIN)/python benchmarks/step_vs_trl.py --page docs/benchmarks.md --json runs/bench/step.json --svg docs/figures/step.svg
+
+$(PEERS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trl]'
+	@touch $@
 
 wheel: $(READY)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

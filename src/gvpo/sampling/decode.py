@@ -15,8 +15,9 @@ from gvpo.sampling.prefill import Prefilled, forward, spread
 NOISE_BLOCK = 64
 """Tokens for which noise is made at once."""
 
-SHRINK_AT = 0.5
-"""Finished rows are taken out of the batch when no more than this share is still going."""
+SHRINK_AT = 0.9
+"""Finished rows are taken out of the batch when no more than this share is still going. Each step copies the
+cache anyway, to grow it, so one more copy is soon paid for by rows that are no longer computed."""
 
 
 @dataclass(frozen=True)

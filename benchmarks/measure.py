@@ -1,0 +1,137 @@
+"""What the benchmarks share: paired times, peak memory, tables. Nothing here knows what is measured.
+
+Times are taken in turns, A B A B ..., so that a machine that slows down slows both; a ratio is the median of the pairs'
+ratios. Memory is the kernel's high-water mark above where the process stood, in a process of its own with
+MALLOC_MMAP_THRESHOLD_=65536: freed tensors go back to the system at once, so only what is in use counts.
+"""
+
+import datetime
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+MIB = 2**20
+EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+CLOCKS = {"wall": "seconds are wall-clock", "cpu": "seconds are CPU time, summed over threads"}
+"""What is timed. CPU time is the better guide for one thread on a machine that others use, and no guide for several."""
+_CLOCK = "BENCHMARK_CLOCK"
+PACKAGES = ("torch", "transformers", "trl")
+
+Seconds = Mapping[str, Sequence[float]]
+
+
+def now() -> float:
+    """Seconds on the clock that this process was told to use."""
+    return time.process_time() if os.environ.get(_CLOCK) == "cpu" else time.perf_counter()
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round; a side that returns a float has timed itself. Warm up before."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            gc.collect()
+            started = now()
+            own = run()
+            found[name].append(own if isinstance(own, float) else now() - started)
+    return found
+
+
+def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
+    """How many times faster `fast` is: the median of the pairs, and the extremes."""
+    return spread([one / other for one, other in zip(seconds[slow], seconds[fast], strict=True)])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, the least and the most."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def peak_above(run: Callable[[], Any]) -> float:
+    """MiB at the peak of a call above what is resident before it. Call it where the allocator gives memory back."""
+    gc.collect()
+    base = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark goes back to what is resident now
+    run()
+    return (_status("VmHWM") - base) / MIB
+
+
+def child(script: str, *arguments: str, threads: int, clock: str = "wall", exact_memory: bool = False) -> Any:
+    """Run a benchmark again in a process of its own and return what it prints last, as JSON.
+
+    Raises:
+        SystemExit: it failed; its own words are shown.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", _CLOCK: clock}
+    environment |= EXACT_MALLOC if exact_memory else {}
+    finished = subprocess.run(
+        [sys.executable, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed with status {finished.returncode}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:
+    """When and on what something was measured."""
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "threads": threads,
+        "clock": clock,
+        "load_before": round(os.getloadavg()[0], 2),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    rules = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rules, *rows))
+
+
+def caption(script: str, found: Mapping[str, Any]) -> str:
+    """How a table came about, in a sentence."""
+    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    return (
+        f"`python benchmarks/{script}`, {found['machine']}, {threads}, {found['date']}, {packages}. "
+        f"Load {found['load_before']} before it began; {CLOCKS[found['clock']]}."
+    )
+
+
+def write_page(page: Path | None, name: str, text: str) -> None:
+    """Put a table between its marks in a Markdown page, where a page is given.
+
+    Raises:
+        SystemExit: the page has no marks of that name.
+    """
+    if page is None:
+        return
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    old = page.read_text()
+    if start not in old or end not in old:
+        raise SystemExit(f"{page} has no place for the table: put {start.strip()} and {end} around one")
+    before, after = old.partition(start)[0], old.partition(end)[2]
+    page.write_text(f"{before}{start}\n{text}\n\n{end}{after}")
+
+
+def write_json(path: Path | None, results: Any) -> None:
+    """Keep the results where a path is given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(key))

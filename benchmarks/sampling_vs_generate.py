@@ -1,0 +1,198 @@
+"""Sampling a rollout: gvpo's TransformersSampler against transformers' own `generate(num_return_sequences=G)`.
+
+    python benchmarks/sampling_vs_generate.py [--cases ...] [--repeats N] [--engines ...] [--json FILE]
+
+Every engine gets the same model and prompts, in one batch, and draws with temperature 1 and no cut. A share of the
+vocabulary are stop tokens of a fresh model, so lengths are geometric: many rows end early, a few reach the limit. The
+engines' random numbers differ, so what is compared is tokens a second; they take turns, over several seeds.
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import CLOCKS, caption, child, circumstances, in_turns, table, write_json, write_page
+
+ENGINES = ("generate", "gvpo", "continuous")
+PAGE = 256
+"""Tokens of a block of the cache of continuous batching."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rollout.
+
+    Args:
+        layers: of the model.
+        width: of the model.
+        vocabulary: its tokens.
+        prompts: tokens of each prompt.
+        group_size: completions a prompt.
+        mean: tokens of a completion if there were no limit.
+        limit: tokens of a completion at most.
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+    prompts: tuple[int, ...]
+    group_size: int
+    mean: int
+    limit: int
+
+
+CASES = {
+    "demo": Case(2, 64, 18, (8,) * 16, 8, 18, 40),
+    "even": Case(4, 256, 32_000, (128,) * 4, 8, 10**9, 128),
+    "ragged": Case(4, 256, 32_000, (64, 64, 80, 100, 128, 160, 200, 256), 8, 100, 512),
+    "long-prompt": Case(4, 256, 32_000, (900, 1024), 8, 64, 128),
+}
+
+
+def main() -> None:
+    """Measure and print the table, or (in a child) one case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="put the table into this page, docs/benchmarks.md say")
+    parser.add_argument("--part", metavar="CASE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(_timed(CASES[options.part], options.engines, options.repeats)))
+        return
+    results = {"circumstances": circumstances(options.threads, options.clock), "cases": {}}
+    for name in options.cases:
+        arguments = ("--part", name, "--repeats", str(options.repeats), "--engines", *options.engines)
+        results["cases"][name] = child(__file__, *arguments, threads=options.threads, clock=options.clock)
+        write_json(options.json, results)
+        print(name, *_cells(name, results["cases"][name]), flush=True)
+    write_page(options.page, "sampling", markdown(results))
+    print(markdown(results))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table."""
+    header = ("rows, prompt, mean and longest completion, vocabulary", *HEADER)
+    rows = [_cells(name, found) for name, found in results["cases"].items()]
+    return f"{caption('sampling_vs_generate.py', results['circumstances'])}\n\n{table(header, rows)}"
+
+
+HEADER = ("generate tokens/s", "gvpo tokens/s", "times faster (range)", "continuous batching tokens/s")
+
+
+def _cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    case, rates = CASES[name], found["tokens_per_second"]
+    ratios = [ours / theirs for ours, theirs in zip(rates["gvpo"], rates.get("generate", []), strict=False)]
+    lengths = f"{min(case.mean, case.limit)} and {case.limit}"
+    prompts = f"{min(case.prompts)}" + (f" to {max(case.prompts)}" if len(set(case.prompts)) > 1 else "")
+    return (
+        f"{name}: {len(case.prompts) * case.group_size}, {prompts}, {lengths}, {case.vocabulary}",
+        _rate(rates, "generate"),
+        _rate(rates, "gvpo"),
+        f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "",
+        _rate(rates, "continuous"),
+    )
+
+
+def _rate(rates: dict[str, Sequence[float]], engine: str) -> str:
+    return f"{median(rates[engine]):,.0f}" if rates.get(engine) else ""
+
+
+def _timed(case: Case, engines: Sequence[str], repeats: int) -> dict[str, Any]:
+    warnings.simplefilter("ignore")
+    rollout = Rollout(case)
+    runs: dict[str, Callable[[], int]] = {name: getattr(rollout, name) for name in engines}
+    drawn: dict[str, list[int]] = {name: [] for name in engines}
+    sides = {name: (lambda name=name: drawn[name].append(runs[name]())) for name in engines}
+    in_turns(sides, 1)  # warms up
+    for counts in drawn.values():
+        counts.clear()
+    seconds = in_turns(sides, repeats)
+    rates = {name: [n / s for n, s in zip(drawn[name], seconds[name], strict=True)] for name in engines}
+    return {"seconds": seconds, "tokens": drawn, "tokens_per_second": rates}
+
+
+class Rollout:
+    """A case's model and prompts, and each engine as a function that draws all completions and counts their tokens."""
+
+    def __init__(self, case: Case) -> None:
+        import torch
+
+        from gvpo import load_model
+        from gvpo.policy.fresh import fresh_tokenizer
+
+        heads = {"num_attention_heads": case.width // 64 or 1, "num_key_value_heads": max(1, case.width // 128)}
+        sizes = {"num_hidden_layers": case.layers, "hidden_size": case.width, "intermediate_size": 4 * case.width}
+        self.model = load_model(
+            init={"architecture": "qwen2", "vocab_size": case.vocabulary, "tie_word_embeddings": True, **sizes, **heads}
+        ).eval()
+        self.case, self.calls = case, 0
+        generator = torch.Generator().manual_seed(0)
+        self.tokenizer = fresh_tokenizer(["a"])
+        self.tokenizer.eos_token = None
+        self.stops = list(range(1, 1 + round(case.vocabulary / case.mean)))
+        self.prompts = [torch.randint(case.vocabulary, (size,), generator=generator).tolist() for size in case.prompts]
+
+    def gvpo(self) -> int:
+        """Our sampler."""
+        from gvpo.sampling import Request, SamplingParams
+        from gvpo.sampling.transformers import TransformersSampler
+
+        self.calls += 1
+        requests = [Request(str(number), tuple(prompt)) for number, prompt in enumerate(self.prompts)]
+        params = SamplingParams(self.case.group_size, self.case.limit, stop_token_ids=tuple(self.stops))
+        groups = TransformersSampler(self.model, self.tokenizer).sample(requests, params, seed=0, step=self.calls)
+        return sum(len(row.tokens) for group in groups for row in group)
+
+    def generate(self) -> int:
+        """The plain call of transformers: prompts padded on the left, one batch."""
+        import torch
+
+        width = max(map(len, self.prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in self.prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._settings(num_return_sequences=self.case.group_size),
+        )
+        return sum(self._length(row) for row in found[:, width:].tolist())
+
+    def continuous(self) -> int:
+        """Continuous batching of transformers, each completion a request; its cache is as large as all of them."""
+        from transformers.generation import ContinuousBatchingConfig
+
+        requests = [prompt for prompt in self.prompts for _ in range(self.case.group_size)]
+        blocks = sum(-(-(len(prompt) + self.case.limit) // PAGE) for prompt in requests)
+        settings = ContinuousBatchingConfig(page_size=PAGE, num_blocks=blocks, max_batch_tokens=4096)
+        found = self.model.generate_batch(
+            requests,
+            generation_config=self._settings(),
+            continuous_batching_config=settings,
+            progress_bar=False,
+        )
+        return sum(len(output.generated_tokens) for output in found.values())
+
+    def _settings(self, **others: Any) -> Any:
+        from transformers import GenerationConfig
+
+        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": self.case.limit}
+        return GenerationConfig(**drawn, eos_token_id=self.stops or None, pad_token_id=0, **others)
+
+    def _length(self, row: list[int]) -> int:
+        """Tokens up to the first stop token, which counts."""
+        stops = set(self.stops)
+        return next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
+
+
+if __name__ == "__main__":
+    main()

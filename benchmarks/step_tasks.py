@@ -1,0 +1,108 @@
+"""What step_vs_trl.py trains on: a model to start from, prompts and a reward, the same for both sides.
+
+demo      the demo's additions from its warm start: 16 prompts x 8 answers of at most 40 tokens, 125k parameters
+ragged    random prompts of 64 to 256 tokens, 4 x 8 answers of 100 tokens in the mean and 512 at most, from a fresh
+          4-layer, 256-wide Qwen2 with a vocabulary of 32,000; the reward is the share of low token ids
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gvpo import Trainer, load_model
+from gvpo.cli.train import find_recipe
+from gvpo.config import TrainConfig
+from gvpo.policy.fresh import EOS, PAD, UNKNOWN, fresh_tokenizer
+from gvpo.policy.model import save_model
+from gvpo.recipefiles import read_recipe
+from gvpo.rewards import load
+from gvpo.tasks.addition import problems
+from gvpo.training.recipe import warm_start_config
+
+GROUP_SIZE = 8
+RAGGED_VOCABULARY = 32_000
+RAGGED_MEAN = 100
+PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class StepTask:
+    """A training task.
+
+    Args:
+        prompts: groups a step.
+        max_tokens: of a completion.
+        learning_rate: AdamW's, constant.
+        rows: the prompts and what the reward needs.
+        reward: of both sides.
+        make_model: writes the model to start from into a directory.
+    """
+
+    prompts: int
+    max_tokens: int
+    learning_rate: float
+    rows: Callable[[], list[dict[str, Any]]]
+    reward: Callable[..., list[float | None]]
+    make_model: Callable[[Path], None]
+
+
+def _additions() -> list[dict[str, Any]]:
+    return [{"prompt": problem.prompt, **problem.columns} for problem in problems("train", 10_000, seed=0)]
+
+
+def _warm_demo(path: Path) -> None:
+    """The demo's warm start, by its own recipe."""
+    config = TrainConfig(**read_recipe(find_recipe("demo")))
+    tokenizer = fresh_tokenizer(config.vocabulary)
+    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    model = load_model(init={"vocab_size": len(tokenizer), **ids, **config.model_init}, seed=config.seed)
+    stage = warm_start_config(config.replace(run_dir=path.with_name(f"{path.name}-run")))
+    Trainer(model, args=stage, processing_class=tokenizer).train()
+    save_model(model, tokenizer, path)
+
+
+def _random_words() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def prompt() -> str:
+        length = int(torch.randint(64, 257, (), generator=generator))
+        return " ".join(f"w{token}" for token in torch.randint(3, RAGGED_VOCABULARY, (length,), generator=generator))
+
+    return [{"prompt": prompt()} for _ in range(PROMPTS)]
+
+
+def low_ids(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
+    """The share of tokens in the lower half of the vocabulary."""
+    return [sum(token < 16_000 for token in row) / max(1, len(row)) for row in completion_ids]
+
+
+def _fresh_ragged(path: Path) -> None:
+    """A model whose completions end at random: the end token has a probability of about 1 / RAGGED_MEAN everywhere."""
+    words = {word: number for number, word in enumerate([PAD, EOS, UNKNOWN])}
+    words |= {f"w{number}": number for number in range(3, RAGGED_VOCABULARY)}
+    inner = Tokenizer(models.WordLevel(vocab=words, unk_token=UNKNOWN))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+    sizes = {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": RAGGED_VOCABULARY}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model: Any = load_model(init={"architecture": "qwen2", "tie_word_embeddings": False, **sizes, **heads, **ids})
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = (
+            1.0  # after the last norm this feature is about sqrt(256) everywhere
+        )
+        end = model.get_output_embeddings().weight[tokenizer.eos_token_id]
+        end.zero_()[0] = math.log(RAGGED_VOCABULARY / RAGGED_MEAN) / math.sqrt(256)
+    save_model(model, tokenizer, path)
+
+
+TASKS = {
+    "demo": StepTask(16, 40, 3e-4, _additions, load("boxed_answer"), _warm_demo),
+    "ragged": StepTask(4, 512, 1e-3, _random_words, low_ids, _fresh_ragged),
+}

@@ -1,0 +1,194 @@
+"""Whole training steps against TRL's GRPOTrainer.train(): seconds a step, where they go, reward against wall-clock.
+
+    python benchmarks/step_vs_trl.py [--tasks ...] [--steps N] [--rounds N] [--json FILE] [--svg FILE]
+
+Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW, float32 and one update a
+rollout, on the same model, prompts, group size, limits and reward (step_tasks.py). Each first tries its batch settings
+for two steps (SETTINGS) and keeps the fastest; then they take turns, a run of N steps and a process for each.
+"""
+
+import argparse
+import json
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import caption, child, circumstances, spread, table, write_json, write_page
+from step_tasks import GROUP_SIZE, TASKS, StepTask
+
+SETTINGS = {"trl": (8, 16, 32, 128), "gvpo": (2048, 8192, 32_768)}
+"""Of TRL the rows a forward, of gvpo the tokens a micro-batch."""
+
+TRIAL_STEPS = 2
+
+
+def main() -> None:
+    """Measure and print the table, or (in a child) one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--models", type=Path, help="where the models to start from are kept; default a fresh directory"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path, help="draw reward against seconds here")
+    parser.add_argument("--page", type=Path, help="put the table into this page, docs/benchmarks.md say")
+    parser.add_argument("--part", nargs=3, metavar=("SIDE", "TASK", "SETTING"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.part:
+        side, name, setting = options.part
+        print(json.dumps(SIDES[side](TASKS[name], options.models / name, int(setting), options.steps)))
+        return
+    models = options.models or Path(tempfile.mkdtemp())
+    results = {"circumstances": circumstances(options.threads), "tasks": {}}
+    for name in options.tasks:
+        results["tasks"][name] = _compared(name, models, options.steps, options.rounds, options.threads)
+        write_json(options.json, results)
+    if options.svg:
+        options.svg.write_text(drawing(results))
+    write_page(options.page, "step", markdown(results))
+    print(markdown(results))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table."""
+    rows = [_cells(name, side, found) for name, found in results["tasks"].items() for side in SIDES]
+    return f"{caption('step_vs_trl.py', results['circumstances'])}\n\n{table(HEADER, rows)}"
+
+
+HEADER = (
+    "task, side",
+    "batch setting",
+    "s a step (range)",
+    "sampling",
+    "update",
+    "tokens a step",
+    "steps/s, times TRL's",
+)
+
+
+def _cells(name: str, side: str, found: dict[str, Any]) -> tuple[str, ...]:
+    steps = [step for run in found[side]["runs"] for step in run]
+    seconds = spread([step["seconds"] for step in steps])
+    unit = "rows a forward" if side == "trl" else "tokens a micro-batch"
+    return (
+        f"{name}, {side}",
+        f"{found[side]['setting']} {unit}",
+        f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})",
+        f"{median(step['sampling'] for step in steps):.2f}",
+        f"{median(step['update'] for step in steps):.2f}",
+        f"{median(step['tokens'] for step in steps):.0f}",
+        f"{found['faster']['median']:.1f}" if side == "gvpo" else "",
+    )
+
+
+def drawing(results: dict[str, Any]) -> str:
+    """Reward against seconds of training, a panel for each task, as SVG."""
+    from gvpo.report.figure import figure
+    from gvpo.report.svg import Chart, Series
+
+    def series(side: str, number: int, run: Sequence[dict[str, float]]) -> Series:
+        ends = [sum(step["seconds"] for step in run[: place + 1]) for place in range(len(run))]
+        return Series(side, [(end, step["reward"]) for end, step in zip(ends, run, strict=True)], color=number)
+
+    charts = [
+        Chart(f"{name}: reward", "", [series(side, i, found[side]["runs"][0]) for i, side in enumerate(SIDES)])
+        for name, found in results["tasks"].items()
+    ]
+    return figure(charts).replace(">step<", ">s<")  # the report's charts have steps on their x axis, these seconds
+
+
+def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) -> dict[str, Any]:
+    """A task's best settings, then its runs, the sides in turn."""
+    path = models / name
+    if not (path / "config.json").exists():
+        TASKS[name].make_model(path)
+
+    def run(side: str, setting: int, count: int) -> Any:
+        arguments = ("--part", side, name, str(setting), "--steps", str(count), "--models", str(models))
+        return child(__file__, *arguments, threads=threads)
+
+    found: dict[str, Any] = {}
+    for side in SIDES:
+        rows = TASKS[name].prompts * GROUP_SIZE
+        trials = {s: _typical(run(side, s, TRIAL_STEPS)) for s in SETTINGS[side] if side == "gvpo" or s <= rows}
+        found[side] = {"setting": min(trials, key=trials.__getitem__), "trials": trials, "runs": []}
+    for _ in range(rounds):
+        for side in SIDES:
+            found[side]["runs"].append(run(side, found[side]["setting"], steps))
+    ratios = [_typical(a) / _typical(b) for a, b in zip(found["trl"]["runs"], found["gvpo"]["runs"], strict=True)]
+    return {**found, "faster": spread(ratios)}
+
+
+def _typical(run: Sequence[dict[str, float]]) -> float:
+    """The median seconds of a run's steps."""
+    return median(step["seconds"] for step in run)
+
+
+def run_gvpo(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
+    """Train with gvpo; what each step took."""
+    from datasets import Dataset
+
+    from gvpo import TrainConfig, Trainer
+    from gvpo.runfiles import METRICS, read_metrics
+
+    run_dir = Path(tempfile.mkdtemp()) / "run"
+    config = TrainConfig(
+        run_dir=run_dir,
+        objective="grpo",
+        reduction="token_mean",
+        steps=steps,
+        prompts_per_step=task.prompts,
+        group_size=GROUP_SIZE,
+        max_tokens=task.max_tokens,
+        learning_rate=task.learning_rate,
+        tokens_per_microbatch=setting,
+        eval_problems=0,
+        rollouts_every=0,
+        checkpoint_verify=False,
+    )
+    Trainer(str(model), task.reward, config, Dataset.from_list(task.rows())).train()
+    return [
+        {
+            "seconds": line["seconds/total"],
+            "sampling": line["seconds/sampling"],
+            "update": line["seconds/scoring"] + line["seconds/updating"],
+            "tokens": line["tokens/sampled"],
+            "reward": line["reward/mean"],
+        }
+        for line in read_metrics(run_dir / METRICS)
+        if line["step"] > 0
+    ]
+
+
+def run_trl(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
+    """Train with TRL; what each step took."""
+    import trl_side
+
+    from gvpo import load_model, load_tokenizer
+
+    return trl_side.train(
+        load_model(str(model)),
+        load_tokenizer(model),
+        task.rows(),
+        task.reward,
+        per_device_train_batch_size=setting,
+        gradient_accumulation_steps=task.prompts * GROUP_SIZE // setting,
+        num_generations=GROUP_SIZE,
+        max_completion_length=task.max_tokens,
+        max_steps=steps,
+        learning_rate=task.learning_rate,
+    )
+
+
+SIDES = {"trl": run_trl, "gvpo": run_gvpo}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The benchmarks compare like with like: both sides of each give the same gradient, and the work is counted right."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gvpo import Completion, Group
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+DIFFERENCE = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from update_cases import Bench, Shape
+bench = Bench.of(Shape(24, (6, 40, 17, 33), vocabulary=512, groups=2), *sys.argv[1:])
+print(json.dumps(bench.differences()["difference"]))
+"""
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """The benchmarks' modules can be imported."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "dtype", "allowed"),
+    [
+        ("known", "float32", 2e-6),
+        ("unknown", "float32", 2e-6),
+        ("score-push", "float32", 2e-6),
+        ("rollout", "float32", 2e-4),  # movement of weights, which are rounded at each step
+        ("known", "bfloat16", 2e-2),
+    ],
+)
+def test_both_sides_give_the_same_gradient(case, dtype, allowed):
+    """Against TRL's own loss; a process for each, since accelerate fixes the precision of a process."""
+    pytest.importorskip("trl")
+    command = [sys.executable, "-c", DIFFERENCE, case, dtype]
+    finished = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    assert 0 < float(finished.stdout.splitlines()[-1]) < allowed
+
+
+def test_work_counts_each_prompt_once_and_no_siblings(benchmarks):
+    from matmul_bound import Work
+
+    groups = [Group([1] * 5, [Completion([2] * 3), Completion([2])])]
+    seen = sum(range(1, 6)) + (6 + 7 + 8) + 6  # by the prompt, the first completion, the second
+    assert Work.of(groups) == Work(tokens=5 + 3 + 1, scored=4, pairs=seen)
+
+
+def test_flops_are_six_per_weight_and_token(benchmarks):
+    from matmul_bound import Passes, Work, flops
+
+    from tests.fakes import tiny_model
+
+    model = tiny_model("qwen2")
+    config, work = model.config, Work(tokens=10, scored=4, pairs=0)
+    head = config.vocab_size * config.hidden_size
+    linear = sum(m.weight.numel() for m in model.model.modules() if type(m).__name__ == "Linear")
+    assert flops(model, work, Passes()) == 6 * linear * 10 + 6 * head * 4
+    assert flops(model, work, Passes(head_again=1)) == 6 * linear * 10 + 8 * head * 4
+    assert flops(model, work, Passes(forward=1)) == 8 * linear * 10 + 8 * head * 4
+
+
+def test_ratios_are_of_pairs(benchmarks):
+    from measure import ratio
+
+    assert ratio({"slow": [2.0, 9.0, 4.0], "fast": [1.0, 3.0, 4.0]}, "slow", "fast") == {
+        "median": 2.0,
+        "min": 1.0,
+        "max": 3.0,
+    }
+
+
+def test_the_peak_is_what_is_held_at_once(benchmarks):
+    """Two 64 MiB blocks one after the other, in a process that gives freed memory back."""
+    code = """
+from measure import peak_above
+def work():
+    for _ in range(2):
+        block = bytearray(64 * 2**20)
+        block[::4096] = b"1" * len(block[::4096])
+        del block
+print(peak_above(work))
+"""
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=True)
+    assert 60 < float(found.stdout) < 80
