@@ -46,7 +46,9 @@ def test_one_group_is_its_prompt_and_its_completions_without_their_last_tokens()
 
 def test_the_trees_tell_where_the_prompt_and_each_completion_lie():
     (microbatch,) = plan([group(3, 3, 1, 2)], 100, shared=True)
-    assert trees(draw(microbatch)) == (Tree(0, 3, (2, 0, 1)),)  # a completion of one token has nothing to lay out
+    assert trees(draw(microbatch)) == (
+        Tree(0, 3, (2, 1, 0)),
+    )  # the longest first; a completion of one token has nothing to lay out
 
 
 def test_groups_lie_behind_each_other_without_a_gap():

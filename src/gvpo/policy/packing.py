@@ -140,20 +140,19 @@ def lay_out(microbatch: MicroBatch, *, shared: bool, device: torch.device) -> La
 
 
 def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
-    """Cut each group into pieces within the budget; a budget of 0 gives one completion a piece."""
+    """Cut each group into pieces within the budget, equal lengths together; a budget of 0 gives one row a piece."""
     index = count()
     for group in groups:
         prompt = np.asarray(group.prompt, dtype=np.int64)
+        every = [Row(next(index), np.asarray(row.tokens, dtype=np.int64)) for row in group.completions]
         rows, length = list[Row](), len(prompt)
-        for completion in group.completions:
-            row = Row(next(index), np.asarray(completion.tokens, dtype=np.int64))
-            if len(row.tokens) == 0:
-                continue
-            length += len(row.tokens) - 1
-            if rows and length > budget:
+        for row in sorted((row for row in every if len(row.tokens) > 0), key=lambda row: -len(row.tokens)):
+            added = len(row.tokens) - 1
+            if rows and length + added > budget:
                 yield Piece(prompt, tuple(rows))
-                rows, length = [], len(prompt) + len(row.tokens) - 1
+                rows, length = [], len(prompt)
             rows.append(row)
+            length += added
         if rows:
             yield Piece(prompt, tuple(rows))
 
