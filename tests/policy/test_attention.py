@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ModelError
-from gvpo.policy.attention import TREES, Tree, Trees, attend, flex
+from gvpo.policy import tree_flash
+from gvpo.policy.attention import TREES, attend, flex
+from gvpo.policy.trees import Tree, Trees
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 CASES = {
@@ -17,6 +19,12 @@ CASES = {
     "only empty completions": [(3, (0, 0))],
     "longer than a block of the kernel": [(300, (40, 1, 70))],
 }
+
+
+@pytest.fixture(params=[0, tree_flash.SHORT], ids=["strips", "gathered"], autouse=True)
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Each test once with every row a call of its own length, once with short ones gathered."""
+    monkeypatch.setattr(tree_flash, "SHORT", request.param)
 
 
 def trees_of(case: str) -> Trees:

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import forward
-from gvpo.policy.attention import TREES, Tree, Trees
+from gvpo.policy.attention import TREES
 from gvpo.policy.fork_layout import Fork
 from gvpo.policy.forward import (
     FastPathWarning,
@@ -32,6 +32,7 @@ from gvpo.policy.forward import (
 )
 from gvpo.policy.logprobs import TokenScores, head_logprobs
 from gvpo.policy.packing import plan
+from gvpo.policy.trees import Tree, Trees
 from tests.fakes import CONFIGS, tiny_model
 from tests.naive import naive_scores, random_groups
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gvpo.policy.attention import Tree
 from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
+from gvpo.policy.trees import Tree
 from gvpo.types import Completion, Group
 from tests.naive import random_groups
 

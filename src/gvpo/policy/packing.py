@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gvpo.policy.attention import Tree, Trees
+from gvpo.policy.trees import Tree, Trees
 from gvpo.types import Group
 
 Tokens = NDArray[np.int64]

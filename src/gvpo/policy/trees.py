@@ -1,0 +1,38 @@
+"""Who sees whom in a lane of the shared layout: prompts, and the completions that continue them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where a prompt and its completions lie in a lane.
+
+    Args:
+        start: the prompt's first place.
+        prompt: how many tokens it has.
+        rows: tokens of each completion; they follow the prompt, and each other, without a gap.
+    """
+
+    start: int
+    prompt: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """The trees of a lane, in order, without a gap; and what a kernel has made of them, kept for all layers."""
+
+    trees: tuple[Tree, ...]
+    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def places(self) -> tuple[list[int], list[int], list[int]]:
+        """Of each place: its tree, whose it is (0: the prompt's), and its position."""
+        tree, owner, position = list[int](), list[int](), list[int]()
+        for number, each in enumerate(self.trees):
+            for whose, length in enumerate((each.prompt, *each.rows)):
+                first = 0 if whose == 0 else each.prompt
+                tree += [number] * length
+                owner += [whose] * length
+                position += range(first, first + length)
+        return tree, owner, position
