@@ -38,6 +38,9 @@ class RunConfig(Section):
         default_factory=list, description="where metrics lines also go: tensorboard, wandb"
     )
     project: str = Field(default="gvpo", min_length=1, description="project of Weights & Biases")
+    rank_timeout: float = Field(
+        default=1800.0, gt=0, description="with several processes: seconds that one waits for the others"
+    )
 
 
 class ModelConfig(Section):
@@ -210,6 +213,11 @@ class TrainSection(Section):
     prefix_sharing: Literal["auto", "on", "off"] = Field(
         default="auto", description="compute a group's prompt once; on: an error where the model cannot"
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="with several processes: each holds the model (none), or its part of weights, gradients and "
+        "optimizer state by FSDP2 (full)",
+    )
     rollouts_every: int = Field(
         default=1, ge=0, description="write the samples of each N-th step, the first and the last; 0: never"
     )
@@ -344,6 +352,10 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
         "model.vocabulary is for a fresh model; set model.init too",
     )
     yield c.model_init is not None and c.model_path is not None, "set model.path or model.init, not both"
+    yield (
+        c.sharding == "full" and c.tokens_per_microbatch == "auto",
+        "train.tokens_per_microbatch='auto' cannot measure a split model; give a number with train.sharding='full'",
+    )
     offline = c.groups_data is not None or c.sample_groups is not None
     yield c.groups_data is not None and c.sample_groups is not None, "set data.groups or data.sample_groups, not both"
     yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.sampling import Request, Sampler, SamplingParams
@@ -40,11 +41,45 @@ class Rollout:
     traceback: str = ""
 
 
+class Collect(Protocol):
+    """Samples a group for each problem and scores it; `seed` and `step` fix the sampling noise."""
+
+    def __call__(
+        self,
+        items: Sequence[Encoded],
+        sampler: Sampler,
+        params: SamplingParams,
+        rewards: RewardPool,
+        *,
+        seed: int,
+        step: int,
+    ) -> Rollout:
+        """As `gvpo.rollout.collect`."""
+        ...
+
+
 def collect(
-    items: Sequence[Encoded], sampler: Sampler, params: SamplingParams, rewards: RewardPool, *, seed: int, step: int
+    items: Sequence[Encoded],
+    sampler: Sampler,
+    params: SamplingParams,
+    rewards: RewardPool,
+    *,
+    seed: int,
+    step: int,
+    names: Sequence[str] | None = None,
 ) -> Rollout:
-    """Sample a group for each problem and score it; `seed` and `step` fix the sampling noise."""
-    names = distinct([item.problem.id for item in items])
+    """Sample a group for each problem and score it; `seed` and `step` fix the sampling noise.
+
+    Args:
+        items: the problems.
+        sampler: of the policy.
+        params: how to draw.
+        rewards: the pool.
+        seed: of the run.
+        step: the rollout's number.
+        names: of the groups, one a problem, none twice; default the problems' own, made distinct.
+    """
+    names = distinct([item.problem.id for item in items]) if names is None else names
     requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
     started = time.perf_counter()
     sampled = sampler.sample(requests, params, seed=seed, step=step)

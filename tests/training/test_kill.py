@@ -135,6 +135,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(server: Forks, t
 def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
     child = demo(server, tmp_path / "run", "train.steps=100000", "warm_start.steps=2", "sampling.group_size=2048")
     child.wait_for(tmp_path / "run/metrics.jsonl")
+    time.sleep(0.5)  # until the first step is running: before it, one request is enough
     for _ in range(2):
         child.send(signal.SIGINT)
         time.sleep(0.1)

@@ -160,7 +160,7 @@ def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
     if device.name == "t4" and use.half:
         yield "the T4 has no bfloat16 units; --compute-dtype float32 plans without"
     if device.count > 1:
-        yield "gvpo train uses one device in this version; more are a forecast for FSDP2 in a loop of your own"
+        yield "for several devices set train.sharding=full and start with torchrun (docs/scaling.md)"
     if device.kind == "cuda":
         yield "not measured on a GPU: the memory formulas are checked on a CPU (docs/doctor.md), time is a rough guide"
     yield "completions are taken to be as long as they may be; shorter ones need less"

@@ -29,17 +29,24 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY: which run to go on with")
     from gvpo.report import write_report
+    from gvpo.training import ranks
     from gvpo.training.online import free_directory
     from gvpo.training.recipe import train_recipe
 
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
-    run_dir = config.run_dir or free_directory("runs", name)
+    ranks.start(config.rank_timeout)
+    run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", name))
     config = config.replace(run_dir=run_dir)
     try:
         summary = train_recipe(config, resume=options.resume)
     except KeyboardInterrupt as stopped:
-        print(f"gvpo: {stopped or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr)
+        if ranks.is_first():
+            print(f"gvpo: {stopped or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr)
         return INTERRUPTED
+    first = ranks.is_first()
+    ranks.leave()
+    if not first:
+        return 0
     report = write_report([run_dir], Path(summary["report"]))
     _print_summary(config, summary, report)
     return 0

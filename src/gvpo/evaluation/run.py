@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Encoded, Rollout, collect
+from gvpo.rollout import Collect, Encoded, Rollout, collect
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Problem
 
@@ -41,6 +41,7 @@ def evaluate(
     *,
     judge: str,
     seed: int,
+    collect: Collect = collect,
 ) -> Evaluation:
     """Sample `params.group_size` completions a problem and judge them.
 
@@ -53,6 +54,7 @@ def evaluate(
         rewards: the pool; the reward named `judge` says what is right.
         judge: name of a reward function; right is above 0.5.
         seed: of the sampling noise.
+        collect: what samples and judges; several processes share that work.
     """
     held_out = [dataclasses.replace(item, problem=_renamed(item)) for item in problems]
     rollout = collect(held_out, sampler, params, rewards, seed=seed, step=0)

@@ -3,7 +3,7 @@
 What lasts: weights 4N, AdamW's moments 8N, the reference's copy 4N bytes; gradients 4N from the first backward to the
 optimizer's step. What passes: the sampler's cache and logits, the activations of one micro-batch, chunks of the head.
 
-    sample     weights + moments + reference + cache + logits of the rows
+    sample     weights + moments + reference + cache + logits of the rows (+ all weights, gathered from their shards)
     score      weights + moments + reference + one layer + head chunks                     (reference log-probs)
     update     the larger of: at the head, all layers' activations + head;  at the end, gradients + the embedding's
     optimizer  weights + moments + reference + gradients + temporaries
@@ -234,8 +234,10 @@ def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[s
     rows = max(1, workload.rows_at_once)
     tokens = rows * workload.width
     width = HALF if workload.half else FLOAT
+    others = model.parameters - 2 * model.layer_parameters - model.head  # those that are not gathered anyway
     repeated = 2 * model.query * width if model.query > model.key else 0
     return {
+        "all weights gathered": width * others if device.count > 1 else 0,
         "cache": tokens * cache_bytes(model, half=workload.half),
         "cache of a layer": tokens * (model.key * FLOAT + repeated),
         "logits": 5 * FLOAT * rows * model.vocabulary,

@@ -58,7 +58,7 @@ def _layers(model: Architecture, tokens: float, keys: float) -> float:
 
 def _sampling(model: Architecture, workload: Workload, device: Device) -> float:
     """Prompts once, then a token a row at a time: what must be read of weights and cache, or computed, or launched."""
-    rows = max(1, math.ceil(workload.rows_at_once / device.count))
+    rows = min(workload.rows_at_once, math.ceil(workload.rows / device.count))  # each device has a cache of that size
     batches = math.ceil(workload.rows / (rows * device.count))
     width = HALF if workload.half else FLOAT
     weights = width * (model.layers * model.layer_parameters + model.head)

@@ -98,10 +98,22 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return int(embedding.num_embeddings)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: str | Path,
+    *,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a directory that transformers and vLLM load: safetensors, config, generation config, tokenizer.
 
     Of a model with a LoRA adapter, the adapter alone, as PEFT and vLLM load it.
+
+    Args:
+        model: what to save.
+        tokenizer: saved beside it.
+        directory: made if need be.
+        weights: the model's state, where the model itself holds only a part of it.
 
     Raises:
         ModelError: the files cannot be written, or transformers refuses the generation config.
@@ -111,7 +123,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             if lora.is_adapted(model):
                 lora.save_adapter(model, directory)
             else:
-                model.save_pretrained(directory)
+                model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python

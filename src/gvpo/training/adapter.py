@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.policy import lora
 from gvpo.policy.model import checkpoint_activations, load_model
+from gvpo.training import ranks
+from gvpo.training.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,8 @@ def starting_policy(
 
     Raises:
         ModelError: the model or the adapter cannot be used.
-        ConfigError: a half-precision or quantised base is asked for without an adapter.
+        ConfigError: a half-precision or quantised base is asked for without an adapter, or weights are to be split that
+            cannot be.
     """
     policy = _loaded(model, config) if isinstance(model, str | Path) else _given(model, config)
     _adapt(policy, config, peft_config)
@@ -62,11 +64,14 @@ def starting_policy(
         _refuse_frozen_weights(policy, config)
         if policy.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
             policy.float()
-    moved: PreTrainedModel = policy.to(PartialState().device)
-    moved.train()
+    elif config.sharding == "full":
+        raise ConfigError("a LoRA run cannot be split over processes yet; leave train.sharding at 'none'")
+    if config.sharding == "none":  # else it goes to the device in parts
+        policy.to(ranks.device())  # type: ignore[arg-type]  # transformers' stubs forget the device
+    policy.train()
     if config.gradient_checkpointing:
-        checkpoint_activations(moved)
-    return moved
+        checkpoint_activations(policy)
+    return policy
 
 
 def _loaded(name: str | Path, config: TrainConfig) -> "PreTrainedModel":
@@ -79,6 +84,8 @@ def _loaded(name: str | Path, config: TrainConfig) -> "PreTrainedModel":
 
 
 def _given(model: "PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
+    if is_sharded(model):
+        raise ConfigError("this model is split already; pass it whole and set train.sharding='full'")
     if config.lora_quantization != "none" and not getattr(model, "is_quantized", False):
         raise ConfigError("lora.quantization is done on loading, and this model is loaded; pass its path or id")
     return model

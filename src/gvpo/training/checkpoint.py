@@ -102,8 +102,11 @@ class Checkpoints:
         optimizer: Mapping[str, Any],
         reference: Mapping[str, torch.Tensor] | None,
         card: str | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint, with its model card if there is one; it appears under its name only when it is whole.
+
+        All of it is whole: where the model is split over ranks, `weights`, `optimizer` and `reference` are gathered.
 
         Raises:
             CheckpointError: it cannot be written. Those before it are intact, and what was written of it is gone.
@@ -114,7 +117,7 @@ class Checkpoints:
             self.clean()
             self._directory.mkdir(exist_ok=True)  # without parents: a run directory that is gone is not made anew
             (beside / "trainer").mkdir(parents=True)
-            save_model(model, tokenizer, beside)
+            save_model(model, tokenizer, beside, weights=weights)
             if card is not None:
                 (beside / "README.md").write_text(card, encoding="utf-8")
             _write_trainer(beside / "trainer", state, optimizer, reference)
@@ -209,13 +212,18 @@ def _reason(error: Exception) -> str:
     return " ".join(words.split())
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, *, verified: bool = False) -> Loaded:
     """Read a checkpoint.
+
+    Args:
+        path: its directory.
+        verified: another process has just compared the checksums.
 
     Raises:
         CheckpointError: a file is missing, truncated or changed; the message names it.
     """
-    verify(path)
+    if not verified:
+        verify(path)
     reference = path / "trainer/reference.safetensors"
     try:
         return Loaded(

@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +21,8 @@ import torch
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
 from gvpo.objectives import kl_in_reward
-from gvpo.policy.reference import make_reference
-from gvpo.training import optim
+from gvpo.policy.reference import Reference, make_reference
+from gvpo.training import optim, ranks, sharding
 from gvpo.training.budget import Budget, Found, find_budget, probe_objective
 from gvpo.training.objective import BoundObjective, updates_per_step
 from gvpo.training.sources import TrainingGroup
@@ -80,11 +80,13 @@ class Learner:
 
     def __init__(self, model: "PreTrainedModel", objective: BoundObjective, config: TrainConfig) -> None:
         self.model, self.objective, self.config = model, objective, config
-        self.optimizer = optim.make_optimizer(model, config)
         self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
         stored = objective.needs_reference and config.reference != "previous"
         self.reference = make_reference(model) if stored else None
+        if config.sharding == "full":
+            self._shard()
+        self.optimizer = optim.make_optimizer(model, config)
 
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
         """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
@@ -113,27 +115,52 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as `model.compute_dtype` says; weights stay as they are."""
-        device = next(self.model.parameters()).device.type
-        wanted = self.config.compute_dtype
-        if wanted == "bfloat16" or (wanted == "auto" and device == "cuda"):
-            return torch.autocast(device, dtype=torch.bfloat16)
+        if self._half:
+            return torch.autocast(ranks.device().type, dtype=torch.bfloat16)
         return nullcontext()
 
+    def _shard(self) -> None:
+        """Split the policy and the reference's copy of it; the optimizer is then made of the parts."""
+        sharding.shard(self.model, half=self._half)
+        if isinstance(self.reference, Reference):
+            sharding.shard(self.reference.model, half=self._half)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """What holds while the policy is sampled: mixed precision, and the whole of it on every rank."""
+        with self.autocast(), sharding.unsharded(self.model):
+            yield
+
+    @property
+    def _half(self) -> bool:
+        wanted = self.config.compute_dtype
+        return wanted == "bfloat16" or (wanted == "auto" and ranks.device().type == "cuda")
+
     def _attempt(self, work: Callable[[int], T], groups: Sequence[TrainingGroup]) -> T:
-        """`work` within the token budget, which shrinks where memory runs out."""
+        """`work` within the token budget, which shrinks where memory runs out.
+
+        Not where the ranks meet in each forward: one that fails has lost the others.
+        """
+        if sharding.is_sharded(self.model) and self.budget.tokens is not None:
+            return work(self.budget.tokens)
         forget = functools.partial(self.optimizer.zero_grad, set_to_none=True)
         return self.budget.attempt(work, _plain(groups), forget)
 
     def _find_budget(self, groups: Sequence[TrainingGroup]) -> Found:
-        """Try micro-batches of growing size, as an update will make them; gradients are left as they were, none."""
+        """Try micro-batches of growing size, as an update will make them; gradients are left as they were, none.
+
+        Each rank tries for itself, and the smallest budget of all is taken.
+        """
         trainable = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         moments = 0 if self.optimizer.state else 2 * trainable  # AdamW makes them in its first step
         device = next(self.model.parameters()).device
         probe = functools.partial(self._backward, objective=probe_objective)
         try:
-            return find_budget(probe, _plain(groups), device, owed=moments)
+            with ranks.together(), ranks.alone():
+                found = find_budget(probe, _plain(groups), device, owed=moments)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+        return min(ranks.gather(found), key=lambda each: each.tokens)
 
     def _is_refreshed(self, step: int) -> bool:
         """Whether the reference is taken from the policy as this step begins."""
@@ -202,7 +229,7 @@ class Learner:
         with self.autocast():
             return score(
                 model,
-                _plain(batch),
+                ranks.deal(_plain(batch)),
                 tokens_per_microbatch=budget,
                 prefix_sharing=self.config.prefix_sharing,
                 temperature=self.config.temperature,
@@ -218,7 +245,7 @@ class Learner:
         with self.autocast():
             return group_backward(
                 self.model,
-                groups,
+                ranks.deal(groups),
                 objective,
                 tokens_per_microbatch=budget,
                 prefix_sharing=self.config.prefix_sharing,

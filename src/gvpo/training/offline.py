@@ -16,6 +16,7 @@ from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunErr
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.rollout import Rollout, distinct
 from gvpo.tasks import load_records
+from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
 from gvpo.training.logged import LoggedGroup, is_logged, logged_groups, records
 from gvpo.training.metrics import failures
@@ -148,7 +149,7 @@ class SampledOnceSource:
             RunError: there is a file already that this run did not write.
         """
         if self._source is None:
-            if not self._path.exists():
+            if not ranks.on_first(self._path.exists):
                 self._sample()
             elif not self._resumed:
                 raise RunError(
@@ -162,7 +163,8 @@ class SampledOnceSource:
         verdicts = [verdict for group in rollout.verdicts for verdict in group]
         if sum(verdict.reward is None for verdict in verdicts) > MAX_FAILED_SHARE * len(verdicts):
             raise RewardError(f"most rewards of the sampled groups failed: {failures(rollout)}")
-        runfiles.write_text(self._path, "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout)))
+        text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
+        ranks.on_first(lambda: runfiles.write_text(self._path, text))
         self._resumed = True
 
 

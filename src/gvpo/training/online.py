@@ -3,10 +3,13 @@
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning, RewardError
@@ -14,6 +17,7 @@ from gvpo.policy import lora
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import RewardFunc, load
+from gvpo.training import ranks
 from gvpo.training.adapter import check_adapter, starting_policy
 from gvpo.training.checkpoint import TrainerState
 from gvpo.training.checks import (
@@ -55,6 +59,9 @@ BEFORE_ALL = -1
 class Trainer:
     """Post-train a causal language model: online with rewards, offline on logged groups, or on written answers ("sft").
 
+    Under `torchrun` or `accelerate launch` every process makes one and calls `train`; the first of them writes
+    (docs/scaling.md).
+
     Args:
         model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
         reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
@@ -83,6 +90,7 @@ class Trainer:
     ) -> None:
         model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
+        ranks.start((args or TrainConfig()).rank_timeout)
         rows = read_rows(train_dataset) if train_dataset is not None else None
         self._logged = given_records(args or TrainConfig(), rows)
         self.config = resolve_reference(args or TrainConfig(), given=self._logged is not None)
@@ -94,6 +102,7 @@ class Trainer:
         self.rewards = reward_functions(self.config, reward_funcs)
         self._check_rewards()
         self.model = starting_policy(model, self.config, peft_config)
+        ranks.require_same_weights(self.model)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
         samples = self.objective.name != "sft" and self._logged is None
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
@@ -123,33 +132,43 @@ class Trainer:
         Raises:
             RunError: the directory holds a run already or is in use, or (resume) holds none or one of other settings.
             GvpoError: training cannot go on; what was written stays.
+            TrainingError: another rank was killed or does not answer, among others.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it; at once if
                 there were two. In any thread but the main one signals are left alone.
         """
-        path = self.config.run_dir or free_directory("runs", self.objective.name)
+        with ranks.explained():
+            return self._train(resume=resume)
+
+    def _train(self, *, resume: bool) -> dict[str, Any]:
+        path = self.config.run_dir or ranks.on_first(lambda: free_directory("runs", self.objective.name))
         with self._setup().parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
             if self.config.epochs is not None:
                 self.config = self.config.replace(steps=_steps(self.config, self.config.epochs, parts.items))
             if resume:
                 RunDirectory.open(path)  # `locked` would make the directory
-            with locked(path), StopRequests() as stop, explained(lambda: "before training"):
-                run = (
-                    open_run(path, self.config)
-                    if resume
-                    else RunDirectory.create(path, config=dump_config(self.config))
-                )
+            with contextlib.ExitStack() as stack:
+                ranks.on_first(lambda: stack.enter_context(locked(path)))
+                stop = stack.enter_context(StopRequests())
+                stack.enter_context(explained(lambda: "before training"))
+                run = ranks.on_first(lambda: self._run_directory(path, resume=resume))
                 learner = Learner(self.model, self.objective, self.config)
                 data = parts.data
                 state = restore(run, learner, self.config, data=data) if resume else TrainerState(data=data)
-                run.truncate_after(state.step if state.step > 0 else BEFORE_ALL)
+                ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
                 return self._session(run, learner, state, parts, stop)
+
+    def _run_directory(self, path: Path, *, resume: bool) -> RunDirectory:
+        if resume:
+            return open_run(path, self.config)
+        facts = {"ranks": ranks.count(), "device": str(ranks.device())}
+        return RunDirectory.create(path, config=dump_config(self.config), facts=facts)
 
     def _session(
         self, run: RunDirectory, learner: Learner, state: TrainerState, parts: Parts, stop: StopRequests
     ) -> dict[str, Any]:
         with (
-            StepProgress(run.path.name, self.config.steps, state.step) as progress,
-            Trackers(self.config, run, state.step, progress.say) as trackers,
+            StepProgress(run.path.name, self.config.steps, state.step, _console()) as progress,
+            Trackers(_tracked(self.config), run, state.step, progress.say) as trackers,
         ):
             session = Session(
                 self.config,
@@ -222,6 +241,15 @@ def _reward_name(item: str | Callable[..., Any]) -> str:
     if isinstance(item, str):
         return item.rpartition(":")[2]
     return getattr(item, "__name__", type(item).__name__)
+
+
+def _console() -> Console:
+    """One rank is enough to look at."""
+    return Console(stderr=True, quiet=not ranks.is_first())
+
+
+def _tracked(config: TrainConfig) -> TrainConfig:
+    return config if ranks.is_first() else config.replace(trackers=[])
 
 
 def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) -> str:

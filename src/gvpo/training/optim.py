@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gvpo.config import TrainConfig
+from gvpo.training.sharding import full
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -45,7 +46,7 @@ def step(
     Returns:
         The gradient's norm before clipping. Where it is not finite nothing was updated.
     """
-    norm = float(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
+    norm = float(full(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)))
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -9,6 +9,7 @@ from gvpo.errors import CheckpointError, ConfigError, RunError
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.training import ranks
 from gvpo.training.adapter import ALL_WEIGHTS
 from gvpo.training.checkpoint import verify
 from gvpo.training.checks import check_files
@@ -40,12 +41,10 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
         GvpoError: settings, data or training that cannot work; the message says what to do.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it.
     """
-    run_dir = config.run_dir or free_directory("runs", config.objective)
+    ranks.start(config.rank_timeout)
+    run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
     config = resolve_reference(config.replace(run_dir=run_dir))
-    if not resume:
-        RunDirectory.require_free(run_dir)
-    elif not (runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)):
-        raise RunError(f"there is no run in {run_dir}; start one without --resume, or correct run.dir")
+    ranks.on_first(lambda: _require_place(run_dir, resume=resume))
     build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
     check_files(config)
     check_trackers(config)
@@ -54,7 +53,16 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
         _check_run_after_warm_start(config)
     with StopRequests():  # a request in the warm start's last moments also stops the run after it
         model, tokenizer = _starting_model(config, resume=resume)
-        return Trainer(model, args=config, processing_class=tokenizer).train(resume=resume and runfiles.is_run(run_dir))
+        began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
+        return Trainer(model, args=config, processing_class=tokenizer).train(resume=began)
+
+
+def _require_place(run_dir: Path, *, resume: bool) -> None:
+    """A free directory for a new run, or the run to go on with."""
+    if not resume:
+        RunDirectory.require_free(run_dir)
+    elif not (runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)):
+        raise RunError(f"there is no run in {run_dir}; start one without --resume, or correct run.dir")
 
 
 def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedModel | str, PreTrainedTokenizerBase]":
@@ -130,9 +138,9 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
 def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase", *, resume: bool) -> str:
     """The directory of the warm model, trained now unless an earlier sitting did."""
     directory = Path(stage.run_dir or ".")
-    if resume and (model := _whole_model(directory)) is not None:
+    if resume and (model := ranks.on_first(lambda: _whole_model(directory))) is not None:
         return str(model)
-    began = resume and runfiles.is_run(directory)
+    began = resume and ranks.on_first(lambda: runfiles.is_run(directory))
     trainer = Trainer(_given_model(stage, tokenizer), args=stage, processing_class=tokenizer)
     return str(trainer.train(resume=began)["model"])
 

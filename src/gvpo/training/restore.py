@@ -9,7 +9,8 @@ from gvpo.errors import RunError
 from gvpo.policy import lora
 from gvpo.policy.model import load_model
 from gvpo.recipefiles import restore_config
-from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState
+from gvpo.training import ranks, sharding
+from gvpo.training.checkpoint import Checkpoints, Loaded, TrainerState, load
 from gvpo.training.learner import Learner
 from gvpo.training.run import RunDirectory
 
@@ -24,6 +25,8 @@ MAY_CHANGE = (
     "sampling.tokens_per_batch",
     "run.trackers",
     "run.project",
+    "run.rank_timeout",
+    "train.sharding",
 )
 """Settings that a resumed run may have otherwise than it started with."""
 
@@ -65,8 +68,7 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig, *, data: s
         CheckpointError: no checkpoint is whole.
     """
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
-    checkpoints.clean()
-    loaded = checkpoints.newest()
+    loaded = _newest(checkpoints)
     if loaded is None:
         return TrainerState(data=data)
     if loaded.state.data != data:
@@ -78,13 +80,29 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig, *, data: s
     return loaded.state
 
 
+def _newest(checkpoints: Checkpoints) -> Loaded | None:
+    """The newest whole checkpoint, found and verified by the first rank; the others only read it."""
+    found: list[Loaded] = []
+
+    def find() -> Path | None:
+        checkpoints.clean()
+        newest = checkpoints.newest()
+        found.extend([newest] if newest is not None else [])
+        return newest.path if newest is not None else None
+
+    path = ranks.on_first(find)
+    if path is None or found:
+        return found[0] if found else None
+    return load(path, verified=True)
+
+
 def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
     _restore_weights(loaded.path, learner, config)
-    learner.optimizer.load_state_dict(loaded.optimizer)
+    sharding.load_optimizer(learner.optimizer, loaded.optimizer)
     learner.non_finite = loaded.state.non_finite
     learner.budget.restore(loaded.state.budget)
     if learner.reference is not None and loaded.reference is not None:
-        learner.reference.load_state_dict(loaded.reference)
+        learner.reference.load_state_dict(_split(learner.reference.state_dict(), loaded.reference))
 
 
 def _restore_weights(checkpoint: Path, learner: Learner, config: TrainConfig) -> None:
@@ -95,4 +113,9 @@ def _restore_weights(checkpoint: Path, learner: Learner, config: TrainConfig) ->
         raise RunError(f"{checkpoint} holds a LoRA adapter; resume the run with the peft_config that it started with")
     dtype = learner.model.dtype
     saved: Mapping[str, Any] = load_model(checkpoint, dtype=dtype, attention=config.attention).state_dict()
-    learner.model.load_state_dict(saved)
+    learner.model.load_state_dict(_split(learner.model.state_dict(), saved))
+
+
+def _split(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole weights, split over the ranks as a model's own are."""
+    return {name: sharding.like(own[name], value) if name in own else value for name, value in whole.items()}

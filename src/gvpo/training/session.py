@@ -16,6 +16,7 @@ from gvpo.policy.tokenizer import TokenizerWarning
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded, Rollout
 from gvpo.sampling import Sampler, SamplingParams
+from gvpo.training import ranks, sharding
 from gvpo.training.card import model_card
 from gvpo.training.checkpoint import Checkpoints, TrainerState
 from gvpo.training.hub import push_to_hub
@@ -26,7 +27,7 @@ from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, st
 from gvpo.training.outage import explained
 from gvpo.training.progress import StepProgress
 from gvpo.training.run import RunDirectory
-from gvpo.training.sources import MAX_FAILED_SHARE, Source, TrainingGroup, usable
+from gvpo.training.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
 from gvpo.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Held:
 
 class Session:
     """One sitting of a run, from its state to its end.
+
+    Every rank runs one, on the same rollouts and to the same numbers; the first of them writes.
 
     Args:
         config: the run's settings.
@@ -105,11 +108,15 @@ class Session:
             Stopped: it was asked to stop; the last step is saved.
         """
         with explained(lambda: f"after step {self.state.step}"):
-            if self.state.step == 0 and not self.stop.requested:
+            if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
-            while not self._is_last() and not self.stop.requested:
+            while not self._is_last() and not self._is_asked_to_stop():
                 self._step(self.state.step + 1)
             return self._finish() if self._is_last() else self._stop()
+
+    def _is_asked_to_stop(self) -> bool:
+        """A signal may reach one rank alone, or another one a step later."""
+        return ranks.some(self.stop.requested)
 
     def _evaluate_before(self) -> None:
         self.state.before = self._evaluate()
@@ -119,7 +126,7 @@ class Session:
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
-        with self.learner.autocast():
+        with self.learner.sampling():
             rollout = self.source.rollout(step)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
@@ -136,7 +143,7 @@ class Session:
         self.progress.update(step, line)
 
     def _log(self, line: dict[str, Any]) -> None:
-        self.run.append_metrics(line)
+        ranks.on_first(lambda: self.run.append_metrics(line))
         self.trackers.log(line)
 
     def _usable(self, rollout: Rollout) -> list[TrainingGroup]:
@@ -172,8 +179,11 @@ class Session:
         return every > 0 and (self.state.step == 1 or self._is_due(every) or self._is_last())
 
     def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
-        prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]
-        self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
+        def write() -> None:
+            prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]
+            self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
+
+        ranks.on_first(write)
 
     def _evaluate(self) -> dict[str, float]:
         """The eval/ metrics of the policy as it is; {} without held-out problems."""
@@ -183,9 +193,11 @@ class Session:
         settings = [replace(held.params, group_size=self.config.eval_samples)]
         if self.config.eval_greedy:
             settings.append(replace(held.params, group_size=1, temperature=0.0, top_p=1.0, top_k=0))
-        with self.learner.autocast():
+        with self.learner.sampling():
             results = [
-                evaluate(held.problems, held.sampler, params, held.rewards, judge=judge, seed=seed)
+                evaluate(
+                    held.problems, held.sampler, params, held.rewards, judge=judge, seed=seed, collect=collect_shared
+                )
                 for params in settings
             ]
         self.state.latest = evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
@@ -218,19 +230,27 @@ class Session:
         self.state.seconds = time.perf_counter() - self._began
         self.state.non_finite = self.learner.non_finite
         self.state.budget = self.learner.budget.state()
-        reference = self.learner.reference
-        first = not any(self.run.checkpoints.glob("step-*"))
-        path = self.checkpoints.save(
-            self.state,
-            self.learner.model,
-            self.tokenizer,
-            self.learner.optimizer.state_dict(),
-            reference.state_dict() if reference is not None else None,
-            card=self._card(),
-        )
+        first = ranks.on_first(lambda: not any(self.run.checkpoints.glob("step-*")))
+        path = self._write_checkpoint()
         self._saved = self.state.step
         if first and self.config.checkpoint_verify:
-            self._verify(path)
+            with sharding.unsharded(self.learner.model):
+                ranks.on_first(lambda: self._verify(path))
+
+    def _write_checkpoint(self) -> Path:
+        """Gathered from all ranks where they hold parts, and written by the first."""
+        model, optimizer, reference = self.learner.model, self.learner.optimizer, self.learner.reference
+        split = sharding.is_sharded(model)
+        weights = sharding.full_on_first(model.state_dict(keep_vars=True)) if split else None
+        moments = sharding.full_optimizer(optimizer) if split else optimizer.state_dict()
+        copied = reference.state_dict() if reference is not None else None
+        if split and copied is not None:
+            copied = sharding.full_on_first(copied)
+        return ranks.on_first(
+            lambda: self.checkpoints.save(
+                self.state, model, self.tokenizer, moments, copied, card=self._card(), weights=weights
+            )
+        )
 
     def _card(self) -> str:
         needs_reference = self.learner.objective.needs_reference
@@ -264,6 +284,9 @@ class Session:
     def _finish(self) -> dict[str, Any]:
         if self._saved != self.state.step:
             self._save()
+        return ranks.on_first(self._summarise)
+
+    def _summarise(self) -> dict[str, Any]:
         before, after = self.state.before, self.state.latest
         summary = {
             "accuracy_before": before.get("eval/accuracy"),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Encoded, Rollout, collect
+from gvpo.rollout import Encoded, Rollout, collect, distinct
 from gvpo.sampling import Sampler, SamplingParams
+from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
 from gvpo.types import Completion, Group
 
@@ -39,7 +40,38 @@ class LiveSource:
 
     def rollout(self, step: int) -> Rollout:
         """Sample and score the problems of this step."""
-        return collect(self._order.at(step), self._sampler, self._params, self._rewards, seed=self._seed, step=step)
+        items = self._order.at(step)
+        return collect_shared(items, self._sampler, self._params, self._rewards, seed=self._seed, step=step)
+
+
+def collect_shared(
+    items: Sequence[Encoded], sampler: Sampler, params: SamplingParams, rewards: RewardPool, *, seed: int, step: int
+) -> Rollout:
+    """`collect`, each rank for its share of the problems; all of them get the whole.
+
+    The noise of a row depends on its group's name, not on the rank that draws it.
+    """
+    names = distinct([item.problem.id for item in items])
+    mine = slice(ranks.rank(), None, ranks.count())
+    part = Rollout([], [], [])
+    with ranks.together():
+        if items[mine]:
+            part = collect(items[mine], sampler, params, rewards, seed=seed, step=step, names=names[mine])
+    return _merged(ranks.gather(part), len(items))
+
+
+def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
+    """What the ranks collected, in the order of the problems; each phase took as long as the slowest."""
+    if len(parts) == 1:
+        return parts[0]
+    places = [(parts[index % len(parts)], index // len(parts)) for index in range(count)]
+    return Rollout(
+        [part.groups[place] for part, place in places],
+        [part.verdicts[place] for part, place in places],
+        [part.problems[place] for part, place in places],
+        {phase: max(part.seconds.get(phase, 0.0) for part in parts) for phase in parts[0].seconds},
+        next((part.traceback for part in parts if part.traceback), ""),
+    )
 
 
 class DemonstrationSource:

@@ -9,39 +9,25 @@ only through detached numbers. So, however the batch is cut:
 
 The score pass is left out where one micro-batch holds everything (its forward serves both), and where it cannot matter:
 when c does not depend on the log-probs, as in the first, on-policy update of GVPO, GRPO and RLOO, and in `sft`.
+
+With several ranks (`gvpo.training.ranks`) the batch is that of all of them: each scores and pushes its own groups, the
+log-probs are combined in between, and every rank runs the objective on the whole batch, which knows nothing of ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gvpo.errors import ConfigError, DataError, ObjectiveError
+from gvpo.errors import ObjectiveError
 from gvpo.objectives import ObjectiveOutput
-from gvpo.policy.fork_layout import ForkedLayout
-from gvpo.policy.forward import (
-    Path,
-    PrefixSharing,
-    arrange,
-    attention_of,
-    choose_path,
-    compute_dtype,
-    cut,
-    length_limit,
-    token_scores,
-    unwrap,
-    worth_sharing,
-)
-from gvpo.policy.logprobs import TokenScores
-from gvpo.policy.model import no_dropout
-from gvpo.policy.packing import Layout, MicroBatch
+from gvpo.policy.forward import PrefixSharing
+from gvpo.training import ranks, sharding
 from gvpo.training.collate import Batch, collate
+from gvpo.training.passes import Forwards, Table, passes
+from gvpo.training.ranks import Dealt
 from gvpo.types import Group
-
-ONE_ROW = 1
-"""A budget that no two rows share."""
 
 Objective = Callable[..., ObjectiveOutput]
 
@@ -87,7 +73,7 @@ class UpdateOutput:
 
 def score(
     model: nn.Module,
-    groups: Sequence[Group],
+    groups: Sequence[Group] | Dealt,
     *,
     tokens_per_microbatch: int = 8192,
     prefix_sharing: PrefixSharing = "auto",
@@ -100,22 +86,24 @@ def score(
 
     Args:
         model: a causal language model; where its weights are, the work is done, and under the caller's autocast.
-        groups: the optimizer batch.
+        groups: the optimizer batch; with several ranks, this rank's own part of it, or the whole as `ranks.deal`
+            deals it.
         tokens_per_microbatch: tokens a forward, padding included.
         prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
         temperature: log-probs are those of softmax(logits / temperature).
 
     Returns:
-        One `Scored` a completion, groups in order, then completions in order.
+        One `Scored` a completion, groups in order, then completions in order; of all ranks, on every rank.
 
     Raises:
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
         DataError: the batch has no completion.
         ModelError: prefix_sharing="on" and the model cannot share prompts.
     """
-    with _passes(model), torch.no_grad():
-        forwards = _Forwards.over(model, groups, tokens_per_microbatch, prefix_sharing, temperature)
-        table = _Table.of(groups, forwards)
+    batch = ranks.gathered(groups)
+    with passes(model), torch.no_grad():
+        forwards = Forwards.over(model, batch, tokens_per_microbatch, prefix_sharing, temperature)
+        table = Table.of(batch.groups, forwards)
         with forwards.attention():
             _fill(forwards, table)
     return [Scored(logprobs, entropy) for logprobs, entropy in zip(*table.rows(), strict=True)]
@@ -123,7 +111,7 @@ def score(
 
 def group_backward(
     model: nn.Module,
-    groups: Sequence[Group],
+    groups: Sequence[Group] | Dealt,
     objective: Objective,
     *,
     tokens_per_microbatch: int = 8192,
@@ -133,9 +121,14 @@ def group_backward(
 ) -> UpdateOutput:
     """Add d loss / d parameters of the whole batch to `.grad`, exactly once, whatever the budget.
 
+    With several ranks every one calls this, with whole groups of its own, none too; the batch is that of all of them,
+    and each gets the same output and the gradient of the whole: the sum, where DDP and FSDP2 alone would average.
+
     Args:
-        model: the policy; where its weights are, the work is done, and under the caller's autocast.
-        groups: the optimizer batch, whole groups.
+        model: the policy; where its weights are, the work is done, and under the caller's autocast. On several ranks a
+            plain model that is the same on each, or one wrapped by DDP or split by FSDP2 over all of them.
+        groups: the optimizer batch, whole groups; with several ranks, this rank's own part of it, or the whole as
+            `ranks.deal` deals it.
         objective: called as `objective(logprobs, **keywords)` with exactly the keywords that its signature names:
             `functools.partial(gvpo.objectives.gvpo, beta=0.1)`, say. It sees the whole batch at once.
         tokens_per_microbatch: tokens a forward, padding included; a limit of memory, never of the result.
@@ -154,15 +147,16 @@ def group_backward(
         MissingInput: the objective requires something else that the completions lack.
         ModelError: prefix_sharing="on" and the model cannot share prompts.
     """
-    with _passes(model), torch.enable_grad():
-        forwards = _Forwards.over(model, groups, tokens_per_microbatch, prefix_sharing, temperature)
-        table = _Table.of(groups, forwards)
-        batch = collate(groups, objective, dtype=table.dtype, device=table.device, on_policy=on_policy)
+    dealt = ranks.gathered(groups)
+    with passes(model), torch.enable_grad(), sharding.summed_gradients(model):
+        forwards = Forwards.over(model, dealt, tokens_per_microbatch, prefix_sharing, temperature)
+        table = Table.of(dealt.groups, forwards)
+        batch = collate(dealt.groups, objective, dtype=table.dtype, device=table.device, on_policy=on_policy)
         known = _fixed_coefficients(objective, batch)
         with forwards.attention():
             if known is not None:
                 weighed = _push_first(forwards, table, objective, batch, known)
-            elif len(forwards.microbatches) == 1:
+            elif forwards.count == 1:
                 weighed = _at_once(forwards, table, objective, batch)
             else:
                 weighed = _score_first(forwards, table, objective, batch)
@@ -183,103 +177,13 @@ class _Weighed:
         return bool(self.loss.isfinite() & self.c.isfinite().all())
 
 
-@dataclass(frozen=True)
-class _Forwards:
-    """The forwards of a batch: the same list for every pass over it."""
-
-    model: nn.Module
-    path: Path
-    temperature: float
-    microbatches: list[MicroBatch]
-
-    @classmethod
-    def over(
-        cls, model: nn.Module, groups: Sequence[Group], budget: int, prefix_sharing: PrefixSharing, temperature: float
-    ) -> "_Forwards":
-        if not temperature > 0:
-            raise ConfigError(f"temperature is {temperature}; log-probs need one above 0, also of greedy samples")
-        if budget < 1:
-            raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
-        path = choose_path(model, prefix_sharing)
-        limit = length_limit(unwrap(model))
-        if limit is not None and _longest(groups) > limit:
-            path, budget = path.unshared, ONE_ROW
-        elif prefix_sharing == "auto" and not worth_sharing(groups, path):
-            path = path.unshared
-        return cls(model, path, temperature, cut(groups, budget, path))
-
-    def attention(self) -> AbstractContextManager[None]:
-        return attention_of(self.model, self.path)
-
-    def layouts(self) -> Iterator[Layout | ForkedLayout]:
-        return (arrange(self.model, microbatch, self.path) for microbatch in self.microbatches)
-
-    def run(self, layout: Layout | ForkedLayout, c: Tensor | None = None) -> TokenScores:
-        coefficients = None if c is None else c[layout.row, layout.token]
-        return token_scores(self.model, layout, self.path, temperature=self.temperature, coefficients=coefficients)
-
-
-def _longest(groups: Sequence[Group]) -> int:
-    return max((len(g.prompt) + len(row.tokens) for g in groups for row in g.completions), default=0)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Log-probs and entropies of the batch, [B, T], filled micro-batch by micro-batch."""
-
-    logprobs: Tensor
-    entropy: Tensor
-    lengths: tuple[int, ...]
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], forwards: _Forwards) -> "_Table":
-        lengths = tuple(len(row.tokens) for group in groups for row in group.completions)
-        if not lengths:
-            raise DataError("the batch has no completion; give at least one group with one")
-        weight = unwrap(forwards.model).get_input_embeddings().weight
-        dtype = torch.promote_types(compute_dtype(weight), torch.float32)
-        empty = torch.zeros(len(lengths), max(1, *lengths), dtype=dtype, device=weight.device)
-        return cls(empty, empty.clone(), lengths)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.logprobs.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.logprobs.device
-
-    def fill(self, layout: Layout | ForkedLayout, scores: TokenScores) -> None:
-        self.logprobs[layout.row, layout.token] = scores.logprobs.detach()
-        self.entropy[layout.row, layout.token] = scores.entropy.detach()
-
-    def cut(self, values: Tensor) -> list[Tensor]:
-        """The rows of a [B, T] on the CPU, without padding."""
-        return [row[:length].clone() for row, length in zip(values.cpu(), self.lengths, strict=True)]
-
-    def rows(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.cut(self.logprobs), self.cut(self.entropy)
-
-
-@contextmanager
-def _passes(model: nn.Module) -> Iterator[None]:
-    """What holds during the passes of an update: dropout off, and no weight cast by autocast before or kept after.
-
-    Inside the caller's autocast context torch would otherwise reuse casts of weights that a step has since changed.
-    """
-    torch.clear_autocast_cache()
-    try:
-        with no_dropout(unwrap(model)):
-            yield
-    finally:
-        torch.clear_autocast_cache()
-
-
 @torch.no_grad()
-def _fill(forwards: _Forwards, table: _Table) -> None:
+def _fill(forwards: Forwards, table: Table) -> None:
     """The score pass. Older torch would serve the push from weights that autocast cast here, without gradient."""
-    for layout in forwards.layouts():
-        table.fill(layout, forwards.run(layout))
+    with forwards.together():
+        for placed in forwards.layouts():
+            table.fill(placed, forwards.run(placed))
+    table.combine()
     torch.clear_autocast_cache()
 
 
@@ -308,42 +212,47 @@ def _fixed_coefficients(objective: Objective, batch: Batch) -> Tensor | None:
     generator = torch.Generator().manual_seed(0)
     near, far = (-scale * torch.rand(batch.mask.shape, generator=generator).to(batch.mask) for scale in (0.1, 10.0))
     first, second = _weigh(objective, batch, near).c, _weigh(objective, batch, far).c
-    return first if torch.equal(first, second) and bool(first.isfinite().all()) else None
+    fixed = torch.equal(first, second) and bool(first.isfinite().all())
+    return first if ranks.every(fixed) else None
 
 
-def _score_first(forwards: _Forwards, table: _Table, objective: Objective, batch: Batch) -> _Weighed:
+def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch) -> _Weighed:
     """Score, weigh, push."""
     _fill(forwards, table)
     weighed = _weigh(objective, batch, table.logprobs)
-    if weighed.finite:
+    if ranks.every(weighed.finite):
         _push(forwards, weighed.c)
     return weighed
 
 
-def _at_once(forwards: _Forwards, table: _Table, objective: Objective, batch: Batch) -> _Weighed:
-    """One micro-batch holds everything: weigh between its forward and its backward."""
-    (layout,) = forwards.layouts()
-    scores = forwards.run(layout)
-    table.fill(layout, scores)
+def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batch) -> _Weighed:
+    """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
+    (placed,) = forwards.layouts()
+    with forwards.together():
+        scores = forwards.run(placed)
+        table.fill(placed, scores)
+    table.combine()
     weighed = _weigh(objective, batch, table.logprobs)
-    if weighed.finite:
-        with torch.autocast(table.device.type, enabled=False):
-            torch.autograd.backward(scores.logprobs, weighed.c[layout.row, layout.token])
+    if ranks.every(weighed.finite):
+        with forwards.together(), torch.autocast(table.device.type, enabled=False):
+            torch.autograd.backward(scores.logprobs, forwards.pushed(placed, weighed.c))
     return weighed
 
 
-def _push_first(forwards: _Forwards, table: _Table, objective: Objective, batch: Batch, known: Tensor) -> _Weighed:
+def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor) -> _Weighed:
     """Push with the known c, and evaluate the loss on the log-probs that the push gave.
 
     c is then compared with what the objective says there; were the guess wrong, the difference would be pushed too.
     """
     finite = _push(forwards, known, table)
-    if not finite:
+    if finite:
+        table.combine()
+    else:
         _fill(forwards, table)
     weighed = _weigh(objective, batch, table.logprobs)
     if not finite:
         return _Weighed(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
-    if weighed.finite and not _same(weighed.c, known):
+    if ranks.every(weighed.finite) and not ranks.every(_same(weighed.c, known)):
         _push(forwards, weighed.c - known)
     return weighed
 
@@ -354,14 +263,21 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=rounding, atol=rounding * float(other.abs().max()))
 
 
-def _push(forwards: _Forwards, c: Tensor, table: _Table | None = None) -> bool:
-    """Backward of sum(c * logprobs), micro-batch by micro-batch; stops where that sum is not finite, and says so."""
-    for layout in forwards.layouts():
-        scores = forwards.run(layout, c)
-        if table is not None:
-            table.fill(layout, scores)
-        if scores.weighted is None or not scores.weighted.isfinite():
-            return False
-        with torch.autocast(c.device.type, enabled=False):
-            torch.autograd.backward(scores.weighted)
-    return True
+def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
+    """Backward of sum(c * logprobs), micro-batch by micro-batch; whether that sum was finite on all ranks.
+
+    It stops where it is not, unless the ranks meet in each pass.
+    """
+    finite = True
+    with forwards.together():
+        for placed in forwards.layouts():
+            scores = forwards.run(placed, c)
+            if table is not None:
+                table.fill(placed, scores)
+            assert scores.weighted is not None
+            finite = finite and bool(scores.weighted.isfinite())
+            if not (finite or forwards.in_step):
+                break
+            with torch.autocast(c.device.type, enabled=False):
+                torch.autograd.backward(scores.weighted)
+    return ranks.every(finite)

@@ -1,0 +1,248 @@
+"""What ranks do in the tests; a module of its own, so that they import no pytest."""
+
+import os
+import signal
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gvpo import runfiles
+from gvpo.errors import DataError, GvpoWarning
+from gvpo.objectives import gvpo, sft
+from gvpo.training import ranks, sharding
+from gvpo.training.learner import Learner
+from gvpo.training.online import Trainer
+from gvpo.training.passes import Forwards, Placed
+from gvpo.training.update import UpdateOutput, group_backward, score
+from tests.fakes import tiny_model
+from tests.naive import double_precision, gradients, random_groups, relative_error
+from tests.training import toy
+
+GROUPS = random_groups([(5, (7, 3, 9)), (2, (4, 4)), (8, (1, 12, 6, 2))])
+OBJECTIVES = {"gvpo": gvpo, "sft": sft}
+LOGGED = [
+    {"prompt": one, "completions": rows, "rewards": [row.count(one) / 3 for row in rows]}
+    for one, rows in zip(
+        toy.DIGITS,
+        [["111", "0"], ["1", "12", "21", "3"], ["22", "2", "0"], ["333", "3", "31", "13", "0"], ["4", "0"]] * 2,
+        strict=True,
+    )
+]
+"""Groups of unequal sizes and lengths."""
+
+
+Case = tuple[str, str, torch.dtype, tuple[int, ...], str, int]
+"""How the model is wrapped, its architecture, its dtype, the owner of each of GROUPS, objective, budget."""
+
+
+def exact(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    return double_precision(model) if dtype == torch.float64 else nullcontext()
+
+
+def updates(cases: Sequence[Case]) -> list[dict[str, float]]:
+    """How far an update on many ranks is from that of one process, for each case."""
+    return [_update(*case) for case in cases]
+
+
+def _update(
+    wrapped: str, kind: str, dtype: torch.dtype, owners: tuple[int, ...], objective: str, budget: int
+) -> dict[str, float]:
+    true, expected = _one_process(kind, dtype, objective, budget)
+    model = tiny_model(kind, dtype=dtype)
+    if wrapped == "fsdp2":
+        sharding.shard(model, half=False)
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    policy = nn.parallel.DistributedDataParallel(model) if wrapped == "ddp" else model
+    own = [group for group, owner in zip(GROUPS, owners, strict=True) if owner == ranks.rank()]
+    with exact(model, dtype):
+        output = group_backward(policy, own, OBJECTIVES[objective], tokens_per_microbatch=budget)
+        scored = score(policy, own, tokens_per_microbatch=budget)
+    found = {name: sharding.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
+    assert found.keys() == expected.keys()
+    rows = _rows(owners)
+    return {
+        "gradient": relative_error(found, expected),
+        "loss": float((output.loss - true.loss).abs()),
+        "c": max(_gap(one.c, true.rows[row].c) for one, row in zip(output.rows, rows, strict=True)),
+        "logprobs": max(
+            _gap(one.logprobs, true.rows[row].logprobs) for one, row in zip(output.rows, rows, strict=True)
+        ),
+        "scored": max(_gap(one.logprobs, true.rows[row].logprobs) for one, row in zip(scored, rows, strict=True)),
+    }
+
+
+def _one_process(kind: str, dtype: torch.dtype, objective: str, budget: int) -> tuple[UpdateOutput, dict[str, Tensor]]:
+    """The same update without ranks."""
+    model = tiny_model(kind, dtype=dtype)
+    with ranks.alone(), exact(model, dtype):
+        output = group_backward(model, GROUPS, OBJECTIVES[objective], tokens_per_microbatch=budget)
+    return output, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def _rows(owners: Sequence[int]) -> list[int]:
+    """Where the rows that come back, in order of ranks, stand in GROUPS."""
+    sizes = [len(group.completions) for group in GROUPS]
+    first = [sum(sizes[:index]) for index in range(len(sizes))]
+    order = sorted(range(len(GROUPS)), key=lambda index: owners[index])
+    return [first[index] + row for index in order for row in range(sizes[index])]
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def gradients_of_two_calls() -> list[float]:
+    """How far `.grad` after two calls is from twice that after one, plain and wrapped by DDP."""
+    return [_two_calls(wrapped) for wrapped in ("plain", "ddp")]
+
+
+def _two_calls(wrapped: str) -> float:
+    model = tiny_model("llama", dtype=torch.float64)
+    policy = nn.parallel.DistributedDataParallel(model) if wrapped == "ddp" else model
+    own = GROUPS[ranks.rank() :: ranks.count()]
+    group_backward(policy, own, gvpo)
+    once = {name: 2 * gradient for name, gradient in gradients(model).items()}
+    group_backward(policy, own, gvpo)
+    return relative_error(gradients(model), once)
+
+
+def logged_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train on LOGGED, nothing sampled."""
+    warnings.simplefilter("ignore", GvpoWarning)
+    return _logged_trainer(path, **settings).train(resume=resume)
+
+
+def _logged_trainer(path: Path, **settings: Any) -> Trainer:
+    given = {"eval_problems": 0, "reference": "every:4", "prompts_per_step": 3, "schedule": "linear", **settings}
+    return Trainer(toy.model(), args=toy.config(path, **given), train_dataset=LOGGED, processing_class=toy.tokenizer())
+
+
+def online_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train on live samples, with evaluations."""
+    return toy.trainer(path, **settings).train(resume=resume)
+
+
+def killed_run(path: Path, step: int, rank: int, **settings: Any) -> None:
+    """SIGKILL comes to a rank in the middle of a step."""
+    learn = Learner.learn
+
+    def killed(learner: Learner, groups: Any, now: int) -> Any:
+        if (now, ranks.rank()) == (step, rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(learner, groups, now)
+
+    with patch.object(Learner, "learn", killed):
+        logged_run(path, **settings)
+
+
+def stopped_run(path: Path, step: int, rank: int, **settings: Any) -> None:
+    """SIGTERM comes to one rank alone."""
+    learn = Learner.learn
+
+    def asked(learner: Learner, groups: Any, now: int) -> Any:
+        if (now, ranks.rank()) == (step, rank):
+            signal.raise_signal(signal.SIGTERM)
+        return learn(learner, groups, now)
+
+    with patch.object(Learner, "learn", asked):
+        logged_run(path, **settings)
+
+
+def short_of_memory(rank: int, tokens: int, path: Path, **settings: Any) -> dict[str, Any]:
+    """On one rank, forwards of more than so many scored tokens do not fit."""
+    run = Forwards.run
+
+    def small(forwards: Forwards, placed: Placed, *words: Any) -> Any:
+        if ranks.rank() == rank and len(placed.row) > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return run(forwards, placed, *words)
+
+    with patch.object(Forwards, "run", small):
+        return logged_run(path, **settings)
+
+
+def broken_disk(path: Path) -> None:
+    """The first rank cannot write a metrics line."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with patch.object(runfiles, "append", refuse):
+        logged_run(path)
+
+
+def unlike_models() -> None:
+    """Each rank makes another model."""
+    Trainer(
+        toy.model(seed=ranks.rank()),
+        toy.share(),
+        args=toy.config(),
+        train_dataset=toy.ROWS,
+        processing_class=toy.tokenizer(),
+    )
+
+
+def split_model() -> None:
+    """The model comes in parts."""
+    model = toy.model()
+    sharding.shard(model, half=False)
+    Trainer(model, toy.share(), args=toy.config(), train_dataset=toy.ROWS, processing_class=toy.tokenizer())
+
+
+def gradient_after_an_error() -> bool:
+    """Whether `.grad` is as it was when the last rank cannot push."""
+    model = tiny_model("llama")
+    group_backward(model, GROUPS[ranks.rank() :: ranks.count()], gvpo)
+    before = gradients(model)
+    run = Forwards.run
+
+    def fails(forwards: Forwards, *words: Any) -> Any:
+        if ranks.rank() == 1 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(forwards, *words)
+
+    with patch.object(Forwards, "run", fails):
+        try:
+            group_backward(model, GROUPS[ranks.rank() :: ranks.count()], gvpo, tokens_per_microbatch=12)
+        except torch.OutOfMemoryError:
+            after = gradients(model)
+            return all(torch.equal(after[name], before[name]) for name in before)
+    return False
+
+
+def messages() -> dict[str, Any]:
+    """What ranks tell each other."""
+    number = ranks.rank()
+    failures = []
+    for fails in (_first_fails, _last_fails):
+        try:
+            fails()
+        except Exception as error:
+            failures.append((type(error).__name__, str(error)))
+    return {
+        "gathered": ranks.gather(f"rank {number}"),
+        "first": ranks.on_first(lambda: number + 10),
+        "largest": ranks.largest(number),
+        "every": (ranks.every(True), ranks.every(number == 0)),
+        "some": (ranks.some(False), ranks.some(number == 0)),
+        "union": ranks.union_([number == 0, number == 1, False]),
+        "dealt": (list(ranks.deal(GROUPS).owners), ranks.deal(GROUPS).own_rows),
+        "failures": failures,
+    }
+
+
+def _first_fails() -> None:
+    ranks.on_first(lambda: 1 // 0)
+
+
+def _last_fails() -> None:
+    with ranks.together():
+        if ranks.rank() == ranks.count() - 1:
+            raise DataError("a bad row")

@@ -1,0 +1,89 @@
+"""Ranks as processes on gloo, forked from a server that has imported everything, so that a world starts in a second."""
+
+import multiprocessing
+import os
+import pickle
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+PRELOADED = ["tests.training.rank_jobs", "gvpo.cli.main", "gvpo.cli.train", "gvpo.training.recipe"]
+SECONDS = 120.0
+"""That a rank waits for another, and the test for a rank."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a rank ended.
+
+    Args:
+        code: its exit code, minus a signal's number where that ended it.
+        result: what its job returned.
+        error: the error's class and message, and its traceback.
+    """
+
+    code: int
+    result: Any
+    error: tuple[str, str, str] | None
+
+
+def world(count: int, directory: Path, job: Callable[..., Any], *words: Any, **named: Any) -> list[Any]:
+    """What each rank's `job(*words)` returned; an error of one is an error here."""
+    ends = run_world(count, directory, job, *words, **named)
+    for end in ends:
+        assert end.error is None, end.error[2]
+        assert end.code == 0
+    return [end.result for end in ends]
+
+
+def run_world(count: int, directory: Path, job: Callable[..., Any], *words: Any, **named: Any) -> list[End]:
+    """Run a job, a function of a module, on each of `count` ranks, and wait for all."""
+    os.environ.update({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    place = directory / f"world-{uuid.uuid4().hex}"
+    place.mkdir(parents=True)
+    processes = [context.Process(target=_run, args=(rank, count, place, job, words, named)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+    _end(processes)
+    return [_told(place / str(rank), process.exitcode) for rank, process in enumerate(processes)]
+
+
+def _end(processes: Sequence[Any]) -> None:
+    """What hangs is no result."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _told(file: Path, code: int | None) -> End:
+    result, error = pickle.loads(file.read_bytes()) if file.exists() else (None, None)
+    return End(code if code is not None else -1, result, error)
+
+
+def _run(
+    rank: int, count: int, place: Path, job: Callable[..., Any], words: Sequence[Any], named: dict[str, Any]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/store", rank=rank, world_size=count, timeout=timedelta(seconds=SECONDS)
+    )
+    result, error = None, None
+    try:
+        result = job(*words, **named)
+    except BaseException as raised:
+        error = (type(raised).__name__, str(raised), traceback.format_exc())
+    (place / str(rank)).write_bytes(pickle.dumps((result, error)))
+    if error is None:  # after an error the others are left at once, as a program that ends leaves them
+        dist.destroy_process_group()
