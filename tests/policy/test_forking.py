@@ -20,7 +20,8 @@ from gvpo.errors import ModelError
 from gvpo.objectives import gvpo, sft
 from gvpo.policy.fork_layout import CALL_TOKENS, NEVER, Fork
 from gvpo.policy.forking import prompt_gradient
-from gvpo.policy.forward import FastPathWarning, Path, arrange, choose_path, cut, token_scores
+from gvpo.policy.forward import Path, arrange, cut, token_scores
+from gvpo.policy.paths import FastPathWarning, choose_path
 from gvpo.training.update import group_backward
 from tests.fakes import RECURRENT, VOCABULARY, tiny_model
 from tests.naive import double_precision, gradients, naive_scores, naive_update, random_groups, relative_error

@@ -23,7 +23,7 @@ from gvpo.errors import TrainingError
 from gvpo.objectives import ObjectiveOutput
 from gvpo.planning.devices import GIB, free_memory
 from gvpo.planning.search import MOST_TOKENS
-from gvpo.training.outage import is_out_of_memory
+from gvpo.policy.facts import is_out_of_memory
 from gvpo.types import Completion, Group
 
 T = TypeVar("T")

@@ -3,12 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-import torch
-
 from gvpo.errors import RunError, TrainingError
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch's RuntimeErrors say of memory: of a GPU, of the CPU on Linux, of the CPU on Windows."""
+from gvpo.policy.facts import is_out_of_memory
 
 
 @contextlib.contextmanager
@@ -37,13 +33,6 @@ def explained(where: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise _out_of_memory(where()) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out: Python's own, or torch's on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _out_of_memory(where: str) -> TrainingError:

@@ -16,22 +16,11 @@ from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.policy.fork_layout import ForkedLayout
-from gvpo.policy.forward import (
-    Path,
-    PrefixSharing,
-    arrange,
-    attention_of,
-    choose_path,
-    compute_dtype,
-    cut,
-    length_limit,
-    token_scores,
-    unwrap,
-    worth_sharing,
-)
+from gvpo.policy.forward import Path, arrange, attention_of, compute_dtype, cut, token_scores, unwrap, worth_sharing
 from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch
+from gvpo.policy.paths import PrefixSharing, choose_path, length_limit
 from gvpo.training import ranks, sharding
 from gvpo.training.ranks import Dealt
 from gvpo.types import Completion, Group
@@ -95,7 +84,7 @@ class Forwards:
         if budget < 1:
             raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
         path = _agreed(choose_path(model, prefix_sharing))
-        if path.fork is not None and sharding.communicates(model):
+        if path.fork is not None and ranks.count() > 1 and sharding.communicates(model):
             path = _unforked(path, prefix_sharing)
         limit = length_limit(unwrap(model))
         if limit is not None and _longest(batch.groups) > limit:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gvpo.errors import ObjectiveError
 from gvpo.objectives import ObjectiveOutput
-from gvpo.policy.forward import PrefixSharing
+from gvpo.policy.paths import PrefixSharing
 from gvpo.training import ranks, sharding
 from gvpo.training.collate import Batch, collate
 from gvpo.training.passes import Forwards, Table, passes

@@ -20,18 +20,10 @@ from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import forward
 from gvpo.policy.attention import TREES
 from gvpo.policy.fork_layout import Fork
-from gvpo.policy.forward import (
-    FastPathWarning,
-    Path,
-    arrange,
-    attention_of,
-    choose_path,
-    length_limit,
-    token_scores,
-    why_not_shared,
-)
+from gvpo.policy.forward import Path, arrange, attention_of, token_scores
 from gvpo.policy.logprobs import TokenScores, head_logprobs
 from gvpo.policy.packing import plan
+from gvpo.policy.paths import FastPathWarning, choose_path, length_limit, why_not_shared
 from gvpo.policy.trees import Tree, Trees
 from tests.fakes import CONFIGS, tiny_model
 from tests.naive import naive_scores, random_groups
@@ -229,6 +221,22 @@ def test_a_model_that_fails_on_the_fast_path_falls_back():
     model.model.forward = picky
     with pytest.warns(FastPathWarning, match="shared prompts not used: .*only 2D masks here"):
         assert choose_path(model).fork is not None
+
+
+def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path():
+    model = tiny_model("llama")
+    inner = model.model.forward
+
+    def hungry(*args: Any, **kwargs: Any) -> Any:
+        if TREES in kwargs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(*args, **kwargs)
+
+    model.model.forward = hungry
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_path(model)
+    model.model.forward = inner
+    assert choose_path(model).shared
 
 
 def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
