@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo demo-rloo test test-slow check format docs bench bench-update bench-sampling bench-step wheel clean
+.PHONY: help setup demo demo-rloo test test-slow check format docs bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -43,7 +43,7 @@ format: $(READY)  ## rewrite files in the project's format
 docs: $(READY)  ## rewrite docs/configuration.md from the settings
 	$(BIN)/python tools/configuration_page.py
 
-bench: bench-update bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/benchmarks.md, JSON into runs/bench
+bench: bench-update bench-curves bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/benchmarks.md, JSON into runs/bench
 
 bench-update: $(PEERS)
 	$(BIN)/python benchmarks/update_vs_trl.py --page docs/benchmarks.md --json runs/bench/update.json
@@ -53,6 +53,12 @@ bench-sampling: $(PEERS)
 
 bench-step: $(PEERS)
 	$(BIN)/python benchmarks/step_vs_trl.py --page docs/benchmarks.md --json runs/bench/step.json --svg docs/figures/step.svg
+
+bench-curves: $(READY)
+	$(BIN)/python benchmarks/update_curves.py --page docs/benchmarks.md --json runs/bench/curves.json
+
+bench-gpu: $(READY)  ## the same on a GPU, in at most 8 minutes: exactness, then speed
+	$(BIN)/python benchmarks/gpu.py --page docs/benchmarks.md --json runs/bench/gpu.json
 
 $(PEERS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trl]'

@@ -48,12 +48,11 @@ TINY: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,
 }
 EXACT: dict[str, dict[str, Any]] = {
-    "qwen2": {"architecture": "qwen2", **{k: v for k, v in TINY.items() if k != "head_dim"}},
+    "qwen2": {"architecture": "qwen2", **TINY},
     "llama": {"architecture": "llama", **TINY},
-    "qwen3": {"architecture": "qwen3", **TINY},
+    "qwen3": {"architecture": "qwen3", **TINY, "head_dim": 32},
     "mistral, window 24": {"architecture": "mistral", **TINY, "sliding_window": 24},
     "qwen3_moe": {"architecture": "qwen3_moe", **TINY, "moe_intermediate_size": 64, "num_experts": 8},
 }

@@ -74,7 +74,12 @@ def flops(model: Any, work: Work, passes: Passes) -> float:
 
 
 def bound_seconds(model: Any, work: Work, passes: Passes, dtype: torch.dtype) -> float:
-    """Seconds of the update's matrix products, timed now."""
+    """Seconds of the update's matrix products, timed now, where the model is."""
+    with torch.device(model.device):
+        return _bound_seconds(model, work, passes, dtype)
+
+
+def _bound_seconds(model: Any, work: Work, passes: Passes, dtype: torch.dtype) -> float:
     shapes = [(key, len(list(same))) for key, same in groupby(sorted(_linears(model)))]
     forward = backward = 0.0
     for (out, inner), count in shapes:
@@ -127,7 +132,14 @@ def _seconds(multiply: Any, left: Tensor, right: Tensor, out: Tensor) -> float:
     """The median of three, after one that touches the memory."""
     found = []
     for _ in range(4):
+        _wait(out)
         started = now()
         multiply(left, right, out=out)
+        _wait(out)
         found.append(now() - started)
     return sorted(found[1:])[1]
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()

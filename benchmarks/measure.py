@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,7 +90,7 @@ def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:
         "threads": threads,
         "clock": clock,
         "load_before": round(os.getloadavg()[0], 2),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
 
 

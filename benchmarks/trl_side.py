@@ -38,8 +38,7 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
         bf16=half,
         per_device_train_batch_size=rows,
         num_generations=group_size,
-        **OFFLINE,
-        **settings,
+        **{**OFFLINE, **settings},
     )
     data = Dataset.from_list([{"prompt": "a"}] * max(1, rows))
     trainer = GRPOTrainer(

@@ -8,6 +8,7 @@ where weights are known also in parts of 2 completions, which is faster on a CPU
     unknown     later updates: old log-probs differ, c needs the log-probs first; everything in one micro-batch
     score-push  the same with a budget of half the completions: a score pass, then a push
     rollout     4 updates with the passes that they need for old and reference log-probs, a KL term, and SGD steps
+    score       log-probs alone
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from torch import Tensor
 from gvpo import Completion, Group, group_backward, load_model, score
 from gvpo.objectives import grpo
 
-CASES = ("known", "unknown", "score-push", "rollout")
+CASES = ("known", "unknown", "score-push", "rollout", "score")
 DTYPES = ("float32", "bfloat16")
 LAYERS = {
     "architecture": "qwen2",
@@ -46,6 +47,7 @@ WHOLE = 10**9
 """A budget that takes every batch in one micro-batch."""
 
 PASSES = {
+    "score": Passes(forward=1, backward=0),
     "known": Passes(),
     "unknown": Passes(head_again=1),
     "score-push": Passes(forward=1),
@@ -138,10 +140,12 @@ class Bench:
         reference = copy.deepcopy(model) if case == "rollout" else None
         return cls(shape, case, half, batches, model, reference, trainer, list(map(trl_side.inputs_of, batches)))
 
-    def sides(self) -> dict[str, Callable[[], None]]:
+    def sides(self) -> dict[str, Callable[[], Any]]:
         """What is timed; in bfloat16 also our own float32."""
         if self.case == "rollout":
             found = {"trl": self._rollout_theirs, "gvpo": self._rollout_ours}
+        elif self.case == "score":
+            found = {"trl": self._score_theirs, "gvpo": self._score_ours}
         else:
             found = {"trl": self._update_theirs, "gvpo": self._update_ours}
         if self.case == "known":
@@ -151,27 +155,29 @@ class Bench:
         return found
 
     def differences(self) -> dict[str, float]:
-        """Relative L2 between gradients (of a rollout: the weights' movements); each side runs once.
+        """Relative L2 between gradients (of a rollout the weights' movements, of scores the log-probs); each runs once.
 
         In float32 between the two sides; in bfloat16 of each side from our float32.
         """
-        found = {}
-        for name, run in self.sides().items():
-            models = self.ours, self.theirs.model
-            start = copy.deepcopy([model.state_dict() for model in models]) if self.case == "rollout" else None
-            run()
-            model = models[name.startswith("trl")]
-            if start is None:
-                found[name] = torch.cat([value.grad.flatten() for value in model.parameters()])
-            else:
-                before = start[name.startswith("trl")]
-                found[name] = torch.cat([(v - before[k]).flatten() for k, v in model.named_parameters()])
-                for other, state in zip(models, start, strict=True):
-                    other.load_state_dict(state)
+        found = {name: self._found(name, run) for name, run in self.sides().items()}
         if not self.half:
             return {"difference": _relative(found["gvpo"], found["trl"])}
         exact = found["gvpo-float32"]
         return {"difference": _relative(found["gvpo"], exact), "difference_of_trl": _relative(found["trl"], exact)}
+
+    def _found(self, name: str, run: Callable[[], Any]) -> Tensor:
+        """What a side gives, in one vector."""
+        models = self.ours, self.theirs.model
+        model = models[name.startswith("trl")]
+        start = copy.deepcopy(model.state_dict()) if self.case == "rollout" else None
+        given = run()
+        if self.case == "score":
+            return given
+        if start is None:
+            return torch.cat([value.grad.flatten() for value in model.parameters()])
+        moved = torch.cat([(value - start[key]).detach().flatten() for key, value in model.named_parameters()])
+        model.load_state_dict(start)
+        return moved
 
     def bound(self) -> float:
         """Seconds of the matrix products alone."""
@@ -224,6 +230,15 @@ class Bench:
             optimizer.zero_grad(set_to_none=True)
             trl_side.backward(trainer, inputs, rows)
             optimizer.step()
+
+    def _score_ours(self, half: bool | None = None) -> Tensor:
+        with self._precision(half):
+            return torch.cat(self._score(self.ours, self.batches[0]))
+
+    def _score_theirs(self) -> Tensor:
+        inputs = self.inputs[0]
+        found = trl_side.logprobs(self.theirs, self.theirs.model, inputs, self.shape.rows)
+        return found[inputs["completion_mask"].bool()].float()
 
     def _score(self, model: Any, batch: Sequence[Group]) -> list[Any]:
         return [scored.logprobs for scored in score(model, batch, tokens_per_microbatch=WHOLE)]
