@@ -277,6 +277,35 @@ def test_the_first_failure_is_that_of_the_newest_scoring():
         assert pool.first_failure is None
 
 
+def sizes(completions, **_):
+    """How many completions the call has, and whether the worker was prepared."""
+    return [len(completions) + 10 * PREPARED] * len(completions)
+
+
+def prepare():
+    global PREPARED
+    PREPARED += 1
+
+
+PREPARED = 0
+sizes.row_by_row, sizes.prepare = True, prepare
+
+
+def test_a_function_may_ask_for_a_call_a_completion_and_for_a_preparation():
+    batch = RewardBatch("p", ["a", "b", "c"])
+    assert [verdict.reward for verdict in score({"sizes": sizes}, batch)] == [11.0] * 3
+
+
+def test_a_call_a_completion_is_never_given_up():
+    def hang(completions, **_):
+        time.sleep(0 if completions == ["fine"] else 60)
+        return [1.0]
+
+    hang.row_by_row = True
+    verdicts = score({"hang": hang}, RewardBatch("p", [*["late"] * 9, "fine"]), timeout=0.2)
+    assert [verdict.reward for verdict in verdicts] == [None] * 9 + [1.0]
+
+
 SCRIPT = """
 import dataclasses
 from gvpo.rewards import RewardBatch, RewardPool

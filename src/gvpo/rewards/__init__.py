@@ -7,6 +7,7 @@ from gvpo.rewards.exact import exact_match
 from gvpo.rewards.format import boxed_format, regex_format
 from gvpo.rewards.gsm8k import gsm8k
 from gvpo.rewards.length import length_penalty, token_cost
+from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
 from gvpo.rewards.pool import Failure, RewardPool
 from gvpo.rewards.registry import REWARDS, load
@@ -26,6 +27,7 @@ __all__ = [
     "gsm8k",
     "length_penalty",
     "load",
+    "math_answer",
     "number_match",
     "regex_format",
     "token_cost",

@@ -53,7 +53,7 @@ class RewardPool:
             functions of the main script by value, others by the name of their module.
         weights: each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
         workers: processes at most; they start when first needed and stay.
-        timeout: seconds a call may take: one function on one group.
+        timeout: seconds a call may take: one function on one group, or on one completion if it is `row_by_row`.
         log: file that the functions' prints are appended to; None drops them.
         memory_limit: bytes that a worker may allocate (RLIMIT_DATA, where the system has it); None for no limit.
 
@@ -82,6 +82,7 @@ class RewardPool:
         self._names = list(functions)
         self._weights = _checked_weights(self._names, weights)
         self._wanted = [Wanted.by(function) for function in functions.values()]
+        self._alone = frozenset(n for n, f in enumerate(functions.values()) if getattr(f, "row_by_row", False))
         _check_limits(workers, timeout)
         pickled = {name: _pickled(name, function) for name, function in functions.items()}
         setup = {"functions": pickled, "timeout": timeout, "memory_limit": memory_limit}
@@ -104,7 +105,7 @@ class RewardPool:
             RewardError: a function needs a column that no group has, or cannot be loaded in a worker; a column cannot
                 be sent to one.
         """
-        scoring = _Scoring(self._names, self._wanted, batches)
+        scoring = _Scoring(self._names, self._wanted, self._alone, batches)
         self._dispatcher.run(scoring)
         self.first_failure = scoring.first_failure()
         return [
@@ -150,8 +151,10 @@ class RewardPool:
 class _Scoring:
     """The calls of one `score`, and what came of them. It is the dispatcher's queue."""
 
-    def __init__(self, names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
-        self._names, self._wanted, self._batches = names, wanted, batches
+    def __init__(
+        self, names: Sequence[str], wanted: Sequence[Wanted], alone: frozenset[int], batches: Sequence[RewardBatch]
+    ) -> None:
+        self._names, self._wanted, self._alone, self._batches = names, wanted, alone, batches
         self._outcomes: dict[tuple[int, int, int], _Outcome] = {}  # by group, function, row
         self._succeeded: set[int] = set()
         self._failed_alone = [0] * len(names)
@@ -196,6 +199,8 @@ class _Scoring:
         missing = self._wanted[function].missing(self._batches[group])
         if missing:
             self._fail(call, ("missing column", f"needs {missing[0]!r}, which the data does not have"))
+        elif function in self._alone:
+            self._waiting.extend(self._call(function, group, (row,)) for row in call.rows)
         elif rows:
             self._waiting.append(call)
 
@@ -223,7 +228,8 @@ class _Scoring:
             self._outcomes[call.group, call.function, row] = _Outcome(failure=failure)
 
     def _is_hopeless(self, function: int) -> bool:
-        return self._failed_alone[function] >= GIVE_UP_AFTER and function not in self._succeeded
+        tried = function in self._succeeded or function in self._alone
+        return self._failed_alone[function] >= GIVE_UP_AFTER and not tried
 
     def _give_up(self, function: int, last: tuple[str, str]) -> None:
         """Every call costs up to the timeout: a function that always hangs must not take all day to say so."""

@@ -28,6 +28,11 @@ _SCANS = 10
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def in_worker() -> bool:
+    """Whether this process is a worker, or was started by one."""
+    return _TAG in os.environ
+
+
 class WorkerDied(Exception):
     """The worker ended, or wrote what is not a reply."""
 

@@ -18,6 +18,7 @@ from gvpo.rewards.exact import exact_match
 from gvpo.rewards.format import boxed_format
 from gvpo.rewards.gsm8k import gsm8k
 from gvpo.rewards.length import token_cost
+from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
 
 REWARDS: dict[str, RewardFunc] = {
@@ -26,6 +27,7 @@ REWARDS: dict[str, RewardFunc] = {
     "boxed_format": boxed_format,
     "exact_match": exact_match,
     "gsm8k": gsm8k,
+    "math_answer": math_answer,
     "number_match": number_match,
     "token_cost": token_cost,
 }

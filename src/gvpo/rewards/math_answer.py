@@ -1,0 +1,137 @@
+r"""Mathematical answers: is the last box of a completion equal to the reference answer?
+
+The comparison (mathvalues.py) runs on sympy and math-verify, the extra `math`. An answer can be written that no
+computer finishes, 9^{9^{9^9}} say, so every answer is a call of its own to a worker process with a deadline: inside a
+`RewardPool` to that pool's workers, elsewhere to those of a small pool that this module keeps.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import threading
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from gvpo.errors import RewardError
+from gvpo.rewards import mathvalues
+from gvpo.rewards.base import Answer, RewardBatch, completion_text
+from gvpo.rewards.boxed import last_boxed
+from gvpo.rewards.number import parse_number
+from gvpo.rewards.pool import RewardPool
+from gvpo.rewards.process import in_worker
+
+DEADLINE = 5.0
+"""Seconds for an answer where no pool of the caller's has its own deadline."""
+_ANSWER_IS = re.compile(r"\banswer\s*(?:is|=|:)\s*:?", re.IGNORECASE)
+_AT_THE_END = re.compile(r"(?:\.\s.*|[\s.*]*)$")
+_lock = threading.Lock()
+
+
+def math_answer(
+    completions: Sequence[Answer], answer: Sequence[Any], error: Sequence[Any] | None = None, **columns: Any
+) -> list[float | None]:
+    r"""1 where a completion's answer is the same mathematical object as `answer`, else 0.
+
+    A completion's answer is the content of its last \boxed{...}; without a box, what follows the last "answer is" or
+    "answer:" on its line. `docs/rewards.md` has the convention for every family of answers.
+
+    Args:
+        completions: k completions.
+        answer: k answers: LaTeX, Python-like numbers, numbers, a list of them, a solution that ends in a box or in
+            GSM8K's `#### n`; None abstains.
+        error: k tolerances, each how far numbers may be apart (OlympiadBench's column of this name), or None.
+        columns: not used.
+
+    Returns:
+        k values: 1.0, 0.0, or None. None too, outside a pool, for an answer that takes longer than `DEADLINE`; a pool
+        gives the reason "timeout".
+
+    Raises:
+        RewardError: the extra `math` is not installed.
+        ValueError: a tolerance is not a number.
+    """
+    tolerances = [_tolerance(value) for value in ([None] * len(completions) if error is None else error)]
+    if not in_worker():
+        return _in_own_pool(completions, answer, error)
+    return [
+        None if gold is None else float(_is_right(completion_text(completion), gold_text(gold), tolerance))
+        for completion, gold, tolerance in zip(completions, answer, tolerances, strict=True)
+    ]
+
+
+def prepare() -> None:
+    """Once in each worker, before its first call.
+
+    Raises:
+        RewardError: the extra `math` is not installed.
+    """
+    _require_installed()
+    mathvalues.prepare()
+
+
+math_answer.prepare = prepare  # type: ignore[attr-defined]
+math_answer.row_by_row = True  # type: ignore[attr-defined]
+
+
+def gold_text(answer: Any) -> str:
+    r"""A reference answer without what is around it: \boxed{...}, a solution, `####`, a list."""
+    if isinstance(answer, list | tuple):
+        return ", ".join(gold_text(each) for each in answer)
+    text = str(answer)
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    boxed = last_boxed(text)
+    return text if boxed is None else boxed
+
+
+def final_answer(text: str) -> str | None:
+    r"""A completion's answer: its last box, else what follows the last "answer is"; None if it has neither."""
+    boxed = last_boxed(text)
+    if boxed is not None or "\\boxed" in text:
+        return boxed
+    stated = None
+    for stated in _ANSWER_IS.finditer(text):  # noqa: B007 - the last one is what is wanted
+        pass
+    if stated is None:
+        return None
+    line = text[stated.end() :].strip(" *:\n").partition("\n")[0]
+    return _AT_THE_END.sub("", line).strip(" *")
+
+
+def _is_right(text: str, gold: str, tolerance: Fraction | None) -> bool:
+    written = final_answer(text)
+    return written is not None and mathvalues.same_answer(written, gold, tolerance)
+
+
+def _tolerance(value: Any) -> Fraction | None:
+    if value is None or value == "":
+        return None
+    number = parse_number(str(value))
+    if number is None:
+        raise ValueError(f"the error {str(value)[:80]!r} is not a number; clean the column, or leave it empty")
+    return number
+
+
+def _in_own_pool(
+    completions: Sequence[Answer], answer: Sequence[Any], error: Sequence[Any] | None
+) -> list[float | None]:
+    _require_installed()
+    errors = [None] * len(completions) if error is None else error
+    rows = zip(completions, answer, errors, strict=True)
+    batches = [RewardBatch("", [written], {"answer": gold, "error": most}) for written, gold, most in rows]
+    with _lock:
+        judged = _own_pool(os.getpid()).score(batches)
+    return [verdict.reward for (verdict,) in judged]
+
+
+@functools.lru_cache(maxsize=1)
+def _own_pool(process: int) -> RewardPool:
+    """The pool of this process; a fork makes its own."""
+    return RewardPool({"math_answer": math_answer}, timeout=DEADLINE)
+
+
+def _require_installed() -> None:
+    if importlib.util.find_spec("math_verify") is None:
+        raise RewardError("the reward math_answer needs math-verify; pip install 'gvpo[math]'")
