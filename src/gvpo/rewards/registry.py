@@ -14,6 +14,7 @@ from gvpo.errors import RewardError
 from gvpo.rewards.addition import addition_steps
 from gvpo.rewards.base import RewardFunc
 from gvpo.rewards.boxed import boxed_answer
+from gvpo.rewards.code import code_tests
 from gvpo.rewards.exact import exact_match
 from gvpo.rewards.format import boxed_format
 from gvpo.rewards.gsm8k import gsm8k
@@ -25,6 +26,7 @@ REWARDS: dict[str, RewardFunc] = {
     "addition_steps": addition_steps,
     "boxed_answer": boxed_answer,
     "boxed_format": boxed_format,
+    "code_tests": code_tests,
     "exact_match": exact_match,
     "gsm8k": gsm8k,
     "math_answer": math_answer,

@@ -3,9 +3,12 @@
 from gvpo.tasks.addition import ADDITION
 from gvpo.tasks.base import Split, Task
 from gvpo.tasks.gsm8k import GSM8K
+from gvpo.tasks.humaneval import HUMANEVAL
+from gvpo.tasks.mbpp import MBPP
+from gvpo.tasks.programs import CODEFORCES, LIVECODEBENCH
 from gvpo.tasks.records import load_records, problems_from_records, require_file
 
-TASKS: dict[str, Task] = {"addition": ADDITION, "gsm8k": GSM8K}
+TASKS: dict[str, Task] = {task.name: task for task in (ADDITION, CODEFORCES, GSM8K, HUMANEVAL, LIVECODEBENCH, MBPP)}
 """The built-in tasks."""
 
 __all__ = ["TASKS", "Split", "Task", "load_records", "problems_from_records", "require_file"]

@@ -1,0 +1,41 @@
+"""When a program's output is right: comparisons by name."""
+
+import math
+from collections.abc import Callable
+
+TOLERANCE = 1e-6
+"""Of `numbers`, relative or absolute, whichever is larger: what programming contests commonly allow."""
+
+
+def exact(output: str, right: str) -> bool:
+    """The same text, but for white space at the ends of lines and of the text."""
+    return _lines(output) == _lines(right)
+
+
+def tokens(output: str, right: str) -> bool:
+    """The same words between white space."""
+    return output.split() == right.split()
+
+
+def numbers(output: str, right: str) -> bool:
+    """The same words, where numbers may differ by a millionth."""
+    ours, theirs = output.split(), right.split()
+    return len(ours) == len(theirs) and all(map(_is_near, ours, theirs))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def _is_near(word: str, right: str) -> bool:
+    if word == right:
+        return True
+    try:
+        value, wanted = float(word), float(right)
+    except ValueError:
+        return False
+    return math.isfinite(wanted) and math.isclose(value, wanted, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+CHECKERS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "numbers": numbers, "tokens": tokens}
+"""The built-in comparisons: `checker(output, right)`."""

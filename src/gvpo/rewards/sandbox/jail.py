@@ -1,0 +1,230 @@
+"""The jail's first processes: they build it, watch over the guest and end everything that it started.
+
+    starter ──▶ supervisor (process 1 of its namespace) ──▶ guest and whatever it starts
+
+The supervisor ends when the guest does, when time is up, or when the host lets go of the lifeline; then the kernel
+ends all that is left in its namespace, and the starter returns. No process runs code of the guest before all
+limits hold for it. Where namespaces are not wanted (`isolate` false) the supervisor ends its descendants itself.
+
+Imports the standard library only; a bare interpreter runs it.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gvpo.rewards.sandbox import guest, kernel
+
+ROOT = "/proc"
+"""Where the new root is built: a directory that every system has and that nothing the guest needs lies in."""
+HOME = "/tmp"
+"""The guest's own directory, inside the jail."""
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_PACKAGES = ("site-packages", "dist-packages")
+_FIRST_UID = 0x7000_0000
+"""Root's guests get users of their own from here on, so that limits and signals of one do not concern another."""
+_KEEP = 0x0001 | 0x0002 | 0x0004 | 0x0008 | 0x0400 | 0x0800 | 0x1000
+"""Mount flags that a new user namespace may not take away: ro, nosuid, nodev, noexec, noatime, nodiratime, relatime."""
+_OPEN_FILES = 64
+
+
+def main(argument: str) -> None:
+    """Build a jail and run a guest; returns in the guest's process alone, when its code has ended.
+
+    Args:
+        argument: JSON: descriptors `payload`, `status`, `lifeline` and perhaps `verdict`, `isolate`, and the limits.
+    """
+    settings = json.loads(argument)
+    with os.fdopen(settings["payload"], "rb") as file:
+        payload = json.load(file)
+    try:
+        if settings["isolate"]:
+            _leave_namespaces()
+        supervisor = os.fork()
+    except OSError as error:
+        _report(settings["status"], error=str(error))
+        os._exit(1)
+    if supervisor:
+        _silence(settings)
+        os.waitpid(supervisor, 0)
+        os._exit(0)
+    if _supervise(settings):
+        guest.run(payload, settings)
+
+
+def _leave_namespaces() -> None:
+    """Root leaves its namespaces as it is; others, and root of a container, through a user namespace of their own."""
+    flags = kernel.NEW_MOUNTS | kernel.NEW_PIDS | kernel.NEW_NET | kernel.NEW_IPC | kernel.NEW_UTS
+    if os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):
+            kernel.unshare(flags)
+            return
+    user, group = os.geteuid(), os.getegid()
+    kernel.unshare(flags | kernel.NEW_USER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def _supervise(settings: Mapping[str, Any]) -> bool:
+    """Finish the jail, start the guest and watch it; returns only in the guest, True."""
+    status = settings["status"]
+    try:
+        os.setsid()
+        uid = _guest_uid() if settings["isolate"] else os.geteuid()
+        if settings["isolate"]:
+            _build_root(settings["disk"], uid)
+        else:
+            kernel.adopt_orphans()
+        start, go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            os.read(start, 1)
+            return _become_guest(settings, uid, start)
+        kernel.hide_memory()
+        _silence(settings, but=(status, settings["lifeline"]))
+    except OSError as error:
+        _report(status, error=str(error))
+        os._exit(1)
+    os.close(go)
+    _watch(child, settings)
+    if not settings["isolate"]:
+        _end_descendants()
+    os._exit(0)
+
+
+def _guest_uid() -> int:
+    """The user that a guest runs as: our own, or, where we may choose, one that nobody else is."""
+    if os.geteuid() != 0 or not _may_change_user():
+        return os.geteuid()
+    return _FIRST_UID + Path("/proc/self/ns/pid").stat().st_ino % 0x0FFF_FFFF
+
+
+def _may_change_user() -> bool:
+    lines = Path("/proc/self/uid_map").read_text().splitlines()
+    return any(int(line.split()[0]) == 0 and int(line.split()[2]) > _FIRST_UID + 0x0FFF_FFFF for line in lines)
+
+
+def _build_root(size: int, uid: int) -> None:
+    """An empty file system in memory, with the standard library and the system's libraries read-only, and HOME."""
+    kernel.mount("", "/", flags=kernel.PRIVATE | kernel.RECURSIVE)
+    kernel.mount("tmpfs", ROOT, "tmpfs", kernel.NO_SUID | kernel.NO_DEV, f"size={size},nr_inodes=4096,mode=755")
+    libraries = [os.path.dirname(os.path.dirname(json.__file__))]  # noqa: PTH120 - symbolic links must stay
+    for directory in dict.fromkeys((*_LIBRARIES, *libraries)):
+        _show(directory)
+    for library in libraries:
+        for name in _PACKAGES:
+            if Path(f"{ROOT}{library}/{name}").is_dir():
+                kernel.mount("tmpfs", f"{ROOT}{library}/{name}", "tmpfs", kernel.READ_ONLY, "size=4k,mode=755")
+    Path(f"{ROOT}/dev").mkdir()
+    Path(f"{ROOT}/dev/null").touch()
+    kernel.mount("/dev/null", f"{ROOT}/dev/null", flags=kernel.BIND)
+    Path(ROOT + HOME).mkdir(mode=0o700)
+    os.chown(ROOT + HOME, uid, uid if uid != os.geteuid() else os.getegid())
+    kernel.make_root(ROOT)
+
+
+def _show(directory: str) -> None:
+    """Let the guest read a directory at its own place."""
+    source, target = Path(directory), Path(ROOT + directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir() and not target.exists():
+        target.mkdir()
+        kernel.mount(directory, str(target), flags=kernel.BIND | kernel.RECURSIVE)
+        flags = kernel.REMOUNT | kernel.BIND | kernel.READ_ONLY | kernel.NO_SUID | kernel.NO_DEV
+        kernel.mount("", str(target), flags=flags | (os.statvfs(target).f_flag & _KEEP))
+
+
+def _become_guest(settings: Mapping[str, Any], uid: int, start: int) -> bool:
+    """Give up everything but the standard streams and perhaps the channel for a verdict."""
+    try:
+        os.close(start)
+        os.close(settings["lifeline"])
+        os.setsid()
+        os.chdir(HOME if settings["isolate"] else settings["directory"])
+        if uid != os.geteuid():
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        kernel.drop_capabilities()
+        kernel.forbid_new_privileges()
+        _limit(settings)
+        kernel.refuse_system_calls(signals=not settings["isolate"])
+        kernel.hide_memory()
+    except (OSError, ValueError) as error:
+        _report(settings["status"], error=str(error))
+        os._exit(1)
+    os.close(settings["status"])  # from here on only the supervisor speaks to the host
+    return True
+
+
+def _limit(settings: Mapping[str, Any]) -> None:
+    """Limits of the guest's processes; that of their number counts per user, so only where it is alone."""
+    cpu = settings["cpu"]
+    limits = {
+        resource.RLIMIT_CPU: (cpu, cpu + 1),
+        resource.RLIMIT_AS: (settings["memory"],) * 2,
+        resource.RLIMIT_FSIZE: (settings["disk"],) * 2,
+        resource.RLIMIT_NOFILE: (_OPEN_FILES,) * 2,
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_MEMLOCK: (0, 0),
+    }
+    if settings["isolate"]:
+        limits[resource.RLIMIT_NPROC] = (settings["processes"],) * 2
+    for which, (soft, hard) in limits.items():
+        most = resource.getrlimit(which)[1]
+        hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+        resource.setrlimit(which, (min(soft, hard), hard))
+
+
+def _watch(child: int, settings: Mapping[str, Any]) -> None:
+    """Wait for the guest's end, the end of its time or of the host, and report how it ended."""
+    handle, lifeline = os.pidfd_open(child), settings["lifeline"]
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    poll.register(lifeline, select.POLLIN)
+    end = time.monotonic() + settings["wall"]
+    while (left := end - time.monotonic()) > 0:
+        ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
+        if lifeline in ready:
+            break
+        if handle in ready:
+            _report(settings["status"], code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            return
+    os.kill(child, signal.SIGKILL)
+    _report(settings["status"], late=True)
+
+
+def _end_descendants() -> None:
+    """Without a namespace: kill children, which orphans become too, until there are none."""
+    while True:
+        with contextlib.suppress(OSError):
+            for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _silence(settings: Mapping[str, Any], but: tuple[int, ...] = ()) -> None:
+    """Let go of the guest's ends of its channels: who reads them must see when the guest is gone."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in {0, 1, 2, settings["status"], settings["lifeline"], settings["verdict"]} - {*but, None}:
+        os.dup2(null, descriptor)
+
+
+def _report(status: int, **what: Any) -> None:
+    with contextlib.suppress(OSError):
+        os.write(status, json.dumps(what).encode())

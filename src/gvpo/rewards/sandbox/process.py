@@ -1,0 +1,167 @@
+"""The host's side of one jail: start it, wait for its end, end it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gvpo.rewards.sandbox.limits import Limits
+
+# Bare packages: the jail's modules are found, and nothing else of gvpo is imported.
+_BOOT = """\
+import sys, types
+for name, path in zip(("gvpo", "gvpo.rewards", "gvpo.rewards.sandbox"), sys.argv[2:]):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+from gvpo.rewards.sandbox.jail import main
+main(sys.argv[1])
+"""
+_SANDBOX = Path(__file__).parent
+_PACKAGES = [str(path) for path in (_SANDBOX.parent.parent, _SANDBOX.parent, _SANDBOX)]
+_ENVIRONMENT = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+END_SECONDS = 10.0
+"""How long a jail may take to end once its lifeline is closed; the kernel needs milliseconds."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a guest ended.
+
+    Args:
+        code: its exit code, or minus the signal that ended it; None if it was late or the host ended it.
+        error: why the jail could not be built; "" if it could.
+    """
+
+    code: int | None
+    error: str = ""
+
+
+class Jail:
+    """One jail with one guest; a context manager, after which nothing that the guest started is left.
+
+    Args:
+        payload: what the guest is to do (`guest.run`).
+        limits: of the guest.
+        isolate: with namespaces; without them only limits hold.
+        stdin: descriptor, or None for an empty one.
+        stdout: descriptor, or None to drop it.
+        verdict: a descriptor that the guest keeps, or None.
+
+    Raises:
+        OSError: the system starts no more processes.
+    """
+
+    def __init__(
+        self,
+        payload: Mapping[str, Any],
+        limits: Limits,
+        *,
+        isolate: bool,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        verdict: int | None = None,
+    ) -> None:
+        self._ended: Ended | None = None
+        with contextlib.ExitStack() as mine, contextlib.ExitStack() as on_error:
+            message = sealed(json.dumps(payload).encode())
+            mine.callback(os.close, message)
+            self.status, status = os.pipe()
+            lifeline, self._lifeline = os.pipe()
+            for descriptor in (self.status, self._lifeline):
+                on_error.callback(os.close, descriptor)
+            for descriptor in (status, lifeline):
+                mine.callback(os.close, descriptor)
+            self._directory = None if isolate else _new_directory()
+            if self._directory:
+                on_error.callback(self._directory.cleanup)
+            settings: dict[str, Any] = {"payload": message, "status": status, "lifeline": lifeline, "verdict": verdict}
+            settings |= {"isolate": isolate, "directory": self._directory and self._directory.name, **asdict(limits)}
+            kept = [message, status, lifeline] + ([] if verdict is None else [verdict])
+            self._process = _start(settings, stdin, stdout, kept)
+            on_error.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def wait(self, seconds: float) -> Ended:
+        """How the guest ended; it is given `seconds` more."""
+        self._wait(seconds)
+        return self.end()
+
+    def end(self) -> Ended:
+        """End the guest if it still runs, with everything that it started, and say how it ended."""
+        if self._ended is None:
+            os.close(self._lifeline)
+            if not self._wait(END_SECONDS):
+                self._process.kill()
+            self._process.wait()
+            if self._directory:
+                self._directory.cleanup()
+            with os.fdopen(self.status, "rb") as file:
+                self._ended = _ended(file.read())
+        return self._ended
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the starter, which ends last; without the polling of `Popen.wait`, which would take longest."""
+        if self._process.poll() is not None:
+            return True
+        handle = os.pidfd_open(self._process.pid)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            return bool(poll.poll(max(seconds, 0.0) * 1000))
+        finally:
+            os.close(handle)
+
+
+def _new_directory() -> "tempfile.TemporaryDirectory[str]":
+    """Where a guest works that has no file system of its own."""
+    return tempfile.TemporaryDirectory(prefix="gvpo-code-", ignore_cleanup_errors=True)
+
+
+def _start(
+    settings: Mapping[str, Any], stdin: int | None, stdout: int | None, kept: list[int]
+) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", "-c", _BOOT, json.dumps(settings), *_PACKAGES],
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
+        stdout=subprocess.DEVNULL if stdout is None else stdout,
+        stderr=subprocess.DEVNULL,
+        pass_fds=kept,
+        start_new_session=True,
+        env=_ENVIRONMENT,
+        cwd="/",
+    )
+
+
+def sealed(data: bytes) -> int:
+    """A descriptor that reads `data` from the start; who has it cannot change or extend what it reads."""
+    descriptor = os.memfd_create("gvpo", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+def _ended(status: bytes) -> Ended:
+    """The first word of the supervisor, which is the only one unless the jail did not close."""
+    try:
+        said, _ = json.JSONDecoder().raw_decode(status.decode())
+    except ValueError:
+        return Ended(None, "its supervisor ended without a word")
+    return Ended(said.get("code"), said.get("error", ""))

@@ -1,0 +1,124 @@
+"""Judging code: what a program prints, and whether functions pass tests; nothing that it says of itself counts."""
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gvpo.errors import RewardError
+from gvpo.rewards.sandbox.guest import BROKEN, PASSED
+from gvpo.rewards.sandbox.isolation import is_isolated
+from gvpo.rewards.sandbox.limits import Limits
+from gvpo.rewards.sandbox.process import Ended, Jail, sealed
+
+START_SECONDS = 10.0
+"""What building a jail may take beside the guest's own time, on a loaded machine."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program did.
+
+    Args:
+        output: what it printed; None if that was more than allowed.
+        code: its exit code, minus a signal, or None if it ran out of time.
+    """
+
+    output: bytes | None
+    code: int | None
+
+
+def run_program(
+    code: str, stdin: str = "", limits: Limits | None = None, *, files: Mapping[str, str] | None = None
+) -> Run:
+    """Run a Python program in a jail.
+
+    Args:
+        code: its source.
+        stdin: what it reads.
+        limits: default `Limits()`.
+        files: texts by name, in its directory; their names in order are its arguments.
+
+    Returns:
+        What it printed and how it ended.
+
+    Raises:
+        RewardError: code cannot be isolated here, or the jail cannot be built.
+    """
+    limits, files = limits or Limits(), files or {}
+    payload = {"kind": "program", "code": code, "files": dict(files), "arguments": list(files)}
+    with contextlib.ExitStack() as stack:
+        source = sealed(stdin.encode("utf-8", "surrogatepass"))
+        output, printed = os.pipe()
+        stack.callback(os.close, output)
+        try:
+            jail = stack.enter_context(Jail(payload, limits, isolate=is_isolated(), stdin=source, stdout=printed))
+        finally:
+            os.close(source)
+            os.close(printed)
+        deadline = time.monotonic() + limits.wall + START_SECONDS
+        text = _read(output, limits.output, deadline)
+        ended = jail.end() if text is None else jail.wait(deadline - time.monotonic())
+        return Run(text, _checked(ended).code)
+
+
+def run_tests(
+    code: str, tests: str, names: Sequence[str], limits: Limits | None = None, *, setup: str = ""
+) -> tuple[bool, str]:
+    """Whether functions of some code pass tests; code and tests run in a jail each.
+
+    Args:
+        code: defines the functions.
+        tests: Python that raises where they are wrong.
+        names: the functions that the tests call, perhaps as `Class.method`; no other name of the code reaches them.
+        limits: of each of the two; default `Limits()`.
+        setup: Python that the tests need; names of it that are in `names` are the code's.
+
+    Returns:
+        Whether they passed, and what went wrong if not: an exception of the tests, or "" if they did not end.
+
+    Raises:
+        RewardError: code cannot be isolated here, a jail cannot be built, or the tests are not Python.
+    """
+    limits = limits or Limits()
+    isolate, functions = is_isolated(), {"kind": "functions", "code": code}
+    asked = {"kind": "tests", "tests": tests, "setup": setup, "names": list(names)}
+    with contextlib.ExitStack() as stack:
+        requests, replies, verdict = os.pipe(), os.pipe(), os.pipe()
+        stack.callback(os.close, verdict[0])
+        try:
+            theirs = stack.enter_context(Jail(functions, limits, isolate=isolate, stdin=requests[0], stdout=replies[1]))
+            ours = stack.enter_context(
+                Jail(asked, limits, isolate=isolate, stdin=replies[0], stdout=requests[1], verdict=verdict[1])
+            )
+        finally:
+            for descriptor in (*requests, *replies, verdict[1]):
+                os.close(descriptor)
+        said = _read(verdict[0], 1 << 16, time.monotonic() + limits.wall + START_SECONDS) or b""
+        _checked(ours.end())
+        _checked(theirs.end())
+    text = said.decode(errors="replace")
+    if text.startswith(BROKEN):
+        raise RewardError(f"the tests of a problem do not run: {text}; correct the data")
+    return text == PASSED, text
+
+
+def _checked(ended: Ended) -> Ended:
+    if ended.error:
+        raise RewardError(f"the sandbox for code cannot be built: {ended.error}; see docs/rewards.md, Code")
+    return ended
+
+
+def _read(descriptor: int, limit: int, deadline: float) -> bytes | None:
+    """All that is written until the last writer is gone; None if it is more than `limit` or takes too long."""
+    data, poll = bytearray(), select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while len(data) <= limit and (left := deadline - time.monotonic()) > 0:
+        if poll.poll(left * 1000):
+            part = os.read(descriptor, 1 << 16)
+            if not part:
+                return bytes(data)
+            data += part
+    return None
