@@ -51,16 +51,15 @@ def test_micro_batches_are_those_of_the_update(budget, shared):
 
 
 def test_the_heads_chunks_are_those_of_the_update():
-    assert formulas.CHUNK_ELEMENTS == logprobs.CHUNK_ELEMENTS
-    assert formulas.DEFAULT_CHUNK_ELEMENTS == logprobs.DEFAULT_CHUNK_ELEMENTS
-    assert formulas.FEWEST_ROWS == logprobs.FEWEST_ROWS
+    for name in ("CHUNK_BYTES", "DEFAULT_CHUNK_BYTES", "BLOCK_ELEMENTS", "FEWEST_ROWS"):
+        assert getattr(formulas, name) == getattr(logprobs, name)
 
 
 def test_activations_of_a_layer_by_hand():
     # norms 6 x 64, attention 2 x 64 + 2 x 32, MLP 4 x 160 elements
     assert activation_bytes(LLAMA, half=False) == 4 * (384 + 192 + 640)
-    # norms 4 x 64 in float32; five copies of inputs, attention and MLP in bfloat16
-    assert activation_bytes(LLAMA, half=True) == 4 * 256 + 2 * (5 * 64 + 192 + 640)
+    # norms 4 x 64 and attention in float32; five copies of inputs and MLP in bfloat16
+    assert activation_bytes(LLAMA, half=True) == 4 * (256 + 192) + 2 * (5 * 64 + 640)
 
 
 def test_the_cache_by_hand():

@@ -14,8 +14,10 @@ TOKENS, HIDDEN, VOCABULARY = 13, 6, 40
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
-    """Chunks of five tokens: two whole ones and a rest."""
-    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 5 * VOCABULARY)
+    """In float64 chunks of five tokens, two whole ones and a rest, of blocks of two."""
+    monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 8 * 5 * VOCABULARY)
+    monkeypatch.setitem(logprobs.BLOCK_ELEMENTS, "cpu", 2 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "PRODUCT_ELEMENTS", 7 * HIDDEN)
     monkeypatch.setattr(logprobs, "FEWEST_ROWS", 1)
 
 

@@ -206,7 +206,7 @@ def test_mode_random_state_and_head_are_left_alone(training: bool):
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
 def test_the_logits_of_all_tokens_never_exist(budget: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 4 * VOCABULARY)
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 8 * 4 * VOCABULARY)
     monkeypatch.setattr(head, "FEWEST_ROWS", 1)
     model = tiny_model("llama", dtype=torch.float64)
     score(model, GROUPS)

@@ -22,10 +22,11 @@ from gvpo.planning.workload import Rectangle, Workload, rectangles
 FLOAT = 4
 HALF = 2
 
-CHUNK_ELEMENTS = {"cpu": 2**24}
-"""Elements of a chunk of logits, as in `gvpo.policy.logprobs`."""
+CHUNK_BYTES = {"cpu": 2**26}
+"""Bytes of a chunk of logits, as in `gvpo.policy.logprobs`; so the next three."""
 
-DEFAULT_CHUNK_ELEMENTS = 2**27
+DEFAULT_CHUNK_BYTES = 2**28
+BLOCK_ELEMENTS = {"cpu": 2**20}
 FEWEST_ROWS = 128
 
 KEPT_BY_ALLOCATOR = 0.2
@@ -92,7 +93,8 @@ def activation_bytes(model: Architecture, *, half: bool) -> int:
     product (4I). Each expert that a token goes to adds its gathered input and its output (2H), and each norm beyond the
     usual two, whose output is only added, its input and the normalised one (2H).
 
-    Under autocast norms stay float32 and each linear layer keeps a bfloat16 copy of its input of its own.
+    Under autocast norms stay float32, each linear layer keeps a bfloat16 copy of its own input, and attention over
+    shared prompts keeps what it sees and gives in float32 (as on a CPU; a GPU keeps half of that).
     """
     mlp = _mlp_elements(model)
     attention = 2 * model.query + 2 * (model.key if model.shares_prompts else model.query)
@@ -101,7 +103,8 @@ def activation_bytes(model: Architecture, *, half: bool) -> int:
     norms = 2 * model.norms * model.hidden
     if not half:
         return FLOAT * (norms + 2 * model.hidden + attention + heads + mlp)
-    return FLOAT * (norms + heads) + HALF * (copies * model.hidden + attention + mlp)
+    seen = (FLOAT if model.shares_prompts else HALF) * attention
+    return FLOAT * (norms + heads) + seen + HALF * (copies * model.hidden + mlp)
 
 
 def cache_bytes(model: Architecture, *, half: bool) -> int:
@@ -182,20 +185,20 @@ def _mask(model: Architecture, shape: Rectangle) -> float:
     return 0 if model.shares_prompts else shape.lanes * shape.length**2
 
 
-def _chunk_rows(model: Architecture, device: Device) -> int:
-    return max(FEWEST_ROWS, CHUNK_ELEMENTS.get(device.kind, DEFAULT_CHUNK_ELEMENTS) // model.vocabulary)
-
-
 def _chunks(model: Architecture, workload: Workload, device: Device, scored: int) -> float:
-    """The two buffers of a chunk of logits, and a narrow one where matmuls are in bfloat16."""
-    width = 2 * FLOAT + (HALF if workload.half else 0)
-    return width * model.vocabulary * min(_chunk_rows(model, device), scored)
+    """The buffers of a chunk of logits and of a block of it, a second block where matmuls are in bfloat16."""
+    width = HALF if workload.half else FLOAT
+    size = CHUNK_BYTES.get(device.kind, DEFAULT_CHUNK_BYTES)
+    chunk = min(max(FEWEST_ROWS, size // (width * model.vocabulary)), scored)
+    blocks = FLOAT * (2 if workload.half else 1)
+    block = min(max(1, BLOCK_ELEMENTS[device.kind] // model.vocabulary), chunk) if device.kind == "cpu" else chunk
+    return model.vocabulary * (width * chunk + blocks * block)
 
 
 def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
     """Hidden states of the scored tokens and their gradient, the head's gradient, chunks of logits."""
     hidden = 2 * FLOAT * shape.scored * model.hidden
-    weight = (FLOAT + (2 * HALF if workload.half else 0)) * model.head  # narrow: the weight, and a chunk's product
+    weight = (FLOAT + (HALF if workload.half else 0)) * model.head  # narrow: the weight itself
     if not model.fused_head:
         return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh keeps its output
     return hidden + weight + _chunks(model, workload, device, shape.scored)

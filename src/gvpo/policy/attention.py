@@ -99,9 +99,9 @@ def attend(
     _check_window(module, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = _dtype(value)
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
     if query.device.type == "cpu":
-        return flash(query, key, value, trees, scale, sliding_window), None
+        return flash(query, key, value, trees, scale, sliding_window).to(dtype), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
     return flex(query, key, value, trees, scale, sliding_window), None
 
 

@@ -1,9 +1,11 @@
 """Log-probs and entropies of chosen tokens, without the logits of all of them.
 
 The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist a chunk of tokens at a time,
-in two buffers that all chunks share:
+in a buffer that all chunks share, and in the width of log-probs a block of a chunk at a time:
 
-    hidden [S, H] ──chunk──▶ logits [C, V] ──▶ probabilities [C, V] ──▶ log-prob and entropy of each token
+    hidden [S, H] ──chunk──▶ logits [C, V] ──block──▶ probabilities [B, V] ──▶ log-prob and entropy of each token
+                                  ▲                         │
+                                  └──── p - onehot ◀────────┘   where a gradient is wanted
 
 The gradient of a log-prob with respect to its logits is (onehot - p) / temperature, so it needs the same chunk again:
 
@@ -11,9 +13,10 @@ The gradient of a log-prob with respect to its logits is (onehot - p) / temperat
   forward, while the chunk is there; the backward only scales them. Three matmuls a token.
 - not known: the backward computes the chunk's logits a second time. Four matmuls a token.
 
-A pass over [C, V] costs about what a hundredth of a matmul does, so they are few: the largest logit, the softmax, its
-largest value, and two for the entropy. c and the temperature scale [C, H] tensors, never [C, V] ones. Log-probs are
-those of softmax(logits / temperature), in float32 or better whatever the matmuls are in.
+A chunk is large, for the matmuls: each reads and writes the gradient of the head's weight once. A block is small, so
+that the passes over it (copy, largest logit, softmax, its largest value, two for the entropy) stay in a CPU's cache.
+c and the temperature scale [C, H] tensors, never [C, V] ones. Log-probs are those of softmax(logits / temperature), in
+float32 or better whatever the matmuls are in.
 """
 
 from collections.abc import Iterator
@@ -25,13 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 2**24}
-"""Elements of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
+CHUNK_BYTES = {"cpu": 2**26}
+"""Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
 
-DEFAULT_CHUNK_ELEMENTS = 2**27
+DEFAULT_CHUNK_BYTES = 2**28
+
+BLOCK_ELEMENTS = {"cpu": 2**20}
+"""Elements of a block by device type: what a cache holds; elsewhere a block is a chunk, for few kernels."""
+
+PRODUCT_ELEMENTS = 2**20
+"""Of a product that is added to a wider sum, on a CPU."""
 
 FEWEST_ROWS = 128
-"""Each chunk reads and writes the gradient of the head's weight once; below this many rows that is what takes time."""
+"""Of a chunk: below this many, reading and writing the gradient of the head's weight is what takes time."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,21 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How the head computes: temperature, tokens a chunk, the matmuls' dtype."""
+    """How the head computes: temperature, tokens a chunk, tokens a block, the matmuls' dtype."""
 
     temperature: float
     chunk: int
+    block: int
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor, temperature: float, dtype: torch.dtype) -> "_Settings":
+        """A function of the head alone, so every pass cuts alike."""
+        device, vocabulary = weight.device.type, weight.shape[0]
+        size = CHUNK_BYTES.get(device, DEFAULT_CHUNK_BYTES)
+        chunk = max(FEWEST_ROWS, size // (dtype.itemsize * vocabulary))
+        block = max(1, BLOCK_ELEMENTS[device] // vocabulary) if device in BLOCK_ELEMENTS else chunk
+        return cls(temperature, chunk, min(block, chunk), dtype)
 
     @property
     def wide(self) -> torch.dtype:
@@ -88,7 +107,7 @@ def head_logprobs(
         The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted`
         when coefficients are given.
     """
-    settings = _Settings(temperature, _chunk(weight), dtype or weight.dtype)
+    settings = _Settings.of(weight, temperature, dtype or weight.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         if coefficients is None:
             logprobs, entropy = _Recompute.apply(hidden, weight, bias, target, settings)  # type: ignore[no-untyped-call]
@@ -118,12 +137,6 @@ def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
     return (coefficients * logprobs.masked_fill(coefficients == 0, 0.0)).sum()
 
 
-def _chunk(weight: Tensor) -> int:
-    """Tokens whose logits exist at a time: a function of the head alone, so every pass cuts alike."""
-    elements = CHUNK_ELEMENTS.get(weight.device.type, DEFAULT_CHUNK_ELEMENTS)
-    return max(FEWEST_ROWS, elements // weight.shape[0])
-
-
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -134,23 +147,25 @@ def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
 
 
 class _Head:
-    """The head's matmuls and the two buffers of a chunk.
+    """The head's matmuls and the buffers of a chunk and a block.
 
     Args:
         weight: [V, H].
         bias: [V] or None.
         tokens: S, of all chunks together.
         settings: how to compute.
+        gradient: leave each chunk's p - onehot where its logits were.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int, settings: _Settings) -> None:
-        self.settings = settings
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, tokens: int, settings: _Settings, *, gradient: bool
+    ) -> None:
+        self.settings, self.gradient = settings, gradient
         self.weight = weight.to(settings.dtype)
         self.bias = None if bias is None else bias.to(settings.dtype)
-        shape = (min(tokens, settings.chunk), weight.shape[0])
-        self._logits = torch.empty(shape, dtype=settings.wide, device=weight.device)
-        self._probs = torch.empty_like(self._logits)
-        self._narrow = self._logits if settings.dtype == settings.wide else self._logits.to(settings.dtype)
+        self._chunk = self.weight.new_empty(min(tokens, settings.chunk), len(weight))
+        self._logits = self._chunk.new_empty(min(tokens, settings.block), len(weight), dtype=settings.wide)
+        self._probs = None if settings.dtype == settings.wide else torch.empty_like(self._logits)
 
     def chunks(self, hidden: Tensor, target: Tensor) -> Iterator["_Chunk"]:
         """Chunk by chunk what the head says; a chunk is good until the next.
@@ -161,33 +176,34 @@ class _Head:
         """
         for part in _slices(len(target), self.settings.chunk):
             rows = hidden[part].to(self.settings.dtype)
-            yield self._scored(part, rows, target[part])
+            chunk = self._multiply(rows)
+            scores = [self._scored(chunk[b], target[part][b]) for b in _slices(len(rows), self.settings.block)]
+            logprobs, entropy = map(torch.cat, zip(*scores, strict=True))
+            yield _Chunk(part, rows, logprobs, entropy, chunk)
 
-    def _scored(self, part: slice, rows: Tensor, target: Tensor) -> "_Chunk":
-        logits, probs = self._logits[: len(rows)], self._probs[: len(rows)]
-        self._multiply(rows, logits)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """[C, V]: rows @ weight.T + bias."""
+        chunk = self._chunk[: len(rows)]
+        if self.bias is None:
+            return torch.mm(rows, self.weight.T, out=chunk)
+        return torch.addmm(self.bias, rows, self.weight.T, out=chunk)
+
+    def _scored(self, block: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of a block [B, V] of a chunk, which is used up."""
+        logits = self._logits[: len(block)].copy_(block)
+        if self.settings.temperature != 1.0:
+            logits /= self.settings.temperature
+        probs = block if self._probs is None else self._probs[: len(block)]
         largest = logits.amax(-1)
         torch.softmax(logits, -1, out=probs)
         log_normaliser = probs.amax(-1).log_()  # minus log sum exp(logits - largest)
         logprobs = (_picked(logits, target) - largest).add_(log_normaliser)
         entropy = (largest - logits.mul_(probs).sum(-1)).sub_(log_normaliser)
-        return _Chunk(part, rows, target, logprobs, entropy, probs)
-
-    def _multiply(self, rows: Tensor, logits: Tensor) -> None:
-        """Write rows @ weight.T + bias over `logits`, divided by the temperature."""
-        narrow = self._narrow[: len(rows)]
-        if self.bias is None:
-            torch.mm(rows, self.weight.T, out=narrow)
-        else:
-            torch.addmm(self.bias, rows, self.weight.T, out=narrow)
-        if narrow.dtype != logits.dtype:
-            logits.copy_(narrow)
-        if self.settings.temperature != 1.0:
-            logits /= self.settings.temperature
-
-    def narrow(self, probs: Tensor) -> Tensor:
-        """A chunk's [C, V] in the dtype of the matmuls."""
-        return probs if probs.dtype == self.settings.dtype else self._narrow[: len(probs)].copy_(probs)
+        if self.gradient:
+            probs.scatter_add_(1, target[:, None], probs.new_full((len(target), 1), -1.0))
+            if probs is not block:
+                block.copy_(probs)
+        return logprobs, entropy
 
 
 @dataclass(frozen=True)
@@ -197,25 +213,28 @@ class _Chunk:
     Args:
         part: where they are among all.
         rows: [C, H] their hidden states in the dtype of the matmuls.
-        target: [C].
         logprobs: [C].
         entropy: [C].
-        probs: [C, V], to be used up.
+        change: [C, V] p - onehot in the dtype of the matmuls, where a gradient is wanted.
     """
 
     part: slice
     rows: Tensor
-    target: Tensor
     logprobs: Tensor
     entropy: Tensor
-    probs: Tensor
+    change: Tensor
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Add left @ right to `total`, in its `dtype`; the first one needs no zeros to be added to."""
-    if total is None:
-        return (left @ right).to(dtype)
-    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
+    if left.dtype == dtype:
+        return left @ right if total is None else total.addmm_(left, right)
+    first, total = total is None, left.new_empty(len(left), right.shape[1], dtype=dtype) if total is None else total
+    size = max(1, PRODUCT_ELEMENTS // right.shape[1]) if left.device.type == "cpu" else len(left)
+    for part in _slices(len(left), size):  # what is widened stays in the cache
+        product = left[part] @ right
+        total[part].copy_(product) if first else total[part].add_(product)
+    return total
 
 
 def _picked(values: Tensor, target: Tensor) -> Tensor:
@@ -235,24 +254,21 @@ class _Gradients:
         self.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
 
     def add(self, chunk: _Chunk, coefficients: Tensor, head: _Head) -> None:
-        """Add those of sum(c * logprobs) over a chunk, whose probabilities are used up.
+        """Add those of sum(c * logprobs) over a chunk.
 
         Args:
             chunk: its C tokens.
             coefficients: [C].
-            head: its maker.
+            head: its maker, for gradients.
         """
-        scale = (coefficients / head.settings.temperature)[:, None]
-        minus_one = chunk.probs.new_full((len(scale), 1), -1.0)
-        change = chunk.probs.scatter_add_(1, chunk.target[:, None], minus_one)  # p - onehot
+        scale = (-coefficients / head.settings.temperature)[:, None]
         if self.bias is not None:
-            self.bias.addmv_(change.T, scale[:, 0], alpha=-1)
-        change = head.narrow(change)
+            self.bias += (chunk.change.T @ scale.to(chunk.change.dtype))[:, 0]
         if self.hidden is not None:
-            self.hidden[chunk.part] = -scale * (change @ head.weight)
+            self.hidden[chunk.part] = scale * (chunk.change @ head.weight)
         if self.needs_weight:
-            rows = (-scale * chunk.rows).to(change.dtype)
-            self.weight = _add_product(self.weight, change.T, rows, self.wide)
+            rows = (scale * chunk.rows).to(chunk.change.dtype)
+            self.weight = _add_product(self.weight, chunk.change.T, rows, self.wide)
 
     def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
@@ -273,7 +289,8 @@ class _Recompute(Function):
         ctx.settings = settings
         logprobs = torch.empty(len(target), dtype=settings.wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        for chunk in _Head(weight, bias, len(target), settings).chunks(hidden, target):
+        head = _Head(weight, bias, len(target), settings, gradient=False)
+        for chunk in head.chunks(hidden, target):
             logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -284,7 +301,7 @@ class _Recompute(Function):
         hidden, weight, bias, target = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.settings.wide)
-            head = _Head(weight, bias, len(target), ctx.settings)
+            head = _Head(weight, bias, len(target), ctx.settings, gradient=True)
             for chunk in head.chunks(hidden, target):
                 gradients.add(chunk, coefficients[chunk.part], head)
         return (*gradients.take(), None, None)
@@ -307,7 +324,7 @@ class _Weighted(Function):
         entropy = torch.empty_like(logprobs)
         coefficients = coefficients.to(settings.wide)
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings.wide)
-        head = _Head(weight, bias, len(target), settings)
+        head = _Head(weight, bias, len(target), settings, gradient=True)
         for chunk in head.chunks(hidden, target):
             logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
             gradients.add(chunk, coefficients[chunk.part], head)

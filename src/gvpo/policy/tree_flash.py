@@ -31,7 +31,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None) -> Tensor:
-    """Attention over trees.
+    """Attention over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
 
     Args:
         query: [1, heads, L, D].
@@ -42,9 +42,11 @@ def flash(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float,
         window: tokens that a query sees, itself included; None: all.
 
     Returns:
-        [1, L, heads, D].
+        [1, L, heads, D], float32 or better.
     """
-    found: Tensor = _Flash.apply(query, key, value, trees, scale, window)  # type: ignore[no-untyped-call]
+    wide = torch.promote_types(value.dtype, torch.float32)
+    given = [values.to(wide) for values in (query, key, value)]
+    found: Tensor = _Flash.apply(*given, trees, scale, window)  # type: ignore[no-untyped-call]
     return found
 
 
