@@ -27,6 +27,7 @@ ALLOWED = {
     "evaluation": {"errors", "types", "rewards", "sampling", "rollout"},
     "report": {"errors", "types", "runfiles"},
     "planning": {"errors"},
+    "datacheck": {"errors", "types", "rewards", "tasks"},
 }
 ALLOWED["training"] = {name for name in ALLOWED if name != "report"}
 ALLOWED["cli"] = {*ALLOWED, "training"}
@@ -41,6 +42,7 @@ FREE_OF_TORCH = {
     "tasks",
     "report",
     "planning",
+    "datacheck",
     "cli",
 }
 HOME_OF_TRANSFORMERS = {"policy", "sampling"}

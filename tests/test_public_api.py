@@ -8,7 +8,7 @@ import pytest
 
 import gvpo
 
-PACKAGES = ("objectives", "rewards", "tasks", "sampling", "policy", "evaluation", "report")
+PACKAGES = ("objectives", "rewards", "tasks", "sampling", "policy", "evaluation", "report", "datacheck")
 
 
 def test_the_public_surface_changes_only_on_purpose():
@@ -64,6 +64,7 @@ def modules_after(code: str) -> set[str]:
         "import gvpo",
         "import gvpo.rewards, gvpo.tasks, gvpo.types, gvpo.config",
         "import gvpo.report",
+        "import gvpo.datacheck",
         "from gvpo.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
         "from gvpo.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
     ],

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvpo.rewards.boxed import last_boxed
 from gvpo.rewards.gsm8k import gold_answer
 from gvpo.tasks import load_records
-
-INSTRUCTION = "\nReason step by step, and put the final answer in \\boxed{}."
+from gvpo.tasks.generated import INSTRUCTION
+from gvpo.tasks.math import answer_of
 
 
 def gsm8k_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,8 +24,8 @@ def gsm8k_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def math_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """A problem whose answer is given, or stands in the solution's last box; None if there is neither."""
-    answer = row.get("answer") or last_boxed(str(row.get("solution", "")))
-    return _row(row["problem"], str(answer), "math") if answer else None
+    answer = answer_of(row)
+    return None if answer is None else _row(row["problem"], answer, "math")
 
 
 def _row(problem: str, answer: str, source: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "write the report of one run or several",
     "merge": "merge a LoRA adapter into its base: a whole model for any program",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
+    "data": "look for what is wrong with a data set: leaked, repeated, unscorable, overlong rows",
     "init": "write a small project that trains: recipe, reward and data to make your own",
 }
 

@@ -4,6 +4,7 @@ from gvpo.rewards.addition import addition_steps
 from gvpo.rewards.base import Answer, RewardBatch, RewardFunc, completion_text
 from gvpo.rewards.boxed import boxed_answer
 from gvpo.rewards.code import code_reward, code_tests
+from gvpo.rewards.countdown import countdown
 from gvpo.rewards.exact import exact_match
 from gvpo.rewards.format import boxed_format, regex_format
 from gvpo.rewards.gsm8k import gsm8k
@@ -26,6 +27,7 @@ __all__ = [
     "code_reward",
     "code_tests",
     "completion_text",
+    "countdown",
     "exact_match",
     "gsm8k",
     "length_penalty",

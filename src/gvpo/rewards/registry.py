@@ -15,6 +15,7 @@ from gvpo.rewards.addition import addition_steps
 from gvpo.rewards.base import RewardFunc
 from gvpo.rewards.boxed import boxed_answer
 from gvpo.rewards.code import code_tests
+from gvpo.rewards.countdown import countdown
 from gvpo.rewards.exact import exact_match
 from gvpo.rewards.format import boxed_format
 from gvpo.rewards.gsm8k import gsm8k
@@ -27,6 +28,7 @@ REWARDS: dict[str, RewardFunc] = {
     "boxed_answer": boxed_answer,
     "boxed_format": boxed_format,
     "code_tests": code_tests,
+    "countdown": countdown,
     "exact_match": exact_match,
     "gsm8k": gsm8k,
     "math_answer": math_answer,

@@ -10,16 +10,13 @@ Demonstrations can forget the carry (8+3+0=11), in all lines of a chain: a model
 habit latent and the wrong one in front, and rewards have something to find.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 
 from gvpo.errors import ConfigError
-from gvpo.tasks.base import Split, Task, check_split, checked_options
+from gvpo.tasks.base import EVAL_SHARE, Split, Task, check_split, checked_options, split_of
 from gvpo.types import Problem
 
-EVAL_SHARE = 10
-"""One pair of numbers in this many is held out."""
 MAX_DIGITS = 100
 
 
@@ -118,10 +115,8 @@ def _pairs(rng: random.Random, split: Split, digits: int) -> Iterator[tuple[int,
 
 
 def _split(left: int, right: int) -> Split:
-    """Where a pair belongs: a function of the two numbers alone, so that no seed moves a problem into training."""
-    name = f"{min(left, right)}+{max(left, right)}".encode()
-    held_out = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") % EVAL_SHARE == 0
-    return "eval" if held_out else "train"
+    """Where a pair belongs, in either order."""
+    return split_of(f"{min(left, right)}+{max(left, right)}")
 
 
 def _range(digits: int) -> tuple[int, int]:

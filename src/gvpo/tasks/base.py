@@ -2,8 +2,9 @@
 
 import difflib
 import functools
+import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -12,6 +13,11 @@ from gvpo.types import Problem
 
 Split = Literal["train", "eval"]
 """Which problems: those to train on, or held-out ones. No problem is in both, whatever the seeds."""
+
+EVAL_SHARE = 10
+"""One problem in this many is held out, where problems are made on the spot."""
+PATIENCE = 2000
+"""Draws in a row that bring no new problem before it is taken that there are no more."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,44 @@ def check_split(task: str, split: str) -> None:
     """
     if split not in get_args(Split):
         raise ConfigError(f"the task {task!r} has the splits train and eval, not {split!r}")
+
+
+def split_of(name: str) -> Split:
+    """Where what has this name belongs: a function of the name alone, so that no seed moves it into training."""
+    held_out = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % EVAL_SHARE == 0
+    return "eval" if held_out else "train"
+
+
+def different(draws: Iterator[Problem], count: int) -> list[Problem]:
+    """The first `count` problems of different ids; fewer where `PATIENCE` draws in a row bring none that is new."""
+    found: dict[str, Problem] = {}
+    misses = 0
+    for problem in draws:
+        if len(found) >= count or misses >= PATIENCE:
+            break
+        misses = misses + 1 if problem.id in found else 0
+        found.setdefault(problem.id, problem)
+    return list(found.values())
+
+
+T = TypeVar("T")
+
+
+def chosen(task: str, option: str, given: Sequence[T] | None, known: Sequence[T]) -> list[T]:
+    """What an option chooses of the known things, without repetitions; None is all of them.
+
+    Raises:
+        ConfigError: it is no list, empty, or names something else.
+    """
+    every = ", ".join(map(str, known))
+    if given is None:
+        return list(known)
+    if not isinstance(given, list | tuple) or not given:
+        raise ConfigError(f"the task {task!r} needs {option} as a list of {every}; it is {given!r}")
+    for each in given:
+        if isinstance(each, bool) or each not in known:
+            raise ConfigError(f"the task {task!r} has no {each!r} among its {option}; choose from {every}")
+    return list(dict.fromkeys(given))
 
 
 F = TypeVar("F", bound=Callable[..., Any])

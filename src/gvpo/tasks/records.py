@@ -34,7 +34,7 @@ def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str,
     """
     require_file(path_or_id)
     path = Path(path_or_id)
-    reader = _READERS.get(path.suffix)
+    reader = READERS.get(path.suffix)
     return _from_hub(str(path_or_id), split) if reader is None else _read(path, reader)
 
 
@@ -45,10 +45,10 @@ def require_file(path_or_id: str | Path) -> None:
         DataError: the file is missing, or of another kind.
     """
     path = Path(path_or_id)
-    if path.suffix in _READERS and not path.exists():
+    if path.suffix in READERS and not path.exists():
         raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
-    if path.suffix not in _READERS and path.exists():
-        kinds = ", ".join(_READERS)
+    if path.suffix not in READERS and path.exists():
+        kinds = ", ".join(READERS)
         raise DataError(f"{path} is not a data file that can be read; give a file that ends in one of {kinds}")
 
 
@@ -181,7 +181,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is not a parquet file that can be read: {error}") from None
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+"""How a file is read, by the ending of its name."""
 
 
 def _from_hub(name: str, split: str) -> list[dict[str, Any]]:

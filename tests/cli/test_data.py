@@ -1,0 +1,122 @@
+"""`gvpo data check`: what it prints and writes, and its exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gvpo.cli.main import main
+from tests.fakes import byte_tokenizer
+
+ROWS = [
+    {"prompt": "What is 2+3?", "answer": "5"},
+    {"prompt": "What is 2 + 3 ?", "answer": "5", "note": "é"},
+    {"prompt": "What is 4+4?", "answer": "\\boxed{8"},
+    {"prompt": "", "answer": "1"},
+    {"prompt": "How much is 9+9, and why is that?", "answer": "18"},
+    {"prompt": "What is 1+1?", "answer": "2"},
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a data set, a clean one and a benchmark."""
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "clean.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (tmp_path / "bench.json").write_text(json.dumps([{"problem": "What is $1+1$?", "answer": "2"}]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def one_line(shown: str) -> str:
+    return " ".join(shown.split())
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_findings_are_shown_and_the_clean_rows_written(place: Path, capsys: pytest.CaptureFixture[str]):
+    before = (place / "train.jsonl").read_bytes()
+    words = ["train.jsonl", "--against", "bench.json", "--reward", "boxed_answer"]
+    assert main(["data", "check", *words, "--json", "found.json", "--write", "out/kept.jsonl"]) == 1
+    shown = capsys.readouterr().out
+    assert "contamination 1 train.jsonl row 6: the same words as bench.json row 1, the same answer" in one_line(shown)
+    assert "too long not looked for: give --tokenizer and --context" in one_line(shown)
+    assert "6 rows, 1 of benchmarks; 2 rows without a finding" in shown
+    report = json.loads((place / "found.json").read_text())
+    assert [(each["kind"], each["place"]["row"]) for each in report["findings"]] == [
+        ("no prompt", 4),
+        ("duplicate", 2),
+        ("contamination", 6),
+        ("unscorable", 3),
+    ]
+    assert lines(place / "out/kept.jsonl") == [ROWS[0], ROWS[4]]
+    assert (place / "train.jsonl").read_bytes() == before
+
+
+def test_nothing_found_is_0(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "check", "clean.jsonl", "--reward", "boxed_answer"]) == 0
+    assert "1 rows, 0 of benchmarks; 1 rows without a finding" in capsys.readouterr().out
+
+
+def test_json_alone_on_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "check", "train.jsonl", "clean.jsonl", "--json", "-"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"] == 7
+    assert [each["place"] for each in report["findings"]] == [
+        {"data": "train.jsonl", "row": 4},
+        {"data": "train.jsonl", "row": 2},
+        {"data": "clean.jsonl", "row": 1},
+    ]
+
+
+def test_tokens_are_counted_as_training_would(place: Path, capsys: pytest.CaptureFixture[str]):
+    byte_tokenizer().save_pretrained("tokenizer")
+    words = ["train.jsonl", "--tokenizer", "tokenizer", "--context", "20"]
+    assert main(["data", "check", *words, "--json", "found.json"]) == 1
+    assert "too long 1 train.jsonl row 5: 33 tokens" in one_line(capsys.readouterr().out)
+    report = json.loads((place / "found.json").read_text())
+    assert report["lengths"]["tokens"] == {"p0": 12, "p10": 12, "p50": 12, "p90": 33, "p99": 33, "p100": 33}
+
+
+def test_benchmarks_may_be_parted_by_commas(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "check", "clean.jsonl", "--against", "bench.json,clean.jsonl"]) == 1
+    assert "1 rows, 2 of benchmarks; 0 rows without a finding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("missing.jsonl", "there is no file missing.jsonl"),
+        ("clean.jsonl --against missing.jsonl", "there is no file missing.jsonl"),
+        ("clean.jsonl --write train.jsonl", "train.jsonl exists already; choose another name, nothing is overwritten"),
+        ("train.jsonl --write train.jsonl", "train.jsonl exists already; choose another name"),
+        ("clean.jsonl --json bench.json", "bench.json exists already"),
+        ("clean.jsonl --write kept.json", "--write writes JSON lines; give kept.json the ending .jsonl"),
+        ("clean.jsonl --write a.jsonl --json a.jsonl", "--write and --json both name a.jsonl"),
+        ("clean.jsonl --reward boxed_anser", "there is no reward 'boxed_anser'; did you mean 'boxed_answer'?"),
+        ("clean.jsonl --reward gsm8k --timeout 0", "the reward timeout is a number of seconds above 0"),
+        ("clean.jsonl --context 100", "--context counts tokens; name the model with --tokenizer"),
+        ("clean.jsonl --context 0 --tokenizer x", "--context is a number of tokens above 0, not 0"),
+        ("clean.jsonl --similarity 1.5", "--similarity is a share above 0 and at most 1, not 1.5"),
+        ("clean.jsonl --tokenizer ./nowhere", "there is no directory './nowhere' to load a tokenizer from"),
+        ("clean.jsonl --prompt-column question", "no prompt column 'question': its columns are 'prompt', 'answer'"),
+        ("clean.jsonl --reward code_tests", "reward 'code_tests' needs a column 'tests' that the data does not have"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str):
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    assert main(["data", "check", *words.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("gvpo: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_another_action_is_named(place: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "chek", "clean.jsonl"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'chek'" in capsys.readouterr().err
