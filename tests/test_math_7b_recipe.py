@@ -77,7 +77,12 @@ def test_a_dry_run_prints_every_stage_and_does_none(tmp_path: Path):
     assert all("train.steps=7" in line and "train.learning_rate=2e-6" in line for line in trained)
     assert "data.py --gsm8k openai/gsm8k:main" in shown.stdout
     assert "result.py runs/math-7b" in shown.stdout
-    assert "NOT DONE" in shown.stderr
+    (evaluated,) = (line.replace("\\", "") for line in shown.stdout.splitlines() if line.startswith("+ gvpo eval"))
+    assert evaluated.split()[3:10] == [
+        "Qwen/Qwen2.5-Math-7B",
+        *(f"runs/math-7b/{arm}-seed-{seed}" for arm in ("gvpo", "grpo", "dr_grpo") for seed in (0, 1)),
+    ]
+    assert "--benchmark aime24,amc,math500,minerva,olympiadbench --template auto --out runs/math-7b/eval" in evaluated
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +96,7 @@ def test_the_cost_follows_its_formula(tmp_path: Path):
     assert "122 GB" in shown
 
 
-def test_on_a_small_model_it_trains_goes_on_collects_and_stops_before_the_benchmarks(tmp_path: Path):
+def test_on_a_small_model_it_trains_goes_on_evaluates_and_collects(tmp_path: Path):
     save_model(tiny_model(), byte_tokenizer(), tmp_path / "model")
     variables = {**sources(tmp_path), "MODEL": "model", "ARMS": "gvpo", "STEPS": "1", "OUT": "out"}
     variables |= {"GVPO": f"{sys.executable} -m gvpo.cli.main", "SETTINGS": " ".join(SMALL)}
@@ -100,12 +105,17 @@ def test_on_a_small_model_it_trains_goes_on_collects_and_stops_before_the_benchm
     problems = [made.gsm8k_row(row) for row in rows(tmp_path / "gsm8k.jsonl")]
     for name, part in zip(("train", "held-out"), made.split(problems, 1), strict=True):
         (tmp_path / f"out/data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    first = reproduce("data", "train", "result", "evaluate", cwd=tmp_path, **variables)
-    assert first.returncode == 3, first.stderr
+    rows_of_amc = [{"problem": f"{n}+1?", "answer": float(n + 1)} for n in range(2)]
+    (tmp_path / "amc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of_amc))
+    variables |= {"BENCHMARKS": "amc", "BENCHMARK_DATA": "amc=amc.jsonl", "EVAL": "--max-tokens 4 --workers 1"}
+    first = reproduce("data", "train", "evaluate", "result", cwd=tmp_path, **variables)
+    assert first.returncode == 0, first.stderr
     assert "data: out/data is there" in first.stdout
-    assert "no number of the paper is reproduced" in first.stderr
+    assert "amc has 2 problems here and 83 in the papers" in first.stderr
     found = json.loads((tmp_path / "out/result.json").read_text())
-    assert found["benchmarks"] is None
+    scores = {score["model"]: score["avg"]["mean"] for score in found["benchmarks"]["results"]}
+    assert scores == {"model": 0.0, "out/gvpo-seed-0": 0.0}
+    assert found["benchmarks"]["differences"][0]["difference"] == 0.0
     assert found["unfinished"] == []
     run = found["held_out"]["gvpo"]["0"]
     assert run["steps"] == 1
@@ -134,7 +144,7 @@ def test_the_data_stage_asks_for_boxed_answers_and_sets_some_aside(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        (["trian"], {}, "there is no stage 'trian'; stages are cost data train result evaluate"),
+        (["trian"], {}, "there is no stage 'trian'; stages are cost data train evaluate result"),
         (["train"], {"ARMS": "ppo"}, "there is no arm 'ppo'; ARMS are of gvpo grpo dr_grpo"),
         (["data"], {}, "set MATH to a file or hub id"),
     ],

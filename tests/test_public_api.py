@@ -8,7 +8,17 @@ import pytest
 
 import gvpo
 
-PACKAGES = ("objectives", "rewards", "tasks", "sampling", "policy", "evaluation", "report", "datacheck")
+PACKAGES = (
+    "objectives",
+    "generation",
+    "rewards",
+    "tasks",
+    "sampling",
+    "policy",
+    "evaluation",
+    "report",
+    "datacheck",
+)
 
 
 def test_the_public_surface_changes_only_on_purpose():
@@ -67,6 +77,8 @@ def modules_after(code: str) -> set[str]:
         "import gvpo.datacheck",
         "from gvpo.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
         "from gvpo.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
+        "from gvpo.cli.main import main\ntry:\n    main(['eval', '--help'])\nexcept SystemExit:\n    pass",
+        "import gvpo.evaluation",
     ],
 )
 def test_light_imports_do_not_load_torch(code):

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains the arms of recipes/math-7b and collects what was measured. Stages, in order: cost data train result evaluate.
+# Trains the arms of recipes/math-7b, evaluates them on the benchmarks and collects what was measured.
+# Stages, in order: cost data train evaluate result.
 #
 #   reproduce.sh [--dry-run] [STAGE ...]     without stages: all of them
 #
@@ -13,6 +14,10 @@
 #   SEEDS     of run.seed                                0
 #   STEPS     of train.steps                             100
 #   SETTINGS  more section.key=value for each run        none
+#   BENCHMARKS   names, as `gvpo eval --benchmark`       the paper's five
+#   BENCHMARK_DATA  directory or NAME=FILE with their rows   none: the hub
+#   TEMPLATE  of the benchmarks' prompts                 auto
+#   EVAL      more options for `gvpo eval`               none
 #   GVPO, PYTHON  the commands                           gvpo, python
 #   TOKENS_PER_SECOND  measured by you, for `cost`       none
 set -euo pipefail
@@ -26,6 +31,10 @@ STEPS="${STEPS:-100}"
 read -r -a ARMS <<<"${ARMS:-gvpo grpo dr_grpo}"
 read -r -a SEEDS <<<"${SEEDS:-0}"
 read -r -a SETTINGS <<<"${SETTINGS:-}"
+BENCHMARKS="${BENCHMARKS:-aime24,amc,math500,minerva,olympiadbench}"
+read -r -a BENCHMARK_DATA <<<"${BENCHMARK_DATA:-}"
+TEMPLATE="${TEMPLATE:-auto}"
+read -r -a EVAL <<<"${EVAL:-}"
 read -r -a GVPO <<<"${GVPO:-gvpo}"
 read -r -a PYTHON <<<"${PYTHON:-python}"
 
@@ -104,24 +113,34 @@ result() {
   run "${PYTHON[@]}" "$here/result.py" "$OUT"
 }
 
-# Stops here on purpose: the paper's benchmarks (AIME24, AMC, MATH500, Minerva, OlympiadBench) need `gvpo eval`.
+# The untrained model first, so that every difference to it is in the table too; what is finished is not sampled again.
 evaluate() {
-  printf '%s\n' \
-    "evaluate: NOT DONE. gvpo has no benchmark evaluation yet, so no number of the paper is reproduced." \
-    "evaluate: what was measured, held-out accuracy on training data set aside, is in $OUT/result.json." >&2
-  [[ -n "$dry" ]] || exit 3
+  local models=("$MODEL") options=() arm seed place
+  for arm in "${ARMS[@]}"; do
+    for seed in "${SEEDS[@]}"; do
+      models+=("$OUT/$arm-seed-$seed")
+    done
+  done
+  for place in ${BENCHMARK_DATA[@]+"${BENCHMARK_DATA[@]}"}; do
+    options+=(--data "$place")
+  done
+  if [[ -d "$OUT/eval" ]]; then
+    options+=(--resume)
+  fi
+  run "${GVPO[@]}" eval "${models[@]}" --benchmark "$BENCHMARKS" --template "$TEMPLATE" --out "$OUT/eval" \
+    ${options[@]+"${options[@]}"} ${EVAL[@]+"${EVAL[@]}"}
 }
 
 stages=()
 for word in "$@"; do
   case "$word" in
     --dry-run) dry=yes ;;
-    cost | data | train | result | evaluate) stages+=("$word") ;;
-    *) fail "there is no stage '$word'; stages are cost data train result evaluate" ;;
+    cost | data | train | evaluate | result) stages+=("$word") ;;
+    *) fail "there is no stage '$word'; stages are cost data train evaluate result" ;;
   esac
 done
 if [[ ${#stages[@]} -eq 0 ]]; then
-  stages=(cost data train result evaluate)
+  stages=(cost data train evaluate result)
 fi
 for stage in "${stages[@]}"; do
   "$stage"

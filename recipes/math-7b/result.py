@@ -1,7 +1,7 @@
 """One result file from the summaries of finished runs. `python result.py DIRECTORY` writes DIRECTORY/result.json.
 
-It holds what was measured and nothing else: held-out accuracy while training. The benchmarks of the paper are null
-until they have been run.
+It holds what was measured and nothing else: held-out accuracy while training, and the benchmarks' results, which are
+null until they have been run.
 """
 
 import json
@@ -24,7 +24,12 @@ def result(directory: Path) -> dict[str, Any]:
         arm, _, seed = run.name.rpartition("-seed-")
         values = json.loads(summary.read_text(encoding="utf-8"))
         arms.setdefault(arm, {})[seed] = {key: values.get(key) for key in KEYS}
-    return {"held_out": arms, "unfinished": unfinished, "benchmarks": None}
+    return {"held_out": arms, "unfinished": unfinished, "benchmarks": _benchmarks(directory / "eval" / "summary.json")}
+
+
+def _benchmarks(summary: Path) -> dict[str, Any] | None:
+    """What `gvpo eval` has written; None where it has not."""
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
 
 
 def main() -> None:
@@ -32,7 +37,8 @@ def main() -> None:
     directory = Path(sys.argv[1])
     found = result(directory)
     (directory / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(f"{directory / 'result.json'}: {sum(map(len, found['held_out'].values()))} finished runs, no benchmark")
+    benchmarks = "benchmarks" if found["benchmarks"] else "no benchmark"
+    print(f"{directory / 'result.json'}: {sum(map(len, found['held_out'].values()))} finished runs, {benchmarks}")
 
 
 if __name__ == "__main__":

@@ -253,8 +253,12 @@ def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         yield line, value if isinstance(value, dict) else None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, in order; [] where there is none. A torn last line (a crash) is left out.
+def read_lines(path: Path, remedy: str = "remove that line") -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order; [] where there is none. A torn last line (a crash) is left out.
+
+    Args:
+        path: the file.
+        remedy: what the error says to do.
 
     Raises:
         RunError: a line before the last cannot be read.
@@ -262,8 +266,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     parsed = list(_parsed_lines(path))
     for number, (_, value) in enumerate(parsed[:-1], start=1):
         if value is None:
-            raise RunError(f"{path} line {number} is damaged; remove that line, or go on from a checkpoint before it")
+            raise RunError(f"{path} line {number} is damaged; {remedy}")
     return [value for _, value in parsed if value is not None]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts the last line of a JSON-lines file if it is torn, so that more can be appended."""
+    parsed = list(_parsed_lines(path))
+    if parsed and parsed[-1][1] is None:
+        write_bytes(path, b"".join(line for line, _ in parsed[:-1]))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, as `read_lines`."""
+    return read_lines(path, "remove that line, or go on from a checkpoint before it")
 
 
 def truncate_metrics(path: Path, step: int) -> None:

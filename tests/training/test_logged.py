@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gvpo.errors import DataError
+from gvpo.generation import records
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Rollout
 from gvpo.runfiles import to_json
@@ -14,7 +15,7 @@ from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.tasks import load_records
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import NO_REWARD, LoggedGroup, is_logged, logged_groups, records
+from gvpo.training.logged import NO_REWARD, LoggedGroup, is_logged, logged_groups
 from gvpo.training.sources import LiveSource
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import config, encoded, model, share, tokenizer

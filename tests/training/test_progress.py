@@ -102,3 +102,11 @@ def test_a_terminal_gets_a_bar_that_goes_away():
         progress.update(2, LINE)
     assert "2/2" in written(out)
     assert "step 2/2" not in written(out)
+
+
+def test_what_is_counted_may_have_a_name_and_come_many_at_a_time(clock: Clock):
+    out = console()
+    with StepProgress("eval", 100, console=out, unit="problem") as progress:
+        clock.now += 10
+        progress.update(25, {})
+    assert written(out) == "eval: problem 25/100  0:30 left\n"

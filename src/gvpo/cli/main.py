@@ -12,6 +12,8 @@ from typing import NoReturn
 
 COMMANDS = {
     "train": "train a model by a recipe",
+    "eval": "measure models or responses on benchmarks, with intervals",
+    "generate": "sample and judge completions of prompts: groups to train on offline",
     "report": "write the report of one run or several",
     "merge": "merge a LoRA adapter into its base: a whole model for any program",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
@@ -38,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     parser = _parser(words)
     options, late = parser.parse_known_args(words)
-    if late and (not hasattr(options, "settings") or any(word.startswith("-") for word in late)):
+    home = next((name for name in ("settings", "models") if hasattr(options, name)), None)
+    if late and (home is None or any(word.startswith("-") for word in late)):
         options.parser.error(f"unrecognized arguments: {' '.join(late)}")
-    elif late:  # argparse does not collect the settings that come after an option
-        options.settings += late
+    elif late and home is not None:  # argparse does not collect the words that come after an option
+        setattr(options, home, [*getattr(options, home), *late])
     from gvpo.errors import GvpoError
 
     try:

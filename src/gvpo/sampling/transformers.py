@@ -64,6 +64,10 @@ class TransformersSampler:
                     found[index] = completions[owner * params.group_size :][: params.group_size]
         return [found[index] for index in range(len(requests))]
 
+    def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Raise what `sample` would raise of these requests, before hours of sampling."""
+        self._limits(requests, params)
+
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
         """How many tokens each request's completions may have: the maximum, or what the context leaves."""
         if len({request.id for request in requests}) < len(requests):

@@ -1,19 +1,18 @@
-"""Logged groups: rows `{"prompt", "completions", "rewards"}` as groups to train on, and groups as such rows.
+"""Logged groups: rows `{"prompt", "completions", "rewards"}` as groups to train on.
 
-rows (a file, a data set, a list) ──logged_groups──▶ LoggedGroup          Rollout ──records──▶ rows
+rows (a file, a data set, a list) ──logged_groups──▶ LoggedGroup          Rollout ──generation.records──▶ rows
 
 Knows the form of the rows (docs/offline.md); nothing of objectives, models or steps.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
-from gvpo.rollout import Rollout
 from gvpo.tasks import problems_from_records
 from gvpo.training.problems import encode
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
@@ -27,7 +26,9 @@ NO_REWARD = "the data has no reward for it"
 """The reason of a row whose reward is null: not a failure, and no cause to stop."""
 
 REQUIRED = ("completions", "rewards")
-OWN = frozenset({"prompt", "id", *REQUIRED, "sources", "finish_reasons", "sampler_logprobs", "reward_parts", "texts"})
+OWN = frozenset(
+    {"prompt", "id", *REQUIRED, "sources", "finish_reasons", "sampler_logprobs", "reward_parts", "reasons", "texts"}
+)
 """Columns that mean something here; all others are kept with the group, for reports."""
 
 
@@ -236,24 +237,3 @@ def _reward(value: Any) -> float | None:
     if math.isinf(value):
         raise DataError("a reward is infinite; give finite numbers, null where there is none")
     return None if math.isnan(value) else float(value)
-
-
-def records(rollout: Rollout) -> Iterator[dict[str, Any]]:
-    """Groups as rows that `logged_groups` reads back: token ids as sampled, their texts beside them for people."""
-    for group, verdicts, problem in zip(rollout.groups, rollout.verdicts, rollout.problems, strict=True):
-        rows = group.completions
-        logprobs = [row.sampler_logprobs for row in rows]
-        yield {
-            **problem.columns,
-            "id": group.id,
-            "prompt": problem.prompt,
-            "completions": [list(row.tokens) for row in rows],
-            "texts": [row.text for row in rows],
-            "rewards": [verdict.reward for verdict in verdicts],
-            "reward_parts": [dict(verdict.parts) for verdict in verdicts],
-            "finish_reasons": [row.finish_reason for row in rows],
-            "sources": [row.source for row in rows],
-            "sampler_logprobs": [
-                None if values is None else [float(values[i]) for i in range(len(values))] for values in logprobs
-            ],
-        }

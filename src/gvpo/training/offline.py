@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from gvpo import runfiles
 from gvpo.config import GROUPS_FOR_SFT, NO_SAMPLER, TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
+from gvpo.generation import records
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.rollout import Rollout, distinct
 from gvpo.tasks import load_records
 from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import LoggedGroup, is_logged, logged_groups, records
+from gvpo.training.logged import LoggedGroup, is_logged, logged_groups
 from gvpo.training.metrics import failures
 from gvpo.training.problems import Dataset
 from gvpo.training.sources import MAX_FAILED_SHARE, Source

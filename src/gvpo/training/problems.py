@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvpo import generation
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError
-from gvpo.policy.tokenizer import encode_prompt
 from gvpo.rollout import Encoded
 from gvpo.tasks import TASKS, Split, Task, load_records, problems_from_records
 from gvpo.types import Completion, Problem
@@ -94,20 +94,13 @@ def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: 
     Raises:
         DataError: a prompt that cannot be encoded; the message names the problem.
     """
-    return [Encoded(problem, tuple(_encode_one(config, tokenizer, problem))) for problem in problems]
-
-
-def _encode_one(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> list[int]:
-    try:
-        return encode_prompt(
-            tokenizer,
-            problem.prompt,
-            system_prompt=config.system_prompt,
-            chat=config.chat,
-            template_args=config.template_args,
-        )
-    except DataError as error:
-        raise DataError(f"problem {problem.id!r}: {error}") from None
+    return generation.encode(
+        tokenizer,
+        problems,
+        system_prompt=config.system_prompt,
+        chat=config.chat,
+        template_args=config.template_args,
+    )
 
 
 def demonstrations(

@@ -23,11 +23,14 @@ class StepProgress:
         total: steps in all.
         done: steps that were done in earlier sittings.
         console: where to; default standard error.
+        unit: what is counted.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None, *, unit: str = "step"
+    ) -> None:
         self._console = console or Console(stderr=True)
-        self._title, self._total = title, total
+        self._title, self._total, self._unit = title, total, unit
         self._times: deque[tuple[int, float]] = deque([(done, time.perf_counter())], maxlen=PACE_STEPS)
         self._last_line = -LINE_SECONDS
         self._accuracy: float | None = None
@@ -67,7 +70,7 @@ class StepProgress:
         due = time.perf_counter() - self._last_line >= LINE_SECONDS or step == self._total
         if not self._console.is_terminal and due:
             self._last_line = time.perf_counter()
-            self.say(f"step {step}/{self._total}  {facts}")
+            self.say(f"{self._unit} {step}/{self._total}  {facts}")
 
     def _facts(self, line: Mapping[str, float]) -> list[str]:
         shown = [f"{name} {line[key]:{form}}" for key, name, form in _SHOWN if key in line]
@@ -77,7 +80,10 @@ class StepProgress:
 
     def _time_left(self) -> str:
         """At the pace of the last steps, the median so that one evaluation does not matter."""
-        pace = median(later - earlier for (_, earlier), (_, later) in itertools.pairwise(self._times))
+        pace = median(
+            (later - earlier) / max(1, now - before)
+            for (before, earlier), (now, later) in itertools.pairwise(self._times)
+        )
         done, _ = self._times[-1]
         minutes, seconds = divmod(round(pace * (self._total - done)), 60)
         hours, minutes = divmod(minutes, 60)

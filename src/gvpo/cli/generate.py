@@ -1,0 +1,204 @@
+"""`gvpo generate MODEL --prompts FILE --rewards NAME --out groups.jsonl`: scored groups to train on."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvpo import runfiles
+from gvpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gvpo.config import TrainConfig
+    from gvpo.generation import GroupFile
+    from gvpo.rollout import Encoded
+    from gvpo.sampling import Sampler, SamplingParams
+
+SAMPLES, MAX_TOKENS = 8, 1024
+SELECTIONS = ("best", "mixed", "right")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    from gvpo.cli.options import add_engine, add_pool, add_sampling
+
+    parser.add_argument("model", metavar="MODEL", help="directory, run or hub id")
+    parser.add_argument("--prompts", metavar="FILE", help="file or hub id with rows of `prompt`, or of --task")
+    parser.add_argument("--task", metavar="NAME", help="a built-in task: the form of the rows, or its own problems")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where the scored groups go")
+    parser.add_argument("--resume", action="store_true", help="go on with --out")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="as data.system_prompt of a recipe")
+    parser.add_argument("--chat", choices=("auto", "chat", "plain"), default="auto", help="as data.chat of a recipe")
+    add_sampling(parser, samples=f"completions a prompt (default: {SAMPLES})")
+    add_engine(parser)
+    add_pool(parser)
+    parser.add_argument("--rewards", metavar="NAME,...", help="who judges, as rewards.funcs (default: the task's)")
+    parser.add_argument("--weights", metavar="W,...", help="of the rewards, as rewards.weights")
+    group = parser.add_argument_group("selection, when all groups are there")
+    group.add_argument("--select", choices=SELECTIONS, help="right or best answers for sft, or groups with both kinds")
+    group.add_argument("--selected", type=Path, metavar="FILE.jsonl", help="where they go")
+    group.add_argument("--above", type=float, metavar="R", help="good rewards are above R (default: 0.5; best: any)")
+    group.add_argument("--most", type=int, metavar="N", help="answers a prompt at most (default: right all, best 1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Sample, judge, write; then select, if asked to."""
+    from gvpo.cli.options import engine_options, going_on, model_path
+    from gvpo.generation import GroupFile, fingerprint
+    from gvpo.policy.tokenizer import load_tokenizer
+    from gvpo.sampling.engines import check_engine, open_engine
+    from gvpo.training.problems import encode, training_problems
+
+    _check(options)
+    check_engine(options.engine)
+    file, path = GroupFile(options.out), model_path(options.model)
+    config = _config(options)
+    problems = training_problems(config, None)
+    tokenizer = load_tokenizer(path)
+    items = encode(config, tokenizer, problems)
+    params = _params(config)
+    _say_what_it_lacks(params)
+    settings = _settings(options, path, config, params)
+    asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
+    file.begin({**settings, **asked}, resume=options.resume)
+    opened = partial(open_engine, options.engine, path, tokenizer, engine_options(options))
+    try:
+        _fill(config, file, items, params, opened, options.at_once)
+    except KeyboardInterrupt:
+        return going_on("generate")
+    rows = file.rows()
+    print(f"{file.path}: {_told(rows)}")
+    if options.select is not None:
+        _select(options, rows)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.prompts is None and options.task is None:
+        raise ConfigError("there is nothing to answer: give --prompts FILE, or --task NAME")
+    if options.rewards is None and options.task is None:
+        raise ConfigError("there is nobody to judge: give --rewards NAME, or --task NAME for its own reward")
+    if (options.select is None) != (options.selected is None):
+        raise ConfigError("--select and --selected go together: what to take, and where to put it")
+    if options.selected is not None and options.selected.suffix != ".jsonl":
+        raise ConfigError(f"--selected {options.selected} has to be JSON lines; give a name that ends in .jsonl")
+    if options.selected is not None and options.selected.resolve() == options.out.resolve():
+        raise ConfigError("--selected would overwrite --out; give it another name")
+    if options.most is not None and options.most < 1:
+        raise ConfigError(f"--most {options.most}: keep at least 1 answer")
+
+
+def _config(options: argparse.Namespace) -> "TrainConfig":
+    """The settings of a training run that would sample these groups itself: problems and rewards are read as there."""
+    from gvpo.config import TrainConfig
+
+    return TrainConfig(
+        train_data=options.prompts,
+        task=options.task,
+        train_problems=options.limit,
+        chat=options.chat,
+        system_prompt=options.system_prompt,
+        seed=options.seed,
+        group_size=SAMPLES if options.n is None else options.n,
+        max_tokens=MAX_TOKENS if options.max_tokens is None else options.max_tokens,
+        temperature=1.0 if options.temperature is None else options.temperature,
+        top_p=1.0 if options.top_p is None else options.top_p,
+        top_k=options.top_k,
+        reward_funcs=[name.strip() for name in (options.rewards or "").split(",") if name.strip()],
+        reward_weights=None if options.weights is None else _weights(options.weights),
+        reward_workers=options.workers,
+        reward_timeout=options.timeout,
+    )
+
+
+def _weights(words: str) -> list[float]:
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights {words}: write numbers, 1,0.5 say") from None
+
+
+def _params(config: "TrainConfig") -> "SamplingParams":
+    from gvpo.sampling import SamplingParams
+
+    return SamplingParams(
+        group_size=config.group_size,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
+
+
+def _say_what_it_lacks(params: "SamplingParams") -> None:
+    from gvpo.sampling import support_warning
+
+    if (text := support_warning(params)) is not None:
+        print(f"gvpo: note: {text}", file=sys.stderr)
+
+
+def _settings(
+    options: argparse.Namespace, path: str, config: "TrainConfig", params: "SamplingParams"
+) -> dict[str, Any]:
+    from gvpo.sampling.engines import weights_fingerprint
+
+    return {
+        "model": path,
+        "weights": weights_fingerprint(path),
+        "engine": options.engine,
+        "dtype": options.dtype,
+        "system_prompt": config.system_prompt,
+        "chat": config.chat,
+        "task": options.task,
+        "rewards": config.reward_funcs,
+        "reward_weights": config.reward_weights,
+        **asdict(params),
+        "seed": options.seed,
+    }
+
+
+def _fill(
+    config: "TrainConfig",
+    file: "GroupFile",
+    items: "Sequence[Encoded]",
+    params: "SamplingParams",
+    open_sampler: "Callable[[], Sampler]",
+    at_once: int | None,
+) -> None:
+    from gvpo.cli.watching import watching
+    from gvpo.generation import fill
+    from gvpo.rewards import RewardPool
+    from gvpo.training.online import reward_functions
+
+    functions = reward_functions(config, None)
+    weights = None if config.reward_weights is None else dict(zip(functions, config.reward_weights, strict=True))
+    limits = {"workers": config.reward_workers, "timeout": config.reward_timeout}
+    with (
+        RewardPool(functions, weights, **limits) as rewards,  # type: ignore[arg-type]  # int and float, as they should be
+        watching(str(file.path), len(items), len(file.finished())) as watch,
+    ):
+        fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)
+
+
+def _told(rows: "Sequence[Mapping[str, Any]]") -> str:
+    """One line on groups: how many, their rewards, and how many have something to compare."""
+    rewards = [reward for row in rows for reward in row["rewards"]]
+    known = [reward for reward in rewards if reward is not None]
+    mean = f"mean reward {sum(known) / len(known):.3f}" if known else "no rewards"
+    unequal = sum(len({reward for reward in row["rewards"] if reward is not None}) > 1 for row in rows)
+    failed = f", {len(rewards) - len(known)} completions without a reward" if len(known) < len(rewards) else ""
+    return f"{len(rows)} groups, {mean}, {unequal} groups with unequal rewards{failed}"
+
+
+def _select(options: argparse.Namespace, rows: "Sequence[Mapping[str, Any]]") -> None:
+    from gvpo.generation import select
+
+    chosen = select(options.select, rows, above=options.above, most=options.most)
+    runfiles.write_text(options.selected, "".join(f"{runfiles.to_json(row)}\n" for row in chosen))
+    prompts = len({row["id"] for row in chosen})
+    print(f"{options.selected}: {len(chosen)} rows of {prompts} prompts ({options.select})")

@@ -1,0 +1,224 @@
+"""What came out: from the rows of a groups file to a benchmark's numbers, differences between models, and a summary."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from gvpo.evaluation import metrics
+from gvpo.evaluation.metrics import Difference
+from gvpo.evaluation.run import is_right
+from gvpo.evaluation.votes import VOTES, Vote
+from gvpo.generation.fill import has_failed
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One problem's samples.
+
+    Args:
+        id: of the problem.
+        right: whether each sample is right; one whose reward failed is wrong.
+        votes: what each says; None where the reward has no votes.
+        lengths: tokens of each; None for responses whose tokens are not known.
+        truncated: whether each was cut at the maximum length.
+        failed: rewards that failed.
+    """
+
+    id: str
+    right: Sequence[bool]
+    votes: Sequence[Vote] | None
+    lengths: Sequence[int] | None
+    truncated: Sequence[bool]
+    failed: int
+
+    @property
+    def score(self) -> float:
+        """The share of right samples."""
+        return fmean(self.right)
+
+
+def judged(row: Mapping[str, Any], reward: str) -> Judged:
+    """A row of a groups file, as the reward of that name sees it."""
+    completions = row["completions"]
+    vote = VOTES.get(reward)
+    known = all(isinstance(completion, list) for completion in completions)
+    return Judged(
+        id=row["id"],
+        right=[is_right(parts.get(reward)) for parts in row["reward_parts"]],
+        votes=None if vote is None else [vote(text or "") for text in row["texts"]],
+        lengths=[len(completion) for completion in completions] if known else None,
+        truncated=[reason == "length" for reason in row["finish_reasons"]],
+        failed=sum(itertools.starmap(has_failed, zip(row["rewards"], row["reasons"], strict=True))),
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A model on a benchmark.
+
+    Args:
+        model: its name.
+        benchmark: its name.
+        problems: in the benchmark's order, at least one.
+        ks: which pass@k and maj@k, where there are so many samples; default powers of two and all for pass@k, and all
+            for maj@k.
+    """
+
+    model: str
+    benchmark: str
+    problems: Sequence[Judged]
+    ks: Sequence[int] | None = None
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples a problem: the fewest that one has."""
+        return min(len(problem.right) for problem in self.problems)
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """Each problem's share of right samples: their mean is pass@1, as avg@n."""
+        return [problem.score for problem in self.problems]
+
+    @property
+    def passes(self) -> list[int]:
+        """The k of pass@k."""
+        powers = [2**power for power in range(self.samples.bit_length())]
+        return self._possible(self.ks or [*powers, self.samples])
+
+    @property
+    def majorities(self) -> list[int]:
+        """The k of maj@k."""
+        return self._possible(self.ks or [self.samples])
+
+    def _possible(self, ks: Sequence[int]) -> list[int]:
+        return sorted({k for k in ks if 1 <= k <= self.samples})
+
+    def pass_at(self, k: int) -> list[float]:
+        """Each problem's pass@k."""
+        return [metrics.pass_at_k(sum(problem.right), len(problem.right), k) for problem in self.problems]
+
+    def majority_at(self, k: int) -> list[float] | None:
+        """Each problem's maj@k; None where there are no votes."""
+        values = [
+            metrics.majority_at_k(problem.votes, problem.right, k)
+            for problem in self.problems
+            if problem.votes is not None
+        ]
+        return values or None
+
+    @property
+    def length(self) -> float | None:
+        """Mean tokens a sample; None if not known."""
+        lengths = [length for problem in self.problems for length in problem.lengths or ()]
+        return fmean(lengths) if lengths else None
+
+    @property
+    def truncated(self) -> float:
+        """The share of samples that were cut."""
+        return fmean(cut for problem in self.problems for cut in problem.truncated)
+
+    @property
+    def failed(self) -> int:
+        """Samples whose rewards failed; they count as wrong."""
+        return sum(problem.failed for problem in self.problems)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The numbers as JSON: shares from 0 to 1, each with its 95% interval."""
+        return {
+            "model": self.model,
+            "benchmark": self.benchmark,
+            "problems": len(self.problems),
+            "samples": self.samples,
+            "avg": _with_interval(self.scores),
+            "pass_at": {str(k): _with_interval(self.pass_at(k)) for k in self.passes},
+            "maj_at": {str(k): _with_interval(self.majority_at(k)) for k in self.majorities},
+            "length": self.length,
+            "truncated": self.truncated,
+            "failed": self.failed,
+        }
+
+
+def _with_interval(scores: Sequence[float] | None) -> dict[str, Any] | None:
+    return None if scores is None else {"mean": fmean(scores), "interval": list(metrics.interval(scores))}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same problems of a benchmark.
+
+    Args:
+        benchmark: its name.
+        first: name of a model.
+        second: of the one that it is compared with.
+        difference: first minus second, in avg@n.
+    """
+
+    benchmark: str
+    first: str
+    second: str
+    difference: Difference
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The numbers as JSON."""
+        return {
+            "benchmark": self.benchmark,
+            "first": self.first,
+            "second": self.second,
+            "difference": self.difference.mean,
+            "interval": list(self.difference.interval),
+            "problems": self.difference.problems,
+            "settled": self.difference.settled,
+            "problems_needed": self.difference.needed,
+        }
+
+
+def compare(results: Sequence[Result]) -> list[Comparison]:
+    """Every pair of models on every benchmark: the later one minus the earlier one, over the problems of both."""
+    return [
+        Comparison(later.benchmark, later.model, earlier.model, metrics.difference(*both))
+        for earlier, later in itertools.combinations(results, 2)
+        if earlier.benchmark == later.benchmark and (both := _of_both(later, earlier))[0]
+    ]
+
+
+def _of_both(one: Result, other: Result) -> tuple[list[float], list[float]]:
+    """The scores of the problems that two results share, in the same order."""
+    theirs = {problem.id: problem.score for problem in other.problems}
+    shared = [problem for problem in one.problems if problem.id in theirs]
+    return [problem.score for problem in shared], [theirs[problem.id] for problem in shared]
+
+
+def averages(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each model's mean over its benchmarks, as the papers' tables have it: every benchmark counts the same.
+
+    Its interval comes from bootstrap means of each benchmark, averaged; there is none where all problems of a benchmark
+    score the same, as its means would not vary.
+    """
+    found = []
+    for model in dict.fromkeys(result.model for result in results):
+        own = [result for result in results if result.model == model]
+        if len(own) > 1:
+            mean = fmean(fmean(result.scores) for result in own)
+            found.append({"model": model, "benchmarks": len(own), "mean": mean, "interval": _average_interval(own)})
+    return found
+
+
+def _average_interval(results: Sequence[Result]) -> list[float] | None:
+    if any(len(set(result.scores)) == 1 for result in results):
+        return None
+    draws = [metrics.bootstrap(result.scores, seed=seed) for seed, result in enumerate(results)]
+    return list(metrics.quantiles(sum(draws[1:], start=draws[0]) / len(draws)))
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Everything as JSON: `results`, `differences`, `averages`."""
+    return {
+        "results": [result.values for result in results],
+        "differences": [comparison.values for comparison in compare(results)],
+        "averages": averages(results),
+    }

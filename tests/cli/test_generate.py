@@ -1,0 +1,209 @@
+"""`gvpo generate`: groups that training takes as they are, answers to learn from, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvpo.cli.main import main
+from gvpo.config import TrainConfig
+from gvpo.policy.model import save_model
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.online import Trainer
+from tests.training.toy import ROWS, model, tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:AutoTokenizer loads"),
+    pytest.mark.filterwarnings("ignore:logged groups are finite"),
+]
+REWARD = """
+def digits(completions, digit, **_):
+    return [text.count(one) / 3 for text, one in zip(completions, digit, strict=True)]
+
+
+def short(completions, **_):
+    return [-float(len(text)) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("generate")
+    save_model(model(), tokenizer(), directory / "start")
+    (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (directory / "judge.py").write_text(REWARD)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+GIVEN = ["generate", "start", "--prompts", "prompts.jsonl", "--max-tokens", "3", "--workers", "1"]
+JUDGED = [*GIVEN, "--rewards", "judge.py:digits"]
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def small(run: str, **settings: Any) -> TrainConfig:
+    sizes = {"prompts_per_step": 5, "steps": 2, "max_tokens": 3, "checkpoint_verify": False, "learning_rate": 1e-3}
+    return TrainConfig(run_dir=Path(run), **{**sizes, **settings})
+
+
+def test_training_takes_the_groups_as_they_are(capsys: pytest.CaptureFixture[str]):
+    assert main([*JUDGED, "--n", "6", "--out", "groups.jsonl"]) == 0
+    found = rows("groups.jsonl")
+    assert [row["digit"] for row in found] == [row["digit"] for row in ROWS]
+    assert all(len(row["completions"]) == len(row["rewards"]) == len(row["sampler_logprobs"]) == 6 for row in found)
+    told = capsys.readouterr().out
+    assert told.startswith("groups.jsonl: 10 groups, mean reward 0.")
+    assert "groups with unequal rewards" in told
+    trainer = Trainer(
+        "start", args=small("offline", groups_data="groups.jsonl", epochs=1), processing_class=tokenizer()
+    )
+    result = trainer.train()
+    assert result["steps"] == 2
+    line = json.loads(Path("offline/metrics.jsonl").read_text().splitlines()[0])
+    assert line["sampler/mismatch"] == pytest.approx(0, abs=1e-5)  # the policy has not moved since it sampled them
+    assert line["reward/mean"] > 0
+
+
+def test_it_samples_as_a_run_would(place: Path):
+    """The same completions as the sampler draws for these ids, whatever the parts."""
+    assert main([*JUDGED, "--n", "3", "--out", "parts.jsonl", "--at-once", "1", "--seed", "5"]) == 0
+    assert main([*JUDGED, "--n", "3", "--out", "once.jsonl", "--seed", "5"]) == 0
+    assert [row["texts"] for row in rows("parts.jsonl")] == [row["texts"] for row in rows("once.jsonl")]
+
+
+def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixture[str]):
+    words = [*JUDGED, "--n", "16", "--out", "many.jsonl"]
+    assert main([*words, "--select", "right", "--above", "0.3", "--selected", "right.jsonl"]) == 0
+    assert "rows of" in capsys.readouterr().out
+    right = rows("right.jsonl")
+    assert right
+    assert all(row["reward"] > 0.3 and row["completion"].count(row["digit"]) for row in right)
+    assert len({(row["id"], row["completion"]) for row in right}) == len(right)
+    with pytest.MonkeyPatch.context() as patch:  # all groups are there: nothing is sampled, no model is loaded
+        patch.setattr(TransformersSampler, "__init__", pytest.fail)
+        assert main([*words, "--resume", "--select", "best", "--selected", "best.jsonl"]) == 0
+    best = rows("best.jsonl")
+    groups = {row["id"]: row for row in rows("many.jsonl")}
+    for row in best:
+        group = groups[row["id"]]
+        whole = [
+            r
+            for r, why, text in zip(group["rewards"], group["finish_reasons"], group["texts"], strict=True)
+            if why == "stop" and text
+        ]
+        assert row["reward"] == max(whole)
+    settings = {"objective": "sft", "train_data": "best.jsonl", "prompts_per_step": len(best)}
+    assert Trainer("start", args=small("sft", **settings), processing_class=tokenizer()).train()["steps"] == 2
+
+
+def test_mixed_groups_train_too():
+    words = [
+        *JUDGED,
+        "--n",
+        "8",
+        "--out",
+        "all.jsonl",
+        "--select",
+        "mixed",
+        "--above",
+        "0",
+        "--selected",
+        "mixed.jsonl",
+    ]
+    assert main(words) == 0
+    mixed = rows("mixed.jsonl")
+    assert 0 < len(mixed) <= 10
+    assert all(min(row["rewards"]) == 0 < max(row["rewards"]) for row in mixed)
+    args = small("mixed", groups_data="mixed.jsonl", prompts_per_step=len(mixed))
+    assert Trainer("start", args=args, processing_class=tokenizer()).train()["steps"] == 2
+
+
+def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
+    words = [*GIVEN, "--rewards", "judge.py:digits,judge.py:short", "--weights", "1,0.5", "--n", "2"]
+    assert main([*words, "--limit", "3", "--out", "weighed.jsonl"]) == 0
+    found = rows("weighed.jsonl")
+    assert len(found) == 3
+    for row in found:
+        for reward, parts in zip(row["rewards"], row["reward_parts"], strict=True):
+            assert reward == pytest.approx(parts["digits"] + 0.5 * parts["short"])
+
+
+def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
+    words = [*JUDGED, "--n", "2", "--out", "broken.jsonl", "--at-once", "4"]
+    sample = TransformersSampler.sample
+    calls: list[int] = []
+
+    def stops(self: TransformersSampler, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(self, requests, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformersSampler, "sample", stops)
+        assert main(words) == 130
+    assert "go on with: gvpo generate" in capsys.readouterr().err
+    assert len(rows("broken.jsonl")) == 4
+    assert main([*words, "--resume", "--temperature", "0.5"]) == 2
+    assert "was made with temperature=1.0, and now it is 0.5" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert main([*JUDGED, "--n", "2", "--out", "unbroken.jsonl"]) == 0
+    told = ("id", "completions", "texts", "rewards", "finish_reasons")  # log-probs differ by a batch's float rounding
+    broken, unbroken = (
+        [{name: row[name] for name in told} for row in rows(f"{name}.jsonl")] for name in ("broken", "unbroken")
+    )
+    assert broken == unbroken
+
+
+def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.CaptureFixture[str]):
+    from tests.fakes import byte_tokenizer, tiny_model
+
+    save_model(tiny_model(), byte_tokenizer(), place / "bytes")
+    questions = [{"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(3)]
+    (place / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    common = ["generate", "bytes", "--n", "2", "--max-tokens", "4", "--workers", "1", "--top-p", "0.9"]
+    assert main([*common, "--prompts", "gsm8k.jsonl", "--task", "gsm8k", "--out", "task.jsonl"]) == 0
+    assert "top_p=0.9 never draws some tokens" in capsys.readouterr().err
+    assert [set(parts) for row in rows("task.jsonl") for parts in row["reward_parts"]] == [{"gsm8k"}] * 6
+    assert main([*common, "--task", "addition", "--limit", "2", "--out", "made.jsonl"]) == 0
+    assert len(rows("made.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "start", "--out", "x.jsonl"], "there is nothing to answer: give --prompts FILE, or --task NAME"),
+        ([*GIVEN, "--out", "x.jsonl"], "there is nobody to judge: give --rewards NAME, or --task NAME"),
+        ([*JUDGED, "--out", "x.parquet"], "x.parquet has to be JSON lines"),
+        ([*JUDGED, "--out", "x.jsonl", "--select", "best"], "--select and --selected go together"),
+        (
+            [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "y.csv"],
+            "--selected y.csv has to be JSON lines",
+        ),
+        (
+            [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "x.jsonl"],
+            "--selected would overwrite --out",
+        ),
+        ([*JUDGED, "--out", "x.jsonl", "--most", "0"], "--most 0: keep at least 1 answer"),
+        ([*JUDGED, "--out", "x.jsonl", "--weights", "a"], "--weights a: write numbers, 1,0.5 say"),
+        ([*JUDGED, "--out", "x.jsonl", "--weights", "1,2"], "has 2 values for 1 rewards"),
+        ([*GIVEN, "--out", "x.jsonl", "--rewards", "digitz"], "there is no reward 'digitz'"),
+        ([*JUDGED, "--out", "x.jsonl", "--n", "0"], "group_size"),
+        ([*JUDGED, "--out", "x.jsonl", "--task", "adition"], "choose one of"),
+        ([*GIVEN, "--out", "x.jsonl", "--rewards", "exact_match"], "needs a column 'answer'"),
+    ],
+)
+def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not Path("x.jsonl").exists()

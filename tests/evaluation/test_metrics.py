@@ -1,0 +1,126 @@
+"""Statistics: against enumeration, against exact intervals, and by simulation."""
+
+import itertools
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from gvpo.evaluation import metrics
+from gvpo.evaluation.metrics import (
+    bootstrap,
+    difference,
+    interval,
+    majority,
+    majority_at_k,
+    pass_at_k,
+    problems_needed,
+)
+
+
+@pytest.mark.parametrize(("right", "samples"), [(0, 5), (1, 5), (2, 6), (5, 5), (3, 4)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(right: int, samples: int):
+    marks = [index < right for index in range(samples)]
+    for k in range(1, samples + 1):
+        subsets = [any(subset) for subset in itertools.combinations(marks, k)]
+        assert pass_at_k(right, samples, k) == pytest.approx(fmean(subsets))
+
+
+def test_pass_at_k_does_not_overflow_and_needs_k_samples():
+    assert pass_at_k(1, 10_000, 100) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 samples"):
+        pass_at_k(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("votes", "right", "value"),
+    [
+        (["7", "7", "8"], [True, True, False], 1.0),
+        (["8", "7", "8"], [False, True, False], 0.0),
+        (["7", "8"], [True, False], 0.5),  # a tie
+        (["7", "8", "9", None], [True, False, False, False], 1 / 3),
+        ([None, None, "7"], [False, False, True], 1.0),  # who says nothing has no vote
+        ([None, None], [False, False], 0.0),
+    ],
+)
+def test_the_most_frequent_answer_decides(votes: list[str | None], right: list[bool], value: float):
+    assert majority(votes, right) == pytest.approx(value)
+    assert majority_at_k(votes, right, len(votes)) == pytest.approx(value)
+
+
+def test_a_majority_of_fewer_is_the_mean_over_subsets():
+    votes = ["7", "7", "7", "8", "8", "9"]
+    right = [vote == "7" for vote in votes]
+    exact = fmean(
+        majority([votes[i] for i in chosen], [right[i] for i in chosen])
+        for chosen in itertools.combinations(range(6), 3)
+    )
+    found = majority_at_k(votes, right, 3)
+    assert found == pytest.approx(exact, abs=0.08)  # 200 subsets: a standard error of 0.03
+    assert found == majority_at_k(votes, right, 3)
+    assert majority_at_k(votes, right, 1) == pytest.approx(0.5, abs=0.11)
+    with pytest.raises(ValueError, match="maj@7 needs at least 7"):
+        majority_at_k(votes, right, 7)
+
+
+def test_bootstrap_means_have_the_standard_error_of_a_mean():
+    scores = np.random.default_rng(0).random(200)
+    means = bootstrap(scores)
+    assert len(means) == metrics.DRAWS
+    assert means.mean() == pytest.approx(scores.mean(), abs=0.002)
+    assert means.std() == pytest.approx(scores.std() / np.sqrt(200), rel=0.03)
+    assert np.array_equal(means, bootstrap(scores))
+    assert not np.array_equal(means, bootstrap(scores, seed=1))
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = interval((generator.random(100) < 0.3).astype(float).tolist())
+        held += low <= 0.3 <= high
+    assert 180 <= held <= 199  # 190 expected; three standard errors are 9
+
+
+@pytest.mark.parametrize(("score", "count"), [(1.0, 30), (0.0, 30), (1.0, 500), (0.0, 1)])
+def test_all_right_or_all_wrong_has_the_exact_interval(score: float, count: int):
+    """Clopper-Pearson: of n successes out of n, the lower end p solves p^n = 0.025."""
+    low, high = interval([score] * count)
+    end = 0.025 ** (1 / count)
+    assert (low, high) == pytest.approx((end, 1.0) if score else (0.0, 1 - end))
+
+
+def test_a_difference_is_paired():
+    """Both are right on half of the problems, the same ones but for one in ten: unpaired it would not be seen."""
+    generator = np.random.default_rng(1)
+    other = (generator.random(400) < 0.5).astype(float)
+    one = np.where(generator.random(400) < 0.1, 1.0, other)
+    found = difference(one.tolist(), other.tolist())
+    assert found.mean == pytest.approx((one - other).mean())
+    assert found.settled
+    assert found.interval[0] > 0
+    assert found.interval[1] - found.interval[0] < 0.06  # about 4 s / sqrt(n), s = 0.22; unpaired it would be 0.14
+    reverse = difference(other.tolist(), one.tolist())
+    assert (reverse.mean, reverse.needed) == (-found.mean, found.needed)
+
+
+def test_no_difference_is_not_settled_and_needs_no_number():
+    same = difference([1.0, 0.0] * 20, [1.0, 0.0] * 20)
+    assert (same.mean, same.needed, same.settled) == (0.0, None, False)
+    assert same.interval[0] < 0 < same.interval[1]
+    always = difference([1.0] * 40, [0.0] * 40)
+    assert (always.mean, always.needed, always.settled) == (1.0, None, True)
+    assert always.interval == pytest.approx((2 * 0.025 ** (1 / 40) - 1, 1.0))
+
+
+def test_so_many_problems_settle_it_four_times_out_of_five():
+    """Simulated: benchmarks of that size, drawn from the same kind of problems, of which 80% are to show it."""
+    generator = np.random.default_rng(2)
+    kinds, chances = np.array([-1.0, 0.0, 1.0]), [0.10, 0.70, 0.20]
+    needed = problems_needed(generator.choice(kinds, p=chances, size=20_000).tolist())
+    assert needed == pytest.approx(228, rel=0.1)  # (1.96 + 0.84)^2 (0.3 - 0.01) / 0.01
+    shown = 0
+    for _ in range(400):
+        gaps = generator.choice(kinds, p=chances, size=needed)
+        shown += abs(gaps.mean()) > 1.96 * gaps.std(ddof=1) / np.sqrt(needed)
+    assert 0.73 <= shown / 400 <= 0.87  # three standard errors are 0.06
