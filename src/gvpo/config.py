@@ -146,6 +146,11 @@ class RewardConfig(Section):
     reward_weights: list[float] | None = Field(
         default=None, description="one per function; default 1 each; 0 only logs"
     )
+    reward_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="by function: the settings that it is made with; `reward` among them names what to make, so that "
+        "one can be used twice",
+    )
     accuracy: str | None = Field(default=None, description="the function that judges right (> 0.5); default the first")
     reward_timeout: float = Field(default=10.0, gt=0, description="seconds a call may take")
     reward_workers: int = Field(default=2, ge=1, description="worker processes")
@@ -346,6 +351,12 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield (
         c.reward_weights is not None and len(c.reward_weights) != len(c.reward_funcs) and bool(c.reward_funcs),
         f"rewards.weights has {len(c.reward_weights or [])} values for {len(c.reward_funcs)} rewards.funcs",
+    )
+    named = [item.rpartition(":")[2] for item in c.reward_funcs]
+    lost = next((name for name in c.reward_options if name not in named), None)
+    yield (
+        lost is not None and bool(named),
+        f"rewards.options.{lost} is for none of rewards.funcs; they are {', '.join(named)}",
     )
     yield (
         c.vocabulary is not None and c.model_init is None,

@@ -36,7 +36,7 @@ def test_a_sound_installation_is_told_with_versions_and_devices(capsys, monkeypa
     (torch,) = [line for line in lines if line.startswith("torch ")]
     assert torch.split()[:3] == ["torch", "ok", doctor.installed("torch")]
     assert any(line.startswith("device") and "CPU" in line for line in lines)
-    assert any(line.startswith("extra dev") for line in lines)
+    assert all(any(line.startswith(f"extra {extra}") for line in lines) for extra in ("dev", "lora", "math"))
 
 
 def test_a_broken_core_is_said_with_the_remedy_and_exit_code_2(capsys, monkeypatch):
@@ -64,6 +64,7 @@ def test_a_core_package_that_does_not_import_is_broken(monkeypatch):
 
 def test_extras():
     assert check_extra("dev", [Requirement("pytest", "8.0", "dev")]).state == OK
+    assert check_extra("tensorboard", [Requirement("pyyaml", "", "tensorboard")]).state == OK  # imported as yaml
     lacking = check_extra("math", [Requirement("pytest", "8.0", "math"), Requirement("no-such-thing", "", "math")])
     assert (lacking.state, lacking.found, lacking.remedy) == (
         MISSING,

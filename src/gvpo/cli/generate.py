@@ -173,7 +173,7 @@ def _fill(
     from gvpo.cli.watching import watching
     from gvpo.generation import fill
     from gvpo.rewards import RewardPool
-    from gvpo.training.online import reward_functions
+    from gvpo.training.rewards import reward_functions
 
     functions = reward_functions(config, None)
     weights = None if config.reward_weights is None else dict(zip(functions, config.reward_weights, strict=True))

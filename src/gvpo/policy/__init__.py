@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from gvpo.policy.merge import merge_adapter
     from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
     from gvpo.policy.reference import Reference
+    from gvpo.policy.reward_model import RewardModel
     from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id, stop_ids
 
 __all__ = [
     "Reference",
+    "RewardModel",
     "encode_prompt",
     "load_model",
     "load_tokenizer",
@@ -27,6 +29,7 @@ __all__ = [
 
 _MODULES = {
     "Reference": "reference",
+    "RewardModel": "reward_model",
     "encode_prompt": "tokenizer",
     "load_model": "model",
     "load_tokenizer": "tokenizer",

@@ -78,7 +78,7 @@ def load_model(
         load = _fresh(init, seed, dtype, attention)
     else:
         load = _stored(str(path_or_id), dtype, attention, quantization)
-    return load if device is None else _moved(load, device)
+    return load if device is None else moved_to(load, device)
 
 
 def is_model(value: object) -> bool:
@@ -119,7 +119,7 @@ def save_model(
         ModelError: the files cannot be written, or transformers refuses the generation config.
     """
     try:
-        with _quietly():
+        with quietly():
             if lora.is_adapted(model):
                 lora.save_adapter(model, directory)
             else:
@@ -127,7 +127,7 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python
-        raise ModelError(f"cannot save the model to {directory}: {_one_line(error)}") from error
+        raise ModelError(f"cannot save the model to {directory}: {one_line(error)}") from error
 
 
 def verify_round_trip(
@@ -172,7 +172,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     except ValueError as error:
-        raise ModelError(f"model.gradient_checkpointing: {_one_line(error)}; set it to false") from error
+        raise ModelError(f"model.gradient_checkpointing: {one_line(error)}; set it to false") from error
 
 
 @contextmanager
@@ -229,7 +229,7 @@ def _fresh(init: Mapping[str, Any], seed: int, dtype: torch.dtype, attention: st
         try:
             return _AUTO.from_config(config, dtype=dtype, attn_implementation=attention)
         except (ValueError, ImportError, RuntimeError) as error:
-            raise ModelError(f"cannot make this model with attention={attention!r}: {_one_line(error)}") from error
+            raise ModelError(f"cannot make this model with attention={attention!r}: {one_line(error)}") from error
 
 
 def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
@@ -249,7 +249,7 @@ def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
         # token ids that were not given stay unset: the defaults belong to another tokenizer
         return AutoConfig.for_model(architecture, **{**dict.fromkeys(_TOKEN_IDS), **keys})
     except Exception as error:  # its validators raise classes of their own
-        raise ModelError(f"init is not a valid {architecture} config: {_one_line(error)}") from error
+        raise ModelError(f"init is not a valid {architecture} config: {one_line(error)}") from error
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -273,7 +273,7 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str, quantization: Qua
         )
     bits = quantization_config(quantization)
     try:
-        with _quietly(), from_hub(path):
+        with quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(
                 path,
                 dtype=dtype,
@@ -297,7 +297,7 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str, quantization: Qua
 
 def _cannot_load(path: str, attention: str, error: Exception) -> ModelError:
     """Why a model did not load, in the words of who has to mend it."""
-    text = _one_line(error)
+    text = one_line(error)
     if not Path(path).is_dir():
         return ModelError(not_found("model", path, error))
     if "Unrecognized configuration class" in text:  # goes on to list every model there is
@@ -321,16 +321,21 @@ def _refuse_encoder(model: PreTrainedModel, path: str) -> None:
             raise ModelError(f"the model in {path} is an encoder: its tokens see later ones; give a causal model")
 
 
-def _moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+def moved_to(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model on a device.
+
+    Raises:
+        ModelError: there is no such device, or it is too small.
+    """
     try:
         moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # transformers' stubs forget the string
     except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or too small
-        raise ModelError(f"cannot put the model on {device}: {_one_line(error)}") from error
+        raise ModelError(f"cannot put the model on {device}: {one_line(error)}") from error
     return moved
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No bar of transformers for each load and save, and no table of what did not fit: our error says it in a line."""
     logs: Any = transformers_logging
     shown, verbosity = logs.is_progress_bar_enabled(), logs.get_verbosity()
@@ -365,5 +370,6 @@ def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     return logprobs
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, on one line and not too long."""
     return " ".join(str(error).split())[:300].rstrip(".")

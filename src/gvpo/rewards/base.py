@@ -1,7 +1,7 @@
 """What a reward is: TRL's signature, the batch it sees, and which of the arguments it asked for."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Wanted:
 
     Args:
         named: those that its signature names.
-        required: those of them without a default.
+        required: those of them without a default, and the columns that an attribute `required_columns` names.
         everything: it takes `**kwargs`.
     """
 
@@ -90,14 +90,15 @@ class Wanted:
     @classmethod
     def by(cls, function: RewardFunc) -> "Wanted":
         """Read a function's signature; one that has none (some built-ins) gets everything."""
+        columns = frozenset(getattr(function, "required_columns", ()))
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
-            return cls()
+            return cls(required=columns)
         by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         return cls(
-            frozenset(p.name for p in by_name),
-            frozenset(p.name for p in by_name if p.default is p.empty),
+            frozenset(p.name for p in by_name) | columns,
+            frozenset(p.name for p in by_name if p.default is p.empty) | columns,
             any(p.kind is p.VAR_KEYWORD for p in parameters),
         )
 
@@ -108,6 +109,20 @@ class Wanted:
     def arguments(self, batch: RewardBatch) -> dict[str, list[Any]]:
         """The keyword arguments of the call."""
         return {name: batch.argument(name) for name in sorted(batch.names) if self.everything or name in self.named}
+
+
+def check_ready(functions: Iterable[RewardFunc]) -> None:
+    """Let functions say what they lack before anything is scored: those that have an attribute `check_ready`, called.
+
+    Raises:
+        RewardError: one of them cannot work here; the message says how to mend it.
+    """
+    for function in functions:
+        getattr(function, "check_ready", _nothing)()
+
+
+def _nothing() -> None:
+    """What a function without `check_ready` lacks."""
 
 
 def completion_text(completion: Answer) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from gvpo.errors import RewardError
 from gvpo.rewards.base import Answer, RewardFunc, completion_text
 from gvpo.rewards.checkers import CHECKERS
+from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
 from gvpo.rewards.sandbox.run import run_program, run_tests
 
@@ -59,6 +60,9 @@ def code_tests(
     return _judged(Limits(), completions, tests, entry_point, setup, prefix, checker)
 
 
+code_tests.check_ready = is_isolated  # type: ignore[attr-defined]
+
+
 def code_reward(**limits: Any) -> RewardFunc:
     """`code_tests` with limits of its own.
 
@@ -68,7 +72,9 @@ def code_reward(**limits: Any) -> RewardFunc:
     Raises:
         RewardError: a limit that cannot be.
     """
-    return functools.partial(_judged, Limits(**limits))
+    reward: RewardFunc = functools.partial(_judged, Limits(**limits))
+    reward.check_ready = is_isolated  # type: ignore[attr-defined]  # a partial takes attributes
+    return reward
 
 
 def _judged(

@@ -61,6 +61,11 @@ def math_answer(
     ]
 
 
+def _require_installed() -> None:
+    if importlib.util.find_spec("math_verify") is None:
+        raise RewardError("the reward math_answer needs math-verify; pip install 'gvpo[math]'")
+
+
 def prepare() -> None:
     """Once in each worker, before its first call.
 
@@ -71,6 +76,7 @@ def prepare() -> None:
     mathvalues.prepare()
 
 
+math_answer.check_ready = _require_installed  # type: ignore[attr-defined]
 math_answer.prepare = prepare  # type: ignore[attr-defined]
 math_answer.row_by_row = True  # type: ignore[attr-defined]
 
@@ -130,8 +136,3 @@ def _in_own_pool(
 def _own_pool(process: int) -> RewardPool:
     """The pool of this process; a fork makes its own."""
     return RewardPool({"math_answer": math_answer}, timeout=DEADLINE)
-
-
-def _require_installed() -> None:
-    if importlib.util.find_spec("math_verify") is None:
-        raise RewardError("the reward math_answer needs math-verify; pip install 'gvpo[math]'")

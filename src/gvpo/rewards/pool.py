@@ -5,19 +5,21 @@ batches ─▶ one call a function and group ─▶ workers ─▶ parts ─▶ 
                  └── a failed call's rows, each alone: only the guilty ones lose their reward
 """
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import cloudpickle
 
-from gvpo.errors import RewardError
-from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted, check_ready
+from gvpo.rewards.checks import cannot_send, check_limits, checked_weights, pickled, require_columns
 from gvpo.rewards.dispatch import Call, Dispatcher, Reply
+from gvpo.rewards.local import LocalReward, is_local, judge_locally
 from gvpo.types import Verdict
 
 GIVE_UP_AFTER = 8
@@ -50,7 +52,7 @@ class RewardPool:
 
     Args:
         functions: reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
-            functions of the main script by value, others by the name of their module.
+            functions of the main script by value, others by the name of their module. A `LocalReward` runs here.
         weights: each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
         workers: processes at most; they start when first needed and stay.
         timeout: seconds a call may take: one function on one group, or on one completion if it is `row_by_row`.
@@ -80,12 +82,14 @@ class RewardPool:
     ) -> None:
         self.first_failure: Failure | None = None
         self._names = list(functions)
-        self._weights = _checked_weights(self._names, weights)
+        self._weights = checked_weights(self._names, weights)
         self._wanted = [Wanted.by(function) for function in functions.values()]
         self._alone = frozenset(n for n, f in enumerate(functions.values()) if getattr(f, "row_by_row", False))
-        _check_limits(workers, timeout)
-        pickled = {name: _pickled(name, function) for name, function in functions.items()}
-        setup = {"functions": pickled, "timeout": timeout, "memory_limit": memory_limit}
+        check_limits(workers, timeout)
+        self._check_ready = functools.cache(lambda: check_ready(functions.values()))
+        self._local = {n: f for n, f in enumerate(functions.values()) if is_local(f)}
+        sent = {name: pickled(name, function) for name, function in functions.items() if not is_local(function)}
+        setup = {"functions": sent, "timeout": timeout, "memory_limit": memory_limit}
         self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=None if log is None else Path(log))
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
@@ -102,11 +106,13 @@ class RewardPool:
             A verdict per completion, in the order of batches and rows, whatever the order in which workers finished.
 
         Raises:
-            RewardError: a function needs a column that no group has, or cannot be loaded in a worker; a column cannot
-                be sent to one.
+            RewardError: a function needs a column that no group has, cannot work here, or cannot be loaded in a worker;
+                a column cannot be sent to one.
         """
-        scoring = _Scoring(self._names, self._wanted, self._alone, batches)
+        self._check_ready()
+        scoring = _Scoring(self._names, self._wanted, self._alone, self._local, batches)
         self._dispatcher.run(scoring)
+        scoring.judge_locally()
         self.first_failure = scoring.first_failure()
         return [
             [self._verdict(scoring.outcomes(group, row)) for row in range(len(batch))]
@@ -119,7 +125,7 @@ class RewardPool:
         Raises:
             RewardError: a function needs a column that none of the groups has.
         """
-        _require_columns(self._names, self._wanted, batches)
+        require_columns(self._names, self._wanted, batches)
 
     def close(self) -> None:
         """End the workers and all that they started. A later `score` starts new ones."""
@@ -152,9 +158,15 @@ class _Scoring:
     """The calls of one `score`, and what came of them. It is the dispatcher's queue."""
 
     def __init__(
-        self, names: Sequence[str], wanted: Sequence[Wanted], alone: frozenset[int], batches: Sequence[RewardBatch]
+        self,
+        names: Sequence[str],
+        wanted: Sequence[Wanted],
+        alone: frozenset[int],
+        local: Mapping[int, LocalReward],
+        batches: Sequence[RewardBatch],
     ) -> None:
         self._names, self._wanted, self._alone, self._batches = names, wanted, alone, batches
+        self._local, self._sent = local, [function for function in range(len(names)) if function not in local]
         self._outcomes: dict[tuple[int, int, int], _Outcome] = {}  # by group, function, row
         self._succeeded: set[int] = set()
         self._failed_alone = [0] * len(names)
@@ -162,7 +174,7 @@ class _Scoring:
         for group, batch in enumerate(batches):
             for function in range(len(names)):
                 self._begin(function, group, len(batch))
-        _require_columns(names, wanted, batches)
+        require_columns(names, wanted, batches)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -175,8 +187,7 @@ class _Scoring:
         """Note the values of a call; the rows of one that failed go to the front of the queue, each alone."""
         if reply.failed is None:
             self._succeeded.add(call.function)
-            for row, value, reason in zip(call.rows, reply.values, reply.reasons, strict=True):
-                self._outcomes[call.group, call.function, row] = _Outcome(value, self._failure(call.function, reason))
+            self._note(call.function, [(call.group, row) for row in call.rows], reply)
         elif reply.again and len(call.rows) > 1 and not self._is_hopeless(call.function):
             self._waiting.extendleft(self._call(call.function, call.group, (row,)) for row in reversed(call.rows))
         else:
@@ -184,6 +195,15 @@ class _Scoring:
             self._failed_alone[call.function] += reply.again
             if self._is_hopeless(call.function):
                 self._give_up(call.function, reply.failed)
+
+    def judge_locally(self) -> None:
+        """Let the rewards of this process judge the rows of all groups that have their columns, each in one call."""
+        for function, reward in self._local.items():
+            groups = [n for n in range(len(self._batches)) if (n, function, 0) not in self._outcomes]
+            rows = [(group, row) for group in groups for row in range(len(self._batches[group]))]
+            if rows:
+                batches = [self._batches[group] for group in groups]
+                self._note(function, rows, judge_locally(reward, self._wanted[function], batches))
 
     def outcomes(self, group: int, row: int) -> list[_Outcome]:
         """Each function's word on a row."""
@@ -199,6 +219,8 @@ class _Scoring:
         missing = self._wanted[function].missing(self._batches[group])
         if missing:
             self._fail(call, ("missing column", f"needs {missing[0]!r}, which the data does not have"))
+        elif function in self._local:
+            pass  # `judge_locally` does not wait for workers
         elif function in self._alone:
             self._waiting.extend(self._call(function, group, (row,)) for row in call.rows)
         elif rows:
@@ -212,9 +234,18 @@ class _Scoring:
         batch = whole if len(rows) == len(whole) else whole.row(rows[0])
         arguments = self._wanted[function].arguments(batch)
         try:
-            return bytes(cloudpickle.dumps((function, len(rows), arguments)))
+            return bytes(cloudpickle.dumps((self._sent.index(function), len(rows), arguments)))
         except Exception as error:
-            raise _cannot_send(self._names[function], arguments, error) from error
+            raise cannot_send(self._names[function], arguments, error) from error
+
+    def _note(self, function: int, rows: Sequence[tuple[int, int]], reply: Reply) -> None:
+        """The values, or the one failure, of some (group, row)."""
+        nothing = [None] * len(rows)
+        values, reasons = (
+            (reply.values, reply.reasons) if reply.failed is None else (nothing, [reply.failed] * len(rows))
+        )
+        for (group, row), value, reason in zip(rows, values, reasons, strict=True):
+            self._outcomes[group, function, row] = _Outcome(value, self._failure(function, reason, reply.traceback))
 
     def _failure(self, function: int, reason: tuple[str, str] | None, trace: str = "") -> Failure | None:
         if reason is None:
@@ -223,9 +254,7 @@ class _Scoring:
         return Failure(f"{kind}: {self._names[function]} {detail}", trace)
 
     def _fail(self, call: Call, reason: tuple[str, str], trace: str = "") -> None:
-        for row in call.rows:
-            failure = self._failure(call.function, reason, trace)
-            self._outcomes[call.group, call.function, row] = _Outcome(failure=failure)
+        self._note(call.function, [(call.group, row) for row in call.rows], Reply(failed=reason, traceback=trace))
 
     def _is_hopeless(self, function: int) -> bool:
         tried = function in self._succeeded or function in self._alone
@@ -238,63 +267,3 @@ class _Scoring:
             if call.function == function:
                 self._fail(call, reason)
         self._waiting = deque(call for call in self._waiting if call.function != function)
-
-
-def _require_columns(names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
-    """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting."""
-    for name, arguments in zip(names, wanted, strict=True):
-        lacking = [arguments.missing(batch) for batch in batches]
-        if lacking and all(lacking):
-            has = ", ".join(sorted(batches[0].columns)) or "none"
-            raise RewardError(
-                f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
-                "rename a column, or give the argument a default"
-            )
-
-
-def _checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
-    if not names:
-        raise RewardError("there are no reward functions; give at least one")
-    given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
-    for name in names:
-        if name not in given:
-            raise RewardError(f"there is no weight for the reward {name!r}; give every reward one, or none at all")
-    for name, weight in given.items():
-        if name not in names:
-            raise RewardError(f"there is a weight for {name!r}, which is not one of the rewards: {', '.join(names)}")
-        if not math.isfinite(weight):
-            raise RewardError(f"the weight of the reward {name!r} is {weight}; give a finite number")
-    if not any(given.values()):
-        raise RewardError("the weight of every reward is 0; give at least one of them another")
-    return [float(given[name]) for name in names]
-
-
-def _check_limits(workers: int, timeout: float) -> None:
-    if workers < 1:
-        raise RewardError(f"the reward pool needs at least one worker, not {workers}")
-    if not timeout > 0 or math.isinf(timeout):
-        raise RewardError(f"the reward timeout is a number of seconds above 0, not {timeout}")
-
-
-def _pickled(name: str, function: RewardFunc) -> bytes:
-    if not callable(function):
-        raise RewardError(f"reward {name!r} is a {type(function).__name__}; give a function")
-    try:
-        return bytes(cloudpickle.dumps(function))
-    except Exception as error:
-        raise RewardError(
-            f"reward {name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
-            "make what it holds (locks, open files, clients) inside the function, or on its first call"
-        ) from error
-
-
-def _cannot_send(name: str, arguments: Mapping[str, Any], error: Exception) -> RewardError:
-    for column, values in arguments.items():
-        try:
-            cloudpickle.dumps(values)
-        except Exception:
-            return RewardError(
-                f"column {column!r} cannot be sent to the reward {name!r} ({type(error).__name__}: {error}); "
-                "drop the column or keep plain values in it"
-            )
-    return RewardError(f"the data cannot be sent to the reward {name!r}: {error}; keep plain values in its columns")

@@ -4,9 +4,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 
@@ -14,14 +17,21 @@ from gvpo.errors import RewardError
 from gvpo.rewards.addition import addition_steps
 from gvpo.rewards.base import RewardFunc
 from gvpo.rewards.boxed import boxed_answer
-from gvpo.rewards.code import code_tests
+from gvpo.rewards.choice import multiple_choice
+from gvpo.rewards.code import code_reward, code_tests
 from gvpo.rewards.countdown import countdown
 from gvpo.rewards.exact import exact_match
-from gvpo.rewards.format import boxed_format
+from gvpo.rewards.format import boxed_format, regex_format
 from gvpo.rewards.gsm8k import gsm8k
-from gvpo.rewards.length import token_cost
+from gvpo.rewards.ifeval import ifeval, ifeval_loose, ifeval_share
+from gvpo.rewards.jsonform import json_fields, json_format, json_match
+from gvpo.rewards.judge import judge
+from gvpo.rewards.length import length_penalty, token_cost
 from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
+from gvpo.rewards.refusal import over_refusal, refusal
+from gvpo.rewards.repetition import repetition_penalty
+from gvpo.rewards.text import text_f1, text_match
 
 REWARDS: dict[str, RewardFunc] = {
     "addition_steps": addition_steps,
@@ -31,29 +41,83 @@ REWARDS: dict[str, RewardFunc] = {
     "countdown": countdown,
     "exact_match": exact_match,
     "gsm8k": gsm8k,
+    "ifeval": ifeval,
+    "ifeval_loose": ifeval_loose,
+    "ifeval_share": ifeval_share,
+    "json_format": json_format,
+    "json_match": json_match,
     "math_answer": math_answer,
+    "multiple_choice": multiple_choice,
     "number_match": number_match,
+    "over_refusal": over_refusal,
+    "refusal": refusal,
+    "text_f1": text_f1,
+    "text_match": text_match,
     "token_cost": token_cost,
 }
 """The built-in rewards that need no settings."""
 
+Maker = Callable[..., RewardFunc]
+"""A function of settings that returns a reward."""
 
-def load(name: str) -> RewardFunc:
+MAKERS: dict[str, Maker] = {
+    "code_reward": code_reward,
+    "json_fields": json_fields,
+    "judge": judge,
+    "length_penalty": length_penalty,
+    "regex_format": regex_format,
+    "repetition_penalty": repetition_penalty,
+}
+"""The built-in rewards that are made from settings."""
+
+
+def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping[str, Maker] = MAKERS) -> RewardFunc:
     """The reward function of a name.
 
     Args:
-        name: a key of `REWARDS`, `package.module:function` (looked for in the working directory too), or
+        name: a key of `REWARDS` or of `makers`, `package.module:function` (looked for in the working directory too), or
             `path/to/file.py:function`.
+        options: what a maker is called with. A function of a module or a file that is given options is a maker too.
+        makers: those with a name of their own.
 
     Returns:
         The function.
 
     Raises:
-        RewardError: there is none of that name, or its module cannot be imported.
+        RewardError: there is none of that name, its module cannot be imported, or its options do not fit.
     """
+    if name in makers:
+        return _made(name, makers[name], options or {})
+    found = _named(name, makers)
+    if options is None:
+        return found
+    if name in REWARDS:
+        raise RewardError(f"the reward {name!r} takes no options; those that do are {', '.join(makers)}")
+    return _made(name, found, options)
+
+
+def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> RewardFunc:
+    try:
+        inspect.signature(maker).bind(**options)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(maker).parameters)
+        raise RewardError(f"the options of the reward {name!r} do not fit: {error}; it takes {takes}") from None
+    except ValueError:
+        pass  # it has no signature to ask
+    try:
+        made = maker(**options)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"the options of the reward {name!r} do not fit: {error}") from error
+    if not callable(made):
+        raise RewardError(f"{name!r} made a {type(made).__name__} of its options; it must return a reward function")
+    reward: RewardFunc = made
+    return reward
+
+
+def _named(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
     place, colon, attribute = name.rpartition(":")
     if not colon:
-        return _built_in(name)
+        return _built_in(name, makers)
     if not place.strip(".") or not attribute:
         raise RewardError(f"reward {name!r} is not a name; write module:function or file.py:function")
     module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
@@ -64,19 +128,19 @@ def load(name: str) -> RewardFunc:
     return function  # type: ignore[no-any-return]  # any callable may be a reward
 
 
-def _built_in(name: str) -> RewardFunc:
+def _built_in(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
     if name.endswith(".py"):
         raise RewardError(f"reward {name!r} is a file; name its function too, {name}:FUNCTION")
     if name not in REWARDS:
-        near = _nearest(name, REWARDS)
+        known = sorted([*REWARDS, *makers])
         raise RewardError(
-            f"there is no reward {name!r}{near}; choose one of {', '.join(REWARDS)}, "
+            f"there is no reward {name!r}{_nearest(name, known)}; choose one of {', '.join(known)}, "
             "or give module:function or file.py:function"
         )
     return REWARDS[name]
 
 
-def _nearest(name: str, names: "list[str] | dict[str, RewardFunc]") -> str:
+def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

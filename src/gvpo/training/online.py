@@ -5,18 +5,17 @@ Trainer(model, reward_funcs, args, train_dataset).train()
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, GvpoWarning, RewardError
+from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.policy import lora
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
-from gvpo.rewards import RewardFunc, load
+from gvpo.rewards import check_ready
 from gvpo.training import ranks
 from gvpo.training.adapter import check_adapter, starting_policy
 from gvpo.training.checkpoint import TrainerState
@@ -35,12 +34,10 @@ from gvpo.training.offline import (
     resolve_reference,
 )
 from gvpo.training.outage import explained
-from gvpo.training.problems import (
-    Dataset,
-    find_task,
-)
+from gvpo.training.problems import Dataset
 from gvpo.training.progress import StepProgress
 from gvpo.training.restore import open_run, restore
+from gvpo.training.rewards import RewardFuncs, reward_functions
 from gvpo.training.run import RunDirectory, locked
 from gvpo.training.session import Session
 from gvpo.training.setup import Parts, Setup
@@ -48,9 +45,6 @@ from gvpo.training.trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
-"""One reward function or several; a name is resolved as in a recipe."""
 
 BEFORE_ALL = -1
 """A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
@@ -100,14 +94,14 @@ class Trainer:
         check_hub(self.config)
         self.objective = build_objective(self.config)
         self.rewards = reward_functions(self.config, reward_funcs)
-        self._check_rewards()
+        self._eval_dataset = eval_dataset
+        samples = self.objective.name != "sft" and self._logged is None
+        self._check_rewards(samples=samples)
         self.model = starting_policy(model, self.config, peft_config)
         ranks.require_same_weights(self.model)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
-        samples = self.objective.name != "sft" and self._logged is None
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
         self._train_dataset = rows.items if rows is not None else None
-        self._eval_dataset = eval_dataset
 
     def check(self) -> None:
         """Find what cannot work in settings, model, data and rewards; trains nothing and writes nothing.
@@ -197,50 +191,27 @@ class Trainer:
             self._eval_dataset,
         )
 
-    def _check_rewards(self) -> None:
-        if not self.rewards and self.objective.name != "sft" and self._logged is None:
+    def _check_rewards(self, *, samples: bool) -> None:
+        if not self.rewards and samples:
             raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
         judge = self.config.accuracy
         if judge is not None and judge not in self.rewards:
             raise ConfigError(f"rewards.accuracy={judge!r} is not one of the rewards: {', '.join(self.rewards)}")
+        if samples or self._is_evaluated():
+            check_ready(self.rewards.values())  # before a model is loaded, not at the first scoring
+
+    def _is_evaluated(self) -> bool:
+        """Whether there may be held-out problems."""
+        sources = (self._eval_dataset, self.config.eval_data, self.config.task)
+        return self.config.eval_problems > 0 and any(source is not None for source in sources)
 
     def _judge(self) -> str | None:
         return self.config.accuracy or next(iter(self.rewards), None)
 
 
-def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, RewardFunc]:
-    """The rewards by name: those given, else the settings', else the task's own.
-
-    Raises:
-        ConfigError: two of one name, or a number of weights that does not fit.
-    """
-    task = find_task(config)
-    chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
-    if not isinstance(chosen, str | Iterable) and not callable(chosen):
-        raise RewardError(f"reward_funcs is a {type(chosen).__name__}; pass functions or names of rewards")
-    listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
-    functions: dict[str, RewardFunc] = {}
-    for item in listed:
-        function = load(item) if isinstance(item, str) else item
-        name = _reward_name(item)
-        if name in functions:
-            raise ConfigError(f"two rewards are called {name!r}; give them different names")
-        functions[name] = function
-    weights = config.reward_weights
-    if weights is not None and len(weights) != len(functions):
-        raise ConfigError(f"rewards.weights has {len(weights)} values for {len(functions)} rewards")
-    return functions
-
-
 def _steps(config: TrainConfig, epochs: int, items: int) -> int:
     """How many steps go through `items` groups `epochs` times; the last one takes what it lacks from the next."""
     return -(-epochs * items // config.prompts_per_step)
-
-
-def _reward_name(item: str | Callable[..., Any]) -> str:
-    if isinstance(item, str):
-        return item.rpartition(":")[2]
-    return getattr(item, "__name__", type(item).__name__)
 
 
 def _console() -> Console:

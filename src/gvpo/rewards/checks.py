@@ -1,0 +1,90 @@
+"""What can be wrong with what a pool of rewards is given: columns, weights, limits, functions that cannot travel."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cloudpickle
+
+from gvpo.errors import RewardError
+from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+
+
+def require_columns(names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
+    """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting.
+
+    Raises:
+        RewardError: the message names the function and the column.
+    """
+    for name, arguments in zip(names, wanted, strict=True):
+        lacking = [arguments.missing(batch) for batch in batches]
+        if lacking and all(lacking):
+            has = ", ".join(sorted(batches[0].columns)) or "none"
+            raise RewardError(
+                f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
+                "rename a column, or give the argument a default"
+            )
+
+
+def checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
+    """Each function's weight, in order; 1 each where none is given.
+
+    Raises:
+        RewardError: no functions, or weights that do not fit them.
+    """
+    if not names:
+        raise RewardError("there are no reward functions; give at least one")
+    given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
+    for name in names:
+        if name not in given:
+            raise RewardError(f"there is no weight for the reward {name!r}; give every reward one, or none at all")
+    for name, weight in given.items():
+        if name not in names:
+            raise RewardError(f"there is a weight for {name!r}, which is not one of the rewards: {', '.join(names)}")
+        if not math.isfinite(weight):
+            raise RewardError(f"the weight of the reward {name!r} is {weight}; give a finite number")
+    if not any(given.values()):
+        raise RewardError("the weight of every reward is 0; give at least one of them another")
+    return [float(given[name]) for name in names]
+
+
+def check_limits(workers: int, timeout: float) -> None:
+    """Refuse a number of workers or a deadline that cannot be.
+
+    Raises:
+        RewardError: the message names it.
+    """
+    if workers < 1:
+        raise RewardError(f"the reward pool needs at least one worker, not {workers}")
+    if not timeout > 0 or math.isinf(timeout):
+        raise RewardError(f"the reward timeout is a number of seconds above 0, not {timeout}")
+
+
+def pickled(name: str, function: RewardFunc) -> bytes:
+    """A function as it goes to a worker.
+
+    Raises:
+        RewardError: it cannot go there.
+    """
+    if not callable(function):
+        raise RewardError(f"reward {name!r} is a {type(function).__name__}; give a function")
+    try:
+        return bytes(cloudpickle.dumps(function))
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
+            "make what it holds (locks, open files, clients) inside the function, or on its first call"
+        ) from error
+
+
+def cannot_send(name: str, arguments: Mapping[str, Any], error: Exception) -> RewardError:
+    """The error for arguments that cannot go to a worker; it names the column."""
+    for column, values in arguments.items():
+        try:
+            cloudpickle.dumps(values)
+        except Exception:
+            return RewardError(
+                f"column {column!r} cannot be sent to the reward {name!r} ({type(error).__name__}: {error}); "
+                "drop the column or keep plain values in it"
+            )
+    return RewardError(f"the data cannot be sent to the reward {name!r}: {error}; keep plain values in its columns")
