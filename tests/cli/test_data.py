@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gvpo.cli.main import main
+from gvpo.evaluation.benchmarks import BENCHMARKS
 from tests.fakes import byte_tokenizer
 
 ROWS = [
@@ -120,3 +121,15 @@ def test_another_action_is_named(place: Path, capsys: pytest.CaptureFixture[str]
         main(["data", "chek", "clean.jsonl"])
     assert stopped.value.code == 2
     assert "invalid choice: 'chek'" in capsys.readouterr().err
+
+
+def test_the_name_of_a_benchmark_stands_for_its_place_on_the_hub(place: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def rows(data: str, **options: object) -> list[object]:
+        asked.append(data)
+        return []
+
+    monkeypatch.setattr("gvpo.datacheck.read_rows", rows)
+    main(["data", "check", "clean.jsonl", "--against", "math500,bench.json", "aime24"])
+    assert asked == ["clean.jsonl", BENCHMARKS["math500"].hub_id, "bench.json", BENCHMARKS["aime24"].hub_id]

@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check",), help="look for what is wrong with the rows; nothing is changed")
     parser.add_argument("files", nargs="+", metavar="FILE", help="data file, directory of them, or hub id")
     parser.add_argument(
-        "--against", nargs="+", default=[], metavar="BENCHMARK", help="the same for problems not to be trained on"
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="BENCHMARK",
+        help="the same, or a name as of gvpo eval (math500): problems not to be trained on",
     )
     parser.add_argument("--reward", metavar="NAME", help="the data's reward: does it accept the data's answers?")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a call of the reward")
@@ -88,8 +92,11 @@ def _require_sense(options: argparse.Namespace) -> None:
 
 
 def _names(words: Sequence[str]) -> list[str]:
-    """Each benchmark; commas may part them too."""
-    return [name for word in words for name in ([word] if Path(word).exists() else word.split(","))]
+    """Each benchmark's data; commas may part them too. A name that `gvpo eval` knows stands for its place on the hub."""
+    from gvpo.evaluation.benchmarks import BENCHMARKS
+
+    names = [name for word in words for name in ([word] if Path(word).exists() else word.split(","))]
+    return [BENCHMARKS[name].hub_id if name in BENCHMARKS and not Path(name).exists() else name for name in names]
 
 
 @contextlib.contextmanager
