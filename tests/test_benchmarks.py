@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gvpo import Completion, Group
 
@@ -100,3 +101,25 @@ def test_the_benchmark_of_gpus_runs_and_finds_the_update_exact(tmp_path):
     command = [sys.executable, "gpu.py", "--device", "cpu", "--tiny", "--repeats", "1", "--page", str(page)]
     subprocess.run(command, cwd=BENCHMARKS, check=True)  # fails where it is not exact
     assert "| qwen3_moe |" in page.read_text()
+
+
+def test_implementations_of_exclusion_that_are_the_same_draw_the_same(benchmarks):
+    """And those that the page says differ do: by each implementation's scores on the same logits."""
+    import exclusion as bench
+
+    logits = 4 * torch.randn(50, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    allowed = torch.arange(20).remainder(3).ne(0).expand(50, -1)
+    step = bench.Step(torch.arange(6).expand(50, -1), logits, allowed)
+    found = {}
+    for setting, implementations in bench.CASES:
+        reference = bench.first(step, setting).softmax(-1)
+        for name, how in implementations.items():
+            found[setting.name, name] = float((how(step, setting).softmax(-1).nan_to_num() - reference).abs().max())
+    same = {key for key, distance in found.items() if distance < 1e-12}
+    cut, penalised = (setting.name for setting, _ in bench.CASES[1:])
+    assert {name for setting, name in found if (setting, name) not in same} == {
+        *("logit bias -5", "probabilities passed on as logits", "-inf after top-k and top-p", "log Q, then penalty")
+    }
+    assert (bench.CASES[0][0].name, "-inf after top-k and top-p") in same
+    assert found[cut, "-inf after top-k and top-p"] > 0.1
+    assert found[penalised, "log Q, then penalty"] > 0.1

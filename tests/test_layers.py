@@ -22,7 +22,8 @@ ALLOWED = {
     "rewards": {"errors", "types"},
     "tasks": {"errors", "types", "rewards", "downloads"},
     "policy": {"errors", "types", "config", "downloads"},
-    "sampling": {"errors", "types", "policy"},
+    "decoding": {"errors", "types", "policy"},
+    "sampling": {"errors", "types", "policy", "decoding"},
     "rollout": {"errors", "types", "rewards", "sampling"},
     "generation": {"errors", "types", "runfiles", "policy", "rewards", "sampling", "rollout"},
     "evaluation": {"errors", "types", "rewards", "tasks", "policy", "sampling", "rollout", "generation"},
@@ -46,7 +47,7 @@ FREE_OF_TORCH = {
     "datacheck",
     "cli",
 }
-HOME_OF_TRANSFORMERS = {"policy", "sampling"}
+HOME_OF_TRANSFORMERS = {"policy", "sampling", "decoding"}
 
 
 def part_of(path: Path) -> str:

@@ -15,6 +15,7 @@ PACKAGES = (
     "tasks",
     "sampling",
     "policy",
+    "decoding",
     "evaluation",
     "report",
     "datacheck",

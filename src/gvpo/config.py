@@ -134,6 +134,10 @@ class SamplingConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest tokens of this mass; 1: off")
     top_k: int = Field(default=0, ge=0, description="0: off")
     stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
+    sampling_allow: list[str] = Field(
+        default_factory=list, description="what completions consist of alone: see docs/decoding.md"
+    )
+    sampling_ban: list[str] = Field(default_factory=list, description="what completions have none of")
     tokens_per_batch: int = Field(default=65_536, ge=1, description="tokens held in the sampler's cache at once")
 
 

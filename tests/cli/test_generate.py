@@ -207,3 +207,15 @@ def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: py
     assert message in shown
     assert shown.count("\n") == 1
     assert not Path("x.jsonl").exists()
+
+
+def test_an_exclusion_holds_and_is_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
+    asked = [*JUDGED, "--n", "4", "--ban", "text:1", "--ban", "text:2", "--out", "without.jsonl"]
+    assert main(asked) == 0
+    drawn = "".join(text for row in rows("without.jsonl") for text in row["texts"])
+    assert drawn
+    assert not set(drawn) & {"1", "2"}
+    assert "an exclusion" in capsys.readouterr().err
+    assert main([*asked, "--resume"]) == 0
+    assert main([*JUDGED, "--n", "4", "--ban", "text:1", "--out", "without.jsonl", "--resume"]) == 2
+    assert "exclusion" in capsys.readouterr().err

@@ -35,13 +35,23 @@ def metadata(text: str) -> Any:
 
 
 def test_the_facts_are_the_runs():
-    shown = facts(card(beta=0.2, reference="every:5", group_size=4, max_tokens=64, top_k=7, system_prompt="a | b"))
+    shown = facts(
+        card(
+            beta=0.2,
+            reference="every:5",
+            group_size=4,
+            max_tokens=64,
+            top_k=7,
+            sampling_ban=["[0]"],
+            system_prompt="a | b",
+        )
+    )
     assert shown["Objective"] == "gvpo, beta 0.2, variance_weight 1.0, covariance_weight 1.0"
     assert shown["Reference"] == "policy refreshed every 5 steps"
     assert shown["Started from"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert shown["Training data"] == "task gsm8k"
     assert shown["Steps"] == "40 of 100, each 16 prompts"
-    assert shown["Sampling"] == "4 completions a prompt, 64 tokens at most, temperature 1, top_k 7"
+    assert shown["Sampling"] == "4 completions a prompt, 64 tokens at most, temperature 1, top_k 7, with an exclusion"
     assert shown["Prompt"].endswith("system prompt: a \\| b")
     assert shown["Held-out accuracy, sampled"] == "0.250 before, 0.750 at the latest evaluation"
     assert shown["Held-out accuracy, greedy"] == "not measured before, 1.000 at the latest evaluation"

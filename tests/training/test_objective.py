@@ -50,6 +50,7 @@ def test_a_constant_reduction_divides_by_the_maximum_length_of_sampling():
         ({"objective": "sft", "clip_low": 0.1}, "objective.clip_low is not a keyword of sft; it takes reduction"),
         ({"objective": "gspo", "group_size": 1}, "gspo compares .* set sampling.group_size to 2 or more"),
         ({"objective": "sft", "kl_in_reward": 0.1}, "kl_in_reward changes rewards and sft has none"),
+        ({"sampling_ban": ["digitz"]}, "no characters called 'digitz'; did you mean 'digits'"),
     ],
 )
 def test_what_cannot_work_is_an_error(settings: dict[str, object], message: str):
@@ -80,6 +81,7 @@ def test_updates_per_step(settings: dict[str, int], updates: int):
         ({"reference": "previous"}, "beta times RLOO"),
         ({"objective": "rloo", "kl_in_reward": 0.1, "reference": "previous"}, "changes nothing"),
         ({"top_p": 0.9}, "top_p=0.9 never draws some tokens"),
+        ({"sampling_allow": ["digits"]}, "an exclusion .* never draws some tokens"),
     ],
 )
 def test_settings_that_rarely_mean_what_they_say_warn(settings: dict[str, object], message: str):

@@ -10,7 +10,7 @@ import torch
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, DataError, ModelError, RewardError, RunError
+from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError, RewardError, RunError
 from gvpo.policy.model import load_model, save_model
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import restore_config
@@ -37,6 +37,20 @@ def test_it_learns(tmp_path: Path, objective: str):
     rewards = [line["reward/mean"] for line in lines(tmp_path)]
     assert rewards[0] < 0.15
     assert rewards[-1] > 0.4
+
+
+def test_what_a_recipe_excludes_is_never_drawn(tmp_path: Path):
+    with pytest.warns(GvpoWarning, match="an exclusion"):
+        trainer(tmp_path, steps=2, max_tokens=6, sampling_allow=["[0-7]"], sampling_ban=["text:22"], **NO_EVAL).train()
+    texts = [row.text or "" for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))]
+    assert {letter for text in texts for letter in text} == set("01234567")
+    assert not any("22" in text for text in texts)
+
+
+def test_an_exclusion_that_leaves_nothing_is_an_error_before_the_first_step(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no token at all"):
+        trainer(tmp_path, objective="rloo", sampling_allow=["text:hello"], **NO_EVAL).train()
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_supervised_training_on_rows_with_answers_lowers_the_loss(tmp_path: Path):

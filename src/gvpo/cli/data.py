@@ -92,7 +92,7 @@ def _require_sense(options: argparse.Namespace) -> None:
 
 
 def _names(words: Sequence[str]) -> list[str]:
-    """Each benchmark's data; commas may part them too. A name that `gvpo eval` knows stands for its place on the hub."""
+    """Each benchmark's data; commas may part them too. Names that `gvpo eval` knows are on the hub."""
     from gvpo.evaluation.benchmarks import BENCHMARKS
 
     names = [name for word in words for name in ([word] if Path(word).exists() else word.split(","))]

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system-prompt", metavar="TEXT", help="as data.system_prompt of a recipe")
     parser.add_argument("--chat", choices=("auto", "chat", "plain"), default="auto", help="as data.chat of a recipe")
     add_sampling(parser, samples=f"completions a prompt (default: {SAMPLES})")
+    parser.add_argument("--allow", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
+    parser.add_argument("--ban", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
     add_engine(parser)
     add_pool(parser)
     parser.add_argument("--rewards", metavar="NAME,...", help="who judges, as rewards.funcs (default: the task's)")
@@ -109,6 +111,8 @@ def _config(options: argparse.Namespace) -> "TrainConfig":
         temperature=1.0 if options.temperature is None else options.temperature,
         top_p=1.0 if options.top_p is None else options.top_p,
         top_k=options.top_k,
+        sampling_allow=options.allow,
+        sampling_ban=options.ban,
         reward_funcs=[name.strip() for name in (options.rewards or "").split(",") if name.strip()],
         reward_weights=None if options.weights is None else _weights(options.weights),
         reward_workers=options.workers,
@@ -124,6 +128,7 @@ def _weights(words: str) -> list[float]:
 
 
 def _params(config: "TrainConfig") -> "SamplingParams":
+    from gvpo.decoding import parse_exclusion
     from gvpo.sampling import SamplingParams
 
     return SamplingParams(
@@ -132,6 +137,7 @@ def _params(config: "TrainConfig") -> "SamplingParams":
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
     )
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "sample and judge completions of prompts: groups to train on offline",
     "report": "write the report of one run or several",
     "merge": "merge a LoRA adapter into its base: a whole model for any program",
+    "decode": "complete prompts with some tokens, strings, characters or patterns excluded",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
     "data": "look for what is wrong with a data set: leaked, repeated, unscorable, overlong rows",
     "init": "write a small project that trains: recipe, reward and data to make your own",

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from gvpo.decoding.spec import Exclusion
 from gvpo.errors import ConfigError
 from gvpo.types import Completion
 
@@ -20,6 +21,7 @@ class SamplingParams:
         top_p: draw from the smallest set of tokens with at least this probability; 1 is off.
         top_k: draw from this many most likely tokens; 0 is off.
         stop_token_ids: tokens that end a completion besides the model's own.
+        exclusion: what completions may consist of; tokens are excluded before top-k and top-p.
 
     Raises:
         ConfigError: a value out of range.
@@ -31,6 +33,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    exclusion: Exclusion = field(default_factory=Exclusion)
 
     def __post_init__(self) -> None:
         for ok, message in (
@@ -89,6 +92,7 @@ def support_warning(params: SamplingParams) -> str | None:
             (params.temperature == 0, "temperature=0"),
             (params.top_k > 0, f"top_k={params.top_k}"),
             (params.top_p < 1, f"top_p={params.top_p}"),
+            (bool(params.exclusion), "an exclusion (sampling.allow, sampling.ban)"),
         )
         if cut
     ]
@@ -96,5 +100,5 @@ def support_warning(params: SamplingParams) -> str | None:
         return None
     return (
         f"sampling with {' and '.join(cuts)} never draws some tokens, so GVPO's optimum is no longer unique; "
-        "for training use temperature > 0, top_k=0 and top_p=1"
+        "for training use temperature > 0, top_k=0 and top_p=1, and exclude nothing"
     )

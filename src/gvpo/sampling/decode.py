@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gvpo.decoding.exclusion import CompiledExclusion, exclude
 from gvpo.sampling.base import Request, SamplingParams
-from gvpo.sampling.draw import draw
+from gvpo.sampling.draw import draw, token_logprobs
 from gvpo.sampling.noise import Key, noise_key, uniforms
 from gvpo.sampling.prefill import Prefilled, forward, spread
 
@@ -40,9 +41,31 @@ class Row:
         return cls(owner, limit, noise_key(seed, step, request.id, row))
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """R completions on the CPU, T the longest; past its length a row is noise.
+
+    Args:
+        tokens: [R, T].
+        logprobs: [R, T] as `draw` gives them.
+        lengths: [R].
+        log_allowed: [R] sum_t log P_t(allowed) in nats; 0 without an exclusion.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    lengths: Tensor
+    log_allowed: Tensor
+
+
 def decode(
-    model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[Row], params: SamplingParams, stops: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+    model: PreTrainedModel,
+    prefilled: Prefilled,
+    rows: Sequence[Row],
+    params: SamplingParams,
+    stops: Sequence[int],
+    exclusion: CompiledExclusion | None = None,
+) -> Decoded:
     """Draw all rows to their ends.
 
     Args:
@@ -51,15 +74,14 @@ def decode(
         rows: R completions to draw.
         params: how.
         stops: tokens that end a completion.
-
-    Returns:
-        tokens [R, T], log-probs [R, T] and lengths [R] on the CPU, T the longest; past its length a row is noise.
+        exclusion: that of `params`, compiled; None where there is none.
     """
-    batch = _Batch(model, prefilled, rows, params, stops)
+    batch = _Batch(model, prefilled, rows, params, stops, exclusion)
     while batch.draw():
         batch.shrink()
         batch.advance()
-    return batch.tokens[:, : batch.step].cpu(), batch.logprobs[:, : batch.step].cpu(), batch.lengths.cpu()
+    drawn = (batch.tokens[:, : batch.step], batch.logprobs[:, : batch.step], batch.lengths, batch.log_allowed)
+    return Decoded(*(values.cpu() for values in drawn))
 
 
 class _Batch:
@@ -72,6 +94,7 @@ class _Batch:
         rows: Sequence[Row],
         params: SamplingParams,
         stops: Sequence[int],
+        exclusion: CompiledExclusion | None,
     ) -> None:
         start, self.can_shrink = spread(model, prefilled, [row.owner for row in rows])
         device = start.logits.device
@@ -89,12 +112,15 @@ class _Batch:
         self.mask = None if start.mask is None else torch.nn.functional.pad(start.mask, (0, steps), value=1)
         self.drawn = self.noise = torch.empty(0)
         self.going = len(rows)
+        self.exclusion = exclusion
+        self.states = [] if exclusion is None else [exclusion.start] * len(rows)
+        self.log_allowed = torch.zeros(len(rows), dtype=torch.float64)
 
     def draw(self) -> bool:
         """Draw the next token of each row; whether any row goes on after it."""
         if self.step % NOISE_BLOCK == 0:
             self.noise = self._make_noise()
-        self.drawn, logprobs = draw(self.logits, self.noise[:, self.step % NOISE_BLOCK], self.params)
+        self.drawn, logprobs = self._draw(self.noise[:, self.step % NOISE_BLOCK])
         self.tokens[self.live, self.step] = self.drawn
         self.logprobs[self.live, self.step] = logprobs
         self.lengths[self.live] += ~self.ended
@@ -102,6 +128,18 @@ class _Batch:
         self.ended |= (self.drawn[:, None] == self.stops).any(-1) | (self.limits <= self.step)
         self.going = len(self.ended) - int(self.ended.sum())
         return self.going > 0
+
+    def _draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [L] and their log-probs [L], those under the whole distribution even where some of it is excluded."""
+        if self.exclusion is None:
+            return draw(self.logits, noise, self.params)
+        temperature = self.params.temperature
+        found = exclude(self.logits, self.states, self.exclusion, temperature=temperature)
+        self.log_allowed[self.live.cpu()] += found.log_allowed.double().cpu()  # 0 for rows that have ended
+        tokens, _ = draw(found.scores, noise, self.params)
+        after = zip(self.states, tokens.tolist(), strict=True)
+        self.states = [self.exclusion.advance(state, token) for state, token in after]
+        return tokens, token_logprobs(self.logits, tokens, temperature)
 
     def shrink(self) -> None:
         """Take finished rows out of the batch and its cache, once enough have finished to be worth the copy."""
@@ -111,6 +149,8 @@ class _Batch:
         self.cache.reorder_cache(keep)
         for name in ("live", "drawn", "positions", "limits", "ended", "noise"):
             setattr(self, name, getattr(self, name)[keep])
+        if self.exclusion is not None:
+            self.states = [self.states[row] for row in keep.tolist()]
         if self.mask is not None:
             self.mask = self.mask[keep]
 

@@ -35,6 +35,12 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), at temperature 1 where it is 0."""
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / (temperature or 1.0)
+    return scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The first index at which the cumulative probability exceeds the noise; one of probability 0 is never drawn.
 

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gvpo.decoding.exclusion import CompiledExclusion
+from gvpo.decoding.spec import Exclusion
+from gvpo.decoding.transformers import compile_exclusion
 from gvpo.errors import DataError, ModelError
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.policy.tokenizer import pad_id, stop_ids
@@ -23,6 +26,9 @@ from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Row, decode
 from gvpo.sampling.prefill import Prefilled, prefill
 from gvpo.types import Completion
+
+LOG_ALLOWED = "log_allowed"
+"""Among a completion's extras where something was excluded: sum_t log P_t(allowed), for `sequence_weights`."""
 
 
 class TransformersSampler:
@@ -39,6 +45,21 @@ class TransformersSampler:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, tokens_per_batch: int = 65_536
     ) -> None:
         self.model, self.tokenizer, self.tokens_per_batch = model, tokenizer, tokens_per_batch
+        self._exclusions: dict[tuple[Exclusion, tuple[int, ...]], CompiledExclusion] = {}
+
+    def exclusion(self, params: SamplingParams) -> CompiledExclusion | None:
+        """What `params` exclude, for this model; made at the first call, None if nothing.
+
+        Raises:
+            ConfigError: it cannot be satisfied or read.
+            ModelError: the tokenizer does not tell the bytes of its tokens.
+        """
+        if not params.exclusion:
+            return None
+        key = (params.exclusion, params.stop_token_ids)
+        if key not in self._exclusions:
+            self._exclusions[key] = compile_exclusion(key[0], self.model, self.tokenizer, stops=key[1])
+        return self._exclusions[key]
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
@@ -48,6 +69,7 @@ class TransformersSampler:
         Raises:
             DataError: a prompt that is empty or leaves no room in the model's context, or ids that are not distinct.
             ModelError: a model without a usable cache, tokens that it does not have, or logits that are not finite.
+            ConfigError: an exclusion that cannot be satisfied.
         """
         limits = self._limits(requests, params)
         found: dict[int, list[Completion]] = {}
@@ -96,13 +118,15 @@ class TransformersSampler:
         return drawn
 
     def _decode(self, prefilled: Prefilled, rows: Sequence[Row], params: SamplingParams) -> list["_Drawn"]:
-        stops = self._stops(params)
-        tokens, logprobs, lengths = decode(self.model, prefilled, rows, params, stops)
-        if not bool(torch.isfinite(logprobs).all()):
+        drawn = decode(self.model, prefilled, rows, params, self._stops(params), self.exclusion(params))
+        if not bool(torch.isfinite(drawn.logprobs).all()):
             raise ModelError("the model's logits are not finite; its weights have diverged, go back to a checkpoint")
         return [
-            _Drawn(ids[:length], values[:length])
-            for ids, values, length in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
+            _Drawn(ids[:length], values[:length], total)
+            for ids, values, length, total in zip(
+                *(part.tolist() for part in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.log_allowed)),
+                strict=True,
+            )
         ]
 
     def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams, step: int) -> list[Completion]:
@@ -117,6 +141,7 @@ class TransformersSampler:
                 text=text,
                 finish_reason="stop" if row.tokens[-1] in stops else "length",
                 version=step,
+                extras={LOG_ALLOWED: row.log_allowed} if params.exclusion else {},
             )
             for row, text in zip(drawn, texts, strict=True)
         ]
@@ -127,10 +152,11 @@ class TransformersSampler:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A completion's tokens and their log-probs."""
+    """A completion's tokens, their log-probs, and sum_t log P_t(allowed)."""
 
     tokens: list[int]
     logprobs: list[float]
+    log_allowed: float
 
 
 def plan(requests: Sequence[Request], limits: Sequence[int], group_size: int, budget: int) -> Iterator[list[int]]:

@@ -122,6 +122,7 @@ def _data(config: TrainConfig) -> str:
 def _sampling(config: TrainConfig) -> str:
     cut = f", top_p {config.top_p:g}" if config.top_p < 1 else ""
     cut += f", top_k {config.top_k}" if config.top_k > 0 else ""
+    cut += ", with an exclusion" if config.sampling_allow or config.sampling_ban else ""
     counts = f"{config.group_size} completions a prompt, {config.max_tokens} tokens at most"
     return f"{counts}, temperature {config.temperature:g}{cut}"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
 from gvpo.sampling import SamplingParams, support_warning
@@ -102,6 +103,7 @@ def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> 
             GvpoWarning,
             stacklevel=3,
         )
-    cut_off = support_warning(SamplingParams(top_p=config.top_p, top_k=config.top_k))
+    exclusion = parse_exclusion(config.sampling_allow, config.sampling_ban)
+    cut_off = support_warning(SamplingParams(top_p=config.top_p, top_k=config.top_k, exclusion=exclusion))
     if objective.name == "gvpo" and cut_off is not None:
         warnings.warn(cut_off, GvpoWarning, stacklevel=3)

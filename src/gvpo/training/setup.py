@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
+from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError
 from gvpo.rewards import RewardFunc, RewardPool
 from gvpo.rollout import Encoded
@@ -84,6 +85,7 @@ class Setup:
             pool = stack.enter_context(self._pool(path)) if self.rewards else None
             sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
             params = self._sampling()
+            sampler.exclusion(params)  # an error in it comes before the work
             held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
             held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
             if self.eval_dataset is not None and pool is None:
@@ -125,6 +127,7 @@ class Setup:
             top_p=config.top_p,
             top_k=config.top_k,
             stop_token_ids=tuple(config.stop_token_ids),
+            exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
         )
 
     def _supervised(self, held: Held | None) -> "Parts":

@@ -1,0 +1,65 @@
+"""`gvpo decode`: completions under an exclusion from the command line."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gvpo.cli.main import main
+from gvpo.policy.model import save_model
+from tests.training.toy import model, tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that writes digits."""
+    monkeypatch.chdir(tmp_path)
+    save_model(model(), tokenizer(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_completions_are_of_what_is_allowed_with_their_weights(saved: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["decode", "model", "--prompt", "4", "--prompt", "12", "--allow", "[0-5]", "--ban", "text:11", "--n", "6"]
+    assert main([*words, "--max-tokens", "5", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["4"] * 6 + ["12"] * 6
+    for row in rows:
+        assert set(row["completion"]) <= set("012345")
+        assert "11" not in row["completion"]
+        assert row["log_allowed"] < 0
+    for group in (rows[:6], rows[6:]):
+        assert sum(row["weight"] for row in group) == pytest.approx(6)
+        ratio = math.exp(group[0]["log_allowed"] - group[1]["log_allowed"])
+        assert group[0]["weight"] / group[1]["weight"] == pytest.approx(ratio)
+
+
+def test_a_table_says_what_was_left(saved: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["decode", "model", "--prompt", "4", "--allow", "text:77", "--allow", "text:7", "--n", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '"4"'
+    assert all(line.endswith(('"7"', '"77"')) for line in lines[2:5])
+    assert lines[5].startswith("P(allowed) is about ")
+    assert "the 3 completions are worth " in lines[5]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing is excluded; say what with --allow or --ban"),
+        (["--allow", "Klingon"], "no characters called 'Klingon'"),
+        (["--ban", "token:9999"], "names token 9999 and the model has"),
+        (["--allow", "text:hello"], "allows no token at all"),
+        (["--allow", "digits", "--n", "0"], "draw at least 1 completion"),
+    ],
+)
+def test_what_cannot_be_decoded_is_one_line(
+    saved: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    assert main(["decode", "model", "--prompt", "4", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gvpo: error: ")
+    assert message in error
+    assert error.count("\n") == 1
