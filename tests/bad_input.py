@@ -73,6 +73,11 @@ DATA: dict[str, list[Any]] = {
     "groups.jsonl": [{"prompt": "1", "completions": ["2", "3"], "rewards": [0.0, 1.0]}] * 2,
     "uneven.jsonl": [{"prompt": "1", "completions": ["2", "3"], "rewards": [0.0]}],
     "alone.jsonl": [{"prompt": "1", "completions": ["2"], "rewards": [1.0]}],
+    "pairs.jsonl": [{"prompt": "1", "chosen": "2", "rejected": "3"}] * 2,
+    "label.jsonl": [{"prompt": "1", "completion": "2", "label": True}],
+    "half.jsonl": [{"prompt": "1", "chosen": "2", "rejected": None}],
+    "swapped.jsonl": [{"prompt": "1", "chosen": "2", "rejected": "3", "score_chosen": 1, "score_rejected": 2}],
+    "alike.jsonl": [{"prompt": "1", "chosen": "2", "rejected": "2"}],
     "mixed.jsonl": [{"prompt": "1"}, ["1"]],
 }
 FILES: dict[str, str | bytes] = {

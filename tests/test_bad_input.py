@@ -81,10 +81,16 @@ SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
     "sampling.group_size=1": "rloo compares a prompt's completions: set sampling.group_size to 2 or more (it is 1)",
     "sampling.max_tokens=16": "leaves no room for a prompt in the model's context of 16 tokens; lower it",
     "sampling.stop_token_ids=[99]": "sampling.stop_token_ids has 99, and the model's tokens are 0 to 12",
-    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of dapo, dr_grpo, grpo",
+    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of dapo, dpo, dr_grpo, epa",
     "objective.beta=0.1": "objective.beta is not a keyword of rloo; it takes",
     "objective.name=sft": "problem 'row-1' has no `completion` text; supervised rows need",
     "objective.name=sft objective.kl_in_reward=0.1": "objective.kl_in_reward changes rewards and sft has none",
+    "objective.name=dpo": "dpo learns from preferences, not from live samples: set data.groups to rows with `prompt`",
+    "objective.name=poft": "problem 'row-1' has no `completion` text; supervised rows need",
+    "data.weak_negatives=2": "data.weak_negatives is for epa; rloo has none",
+    "data.positive=softmax": "data.positive is for dpo and epa; rloo compares all answers",
+    "data.keep_share=0.5": "data.keep_share is for poft and sft; filter the data of rloo beforehand",
+    "data.eval_groups=nowhere.jsonl": "there is no file nowhere.jsonl; check the path",
     "train.groups_per_update=5": "train.groups_per_update=5 is larger than train.prompts_per_step=2",
     "rewards.weights=[1.0,2.0]": "rewards.weights has 2 values for 1 rewards.funcs",
     "rewards.weights=[0.0]": "the weight of every reward is 0; give at least one of them another",
@@ -184,6 +190,14 @@ OFFLINE = {  # of offline.toml, which trains on two logged groups
     "data.groups=uneven.jsonl": "row 1: `rewards` has 1 values for 2 completions; give a list with one for each",
     "data.groups=alone.jsonl": "no group can be trained on",
 }
+PREFERENCES = {  # of offline.toml with objective.name=dpo
+    "data.groups=label.jsonl": "row 1: it has one answer and a `label`, and comparing needs two answers",
+    "data.groups=half.jsonl": "row 1: `chosen` is '2'; give both answers as text, or both as messages",
+    "data.groups=swapped.jsonl": "row 1: `score_chosen` 1 is below `score_rejected` 2; swap the answers",
+    "data.groups=alike.jsonl": "no row can be trained on: none has two different answers of different scores",
+    "data.groups=pairs.jsonl objective.name=epa data.weak_negatives=5": "for 'row-1' there are only 0 answers to other",
+    "data.groups=pairs.jsonl data.eval_groups=alike.jsonl": "none has two different answers of different scores",
+}
 BEFORE_THE_WARM_START = {  # of warm.toml, whose warm start would take hours
     "rewards.funcs=['boxed_anser']": "there is no reward 'boxed_anser'",
     "rewards.funcs=['judge.py:needs_gold']": "reward 'needs_gold' needs a column 'gold'",
@@ -208,6 +222,7 @@ CASES = [
     *((["base.toml", f"rewards.funcs=['{name}']"], message) for name, message in REWARDS.items()),
     *((["saved.toml", *f"model.path={words}".split(" ")], message) for words, message in MODELS.items()),
     *((["offline.toml", words], message) for words, message in OFFLINE.items()),
+    *((["offline.toml", "objective.name=dpo", *w.split(" ")], message) for w, message in PREFERENCES.items()),
     *((["warm.toml", words], message) for words, message in BEFORE_THE_WARM_START.items()),
 ]
 

@@ -46,7 +46,9 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """[model] The policy."""
 
-    model_path: str | None = Field(default=None, description="directory or hub id of a causal language model")
+    model_path: str | None = Field(
+        default=None, description="directory or hub id of a causal language model; a run is its newest checkpoint"
+    )
     model_init: dict[str, Any] | None = Field(
         default=None, description="make a fresh model instead: {architecture, ...keys of its transformers config}"
     )
@@ -97,7 +99,25 @@ class DataConfig(Section):
     )
     eval_data: str | None = Field(default=None, description="the same for held-out problems")
     groups_data: str | None = Field(
-        default=None, description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`"
+        default=None,
+        description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`, or preferences: "
+        "`prompt`, `chosen` and `rejected`",
+    )
+    eval_groups: str | None = Field(
+        default=None, description="held-out rows of the same form: how often implicit rewards rank them right"
+    )
+    positive: Literal["best", "softmax"] = Field(
+        default="best",
+        description="dpo and epa: the answer with the best score is the chosen one, or one drawn by softmax(scores)",
+    )
+    weak_negatives: int = Field(
+        default=0, ge=0, description="epa: answers to other prompts that each prompt gets as negatives"
+    )
+    keep_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sft and poft: share of the rows to keep, the likeliest under aligned models (`gvpo score`)",
     )
     sample_groups: int | None = Field(
         default=None, ge=1, description="train offline on this many groups, sampled once from the starting model"
@@ -164,7 +184,9 @@ class RewardConfig(Section):
 class ObjectiveConfig(Section):
     """[objective] The formula. Keywords left out keep the objective's own default."""
 
-    objective: str = Field(default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | sft")
+    objective: str = Field(
+        default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | dpo | epa | poft | sft"
+    )
     reference: str = Field(
         default="auto",
         pattern=r"^(auto|previous|initial|every:[1-9]\d*)$",
@@ -189,6 +211,7 @@ class ObjectiveConfig(Section):
         default=None, ge=1, description="divisor of the constant reduction; default sampling.max_tokens"
     )
     kl_coef: float | None = Field(default=None, ge=0, description="weight of a KL penalty in the loss")
+    weak_weight: float | None = Field(default=None, ge=0, description="how much EPA's weak negatives count")
     kl_in_reward: float = Field(
         default=0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)"
     )
@@ -277,7 +300,13 @@ OBJECTIVE_KEYWORDS = tuple(
 NO_SAMPLER = (
     "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or 'every:N'"
 )
-GROUPS_FOR_SFT = "sft learns from answers, not from groups; give rows with `prompt` and `completion`, or set data.task"
+SUPERVISED = ("poft", "sft")
+"""Objectives that learn from one written answer a prompt."""
+PAIRED = ("dpo", "epa")
+"""Objectives that compare a chosen answer with others: offline alone."""
+GROUPS_FOR_SFT = (
+    "{name} learns from answers, not from groups; give rows with `prompt` and `completion`, or set data.task"
+)
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
 
@@ -375,12 +404,25 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield c.groups_data is not None and c.sample_groups is not None, "set data.groups or data.sample_groups, not both"
     yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"
     yield offline and c.reference == "previous", NO_SAMPLER
-    yield (
-        offline and c.objective == "sft",
-        GROUPS_FOR_SFT,
-    )
+    yield offline and c.objective in SUPERVISED, GROUPS_FOR_SFT.format(name=c.objective)
+    yield from _impossible_preferences(c)
     yield from _impossible_lora(c)
     yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"
+
+
+def _impossible_preferences(c: TrainConfig) -> Iterable[tuple[bool, str]]:
+    yield (
+        c.positive != "best" and c.objective not in PAIRED,
+        f"data.positive is for {' and '.join(PAIRED)}; {c.objective} compares all answers",
+    )
+    yield (
+        c.weak_negatives > 0 and c.objective != "epa",
+        f"data.weak_negatives is for epa; {c.objective} has none",
+    )
+    yield (
+        c.keep_share < 1 and c.objective not in SUPERVISED,
+        f"data.keep_share is for {' and '.join(SUPERVISED)}; filter the data of {c.objective} beforehand",
+    )
 
 
 def _impossible_lora(c: TrainConfig) -> Iterable[tuple[bool, str]]:

@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 CHECKPOINTS = "checkpoints"
 GROUPS = "groups.jsonl"
+REFERENCE = "reference"
 REPORT = "report.html"
 
 NONFINITE = "nonfinite"
@@ -119,7 +120,7 @@ def rollout_steps(run: Path) -> list[int]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run, finished or not."""
-    return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, ROLLOUTS, CHECKPOINTS))
+    return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, ROLLOUTS, CHECKPOINTS, REFERENCE))
 
 
 # Writing: beside, flushed to the disk, then renamed, so that a reader or a crash sees the old file or the new one.

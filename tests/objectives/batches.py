@@ -26,6 +26,7 @@ def make_batch(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
         "rewards": torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64).to(dtype),
         "group": torch.tensor(GROUP),
         "mask": mask,
+        "aligned_mean_logprobs": (-1.0 + spread * torch.randn(len(LENGTHS), 2, generator=generator).double()).to(dtype),
     }
 
 
@@ -40,6 +41,12 @@ def gvpo_inputs(batch: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
 
 def grpo_inputs(batch: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
     return pick(batch, "logprobs", "old_logprobs", "rewards", "group", "mask", **changes)
+
+
+def roles_of(group: Tensor, *, weak: bool) -> tuple[str, ...]:
+    """The first row of each group is the chosen one, the second a strong negative; the others too, or weak ones."""
+    first = {name: iter(["chosen", "strong"]) for name in set(group.tolist())}
+    return tuple(next(first[name], "weak" if weak else "strong") for name in group.tolist())
 
 
 def rows_of(group: Tensor) -> list[list[int]]:

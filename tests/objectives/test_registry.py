@@ -13,7 +13,7 @@ import torch
 from gvpo import objectives
 from gvpo.errors import ObjectiveError, ShapeError
 from gvpo.objectives import OBJECTIVES
-from tests.objectives.batches import gradient, make_batch, pick
+from tests.objectives.batches import gradient, make_batch, pick, roles_of
 
 PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
 
@@ -23,8 +23,10 @@ def bound(name):
 
 
 def inputs_for(name, batch):
-    """The tensors of a batch that an objective takes."""
-    return pick(batch, *(key for key in batch if key in inspect.signature(OBJECTIVES[name]).parameters))
+    """What an objective takes of a batch; in each group the first row is the chosen one."""
+    takes = inspect.signature(OBJECTIVES[name]).parameters
+    roles = {"role": roles_of(batch["group"], weak=name == "epa")} if "role" in takes else {}
+    return pick(batch, *(key for key in batch if key in takes), **roles)
 
 
 def changed(batch, key, value):
@@ -35,7 +37,9 @@ every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 
 
 def test_the_names_that_recipes_use():
-    assert sorted(OBJECTIVES) == ["dapo", "dr_grpo", "grpo", "gspo", "gspo_token", "gvpo", "rloo", "sft"]
+    assert sorted(OBJECTIVES) == [
+        *("dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gvpo", "poft", "rloo", "sft")
+    ]
     assert objectives.__all__ == sorted(objectives.__all__)
 
 
@@ -58,7 +62,7 @@ def test_presets_show_their_own_defaults():
     assert (defaults("rloo")["clip_low"], defaults("rloo")["max_length"]) == (torch.inf, 1)
 
 
-@pytest.mark.parametrize("module", ["gvpo", "grpo", "gspo", "kl_in_reward", "sft"])
+@pytest.mark.parametrize("module", ["dpo", "epa", "gvpo", "grpo", "gspo", "kl_in_reward", "poft", "sft"])
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(sys.modules[f"gvpo.objectives.{module}"], extraglobs={"torch": torch})
     assert result.attempted > 0
@@ -104,7 +108,10 @@ def test_values_behind_the_mask_are_never_read(name):
 @every
 def test_wider_padding_changes_nothing(name):
     batch = make_batch()
-    padded = {key: torch.nn.functional.pad(value, (0, 3)) if value.ndim == 2 else value for key, value in batch.items()}
+    per_token = (*PER_TOKEN, "mask")
+    padded = {
+        key: torch.nn.functional.pad(value, (0, 3)) if key in per_token else value for key, value in batch.items()
+    }
     torch.testing.assert_close(
         bound(name)(**inputs_for(name, padded)).loss, bound(name)(**inputs_for(name, batch)).loss
     )
@@ -116,7 +123,7 @@ def test_only_logprobs_carry_a_gradient(name):
     output = bound(name)(**inputs_for(name, batch))
     output.loss.backward()
     assert batch["logprobs"].grad.abs().sum() > 0
-    assert all(batch[key].grad is None for key in ("ref_logprobs", "old_logprobs", "rewards"))
+    assert all(batch[key].grad is None for key in batch if key != "logprobs")
     assert not any(metric.requires_grad for metric in output.metrics.values())
 
 
@@ -133,7 +140,10 @@ def test_metrics_are_finite_scalars_under_one_prefix(name):
 def test_float64_stays_and_low_precision_is_raised_to_float32(name):
     assert bound(name)(**inputs_for(name, make_batch())).loss.dtype == torch.float64
     rough = inputs_for(name, make_batch(dtype=torch.bfloat16))
-    exact = {key: value.float() if value.is_floating_point() else value for key, value in rough.items()}
+    exact = {
+        key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+        for key, value in rough.items()
+    }
     output = bound(name)(**rough)
     assert output.loss.dtype == torch.float32
     assert torch.equal(output.loss, bound(name)(**exact).loss)
@@ -180,6 +190,8 @@ def test_wrong_shapes_and_dtypes_name_the_tensor(name):
         "old_logprobs": (torch.zeros(9, 5, dtype=torch.int64), "old_logprobs has dtype torch.int64"),
         "rewards": (torch.zeros(9, 1), r"rewards has shape \(9, 1\); expected \(9,\), \[B\]"),
         "group": (torch.zeros(9), "group has dtype torch.float32; expected torch.int64"),
+        "aligned_mean_logprobs": (torch.zeros(9), r"aligned_mean_logprobs has shape \(9,\); expected \[B, M\]"),
+        "role": (("chosen",) * 8, "role has 8 values for 9 rows"),
     }
     for key in batch:
         value, message = wrong[key]

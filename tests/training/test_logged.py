@@ -1,6 +1,5 @@
 """Rows of logged groups: what they become, what is refused, and that groups written as rows come back as they were."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.tasks import load_records
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import NO_REWARD, LoggedGroup, is_logged, logged_groups
+from gvpo.training.logged import NO_REWARD, LoggedGroup, logged_groups
 from gvpo.training.sources import LiveSource
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import config, encoded, model, share, tokenizer
@@ -70,6 +69,15 @@ def test_messages_go_through_the_template_and_an_answer_is_its_content():
     assert chat.decode(one.group.prompt).endswith("[user]hi\n[assistant]")
     assert [c.text for c in one.group.completions] == ["ho"]
     assert chat.decode(one.group.completions[0].tokens, skip_special_tokens=True) == "ho"
+
+
+def test_pairs_and_ranks_are_groups_too():
+    pair, ranked = read(
+        {"prompt": "1", "chosen": "11", "rejected": "2"}, {"prompt": "2", "completions": ["1", "2"], "ranks": [2, 1]}
+    )
+    assert [(row.text, row.reward) for row in pair.group.completions] == [("11", 1.0), ("2", 0.0)]
+    assert [(row.text, row.reward) for row in ranked.group.completions] == [("1", -2.0), ("2", -1.0)]
+    assert dict(pair.group.columns) == {}
 
 
 def test_groups_may_have_any_size_and_rows_without_a_reward_say_so():
@@ -168,9 +176,3 @@ def test_no_rows_are_refused():
 def test_two_rows_of_one_id_are_refused():
     with pytest.raises(DataError, match="rows 1 and 2 have the same id 'a'"):
         read({**ROW, "id": "a"}, {**ROW, "id": "a"})
-
-
-def test_logged_groups_are_known_by_their_columns():
-    assert is_logged(ROW)
-    assert not is_logged({"prompt": "1", "completion": "1"})
-    assert not is_logged(json.dumps(ROW))

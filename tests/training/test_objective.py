@@ -14,9 +14,9 @@ from tests.training.toy import config
 def test_every_objective_builds_from_its_name_alone(name: str):
     built = build_objective(config(objective=name))
     assert built.name == name
-    assert built.centred == (name != "sft")
-    assert built.needs_reference == (name == "gvpo")
-    assert built.needs_old == (name not in ("gvpo", "sft"))
+    assert built.centred == (name not in ("sft", "poft"))
+    assert built.needs_reference == (name in ("gvpo", "dpo", "epa"))
+    assert built.needs_old == (name not in ("gvpo", "dpo", "epa", "sft", "poft"))
 
 
 def test_keywords_are_bound_and_those_left_out_keep_the_objectives_default():
@@ -51,6 +51,7 @@ def test_a_constant_reduction_divides_by_the_maximum_length_of_sampling():
         ({"objective": "gspo", "group_size": 1}, "gspo compares .* set sampling.group_size to 2 or more"),
         ({"objective": "sft", "kl_in_reward": 0.1}, "kl_in_reward changes rewards and sft has none"),
         ({"sampling_ban": ["digitz"]}, "no characters called 'digitz'; did you mean 'digits'"),
+        ({"objective": "dpo", "weak_weight": 0.5}, "objective.weak_weight is not a keyword of dpo; it takes beta"),
     ],
 )
 def test_what_cannot_work_is_an_error(settings: dict[str, object], message: str):
@@ -58,8 +59,9 @@ def test_what_cannot_work_is_an_error(settings: dict[str, object], message: str)
         build_objective(config(**settings))
 
 
-def test_sft_takes_groups_of_one():
-    assert not build_objective(config(objective="sft", group_size=1)).centred
+@pytest.mark.parametrize("name", ["sft", "poft"])
+def test_written_answers_are_groups_of_one(name: str):
+    assert not build_objective(config(objective=name, group_size=1)).centred
 
 
 @pytest.mark.parametrize(

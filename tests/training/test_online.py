@@ -92,6 +92,7 @@ def test_supervised_training_on_a_tasks_demonstrations(tmp_path: Path):
 def test_the_summary_and_the_files(tmp_path: Path):
     summary = trainer(tmp_path, steps=2).train()
     assert set(summary) == {
+        "accuracy_of",
         "accuracy_before",
         "accuracy_after",
         "accuracy_greedy_before",

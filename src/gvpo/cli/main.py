@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "measure models or responses on benchmarks, with intervals",
     "generate": "sample and judge completions of prompts: groups to train on offline",
     "report": "write the report of one run or several",
+    "score": "score written answers under aligned models, for poft and for filtering",
     "merge": "merge a LoRA adapter into its base: a whole model for any program",
     "decode": "complete prompts with some tokens, strings, characters or patterns excluded",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",

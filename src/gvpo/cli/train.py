@@ -71,7 +71,8 @@ def _print_summary(config: TrainConfig, summary: dict[str, Any], report: Path) -
         table = Table(title=f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
         for column in ("held-out accuracy", "before", "after"):
             table.add_column(column, justify="left" if column.startswith("held") else "right")
-        for label, key in (("sampled", "accuracy"), ("greedy", "accuracy_greedy")):
+        measured = "on pairs" if summary["accuracy_of"] == "pairs" else "sampled"
+        for label, key in ((measured, "accuracy"), ("greedy", "accuracy_greedy")):
             if summary[f"{key}_before"] is not None:
                 table.add_row(label, f"{summary[f'{key}_before']:.3f}", f"{summary[f'{key}_after']:.3f}")
         console.print(table)

@@ -5,19 +5,25 @@ knows a model, a device or a config; docs/objectives/ has a page for each.
 """
 
 from gvpo.objectives.base import Objective, ObjectiveOutput
+from gvpo.objectives.dpo import dpo, dpo_rows
+from gvpo.objectives.epa import epa, epa_rows
 from gvpo.objectives.grpo import dapo, dr_grpo, grpo, rloo
 from gvpo.objectives.gspo import gspo, gspo_token
 from gvpo.objectives.gvpo import certificate, gvpo, gvpo_weights
 from gvpo.objectives.kl_in_reward import kl_in_reward
+from gvpo.objectives.poft import poft
 from gvpo.objectives.sft import sft
 
 OBJECTIVES: dict[str, Objective] = {
     "dapo": dapo,
+    "dpo": dpo_rows,
     "dr_grpo": dr_grpo,
+    "epa": epa_rows,
     "grpo": grpo,
     "gspo": gspo,
     "gspo_token": gspo_token,
     "gvpo": gvpo,
+    "poft": poft,
     "rloo": rloo,
     "sft": sft,
 }
@@ -29,13 +35,18 @@ __all__ = [
     "ObjectiveOutput",
     "certificate",
     "dapo",
+    "dpo",
+    "dpo_rows",
     "dr_grpo",
+    "epa",
+    "epa_rows",
     "grpo",
     "gspo",
     "gspo_token",
     "gvpo",
     "gvpo_weights",
     "kl_in_reward",
+    "poft",
     "rloo",
     "sft",
 ]

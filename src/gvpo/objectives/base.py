@@ -94,6 +94,28 @@ def row_values(name: str, values: Tensor, like: Tensor) -> Tensor:
     return values.detach().to(working_dtype(like))
 
 
+def sequence_sums(name: str, values: Tensor, like: Tensor) -> Tensor:
+    """Sequence log-probs, checked, in the precision of the arithmetic.
+
+    Args:
+        name: of the tensor, for the error.
+        values: floating point, of the shape of `like`.
+        like: [B] or [B, N], B >= 1: gives shape and precision.
+
+    Returns:
+        The same in float32 or float64; gradients pass.
+
+    Raises:
+        ShapeError: wrong shape, or not floating point.
+    """
+    if values.ndim == 0 or values.shape[0] == 0 or values.shape != like.shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(values.shape)}; expected {tuple(like.shape)}, one sum a sequence, B >= 1"
+        )
+    _check_floating(name, values)
+    return values.to(working_dtype(like))
+
+
 def check_at_least(name: str, value: float, least: float, *, strictly: bool = False) -> None:
     """Refuse a number below its range.
 

@@ -8,6 +8,7 @@ from gvpo.tasks.gsm8k import GSM8K
 from gvpo.tasks.humaneval import HUMANEVAL
 from gvpo.tasks.math import MATH
 from gvpo.tasks.mbpp import MBPP
+from gvpo.tasks.preferences import as_group, chosen_answer, is_comparison, is_pair
 from gvpo.tasks.programs import CODEFORCES, LIVECODEBENCH
 from gvpo.tasks.records import load_records, problems_from_records, require_file
 from gvpo.tasks.word_problems import WORD_PROBLEMS
@@ -27,4 +28,15 @@ _ALL = (
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 """The built-in tasks."""
 
-__all__ = ["TASKS", "Split", "Task", "load_records", "problems_from_records", "require_file"]
+__all__ = [
+    "TASKS",
+    "Split",
+    "Task",
+    "as_group",
+    "chosen_answer",
+    "is_comparison",
+    "is_pair",
+    "load_records",
+    "problems_from_records",
+    "require_file",
+]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo.config import OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
 from gvpo.objectives import OBJECTIVES
 from gvpo.policy.lora import Adapter
 from gvpo.training.checkpoint import TrainerState
@@ -57,7 +57,7 @@ def _metadata(config: TrainConfig, start: str, adapter: Adapter | None) -> str:
     library, base = ("transformers", start) if adapter is None else ("peft", adapter.base)
     lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     lines += ["tags:", "- gvpo", *(["- lora"] if adapter is not None else [])]
-    lines += ["- reinforcement-learning"] if config.objective != "sft" else []
+    lines += ["- reinforcement-learning"] if config.objective not in (*SUPERVISED, *PAIRED) else []
     if _is_hub_id(base):
         lines.append(f"base_model: {base}")
     if config.train_data is not None and _is_hub_id(config.train_data):
@@ -79,7 +79,8 @@ def _facts(config: TrainConfig, state: TrainerState, start: str) -> Iterator[tup
     yield "Sampling", _sampling(config)
     yield "Learning rate", f"{config.learning_rate:g}, {config.schedule}"
     yield "Prompt", _prompt(config)
-    for name, key in (("sampled", "eval/accuracy"), ("greedy", "eval/accuracy_greedy")):
+    keys = {"sampled": "eval/accuracy", "greedy": "eval/accuracy_greedy", "on pairs": "eval/pair_accuracy"}
+    for name, key in keys.items():
         if key in state.before or key in state.latest:
             yield f"Held-out accuracy, {name}", _before_and_after(state, key)
     yield "Seed", config.seed

@@ -48,7 +48,7 @@ def check_files(config: TrainConfig) -> None:
     Raises:
         DataError: the message names the file.
     """
-    for named in (config.groups_data, config.train_data, config.eval_data):
+    for named in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
         if named is not None:
             require_file(named)
 

@@ -83,6 +83,16 @@ def check_hub(config: TrainConfig) -> None:
         raise ConfigError("checkpoint.push_to_hub needs the network and HF_HUB_OFFLINE is set; unset one of them")
 
 
+def model_in(path_or_id: str) -> str:
+    """The newest checkpoint of a run; anything else as it is: a model's directory, or a hub id.
+
+    Raises:
+        RunError: the run has no checkpoint.
+    """
+    is_run = (Path(path_or_id) / runfiles.CHECKPOINTS).is_dir()
+    return str(checkpoint_in(path_or_id)) if is_run else path_or_id
+
+
 def checkpoint_in(directory: str | Path) -> Path:
     """The newest checkpoint of a run; a checkpoint, or any directory with a model or an adapter, is itself.
 

@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from gvpo.policy.reference import Reference, make_reference
 from gvpo.training import optim, ranks, sharding
 from gvpo.training.budget import Budget, Found, find_budget, probe_objective
 from gvpo.training.objective import BoundObjective, updates_per_step
+from gvpo.training.precision import autocast, is_half
 from gvpo.training.sources import TrainingGroup
 from gvpo.training.update import Objective, Scored, UpdateOutput, group_backward, score
 from gvpo.types import Group
@@ -76,13 +77,22 @@ class Learner:
         model: float32 weights; trained in place.
         objective: what to minimise.
         config: of the optimizer, the reference and the update.
+        reference_given: the groups come with the reference's log-probs, so no reference is kept.
     """
 
-    def __init__(self, model: "PreTrainedModel", objective: BoundObjective, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        objective: BoundObjective,
+        config: TrainConfig,
+        *,
+        reference_given: bool = False,
+    ) -> None:
         self.model, self.objective, self.config = model, objective, config
         self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
-        stored = objective.needs_reference and config.reference != "previous"
+        self._makes_reference = objective.needs_reference and not reference_given
+        stored = self._makes_reference and config.reference != "previous"
         self.reference = make_reference(model) if stored else None
         if config.sharding == "full":
             self._shard()
@@ -113,28 +123,34 @@ class Learner:
             updates.append(self._apply(batch, output, step, number=number))
         return Learned(updates, scored_at - started, time.perf_counter() - scored_at, self.budget.tokens)
 
+    def score(self, groups: Sequence[Group]) -> list[Scored]:
+        """Log-probs of groups under the policy as it is now, within the token budget.
+
+        Raises:
+            TrainingError: memory runs out with one completion a forward.
+        """
+        batch = [
+            TrainingGroup(group, index, tuple(range(len(group.completions)))) for index, group in enumerate(groups)
+        ]
+        self.budget.resolve(lambda: self._find_budget(batch))
+        return self._attempt(functools.partial(self._score, self.model, batch), batch)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as `model.compute_dtype` says; weights stay as they are."""
-        if self._half:
-            return torch.autocast(ranks.device().type, dtype=torch.bfloat16)
-        return nullcontext()
+        return autocast(self.config)
 
     def _shard(self) -> None:
         """Split the policy and the reference's copy of it; the optimizer is then made of the parts."""
-        sharding.shard(self.model, half=self._half)
+        half = is_half(self.config)
+        sharding.shard(self.model, half=half)
         if isinstance(self.reference, Reference):
-            sharding.shard(self.reference.model, half=self._half)
+            sharding.shard(self.reference.model, half=half)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """What holds while the policy is sampled: mixed precision, and the whole of it on every rank."""
         with self.autocast(), sharding.unsharded(self.model):
             yield
-
-    @property
-    def _half(self) -> bool:
-        wanted = self.config.compute_dtype
-        return wanted == "bfloat16" or (wanted == "auto" and ranks.device().type == "cuda")
 
     def _attempt(self, work: Callable[[int], T], groups: Sequence[TrainingGroup]) -> T:
         """`work` within the token budget, which shrinks where memory runs out.
@@ -207,7 +223,7 @@ class Learner:
 
     def _refers_to_start(self, step: int) -> bool:
         """The reference is the policy as it was when the step began: its old log-probs serve."""
-        return self.objective.needs_reference and self._is_refreshed(step)
+        return self._makes_reference and self._is_refreshed(step)
 
     def _is_attached_late(self, batches: Sequence[Sequence[TrainingGroup]], step: int) -> bool:
         """Whether the first batch needs the log-probs of its own update: for later passes, or for the metrics."""

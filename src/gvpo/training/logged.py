@@ -2,7 +2,8 @@
 
 rows (a file, a data set, a list) ──logged_groups──▶ LoggedGroup          Rollout ──generation.records──▶ rows
 
-Knows the form of the rows (docs/offline.md); nothing of objectives, models or steps.
+Knows the form of the rows (docs/offline.md), and has preferences (docs/preferences.md) made into it; nothing of
+objectives, models or steps.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
-from gvpo.tasks import problems_from_records
-from gvpo.training.problems import encode
+from gvpo.tasks import as_group, problems_from_records
+from gvpo.training.problems import answer_text, encode, encode_answer
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
 if TYPE_CHECKING:
@@ -53,11 +54,6 @@ class LoggedGroup:
         )
 
 
-def is_logged(record: object) -> bool:
-    """Whether a row of a data set is a logged group: it has completions and rewards."""
-    return isinstance(record, Mapping) and all(name in record for name in REQUIRED)
-
-
 def logged_groups(
     config: TrainConfig,
     tokenizer: "PreTrainedTokenizerBase",
@@ -70,8 +66,9 @@ def logged_groups(
     Args:
         config: how prompts become tokens, as online.
         tokenizer: of the policy.
-        records: rows; a prompt and each completion is text, messages or token ids. A text completion gets the end
-            token, unless its finish reason is "length"; token ids are taken as they are.
+        records: rows, groups or pairs (`gvpo.tasks.as_group`); a prompt and each completion is text, messages or token
+            ids. A text completion gets the end token, unless its finish reason is "length"; token ids are taken as
+            they are.
         source: of completions whose row does not say.
 
     Raises:
@@ -79,10 +76,11 @@ def logged_groups(
     """
     if not records:
         raise DataError("there are no groups to train on; the data set is empty")
+    grouped = [_numbered(number, as_group, record) for number, record in enumerate(records, start=1)]
     readable = [
-        _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(records, start=1)
+        _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(grouped, start=1)
     ]
-    rows = zip(records, problems_from_records(readable), strict=True)
+    rows = zip(grouped, problems_from_records(readable), strict=True)
     return [
         _numbered(number, _logged, config, tokenizer, record, problem, source)
         for number, (record, problem) in enumerate(rows, start=1)
@@ -122,7 +120,7 @@ def _logged(
 
 def _with_readable_prompt(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with a prompt of token ids as text, for people; the ids are what is trained on."""
-    if not isinstance(record, Mapping) or not _are_ids(record.get("prompt")):
+    if not _are_ids(record.get("prompt")):
         return record
     return {**record, "prompt": str(tokenizer.decode(_checked_ids(record["prompt"])))}
 
@@ -171,8 +169,8 @@ def _completion(
         tokens = _checked_ids(written)
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     else:
-        text = _text(written)
-        tokens = _encoded(tokenizer, text, ended=finish == "stop")
+        text = answer_text(written)
+        tokens = encode_answer(tokenizer, text, ended=finish == "stop")
     if not tokens:
         raise DataError("a completion has no tokens; give it some text, or remove it and its reward")
     return Completion(
@@ -191,29 +189,6 @@ def _finish_reason(value: Any) -> FinishReason:
     if value == "length":
         return "length"
     raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a completion that was cut")
-
-
-def _text(written: Any) -> str:
-    """A completion as text: as it is, or what the one message of the assistant says."""
-    if isinstance(written, str):
-        return written
-    if isinstance(written, list | tuple) and len(written) == 1 and isinstance(written[0], Mapping):
-        content = written[0].get("content")
-        if written[0].get("role") == "assistant" and isinstance(content, str):
-            return content
-    raise DataError(
-        f"a completion is {str(written)[:40]!r}; give text, a list of token ids, "
-        'or [{"role": "assistant", "content": "..."}]'
-    )
-
-
-def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, *, ended: bool) -> list[int]:
-    """The tokens of a text, and the end token where it ended by itself and does not hold one already."""
-    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    end = tokenizer.eos_token_id
-    if ended and isinstance(end, int) and ids[-1:] != [end]:
-        ids.append(end)
-    return ids
 
 
 def _are_ids(value: Any) -> bool:

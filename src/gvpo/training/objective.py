@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo.config import OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
 from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
 from gvpo.sampling import SamplingParams, support_warning
 
-CENTRED = frozenset(OBJECTIVES) - {"sft"}
+CENTRED = frozenset(OBJECTIVES).difference(SUPERVISED)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def build_objective(config: TrainConfig) -> BoundObjective:
         if key not in takes:
             possible = ", ".join(k for k in OBJECTIVE_KEYWORDS if k in takes) or "none of these"
             raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
-    if name == "sft" and config.kl_in_reward > 0:
-        raise ConfigError("objective.kl_in_reward changes rewards and sft has none; leave it at 0")
+    if name in (*SUPERVISED, *PAIRED) and config.kl_in_reward > 0:
+        raise ConfigError(f"objective.kl_in_reward changes rewards and {name} has none; leave it at 0")
     if name in CENTRED and config.group_size < 2 and config.groups_data is None:
         raise ConfigError(
             f"{name} compares a prompt's completions: set sampling.group_size to 2 or more (it is {config.group_size})"

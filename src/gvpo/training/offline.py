@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
-from gvpo.config import GROUPS_FOR_SFT, NO_SAMPLER, TrainConfig
+from gvpo.config import GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED, TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
 from gvpo.generation import records
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.rollout import Rollout, distinct
-from gvpo.tasks import load_records
+from gvpo.tasks import is_comparison, is_pair, load_records
 from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import LoggedGroup, is_logged, logged_groups
+from gvpo.training.logged import LoggedGroup, logged_groups
 from gvpo.training.metrics import failures
+from gvpo.training.preferences import comparisons
 from gvpo.training.problems import Dataset
 from gvpo.training.sources import MAX_FAILED_SHARE, Source
+from gvpo.types import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
 
     Args:
         config: `data.groups` names a file or a hub id.
-        rows: of the Trainer's data set; they count where the first has `completions` and `rewards`.
+        rows: of the Trainer's data set; they count where the first is a group or a pair.
 
     Raises:
         DataError: the file cannot be read.
@@ -64,11 +66,13 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
         if rows is not None:
             raise ConfigError("set data.groups or pass train_dataset, not both")
         return read_rows(config.groups_data)
-    if rows is None or not rows.items or not is_logged(rows.items[0]):
+    if rows is None or not rows.items or not is_comparison(rows.items[0]):
         return None
-    if config.objective == "sft":
-        raise ConfigError(GROUPS_FOR_SFT)
-    return rows
+    if config.objective not in SUPERVISED:
+        return rows
+    if is_pair(rows.items[0]):  # it is its chosen answer
+        return None
+    raise ConfigError(GROUPS_FOR_SFT.format(name=config.objective))
 
 
 def resolve_reference(config: TrainConfig, *, given: bool = False) -> TrainConfig:
@@ -138,9 +142,9 @@ class SampledOnceSource:
         resumed: the file may be there from an earlier sitting.
     """
 
-    def __init__(self, path: Path, live: Source, read: Callable[[Records], OfflineSource], *, resumed: bool) -> None:
+    def __init__(self, path: Path, live: Source, read: Callable[[Records], Source], *, resumed: bool) -> None:
         self._path, self._live, self._read, self._resumed = path, live, read, resumed
-        self._source: OfflineSource | None = None
+        self._source: Source | None = None
 
     def rollout(self, step: int) -> Rollout:
         """The groups of this step, sampled now if it is the first.
@@ -167,6 +171,22 @@ class SampledOnceSource:
         text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
         ranks.on_first(lambda: runfiles.write_text(self._path, text))
         self._resumed = True
+
+
+def held_out_groups(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", rows: Rows | None
+) -> list[Group]:
+    """The held-out groups, at most `data.eval_problems`: of the rows, else of the settings' file; [] without either.
+
+    Raises:
+        DataError: as `offline_groups`, or no group compares anything.
+    """
+    if rows is None and config.eval_groups is not None and config.eval_problems > 0:
+        rows = read_rows(config.eval_groups)
+    if rows is None or config.eval_problems == 0:
+        return []
+    groups = offline_groups(config, tokenizer, model, rows.items, source=rows.name)
+    return [logged.group for logged in comparisons(groups, scores_differ=True)][: config.eval_problems]
 
 
 def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> None:

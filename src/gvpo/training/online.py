@@ -4,18 +4,22 @@ Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
 import contextlib
+import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from gvpo.config import TrainConfig
+from gvpo import runfiles
+from gvpo.config import PAIRED, SUPERVISED, TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.policy import lora
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import check_ready
+from gvpo.tasks import is_comparison
 from gvpo.training import ranks
 from gvpo.training.adapter import check_adapter, starting_policy
 from gvpo.training.checkpoint import TrainerState
@@ -34,8 +38,10 @@ from gvpo.training.offline import (
     resolve_reference,
 )
 from gvpo.training.outage import explained
+from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import Dataset
 from gvpo.training.progress import StepProgress
+from gvpo.training.reference_scores import score_under_start
 from gvpo.training.restore import open_run, restore
 from gvpo.training.rewards import RewardFuncs, reward_functions
 from gvpo.training.run import RunDirectory, locked
@@ -51,7 +57,7 @@ BEFORE_ALL = -1
 
 
 class Trainer:
-    """Post-train a causal language model: online with rewards, offline on logged groups, or on written answers ("sft").
+    """Post-train a causal language model: online with rewards, offline on groups or preferences, or on written answers.
 
     Under `torchrun` or `accelerate launch` every process makes one and calls `train`; the first of them writes
     (docs/scaling.md).
@@ -61,7 +67,8 @@ class Trainer:
         reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
         args: the settings.
         train_dataset: a `datasets` one, a file, a hub id or rows with a `prompt`; default the settings' data or task.
-            Rows with `completions` and `rewards` are logged groups: nothing is sampled, and no reward is needed.
+            Rows with `completions` and `rewards`, or `chosen` and `rejected`, are logged groups: nothing is sampled,
+            and no reward is needed.
         eval_dataset: the same, held out.
         processing_class: the tokenizer; default the model's own.
         peft_config: a `peft.LoraConfig`: train a fresh adapter, and leave the model's own weights as they are. A
@@ -94,8 +101,11 @@ class Trainer:
         check_hub(self.config)
         self.objective = build_objective(self.config)
         self.rewards = reward_functions(self.config, reward_funcs)
-        self._eval_dataset = eval_dataset
-        samples = self.objective.name != "sft" and self._logged is None
+        held = read_rows(eval_dataset) if eval_dataset is not None else None
+        compares = held is not None and bool(held.items) and is_comparison(held.items[0])
+        self._eval_rows = held if compares else None
+        self._eval_dataset = held.items if held is not None and not compares else None
+        samples = self.objective.name not in SUPERVISED and self._logged is None
         self._check_rewards(samples=samples)
         self.model = starting_policy(model, self.config, peft_config)
         ranks.require_same_weights(self.model)
@@ -145,11 +155,27 @@ class Trainer:
                 stop = stack.enter_context(StopRequests())
                 stack.enter_context(explained(lambda: "before training"))
                 run = ranks.on_first(lambda: self._run_directory(path, resume=resume))
-                learner = Learner(self.model, self.objective, self.config)
+                learner = Learner(
+                    self.model, self.objective, self.config, reference_given=self._stores_reference(parts)
+                )
+                parts = self._with_reference(parts, learner, run, stop)
                 data = parts.data
                 state = restore(run, learner, self.config, data=data) if resume else TrainerState(data=data)
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
                 return self._session(run, learner, state, parts, stop)
+
+    def _stores_reference(self, parts: Parts) -> bool:
+        """Whether the reference's log-probs of all rows can be computed before training, once for all steps."""
+        return isinstance(parts.source, PreferenceSource) and self.config.reference == "initial"
+
+    def _with_reference(self, parts: Parts, learner: Learner, run: RunDirectory, stop: StopRequests) -> Parts:
+        """The rows of preference data with the starting policy's log-probs; what was scored before is read."""
+        score = functools.partial(
+            score_under_start, learner=learner, directory=run.path / runfiles.REFERENCE, stop=stop, console=_console()
+        )
+        if isinstance(parts.source, PreferenceSource) and self._stores_reference(parts):
+            parts.source.replace(score(parts.source.groups, "train"))
+        return dataclasses.replace(parts, held_groups=score(parts.held_groups, "held-out"))
 
     def _run_directory(self, path: Path, *, resume: bool) -> RunDirectory:
         if resume:
@@ -173,6 +199,7 @@ class Trainer:
                 source=parts.source,
                 judge=self._judge(),
                 held=parts.held,
+                held_groups=parts.held_groups,
                 progress=progress,
                 trackers=trackers,
                 stop=stop,
@@ -189,9 +216,15 @@ class Trainer:
             self._logged,
             self._train_dataset,
             self._eval_dataset,
+            self._eval_rows,
         )
 
     def _check_rewards(self, *, samples: bool) -> None:
+        if self.objective.name in PAIRED and samples and self.config.sample_groups is None:
+            raise ConfigError(
+                f"{self.objective.name} learns from preferences, not from live samples: set data.groups to rows with "
+                "`prompt`, `chosen` and `rejected`, or pass them as train_dataset"
+            )
         if not self.rewards and samples:
             raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
         judge = self.config.accuracy

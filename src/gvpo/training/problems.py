@@ -8,7 +8,8 @@ from gvpo import generation
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError
 from gvpo.rollout import Encoded
-from gvpo.tasks import TASKS, Split, Task, load_records, problems_from_records
+from gvpo.tasks import TASKS, Split, Task, chosen_answer, is_pair, load_records, problems_from_records
+from gvpo.training.aligned import ALIGNED, aligned_scores, likeliest
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -79,13 +80,18 @@ def _given(config: TrainConfig, dataset: Dataset | None, split: Split) -> list[P
 
 def _problems(given: Dataset) -> list[Problem]:
     if isinstance(given, str | Path):
-        return problems_from_records(load_records(given))
+        return _from_records(load_records(given))
     rows = list(given)
     problems = [row for row in rows if isinstance(row, Problem)]
     records = [row for row in rows if not isinstance(row, Problem)]
     if problems and records:
         raise DataError("a data set mixes Problems and rows; give all as Problems or all as rows with a `prompt`")
-    return problems or problems_from_records(records)
+    return problems or _from_records(records)
+
+
+def _from_records(records: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Rows as problems; a pair is its prompt with its better answer."""
+    return problems_from_records([chosen_answer(row) if is_pair(row) else row for row in records])
 
 
 def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[Encoded]:
@@ -108,17 +114,22 @@ def demonstrations(
 ) -> list[tuple[Encoded, Completion]]:
     """Prompts with written answers for supervised training: rows with a `completion`, or the task's demonstrations.
 
+    Rows with `chosen` and `rejected` give the chosen answers. Where `data.keep_share` is below 1, the likeliest rows
+    under aligned models stay.
+
     Raises:
         ConfigError: there is neither.
-        DataError: a row without a completion.
+        DataError: a row without a completion, or without the scores that the settings need.
     """
     given = _given(config, dataset, "train")
-    if given is not None:
-        written = [(problem, _completion_text(problem)) for problem in given]
-    else:
-        written = _task_demonstrations(config)
-    encoded = encode(config, tokenizer, [problem for problem, _ in written])
-    return [(item, _answer(tokenizer, text)) for item, (_, text) in zip(encoded, written, strict=True)]
+    written = _task_demonstrations(config) if given is None else [(row, _completion_text(row)) for row in given]
+    kept = likeliest(written, config.keep_share)
+    needed = config.objective == "poft"
+    encoded = encode(config, tokenizer, [problem for problem, _ in kept])
+    return [
+        (item, _answer(tokenizer, text, aligned_scores(item.problem) if needed else None))
+        for item, (_, text) in zip(encoded, kept, strict=True)
+    ]
 
 
 def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
@@ -133,18 +144,45 @@ def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
 
 
 def _completion_text(problem: Problem) -> str:
-    text = problem.columns.get("completion")
-    if not isinstance(text, str):
+    written = problem.columns.get("completion")
+    if written is None:
         raise DataError(
             f"problem {problem.id!r} has no `completion` text; supervised rows need `prompt` and `completion`"
         )
-    return text
+    try:
+        return answer_text(written)
+    except DataError as error:
+        raise DataError(f"problem {problem.id!r}: {error}") from None
 
 
-def _answer(tokenizer: "PreTrainedTokenizerBase", text: str) -> Completion:
+def _answer(tokenizer: "PreTrainedTokenizerBase", text: str, aligned: Sequence[float] | None) -> Completion:
     """A written answer as a completion: its tokens, ended by the end-of-sequence token if the tokenizer has one."""
+    extras = {} if aligned is None else {ALIGNED: aligned}
+    return Completion(encode_answer(tokenizer, text), text=text, source="demonstration", extras=extras)
+
+
+def answer_text(written: Any) -> str:
+    """A completion as text: as it is, or what the one message of the assistant says.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(written, str):
+        return written
+    if isinstance(written, list | tuple) and len(written) == 1 and isinstance(written[0], Mapping):
+        content = written[0].get("content")
+        if written[0].get("role") == "assistant" and isinstance(content, str):
+            return content
+    raise DataError(
+        f"a completion is {str(written)[:40]!r}; give text, a list of token ids, "
+        'or [{"role": "assistant", "content": "..."}]'
+    )
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, *, ended: bool = True) -> list[int]:
+    """The tokens of a text, and the end token where it ended by itself and does not hold one already."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     end = tokenizer.eos_token_id
-    if isinstance(end, int) and ids[-1:] != [end]:
+    if ended and isinstance(end, int) and ids[-1:] != [end]:
         ids.append(end)
-    return Completion(ids, text=text, source="demonstration")
+    return ids

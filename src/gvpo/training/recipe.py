@@ -13,7 +13,7 @@ from gvpo.training import ranks
 from gvpo.training.adapter import ALL_WEIGHTS
 from gvpo.training.checkpoint import verify
 from gvpo.training.checks import check_files
-from gvpo.training.hub import check_hub
+from gvpo.training.hub import check_hub, model_in
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.objective import build_objective
 from gvpo.training.offline import resolve_reference
@@ -43,7 +43,8 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
     """
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
-    config = resolve_reference(config.replace(run_dir=run_dir))
+    start = ranks.on_first(lambda: config.model_path and model_in(config.model_path))
+    config = resolve_reference(config.replace(run_dir=run_dir, model_path=start))
     ranks.on_first(lambda: _require_place(run_dir, resume=resume))
     build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
     check_files(config)
@@ -110,7 +111,11 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         **dict.fromkeys(OBJECTIVE_KEYWORDS),
         kl_in_reward=0.0,
         groups_data=None,
+        eval_groups=None,
         sample_groups=None,
+        positive="best",
+        weak_negatives=0,
+        keep_share=1.0,
         reference="previous",
         temperature=1.0,
         steps=config.warm_start_steps,

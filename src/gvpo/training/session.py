@@ -19,6 +19,7 @@ from gvpo.sampling import Sampler, SamplingParams
 from gvpo.training import ranks, sharding
 from gvpo.training.card import model_card
 from gvpo.training.checkpoint import Checkpoints, TrainerState
+from gvpo.training.held_groups import pair_metrics
 from gvpo.training.hub import push_to_hub
 from gvpo.training.interrupt import Stopped, StopRequests
 from gvpo.training.learner import Learned, Learner
@@ -29,6 +30,7 @@ from gvpo.training.progress import StepProgress
 from gvpo.training.run import RunDirectory
 from gvpo.training.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
 from gvpo.training.trackers import Trackers
+from gvpo.types import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +69,7 @@ class Session:
         source: of each step's groups.
         judge: the reward that says what is right; None where there are no rewards.
         held: for evaluation; None does without.
+        held_groups: held-out answers with scores and the starting policy's log-probs, for evaluation.
         progress: what a person sees.
         trackers: where metrics lines go besides metrics.jsonl.
         stop: asked between steps.
@@ -83,12 +86,14 @@ class Session:
         source: Source,
         judge: str | None,
         held: Held | None,
+        held_groups: Sequence[Group] = (),
         progress: StepProgress,
         trackers: Trackers,
         stop: StopRequests,
     ) -> None:
         self.config, self.run, self.state, self.learner, self.tokenizer = config, run, state, learner, tokenizer
         self.source, self.judge, self.held, self.progress = source, judge, held, progress
+        self.held_groups = held_groups
         self.trackers, self.stop = trackers, stop
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
         self._began = time.perf_counter() - state.seconds
@@ -120,7 +125,7 @@ class Session:
 
     def _evaluate_before(self) -> None:
         self.state.before = self._evaluate()
-        if self.held is not None:
+        if self._evaluates:
             self._log({"step": 0, **self.state.before})
             self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
 
@@ -168,7 +173,7 @@ class Session:
         line = {"step": step, **step_metrics(rollout, learned, judge=self.judge)}
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
-        if self.held is not None and (self._is_due(self.config.eval_every) or self._is_last()):
+        if self._evaluates and (self._is_due(self.config.eval_every) or self._is_last()):
             line |= self._evaluate()
             self._note_best(line["eval/accuracy"])
         return line
@@ -185,8 +190,26 @@ class Session:
 
         ranks.on_first(write)
 
+    @property
+    def _evaluates(self) -> bool:
+        return self.held is not None or bool(self.held_groups)
+
     def _evaluate(self) -> dict[str, float]:
-        """The eval/ metrics of the policy as it is; {} without held-out problems."""
+        """The eval/ metrics of the policy as it is; {} without held-out problems and groups.
+
+        Where there are groups alone, `eval/accuracy` is that of their pairs: it decides which checkpoint is best.
+        """
+        pairs = self._evaluate_pairs()
+        judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
+        self.state.latest = {**pairs, **judged, **self._evaluate_samples()}
+        return self.state.latest
+
+    def _evaluate_pairs(self) -> dict[str, float]:
+        if not self.held_groups:
+            return {}
+        return pair_metrics(self.held_groups, self.learner.score(self.held_groups), self.learner.objective.beta)
+
+    def _evaluate_samples(self) -> dict[str, float]:
         if self.held is None or self.judge is None:
             return {}
         held, judge, seed = self.held, self.judge, self.config.seed
@@ -200,8 +223,7 @@ class Session:
                 )
                 for params in settings
             ]
-        self.state.latest = evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
-        return self.state.latest
+        return evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
 
     def _note_best(self, accuracy: float) -> None:
         state = self.state
@@ -289,6 +311,7 @@ class Session:
     def _summarise(self) -> dict[str, Any]:
         before, after = self.state.before, self.state.latest
         summary = {
+            "accuracy_of": self._accuracy_of(),
             "accuracy_before": before.get("eval/accuracy"),
             "accuracy_after": after.get("eval/accuracy"),
             "accuracy_greedy_before": before.get("eval/accuracy_greedy"),
@@ -306,6 +329,12 @@ class Session:
             summary["hub"] = self._push(self.config.push_to_hub)
             self.run.write_summary(summary)
         return summary
+
+    def _accuracy_of(self) -> str | None:
+        """What the accuracy is measured on."""
+        if self.held is not None:
+            return "samples"
+        return "pairs" if self.held_groups else None
 
     def _push(self, repo_id: str) -> str | None:
         """The page of the pushed model; a push that fails is said, since the run itself is finished and safe."""

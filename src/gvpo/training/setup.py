@@ -2,14 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig
+from gvpo.config import PAIRED, SUPERVISED, TrainConfig
 from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError
+from gvpo.policy.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
 from gvpo.rollout import Encoded
 from gvpo.sampling import SamplingParams
@@ -22,13 +23,15 @@ from gvpo.training.offline import (
     Records,
     Rows,
     SampledOnceSource,
+    held_out_groups,
     offline_groups,
     warn_of_finite_support,
 )
+from gvpo.training.preferences import PreferenceSource, comparisons, with_weak_negatives
 from gvpo.training.problems import Dataset, demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.session import Held
 from gvpo.training.sources import DemonstrationSource, LiveSource, Source
-from gvpo.types import Problem
+from gvpo.types import Group, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,12 +49,14 @@ class Parts:
         items: how many different groups the source has: an epoch.
         held: for evaluation; None does without.
         data: fingerprint of what is trained on; "" where the run's own directory keeps it.
+        held_groups: held-out answers with scores, for evaluation.
     """
 
     source: Source
     items: int
     held: Held | None
     data: str
+    held_groups: Sequence[Group] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Setup:
         logged: rows of logged groups, to train on offline.
         train_dataset: instead of the settings' data or task.
         eval_dataset: the same, held out.
+        eval_rows: held-out rows of groups or pairs.
     """
 
     config: TrainConfig
@@ -77,6 +83,7 @@ class Setup:
     logged: Rows | None
     train_dataset: Dataset | None
     eval_dataset: Dataset | None
+    eval_rows: Rows | None = None
 
     @contextlib.contextmanager
     def parts(self, path: Path, *, resume: bool) -> "Iterator[Parts]":
@@ -92,12 +99,14 @@ class Setup:
                 raise ConfigError(
                     "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
                 )
-            if self.objective == "sft":
-                yield self._supervised(held)
+            compared = held_out_groups(self.config, self.tokenizer, self.model, self.eval_rows)
+            if self.objective in SUPERVISED:
+                yield replace(self._supervised(held), held_groups=compared)
             elif self.logged is not None:
-                yield self._offline(self.logged, held)
+                yield replace(self._offline(self.logged, held), held_groups=compared)
             elif pool is not None:
-                yield self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
+                made = self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
+                yield replace(made, held_groups=compared)
 
     def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
         """The problems with their prompts, all of which the model and the rewards can do something with."""
@@ -134,17 +143,34 @@ class Setup:
         written = demonstrations(self.config, self.tokenizer, self.train_dataset)
         check_demonstrations(written, self.model)
         order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
-        data = fingerprint((item.problem.id, [*item.prompt, *answer.tokens]) for item, answer in written)
+        data = fingerprint(
+            (f"{item.problem.id} {dict(answer.extras) or ''}", [*item.prompt, *answer.tokens])
+            for item, answer in written
+        )
         return Parts(DemonstrationSource(order), len(written), held, data)
 
     def _offline(self, rows: Rows, held: Held | None) -> "Parts":
         warn_of_finite_support(self.objective)
-        groups = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
-        trained = ((g.group.id, [*g.group.prompt, *row.tokens]) for g in groups for row in g.group.completions)
-        return Parts(self._offline_source(groups), len(groups), held, fingerprint(trained))
+        logged = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
+        source = self._offline_source(logged)
+        groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
+        trained = (
+            (f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions
+        )
+        return Parts(source, len(groups), held, fingerprint(trained))
 
-    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource:
-        return OfflineSource(ShuffledOrder(groups, self.config.prompts_per_step, self.config.seed))
+    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
+        config = self.config
+        if self.objective not in PAIRED:
+            return OfflineSource(ShuffledOrder(groups, config.prompts_per_step, config.seed))
+        softmax = config.positive == "softmax"
+        compared = with_weak_negatives(
+            comparisons(groups, scores_differ=not softmax),
+            config.weak_negatives,
+            seed=config.seed,
+            context=context_length(self.model),
+        )
+        return PreferenceSource(compared, config.prompts_per_step, config.seed, softmax=softmax)
 
     def _sampled(
         self,
@@ -164,7 +190,7 @@ class Setup:
         if config.sample_groups is None:
             return Parts(live, len(problems), held, fingerprint((item.problem.id, item.prompt) for item in problems))
 
-        def read(records: Records) -> OfflineSource:
+        def read(records: Records) -> Source:
             return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
 
         warn_of_finite_support(self.objective)

@@ -1,0 +1,120 @@
+"""The reference's log-probs of a fixed set of rows: computed once, kept in files, read by every later sitting.
+
+<run>/reference/train-00000.safetensors ...     one file for every `PART` groups, written whole
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gvpo import runfiles
+from gvpo.errors import RunError
+from gvpo.training import ranks
+from gvpo.training.data import fingerprint
+from gvpo.training.interrupt import Stopped, StopRequests
+from gvpo.training.learner import Learner
+from gvpo.training.progress import StepProgress
+from gvpo.training.update import Scored
+from gvpo.types import Completion, Group
+
+PART = 256
+"""Groups a file: what is lost at most when a run is killed while it scores."""
+
+_NAME = "ref_logprobs"
+
+
+def score_under_start(
+    groups: Sequence[Group], name: str, *, learner: Learner, directory: Path, stop: StopRequests, console: Console
+) -> list[Group]:
+    """The groups with the log-probs of the policy that the run starts from, before the learner has learned anything.
+
+    Args:
+        groups: any groups; none is fine.
+        name: of the files.
+        learner: as it starts.
+        directory: of the files.
+        stop: asked after each file.
+        console: told how far it is.
+
+    Raises:
+        RunError: as `with_reference_scores`.
+        Stopped: it was asked to stop; what is scored is kept.
+    """
+
+    def done(count: int) -> None:
+        progress.update(count, {})
+        if count < len(groups) and ranks.some(stop.requested):
+            raise Stopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored, and kept")
+
+    with StepProgress("reference", len(groups), console=console, unit="prompt") as progress:
+        return with_reference_scores(groups, directory, name, learner.score, done)
+
+
+def with_reference_scores(
+    groups: Sequence[Group],
+    directory: Path,
+    name: str,
+    score: Callable[[Sequence[Group]], list[Scored]],
+    done: Callable[[int], None],
+) -> list[Group]:
+    """The groups with `ref_logprobs` on every row, from the files where they are there already.
+
+    Args:
+        groups: any groups.
+        directory: of the files.
+        name: what their names begin with.
+        score: log-probs under the reference, in order of rows; with several ranks the same on each.
+        done: told how many groups are finished, after each file.
+
+    Raises:
+        RunError: a file is damaged or holds other rows, or cannot be written.
+    """
+    attached: list[Group] = []
+    for first in range(0, len(groups), PART):
+        part = groups[first : first + PART]
+        path = directory / f"{name}-{first // PART:05d}.safetensors"
+        attached += _attached(part, _read_or_made(path, part, score))
+        done(len(attached))
+    return attached
+
+
+def _read_or_made(path: Path, part: Sequence[Group], score: Callable[[Sequence[Group]], list[Scored]]) -> list[Tensor]:
+    """[C] log-probs of each row of a part."""
+    rows = [row for group in part for row in group.completions]
+    named = fingerprint((group.id, [*group.prompt, *row.tokens]) for group in part for row in group.completions)
+    stored = ranks.on_first(lambda: _read(path, named))
+    if stored is None:
+        stored = torch.cat([scored.logprobs for scored in score(part)])
+        data = safetensors.torch.save({_NAME: stored}, {"rows": named})
+        ranks.on_first(lambda: runfiles.write_bytes(path, data))
+    return list(torch.split(stored, [len(row.tokens) for row in rows]))
+
+
+def _read(path: Path, named: str) -> Tensor | None:
+    """What a file holds; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            rows = (file.metadata() or {}).get("rows")
+            stored: Tensor = file.get_tensor(_NAME)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it, and go on: it is made again") from error
+    if rows != named:
+        raise RunError(f"{path} holds log-probs of other rows; resume with the same data, or start another run")
+    return stored
+
+
+def _attached(part: Sequence[Group], values: Sequence[Tensor]) -> list[Group]:
+    remaining = iter(values)
+
+    def scored(row: Completion) -> Completion:
+        return replace(row, ref_logprobs=next(remaining))
+
+    return [replace(group, completions=[scored(row) for row in group.completions]) for group in part]
