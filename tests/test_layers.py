@@ -27,11 +27,12 @@ ALLOWED = {
     "rollout": {"errors", "types", "rewards", "sampling"},
     "generation": {"errors", "types", "runfiles", "policy", "rewards", "sampling", "rollout"},
     "evaluation": {"errors", "types", "rewards", "tasks", "policy", "sampling", "rollout", "generation"},
+    "probe": {"errors", "types", "config", "runfiles", "tasks", "policy", "sampling", "evaluation"},
     "report": {"errors", "types", "runfiles"},
     "planning": {"errors"},
     "datacheck": {"errors", "types", "rewards", "tasks"},
 }
-ALLOWED["training"] = {name for name in ALLOWED if name != "report"}
+ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "probe")}
 ALLOWED["cli"] = {*ALLOWED, "training"}
 FREE_OF_TORCH = {
     "downloads",

@@ -17,6 +17,7 @@ PACKAGES = (
     "policy",
     "decoding",
     "evaluation",
+    "probe",
     "report",
     "datacheck",
 )

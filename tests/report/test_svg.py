@@ -73,6 +73,15 @@ def test_gaps_break_the_line_and_lone_points_are_dots():
     assert len(elements(svg, "circle", "dot")) == 1
 
 
+def test_an_interval_is_a_shade_within_the_axes():
+    # x 1..3 -> 46..410; the ticks cover the shade: y 0..4 -> 186..10, 44 a unit
+    series = Series("s", [(1, 1.0), (3, 2.0)], band=[(0.0, 2.0), (1.0, 4.0)])
+    svg = plot(Chart("t", "", [series], across="k <"))
+    (shade,) = elements(svg, "path", "band")
+    assert shade["d"] == "M46,186L410,142L410,10L46,98Z"
+    assert ">k &lt;</text>" in svg
+
+
 def test_bands_lie_on_each_other():
     a, b = Series("a", [(0, 1.0), (1, 1.0)]), Series("b", [(0, 1.0), (1, math.nan)], color=1)
     assert [one.points for one in stack([a, b])] == [[(0, 1.0), (1, 1.0)], [(0, 2.0), (1, 1.0)]]

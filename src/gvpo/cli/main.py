@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "sample and judge completions of prompts: groups to train on offline",
     "report": "write the report of one run or several",
     "score": "score written answers under aligned models, for poft and for filtering",
+    "probe": "choose among completions by a linear probe: fit one, evaluate it, select with it",
     "merge": "merge a LoRA adapter into its base: a whole model for any program",
     "decode": "complete prompts with some tokens, strings, characters or patterns excluded",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",

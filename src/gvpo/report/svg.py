@@ -35,6 +35,7 @@ class Series:
         dots: mark every point (few, measured values).
         trend: a smoothed version, drawn bold over the then faint points; () for none.
         run: the run it belongs to, where several are drawn.
+        band: (low, high) at each point, drawn as a shade behind the line; () for none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Series:
     dots: bool = False
     trend: Sequence[Point] = ()
     run: str = ""
+    band: Sequence[Point] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Chart:
         stacked: draw areas on top of each other; the series then share their x values.
         percent: label 0.5 as 50%.
         hint: one sentence for the reader.
+        across: what the x axis counts.
     """
 
     title: str
@@ -69,6 +72,7 @@ class Chart:
     stacked: bool = False
     percent: bool = False
     hint: str = ""
+    across: str = "step"
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def y_ticks(chart: Chart) -> list[float]:
     """Ticks of the vertical axis; the first and the last are its ends."""
     series = stack(chart.series) if chart.stacked else chart.series
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
+    values += [bound for one in series for ends in one.band for bound in ends]
     values += [0.0] if chart.stacked else []
     values += [bound for bound in (chart.low, chart.high) if bound is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -160,7 +165,7 @@ def plot(chart: Chart, width: float = WIDTH, height: float = HEIGHT) -> str:
     ticks = y_ticks(chart)
     across = x_scale(chart, width)
     up = Scale(ticks[0], ticks[-1], height - BOTTOM, TOP)
-    parts = [*_y_axis(ticks, up, width, percent=chart.percent), *_x_axis(across, height)]
+    parts = [*_y_axis(ticks, up, width, percent=chart.percent), *_x_axis(chart.across, across, height)]
     if chart.stacked:
         parts += _areas(chart.series, across, up)
     else:
@@ -187,10 +192,10 @@ def _y_axis(ticks: Sequence[float], up: Scale, width: float, *, percent: bool) -
         yield f'<text class="tick" x="{LEFT - 6}" y="{y}" dy=".32em" text-anchor="end">{label}</text>'
 
 
-def _x_axis(across: Scale, height: float) -> Iterator[str]:
+def _x_axis(name: str, across: Scale, height: float) -> Iterator[str]:
     inside = [t for t in nice_ticks(across.low, across.high) if across.low <= t <= across.high and t == int(t)]
     y = _n(height - BOTTOM + 15)
-    yield f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">step</text>'
+    yield f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">{escape(name)}</text>'
     for tick in inside:
         yield f'<text class="tick" x="{_n(across(tick))}" y="{y}" text-anchor="middle">{number(tick)}</text>'
 
@@ -198,6 +203,10 @@ def _x_axis(across: Scale, height: float) -> Iterator[str]:
 def _line(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     color, dash = f"c{series.color % COLORS}", f"d{series.dash % DASHES}"
     faint = " raw" if series.trend else ""
+    if series.band:
+        places = [x for x, _ in series.points]
+        low, high = ([(x, ends[side]) for x, ends in zip(places, series.band, strict=True)] for side in (0, 1))
+        yield f'<path class="area band {color}" d="{_path([*low, *reversed(high)], across, up)}Z"/>'
     for stretch in segments(series.points):
         if len(stretch) > 1:
             yield f'<path class="line {color} {dash}{faint}" d="{_path(stretch, across, up)}"/>'

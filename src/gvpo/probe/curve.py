@@ -1,0 +1,189 @@
+"""Expected reward of choosing among k completions, against k, from n >= k scored ones a prompt, with intervals.
+
+The expectation is over which k of the n are seen, without replacement, and over the choice among them. It is exact
+for k = 1, for k = n and for beta 0; between, it is the mean over random orders of the n, whose first k are an unbiased
+draw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gvpo.errors import DataError
+from gvpo.evaluation.metrics import bootstrap, quantiles
+from gvpo.probe.select import Floats, check_beta, weights
+
+ORDERS, RESAMPLES = 256, 2000
+RANDOM, BEST = "random", "best"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt's completions, judged and scored.
+
+    Args:
+        scores: [n] Q.
+        rewards: [n].
+    """
+
+    scores: Floats
+    rewards: Floats
+
+
+def expected_rewards(
+    scores: ArrayLike,
+    rewards: ArrayLike,
+    ks: Sequence[int],
+    beta: float,
+    *,
+    orders: int = ORDERS,
+    rng: np.random.Generator | None = None,
+) -> Floats:
+    """One prompt's expected reward when k of its n completions are seen, for some k.
+
+    Args:
+        scores: [n] Q.
+        rewards: [n].
+        ks: each from 1 to n.
+        beta: temperature of the choice; 0 takes the best, all of the best alike.
+        orders: random orders that the mean is over, where it is not exact.
+        rng: of those orders; default seed 0.
+
+    Returns:
+        [len(ks)].
+
+    Raises:
+        ConfigError: beta is negative or not finite.
+        DataError: a k that is not from 1 to n.
+    """
+    check_beta(beta)
+    q, r = np.asarray(scores, dtype=np.float64), np.asarray(rewards, dtype=np.float64)
+    if not ks or min(ks) < 1 or max(ks) > len(q):
+        raise DataError(
+            f"k from {min(ks, default=0)} to {max(ks, default=0)} of {len(q)} completions; use 1 to that many"
+        )
+    rng = np.random.default_rng(0) if rng is None else rng
+    every = _best_of_subsets(q, r) if beta == 0 else _chosen_in_orders(q / beta, r, orders, rng)
+    every[0], every[-1] = r.mean(), float(weights(q, beta) @ r)
+    found: Floats = every[np.array(ks) - 1]
+    return found
+
+
+def _best_of_subsets(q: Floats, r: Floats) -> Floats:
+    """[n] for k = 1 to n: the exact mean over all k-subsets of the reward at the highest score.
+
+    The best of a subset has a value of Q that stands C times at or below it with probability
+    (C choose k) / (n choose k), less the same of the next lower value; equal scores share.
+    """
+    _, place, count = np.unique(q, return_inverse=True, return_counts=True)
+    reward = np.bincount(place, weights=r) / count
+    at_or_below, n = np.cumsum(count), len(q)
+    found, share = np.empty(n), np.ones(len(count))
+    for k in range(1, n + 1):
+        share = share * np.maximum(at_or_below - k + 1, 0) / (n - k + 1)
+        found[k - 1] = np.diff(share, prepend=0.0) @ reward
+    return found
+
+
+def _chosen_in_orders(z: Floats, r: Floats, orders: int, rng: np.random.Generator) -> Floats:
+    """[n] for k = 1 to n: the mean over random orders of sum softmax(z) r among the first k."""
+    order = rng.permuted(np.tile(np.arange(len(z)), (orders, 1)), axis=1)
+    newest = np.exp(z[order] - np.logaddexp.accumulate(z[order], axis=1))  # its share among those up to it
+    mean, found = r[order][:, 0].copy(), np.empty(len(z))
+    found[0] = mean.mean()
+    for k in range(1, len(z)):
+        mean += (r[order[:, k]] - mean) * newest[:, k]
+        found[k] = mean.mean()
+    return found
+
+
+def reward_curves(
+    scored: Sequence[Scored],
+    *,
+    betas: Sequence[float],
+    ks: Sequence[int] | None = None,
+    seed: int = 0,
+    orders: int = ORDERS,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Mean expected reward over prompts against k, with bootstrap intervals over prompts.
+
+    Args:
+        scored: prompts; those with fewer than max(ks) completions are left out, and counted.
+        betas: temperatures of the choice, a curve each.
+        ks: default 1, 2, 4, ... up to what nine prompts in ten have, that number included.
+        seed: of the random orders and the bootstrap.
+        orders: as `expected_rewards`.
+        resamples: of the bootstrap.
+
+    Returns:
+        JSON-ready: `ks`, `prompts`, `left_out`, and `arms`: by name ("random": any one; "best": the best of the k by
+        its reward, the ceiling; "beta B": by the probe) `mean`, `low`, `high` and, against "random" on the same
+        prompts, `gain`, `gain_low`, `gain_high`, each a list over ks. Intervals are the middle 95%.
+
+    Raises:
+        DataError: no prompt has enough completions.
+    """
+    ks = doubling(_usual_size(scored)) if ks is None else sorted(set(ks))
+    used = [one for one in scored if ks and len(one.rewards) >= ks[-1]]
+    if not used or ks[0] < 1:
+        raise DataError("no prompt has as many rewarded completions as the largest k; use a smaller one")
+    curves = _curves(used, betas, ks, seed, orders)
+    arms = {name: _arm(values, curves[RANDOM], seed, resamples) for name, values in curves.items()}
+    return {"ks": list(ks), "prompts": len(used), "left_out": len(scored) - len(used), "arms": arms}
+
+
+def _usual_size(scored: Sequence[Scored]) -> int:
+    """The completions that nine prompts in ten have, at least: a few that lost some must not cut all curves short."""
+    return sorted(len(one.rewards) for one in scored)[len(scored) // 10] if scored else 0
+
+
+def doubling(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`, which is the last."""
+    return sorted({*(2**power for power in range(most.bit_length())), most}) if most else []
+
+
+def _curves(
+    used: Sequence[Scored], betas: Sequence[float], ks: Sequence[int], seed: int, orders: int
+) -> dict[str, Floats]:
+    """By arm, [prompts, len(ks)] expected rewards. All arms of a prompt see the same orders."""
+
+    def curve(score: str, beta: float) -> Floats:
+        return np.array(
+            [
+                expected_rewards(
+                    getattr(one, score),
+                    one.rewards,
+                    ks,
+                    beta,
+                    orders=orders,
+                    rng=np.random.default_rng([seed, 0, number]),
+                )
+                for number, one in enumerate(used)
+            ]
+        )
+
+    blind = np.array([[one.rewards.mean()] * len(ks) for one in used])
+    probe = {f"beta {beta:g}": curve("scores", beta) for beta in betas}
+    return {RANDOM: blind, **probe, BEST: curve("rewards", 0.0)}
+
+
+def _arm(values: Floats, blind: Floats, seed: int, resamples: int) -> dict[str, list[float]]:
+    """Means over prompts and their intervals, by k; every column meets the same resamples of the prompts."""
+
+    def ends(columns: Floats) -> list[tuple[float, float]]:
+        return [quantiles(bootstrap(column, seed=seed, draws=resamples)) for column in columns.T]
+
+    gain = values - blind
+    intervals, gain_intervals = ends(values), ends(gain)
+    return {
+        "mean": values.mean(axis=0).tolist(),
+        "low": [low for low, _ in intervals],
+        "high": [high for _, high in intervals],
+        "gain": gain.mean(axis=0).tolist(),
+        "gain_low": [low for low, _ in gain_intervals],
+        "gain_high": [high for _, high in gain_intervals],
+    }

@@ -1,0 +1,108 @@
+"""Candidates: prompts with completions, and with rewards where there are some. The rows of logged groups, as texts.
+
+Knows the form of the rows (docs/probe.md); nothing of features or probes. The texts of a file are held in memory.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvpo.errors import DataError
+from gvpo.tasks import load_records, problems_from_records
+from gvpo.types import Problem, Prompt
+
+_PAIR = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A prompt and the completions to choose from.
+
+    Args:
+        prompt: text or messages.
+        completions: k texts.
+        rewards: k numbers, None where a completion has none.
+        id: names the prompt; unique in a data set.
+        row: the row that it was read from.
+    """
+
+    prompt: Prompt
+    completions: Sequence[str]
+    rewards: Sequence[float | None]
+    id: str
+    row: Mapping[str, Any]
+
+
+def read_candidates(path: str | Path) -> list[Candidates]:
+    """The rows of a file or a hub data set as candidates, in order; see `candidates`.
+
+    Raises:
+        DataError: the file cannot be read, or a row is not of a form that is known.
+    """
+    return candidates(load_records(path))
+
+
+def candidates(records: Sequence[Mapping[str, Any]]) -> list[Candidates]:
+    """Rows as candidates.
+
+    Args:
+        records: `{"prompt", "completions", "rewards"}` (logged groups; `rewards` may be absent), or preference pairs
+            `{"prompt", "chosen", "rejected"}`, which get the rewards 1 and 0. A completion is text, one message of the
+            assistant, or token ids with `texts` beside them.
+
+    Raises:
+        DataError: there are no rows, or one is of neither form; it is named by its number, counted from 1.
+    """
+    if not records:
+        raise DataError("there are no candidates; the data set is empty")
+    return [_candidates(problem, number) for number, problem in enumerate(problems_from_records(records), start=1)]
+
+
+def _candidates(problem: Problem, number: int) -> Candidates:
+    columns = dict(problem.columns)
+    if "completions" not in columns and all(name in columns for name in _PAIR):
+        columns |= {"completions": [columns[name] for name in _PAIR], "rewards": [1.0, 0.0]}
+    written = columns.get("completions")
+    if not isinstance(written, list | tuple) or not written:
+        raise DataError(
+            f"row {number} has no list `completions`; give `prompt` and `completions`, and `rewards` to fit"
+        )
+    texts = _column(columns, "texts", len(written), number)
+    completions = [_text(*pair, number) for pair in zip(written, texts, strict=True)]
+    rewards = [_reward(value, number) for value in _column(columns, "rewards", len(written), number)]
+    return Candidates(problem.prompt, completions, rewards, problem.id, {"prompt": problem.prompt, **problem.columns})
+
+
+def _column(columns: Mapping[str, Any], name: str, count: int, number: int) -> list[Any]:
+    """The values of a column, one a completion; None each where it is absent."""
+    values = columns.get(name)
+    if values is None:
+        return [None] * count
+    if not isinstance(values, list | tuple) or len(values) != count:
+        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+        raise DataError(f"row {number}: `{name}` has {have} for {count} completions; give a list with one for each")
+    return list(values)
+
+
+def _text(written: Any, text: Any, number: int) -> str:
+    if isinstance(written, str):
+        return written
+    if isinstance(written, list | tuple) and written:
+        if isinstance(written[-1], Mapping) and isinstance(written[-1].get("content"), str):
+            return str(written[-1]["content"])
+        if isinstance(text, str) and all(type(token) is int for token in written):
+            return text
+    raise DataError(
+        f"row {number}: a completion is {str(written)[:40]!r}; give text, a message of the assistant, or token ids "
+        "with the column `texts` beside them"
+    )
+
+
+def _reward(value: Any, number: int) -> float | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, int | float) or math.isinf(value):
+        raise DataError(f"row {number}: a reward is {str(value)[:40]!r}; give finite numbers, null where there is none")
+    return float(value)

@@ -1,0 +1,62 @@
+"""`sample` by a model in this process."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gvpo.policy.tokenizer import encode_prompt
+from gvpo.probe.data import Candidates
+from gvpo.probe.features import Progress
+from gvpo.sampling import Request, Sampler, SamplingParams
+from gvpo.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AT_ONCE = 16
+"""Prompts whose completions are drawn between two reports of progress."""
+
+
+class ModelSample:
+    """Draws texts from a sampler.
+
+    Args:
+        sampler: any sampler.
+        tokenizer: its tokenizer.
+        params: how to draw; how many, the call says.
+        seed: with the prompt it fixes what is drawn.
+    """
+
+    def __init__(
+        self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", params: SamplingParams, *, seed: int = 0
+    ) -> None:
+        self._sampler, self._tokenizer, self._params, self._seed = sampler, tokenizer, params, seed
+
+    def __call__(self, prompt: Prompt, k: int, /) -> list[str]:
+        """Draw k completions."""
+        return self.of([Problem(prompt, repr(prompt))], k)[0]
+
+    def of(self, problems: Sequence[Problem], k: int) -> list[list[str]]:
+        """Draw k completions of each problem, drawn together; ids are distinct and name the noise."""
+        requests = [Request(one.id, tuple(encode_prompt(self._tokenizer, one.prompt))) for one in problems]
+        params = dataclasses.replace(self._params, group_size=k)
+        drawn = self._sampler.sample(requests, params, seed=self._seed, step=0)
+        return [[row.text or "" for row in rows] for rows in drawn]
+
+
+def drawn_candidates(
+    problems: Sequence[Problem], sample: ModelSample, k: int, progress: Progress | None = None
+) -> list[Candidates]:
+    """Draw k completions of each problem, some problems at a time, as candidates without rewards."""
+    found: list[Candidates] = []
+    for start in range(0, len(problems), AT_ONCE):
+        part = problems[start : start + AT_ONCE]
+        found += [_candidates(*pair) for pair in zip(part, sample.of(part, k), strict=True)]
+        if progress is not None:
+            progress(len(found), len(problems))
+    return found
+
+
+def _candidates(problem: Problem, texts: Sequence[str]) -> Candidates:
+    row = {"prompt": problem.prompt, **problem.columns, "completions": list(texts)}
+    return Candidates(problem.prompt, texts, [None] * len(texts), problem.id, row)

@@ -1,0 +1,137 @@
+"""Features from a server that speaks OpenAI's embeddings protocol: a company's API, vLLM, llama.cpp, TEI, ...
+
+POST <url>/embeddings  {"model", "input": [texts]}  ──▶  {"data": [{"index", "embedding"}]}
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from gvpo.errors import ConfigError, DataError
+from gvpo.probe.store import Array
+from gvpo.types import Prompt
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before the first retry, which double each time, and at most."""
+
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""Answers that another try may change."""
+
+
+class EndpointFeatures:
+    """`embed` by an embeddings endpoint. A prompt and its completion are one text, on lines of their own.
+
+    Args:
+        url: of the API, `https://api.openai.com/v1` say; `/embeddings` is added.
+        model: its name there.
+        dimensions: asked of models that can shorten their vectors.
+        key_variable: environment variable with the key, which is sent as a bearer token and never written anywhere;
+            a server on this machine needs none.
+        batch: texts a request.
+        concurrency: requests under way at once.
+        timeout: seconds for one answer.
+        deadline: seconds for a request with all its retries.
+
+    Raises:
+        ConfigError: the url is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        dimensions: int | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        batch: int = 64,
+        concurrency: int = 4,
+        timeout: float = 60.0,
+        deadline: float = 300.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"the endpoint {url!r} is not a URL; give one such as https://api.openai.com/v1")
+        self._url, self._model, self._dimensions = f"{url.rstrip('/')}/embeddings", model, dimensions
+        self._batch, self._concurrency = batch, concurrency
+        self._timeout, self._deadline = timeout, deadline
+        self._key = os.environ.get(key_variable, "").strip()
+        self.name = f"endpoint/{self._url}/{model}/{dimensions or 'all'}"
+        """Of these features, for a store."""
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], /) -> Array:
+        """[n, D] float32 features.
+
+        Raises:
+            DataError: the server refuses, does not answer within the deadline, or answers something else.
+        """
+        texts = [f"{_plain(prompt)}\n{text}" for prompt, text in zip(prompts, completions, strict=True)]
+        parts = [texts[start : start + self._batch] for start in range(0, len(texts), self._batch)]
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        with httpx2.Client(headers=headers) as client, ThreadPoolExecutor(self._concurrency) as pool:
+            return np.concatenate(list(pool.map(partial(self._embed, client), parts)))
+
+    def _embed(self, client: httpx2.Client, texts: Sequence[str]) -> Array:
+        body: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "float"}
+        if self._dimensions is not None:
+            body["dimensions"] = self._dimensions
+        answer = self._post(client, body)
+        try:
+            rows = sorted(answer.json()["data"], key=lambda row: int(row["index"]))
+            found = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self._url} did not answer with embeddings ({self._short(answer.text)})") from error
+        if found.ndim != 2 or len(found) != len(texts):
+            raise DataError(f"{self._url} gave {len(found)} embeddings for {len(texts)} texts; ask for smaller batches")
+        return found
+
+    def _post(self, client: httpx2.Client, body: Mapping[str, Any]) -> httpx2.Response:
+        """The answer, after as many tries as the deadline allows."""
+        until, wait = time.monotonic() + self._deadline, FIRST_WAIT
+        while True:
+            answer, failure, asked = self._try(client, body, until - time.monotonic())
+            if answer is not None:
+                return answer
+            pause = max(wait, asked)
+            if time.monotonic() + pause > until:
+                raise DataError(f"{self._url} gave no embeddings in {self._deadline:g} s: {failure}; try again later")
+            time.sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _try(
+        self, client: httpx2.Client, body: Mapping[str, Any], left: float
+    ) -> tuple[httpx2.Response | None, str, float]:
+        """(the answer, or None; why there is none; the seconds to wait that the server asks for)."""
+        try:
+            answer = client.post(self._url, json=body, timeout=min(self._timeout, max(left, 1e-3)))
+        except httpx2.TransportError as error:
+            return None, f"{type(error).__name__}: {error}", 0.0
+        if answer.is_success:
+            return answer, "", 0.0
+        failure = f"status {answer.status_code}: {self._short(answer.text)}"
+        if answer.status_code not in _AGAIN:
+            raise DataError(f"{self._url} refuses: {failure}")
+        return None, failure, _asked_for(answer)
+
+    def _short(self, text: str) -> str:
+        """The beginning of an answer on one line, without the key, which some servers repeat."""
+        return " ".join((text.replace(self._key, "***") if self._key else text).split())[:200]
+
+
+def _asked_for(answer: httpx2.Response) -> float:
+    """The seconds that a server asks to wait; 0 if it does not say, or says a date."""
+    try:
+        return float(answer.headers.get("retry-after", 0))
+    except ValueError:
+        return 0.0
+
+
+def _plain(prompt: Prompt) -> str:
+    """A prompt as text; of messages, what they say, each after its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)

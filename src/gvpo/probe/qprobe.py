@@ -1,0 +1,84 @@
+"""The probe itself: a linear function of features, kept as safetensors with what it needs to be used again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from gvpo.errors import DataError, ModelError
+from gvpo.probe.store import Array, Features
+from gvpo.runfiles import to_json, write_bytes
+
+FORMAT = "gvpo-probe-1"
+_READ = 8192
+"""Rows of features that are scored at once."""
+
+
+@dataclass(frozen=True)
+class QProbe:
+    """Q(x, y) = weight . phi(x, y) + bias.
+
+    Args:
+        weight: [D] float32.
+        bias: a number.
+        metadata: JSON-ready: the loss and settings of the fit, and where features come from.
+    """
+
+    weight: Array
+    bias: float = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, features: "Features | ArrayLike") -> NDArray[np.float64]:
+        """[N] values of [N, D] features, read some rows at a time.
+
+        Raises:
+            DataError: features of another width.
+        """
+        rows: Any = features if hasattr(features, "shape") else np.asarray(features)
+        if len(rows.shape) != 2 or rows.shape[1] != len(self.weight):
+            raise DataError(
+                f"the probe reads features of {len(self.weight)} numbers and these have shape {tuple(rows.shape)}; "
+                "use the model, layer and token that it was fitted on"
+            )
+        starts = range(0, rows.shape[0], _READ)
+        parts = [rows[np.arange(start, min(start + _READ, rows.shape[0]))] @ self.weight for start in starts]
+        scores: NDArray[np.float64] = np.concatenate([*parts, np.empty(0)]) + self.bias
+        return scores
+
+    def save(self, path: str | Path) -> Path:
+        """Write the probe, beside and renamed.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        tensors: dict[str, NDArray[Any]] = {
+            "weight": np.ascontiguousarray(self.weight),
+            "bias": np.array([self.bias], dtype=np.float64),
+        }
+        write_bytes(Path(path), save(tensors, metadata={"format": FORMAT, "probe": to_json(self.metadata)}))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "QProbe":
+        """Read a probe.
+
+        Raises:
+            ModelError: there is no such file, or it is not a probe.
+        """
+        if not Path(path).is_file():
+            raise ModelError(f"there is no probe {path}; give the file that `gvpo probe fit` wrote")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ModelError(f"{path} is not a probe; give the file that `gvpo probe fit` wrote")
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+                return cls(weight, float(bias[0]), json.loads(metadata["probe"]))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ModelError(f"the probe {path} is damaged ({error}); fit it again") from error

@@ -1,0 +1,114 @@
+"""Where a probe's features come from, as a probe file remembers it: opened again for eval and select."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from gvpo.errors import ConfigError, DataError
+from gvpo.probe.endpoint import EndpointFeatures
+from gvpo.probe.features import Embed
+from gvpo.probe.qprobe import QProbe
+
+if TYPE_CHECKING:
+    from gvpo.probe.hidden import TokenChoice
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """A model of Hugging Face, or an embeddings endpoint.
+
+    Args:
+        model: directory or hub id; with `endpoint` the model's name there.
+        endpoint: URL of the API; None for a model in this process.
+        layer: as `HiddenFeatures`; None is its default.
+        token: as `HiddenFeatures`.
+        dimensions: as `EndpointFeatures`.
+    """
+
+    model: str
+    endpoint: str | None = None
+    layer: int | None = None
+    token: str = "last"
+    dimensions: int | None = None
+
+    @classmethod
+    def of(cls, probe: QProbe, **changes: Any) -> "FeatureSource":
+        """What a probe was fitted on, with some of it changed: where the model lies now, say.
+
+        Raises:
+            DataError: the probe does not say.
+        """
+        kept = probe.metadata.get("features")
+        if not isinstance(kept, dict) or "model" not in kept:
+            raise DataError("the probe does not say where its features come from; use it from Python")
+        given = {name: value for name, value in changes.items() if value is not None}
+        known: dict[str, Any] = {
+            field.name: kept[field.name] for field in dataclasses.fields(cls) if field.name in kept
+        }
+        return cls(**{**known, **given})
+
+    def open(self, *, device: str | None = None, tokens_per_batch: int = 4096) -> "Source":
+        """Load the model, or make the client.
+
+        Args:
+            device: for a model; default an accelerator if there is one.
+            tokens_per_batch: as `HiddenFeatures`.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            ConfigError: no such layer or token; no URL.
+        """
+        if self.endpoint is not None:
+            client = EndpointFeatures(self.endpoint, self.model, dimensions=self.dimensions)
+            return Source(self, client, client.name)
+        return self._open_model(device, tokens_per_batch)
+
+    def _open_model(self, device: str | None, tokens_per_batch: int) -> "Source":
+        import torch
+
+        from gvpo.policy.model import load_model
+        from gvpo.policy.tokenizer import load_tokenizer
+        from gvpo.probe.hidden import HiddenFeatures
+
+        if device is None and torch.accelerator.is_available():
+            device = str(torch.accelerator.current_accelerator())
+        model, tokenizer = load_model(self.model, device=device), load_tokenizer(self.model)
+        token = cast("TokenChoice", self.token)
+        hidden = HiddenFeatures(model, tokenizer, layer=self.layer, token=token, tokens_per_batch=tokens_per_batch)
+        return Source(dataclasses.replace(self, layer=hidden.layer), hidden, hidden.name, model, tokenizer)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open source.
+
+    Args:
+        description: what was opened, with the layer that was chosen.
+        embed: computes features.
+        name: of these features, for a store; another name where anything differs that changes them.
+        model: the model, where there is one in this process.
+        tokenizer: its tokenizer.
+    """
+
+    description: FeatureSource
+    embed: Embed
+    name: str
+    model: Any = None
+    tokenizer: Any = None
+
+    def metadata(self) -> dict[str, Any]:
+        """What a probe keeps."""
+        return {**dataclasses.asdict(self.description), "name": self.name}
+
+    def require(self, probe: QProbe) -> None:
+        """Refuse features other than those that a probe was fitted on. Of an endpoint only the model's name is known.
+
+        Raises:
+            ConfigError: the weights, the tokenizer, the layer or the token differ.
+        """
+        fitted = probe.metadata.get("features", {}).get("name")
+        if self.model is not None and fitted != self.name:
+            raise ConfigError(
+                f"the model {self.description.model} is not the one that the probe was fitted on, or its tokenizer "
+                "differs; give that one with --model, or fit a new probe"
+            )

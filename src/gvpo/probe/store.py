@@ -1,0 +1,143 @@
+"""Features on disk: what was embedded once is not embedded again.
+
+    <directory>/<name's digest>/name.json  chunk-<digest>.npy ...
+
+A chunk is written beside and renamed, and never changed, so several processes may share a directory and a crash costs
+the chunk that was being made. Chunks are memory-mapped: a batch reads its own rows, however many there are.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gvpo.errors import DataError
+from gvpo.runfiles import write_bytes, write_json
+from gvpo.types import Prompt
+
+Array = NDArray[np.float32]
+KEY_BYTES = 16
+
+
+class Features(Protocol):
+    """Rows of features: a numpy array [N, D], or rows on disk that read like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Float32 [n, D] of n row numbers."""
+        ...
+
+
+class StoredFeatures:
+    """Rows of a store, in the order that was asked for.
+
+    Args:
+        chunks: memory-mapped structured arrays.
+        chunk: [N] the chunk of each row.
+        place: [N] its place there.
+        width: D.
+    """
+
+    def __init__(self, chunks: Sequence[Any], chunk: NDArray[np.int64], place: NDArray[np.int64], width: int) -> None:
+        self._chunks, self._chunk, self._place = chunks, chunk, place
+        self.shape = (len(place), width)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Array:
+        chunk, place = self._chunk[rows], self._place[rows]
+        found = np.empty((len(place), self.shape[1]), dtype=np.float32)
+        for number in np.unique(chunk):
+            here = chunk == number
+            found[here] = self._chunks[number]["features"][place[here]]
+        return found
+
+
+class FeatureStore:
+    """Features by prompt and completion, of one way to compute them.
+
+    Args:
+        directory: made if need be; may hold other ways too.
+        name: of the way: model, layer, token. Another name sees none of these features.
+
+    Raises:
+        DataError: a chunk is damaged.
+        RunError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: str | Path, name: str) -> None:
+        self._directory = Path(directory) / hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        self._chunks: list[Any] = []
+        self._places: dict[bytes, tuple[int, int]] = {}
+        for path in sorted(self._directory.glob("chunk-*.npy")):
+            self._open(path)
+        if not self._chunks:
+            write_json(self._directory / "name.json", {"features": name})
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def add(self, keys: Sequence[bytes], features: Array) -> None:
+        """Write a chunk.
+
+        Args:
+            keys: n different ones.
+            features: [n, D].
+
+        Raises:
+            DataError: another D than before.
+            RunError: the disk is full or not writable.
+        """
+        if self._chunks and self._width() != features.shape[1]:
+            raise DataError(
+                f"features have {features.shape[1]} numbers and those in {self._directory} {self._width()}; "
+                "use another cache directory"
+            )
+        rows = np.empty(len(keys), dtype=[("key", f"V{KEY_BYTES}"), ("features", "<f4", (features.shape[1],))])
+        rows["key"], rows["features"] = np.frombuffer(b"".join(keys), dtype=f"V{KEY_BYTES}"), features
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        digest = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
+        path = self._directory / f"chunk-{digest}.npy"
+        write_bytes(path, buffer.getvalue())
+        self._open(path)
+
+    def rows(self, keys: Sequence[bytes]) -> StoredFeatures:
+        """The features of some keys, all of which are in the store, as rows to read a few at a time."""
+        places = np.array([self._places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+        return StoredFeatures(self._chunks, places[:, 0], places[:, 1], self._width())
+
+    def _open(self, path: Path) -> None:
+        try:
+            chunk = np.load(path, mmap_mode="r", allow_pickle=False)
+            keys = np.array(chunk["key"])
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"{path} is damaged; remove it, and its features are computed again") from error
+        self._places |= {bytes(key): (len(self._chunks), place) for place, key in enumerate(keys)}
+        self._chunks.append(chunk)
+
+    def _width(self) -> int:
+        return int(self._chunks[0]["features"].shape[1])
+
+    @classmethod
+    def at(cls, directory: str | Path | None, name: str) -> Self | None:
+        """A store, or None where there is no directory for one."""
+        return None if directory is None else cls(directory, name)
+
+
+def key_of(prompt: Prompt, completion: str) -> bytes:
+    """What a prompt and a completion are stored under."""
+    text = json.dumps([prompt, completion], ensure_ascii=True, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+
+
+def distinct(keys: Iterable[bytes]) -> list[bytes]:
+    """Each key once, in order."""
+    return list(dict.fromkeys(keys))
