@@ -9,10 +9,13 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -86,6 +89,27 @@ RECURRENT: dict[str, PreTrainedConfig] = {
 """Models with states: linear attention, a state space model, convolutions, each with full attention besides."""
 
 
+MIXTURES: dict[str, PreTrainedConfig] = {
+    "qwen3_moe": CONFIGS["qwen3_moe"],
+    "qwen2_moe": Qwen2MoeConfig(
+        **_SMALL, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_experts=4, num_experts_per_tok=2
+    ),
+    "mixtral": MixtralConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1),
+    "olmoe": OlmoeConfig(**_SMALL, num_experts=4, num_experts_per_tok=2),
+    "qwen3_next_moe": Qwen3NextConfig(
+        **{
+            **RECURRENT["qwen3_next"].to_diff_dict(),
+            "mlp_only_layers": [],
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        }
+    ),
+}
+"""Mixtures of experts, whose routers choose 2 of 4."""
+
+
 def tiny_model(
     kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object
 ) -> PreTrainedModel:
@@ -94,9 +118,9 @@ def tiny_model(
     Experts are computed by the plain loop, the only implementation that also works in float64.
     """
     torch.manual_seed(seed)
-    template = {**CONFIGS, **RECURRENT}[kind]
+    template = {**CONFIGS, **RECURRENT, **MIXTURES}[kind]
     settings = type(template)(**{**template.to_diff_dict(), **config})
-    experts = {"experts_implementation": "eager"} if hasattr(settings, "num_experts") else {}
+    experts = {"experts_implementation": "eager"} if hasattr(settings, "num_experts_per_tok") else {}
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **experts)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -138,7 +138,7 @@ DATA = {
 }
 REWARDS = {
     "boxed_anser": "there is no reward 'boxed_anser'; did you mean 'boxed_answer'?",
-    "": "there is no reward ''; choose one of addition_steps",
+    "": "there is no reward ''; choose one of addition_slip",
     "missing.py:digits": "missing.py; correct the path",
     "judge.py": "reward 'judge.py' is a file; name its function too, judge.py:FUNCTION",
     "judge.py:digit": "judge.py has no function 'digit'; did you mean 'digits'?",

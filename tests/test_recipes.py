@@ -71,3 +71,27 @@ def test_the_offline_arms_train_on_the_same_samples_each_at_its_own_learning_rat
     differing = [section for section, table in gvpo.to_recipe().items() if table != grpo.to_recipe()[section]]
     assert differing == ["objective", "train"]
     assert gvpo.replace(learning_rate=grpo.learning_rate).to_recipe()["train"] == grpo.to_recipe()["train"]
+
+
+def test_the_arms_of_the_mixture_differ_in_the_objective_and_in_what_happens_to_experts():
+    base = recipe("moe")
+    arms = {name: recipe(f"moe/{name}") for name in ("grpo", "grpo-replay", "gvpo")}
+    assert (base.objective, base.routing, updates_per_step(base)) == ("gspo", "watch", 2)
+    assert base.model_init is not None
+    assert base.model_init["num_experts"] >= 16
+    assert {name: (arm.objective, arm.routing) for name, arm in arms.items()} == {
+        "grpo": ("grpo", "watch"),
+        "grpo-replay": ("grpo", "replay"),
+        "gvpo": ("gvpo", "watch"),
+    }
+    for arm in arms.values():
+        differing = [section for section, table in base.to_recipe().items() if table != arm.to_recipe()[section]]
+        assert set(differing) <= {"objective", "train"}
+        assert arm.replace(routing="watch").to_recipe()["train"] == base.to_recipe()["train"]
+
+
+def test_a_cost_has_a_limit_and_no_weight():
+    constrained = recipe("constrained")
+    weights = dict(zip(constrained.reward_funcs, constrained.reward_weights or [], strict=True))
+    assert constrained.costs is not None
+    assert all(weights[name] == 0 for name in constrained.costs)

@@ -126,7 +126,9 @@ def _keyword_table() -> Iterator[str]:
 
 def _keyword_default(name: str, keyword: str) -> str:
     parameter = inspect.signature(OBJECTIVES[name]).parameters.get(keyword)
-    return "" if parameter is None else str(parameter.default)
+    if parameter is None:
+        return ""
+    return "required" if parameter.default is inspect.Parameter.empty else str(parameter.default)
 
 
 def undescribed() -> list[str]:

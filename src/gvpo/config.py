@@ -185,7 +185,9 @@ class ObjectiveConfig(Section):
     """[objective] The formula. Keywords left out keep the objective's own default."""
 
     objective: str = Field(
-        default="gvpo", description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | dpo | epa | poft | sft"
+        default="gvpo",
+        description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | gsspo | constrained_grpo | dpo | epa | "
+        "poft | sft",
     )
     reference: str = Field(
         default="auto",
@@ -212,6 +214,21 @@ class ObjectiveConfig(Section):
     )
     kl_coef: float | None = Field(default=None, ge=0, description="weight of a KL penalty in the loss")
     weak_weight: float | None = Field(default=None, ge=0, description="how much EPA's weak negatives count")
+    segment_at: str | None = Field(
+        default=None, min_length=1, description="gsspo: a token with this text in it is the last of a segment"
+    )
+    costs: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        default=None,
+        description="constrained_grpo: {name of a reward function = what its mean may be}; give it the weight 0",
+    )
+    reward_multiplier: float | None = Field(
+        default=None, ge=0, description="constrained_grpo: weight of the standardised reward beside those of the costs"
+    )
+    multiplier_rate: float | None = Field(
+        default=None,
+        ge=0,
+        description="constrained_grpo: a cost's weight grows by this times its excess, each step; default 0.1",
+    )
     kl_in_reward: float = Field(
         default=0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)"
     )
@@ -244,6 +261,14 @@ class TrainSection(Section):
     )
     prefix_sharing: Literal["auto", "on", "off"] = Field(
         default="auto", description="compute a group's prompt once; on: an error where the model cannot"
+    )
+    routing: Literal["free", "watch", "replay"] = Field(
+        default="free",
+        description="of a mixture of experts. watch: count the experts that change within a step; replay: force those "
+        "of the step's start in all its updates (Routing Replay)",
+    )
+    router_aux_coef: float = Field(
+        default=0.0, ge=0, description="of a mixture of experts: weight of the load-balancing loss"
     )
     sharding: Literal["none", "full"] = Field(
         default="none",
@@ -296,6 +321,8 @@ OBJECTIVE_KEYWORDS = tuple(
     name for name in ObjectiveConfig.model_fields if name not in ("objective", "reference", "kl_in_reward")
 )
 """The keywords that settings can bind on an objective; which of them it takes, its signature says."""
+OBJECTIVE_INPUTS = ("segment_at", "costs", "multiplier_rate")
+"""Those of them from which the trainer makes what the objective is given."""
 
 NO_SAMPLER = (
     "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or 'every:N'"

@@ -52,6 +52,7 @@ class Completion:
         ref_logprobs: C log-probs (nats) under the reference pi_theta'.
         old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
         sampler_logprobs: C log-probs (nats) that the sampler reported; for the mismatch metric, never trained on.
+        experts: where each token went in a mixture of experts, as `gvpo.score(..., routing="watch")` found it.
         extras: further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: the decoded completion.
         finish_reason: "stop" or "length".
@@ -68,6 +69,7 @@ class Completion:
     ref_logprobs: FloatSequence | None = None
     old_logprobs: FloatSequence | None = None
     sampler_logprobs: FloatSequence | None = None
+    experts: Any = None
     extras: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     finish_reason: FinishReason = "stop"

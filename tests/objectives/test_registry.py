@@ -15,11 +15,13 @@ from gvpo.errors import ObjectiveError, ShapeError
 from gvpo.objectives import OBJECTIVES
 from tests.objectives.batches import gradient, make_batch, pick, roles_of
 
+REQUIRED = {"dr_grpo": {"max_length": 8}, "constrained_grpo": {"multipliers": [0.5, 2.0]}}
+"""Keywords that are not tensors and have no default."""
 PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
 
 
 def bound(name):
-    return functools.partial(OBJECTIVES[name], max_length=8) if name == "dr_grpo" else OBJECTIVES[name]
+    return functools.partial(OBJECTIVES[name], **REQUIRED.get(name, {}))
 
 
 def inputs_for(name, batch):
@@ -38,7 +40,8 @@ every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 
 def test_the_names_that_recipes_use():
     assert sorted(OBJECTIVES) == [
-        *("dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gvpo", "poft", "rloo", "sft")
+        *("constrained_grpo", "dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gsspo", "gvpo"),
+        *("poft", "rloo", "sft"),
     ]
     assert objectives.__all__ == sorted(objectives.__all__)
 
@@ -62,7 +65,9 @@ def test_presets_show_their_own_defaults():
     assert (defaults("rloo")["clip_low"], defaults("rloo")["max_length"]) == (torch.inf, 1)
 
 
-@pytest.mark.parametrize("module", ["dpo", "epa", "gvpo", "grpo", "gspo", "kl_in_reward", "poft", "sft"])
+@pytest.mark.parametrize(
+    "module", ["constrained_grpo", "dpo", "epa", "grpo", "gspo", "gsspo", "gvpo", "kl_in_reward", "poft", "sft"]
+)
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(sys.modules[f"gvpo.objectives.{module}"], extraglobs={"torch": torch})
     assert result.attempted > 0
@@ -108,9 +113,9 @@ def test_values_behind_the_mask_are_never_read(name):
 @every
 def test_wider_padding_changes_nothing(name):
     batch = make_batch()
-    per_token = (*PER_TOKEN, "mask")
     padded = {
-        key: torch.nn.functional.pad(value, (0, 3)) if key in per_token else value for key, value in batch.items()
+        key: torch.nn.functional.pad(value, (0, 3)) if value.shape == batch["mask"].shape else value
+        for key, value in batch.items()
     }
     torch.testing.assert_close(
         bound(name)(**inputs_for(name, padded)).loss, bound(name)(**inputs_for(name, batch)).loss
@@ -130,7 +135,9 @@ def test_only_logprobs_carry_a_gradient(name):
 @every
 def test_metrics_are_finite_scalars_under_one_prefix(name):
     metrics = bound(name)(**inputs_for(name, make_batch())).metrics
-    prefix = {"dapo": "grpo", "dr_grpo": "grpo", "rloo": "grpo", "gspo_token": "gspo"}.get(name, name)
+    prefix = {"dapo": "grpo", "dr_grpo": "grpo", "rloo": "grpo", "gspo_token": "gspo", "constrained_grpo": "grpo"}.get(
+        name, name
+    )
     assert metrics
     assert all(key.startswith(f"{prefix}/") for key in metrics)
     assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
@@ -189,6 +196,8 @@ def test_wrong_shapes_and_dtypes_name_the_tensor(name):
         "ref_logprobs": (torch.zeros(9, 4), r"ref_logprobs has shape \(9, 4\); expected \(9, 5\)"),
         "old_logprobs": (torch.zeros(9, 5, dtype=torch.int64), "old_logprobs has dtype torch.int64"),
         "rewards": (torch.zeros(9, 1), r"rewards has shape \(9, 1\); expected \(9,\), \[B\]"),
+        "segments": (torch.zeros(9, 4, dtype=torch.int64), r"segments has shape \(9, 4\)"),
+        "costs": (torch.zeros(9), r"costs has shape \(9,\); expected \(9, 2\), \[B, K\]"),
         "group": (torch.zeros(9), "group has dtype torch.float32; expected torch.int64"),
         "aligned_mean_logprobs": (torch.zeros(9), r"aligned_mean_logprobs has shape \(9,\); expected \[B, M\]"),
         "role": (("chosen",) * 8, "role has 8 values for 9 rows"),

@@ -56,7 +56,7 @@ def test_a_file_is_run_once(directory):
     ("name", "message"),
     [
         ("boxed_anser", "no reward 'boxed_anser'; did you mean 'boxed_answer'"),
-        ("zzz", "choose one of addition_steps, .* or give module:function"),
+        ("zzz", "choose one of addition_slip, .* or give module:function"),
         ("my_rewards.py:juge", "has no function 'juge'; did you mean 'judge'"),
         ("my_rewards.py:number", "has no function 'number'"),
         ("missing.py:judge", "there is no file .*missing.py"),

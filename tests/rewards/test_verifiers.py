@@ -7,6 +7,7 @@ import pytest
 
 from gvpo.errors import RewardError
 from gvpo.rewards import (
+    addition_slip,
     addition_steps,
     boxed_answer,
     boxed_format,
@@ -282,8 +283,14 @@ def test_addition_steps(completion, share):
     assert addition_steps(completions=[completion], steps=[STEPS]) == [share]
 
 
+@pytest.mark.parametrize(("completion", "share"), ADDITION)
+def test_addition_slip_is_the_cost_of_any_step_that_is_not_right(completion, share):
+    assert addition_slip(completions=[completion], steps=[STEPS]) == [float(share < 1)]
+
+
 def test_addition_steps_abstain_without_steps():
     assert addition_steps(completions=["a"], steps=[None]) == [None]
+    assert addition_slip(completions=["a"], steps=[None]) == [None]
 
 
 def test_token_cost():

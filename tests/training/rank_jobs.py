@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,6 +76,41 @@ def _update(
             _gap(one.logprobs, true.rows[row].logprobs) for one, row in zip(output.rows, rows, strict=True)
         ),
         "scored": max(_gap(one.logprobs, true.rows[row].logprobs) for one, row in zip(scored, rows, strict=True)),
+    }
+
+
+def routed_updates(cases: Sequence[tuple[str, tuple[int, ...], int]]) -> list[dict[str, float]]:
+    """As `updates`, of a mixture with replayed experts and a router loss: how wrapped, owners, budget."""
+    return [_routed_update(*case) for case in cases]
+
+
+def _routed_update(wrapped: str, owners: tuple[int, ...], budget: int) -> dict[str, float]:
+    routed: dict[str, Any] = {"routing": "replay", "router_aux_coef": 0.3, "tokens_per_microbatch": budget}
+    model = tiny_model("qwen3_moe", dtype=torch.float64)
+    with ranks.alone(), double_precision(model):
+        kept = iter(score(tiny_model("qwen3_moe", dtype=torch.float64, seed=1), GROUPS, routing="watch"))
+        groups = [
+            replace(group, completions=[replace(row, experts=next(kept).experts) for row in group.completions])
+            for group in GROUPS
+        ]
+        true = group_backward(model, groups, gvpo, **routed)
+    expected = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    model = tiny_model("qwen3_moe", dtype=torch.float64)
+    if wrapped == "fsdp2":
+        sharding.shard(model, half=False)
+    policy = nn.parallel.DistributedDataParallel(model) if wrapped == "ddp" else model
+    own = [group for group, owner in zip(groups, owners, strict=True) if owner == ranks.rank()]
+    with double_precision(model):
+        output = group_backward(policy, own, gvpo, **routed)
+    found = {name: sharding.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
+    metrics = {name: float((output.metrics[name] - value).abs()) for name, value in true.metrics.items()}
+    return {
+        "gradient": relative_error(found, expected),
+        "loss": float((output.loss - true.loss).abs()),
+        "own experts": float(
+            sum(row.experts is not None for row in output.rows) != sum(len(g.completions) for g in own)
+        ),
+        **metrics,
     }
 
 

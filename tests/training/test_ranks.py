@@ -124,6 +124,19 @@ def test_an_update_is_that_of_one_process(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_replayed_experts_and_the_router_loss_are_those_of_one_process(tmp_path: Path):
+    """Counts are those of all ranks, and each rank keeps the experts of its own rows."""
+    cases = [
+        (wrapped, owners, budget)
+        for wrapped in ("plain", "ddp", "fsdp2")
+        for owners, budget in ((TWO, 12), (ONE_HAS_NONE, 12), (TWO, 10_000))
+    ]
+    for told in world(2, tmp_path, jobs.routed_updates, cases):
+        for case, found in zip(cases, told, strict=True):
+            assert max(found.values()) < 1e-12, (case, found)
+
+
+@pytest.mark.slow
 def test_an_update_on_four_ranks_is_that_of_one_process(tmp_path: Path):
     """Two of them have no group at all. Experts that a rank's rows do not reach get the others' gradients."""
     cases: list[jobs.Case] = [

@@ -31,11 +31,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 from gvpo.errors import ModelError
 from gvpo.policy.fork_layout import Call, ForkedLayout
 from gvpo.policy.logprobs import TokenScores
+from gvpo.policy.packing import Layout
 
 _CACHES = ("past_key_values", "cache_params")
 """Names under which models return their cache and take it back."""
 
-Run = Callable[[dict[str, Any], Call, Tensor | None], tuple[TokenScores, Any]]
+Run = Callable[[dict[str, Any], Layout | Call, Tensor | None], tuple[TokenScores, Any]]
 """A call of the model: its inputs, the tokens to score, their coefficients; gives scores and the model's output."""
 
 

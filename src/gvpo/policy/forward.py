@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from gvpo.errors import ModelError
 from gvpo.policy.attention import TREES, tree_attention
 from gvpo.policy.fork_layout import NEVER, Call, Fork, ForkedLayout, lay_out_forked, pays, plan_forked
-from gvpo.policy.forking import forked_scores
+from gvpo.policy.forking import Run, forked_scores
 from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs, weighted_sum
 from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
+from gvpo.policy.routing import Routing
 from gvpo.types import Group
 
 
@@ -75,6 +76,7 @@ def token_scores(
     *,
     temperature: float = 1.0,
     coefficients: Tensor | None = None,
+    routing: Routing | None = None,
 ) -> TokenScores:
     """Run one micro-batch.
 
@@ -84,11 +86,14 @@ def token_scores(
         path: from `paths.choose_path`.
         temperature: divides the logits.
         coefficients: [S] c = d loss / d logprobs when known: then the backward of `weighted` is what is wanted.
+        routing: records or forces the experts of a mixture, within its `installed`.
 
     Returns:
         Scores of the layout's S tokens, in its order.
     """
-    run = partial(_fused_scores if path.fused else _plain_scores, model, temperature)
+    run: Run = partial(_fused_scores if path.fused else _plain_scores, model, temperature)
+    if routing is not None:
+        run = routing.around(run)
     if isinstance(layout, ForkedLayout):
         return forked_scores(run, layout, coefficients)
     return run(_inputs(layout), layout, coefficients)[0]

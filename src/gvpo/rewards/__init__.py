@@ -1,6 +1,6 @@
 """What is good: reward functions with TRL's signature, and a pool of processes that runs them under a deadline."""
 
-from gvpo.rewards.addition import addition_steps
+from gvpo.rewards.addition import addition_slip, addition_steps
 from gvpo.rewards.base import Answer, RewardBatch, RewardFunc, check_ready, completion_text
 from gvpo.rewards.boxed import boxed_answer
 from gvpo.rewards.choice import multiple_choice
@@ -31,6 +31,7 @@ __all__ = [
     "RewardBatch",
     "RewardFunc",
     "RewardPool",
+    "addition_slip",
     "addition_steps",
     "boxed_answer",
     "boxed_format",

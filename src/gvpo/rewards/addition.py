@@ -1,4 +1,4 @@
-"""Column addition: how much of the chain is right."""
+"""Column addition: how much of the chain is right, and whether all of it is."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +21,12 @@ def addition_steps(completions: Sequence[Answer], steps: Sequence[Sequence[str]]
         _share(completion_text(completion).splitlines(), right) if right else None
         for completion, right in zip(completions, steps, strict=True)
     ]
+
+
+def addition_slip(completions: Sequence[Answer], steps: Sequence[Sequence[str]], **columns: Any) -> list[float | None]:
+    """1 where a step is wrong or missing, else 0: a cost, for `constrained_grpo`. Arguments as `addition_steps`."""
+    shares = addition_steps(completions, steps)
+    return [None if share is None else float(share < 1) for share in shares]
 
 
 def _share(written: Sequence[str], right: Sequence[str]) -> float:

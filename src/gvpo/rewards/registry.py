@@ -14,7 +14,7 @@ from typing import Any
 import cloudpickle
 
 from gvpo.errors import RewardError
-from gvpo.rewards.addition import addition_steps
+from gvpo.rewards.addition import addition_slip, addition_steps
 from gvpo.rewards.base import RewardFunc
 from gvpo.rewards.boxed import boxed_answer
 from gvpo.rewards.choice import multiple_choice
@@ -34,6 +34,7 @@ from gvpo.rewards.repetition import repetition_penalty
 from gvpo.rewards.text import text_f1, text_match
 
 REWARDS: dict[str, RewardFunc] = {
+    "addition_slip": addition_slip,
     "addition_steps": addition_steps,
     "boxed_answer": boxed_answer,
     "boxed_format": boxed_format,

@@ -54,6 +54,7 @@ class TrainerState:
         latest: the newest evaluation.
         data: fingerprint of what the run trains on.
         budget: the token budget, as set and as resolved (`gvpo.training.budget`).
+        multipliers: of constrained GRPO's costs, by name.
     """
 
     step: int = 0
@@ -67,6 +68,7 @@ class TrainerState:
     latest: dict[str, float] = field(default_factory=dict)
     data: str = ""
     budget: dict[str, Any] = field(default_factory=dict)
+    multipliers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.policy.model import context_length, is_model, vocabulary_size
+from gvpo.policy.routers import routers_of
 from gvpo.policy.tokenizer import is_tokenizer
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.rollout import Encoded
@@ -82,6 +83,16 @@ def check_fit(
             f"sampling.max_tokens={config.max_tokens} leaves no room for a prompt in the model's context of {context} "
             "tokens; lower it"
         )
+
+
+def check_routing(config: TrainConfig, model: "PreTrainedModel") -> None:
+    """Refuse settings of a mixture of experts for a model that is none.
+
+    Raises:
+        ModelError: it has no routers that are known here.
+    """
+    if config.routing != "free" or config.router_aux_coef > 0:
+        routers_of(model)
 
 
 def check_prompts(items: Sequence[Encoded], model: "PreTrainedModel") -> None:

@@ -22,12 +22,15 @@ from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
 from gvpo.objectives import kl_in_reward
 from gvpo.policy.reference import Reference, make_reference
+from gvpo.policy.routing import RoutingMode
 from gvpo.training import optim, ranks, sharding
 from gvpo.training.budget import Budget, Found, find_budget, probe_objective
+from gvpo.training.inputs import Constraints
 from gvpo.training.objective import BoundObjective, updates_per_step
 from gvpo.training.precision import autocast, is_half
 from gvpo.training.sources import TrainingGroup
-from gvpo.training.update import Objective, Scored, UpdateOutput, group_backward, score
+from gvpo.training.update import Scored, UpdateOutput, group_backward, score
+from gvpo.training.weigh import Objective
 from gvpo.types import Group
 
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ class Learner:
         self.model, self.objective, self.config = model, objective, config
         self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
+        self.constraints = Constraints.of(config)
         self._makes_reference = objective.needs_reference and not reference_given
         stored = self._makes_reference and config.reference != "previous"
         self.reference = make_reference(model) if stored else None
@@ -212,14 +216,17 @@ class Learner:
                 batches = [_attach(b, "ref_logprobs", self._score(reference, b, budget)) for b in batches]
         first = 0 if self.config.kl_in_reward > 0 else 1
         if self._needs_old_pass(step):
-            batches[first:] = [self._attach_old(b, self._score(self.model, b, budget), step) for b in batches[first:]]
+            watch: RoutingMode = "free" if self.config.routing == "free" else "watch"
+            old = [self._score(self.model, batch, budget, watch) for batch in batches[first:]]
+            batches[first:] = [self._attach_old(*each, step) for each in zip(batches[first:], old, strict=True)]
         if self.config.kl_in_reward > 0:
             batches = [_with_kl_in_reward(batch, self.config.kl_in_reward) for batch in batches]
             batches[0] = self._without_old(batches[0], step)
         return batches
 
     def _needs_old_pass(self, step: int) -> bool:
-        return self.objective.needs_old or self._refers_to_start(step) or self.config.kl_in_reward > 0
+        needed = self.objective.needs_old or self.config.routing != "free"
+        return needed or self._refers_to_start(step) or self.config.kl_in_reward > 0
 
     def _refers_to_start(self, step: int) -> bool:
         """The reference is the policy as it was when the step began: its old log-probs serve."""
@@ -231,7 +238,7 @@ class Learner:
         return self._needs_old_pass(step) and (again or self.reference is not None or self.config.kl_in_reward > 0)
 
     def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored], step: int) -> list[TrainingGroup]:
-        """Old log-probs, which are the reference's too where it is the policy of the step's start."""
+        """Old log-probs, which are the reference's too where it is the policy of the step's start; old experts."""
         attached = _attach(batch, "old_logprobs", scored)
         return _attach(attached, "ref_logprobs", scored) if self._refers_to_start(step) else attached
 
@@ -241,7 +248,9 @@ class Learner:
         nothing = dict.fromkeys(attached)
         return [_with_completions(entry, [nothing] * len(entry.group.completions)) for entry in batch]
 
-    def _score(self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int) -> list[Scored]:
+    def _score(
+        self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int, routing: RoutingMode = "free"
+    ) -> list[Scored]:
         with self.autocast():
             return score(
                 model,
@@ -249,14 +258,18 @@ class Learner:
                 tokens_per_microbatch=budget,
                 prefix_sharing=self.config.prefix_sharing,
                 temperature=self.config.temperature,
+                routing=routing,
             )
 
     def _push(self, batch: Sequence[TrainingGroup], budget: int, *, on_policy: bool) -> UpdateOutput:
         """The gradient of a batch, into `.grad`."""
-        return self._backward(_plain(batch), budget, objective=self.objective.function, on_policy=on_policy)
+        function = self.objective.function
+        objective = function if self.constraints is None else self.constraints.bound(function)
+        routers = {"routing": self.config.routing, "router_aux_coef": self.config.router_aux_coef}
+        return self._backward(_plain(batch), budget, objective=objective, on_policy=on_policy, **routers)
 
     def _backward(
-        self, groups: Sequence[Group], budget: int, *, objective: Objective, on_policy: bool = False
+        self, groups: Sequence[Group], budget: int, *, objective: Objective, on_policy: bool = False, **routers: Any
     ) -> UpdateOutput:
         with self.autocast():
             return group_backward(
@@ -267,6 +280,7 @@ class Learner:
                 prefix_sharing=self.config.prefix_sharing,
                 temperature=self.config.temperature,
                 on_policy=on_policy,
+                **routers,
             )
 
     def _apply(self, batch: Sequence[TrainingGroup], output: UpdateOutput, step: int, *, number: int) -> Update:
@@ -298,11 +312,14 @@ def _plain(batch: Sequence[TrainingGroup]) -> list[Group]:
 
 
 def _attach(batch: Sequence[TrainingGroup], name: str, scored: Sequence[Scored]) -> list[TrainingGroup]:
-    """The batch with each completion's `name` set from the scores, in order."""
+    """The batch with each completion's `name` set from the scores, in order; with the old ones come old experts."""
     remaining = iter(scored)
-    return [
-        _with_completions(entry, [{name: next(remaining).logprobs} for _ in entry.group.completions]) for entry in batch
-    ]
+
+    def found() -> dict[str, Any]:
+        one = next(remaining)
+        return {name: one.logprobs} | ({"experts": one.experts} if name == "old_logprobs" else {})
+
+    return [_with_completions(entry, [found() for _ in entry.group.completions]) for entry in batch]
 
 
 def _with_completions(entry: TrainingGroup, changes: Sequence[dict[str, Any]]) -> TrainingGroup:
@@ -312,7 +329,7 @@ def _with_completions(entry: TrainingGroup, changes: Sequence[dict[str, Any]]) -
 
 def _scored(output: UpdateOutput) -> list[Scored]:
     """An update's own log-probs as scores: what the policy gave just before it moved."""
-    return [Scored(row.logprobs, row.entropy) for row in output.rows]
+    return [Scored(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
 
 
 def _with_kl_in_reward(batch: Sequence[TrainingGroup], beta: float) -> list[TrainingGroup]:

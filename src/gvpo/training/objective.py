@@ -3,17 +3,18 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
+from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
 from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
 from gvpo.sampling import SamplingParams, support_warning
 
 CENTRED = frozenset(OBJECTIVES).difference(SUPERVISED)
+EXAMPLES = {"segment_at": r'"\n" makes one of each line, say', "costs": "{ name_of_a_reward = 0.1 }, say"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def build_objective(config: TrainConfig) -> BoundObjective:
     if name not in OBJECTIVES:
         raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")
     takes = inspect.signature(OBJECTIVES[name]).parameters
-    given = {key: getattr(config, key) for key in OBJECTIVE_KEYWORDS if getattr(config, key) is not None}
+    bindable = [key for key in OBJECTIVE_KEYWORDS if key not in OBJECTIVE_INPUTS]
+    given = {key: getattr(config, key) for key in bindable if getattr(config, key) is not None}
     for key in given:
         if key not in takes:
-            possible = ", ".join(k for k in OBJECTIVE_KEYWORDS if k in takes) or "none of these"
+            possible = ", ".join(k for k in bindable if k in takes) or "none of these"
             raise ConfigError(f"objective.{key} is not a keyword of {name}; it takes {possible}")
+    _check_inputs(config, takes)
     if name in (*SUPERVISED, *PAIRED) and config.kl_in_reward > 0:
         raise ConfigError(f"objective.kl_in_reward changes rewards and {name} has none; leave it at 0")
     if name in CENTRED and config.group_size < 2 and config.groups_data is None:
@@ -72,6 +75,19 @@ def build_objective(config: TrainConfig) -> BoundObjective:
     )
     _warn_of_hollow_settings(config, bound)
     return bound
+
+
+def _check_inputs(config: TrainConfig, takes: Mapping[str, Any]) -> None:
+    """Refuse an objective without what it needs besides rewards, and settings of one that is not trained."""
+    needs = {"segment_at": "segments", "costs": "costs"}
+    for key, keyword in needs.items():
+        given, wanted = getattr(config, key) is not None, keyword in takes
+        if wanted and not given:
+            raise ConfigError(f"{config.objective} needs {keyword}: set objective.{key} ({EXAMPLES[key]})")
+        if given and not wanted:
+            raise ConfigError(f"objective.{key} is not for {config.objective}, which takes no {keyword}; leave it out")
+    if config.multiplier_rate is not None and config.costs is None:
+        raise ConfigError("objective.multiplier_rate is for objective.costs, and there are none; leave it out")
 
 
 def _reads_reference(takes: Any, settings: dict[str, Any]) -> bool:

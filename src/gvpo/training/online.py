@@ -27,6 +27,7 @@ from gvpo.training.checks import (
     check_arguments,
     check_files,
     check_fit,
+    check_routing,
 )
 from gvpo.training.hub import check_hub
 from gvpo.training.interrupt import StopRequests
@@ -110,6 +111,7 @@ class Trainer:
         self.model = starting_policy(model, self.config, peft_config)
         ranks.require_same_weights(self.model)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
+        check_routing(self.config, self.model)
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
         self._train_dataset = rows.items if rows is not None else None
 
@@ -227,6 +229,9 @@ class Trainer:
             )
         if not self.rewards and samples:
             raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
+        unknown = [name for name in self.config.costs or () if self.rewards and name not in self.rewards]
+        if unknown:
+            raise ConfigError(f"objective.costs names {unknown[0]!r}, which is none of {', '.join(self.rewards)}")
         judge = self.config.accuracy
         if judge is not None and judge not in self.rewards:
             raise ConfigError(f"rewards.accuracy={judge!r} is not one of the rewards: {', '.join(self.rewards)}")

@@ -21,6 +21,7 @@ from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch
 from gvpo.policy.paths import PrefixSharing, choose_path, length_limit
+from gvpo.policy.routing import Experts, Routing
 from gvpo.training import ranks, sharding
 from gvpo.training.ranks import Dealt
 from gvpo.types import Completion, Group
@@ -40,11 +41,13 @@ class Placed:
         layout: of this rank's own rows, by their own numbers.
         row: [S] int64, the row of the batch.
         token: [S] int64, the place in that row.
+        idle: nobody reads what comes of it.
     """
 
     layout: Layout | ForkedLayout
     row: Tensor
     token: Tensor
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Forwards:
         rows: the row of the batch, of B, that each row of the own groups is.
         count: forwards of a pass, as many on every rank. Those past the micro-batches are idle: their row is number B.
         idle_row: B.
+        routing: watches or forces the experts of a mixture; None leaves them alone.
     """
 
     model: nn.Module
@@ -68,10 +72,17 @@ class Forwards:
     rows: Tensor
     count: int
     idle_row: int
+    routing: Routing | None = None
 
     @classmethod
     def over(
-        cls, model: nn.Module, batch: Dealt, budget: int, prefix_sharing: PrefixSharing, temperature: float
+        cls,
+        model: nn.Module,
+        batch: Dealt,
+        budget: int,
+        prefix_sharing: PrefixSharing,
+        temperature: float,
+        routing: Routing | None = None,
     ) -> "Forwards":
         """Plan the passes over a batch; every rank calls this.
 
@@ -94,28 +105,55 @@ class Forwards:
         microbatches = cut(batch.own, budget, path)
         rows = torch.tensor(batch.own_rows, dtype=torch.int64, device=_weight(model).device)
         total = sum(len(group.completions) for group in batch.groups)
-        return cls(model, path, temperature, microbatches, rows, ranks.largest(len(microbatches)), total)
+        return cls(model, path, temperature, microbatches, rows, ranks.largest(len(microbatches)), total, routing)
 
-    def attention(self) -> AbstractContextManager[None]:
-        """The attention that the layouts need; backwards, too, belong inside."""
-        return attention_of(self.model, self.path)
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The attention that the layouts need, and routers that listen; backwards, too, belong inside."""
+        routers = nullcontext() if self.routing is None else self.routing.installed()
+        with attention_of(self.model, self.path), routers:
+            yield
 
     def layouts(self) -> Iterator[Placed]:
         """The layouts of a pass, one forward each."""
+        if self.routing is not None:
+            self.routing.start_pass()
         for microbatch in self.microbatches:
             layout = arrange(self.model, microbatch, self.path)
             yield Placed(layout, self.rows[layout.row], layout.token)
         for _ in range(self.count - len(self.microbatches)):
             (nothing,) = cut([IDLE], ONE_ROW, self.path)
             layout = arrange(self.model, nothing, self.path)
-            yield Placed(layout, torch.full_like(layout.row, self.idle_row), layout.token)
+            yield Placed(layout, torch.full_like(layout.row, self.idle_row), layout.token, idle=True)
 
     def run(self, placed: Placed, c: Tensor | None = None) -> TokenScores:
         """One forward; with c [B, T] of the whole batch its `weighted` is what to push."""
         coefficients = None if c is None else self.pushed(placed, c)
-        return token_scores(
-            self.model, placed.layout, self.path, temperature=self.temperature, coefficients=coefficients
+        scores = token_scores(
+            self.model,
+            placed.layout,
+            self.path,
+            temperature=self.temperature,
+            coefficients=coefficients,
+            routing=None if placed.idle else self.routing,
         )
+        term = self.router_term(placed)
+        if scores.weighted is None or term is None:
+            return scores
+        return replace(scores, weighted=scores.weighted + term)
+
+    def router_term(self, placed: Placed) -> Tensor | None:
+        """The router loss's part of what to push with the layout that was run last; None if it has none."""
+        term = None if placed.idle or self.routing is None else self.routing.term()
+        return None if term is None else term * sharding.gradient_scale(self.model)
+
+    def experts(self) -> list[Experts | None]:
+        """The recorded experts of each row of the batch; None of other ranks' rows."""
+        found: list[Experts | None] = [None] * self.idle_row
+        if self.routing is not None:
+            for row, experts in zip(self.rows.tolist(), self.routing.experts(), strict=True):
+                found[row] = experts
+        return found
 
     def pushed(self, placed: Placed, c: Tensor) -> Tensor:
         """[S] what the layout's log-probs are multiplied with in the backward, of c [B, T]; 0 where it is idle."""

@@ -118,6 +118,7 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         keep_share=1.0,
         reference="previous",
         temperature=1.0,
+        routing="free",
         steps=config.warm_start_steps,
         epochs=None,
         prompts_per_step=config.warm_start_batch,

@@ -101,6 +101,8 @@ def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> N
     sharding.load_optimizer(learner.optimizer, loaded.optimizer)
     learner.non_finite = loaded.state.non_finite
     learner.budget.restore(loaded.state.budget)
+    if learner.constraints is not None:
+        learner.constraints.multipliers = loaded.state.multipliers
     if learner.reference is not None and loaded.reference is not None:
         learner.reference.load_state_dict(_split(learner.reference.state_dict(), loaded.reference))
 

@@ -21,6 +21,7 @@ from gvpo.training.card import model_card
 from gvpo.training.checkpoint import Checkpoints, TrainerState
 from gvpo.training.held_groups import pair_metrics
 from gvpo.training.hub import push_to_hub
+from gvpo.training.inputs import with_inputs
 from gvpo.training.interrupt import Stopped, StopRequests
 from gvpo.training.learner import Learned, Learner
 from gvpo.training.logged import NO_REWARD
@@ -133,6 +134,7 @@ class Session:
         began = time.perf_counter()
         with self.learner.sampling():
             rollout = self.source.rollout(step)
+        rollout = with_inputs(rollout, self.config, self.tokenizer)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
         for note in self.learner.budget.take_notes():
@@ -140,6 +142,8 @@ class Session:
         self.state.step = step
         self._newest = rollout
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
+        if self.learner.constraints is not None:
+            line |= self.learner.constraints.ascend(rollout)
         self._log(line)
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
@@ -252,6 +256,7 @@ class Session:
         self.state.seconds = time.perf_counter() - self._began
         self.state.non_finite = self.learner.non_finite
         self.state.budget = self.learner.budget.state()
+        self.state.multipliers = self.learner.constraints.multipliers if self.learner.constraints is not None else {}
         first = ranks.on_first(lambda: not any(self.run.checkpoints.glob("step-*")))
         path = self._write_checkpoint()
         self._saved = self.state.step

@@ -14,22 +14,21 @@ With several ranks (`gvpo.training.ranks`) the batch is that of all of them: eac
 log-probs are combined in between, and every rank runs the objective on the whole batch, which knows nothing of ranks.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from gvpo.errors import ObjectiveError
-from gvpo.objectives import ObjectiveOutput
 from gvpo.policy.paths import PrefixSharing
+from gvpo.policy.routing import Experts, RoutingMode
 from gvpo.training import ranks, sharding
 from gvpo.training.collate import Batch, collate
 from gvpo.training.passes import Forwards, Table, passes
 from gvpo.training.ranks import Dealt
+from gvpo.training.router_loss import RouterLoss, routing_of
+from gvpo.training.weigh import Objective, Weighed, fixed_coefficients, same, weigh
 from gvpo.types import Group
-
-Objective = Callable[..., ObjectiveOutput]
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,12 @@ class Scored:
     Args:
         logprobs: [C] on the CPU, float32 (float64 of a float64 model), in nats.
         entropy: [C] of the distribution each token was drawn from, in nats.
+        experts: where its tokens went in a mixture of experts, where that was watched; for `Completion.experts`.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    experts: Experts | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def score(
     tokens_per_microbatch: int = 8192,
     prefix_sharing: PrefixSharing = "auto",
     temperature: float = 1.0,
+    routing: RoutingMode = "free",
 ) -> list[Scored]:
     """Log-probs and entropies of every completion, without gradient.
 
@@ -91,6 +93,8 @@ def score(
         tokens_per_microbatch: tokens a forward, padding included.
         prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
         temperature: log-probs are those of softmax(logits / temperature).
+        routing: of a mixture of experts. "watch" records the experts of each token; "replay" takes those in
+            `Completion.experts`.
 
     Returns:
         One `Scored` a completion, groups in order, then completions in order; of all ranks, on every rank.
@@ -98,15 +102,18 @@ def score(
     Raises:
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
         DataError: the batch has no completion.
-        ModelError: prefix_sharing="on" and the model cannot share prompts.
+        MissingInput: routing="replay" without experts.
+        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
     """
     batch = ranks.gathered(groups)
+    watched = routing_of(model, batch, routing)
     with passes(model), torch.no_grad():
-        forwards = Forwards.over(model, batch, tokens_per_microbatch, prefix_sharing, temperature)
+        forwards = Forwards.over(model, batch, tokens_per_microbatch, prefix_sharing, temperature, watched)
         table = Table.of(batch.groups, forwards)
-        with forwards.attention():
+        with forwards.prepared():
             _fill(forwards, table)
-    return [Scored(logprobs, entropy) for logprobs, entropy in zip(*table.rows(), strict=True)]
+    rows = zip(*table.rows(), forwards.experts(), strict=True)
+    return [Scored(logprobs, entropy, experts=experts) for logprobs, entropy, experts in rows]
 
 
 def group_backward(
@@ -118,6 +125,8 @@ def group_backward(
     prefix_sharing: PrefixSharing = "auto",
     temperature: float = 1.0,
     on_policy: bool = False,
+    routing: RoutingMode = "free",
+    router_aux_coef: float = 0.0,
 ) -> UpdateOutput:
     """Add d loss / d parameters of the whole batch to `.grad`, exactly once, whatever the budget.
 
@@ -134,7 +143,10 @@ def group_backward(
         tokens_per_microbatch: tokens a forward, padding included; a limit of memory, never of the result.
         prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
         temperature: log-probs are those of softmax(logits / temperature).
-        on_policy: missing reference and old log-probs are those of this very policy, detached.
+        on_policy: missing reference and old log-probs are those of this very policy, detached, and so are experts.
+        routing: of a mixture of experts. "watch" records the experts of each token and counts how many of those in
+            `Completion.experts` the routers would no longer choose; "replay" also takes those in their place.
+        router_aux_coef: weight of the load-balancing loss, over the scored tokens of the whole batch.
 
     Returns:
         The loss, the objective's metrics and a `Row` a completion. A loss that is not finite says: drop the gradient
@@ -144,37 +156,28 @@ def group_backward(
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
         DataError: the batch has no completion.
         MissingLogprobs: reference or old log-probs are missing, from all rows and not on-policy, or from some.
-        MissingInput: the objective requires something else that the completions lack.
-        ModelError: prefix_sharing="on" and the model cannot share prompts.
+        MissingInput: the objective, or routing="replay", requires something else that the completions lack.
+        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
     """
     dealt = ranks.gathered(groups)
+    watched = routing_of(model, dealt, routing, router_aux_coef, on_policy=on_policy)
+    router = RouterLoss(watched, router_aux_coef)
     with passes(model), torch.enable_grad(), sharding.summed_gradients(model):
-        forwards = Forwards.over(model, dealt, tokens_per_microbatch, prefix_sharing, temperature)
+        forwards = Forwards.over(model, dealt, tokens_per_microbatch, prefix_sharing, temperature, watched)
         table = Table.of(dealt.groups, forwards)
         batch = collate(dealt.groups, objective, dtype=table.dtype, device=table.device, on_policy=on_policy)
-        known = _fixed_coefficients(objective, batch)
-        with forwards.attention():
+        known = None if router.pushes else fixed_coefficients(objective, batch)
+        with forwards.prepared():
             if known is not None:
                 weighed = _push_first(forwards, table, objective, batch, known)
             elif forwards.count == 1:
-                weighed = _at_once(forwards, table, objective, batch)
+                weighed = _at_once(forwards, table, objective, batch, router)
             else:
-                weighed = _score_first(forwards, table, objective, batch)
-    parts = zip(*table.rows(), table.cut(weighed.c), strict=True)
-    return UpdateOutput(weighed.loss, weighed.metrics, [Row(logprobs, entropy, c) for logprobs, entropy, c in parts])
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """An objective's value on the batch and c [B, T], its gradient by the log-probs."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    c: Tensor
-
-    @property
-    def finite(self) -> bool:
-        return bool(self.loss.isfinite() & self.c.isfinite().all())
+                weighed = _score_first(forwards, table, objective, batch, router)
+    weighed = router.added_to(weighed)
+    parts = zip(*table.rows(), table.cut(weighed.c), forwards.experts(), strict=True)
+    rows = [Row(logprobs, entropy, c, experts=experts) for logprobs, entropy, c, experts in parts]
+    return UpdateOutput(weighed.loss, weighed.metrics, rows)
 
 
 @torch.no_grad()
@@ -187,59 +190,36 @@ def _fill(forwards: Forwards, table: Table) -> None:
     torch.clear_autocast_cache()
 
 
-def _weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> _Weighed:
-    """Run the objective on the whole batch, with `logprobs` [B, T] as a leaf.
-
-    c is 0 on masked tokens whatever the objective says of them, and everywhere if the loss ignores the log-probs.
-    """
-    leaf = logprobs.detach().clone().requires_grad_()
-    own = {name: leaf.detach() for name in batch.own}
-    with torch.autocast(leaf.device.type, enabled=False):
-        output = objective(leaf, **batch.inputs, **own)
-        if not isinstance(output, ObjectiveOutput):
-            raise ObjectiveError(
-                f"the objective returned a {type(output).__name__}; return ObjectiveOutput(loss, metrics)"
-            )
-        c = torch.zeros_like(leaf)
-        if output.loss.requires_grad:
-            (found,) = torch.autograd.grad(output.loss, leaf, allow_unused=True)
-            c = c if found is None else found.masked_fill(batch.mask == 0, 0.0)
-    return _Weighed(output.loss.detach(), output.metrics, c)
-
-
-def _fixed_coefficients(objective: Objective, batch: Batch) -> Tensor | None:
-    """c, if it does not depend on the log-probs: if two quite different random ones give it bit by bit alike."""
-    generator = torch.Generator().manual_seed(0)
-    near, far = (-scale * torch.rand(batch.mask.shape, generator=generator).to(batch.mask) for scale in (0.1, 10.0))
-    first, second = _weigh(objective, batch, near).c, _weigh(objective, batch, far).c
-    fixed = torch.equal(first, second) and bool(first.isfinite().all())
-    return first if ranks.every(fixed) else None
-
-
-def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch) -> _Weighed:
+def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
     """Score, weigh, push."""
     _fill(forwards, table)
-    weighed = _weigh(objective, batch, table.logprobs)
+    router.settle()
+    weighed = weigh(objective, batch, table.logprobs)
     if ranks.every(weighed.finite):
         _push(forwards, weighed.c)
     return weighed
 
 
-def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batch) -> _Weighed:
+def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
     """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
     (placed,) = forwards.layouts()
     with forwards.together():
         scores = forwards.run(placed)
         table.fill(placed, scores)
     table.combine()
-    weighed = _weigh(objective, batch, table.logprobs)
+    router.settle()
+    weighed = weigh(objective, batch, table.logprobs)
     if ranks.every(weighed.finite):
         with forwards.together(), torch.autocast(table.device.type, enabled=False):
-            torch.autograd.backward(scores.logprobs, forwards.pushed(placed, weighed.c))
+            term = forwards.router_term(placed)
+            roots, gradients = [scores.logprobs], [forwards.pushed(placed, weighed.c)]
+            if term is not None:
+                roots, gradients = [*roots, term], [*gradients, torch.ones_like(term)]
+            torch.autograd.backward(roots, gradients)
     return weighed
 
 
-def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor) -> _Weighed:
+def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor) -> Weighed:
     """Push with the known c, and evaluate the loss on the log-probs that the push gave.
 
     c is then compared with what the objective says there; were the guess wrong, the difference would be pushed too.
@@ -249,18 +229,12 @@ def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: B
         table.combine()
     else:
         _fill(forwards, table)
-    weighed = _weigh(objective, batch, table.logprobs)
+    weighed = weigh(objective, batch, table.logprobs)
     if not finite:
-        return _Weighed(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
-    if ranks.every(weighed.finite) and not ranks.every(_same(weighed.c, known)):
+        return Weighed(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
+    if ranks.every(weighed.finite) and not ranks.every(same(weighed.c, known)):
         _push(forwards, weighed.c - known)
     return weighed
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal but for the rounding of a few operations."""
-    rounding = 64 * torch.finfo(one.dtype).eps
-    return torch.allclose(one, other, rtol=rounding, atol=rounding * float(other.abs().max()))
 
 
 def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
