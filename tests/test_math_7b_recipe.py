@@ -192,5 +192,5 @@ def test_real_problems_of_both_sources_have_answers_that_their_reward_accepts():
         problems = [read(row) for row in rows(REAL / name)]
         assert problems.count(None) <= 2  # two of MATH's answers are empty
         answers = [row["answer"] for row in problems if row is not None][:500]
-        judged = REWARDS["boxed_answer"](completions=[f"So \\boxed{{{answer}}}." for answer in answers], answer=answers)
+        judged = REWARDS["math_answer"](completions=[f"So \\boxed{{{answer}}}." for answer in answers], answer=answers)
         assert judged == [1.0] * len(answers), name
