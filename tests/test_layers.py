@@ -14,12 +14,13 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.pa
 ALLOWED = {
     "errors": set(),
     "downloads": set(),
+    "retries": set(),
     "types": {"errors"},
     "config": {"errors"},
     "recipefiles": {"errors", "config"},
     "runfiles": {"errors", "types"},
     "objectives": {"errors"},
-    "rewards": {"errors", "types"},
+    "rewards": {"errors", "types", "retries"},
     "tasks": {"errors", "types", "rewards", "downloads"},
     "policy": {"errors", "types", "config", "downloads"},
     "decoding": {"errors", "types", "policy"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "rollout": {"errors", "types", "rewards", "sampling"},
     "generation": {"errors", "types", "runfiles", "policy", "rewards", "sampling", "rollout"},
     "evaluation": {"errors", "types", "rewards", "tasks", "policy", "sampling", "rollout", "generation"},
-    "probe": {"errors", "types", "config", "runfiles", "tasks", "policy", "sampling", "evaluation"},
+    "probe": {"errors", "types", "retries", "config", "runfiles", "tasks", "policy", "sampling", "evaluation"},
     "report": {"errors", "types", "runfiles"},
     "planning": {"errors"},
     "datacheck": {"errors", "types", "rewards", "tasks"},
@@ -36,6 +37,7 @@ ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "probe
 ALLOWED["cli"] = {*ALLOWED, "training"}
 FREE_OF_TORCH = {
     "downloads",
+    "retries",
     "errors",
     "types",
     "config",

@@ -15,13 +15,8 @@ import numpy as np
 
 from gvpo.errors import ConfigError, DataError
 from gvpo.probe.store import Array
+from gvpo.retries import AGAIN, FIRST_WAIT, LONGEST_WAIT, asked_wait, quoted
 from gvpo.types import Prompt
-
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the first retry, which double each time, and at most."""
-
-_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Answers that another try may change."""
 
 
 class EndpointFeatures:
@@ -113,21 +108,13 @@ class EndpointFeatures:
         if answer.is_success:
             return answer, "", 0.0
         failure = f"status {answer.status_code}: {self._short(answer.text)}"
-        if answer.status_code not in _AGAIN:
+        if answer.status_code not in AGAIN:
             raise DataError(f"{self._url} refuses: {failure}")
-        return None, failure, _asked_for(answer)
+        return None, failure, asked_wait(answer)
 
     def _short(self, text: str) -> str:
-        """The beginning of an answer on one line, without the key, which some servers repeat."""
-        return " ".join((text.replace(self._key, "***") if self._key else text).split())[:200]
-
-
-def _asked_for(answer: httpx2.Response) -> float:
-    """The seconds that a server asks to wait; 0 if it does not say, or says a date."""
-    try:
-        return float(answer.headers.get("retry-after", 0))
-    except ValueError:
-        return 0.0
+        """The beginning of an answer, without the key."""
+        return quoted(text, self._key)
 
 
 def _plain(prompt: Prompt) -> str:

@@ -15,13 +15,10 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gvpo.errors import RewardError
+from gvpo.retries import AGAIN, FIRST_WAIT, LONGEST_WAIT, asked_wait, quoted
 
 T = TypeVar("T")
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the second attempt, doubled for each further one; and at most."""
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-"""HTTP statuses that may go away by themselves."""
 GIVE_UP_AFTER = 8
 """Where this many requests have failed and none has succeeded, the others of the call are not made."""
 
@@ -68,7 +65,7 @@ class Endpoint:
     def without_key(self, text: str) -> str:
         """A server's words without the key, which some repeat; on one line."""
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        return " ".join((text.replace(key, "***") if key else text).split())[:200]
+        return quoted(text, key)
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ class _Asking:
             said = self._endpoint.without_key(response.text)
             reason = f"http: answered {response.status_code} ({said})"
             if response.status_code in AGAIN:
-                raise _Again(reason, _asked_wait(response))
+                raise _Again(reason, min(asked_wait(response), LONGEST_WAIT))
             raise _Refused(reason)
         text = _content(response)
         if text is None or not self._is_usable(text):
@@ -202,14 +199,6 @@ def _content(response: httpx2.Response) -> str | None:
     except (ValueError, LookupError, TypeError):
         return None
     return content if isinstance(content, str) else None
-
-
-def _asked_wait(response: httpx2.Response) -> float:
-    """Seconds that the server asks to wait, by its header Retry-After; a date there is not read."""
-    try:
-        return min(max(float(response.headers.get("retry-after", "0")), 0.0), LONGEST_WAIT)
-    except ValueError:
-        return 0.0
 
 
 def _backoff(attempt: int) -> float:
