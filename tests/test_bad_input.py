@@ -44,7 +44,7 @@ def test_without_a_fault_it_trains(recipe: str, tmp_path: Path):
 
 
 RECIPES = {
-    "nothing.toml": "there is no recipe 'nothing.toml'; give a file, or one of demo",
+    "nothing.toml": "there is no recipe 'nothing.toml'; give a file, or one of constrained, demo",
     "bare.toml": "there is no model: set model.path to a directory or hub id, or model.init to make one",
     "torn.toml": "torn.toml is not valid TOML: Expected ']'",
     "binary.toml": "binary.toml is not valid TOML: 'utf-8' codec can't decode",
@@ -81,7 +81,7 @@ SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
     "sampling.group_size=1": "rloo compares a prompt's completions: set sampling.group_size to 2 or more (it is 1)",
     "sampling.max_tokens=16": "leaves no room for a prompt in the model's context of 16 tokens; lower it",
     "sampling.stop_token_ids=[99]": "sampling.stop_token_ids has 99, and the model's tokens are 0 to 12",
-    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of dapo, dpo, dr_grpo, epa",
+    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of constrained_grpo, dapo, dpo, dr_grpo, epa",
     "objective.beta=0.1": "objective.beta is not a keyword of rloo; it takes",
     "objective.name=sft": "problem 'row-1' has no `completion` text; supervised rows need",
     "objective.name=sft objective.kl_in_reward=0.1": "objective.kl_in_reward changes rewards and sft has none",

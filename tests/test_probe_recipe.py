@@ -14,7 +14,7 @@ import pytest
 from gvpo.cli.main import main
 from gvpo.rewards import code_tests, gsm8k
 from gvpo.rewards.sandbox.isolation import isolation_problem
-from gvpo.training.logged import is_logged
+from gvpo.tasks import is_comparison
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("GVPO_TEST_DATA", ROOT.parent / "shared" / "data")) / "mbpp" / "mbpp.jsonl"
@@ -85,7 +85,7 @@ def test_word_problems_end_to_end(tmp_path: Path):
     module("word_problems").main(["--out", str(tmp_path), *small])
     groups = rows(tmp_path / "train.jsonl")
     assert [len(group["completions"]) for group in groups] == [4] * 6
-    assert all(is_logged(group) for group in groups)
+    assert all(is_comparison(group) for group in groups)
     assert set(groups[0]["rewards"]) <= {0.0, 1.0}
     assert fit_and_evaluate(tmp_path)["prompts"] == 4
 

@@ -82,7 +82,7 @@ class Began(Exception):  # it stands for the run that would begin
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demmo"], "there is no recipe 'demmo'; give a file, or one of demo, "),
+        (["demmo"], "there is no recipe 'demmo'; give a file, or one of constrained, demo, "),
         (["demo", "objective.beat=0.1"], "unknown setting 'objective.beat'; did you mean 'objective.beta'?"),
         (["demo", "beta"], "'beta' is not a setting; write it as section.key=value"),
         (["demo", "train.steps=many"], "train.steps='many': "),

@@ -193,7 +193,7 @@ def test_the_run_that_stopped_goes_on_once_the_reward_is_mended(tmp_path: Path, 
     words = ["train", str(recipe), "run.dir=run"]
     assert main(words) == 2
     assert not (tmp_path / "run/metrics.jsonl").read_text()
-    monkeypatch.setattr("gvpo.training.online.load", lambda _: returning(0.0))
+    monkeypatch.setattr("gvpo.training.rewards.load", lambda name, **_: returning(0.0))
     assert main([*words, "--resume"]) == 0
     assert len(lines(tmp_path / "run")) == 2
 
