@@ -48,11 +48,12 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{pair!r} is not a setting; write it as section.key=value, objective.beta=0.2 say")
         if dotted not in FIELDS:
             raise ConfigError(unknown_setting(dotted, FIELDS))
-        settings[FIELDS[dotted]] = _value(raw)
+        settings[FIELDS[dotted]] = parse_value(raw)
     return settings
 
 
-def _value(raw: str) -> Any:
+def parse_value(raw: str) -> Any:
+    """A value of TOML, or else the text itself."""
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

@@ -60,6 +60,10 @@ def test_two_models_side_by_side(capsys: pytest.CaptureFixture[str]):
     assert main(words) == 0
     base, taught = summary("pair")["results"]
     assert (base["model"], taught["model"], taught["benchmark"]) == ("base", "taught", "digits")
+    asked = summary("pair")["settings"]
+    assert [(one["name"], one["template"], one["group_size"]) for one in asked] == [
+        (n, "plain", 4) for n in ("base", "taught")
+    ]
     assert base["avg"]["mean"] < 0.3
     assert taught["avg"]["mean"] > 0.8
     assert (taught["problems"], taught["samples"], taught["failed"]) == (10, 4, 0)
@@ -200,6 +204,13 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         (["base", *OWN, "--k", "one"], "--k one: write numbers, 1,8,32 say"),
         (["base", *OWN, "--k", "0"], "--k 0: k is at least 1"),
         (["base", *OWN, "--limit", "0"], "--limit 0: take at least 1 problem"),
+        (["base", "--benchmark", ",", *OWN[2:]], "--benchmark names nothing; give a benchmark, or a file"),
+        (["base", *OWN, "--n", "0"], "--n 0: give at least 1"),
+        (["base", *OWN, "--at-once", "-1"], "--at-once -1: give at least 1"),
+        (["base", *OWN, "--data", "digit=x.jsonl"], "--data digit=... is for no benchmark; did you mean 'digits'?"),
+        (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is judged by gsm8k; drop it"),
+        (["base", *OWN[:3], "length_penalty"], "the reward 'length_penalty' needs options, and eval has none"),
+        (["base", *OWN[:3], "reward_model"], "the reward 'reward_model' needs options, and eval has none"),
         (["base", "base", *OWN], "base is named twice; name each once"),
         (["base", "./base", *OWN], "base and ./base would both write never/base/digits.jsonl"),
         (["base", *OWN, "--engine", "vlm"], "there is no engine 'vlm'"),

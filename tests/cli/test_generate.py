@@ -86,10 +86,12 @@ def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixtu
     right = rows("right.jsonl")
     assert right
     assert all(row["reward"] > 0.3 and row["completion"].count(row["digit"]) for row in right)
-    assert len({(row["id"], row["completion"]) for row in right}) == len(right)
+    assert len({(row["prompt"], row["completion"]) for row in right}) == len(right)
     with pytest.MonkeyPatch.context() as patch:  # all groups are there: nothing is sampled, no model is loaded
         patch.setattr(TransformersSampler, "__init__", pytest.fail)
         assert main([*words, "--resume", "--select", "best", "--selected", "best.jsonl"]) == 0
+        several = ["--select", "right", "--above", "-1", "--most", "3", "--selected", "several.jsonl"]
+        assert main([*words, "--resume", *several]) == 0
     best = rows("best.jsonl")
     groups = {row["id"]: row for row in rows("many.jsonl")}
     for row in best:
@@ -100,8 +102,11 @@ def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixtu
             if why == "stop" and text
         ]
         assert row["reward"] == max(whole)
-    settings = {"objective": "sft", "train_data": "best.jsonl", "prompts_per_step": len(best)}
-    assert Trainer("start", args=small("sft", **settings), processing_class=tokenizer()).train()["steps"] == 2
+    assert len(rows("several.jsonl")) > len({row["prompt"] for row in rows("several.jsonl")})
+    for file in ("best", "several"):
+        settings = {"objective": "sft", "train_data": f"{file}.jsonl", "prompts_per_step": len(rows(f"{file}.jsonl"))}
+        sft = Trainer("start", args=small(f"sft-{file}", **settings), processing_class=tokenizer())
+        assert sft.train()["steps"] == 2
 
 
 def test_mixed_groups_train_too():
@@ -134,6 +139,15 @@ def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
     for row in found:
         for reward, parts in zip(row["rewards"], row["reward_parts"], strict=True):
             assert reward == pytest.approx(parts["digits"] + 0.5 * parts["short"])
+
+
+def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
+    named = [*GIVEN, "--rewards", "length_penalty", "--n", "2", "--limit", "2", "--out", "brief.jsonl"]
+    options = ["--reward-option", "length_penalty.limit=1", "--reward-option", "length_penalty.margin=1"]
+    assert main([*named, *options]) == 0
+    assert all(reward == -1 for row in rows("brief.jsonl") for reward in row["rewards"])
+    assert main([*named, *options[:2], "--reward-option", "length_penalty.margin=2", "--resume"]) == 2
+    assert "was made with reward_options=" in capsys.readouterr().err
 
 
 def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
@@ -196,7 +210,10 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
         ([*JUDGED, "--out", "x.jsonl", "--weights", "a"], "--weights a: write numbers, 1,0.5 say"),
         ([*JUDGED, "--out", "x.jsonl", "--weights", "1,2"], "has 2 values for 1 rewards"),
         ([*GIVEN, "--out", "x.jsonl", "--rewards", "digitz"], "there is no reward 'digitz'"),
-        ([*JUDGED, "--out", "x.jsonl", "--n", "0"], "group_size"),
+        ([*JUDGED, "--out", "x.jsonl", "--n", "0"], "--n 0: give at least 1"),
+        ([*JUDGED, "--out", "x.jsonl", "--at-once", "-1"], "--at-once -1: give at least 1"),
+        ([*JUDGED, "--out", "x.jsonl", "--reward-option", "limit=1"], "--reward-option limit=1: write NAME.KEY=VALUE"),
+        ([*JUDGED, "--out", "x.jsonl", "--reward-option", "digit.x=1"], "is for none of rewards.funcs"),
         ([*JUDGED, "--out", "x.jsonl", "--task", "adition"], "choose one of"),
         ([*GIVEN, "--out", "x.jsonl", "--rewards", "exact_match"], "needs a column 'answer'"),
     ],

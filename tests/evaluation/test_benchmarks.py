@@ -10,6 +10,7 @@ import pytest
 from gvpo.errors import ConfigError, DataError
 from gvpo.evaluation.benchmarks import (
     BENCHMARKS,
+    check_places,
     find_benchmark,
     gold_response,
     load_problems,
@@ -74,6 +75,12 @@ def test_data_come_from_a_file_a_directory_or_the_hub(tmp_path: Path):
     assert locate(amc, [str(tmp_path)]) == str(plain)
     with pytest.raises(ConfigError, match="there is no directory"):
         locate(amc, [str(tmp_path / "nowhere")])
+
+
+def test_data_for_a_benchmark_that_there_is_not_are_refused(tmp_path: Path):
+    check_places(["amc=x.jsonl", "gsm8k=y.jsonl", "mine=z.jsonl", str(tmp_path)], ["amc", "mine"])
+    with pytest.raises(ConfigError, match=r"--data math50=... is for no benchmark; did you mean 'math500'\?"):
+        check_places(["math50=x.jsonl"], ["math500"])
 
 
 def test_data_that_do_not_fit_are_named_with_the_benchmark(tmp_path: Path):

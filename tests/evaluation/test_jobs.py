@@ -48,6 +48,12 @@ def test_the_tagged_answer_is_judged_and_votes(tmp_path: Path):
     assert found.majority_at(3) == [1.0, 0.0]
 
 
+def test_a_question_that_a_base_model_asks_itself_after_its_tagged_answer_does_not_count(tmp_path: Path):
+    says = {"a": "<answer> 2 </answer>\nUser: 4+4?\nAssistant: <think> <answer> 8 </answer>", "b": "<answer> 8"}
+    found = run(job(tmp_path, "r1", samples=1), Scripted(lambda name, row: says[name]))
+    assert found.scores == [1.0, 0.0]
+
+
 def test_half_of_a_job_has_a_result_too(tmp_path: Path):
     one = job(tmp_path, "plain")
     run(one, Scripted(lambda name, row: "\\boxed{2}"))

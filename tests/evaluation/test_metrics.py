@@ -15,6 +15,7 @@ from gvpo.evaluation.metrics import (
     majority_at_k,
     pass_at_k,
     problems_needed,
+    sign_test,
 )
 
 
@@ -111,6 +112,20 @@ def test_no_difference_is_not_settled_and_needs_no_number():
     always = difference([1.0] * 40, [0.0] * 40)
     assert (always.mean, always.needed, always.settled) == (1.0, None, True)
     assert always.interval == pytest.approx((2 * 0.025 ** (1 / 40) - 1, 1.0))
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (4, 0), (5, 0), (6, 0), (1, 7), (3, 9), (5, 5)])
+def test_the_sign_test_is_the_share_of_coin_tosses_as_unequal(wins: int, losses: int):
+    n = wins + losses
+    tosses = [abs(2 * sum(toss) - n) >= abs(wins - losses) for toss in itertools.product((0, 1), repeat=n)]
+    assert sign_test([0.5] * wins + [-0.1] * losses + [0.0] * 9) == pytest.approx(fmean(tosses))
+
+
+@pytest.mark.parametrize(("wins", "settled"), [(4, False), (5, False), (6, True)])
+def test_a_few_wins_to_none_settle_nothing(wins: int, settled: bool):
+    found = difference([1.0] * wins + [0.0] * (40 - wins), [0.0] * 40)
+    assert found.interval[0] > 0  # the bootstrap alone would say so of all three
+    assert found.settled is settled
 
 
 def test_so_many_problems_settle_it_four_times_out_of_five():

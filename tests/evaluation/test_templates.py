@@ -66,6 +66,7 @@ def test_the_examples_that_come_with_it_are_right():
 def test_stops_are_those_of_what_is_asked():
     assert "\ndef " in TEMPLATES["plain"].stops_for(HUMANEVAL)
     assert TEMPLATES["plain"].stops_for(MATH) == ()
+    assert TEMPLATES["r1"].stops_for(MATH) == TEMPLATES["r1"].stops_for(MBPP) == ("</answer>",)
     assert TEMPLATES["chat"].stops_for(HUMANEVAL) == ()
 
 

@@ -121,6 +121,16 @@ def test_what_cannot_work_is_found_before_sampling(tmp_path: Path, pool: RewardP
     bare = [type(items[0])(Problem("a?", "a"), (1,))]
     with pytest.raises(RewardError, match="needs a column 'answer'"):
         fill(file, bare, pytest.fail, TWO, pool)
+
+    class Absent:
+        def check_ready(self) -> None:
+            raise RewardError("its package is not installed")
+
+        def __call__(self, completions: Sequence[str], **_: Any) -> list[float]:
+            return [0.0] * len(completions)
+
+    with RewardPool({"absent": Absent()}, workers=1) as lacking, pytest.raises(RewardError, match="is not installed"):
+        fill(file, items, pytest.fail, TWO, lacking)
     long = [type(items[0])(Problem("a?", "a", {"answer": "a"}), (1,) * 64)]
     policy = TransformersSampler(model(), tokenizer())  # its context is 64
     with pytest.raises(DataError, match="leaves no room for a completion"):

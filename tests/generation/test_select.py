@@ -33,7 +33,8 @@ ROWS = [
 
 
 def taken(name: str, **settings: Any) -> list[tuple[str, str]]:
-    return [(found["id"], found["completion"]) for found in select(name, ROWS, **settings)]
+    """(problem, completion) of each answer."""
+    return [(found["prompt"].rstrip("?"), found["completion"]) for found in select(name, ROWS, **settings)]
 
 
 def test_right_ones_are_different_finished_and_above_the_limit():
@@ -47,6 +48,12 @@ def test_the_best_of_n_is_the_first_with_the_highest_reward_however_low():
     assert taken("best") == [("a", "y"), ("b", "x"), ("c", "y")]
     assert taken("best", most=2) == [("a", "y"), ("a", "w"), ("b", "x"), ("b", "u"), ("c", "y")]
     assert taken("best", above=0.5) == [("a", "y"), ("c", "y")]
+
+
+def test_answers_have_ids_of_their_own_which_training_asks_for():
+    for name in ("right", "best"):
+        found = select(name, ROWS, above=0.15, most=3)
+        assert [answer["id"] for answer in found] == ["a", "a#2", "b", "b#2", "c"]
 
 
 def test_answers_keep_the_problem_and_drop_what_was_per_completion():

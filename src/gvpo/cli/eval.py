@@ -54,11 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, say where the rows are."""
-    from gvpo.cli.options import going_on, pool_options
+    from gvpo.cli.options import check_sampling, going_on, pool_options
     from gvpo.cli.scores import print_scores
     from gvpo.evaluation.jobs import Judges
     from gvpo.evaluation.results import summary
 
+    check_sampling(options)
     entrants = _entrants(options)
     protocol = _protocol(options)
     ks = _numbers(options.k)
@@ -75,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
         return going_on("eval")
     order = [benchmark.name for benchmark, _ in asked]
     found = summary(sorted(results, key=lambda result: order.index(result.benchmark)))
-    runfiles.write_json(options.out / SUMMARY, {"protocol": vars(protocol), **found})
+    used = [{"name": job.model, **job.settings} for _, own in jobs for job in own]
+    runfiles.write_json(options.out / SUMMARY, {"protocol": vars(protocol), "settings": used, **found})
     print_scores(found, chosen=ks)
     print(f"rows and {SUMMARY}: {options.out}")
     return 0
@@ -155,12 +157,17 @@ def _examples(file: str) -> list[tuple[str, str]]:
 
 
 def _benchmarks(options: argparse.Namespace, protocol: "EvalProtocol") -> list[tuple["Benchmark", list["Problem"]]]:
-    from gvpo.evaluation.benchmarks import find_benchmark, load_problems
+    from gvpo.evaluation.benchmarks import check_places, find_benchmark, load_problems
 
     found = [find_benchmark(name.strip(), options.reward) for name in options.benchmark.split(",") if name.strip()]
+    if not found:
+        raise ConfigError("--benchmark names nothing; give a benchmark, or a file")
     names = [benchmark.name for benchmark in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"the benchmark {max(names, key=names.count)} is named twice; name each once")
+    check_places(options.data, names)
+    if options.reward is not None:
+        _check_reward(options.reward, found)
     asked = []
     for benchmark in found:
         problems = load_problems(benchmark, options.data)
@@ -171,6 +178,21 @@ def _benchmarks(options: argparse.Namespace, protocol: "EvalProtocol") -> list[t
             )
         asked.append((benchmark, protocol.chosen(problems)))
     return asked
+
+
+def _check_reward(name: str, found: Sequence["Benchmark"]) -> None:
+    """--reward has something to judge, and needs no options, as there is no place for them here."""
+    from gvpo.rewards import needs_options
+
+    if all(benchmark.family != "own" for benchmark in found):
+        first = found[0]
+        raise ConfigError(
+            f"--reward {name} is for your own benchmarks, and {first.name} is judged by {first.reward}; drop it"
+        )
+    if name == "reward_model" or needs_options(name):
+        raise ConfigError(
+            f"the reward {name!r} needs options, and eval has none; name one that does not, file.py:NAME say"
+        )
 
 
 def _numbers(words: str | None) -> list[int] | None:

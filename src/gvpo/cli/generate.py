@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pool(parser)
     parser.add_argument("--rewards", metavar="NAME,...", help="who judges, as rewards.funcs (default: the task's)")
     parser.add_argument("--weights", metavar="W,...", help="of the rewards, as rewards.weights")
+    parser.add_argument(
+        "--reward-option",
+        action="append",
+        default=[],
+        metavar="NAME.KEY=VALUE",
+        help="a reward's setting, as rewards.options: length_penalty.limit=512",
+    )
     group = parser.add_argument_group("selection, when all groups are there")
     group.add_argument("--select", choices=SELECTIONS, help="right or best answers for sft, or groups with both kinds")
     group.add_argument("--selected", type=Path, metavar="FILE.jsonl", help="where they go")
@@ -81,6 +88,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from gvpo.cli.options import check_sampling
+
+    check_sampling(options)
     if options.prompts is None and options.task is None:
         raise ConfigError("there is nothing to answer: give --prompts FILE, or --task NAME")
     if options.rewards is None and options.task is None:
@@ -115,6 +125,7 @@ def _config(options: argparse.Namespace) -> "TrainConfig":
         sampling_ban=options.ban,
         reward_funcs=[name.strip() for name in (options.rewards or "").split(",") if name.strip()],
         reward_weights=None if options.weights is None else _weights(options.weights),
+        reward_options=_reward_options(options.reward_option),
         reward_workers=options.workers,
         reward_timeout=options.timeout,
     )
@@ -125,6 +136,19 @@ def _weights(words: str) -> list[float]:
         return [float(word) for word in words.split(",")]
     except ValueError:
         raise ConfigError(f"--weights {words}: write numbers, 1,0.5 say") from None
+
+
+def _reward_options(pairs: "Sequence[str]") -> dict[str, dict[str, Any]]:
+    from gvpo.recipefiles import parse_value
+
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        dotted, equals, raw = pair.partition("=")
+        name, dot, key = dotted.partition(".")
+        if not (name and dot and key and equals):
+            raise ConfigError(f"--reward-option {pair}: write NAME.KEY=VALUE, length_penalty.limit=512 say")
+        found.setdefault(name, {})[key] = parse_value(raw)
+    return found
 
 
 def _params(config: "TrainConfig") -> "SamplingParams":
@@ -163,6 +187,7 @@ def _settings(
         "task": options.task,
         "rewards": config.reward_funcs,
         "reward_weights": config.reward_weights,
+        "reward_options": config.reward_options or None,
         **asdict(params),
         "seed": options.seed,
     }
@@ -206,5 +231,5 @@ def _select(options: argparse.Namespace, rows: "Sequence[Mapping[str, Any]]") ->
 
     chosen = select(options.select, rows, above=options.above, most=options.most)
     runfiles.write_text(options.selected, "".join(f"{runfiles.to_json(row)}\n" for row in chosen))
-    prompts = len({row["id"] for row in chosen})
+    prompts = len({runfiles.to_json(row["prompt"]) for row in chosen})
     print(f"{options.selected}: {len(chosen)} rows of {prompts} prompts ({options.select})")

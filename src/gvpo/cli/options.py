@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvpo import runfiles
+from gvpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from gvpo.evaluation.jobs import PoolOptions
@@ -27,6 +28,18 @@ def add_sampling(parser: argparse.ArgumentParser, *, samples: str) -> None:
     group.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens")
     group.add_argument("--seed", type=int, default=0, help="of the sampling noise (default: 0)")
     group.add_argument("--at-once", type=int, metavar="N", help="problems between two writes: what a crash can cost")
+
+
+def check_sampling(options: argparse.Namespace) -> None:
+    """Refuse numbers that `add_sampling` has read and that would sample nothing.
+
+    Raises:
+        ConfigError: one is below 1.
+    """
+    for name in ("n", "max_tokens", "at_once"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least 1")
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

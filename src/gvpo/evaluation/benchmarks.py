@@ -169,6 +169,23 @@ def find_benchmark(name: str, reward: str | None = None) -> Benchmark:
     return Benchmark(called, name, (), None, problems_from_records, reward, "own", "", max_tokens=1024)
 
 
+def check_places(data: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a `NAME=PLACE` for a benchmark that there is not: a typing error would silently leave it to the hub.
+
+    Args:
+        data: as `load_problems` takes it.
+        names: of the benchmarks that are asked.
+
+    Raises:
+        ConfigError: a name is neither one of them nor a key of `BENCHMARKS`; the nearest one is named.
+    """
+    known = [*names, *BENCHMARKS]
+    for name in [given.partition("=")[0] for given in data if "=" in given]:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or names
+            raise ConfigError(f"--data {name}=... is for no benchmark; did you mean {near[0]!r}?")
+
+
 def load_problems(benchmark: Benchmark, data: Sequence[str] = ()) -> list[Problem]:
     """A benchmark's problems.
 

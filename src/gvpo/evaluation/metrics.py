@@ -130,17 +130,19 @@ class Difference:
         problems: how many both were given.
         needed: how many problems, sampled as often as these, would show a difference of this size in 80% of benchmarks,
             at 95% confidence; None where the mean is 0, or the same on every problem: its spread is then unknown.
+        sign: p of the exact sign test; see `sign_test`.
     """
 
     mean: float
     interval: Interval
     problems: int
     needed: int | None
+    sign: float
 
     @property
     def settled(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.interval[0] > 0 or self.interval[1] < 0
+        """Whether the interval leaves out 0, and the sign test agrees: of few unequal problems it is too sure."""
+        return (self.interval[0] > 0 or self.interval[1] < 0) and self.sign < 1 - LEVEL
 
 
 def difference(one: Sequence[float], other: Sequence[float], *, seed: int = 0) -> Difference:
@@ -152,7 +154,18 @@ def difference(one: Sequence[float], other: Sequence[float], *, seed: int = 0) -
         seed: of the bootstrap.
     """
     gaps = [a - b for a, b in zip(one, other, strict=True)]
-    return Difference(fmean(gaps), interval(gaps, least=-1.0, seed=seed), len(gaps), problems_needed(gaps))
+    between = interval(gaps, least=-1.0, seed=seed)
+    return Difference(fmean(gaps), between, len(gaps), problems_needed(gaps), sign_test(gaps))
+
+
+def sign_test(gaps: Sequence[float]) -> float:
+    """How likely signs at least as unequal are where both models are as likely to win a problem: two-sided, exact.
+
+    p = min(1, 2 sum_{i <= min(wins, losses)} C(n, i) / 2^n),   n = wins + losses; equal problems do not count
+    """
+    wins, losses = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+    n = wins + losses
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(wins, losses) + 1)) / (1 << n))
 
 
 def problems_needed(gaps: Sequence[float]) -> int | None:

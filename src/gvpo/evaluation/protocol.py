@@ -48,7 +48,7 @@ class EvalProtocol:
         Raises:
             ConfigError: several samples that would all be the same.
         """
-        samples = self.samples or benchmark.samples
+        samples = benchmark.samples if self.samples is None else self.samples
         several = samples > 1
         if several and self.temperature == 0:
             raise ConfigError(
@@ -56,7 +56,7 @@ class EvalProtocol:
             )
         temperature = (TEMPERATURE if several else 0.0) if self.temperature is None else self.temperature
         top_p = (TOP_P if several and self.temperature is None else 1.0) if self.top_p is None else self.top_p
-        tokens = self.max_tokens or benchmark.max_tokens
+        tokens = benchmark.max_tokens if self.max_tokens is None else self.max_tokens
         return SamplingParams(samples, tokens, temperature=temperature, top_p=top_p, top_k=self.top_k)
 
     def chosen(self, problems: Sequence[Problem]) -> list[Problem]:

@@ -27,7 +27,8 @@ class Responses:
         """The responses of a file's rows: by `id` where the rows have ids, else in the order of the problems.
 
         Args:
-            rows: `{"id", "responses": [text, ...]}`, `{"response": text}`, or the rows of a groups file.
+            rows: `{"id", "responses": [text, ...]}`, `{"response": text}`, or the rows of a groups file; several rows
+                with one id are samples of one problem.
             problems: those that the rows answer.
             name: of the file, for messages.
 
@@ -36,7 +37,9 @@ class Responses:
         """
         read = [_completions(row, f"{name} row {number}") for number, row in enumerate(rows, start=1)]
         if any("id" in row for row in rows):
-            found = {str(row.get("id")): completions for row, completions in zip(rows, read, strict=True)}
+            found: dict[str, list[Completion]] = {}
+            for row, completions in zip(rows, read, strict=True):
+                found.setdefault(str(row.get("id")), []).extend(completions)
             missing = [problem.id for problem in problems if problem.id not in found]
             if missing:
                 raise DataError(f"{name} has no row with the id {missing[0]!r} ({len(missing)} are missing); add them")

@@ -35,7 +35,10 @@ R1 = (
 STOPS_OF_A_FUNCTION = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```")
 """What begins after a function that a base model has completed (Chen et al., arXiv:2107.03374, section 2.1)."""
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+ANSWERED = "</answer>"
+"""Ends a completion of `R1`: base models go on with a question and an answer of their own."""
+
+_ANSWER_TAG = re.compile(rf"<answer>(.*?)(?:{ANSWERED}|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ TEMPLATES: dict[str, Template] = {
         Template("plain", _plain, stops={"continuation": STOPS_OF_A_FUNCTION}),
         Template("none", _bare, stops={"continuation": STOPS_OF_A_FUNCTION}),
         Template("qwen-math", _qwen_math, families=("math",)),
-        Template("r1", _r1, tagged=True, families=("math", "code")),
+        Template("r1", _r1, stops=dict.fromkeys(("math", "code"), (ANSWERED,)), tagged=True, families=("math", "code")),
         few_shot(),
     )
 }

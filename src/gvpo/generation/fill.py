@@ -103,7 +103,7 @@ def fill(
         watch: told of each part.
 
     Raises:
-        RewardError: a column is missing, or the rewards fail on everything.
+        RewardError: a column is missing, a reward cannot work here, or the rewards fail on everything.
         DataError: a prompt leaves no room for a completion.
         RunError: the file cannot be written.
     """
@@ -113,6 +113,7 @@ def fill(
     left = [item for item in items if item.problem.id not in done]
     if not left:
         return
+    rewards.check_ready()  # before a model is loaded and hours are sampled
     sampler = open_sampler()
     if isinstance(sampler, Checking):
         sampler.check([Request(item.problem.id, item.prompt) for item in left], params)

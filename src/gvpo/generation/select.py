@@ -22,11 +22,10 @@ def right(rows: Sequence[Row], above: float, most: int | None) -> Iterator[dict[
 
     Yields:
         Rows for supervised training, in the order of problems and samples: `prompt`, `completion`, `reward` and the
-        problem's other columns.
+        problem's other columns. The first of a problem has its id, the others `id#2`, `id#3` and so on.
     """
     for row in rows:
-        for text, reward in _finished(row, above)[:most]:
-            yield _answer(row, text, reward)
+        yield from _answers(row, _finished(row, above)[:most])
 
 
 def best(rows: Sequence[Row], above: float, most: int | None) -> Iterator[dict[str, Any]]:
@@ -36,8 +35,7 @@ def best(rows: Sequence[Row], above: float, most: int | None) -> Iterator[dict[s
         As `right`, the best first; of equal ones the first sampled.
     """
     for row in rows:
-        for text, reward in sorted(_finished(row, above), key=lambda found: -found[1])[: most or 1]:
-            yield _answer(row, text, reward)
+        yield from _answers(row, sorted(_finished(row, above), key=lambda found: -found[1])[: most or 1])
 
 
 def mixed(rows: Sequence[Row], above: float, most: int | None) -> Iterator[dict[str, Any]]:
@@ -88,6 +86,9 @@ def _finished(row: Row, above: float) -> list[tuple[str, float]]:
     return list(found.items())
 
 
-def _answer(row: Row, text: str, reward: float) -> dict[str, Any]:
+def _answers(row: Row, chosen: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
+    """Rows with different ids, which training asks for."""
     own = {name: value for name, value in row.items() if name not in PER_COMPLETION}
-    return {**own, "completion": text, "reward": reward}
+    for number, (text, reward) in enumerate(chosen, start=1):
+        name = row["id"] if number == 1 else f"{row['id']}#{number}"
+        yield {**own, "id": name, "completion": text, "reward": reward}

@@ -18,7 +18,7 @@ from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
 from gvpo.rewards.pool import Failure, RewardPool
 from gvpo.rewards.refusal import over_refusal, refusal
-from gvpo.rewards.registry import MAKERS, REWARDS, load
+from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options
 from gvpo.rewards.repetition import repetition_penalty
 from gvpo.rewards.text import text_f1, text_match
 
@@ -53,6 +53,7 @@ __all__ = [
     "load",
     "math_answer",
     "multiple_choice",
+    "needs_options",
     "number_match",
     "over_refusal",
     "refusal",

@@ -86,7 +86,7 @@ class RewardPool:
         self._wanted = [Wanted.by(function) for function in functions.values()]
         self._alone = frozenset(n for n, f in enumerate(functions.values()) if getattr(f, "row_by_row", False))
         check_limits(workers, timeout)
-        self._check_ready = functools.cache(lambda: check_ready(functions.values()))
+        self._ready = functools.cache(lambda: check_ready(functions.values()))
         self._local = {n: f for n, f in enumerate(functions.values()) if is_local(f)}
         sent = {name: pickled(name, function) for name, function in functions.items() if not is_local(function)}
         setup = {"functions": sent, "timeout": timeout, "memory_limit": memory_limit}
@@ -109,7 +109,7 @@ class RewardPool:
             RewardError: a function needs a column that no group has, cannot work here, or cannot be loaded in a worker;
                 a column cannot be sent to one.
         """
-        self._check_ready()
+        self.check_ready()
         scoring = _Scoring(self._names, self._wanted, self._alone, self._local, batches)
         self._dispatcher.run(scoring)
         scoring.judge_locally()
@@ -118,6 +118,14 @@ class RewardPool:
             [self._verdict(scoring.outcomes(group, row)) for row in range(len(batch))]
             for group, batch in enumerate(batches)
         ]
+
+    def check_ready(self) -> None:
+        """Let the functions say what they lack, the first time; `score` does so by itself.
+
+        Raises:
+            GvpoError: one of them cannot work here.
+        """
+        self._ready()
 
     def require_columns(self, batches: Sequence[RewardBatch]) -> None:
         """Find out before scoring whether the functions get the columns that they need.

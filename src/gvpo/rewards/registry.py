@@ -97,6 +97,12 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
     return _made(name, found, options)
 
 
+def needs_options(name: str) -> bool:
+    """Whether a built-in reward cannot be made without options."""
+    parameters = inspect.signature(MAKERS[name]).parameters.values() if name in MAKERS else ()
+    return any(one.default is one.empty and one.kind is not one.VAR_KEYWORD for one in parameters)
+
+
 def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> RewardFunc:
     try:
         inspect.signature(maker).bind(**options)
