@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     LlamaForSequenceClassification,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2ForSequenceClassification,
 )
 
@@ -141,6 +143,13 @@ def test_longer_texts_are_cut_at_the_beginning_and_that_is_said_once(path: str):
     assert score(model, long, prompt="p") == [pytest.approx(cut, abs=1e-5)]  # and no second warning
 
 
+def test_what_begins_every_text_is_not_cut(path: str):
+    model = RewardModel(path, max_length=20)
+    text = "[user]Why?\n[assistant]because\n"
+    with pytest.warns(GvpoWarning, match="their beginning is cut off"):
+        assert score(model, "because") == [pytest.approx(by_hand(path, "<bos>" + text[-19:]), abs=1e-5)]
+
+
 def test_or_their_rows_have_no_reward(path: str):
     model = RewardModel(path, max_length=20, form="plain", too_long="fail")
     short, long = model.verdicts(prompts=["p", "p"], completions=["short", "x" * 30])
@@ -166,6 +175,33 @@ def test_of_several_labels_one_gives_its_probability(tmp_path: Path):
     for label in (None, "fine", 3):
         with pytest.raises(ModelError, match=r"has 3 labels \(bad, so-so, good\); set label to one of them"):
             RewardModel(path, label=label).check_ready()
+
+
+def test_the_two_texts_of_a_pair_have_their_types(tmp_path: Path):
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertForSequenceClassification(BertConfig(**small, intermediate_size=64, num_labels=1)).eval()
+    for weight in (bert.bert.embeddings.token_type_embeddings.weight, bert.classifier.weight):
+        torch.nn.init.normal_(weight)
+    bert.save_pretrained(tmp_path)
+    backend = byte_tokenizer().backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B:1", special_tokens=[("<bos>", 2)]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="<bos>", model_input_names=names)
+    tokenizer.save_pretrained(tmp_path)
+
+    def right(first: str, second: str) -> float:
+        ids, types = [2, *byte_tokenizer()(first + second).input_ids], [0] * (1 + len(first)) + [1] * len(second)
+        with torch.no_grad():
+            given = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])}
+            return float(bert(**given).logits[0, 0])
+
+    wanted = [right("Why?", answer) for answer in ("b", "because")]
+    assert score(RewardModel(tmp_path, form="pair"), "b", "because") == pytest.approx(wanted, abs=1e-5)
+    with pytest.warns(GvpoWarning, match="their beginning is cut off"):
+        (cut,) = score(RewardModel(tmp_path, form="pair", max_length=10), "because")
+    assert cut == pytest.approx(right("y?", "because"), abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -74,6 +74,12 @@ REACHES = {  # out of the jail; each tells by adding rightly if it got there
     "device": "import os, stat\nos.mknod('disk', 0o600 | stat.S_IFBLK, os.makedev(8, 0))\ndef add(a,b): return a+b",
     "shell": "import subprocess\nsubprocess.run(['/bin/sh', '-c', 'true'], check=True)\ndef add(a,b): return a+b",
     "raises_limits": "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (999, 999))\ndef add(a,b): return a+b",
+    "shared_memory": "import ctypes\nc=ctypes.CDLL(None)\nc.shmat.restype=ctypes.c_void_p\nc.shmdt.argtypes=[ctypes.c_void_p]\n"
+    "for _ in range(4):\n m=c.shmget(0, 1<<26, 0o600)\n assert m >= 0\n p=c.shmat(m, None, 0)\n ctypes.memset(p, 1, 1<<26)\n c.shmdt(p)\n"
+    "def add(a,b): return a+b",
+    "memory_files": "import os\nfor n in range(32): os.write(os.memfd_create(str(n)), bytes(1<<20))\ndef add(a,b): return a+b",
+    "message_queue": "import ctypes\nassert ctypes.CDLL(None).msgget(0, 0o600) >= 0\ndef add(a,b): return a+b",
+    "semaphores": "import ctypes\nassert ctypes.CDLL(None).semget(0, 9, 0o600) >= 0\ndef add(a,b): return a+b",
     "parent_alive": "import os\nassert os.kill(PARENT, 0) is None\ndef add(a,b): return a+b",
 }
 

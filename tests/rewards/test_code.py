@@ -152,8 +152,18 @@ def test_in_the_pool_a_group_has_its_values():
 
 
 def test_limits_are_checked():
-    with pytest.raises(RewardError, match="the sandbox's limit wall is 0"):
+    with pytest.raises(RewardError, match="the sandbox's limit wall is 0; give a number above 0"):
         code_reward(wall=0)
+    with pytest.raises(RewardError, match=r"the sandbox's limit memory is 1000000000\.0; give a whole number above 0"):
+        code_reward(memory=1e9)
+    with pytest.raises(RewardError, match="the sandbox's limit cpu is '2'; give a whole number"):
+        code_reward(cpu="2")
+
+
+@isolated
+def test_a_limit_that_the_system_does_not_take_is_no_verdict():
+    with pytest.raises(RewardError, match="the sandbox for code cannot be built"):
+        code_reward(memory=1 << 70)(completions=[ADD], tests=[TESTS])
 
 
 def test_without_isolation_it_refuses_until_it_is_told(monkeypatch):

@@ -248,6 +248,27 @@ GSM8K = [
     # then the box, then the last number
     ("\\boxed{72} of 100", "72", 1),
     ("She sold 72 clips.", "72", 1),
+    # a box without its assignment and unit
+    (r"\boxed{18\text{ dollars}}", "18", 1),
+    (r"\boxed{\text{18 dollars}}", "18", 1),
+    (r"\boxed{18 dollars}", "18", 1),
+    (r"\boxed{1,234 \, \mathrm{clips}}", "1234", 1),
+    (r"\boxed{15 \text{ cm}^2}", "15", 1),
+    (r"\boxed{90^\circ}", "90", 1),
+    (r"\boxed{x=18}", "18", 1),
+    (r"\boxed{\text{Total} = \$18.00}", "18", 1),
+    (r"\boxed{9 \cdot 2 = 18 red clips}", "18", 1),
+    (r"\boxed{-\frac{1}{2}\text{ mile}}", "-0.5", 1),
+    (r"\boxed{x=17}", "18", 0),
+    (r"\boxed{18=x+1}", "18", 0),
+    (r"\boxed{x \ge 18}", "18", 0),
+    (r"\boxed{x >= 18}", "18", 0),
+    (r"\boxed{2^{18}}", "18", 0),
+    (r"\boxed{\sqrt{18}}", "18", 0),
+    (r"\boxed{5, 18}", "18", 0),
+    (r"\boxed{18\text{ dollars and }50\text{ cents}}", "18", 0),
+    (r"\boxed{18x}", "18", 0),
+    (rf"\boxed{{18{' ' * 5000}dollars}}", "18", 0),  # nobody means it
     # the data set's own answers
     ("72", "48+24 = <<48+24=72>>72\n#### 72", 1),
     ("2125", "so\n#### 2,125", 1),

@@ -6,11 +6,12 @@ A reward model lives in the trainer's process, on its device, outside the pool o
 logit as it is: its weight in the sum of rewards is where to scale it.
 """
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,18 @@ _UNLIMITED = 10**9
 """transformers writes a huge number where a tokenizer has no longest text."""
 
 
+class Row(NamedTuple):
+    """A text as a reward model reads it.
+
+    Args:
+        ids: its tokens.
+        types: for each the number of its text in a pair; empty where the tokenizer gives none.
+    """
+
+    ids: list[int]
+    types: list[int]
+
+
 class RewardModel:
     """A reward: what a sequence classifier says of each completion. Loaded when it is first needed.
 
@@ -48,7 +61,8 @@ class RewardModel:
         template_args: keywords for the chat template.
         label: which label's probability is the reward, by name or number, where there are several.
         max_length: tokens that it reads at most; default what model and tokenizer say.
-        too_long: "cut" drops the beginning of longer texts, with a warning; "fail" gives their rows no reward.
+        too_long: "cut" drops the beginning of longer texts, but for a first special token, with a warning; "fail" gives
+            their rows no reward.
         tokens_per_batch: tokens a forward, padding included; halved while memory runs out.
         dtype: of weights and computation; "auto" is bfloat16 on GPUs, else float32.
         device: where it computes; default the CPU.
@@ -125,14 +139,14 @@ class RewardModel:
             completions: text, or `[{"role": "assistant", ...}]`.
         """
         verdicts: list[Verdict] = [Verdict(None)] * len(prompts)
-        readable: dict[int, list[int]] = {}
+        readable: dict[int, Row] = {}
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 readable[row] = self.encode(prompt, completion)
             except DataError as error:
                 verdicts[row] = Verdict(None, reason=f"exception: cannot be read by the reward model: {error}")
         for row in self._settle_length(readable):
-            length, most = len(readable.pop(row)), self.max_length
+            length, most = len(readable.pop(row).ids), self.max_length
             verdicts[row] = Verdict(None, reason=f"too long: has {length} tokens, and the reward model reads {most}")
         for row, reward in zip(readable, self.scores(list(readable.values())), strict=True):
             verdicts[row] = Verdict(reward)
@@ -145,8 +159,8 @@ class RewardModel:
         known = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
         return min(known, default=None)
 
-    def encode(self, prompt: Prompt, completion: "Completion") -> list[int]:
-        """The token ids of a prompt with its completion, not cut.
+    def encode(self, prompt: Prompt, completion: "Completion") -> Row:
+        """The tokens of a prompt with its completion, not cut.
 
         Raises:
             DataError: messages without a template, or a template that refuses them.
@@ -156,49 +170,57 @@ class RewardModel:
         if self.form == "chat" or (self.form == "auto" and tokenizer.chat_template):
             asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             messages = [*asked, {"role": "assistant", "content": text}]
-            return encode_prompt(tokenizer, messages, chat="chat", template_args=self._template_args)
+            return Row(encode_prompt(tokenizer, messages, chat="chat", template_args=self._template_args), [])
         if not isinstance(prompt, str):
             raise DataError("the prompt is messages and the reward model has no chat template; give text prompts")
         pair = (prompt, text) if self.form == "pair" else (prompt + text,)
-        return list(tokenizer(*pair).input_ids)
+        read = tokenizer(*pair)
+        return Row(list(read["input_ids"]), list(read.get("token_type_ids", [])))
 
     @torch.no_grad()
-    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The reward of each list of token ids."""
+    def scores(self, rows: Sequence[Row]) -> list[float]:
+        """The reward of each row."""
         found: dict[int, float] = {}
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row].ids))
         while order:
-            batch = order[: max(1, self.tokens_per_batch // max(1, len(rows[order[0]])))]
+            batch = order[: max(1, self.tokens_per_batch // max(1, len(rows[order[0]].ids)))]
             try:
                 values = self._forward([rows[row] for row in batch]).tolist()
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                self.tokens_per_batch = len(rows[order[0]]) * (len(batch) // 2)
+                self.tokens_per_batch = len(rows[order[0]].ids) * (len(batch) // 2)
                 continue
             found.update(zip(batch, values, strict=True))
             order = order[len(batch) :]
         return [found[row] for row in range(len(rows))]
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def _forward(self, rows: Sequence[Row]) -> Tensor:
         """[n] float32 rewards of n rows, padded on the right."""
-        width = max(map(len, rows))
-        with _padding(self.model, rows) as pad:
-            ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
-            logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits.float()
+        ids = [row.ids for row in rows]
+        with _padding(self.model, ids) as pad:
+            mask = self._tensor([[1] * len(row) for row in ids], 0)
+            given = {"input_ids": self._tensor(ids, pad), "attention_mask": mask}
+            if any(row.types for row in rows) and "token_type_ids" in inspect.signature(self.model.forward).parameters:
+                given["token_type_ids"] = self._tensor([row.types for row in rows], 0)
+            logits: Tensor = self.model(**given).logits.float()
         if logits.shape[-1] == 1:
             return logits[:, 0]
         return logits.softmax(-1)[:, _label_index(self.model, self.label)]
 
-    def _settle_length(self, rows: dict[int, list[int]]) -> list[int]:
+    def _tensor(self, rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+        """[n, width of the longest]."""
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
+
+    def _settle_length(self, rows: dict[int, Row]) -> list[int]:
         """Cut what is too long; or else return the rows that are."""
         most = self.max_length
-        long = [row for row, ids in rows.items() if most is not None and len(ids) > most]
+        long = [row for row, read in rows.items() if most is not None and len(read.ids) > most]
         if self.too_long == "fail" or most is None:
             return long
         for row in long:
-            rows[row] = rows[row][-most:]
+            rows[row] = self._cut(rows[row], most)
         if long and not self._warned:
             self._warned = True
             warnings.warn(
@@ -208,6 +230,12 @@ class RewardModel:
                 stacklevel=2,
             )
         return []
+
+    def _cut(self, row: Row, most: int) -> Row:
+        """The last tokens of a row, behind the token that begins every text."""
+        first = int(row.ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
+        start = len(row.ids) - (most - first)
+        return Row(*(part[:first] + part[start:] for part in row))
 
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:

@@ -1,21 +1,26 @@
 r"""GSM8K: the number that a worked solution ends with.
 
 The data set's solutions end in a line `#### 1,234`; models write that, a \boxed{}, or a sentence. So the answer of a
-completion is the first of these that it has: the number after its last `####`; the content of its last \boxed{}; its
-last number. A marker without a number after it is a wrong answer, not a reason to look elsewhere.
+completion is the first of these that it has: the number after its last `####`; the content of its last \boxed{},
+without an `x =` before it and the unit behind it; its last number. A marker without a number after it is a wrong
+answer, not a reason to look elsewhere.
 
 Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2110.14168).
 """
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from gvpo.rewards import mathtext
 from gvpo.rewards.base import Answer, completion_text
 from gvpo.rewards.boxed import last_boxed, normal_answer
-from gvpo.rewards.number import first_number, gold_number, last_number, parse_number
+from gvpo.rewards.number import MAX_CHARACTERS, first_number, gold_number, last_number, parse_number
 
 MARKER = "####"
+_EQUALS = re.compile(r"(?<![<>!])=")
+_WORDS_AT_END = re.compile(r"(?<=[0-9}])\s+[A-Za-z][A-Za-z ]*$")
 
 
 def gsm8k(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -53,5 +58,14 @@ def final_number(text: str) -> Fraction | None:
         return first_number(text.rpartition(MARKER)[2])
     boxed = last_boxed(text)
     if boxed is not None:
-        return parse_number(normal_answer(boxed))
+        return _number_in_box(boxed)
     return last_number(text)
+
+
+def _number_in_box(content: str) -> Fraction | None:
+    """The number in a box, behind the last equals sign and without its unit; no other number of an expression."""
+    if len(content) > MAX_CHARACTERS:
+        return None
+    value = _EQUALS.split(mathtext.spelled(content))[-1]
+    bare, _ = mathtext.without_units(mathtext.words(value) or value)
+    return parse_number(normal_answer(_WORDS_AT_END.sub("", bare)))

@@ -120,12 +120,9 @@ def words(text: str) -> str | None:
     return " ".join(match[1].split()).strip(" .").lower() if match else None
 
 
-def forms(text: str) -> Iterator[Form]:
-    """The ways to read an answer: 58,500 is a number, and a list of two."""
-    yield _form(text)
-    joined = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    if joined != text:
-        yield _form(joined)
+def form(text: str) -> Form:
+    """What an answer is made of. 58,500 is a number; a list of two is 58, 500."""
+    return _form(_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
 
 
 def _form(text: str) -> Form:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gvpo.rewards import mathpython, mathtext
 from gvpo.rewards.mathtext import Form
+from gvpo.rewards.number import MAX_CHARACTERS as MAX_NUMBER
 from gvpo.rewards.number import parse_number
 
 RELATIVE = Fraction(1, 10**6)
@@ -81,7 +82,7 @@ def _same(left: str, right: str, error: Fraction | None) -> bool:
     (name, value), (other, against) = mathtext.assignment(left), mathtext.assignment(right)
     if name and other and name != other:
         return _same_formula(left, right)
-    return any(_same_form(a, b, error) for a in mathtext.forms(value) for b in mathtext.forms(against))
+    return _same_form(mathtext.form(value), mathtext.form(against), error)
 
 
 def _same_form(left: Form, right: Form, error: Fraction | None) -> bool:
@@ -153,9 +154,9 @@ def _based(text: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=4096)
 def _number(text: str) -> Fraction | None:
-    r"""The number that a text is; 1.2 \times 10^{3} and Python's -1./3 too."""
+    r"""The number that a text is; 1.2 \times 10^{3} too. None for what is longer than `number` reads."""
     match = _SCIENTIFIC.fullmatch(text)
-    if match:
+    if match and len(text) <= MAX_NUMBER:
         return Fraction(f"{match[1]}{match[2] or 1}") * Fraction(10) ** int(match[3])
     return parse_number(text)
 

@@ -161,8 +161,8 @@ def _become_guest(settings: Mapping[str, Any], uid: int, start: int) -> bool:
         _limit(settings)
         kernel.refuse_system_calls(signals=not settings["isolate"])
         kernel.hide_memory()
-    except (OSError, ValueError) as error:
-        _report(settings["status"], error=str(error))
+    except Exception as error:  # an exit code of ours would pass for the guest's
+        _report(settings["status"], error=str(error) or repr(error))
         os._exit(1)
     os.close(settings["status"])  # from here on only the supervisor speaks to the host
     return True

@@ -24,12 +24,15 @@ _X86 = {"socket": 41, "clone": 56, "ptrace": 101, "personality": 135, "pivot_roo
 _X86 |= {"umount2": 166, "init_module": 175, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272}
 _X86 |= {"perf_event_open": 298, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310}
 _X86 |= {"process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "bpf": 321, "userfaultfd": 323}
+_X86 |= {"shmget": 29, "semget": 64, "msgget": 68, "memfd_create": 319}  # memory that no limit of a process counts
 _ARM = {"mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51, "personality": 92, "unshare": 97}
 _ARM |= {"init_module": 105, "ptrace": 117, "socket": 198, "add_key": 217, "request_key": 218, "keyctl": 219}
 _ARM |= {"clone": 220, "perf_event_open": 241, "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270}
 _ARM |= {"process_vm_writev": 271, "kcmp": 272, "finit_module": 273, "bpf": 280, "userfaultfd": 282}
+_ARM |= {"msgget": 186, "semget": 190, "shmget": 194, "memfd_create": 279}
 _BOTH = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429}
 _BOTH |= {"fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "pidfd_getfd": 438, "mount_setattr": 442}
+_BOTH |= {"memfd_secret": 447}
 _X86_SIGNALS = {"kill": 62, "rt_sigqueueinfo": 129, "tkill": 200, "tgkill": 234, "rt_tgsigqueueinfo": 297}
 _ARM_SIGNALS = {"kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240}
 _CLONE3, _PIDFD_SEND_SIGNAL = 435, 424
@@ -94,7 +97,7 @@ class _Program(ctypes.Structure):
 
 
 def refuse_system_calls(*, signals: bool = False) -> None:
-    """Make sockets, tracing, mounts, namespaces, keys, kernel interfaces and other machines' system calls fail.
+    """Make sockets, tracing, mounts, namespaces, keys, uncounted memory, kernel interfaces, other machines' calls fail.
 
     Args:
         signals: sending them fails too.

@@ -21,7 +21,7 @@ class Limits:
         processes: processes and threads at a time.
 
     Raises:
-        RewardError: a limit that is not a number above 0.
+        RewardError: a limit that is not a number above 0, or not a whole one (`wall` may be any).
     """
 
     wall: float = 6.0
@@ -33,5 +33,6 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 < value < math.inf:
-                raise RewardError(f"the sandbox's limit {name} is {value!r}; give a number above 0")
+            known, wanted = (int | float, "number") if name == "wall" else (int, "whole number")
+            if not isinstance(value, known) or not 0 < value < math.inf:
+                raise RewardError(f"the sandbox's limit {name} is {value!r}; give a {wanted} above 0")
