@@ -29,6 +29,17 @@ CHAT_TEMPLATE = (
 )
 
 
+TURN_TEMPLATE = CHAT_TEMPLATE.replace("\n{% endfor %}", "<turn>\n{% endfor %}")
+"""As Gemma's and Phi-3's: turns end with a token of their own."""
+
+
+def turn_tokenizer() -> PreTrainedTokenizerFast:
+    """`byte_tokenizer` with a special token <turn>, which its template puts behind each message."""
+    tokenizer = byte_tokenizer(TURN_TEMPLATE)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    return tokenizer
+
+
 def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """One token a byte, after <pad>=0, <eos>=1, <bos>=2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -327,6 +327,10 @@ OBJECTIVE_INPUTS = ("segment_at", "costs", "multiplier_rate")
 NO_SAMPLER = (
     "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or 'every:N'"
 )
+FIXED_COSTS = (
+    "objective.costs needs live samples: of logged groups the rates never change, and multipliers would grow for ever; "
+    "leave out data.groups and data.sample_groups"
+)
 SUPERVISED = ("poft", "sft")
 """Objectives that learn from one written answer a prompt."""
 PAIRED = ("dpo", "epa")
@@ -431,7 +435,12 @@ def _impossible(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield c.groups_data is not None and c.sample_groups is not None, "set data.groups or data.sample_groups, not both"
     yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"
     yield offline and c.reference == "previous", NO_SAMPLER
+    yield offline and c.costs is not None, FIXED_COSTS
     yield offline and c.objective in SUPERVISED, GROUPS_FOR_SFT.format(name=c.objective)
+    yield (
+        c.objective == "poft" and c.temperature != 1,
+        f"poft compares log-probs with scores at temperature 1; set sampling.temperature=1 (it is {c.temperature:g})",
+    )
     yield from _impossible_preferences(c)
     yield from _impossible_lora(c)
     yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"

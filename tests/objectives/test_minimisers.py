@@ -41,11 +41,18 @@ def gvpo_loss(logits: Tensor, compared: Comparisons, *, sharp: float = 1.0) -> T
     return torch.stack(losses).sum()
 
 
-def epa_loss(logits: Tensor, compared: Comparisons, *, sharp: float = 1.0, weak: Sequence[int] = ()) -> Tensor:
+def epa_loss(
+    logits: Tensor,
+    compared: Comparisons,
+    *,
+    sharp: float = 1.0,
+    weak: Sequence[int] = (),
+    rewards: Tensor = REWARDS,
+) -> Tensor:
     """The expectation over the positive, drawn by softmax(sharp * R) of those compared."""
     total = logits.new_zeros(())
     for group in compared:
-        for chosen, share in zip(group, (sharp * REWARDS[list(group)]).softmax(0), strict=True):
+        for chosen, share in zip(group, (sharp * rewards[list(group)]).softmax(0), strict=True):
             strong = [answer for answer in group if answer != chosen]
             role = ("chosen", *["strong"] * len(strong), *["weak"] * len(weak))
             total = total + share * epa_rows(**rows(logits, [chosen, *strong, *weak]), role=role, beta=BETA).loss
@@ -157,3 +164,66 @@ def test_weak_negatives_tie_disconnected_answers_but_lose_always():
     gaps = [(loss(OPTIMUM + far * down) - infimum).item() for far in (0.0, 20.0, 60.0)]
     assert gaps == sorted(gaps, reverse=True)
     assert 0 < gaps[-1] < 1e-9
+
+
+@pytest.mark.parametrize(
+    "compared", [[(0, 1), (1, 2), (2, 3)], [(0, 1, 2, 3)]], ids=["connected", "all of the prompt's answers"]
+)
+def test_a_weak_negative_leaves_connected_comparisons_without_a_minimiser(compared):
+    """Strong negatives alone have pi* (answer 4 aside). The weak one only adds loss, which falls with its log-ratio."""
+
+    def loss(logits):
+        return epa_loss(logits, compared, weak=[4])
+
+    down = -torch.eye(ANSWERS, dtype=torch.float64)[4]
+    infimum = epa_loss(OPTIMUM, compared)
+    assert dimension(loss, OPTIMUM) == 0
+    gaps = [(loss(OPTIMUM + far * down) - infimum).item() for far in (0.0, 20.0, 60.0)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert 0 < gaps[-1] < 1e-9
+    for far in (0.0, 20.0):
+        at = OPTIMUM + far * down
+        assert slope(loss, at) @ down < 0
+    assert slope(loss, OPTIMUM + 100 * down)[:4].abs().max() < 1e-12  # the others tend to pi*
+
+
+@pytest.mark.parametrize("compared", [CONNECTED, FULL], ids=["connected", "full"])
+def test_a_weak_negative_that_is_compared_too_has_one_minimiser_and_it_is_not_the_optimum(compared):
+    """Every answer is compared, so each is the positive at times and the weak one cannot go down for ever."""
+
+    def loss(logits):
+        return epa_loss(logits, compared, weak=[4])
+
+    at = newton(loss, OPTIMUM)
+    assert slope(loss, at).abs().max() < 1e-10
+    assert dimension(loss, at) == 0
+    shift = at - OPTIMUM
+    assert shift[4] - shift[:4].mean() < -0.1
+
+
+@pytest.mark.parametrize(
+    "compared", [DISCONNECTED, CONNECTED, FULL, [(0, 1, 2, 3)]], ids=["disconnected", "connected", "full", "apart"]
+)
+def test_separable_labels_have_no_minimiser_with_weak_negatives_either(compared):
+    """Answer 4 is never the best of those that it is compared with here, and it is the weak negative of all."""
+    rewards = REWARDS.clone()
+    rewards[4] = -1.0
+
+    def loss(logits):
+        return epa_loss(logits, compared, sharp=1e6, weak=[4], rewards=rewards)
+
+    far = [loss(REFERENCE + scale * rewards).item() for scale in (1, 10, 100, 1000)]
+    assert far == sorted(far, reverse=True)
+    assert min(far[:2]) > 0  # from there on it is rounded off
+    assert far[-1] < 1e-9
+    for at in (REFERENCE, OPTIMUM, REFERENCE + 5 * rewards):
+        assert slope(loss, at).abs().max() > 1e-4
+
+
+def newton(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The minimiser of a convex loss near enough to `start`, the shift of all logits left alone."""
+    at = start.clone()
+    for _ in range(50):
+        hessian = torch.autograd.functional.hessian(loss, at)
+        at = at - torch.linalg.pinv(hessian, rtol=1e-12, hermitian=True) @ slope(loss, at)
+    return at

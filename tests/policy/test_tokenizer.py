@@ -11,12 +11,13 @@ from gvpo.policy.tokenizer import (
     PROBES,
     TokenizerWarning,
     encode_prompt,
+    end_id,
     load_tokenizer,
     pad_id,
     stop_ids,
     tokenizer_difference,
 )
-from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model, turn_tokenizer
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
@@ -238,3 +239,21 @@ def test_padding_falls_back_to_the_end_token_and_adds_none():
     assert len(tokenizer) == len(byte_tokenizer())
     tokenizer.eos_token = None
     assert pad_id(tokenizer) == 0
+
+
+def test_an_answer_ends_as_the_template_ends_a_turn_else_with_the_end_token():
+    tokenizer = turn_tokenizer()
+    assert tokenizer.decode([end_id(tokenizer)]) == "<turn>" != tokenizer.eos_token
+    assert end_id(tokenizer, chat="plain") == tokenizer.eos_token_id
+    for template in (None, CHAT_TEMPLATE, "{{ raise_exception('no') }}", "{{ messages[0].content }}<turn>"):
+        tokenizer.chat_template = template
+        assert end_id(tokenizer) == tokenizer.eos_token_id, template
+    tokenizer.chat_template, tokenizer.eos_token = None, None
+    assert end_id(tokenizer) is None
+
+
+def test_a_template_may_end_turns_as_its_arguments_say():
+    tokenizer = turn_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1].content }}{% if turns %}<turn>{% endif %}<eos>"
+    assert end_id(tokenizer) == tokenizer.eos_token_id
+    assert tokenizer.decode([end_id(tokenizer, template_args={"turns": True})]) == "<turn>"

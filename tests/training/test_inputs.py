@@ -88,6 +88,14 @@ def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: s
         trainer(None, **{"reference": "previous", **settings})
 
 
+@pytest.mark.parametrize("offline", [{"groups_data": "groups.jsonl"}, {"sample_groups": 4}, {}])
+def test_costs_of_logged_groups_are_refused_since_their_rates_never_change(offline: dict[str, Any]):
+    rows = [{"prompt": "1", "completions": ["1", "2"], "rewards": [1, 0], "reward_parts": [{"other": 0}, {"other": 1}]}]
+    settings = {**COSTS, "reference": "auto", **offline}
+    with pytest.raises(ConfigError, match=r"objective\.costs needs live samples"):
+        trainer(None, data=None if offline else rows, **settings)
+
+
 def test_a_run_by_segments_logs_them(tmp_path: Path):
     trainer(tmp_path, objective="gsspo", segment_at="2", reference="previous", groups_per_update=2).train()
     last = lines(tmp_path)[-1]

@@ -93,6 +93,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def killed(*_: Any) -> Any:
+    raise RuntimeError("killed")
+
+
+def killed_at_3(append: Any) -> Any:
+    def interrupted(run: Any, line: dict[str, Any]) -> None:
+        if line["step"] == 3:
+            killed()
+        append(run, line)
+
+    return interrupted
+
+
 def test_the_reference_is_scored_once_for_all_epochs_and_no_copy_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -139,6 +152,35 @@ def test_scoring_that_was_killed_goes_on_with_the_next_file(tmp_path: Path, monk
     assert calls == [2]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_scores_of_a_policy_that_has_learned_since_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`model.path` may be a run that went on between a stop before the first checkpoint and the resume."""
+    file = tmp_path / "cut" / runfiles.REFERENCE / "train-00000.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            preferring(tmp_path / "cut", policy=model(seed=1)).train()
+    of_the_old = load_file(file)["ref_logprobs"]
+    calls = counted(monkeypatch)
+    preferring(tmp_path / "cut").train(resume=True)
+    preferring(tmp_path / "whole").train()
+    assert calls == [10, 10]
+    assert not torch.equal(load_file(file)["ref_logprobs"], of_the_old)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_a_run_with_a_checkpoint_keeps_the_scores_of_its_own_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given = {"steps": 3, "checkpoint_every": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "append_metrics", killed_at_3(RunDirectory.append_metrics))
+        with pytest.raises(RuntimeError, match="killed"):
+            preferring(tmp_path / "cut", **given).train()
+    calls = counted(monkeypatch)
+    preferring(tmp_path / "cut", policy=model(seed=1), **given).train(resume=True)
+    assert calls == []
+    preferring(tmp_path / "whole", **given).train()
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
 @finite

@@ -11,7 +11,7 @@ from gvpo.errors import ConfigError, DataError
 from gvpo.tasks import TASKS
 from gvpo.training.problems import demonstrations, encode, find_task, held_out_problems, training_problems
 from gvpo.types import Problem
-from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, turn_tokenizer
 from tests.training.toy import ROWS, config
 
 EXPECTED = [Problem(digit, f"row-{n}", {"digit": digit}) for n, digit in enumerate("0123456789", start=1)]
@@ -112,6 +112,15 @@ def test_written_answers_end_with_the_end_of_sequence():
     rows = [{"prompt": "2+2=", "completion": "4"}]
     ((item, answer),) = demonstrations(config(), tokenizer, rows)
     assert (item.problem.prompt, tokenizer.decode(answer.tokens), answer.source) == ("2+2=", "4<eos>", "demonstration")
+
+
+def test_written_answers_end_as_the_template_ends_a_turn_unless_prompts_are_plain():
+    tokenizer = turn_tokenizer()
+    rows = [{"prompt": "2+2=", "completion": text} for text in ("4", "4<turn>", "4<eos>")]
+    answers = [tokenizer.decode(answer.tokens) for _, answer in demonstrations(config(), tokenizer, rows)]
+    assert answers == ["4<turn>", "4<turn>", "4<eos>"]
+    ((_, plain),) = demonstrations(config(chat="plain"), tokenizer, rows[:1])
+    assert tokenizer.decode(plain.tokens) == "4<eos>"
 
 
 def test_a_tasks_demonstrations_take_its_options_and_the_warm_starts():

@@ -118,9 +118,17 @@ def test_an_unfinished_scoring_of_something_else_is_left_alone(tmp_path: Path, m
     data = write(tmp_path / "rows.jsonl", ROWS)
     partial = tmp_path / "out.jsonl.partial"
     partial.write_text(json.dumps({"models": ["other"]}) + "\n")
-    with pytest.raises(RunError, match="unfinished scoring of other models or data; remove it"):
+    with pytest.raises(RunError, match="unfinished scoring of other models, data or settings; remove it"):
         score_file(models[2:], settings(data), tmp_path / "out.jsonl")
     assert partial.exists()
+
+
+def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
+    path = tmp_path / "out.jsonl.partial"
+    scoring.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).add(0, [-1.0])
+    assert scoring.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).done(0) == 1
+    with pytest.raises(RunError, match="other models, data or settings"):
+        scoring.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +227,12 @@ def test_a_share_is_rounded_up_and_the_order_of_the_data_stays():
 def test_scores_that_are_none_say_what_to_do(value: Any):
     with pytest.raises(DataError, match=r"problem 'a'.* score the data first: gvpo score MODEL"):
         aligned_scores(Problem("p", "a", {} if value is None else {ALIGNED: value}))
+
+
+def test_poft_at_another_temperature_than_the_scores_is_refused():
+    with pytest.raises(ConfigError, match=r"set sampling\.temperature=1 \(it is 0\.7\)"):
+        config(objective="poft", temperature=0.7)
+    assert config(objective="sft", temperature=0.7).temperature == 0.7
 
 
 def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path):

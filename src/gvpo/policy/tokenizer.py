@@ -30,6 +30,8 @@ PROBES = (
 )
 """Texts on which tokenizers tend to part: digits, white space, contractions, composed letters, other scripts, code."""
 
+_ANSWER = "An answer, as any other."
+
 _VOCABULARY_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -146,6 +148,33 @@ def encode_prompt(
     if not ids:
         raise DataError(f"the tokenizer gives no token for the prompt {str(prompt)[:40]!r}; give it some text")
     return ids
+
+
+def end_id(
+    tokenizer: PreTrainedTokenizerBase, *, chat: ChatMode = "auto", template_args: Mapping[str, Any] | None = None
+) -> int | None:
+    """The token that ends a written answer; None where there is none.
+
+    It is the first special token that the chat template puts behind what the assistant says, where prompts go through
+    the template and it puts one; else the end token. They differ for some models (Gemma-it, Phi-3).
+    """
+    if chat != "plain" and tokenizer.chat_template:
+        behind = _encoder(tokenizer)(_behind_answer(tokenizer, template_args or {}))
+        added = tokenizer.added_tokens_decoder
+        if (end := next((token for token in behind if token in added and added[token].special), None)) is not None:
+            return end
+    return next(iter(_ids(tokenizer.eos_token_id)), None)
+
+
+def _behind_answer(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
+    """What the template writes after an assistant's message; "" where it takes none."""
+    turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, **{**template_args, "tokenize": False})
+    except (TemplateError, ValueError, TypeError):
+        return ""
+    _, answer, behind = str(text).rpartition(_ANSWER)
+    return behind if answer else ""
 
 
 def stop_ids(

@@ -101,8 +101,7 @@ def _require_costs(rollout: Rollout, names: Sequence[str]) -> None:
     for name in names:
         if not _values(rollout, name):
             raise RewardError(
-                f"no completion of this step has the cost {name!r}; a reward function of that name has to give it, or, "
-                "of logged groups, their `reward_parts`"
+                f"no completion of this step has the cost {name!r}; a reward function of that name has to give it"
             )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.tasks import as_group, problems_from_records
-from gvpo.training.problems import answer_text, encode, encode_answer
+from gvpo.training.problems import answer_end, answer_text, encode, encode_answer
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ def logged_groups(
         _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(grouped, start=1)
     ]
     rows = zip(grouped, problems_from_records(readable), strict=True)
+    end = answer_end(config, tokenizer)
     return [
-        _numbered(number, _logged, config, tokenizer, record, problem, source)
+        _numbered(number, _logged, config, tokenizer, record, problem, source, end)
         for number, (record, problem) in enumerate(rows, start=1)
     ]
 
@@ -101,10 +102,11 @@ def _logged(
     record: Mapping[str, Any],
     problem: Problem,
     source: str,
+    end: int | None,
 ) -> LoggedGroup:
     written = record["prompt"]
     prompt = _checked_ids(written) if _are_ids(written) else encode(config, tokenizer, [problem])[0].prompt
-    rows = _completions(tokenizer, record, source)
+    rows = _completions(tokenizer, record, source, end)
     own = {name: value for name, value in problem.columns.items() if name not in OWN}
     parts = _each_is(
         _per_completion(record, "reward_parts", len(rows)), Mapping, '`reward_parts` are objects, {"right": 1}'
@@ -125,7 +127,9 @@ def _with_readable_prompt(tokenizer: "PreTrainedTokenizerBase", record: Mapping[
     return {**record, "prompt": str(tokenizer.decode(_checked_ids(record["prompt"])))}
 
 
-def _completions(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], source: str) -> list[Completion]:
+def _completions(
+    tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], source: str, end: int | None
+) -> list[Completion]:
     for name in REQUIRED:
         if not isinstance(record.get(name), list | tuple):
             raise DataError(f"there is no list `{name}`; a logged group has `prompt`, `completions` and `rewards`")
@@ -138,7 +142,7 @@ def _completions(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any]
     ]
     _each_is(columns[-1], Sequence, "`sampler_logprobs` are lists, one log-prob a token")
     return [
-        _completion(tokenizer, written, reward, named or source, reason, logprobs)
+        _completion(tokenizer, written, reward, named or source, reason, logprobs, end)
         for written, reward, named, reason, logprobs in zip(*columns, strict=True)
     ]
 
@@ -162,7 +166,13 @@ def _each_is(values: list[Any], kind: type, expected: str) -> list[Any]:
 
 
 def _completion(
-    tokenizer: "PreTrainedTokenizerBase", written: Any, reward: Any, source: Any, reason: Any, logprobs: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    written: Any,
+    reward: Any,
+    source: Any,
+    reason: Any,
+    logprobs: Any,
+    end: int | None,
 ) -> Completion:
     finish = _finish_reason(reason)
     if _are_ids(written):
@@ -170,7 +180,7 @@ def _completion(
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     else:
         text = answer_text(written)
-        tokens = encode_answer(tokenizer, text, ended=finish == "stop")
+        tokens = encode_answer(tokenizer, text, end if finish == "stop" else None)
     if not tokens:
         raise DataError("a completion has no tokens; give it some text, or remove it and its reward")
     return Completion(

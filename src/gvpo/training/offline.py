@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
-from gvpo.config import GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED, TrainConfig
+from gvpo.config import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED, TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
 from gvpo.generation import records
 from gvpo.policy.model import context_length, vocabulary_size
@@ -60,7 +60,7 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
 
     Raises:
         DataError: the file cannot be read.
-        ConfigError: both are given, or groups for supervised training.
+        ConfigError: both are given, groups for supervised training, or groups with costs.
     """
     if config.groups_data is not None:
         if rows is not None:
@@ -68,6 +68,8 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
         return read_rows(config.groups_data)
     if rows is None or not rows.items or not is_comparison(rows.items[0]):
         return None
+    if config.costs is not None:
+        raise ConfigError(FIXED_COSTS)
     if config.objective not in SUPERVISED:
         return rows
     if is_pair(rows.items[0]):  # it is its chosen answer

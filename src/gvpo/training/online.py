@@ -42,7 +42,7 @@ from gvpo.training.outage import explained
 from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import Dataset
 from gvpo.training.progress import StepProgress
-from gvpo.training.reference_scores import score_under_start
+from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.restore import open_run, restore
 from gvpo.training.rewards import RewardFuncs, reward_functions
 from gvpo.training.run import RunDirectory, locked
@@ -157,10 +157,11 @@ class Trainer:
                 stop = stack.enter_context(StopRequests())
                 stack.enter_context(explained(lambda: "before training"))
                 run = ranks.on_first(lambda: self._run_directory(path, resume=resume))
+                start = None if any(run.checkpoints.glob("step-*")) else policy_name(self.model)
                 learner = Learner(
                     self.model, self.objective, self.config, reference_given=self._stores_reference(parts)
                 )
-                parts = self._with_reference(parts, learner, run, stop)
+                parts = self._with_reference(parts, learner, start, run, stop)
                 data = parts.data
                 state = restore(run, learner, self.config, data=data) if resume else TrainerState(data=data)
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
@@ -170,10 +171,17 @@ class Trainer:
         """Whether the reference's log-probs of all rows can be computed before training, once for all steps."""
         return isinstance(parts.source, PreferenceSource) and self.config.reference == "initial"
 
-    def _with_reference(self, parts: Parts, learner: Learner, run: RunDirectory, stop: StopRequests) -> Parts:
+    def _with_reference(
+        self, parts: Parts, learner: Learner, start: str | None, run: RunDirectory, stop: StopRequests
+    ) -> Parts:
         """The rows of preference data with the starting policy's log-probs; what was scored before is read."""
         score = functools.partial(
-            score_under_start, learner=learner, directory=run.path / runfiles.REFERENCE, stop=stop, console=_console()
+            score_under_start,
+            learner=learner,
+            start=start,
+            directory=run.path / runfiles.REFERENCE,
+            stop=stop,
+            console=_console(),
         )
         if isinstance(parts.source, PreferenceSource) and self._stores_reference(parts):
             parts.source.replace(score(parts.source.groups, "train"))

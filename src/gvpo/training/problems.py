@@ -126,8 +126,9 @@ def demonstrations(
     kept = likeliest(written, config.keep_share)
     needed = config.objective == "poft"
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
+    end = answer_end(config, tokenizer)
     return [
-        (item, _answer(tokenizer, text, aligned_scores(item.problem) if needed else None))
+        (item, _answer(tokenizer, text, end, aligned_scores(item.problem) if needed else None))
         for item, (_, text) in zip(encoded, kept, strict=True)
     ]
 
@@ -155,10 +156,12 @@ def _completion_text(problem: Problem) -> str:
         raise DataError(f"problem {problem.id!r}: {error}") from None
 
 
-def _answer(tokenizer: "PreTrainedTokenizerBase", text: str, aligned: Sequence[float] | None) -> Completion:
-    """A written answer as a completion: its tokens, ended by the end-of-sequence token if the tokenizer has one."""
+def _answer(
+    tokenizer: "PreTrainedTokenizerBase", text: str, end: int | None, aligned: Sequence[float] | None
+) -> Completion:
+    """A written answer as a completion: its tokens, and the end token if there is one."""
     extras = {} if aligned is None else {ALIGNED: aligned}
-    return Completion(encode_answer(tokenizer, text), text=text, source="demonstration", extras=extras)
+    return Completion(encode_answer(tokenizer, text, end), text=text, source="demonstration", extras=extras)
 
 
 def answer_text(written: Any) -> str:
@@ -179,10 +182,16 @@ def answer_text(written: Any) -> str:
     )
 
 
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, *, ended: bool = True) -> list[int]:
-    """The tokens of a text, and the end token where it ended by itself and does not hold one already."""
+def answer_end(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The token that ends written answers, as the settings encode prompts; None where there is none."""
+    from gvpo.policy.tokenizer import end_id
+
+    return end_id(tokenizer, chat=config.chat, template_args=config.template_args)
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, end: int | None) -> list[int]:
+    """The tokens of a text, and the end token if one is given and the text does not hold it or the tokenizer's own."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    end = tokenizer.eos_token_id
-    if ended and isinstance(end, int) and ids[-1:] != [end]:
+    if end is not None and ids[-1:] not in ([end], [tokenizer.eos_token_id]):
         ids.append(end)
     return ids

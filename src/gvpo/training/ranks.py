@@ -267,11 +267,11 @@ def require_same_weights(model: torch.nn.Module) -> None:
     Raises:
         ConfigError: they were not, by a sample of their weights.
     """
-    if count() > 1 and len(set(gather(_sample(model)))) > 1:
+    if count() > 1 and len(set(gather(weights_sample(model)))) > 1:
         raise ConfigError("the ranks were given different models; load the same one on each, or make it from one seed")
 
 
-def _sample(model: torch.nn.Module, values: int = 16) -> tuple[tuple[float, ...], ...]:
+def weights_sample(model: torch.nn.Module, values: int = 16) -> tuple[tuple[float, ...], ...]:
     """Some weights of each parameter, exactly."""
     flat = (parameter.detach().reshape(-1) for parameter in model.parameters())
     return tuple(tuple(each[:: max(1, each.numel() // values)].double().tolist()) for each in flat)

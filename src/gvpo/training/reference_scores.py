@@ -3,6 +3,7 @@
 <run>/reference/train-00000.safetensors ...     one file for every `PART` groups, written whole
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,20 @@ PART = 256
 _NAME = "ref_logprobs"
 
 
+def policy_name(model: torch.nn.Module) -> str:
+    """A short name that changes when the model learns, by a sample of its weights."""
+    return hashlib.blake2b(repr(ranks.weights_sample(model)).encode(), digest_size=16).hexdigest()
+
+
 def score_under_start(
-    groups: Sequence[Group], name: str, *, learner: Learner, directory: Path, stop: StopRequests, console: Console
+    groups: Sequence[Group],
+    name: str,
+    *,
+    learner: Learner,
+    start: str | None,
+    directory: Path,
+    stop: StopRequests,
+    console: Console,
 ) -> list[Group]:
     """The groups with the log-probs of the policy that the run starts from, before the learner has learned anything.
 
@@ -38,6 +51,7 @@ def score_under_start(
         groups: any groups; none is fine.
         name: of the files.
         learner: as it starts.
+        start: as for `with_reference_scores`.
         directory: of the files.
         stop: asked after each file.
         console: told how far it is.
@@ -53,13 +67,14 @@ def score_under_start(
             raise Stopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored, and kept")
 
     with StepProgress("reference", len(groups), console=console, unit="prompt") as progress:
-        return with_reference_scores(groups, directory, name, learner.score, done)
+        return with_reference_scores(groups, directory, name, start, learner.score, done)
 
 
 def with_reference_scores(
     groups: Sequence[Group],
     directory: Path,
     name: str,
+    start: str | None,
     score: Callable[[Sequence[Group]], list[Scored]],
     done: Callable[[int], None],
 ) -> list[Group]:
@@ -69,6 +84,8 @@ def with_reference_scores(
         groups: any groups.
         directory: of the files.
         name: what their names begin with.
+        start: `policy_name` of the reference: files of another are made anew. None takes files as they are: the run
+            has a checkpoint, and what it started from may have gone on learning since.
         score: log-probs under the reference, in order of rows; with several ranks the same on each.
         done: told how many groups are finished, after each file.
 
@@ -79,36 +96,38 @@ def with_reference_scores(
     for first in range(0, len(groups), PART):
         part = groups[first : first + PART]
         path = directory / f"{name}-{first // PART:05d}.safetensors"
-        attached += _attached(part, _read_or_made(path, part, score))
+        attached += _attached(part, _read_or_made(path, part, start, score))
         done(len(attached))
     return attached
 
 
-def _read_or_made(path: Path, part: Sequence[Group], score: Callable[[Sequence[Group]], list[Scored]]) -> list[Tensor]:
+def _read_or_made(
+    path: Path, part: Sequence[Group], start: str | None, score: Callable[[Sequence[Group]], list[Scored]]
+) -> list[Tensor]:
     """[C] log-probs of each row of a part."""
     rows = [row for group in part for row in group.completions]
     named = fingerprint((group.id, [*group.prompt, *row.tokens]) for group in part for row in group.completions)
-    stored = ranks.on_first(lambda: _read(path, named))
+    stored = ranks.on_first(lambda: _read(path, named, start))
     if stored is None:
         stored = torch.cat([scored.logprobs for scored in score(part)])
-        data = safetensors.torch.save({_NAME: stored}, {"rows": named})
+        data = safetensors.torch.save({_NAME: stored}, {"rows": named, "start": start or ""})
         ranks.on_first(lambda: runfiles.write_bytes(path, data))
     return list(torch.split(stored, [len(row.tokens) for row in rows]))
 
 
-def _read(path: Path, named: str) -> Tensor | None:
-    """What a file holds; None where there is none."""
+def _read(path: Path, named: str, start: str | None) -> Tensor | None:
+    """What a file holds; None where there is none, or one of another start."""
     if not path.exists():
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            rows = (file.metadata() or {}).get("rows")
+            known = file.metadata() or {}
             stored: Tensor = file.get_tensor(_NAME)
     except (safetensors.SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it, and go on: it is made again") from error
-    if rows != named:
+    if known.get("rows") != named:
         raise RunError(f"{path} holds log-probs of other rows; resume with the same data, or start another run")
-    return stored
+    return stored if start in (None, known.get("start")) else None
 
 
 def _attached(part: Sequence[Group], values: Sequence[Tensor]) -> list[Group]:

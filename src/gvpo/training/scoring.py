@@ -90,7 +90,13 @@ class Partial:
         self._path = path
         self._values: list[list[float]] = [[] for _ in models]
         data = fingerprint((runfiles.to_json(row), []) for row in rows)
-        self._header = {"models": list(models), "data": data, "chat": config.chat, "system": config.system_prompt}
+        self._header = {
+            "models": list(models),
+            "data": data,
+            "chat": config.chat,
+            "system": config.system_prompt,
+            "dtype": config.compute_dtype,
+        }
         if path.exists():
             self._read()
 
@@ -117,7 +123,7 @@ class Partial:
         lines = runfiles.read_metrics(self._path)
         if lines[:1] != [self._header]:
             raise RunError(
-                f"{self._path} is the unfinished scoring of other models or data; remove it, or change --out"
+                f"{self._path} is the unfinished scoring of other models, data or settings; remove it, or change --out"
             )
         for line in lines[1:]:
             self._values[line["model"]] += line["values"]
