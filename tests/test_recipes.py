@@ -1,5 +1,7 @@
 """Every shipped recipe loads, its objective builds, and what it names exists."""
 
+import re
+
 import pytest
 
 from gvpo.cli.train import find_recipe, shipped
@@ -95,3 +97,12 @@ def test_a_cost_has_a_limit_and_no_weight():
     weights = dict(zip(constrained.reward_funcs, constrained.reward_weights or [], strict=True))
     assert constrained.costs is not None
     assert all(weights[name] == 0 for name in constrained.costs)
+
+
+def test_an_exclusion_lets_worked_answers_through():
+    config = recipe("exclusion").replace(warm_start_demonstrations=200)
+    (item,) = config.sampling_allow
+    tokenizer = fresh_tokenizer(config.vocabulary or [])
+    texts = [str(answer.text) for _, answer in demonstrations(config, tokenizer, None)]
+    assert len(texts) == 200
+    assert all(re.fullmatch(item.removeprefix("regex:"), text) for text in texts)

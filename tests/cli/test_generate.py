@@ -10,6 +10,7 @@ from gvpo.cli.main import main
 from gvpo.config import TrainConfig
 from gvpo.policy.model import save_model
 from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.logged import logged_groups
 from gvpo.training.online import Trainer
 from tests.training.toy import ROWS, model, tokenizer
 
@@ -236,3 +237,15 @@ def test_an_exclusion_holds_and_is_part_of_the_settings(capsys: pytest.CaptureFi
     assert main([*asked, "--resume"]) == 0
     assert main([*JUDGED, "--n", "4", "--ban", "text:1", "--out", "without.jsonl", "--resume"]) == 2
     assert "exclusion" in capsys.readouterr().err
+
+
+def test_log_allowed_is_kept_where_there_is_an_exclusion_and_training_ignores_it():
+    assert main([*JUDGED, "--n", "4", "--ban", "text:1", "--out", "excluded.jsonl"]) == 0
+    found = rows("excluded.jsonl")
+    sums = [value for row in found for value in row["log_allowed"]]
+    assert all(len(row["log_allowed"]) == len(row["completions"]) for row in found)
+    assert all(value < 0 for value in sums)
+    assert main([*JUDGED, "--n", "4", "--out", "free.jsonl"]) == 0
+    assert not any("log_allowed" in row for row in rows("free.jsonl"))
+    logged = logged_groups(small("ignored"), tokenizer(), found, source="file")
+    assert not any("log_allowed" in one.problem.columns for one in logged)

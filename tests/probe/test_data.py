@@ -23,7 +23,11 @@ SAID = [{"role": "assistant", "content": "yes"}]
         ({"completions": [SAID, "no"], "rewards": [True, 0]}, ["yes", "no"], [1.0, 0.0]),
         ({"completions": [[5, 6], [7]], "texts": ["five six", "seven"]}, ["five six", "seven"], [None, None]),
         ({"chosen": "good", "rejected": "bad"}, ["good", "bad"], [1.0, 0.0]),
-        ({"chosen": [*CHAT, *SAID], "rejected": "bad"}, ["yes", "bad"], [1.0, 0.0]),
+        ({"chosen": SAID, "rejected": [{"role": "assistant", "content": "no"}]}, ["yes", "no"], [1.0, 0.0]),
+        ({"chosen": "good", "rejected": "bad", "score_chosen": 4, "score_rejected": 2.5}, ["good", "bad"], [4.0, 2.5]),
+        ({"completions": ["a", "b"], "scores": [3, None]}, ["a", "b"], [3.0, None]),
+        ({"completions": ["a", "b"], "ranks": [2, 1]}, ["a", "b"], [-2.0, -1.0]),
+        ({"completions": [{"response": "a", "overall_score": 7.5}]}, ["a"], [7.5]),
     ],
 )
 def test_forms(row, texts, rewards):
@@ -31,6 +35,15 @@ def test_forms(row, texts, rewards):
     assert list(found.completions) == texts
     assert list(found.rewards) == rewards
     assert found.row == {"prompt": "p", **row}
+
+
+def test_the_prompt_of_a_row_may_stand_elsewhere():
+    conversations = {"chosen": [*CHAT, *SAID], "rejected": [*CHAT, {"role": "assistant", "content": "no"}]}
+    judged = {"instruction": "p", "completions": [{"response": "a", "overall_score": 7.5}]}
+    pair, judgement = candidates([conversations, judged])
+    assert (pair.prompt, list(pair.completions), list(pair.rewards)) == (CHAT, ["yes", "no"], [1.0, 0.0])
+    assert (judgement.prompt, list(judgement.completions), list(judgement.rewards)) == ("p", ["a"], [7.5])
+    assert judgement.row == {"prompt": "p", **judged}
 
 
 def test_messages_and_ids():
@@ -59,6 +72,9 @@ def test_groups_that_training_logs_are_read():
         ({"completions": ["a"], "rewards": ["1"]}, "row 2: a reward is '1'; give finite numbers"),
         ({"completions": ["a"], "rewards": [float("inf")]}, "row 2: a reward is 'inf'"),
         ({"completions": [[5, 6]]}, "token ids with the column `texts` beside them"),
+        ({"prompt": [5, 6], "completions": ["a"]}, "row 2: the prompt is token ids, and features are of texts"),
+        ({"completions": ["a"], "rewards": [1], "ranks": [1]}, "row 2: it has `rewards` and `ranks`"),
+        ({"completion": "a", "label": True}, "row 2: it has one answer and a `label`"),
         ({"completions": [None]}, "row 2: a completion is 'None'"),
     ],
 )

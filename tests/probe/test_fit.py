@@ -140,6 +140,22 @@ def test_pairs_differ_in_reward_and_come_anew_each_epoch():
     assert {tuple(sorted(pair)) for pair in epochs[0]} != {tuple(sorted(pair)) for pair in epochs[1]}
 
 
+def test_an_epoch_without_an_unequal_pair_is_left_out():
+    """Of three completions an epoch draws one pair; two of the three are equal."""
+    group, rewards = np.zeros(3, dtype=np.int64), [1.0, 0.0, 0.0]
+
+    def draws(seed, epochs):
+        found = settings("preferences", seed=seed)
+        return [len(_blocks(np.arange(3), group, np.array(rewards), found, epoch)) for epoch in range(1, epochs + 1)]
+
+    drawn = sum(draws(0, 30))
+    assert 0 < drawn < 30
+    assert len(fit_probe(X[:3], group, rewards, settings("preferences", epochs=30)).losses) == drawn
+    unlucky = next(seed for seed in range(100) if draws(seed, 1) == [0])
+    with pytest.raises(DataError, match="drew no pair of unequal rewards in 1 epochs; use more"):
+        fit_probe(X[:3], group, rewards, settings("preferences", epochs=1, seed=unlucky))
+
+
 def test_every_row_is_used_by_losses_on_single_completions():
     blocks = _blocks(np.arange(N), GROUP, RIGHT, settings(), 3)
     assert sorted(blocks.ravel()) == list(range(N))

@@ -1,11 +1,15 @@
 """Features are computed once, kept whole, and read in parts."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from gvpo.errors import DataError, RunError
 from gvpo.probe.features import embed_all
-from gvpo.probe.store import FeatureStore, key_of
+from gvpo.probe.store import MAPPED, FeatureStore, key_of
 
 PROMPTS = ["a", "b", "a", [{"role": "user", "content": "b"}], "a"]
 TEXTS = ["1", "1", "2", "1", "1"]  # the last is the first again
@@ -92,8 +96,32 @@ def test_a_damaged_chunk_is_named(tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:-5])
     with pytest.raises(DataError, match=r"chunk-\w+\.npy is damaged; remove it"):
         FeatureStore(tmp_path, "way")
+    chunk.write_bytes(b"")
+    with pytest.raises(DataError, match="is damaged"):
+        FeatureStore(tmp_path, "way")
     np.save(chunk, np.zeros(3))
     with pytest.raises(DataError, match="is damaged"):
+        FeatureStore(tmp_path, "way")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted there")
+def test_few_chunks_are_open_at_once(tmp_path):
+    """Each mapped chunk is an open file, of which a process may have some hundreds."""
+    count = MAPPED + 50
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    features = stored(tmp_path, Counting(), ["a"] * count, [str(row) for row in range(count)], chunk=1)
+    assert everything(features)[:, 1].tolist() == list(range(count))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= MAPPED
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    stored(tmp_path, Counting())
+
+    def refuse(*args, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(RunError, match=r"cannot read .*chunk-\w+\.npy: Too many open files"):
         FeatureStore(tmp_path, "way")
 
 

@@ -45,9 +45,15 @@ class ExclusionProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose exclusion cannot be read: vLLM answers with the message, and its engine goes on."""
+        """Refuse a request whose exclusion cannot be read or kept: vLLM answers so, and its engine goes on."""
         asked = _asked(sampling_params)
-        if asked is not None and (expressions := (*asked.allow_regex, *asked.ban_regex)):
+        if asked is None:
+            return
+        if sampling_params.ignore_eos:
+            raise ConfigError(
+                f"{ALLOW} and {BAN} end a text by its end token, and ignore_eos goes on after it; leave ignore_eos out"
+            )
+        if expressions := (*asked.allow_regex, *asked.ban_regex):
             check_expressions(expressions)
 
     def is_argmax_invariant(self) -> bool:

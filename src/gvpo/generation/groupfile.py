@@ -16,6 +16,9 @@ from gvpo.errors import ConfigError, RunError
 from gvpo.rollout import Rollout
 from gvpo.types import Completion
 
+_LOG_ALLOWED = "log_allowed"
+"""What a sampler with an exclusion calls the log P(allowed) of a completion; -inf becomes null in the file."""
+
 
 @dataclass(frozen=True)
 class GroupFile:
@@ -123,6 +126,8 @@ def records(rollout: Rollout, *, logprobs: bool = True) -> Iterator[dict[str, An
             "finish_reasons": [row.finish_reason for row in rows],
             "sources": [row.source for row in rows],
         }
+        if any(_LOG_ALLOWED in row.extras for row in rows):
+            record[_LOG_ALLOWED] = [row.extras.get(_LOG_ALLOWED) for row in rows]
         yield {**record, "sampler_logprobs": [_logprobs(row) for row in rows]} if logprobs else record
 
 

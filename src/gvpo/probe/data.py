@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.errors import DataError
-from gvpo.tasks import load_records, problems_from_records
+from gvpo.tasks import as_group, load_records, problems_from_records
 from gvpo.types import Problem, Prompt
-
-_PAIR = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -48,22 +46,34 @@ def candidates(records: Sequence[Mapping[str, Any]]) -> list[Candidates]:
     """Rows as candidates.
 
     Args:
-        records: `{"prompt", "completions", "rewards"}` (logged groups; `rewards` may be absent), or preference pairs
-            `{"prompt", "chosen", "rejected"}`, which get the rewards 1 and 0. A completion is text, one message of the
-            assistant, or token ids with `texts` beside them.
+        records: `{"prompt", "completions", "rewards"}` (logged groups; `rewards` may be absent), or any other form
+            that `gvpo.tasks.as_group` knows: pairs, scores, ranks. A prompt is text or messages; a completion is text,
+            one message of the assistant, or token ids with `texts` beside them.
 
     Raises:
-        DataError: there are no rows, or one is of neither form; it is named by its number, counted from 1.
+        DataError: there are no rows, or one is of no such form; it is named by its number, counted from 1.
     """
     if not records:
         raise DataError("there are no candidates; the data set is empty")
-    return [_candidates(problem, number) for number, problem in enumerate(problems_from_records(records), start=1)]
+    problems = problems_from_records([_group(record, number) for number, record in enumerate(records, start=1)])
+    return [
+        _candidates(problem, record, number)
+        for number, (problem, record) in enumerate(zip(problems, records, strict=True), start=1)
+    ]
 
 
-def _candidates(problem: Problem, number: int) -> Candidates:
-    columns = dict(problem.columns)
-    if "completions" not in columns and all(name in columns for name in _PAIR):
-        columns |= {"completions": [columns[name] for name in _PAIR], "rewards": [1.0, 0.0]}
+def _group(record: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    try:
+        group = as_group(record)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from None
+    if _are_ids(group.get("prompt")):
+        raise DataError(f"row {number}: the prompt is token ids, and features are of texts; give text or messages")
+    return group
+
+
+def _candidates(problem: Problem, record: Mapping[str, Any], number: int) -> Candidates:
+    columns = problem.columns
     written = columns.get("completions")
     if not isinstance(written, list | tuple) or not written:
         raise DataError(
@@ -72,7 +82,8 @@ def _candidates(problem: Problem, number: int) -> Candidates:
     texts = _column(columns, "texts", len(written), number)
     completions = [_text(*pair, number) for pair in zip(written, texts, strict=True)]
     rewards = [_reward(value, number) for value in _column(columns, "rewards", len(written), number)]
-    return Candidates(problem.prompt, completions, rewards, problem.id, {"prompt": problem.prompt, **problem.columns})
+    others = {name: value for name, value in record.items() if name not in ("prompt", "id")}
+    return Candidates(problem.prompt, completions, rewards, problem.id, {"prompt": problem.prompt, **others})
 
 
 def _column(columns: Mapping[str, Any], name: str, count: int, number: int) -> list[Any]:
@@ -92,12 +103,16 @@ def _text(written: Any, text: Any, number: int) -> str:
     if isinstance(written, list | tuple) and written:
         if isinstance(written[-1], Mapping) and isinstance(written[-1].get("content"), str):
             return str(written[-1]["content"])
-        if isinstance(text, str) and all(type(token) is int for token in written):
+        if isinstance(text, str) and _are_ids(written):
             return text
     raise DataError(
         f"row {number}: a completion is {str(written)[:40]!r}; give text, a message of the assistant, or token ids "
         "with the column `texts` beside them"
     )
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(item) is int for item in value)
 
 
 def _reward(value: Any, number: int) -> float | None:

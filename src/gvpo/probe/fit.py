@@ -70,7 +70,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A probe, and the mean loss of each epoch."""
+    """A probe, and the mean loss of each epoch that had something to compare."""
 
     probe: QProbe
     losses: Sequence[float]
@@ -103,13 +103,18 @@ def fit_probe(
     owners = np.asarray(group, dtype=np.int64)
     _check(features, owners, values, settings)
     rated = np.flatnonzero(~np.isnan(values))
+    _check_comparable(owners[rated], values[rated], settings)
     mean, spread = _scale(features, rated) if settings.standardize else (np.zeros(1), np.ones(1))
     learner = _Learner(features, values, (mean, spread), settings)
     losses = []
     for epoch in range(1, settings.epochs + 1):
-        losses.append(learner.epoch(_blocks(rated, owners, values, settings, epoch)))
+        blocks = _blocks(rated, owners, values, settings, epoch)
+        if len(blocks):  # pairs are drawn anew each epoch, and of few data all may be of equal rewards
+            losses.append(learner.epoch(blocks))
         if progress is not None:
             progress(epoch, settings.epochs)
+    if not losses:
+        raise DataError(f"{settings.loss} drew no pair of unequal rewards in {settings.epochs} epochs; use more")
     facts = {**dataclasses.asdict(settings), "rows": len(rated), "prompts": len(np.unique(owners[rated]))}
     weight, bias = learner.on_raw_features()
     return Fitted(QProbe(weight, bias, {**(metadata or {}), "fit": facts, "last_loss": losses[-1]}), losses)
@@ -164,7 +169,7 @@ def _blocks(rated: Rows, group: Rows, rewards: NDArray[np.float64], settings: Fi
     """The blocks of an epoch in the order of their steps: [n, w] row numbers, -1 for none.
 
     Each prompt's completions are shuffled and cut into blocks, so a completion is in at most one of an epoch. A block
-    that compares needs two completions.
+    that compares needs two completions; of few data an epoch may have no pair of unequal rewards.
     """
     rng = np.random.default_rng([settings.seed, epoch])
     loss = LOSSES[settings.loss]
@@ -180,11 +185,6 @@ def _blocks(rated: Rows, group: Rows, rewards: NDArray[np.float64], settings: Fi
         blocks = blocks[blocks[:, 1] >= 0]
     if loss.unequal:
         blocks = blocks[rewards[blocks[:, 0]] != rewards[blocks[:, 1]]]
-    if not len(blocks):
-        raise DataError(
-            f"{settings.loss} compares completions of a prompt and found none to compare in epoch {epoch}: "
-            "no prompt has two with a reward, or rewards never differ"
-        )
     return rng.permutation(blocks)
 
 
@@ -214,3 +214,15 @@ def _check(features: Features, group: Rows, rewards: NDArray[np.float64], settin
         raise DataError("no completion has a reward; give `rewards` to fit a probe")
     if LOSSES[settings.loss].unit and (known.min() < 0 or known.max() > 1):
         raise DataError(f"bce needs rewards from 0 to 1 and there are {known.min():g} to {known.max():g}; use mse")
+
+
+def _check_comparable(group: Rows, rewards: NDArray[np.float64], settings: FitSettings) -> None:
+    """Refuse rated rows of which no prompt has two to compare."""
+    loss = LOSSES[settings.loss]
+    told_apart = rewards if loss.unequal else np.arange(len(group))
+    prompts = np.unique(np.stack([group, told_apart], axis=1), axis=0)[:, 0]
+    if loss.width != 1 and len(np.unique(prompts)) == len(prompts):
+        raise DataError(
+            f"{settings.loss} compares completions of a prompt and found none to compare: no prompt has two with a "
+            "reward, or rewards never differ"
+        )

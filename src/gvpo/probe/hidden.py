@@ -29,7 +29,8 @@ class HiddenFeatures:
 
     Args:
         model: any causal model; it is not changed.
-        tokenizer: its tokenizer. Prompts become tokens as in training; a completion's follow, without an end token.
+        tokenizer: its tokenizer. Prompts become tokens by `encode_prompt`, with no system prompt or template arguments;
+            a completion's follow, without an end token.
         layer: 0 the embeddings, l behind layer l, negative from the last; default 26/32 of the depth.
         token: where: see `TokenChoice`. A completion without tokens is represented by the prompt's last token.
         chat: as `encode_prompt`.

@@ -3,25 +3,30 @@
     <directory>/<name's digest>/name.json  chunk-<digest>.npy ...
 
 A chunk is written beside and renamed, and never changed, so several processes may share a directory and a crash costs
-the chunk that was being made. Chunks are memory-mapped: a batch reads its own rows, however many there are.
+the chunk that was being made. Chunks are memory-mapped: a batch reads its own rows, however many there are. A
+mapped file counts as an open one, so only the last ones that were read stay mapped.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvpo.errors import DataError
+from gvpo.errors import DataError, RunError
 from gvpo.runfiles import write_bytes, write_json
 from gvpo.types import Prompt
 
 Array = NDArray[np.float32]
 KEY_BYTES = 16
+
+MAPPED = 128
+"""Chunks that stay mapped; systems let a process open from 256 files on."""
 
 
 class Features(Protocol):
@@ -41,14 +46,16 @@ class StoredFeatures:
     """Rows of a store, in the order that was asked for.
 
     Args:
-        chunks: memory-mapped structured arrays.
+        chunk_at: a chunk, a structured array, by its number.
         chunk: [N] the chunk of each row.
         place: [N] its place there.
         width: D.
     """
 
-    def __init__(self, chunks: Sequence[Any], chunk: NDArray[np.int64], place: NDArray[np.int64], width: int) -> None:
-        self._chunks, self._chunk, self._place = chunks, chunk, place
+    def __init__(
+        self, chunk_at: Callable[[int], Any], chunk: NDArray[np.int64], place: NDArray[np.int64], width: int
+    ) -> None:
+        self._chunk_at, self._chunk, self._place = chunk_at, chunk, place
         self.shape = (len(place), width)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Array:
@@ -56,7 +63,7 @@ class StoredFeatures:
         found = np.empty((len(place), self.shape[1]), dtype=np.float32)
         for number in np.unique(chunk):
             here = chunk == number
-            found[here] = self._chunks[number]["features"][place[here]]
+            found[here] = self._chunk_at(int(number))["features"][place[here]]
         return found
 
 
@@ -69,16 +76,18 @@ class FeatureStore:
 
     Raises:
         DataError: a chunk is damaged.
-        RunError: the directory cannot be written.
+        RunError: the directory cannot be written, or a chunk not opened.
     """
 
     def __init__(self, directory: str | Path, name: str) -> None:
         self._directory = Path(directory) / hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-        self._chunks: list[Any] = []
+        self._paths: list[Path] = []
+        self._width = 0
+        self._chunk_at = lru_cache(maxsize=MAPPED)(lambda number: _mapped(self._paths[number]))
         self._places: dict[bytes, tuple[int, int]] = {}
         for path in sorted(self._directory.glob("chunk-*.npy")):
-            self._open(path)
-        if not self._chunks:
+            self._enter(path)
+        if not self._paths:
             write_json(self._directory / "name.json", {"features": name})
 
     def __contains__(self, key: bytes) -> bool:
@@ -95,9 +104,9 @@ class FeatureStore:
             DataError: another D than before.
             RunError: the disk is full or not writable.
         """
-        if self._chunks and self._width() != features.shape[1]:
+        if self._paths and self._width != features.shape[1]:
             raise DataError(
-                f"features have {features.shape[1]} numbers and those in {self._directory} {self._width()}; "
+                f"features have {features.shape[1]} numbers and those in {self._directory} {self._width}; "
                 "use another cache directory"
             )
         rows = np.empty(len(keys), dtype=[("key", f"V{KEY_BYTES}"), ("features", "<f4", (features.shape[1],))])
@@ -107,29 +116,36 @@ class FeatureStore:
         digest = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
         path = self._directory / f"chunk-{digest}.npy"
         write_bytes(path, buffer.getvalue())
-        self._open(path)
+        self._enter(path)
 
     def rows(self, keys: Sequence[bytes]) -> StoredFeatures:
         """The features of some keys, all of which are in the store, as rows to read a few at a time."""
         places = np.array([self._places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
-        return StoredFeatures(self._chunks, places[:, 0], places[:, 1], self._width())
+        return StoredFeatures(self._chunk_at, places[:, 0], places[:, 1], self._width)
 
-    def _open(self, path: Path) -> None:
-        try:
-            chunk = np.load(path, mmap_mode="r", allow_pickle=False)
-            keys = np.array(chunk["key"])
-        except (OSError, ValueError, IndexError) as error:
-            raise DataError(f"{path} is damaged; remove it, and its features are computed again") from error
-        self._places |= {bytes(key): (len(self._chunks), place) for place, key in enumerate(keys)}
-        self._chunks.append(chunk)
-
-    def _width(self) -> int:
-        return int(self._chunks[0]["features"].shape[1])
+    def _enter(self, path: Path) -> None:
+        chunk = _mapped(path)
+        self._places |= {bytes(key): (len(self._paths), place) for place, key in enumerate(np.array(chunk["key"]))}
+        self._paths.append(path)
+        self._width = int(chunk["features"].shape[1])
 
     @classmethod
     def at(cls, directory: str | Path | None, name: str) -> Self | None:
         """A store, or None where there is no directory for one."""
         return None if directory is None else cls(directory, name)
+
+
+def _mapped(path: Path) -> Any:
+    """A chunk, [n] of `key` and `features`."""
+    try:
+        chunk = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not {"key", "features"} <= set(chunk.dtype.names or ()):
+            raise ValueError("it has no keys")
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged; remove it, and its features are computed again") from error
+    return chunk
 
 
 def key_of(prompt: Prompt, completion: str) -> bytes:

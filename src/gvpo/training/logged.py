@@ -29,6 +29,7 @@ NO_REWARD = "the data has no reward for it"
 REQUIRED = ("completions", "rewards")
 OWN = frozenset(
     {"prompt", "id", *REQUIRED, "sources", "finish_reasons", "sampler_logprobs", "reward_parts", "reasons", "texts"}
+    | {"log_allowed"}
 )
 """Columns that mean something here; all others are kept with the group, for reports."""
 
