@@ -57,7 +57,7 @@ def eat_memory(completions, **_):
 def scribble(completions, **_):
     """Writes into every file that is open, the pool's pipe too."""
     if "bad" in completions:
-        for descriptor in range(3, 20):
+        for descriptor in range(3, 1024):  # whatever number the pipe has got
             try:
                 os.write(descriptor, b"\xff" * 64)
             except OSError:
