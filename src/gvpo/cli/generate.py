@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from gvpo.generation import GroupFile, fingerprint
     from gvpo.policy.tokenizer import load_tokenizer
     from gvpo.sampling.engines import check_engine, open_engine
+    from gvpo.training.drawing import sampling_params
     from gvpo.training.problems import encode, training_problems
 
     _check(options)
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     problems = training_problems(config, None)
     tokenizer = load_tokenizer(path)
     items = encode(config, tokenizer, problems)
-    params = _params(config)
+    params = sampling_params(config)
     _say_what_it_lacks(params)
     settings = _settings(options, path, config, params)
     asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
@@ -151,20 +152,6 @@ def _reward_options(pairs: "Sequence[str]") -> dict[str, dict[str, Any]]:
     return found
 
 
-def _params(config: "TrainConfig") -> "SamplingParams":
-    from gvpo.decoding import parse_exclusion
-    from gvpo.sampling import SamplingParams
-
-    return SamplingParams(
-        group_size=config.group_size,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
-    )
-
-
 def _say_what_it_lacks(params: "SamplingParams") -> None:
     from gvpo.sampling import support_warning
 
@@ -203,14 +190,10 @@ def _fill(
 ) -> None:
     from gvpo.cli.watching import watching
     from gvpo.generation import fill
-    from gvpo.rewards import RewardPool
-    from gvpo.training.rewards import reward_functions
+    from gvpo.training.rewards import reward_functions, reward_pool
 
-    functions = reward_functions(config, None)
-    weights = None if config.reward_weights is None else dict(zip(functions, config.reward_weights, strict=True))
-    limits = {"workers": config.reward_workers, "timeout": config.reward_timeout}
     with (
-        RewardPool(functions, weights, **limits) as rewards,  # type: ignore[arg-type]  # int and float, as they should be
+        reward_pool(config, reward_functions(config, None)) as rewards,
         watching(str(file.path), len(items), len(file.finished())) as watch,
     ):
         fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.errors import DataError
-from gvpo.tasks import as_group, load_records, problems_from_records
+from gvpo.tasks import as_group, load_records, per_completion, problems_from_records
 from gvpo.types import Problem, Prompt
 
 
@@ -88,13 +88,10 @@ def _candidates(problem: Problem, record: Mapping[str, Any], number: int) -> Can
 
 def _column(columns: Mapping[str, Any], name: str, count: int, number: int) -> list[Any]:
     """The values of a column, one a completion; None each where it is absent."""
-    values = columns.get(name)
-    if values is None:
-        return [None] * count
-    if not isinstance(values, list | tuple) or len(values) != count:
-        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
-        raise DataError(f"row {number}: `{name}` has {have} for {count} completions; give a list with one for each")
-    return list(values)
+    try:
+        return per_completion(columns, name, count)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from None
 
 
 def _text(written: Any, text: Any, number: int) -> str:

@@ -8,7 +8,7 @@ from gvpo.tasks.gsm8k import GSM8K
 from gvpo.tasks.humaneval import HUMANEVAL
 from gvpo.tasks.math import MATH
 from gvpo.tasks.mbpp import MBPP
-from gvpo.tasks.preferences import as_group, chosen_answer, is_comparison, is_pair
+from gvpo.tasks.preferences import as_group, chosen_answer, is_comparison, is_pair, per_completion
 from gvpo.tasks.programs import CODEFORCES, LIVECODEBENCH
 from gvpo.tasks.records import load_records, problems_from_records, require_file
 from gvpo.tasks.word_problems import WORD_PROBLEMS
@@ -37,6 +37,7 @@ __all__ = [
     "is_comparison",
     "is_pair",
     "load_records",
+    "per_completion",
     "problems_from_records",
     "require_file",
 ]

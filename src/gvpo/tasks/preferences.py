@@ -56,6 +56,21 @@ def as_group(row: Record | PreferencePair) -> dict[str, Any]:
     return _from_scores(row)
 
 
+def per_completion(row: Record, name: str, count: int) -> list[Any]:
+    """The values of a column of a group, one a completion; None each where it is absent.
+
+    Raises:
+        DataError: there are not `count` of them.
+    """
+    values = row.get(name)
+    if values is None:
+        return [None] * count
+    if not isinstance(values, list | tuple) or len(values) != count:
+        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+        raise DataError(f"`{name}` has {have} for {count} completions; give a list with one for each")
+    return list(values)
+
+
 def is_pair(row: object) -> bool:
     """Whether a row holds a better and a worse answer."""
     return isinstance(row, PreferencePair) or (isinstance(row, Mapping) and all(name in row for name in PAIR))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
-from gvpo.tasks import as_group, problems_from_records
+from gvpo.tasks import as_group, per_completion, problems_from_records
 from gvpo.training.problems import answer_end, answer_text, encode, encode_answer
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
@@ -110,7 +110,7 @@ def _logged(
     rows = _completions(tokenizer, record, source, end)
     own = {name: value for name, value in problem.columns.items() if name not in OWN}
     parts = _each_is(
-        _per_completion(record, "reward_parts", len(rows)), Mapping, '`reward_parts` are objects, {"right": 1}'
+        per_completion(record, "reward_parts", len(rows)), Mapping, '`reward_parts` are objects, {"right": 1}'
     )
     verdicts = [
         Verdict(row.reward, dict(part or {}), "" if row.reward is not None else NO_REWARD)
@@ -138,7 +138,7 @@ def _completions(
     if count == 0:
         raise DataError("`completions` is empty; give at least two, or remove the row")
     columns = [
-        _per_completion(record, name, count)
+        per_completion(record, name, count)
         for name in ("completions", "rewards", "sources", "finish_reasons", "sampler_logprobs")
     ]
     _each_is(columns[-1], Sequence, "`sampler_logprobs` are lists, one log-prob a token")
@@ -146,17 +146,6 @@ def _completions(
         _completion(tokenizer, written, reward, named or source, reason, logprobs, end)
         for written, reward, named, reason, logprobs in zip(*columns, strict=True)
     ]
-
-
-def _per_completion(record: Mapping[str, Any], name: str, count: int) -> list[Any]:
-    """The values of a column, one a completion; None each where it is absent."""
-    values = record.get(name)
-    if values is None:
-        return [None] * count
-    if not isinstance(values, list | tuple) or len(values) != count:
-        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
-        raise DataError(f"`{name}` has {have} for {count} completions; give a list with one for each")
-    return list(values)
 
 
 def _each_is(values: list[Any], kind: type, expected: str) -> list[Any]:

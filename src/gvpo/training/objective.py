@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
-from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
-from gvpo.sampling import SamplingParams, support_warning
+from gvpo.sampling import support_warning
+from gvpo.training.drawing import sampling_params
 
 CENTRED = frozenset(OBJECTIVES).difference(SUPERVISED)
 EXAMPLES = {"segment_at": r'"\n" makes one of each line, say', "costs": "{ name_of_a_reward = 0.1 }, say"}
@@ -119,7 +119,6 @@ def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> 
             GvpoWarning,
             stacklevel=3,
         )
-    exclusion = parse_exclusion(config.sampling_allow, config.sampling_ban)
-    cut_off = support_warning(SamplingParams(top_p=config.top_p, top_k=config.top_k, exclusion=exclusion))
+    cut_off = support_warning(sampling_params(config))
     if objective.name == "gvpo" and cut_off is not None:
         warnings.warn(cut_off, GvpoWarning, stacklevel=3)

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RewardError
 from gvpo.policy.reward_model import RewardModel
-from gvpo.rewards import MAKERS, RewardFunc, load
+from gvpo.rewards import MAKERS, RewardFunc, RewardPool, load
 from gvpo.training import ranks
 from gvpo.training.problems import find_task
 
@@ -36,6 +37,25 @@ def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, Rewar
         named[name] = item
     _check_fit(config, named)
     return {name: _loaded(item, config.reward_options.get(name)) for name, item in named.items()}
+
+
+def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
+    """The pool in which these functions run, as the settings say.
+
+    Args:
+        config: the settings.
+        functions: of `reward_functions`.
+        log: takes what the functions print; opened when a worker starts.
+    """
+    weights = config.reward_weights
+    return RewardPool(
+        functions,
+        dict(zip(functions, weights, strict=True)) if weights is not None else None,
+        workers=config.reward_workers,
+        timeout=config.reward_timeout,
+        memory_limit=round(config.reward_memory_limit * 2**30),
+        log=log,
+    )
 
 
 def _check_fit(config: TrainConfig, named: Mapping[str, str | RewardFunc]) -> None:

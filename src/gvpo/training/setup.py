@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from gvpo import runfiles
 from gvpo.config import PAIRED, SUPERVISED, TrainConfig
-from gvpo.decoding import parse_exclusion
 from gvpo.errors import ConfigError
 from gvpo.policy.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
@@ -17,6 +16,7 @@ from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checks import check_columns, check_demonstrations, check_prompts
 from gvpo.training.data import ShuffledOrder, fingerprint
+from gvpo.training.drawing import sampling_params
 from gvpo.training.logged import LoggedGroup
 from gvpo.training.offline import (
     OfflineSource,
@@ -29,6 +29,7 @@ from gvpo.training.offline import (
 )
 from gvpo.training.preferences import PreferenceSource, comparisons, with_weak_negatives
 from gvpo.training.problems import Dataset, demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.rewards import reward_pool
 from gvpo.training.session import Held
 from gvpo.training.sources import DemonstrationSource, LiveSource, Source
 from gvpo.types import Group, Problem
@@ -89,9 +90,13 @@ class Setup:
     def parts(self, path: Path, *, resume: bool) -> "Iterator[Parts]":
         """The source of groups and what evaluation needs, while the reward workers live."""
         with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(self._pool(path)) if self.rewards else None
+            pool = (
+                stack.enter_context(reward_pool(self.config, self.rewards, log=path / REWARDS_LOG))
+                if self.rewards
+                else None
+            )
             sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
-            params = self._sampling()
+            params = sampling_params(self.config)
             sampler.exclusion(params)  # an error in it comes before the work
             held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
             held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
@@ -115,29 +120,6 @@ class Setup:
         if pool is not None:
             check_columns(pool, items)
         return items
-
-    def _pool(self, path: Path) -> RewardPool:
-        weights = self.config.reward_weights
-        return RewardPool(
-            self.rewards,
-            dict(zip(self.rewards, weights, strict=True)) if weights is not None else None,
-            workers=self.config.reward_workers,
-            timeout=self.config.reward_timeout,
-            memory_limit=round(self.config.reward_memory_limit * 2**30),
-            log=path / REWARDS_LOG,  # opened when a worker starts, by when there is a run directory
-        )
-
-    def _sampling(self) -> SamplingParams:
-        config = self.config
-        return SamplingParams(
-            group_size=config.group_size,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            stop_token_ids=tuple(config.stop_token_ids),
-            exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
-        )
 
     def _supervised(self, held: Held | None) -> "Parts":
         written = demonstrations(self.config, self.tokenizer, self.train_dataset)
