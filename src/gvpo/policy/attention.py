@@ -27,6 +27,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
 from gvpo.errors import ModelError
+from gvpo.policy.facts import compute_dtype
 from gvpo.policy.tree_flash import flash
 from gvpo.policy.trees import Trees
 
@@ -98,7 +99,7 @@ def attend(
         raise ModelError(f"its attention has {unknown[0]}")
     _check_window(module, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    dtype = _dtype(value)
+    dtype = compute_dtype(value)
     if query.device.type == "cpu":
         return flash(query, key, value, trees, scale, sliding_window).to(dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
@@ -106,13 +107,6 @@ def attend(
 
 
 AttentionInterface.register(TREES, attend)
-
-
-def _dtype(value: Tensor) -> torch.dtype:
-    """What attention is computed in; autocast leaves float64 alone."""
-    kind = value.device.type
-    cast = torch.is_autocast_enabled(kind) and value.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if cast else value.dtype
 
 
 def _check_window(module: nn.Module, window: int | None) -> None:

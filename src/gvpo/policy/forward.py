@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gvpo.errors import ModelError
 from gvpo.policy.attention import TREES, tree_attention
+from gvpo.policy.facts import compute_dtype
 from gvpo.policy.fork_layout import NEVER, Call, Fork, ForkedLayout, lay_out_forked, pays, plan_forked
 from gvpo.policy.forking import Run, forked_scores
 from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs, weighted_sum
@@ -105,14 +106,6 @@ def arrange(model: nn.Module, microbatch: MicroBatch, path: Path) -> Layout | Fo
     if path.fork is not None:
         return lay_out_forked(microbatch, path.fork, device)
     return lay_out(microbatch, shared=path.shared, device=device)
-
-
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that a matmul with this weight is computed in, autocast considered."""
-    kind = weight.device.type
-    if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.policy.facts import compute_dtype
 from gvpo.policy.fork_layout import ForkedLayout
-from gvpo.policy.forward import Path, arrange, attention_of, compute_dtype, cut, token_scores, unwrap, worth_sharing
+from gvpo.policy.forward import Path, arrange, attention_of, cut, token_scores, unwrap, worth_sharing
 from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch
