@@ -42,11 +42,16 @@ class FaultyDisk:
     """
 
     def __init__(self, at: int | None, error: Callable[[], BaseException]) -> None:
-        self.at, self.error, self.count = at, error, 0
+        self.at, self.error = at, error
+        self.asked: list[str] = []
         self.failed = ""
 
+    @property
+    def count(self) -> int:
+        return len(self.asked)
+
     def ask(self, what: str) -> None:
-        self.count += 1
+        self.asked.append(what)
         dead = bool(self.failed) and isinstance(self.error(), Killed)
         if dead or self.count - 1 == self.at:
             self.failed = self.failed or what
