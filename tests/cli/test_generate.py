@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gvpo.cli.main import main
 from gvpo.config import TrainConfig
@@ -192,6 +193,15 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
     assert len(rows("made.jsonl")) == 2
 
 
+def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
+    words = ["generate", "start", "--prompts", "prompts.jsonl", "--rewards", "judge.py:digits", "--temperature", "0"]
+    assert main([*words, "--max-tokens", "1", "--out", "greedy.jsonl"]) == 0
+    policy, reader = model(), tokenizer()
+    for row, problem in zip(rows("greedy.jsonl"), ROWS, strict=True):
+        prompt = torch.tensor([reader.encode(problem["prompt"])])
+        assert row["completions"] == [[int(policy(prompt).logits[0, -1].argmax())]]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -212,6 +222,8 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
         ([*JUDGED, "--out", "x.jsonl", "--weights", "1,2"], "has 2 values for 1 rewards"),
         ([*GIVEN, "--out", "x.jsonl", "--rewards", "digitz"], "there is no reward 'digitz'"),
         ([*JUDGED, "--out", "x.jsonl", "--n", "0"], "--n 0: give at least 1"),
+        ([*JUDGED, "--out", "x.jsonl", "--n", "2", "--temperature", "0"], "--n 2: greedy answers are all the same"),
+        ([*JUDGED, "--out", "x.jsonl", "--temperature", "-1"], "temperature=-1.0: use 0 (greedy) or more"),
         ([*JUDGED, "--out", "x.jsonl", "--at-once", "-1"], "--at-once -1: give at least 1"),
         ([*JUDGED, "--out", "x.jsonl", "--reward-option", "limit=1"], "--reward-option limit=1: write NAME.KEY=VALUE"),
         ([*JUDGED, "--out", "x.jsonl", "--reward-option", "digit.x=1"], "is for none of rewards.funcs"),

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
     parser.add_argument("--system-prompt", metavar="TEXT", help="as data.system_prompt of a recipe")
     parser.add_argument("--chat", choices=("auto", "chat", "plain"), default="auto", help="as data.chat of a recipe")
-    add_sampling(parser, samples=f"completions a prompt (default: {SAMPLES})")
+    add_sampling(parser, samples=f"completions a prompt (default: {SAMPLES}, or 1 with --temperature 0)")
     parser.add_argument("--allow", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
     parser.add_argument("--ban", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
     add_engine(parser)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     problems = training_problems(config, None)
     tokenizer = load_tokenizer(path)
     items = encode(config, tokenizer, problems)
-    params = sampling_params(config)
+    params = replace(sampling_params(config), temperature=_temperature(options))
     _say_what_it_lacks(params)
     settings = _settings(options, path, config, params)
     asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
@@ -92,6 +92,8 @@ def _check(options: argparse.Namespace) -> None:
     from gvpo.cli.options import check_sampling
 
     check_sampling(options)
+    if _temperature(options) == 0 and (options.n or 1) > 1:
+        raise ConfigError(f"--n {options.n}: greedy answers are all the same; use --n 1, or a temperature above 0")
     if options.prompts is None and options.task is None:
         raise ConfigError("there is nothing to answer: give --prompts FILE, or --task NAME")
     if options.rewards is None and options.task is None:
@@ -117,9 +119,8 @@ def _config(options: argparse.Namespace) -> "TrainConfig":
         chat=options.chat,
         system_prompt=options.system_prompt,
         seed=options.seed,
-        group_size=SAMPLES if options.n is None else options.n,
+        group_size=options.n or (SAMPLES if _temperature(options) > 0 else 1),
         max_tokens=MAX_TOKENS if options.max_tokens is None else options.max_tokens,
-        temperature=1.0 if options.temperature is None else options.temperature,
         top_p=1.0 if options.top_p is None else options.top_p,
         top_k=options.top_k,
         sampling_allow=options.allow,
@@ -130,6 +131,11 @@ def _config(options: argparse.Namespace) -> "TrainConfig":
         reward_workers=options.workers,
         reward_timeout=options.timeout,
     )
+
+
+def _temperature(options: argparse.Namespace) -> float:
+    """Not among the settings of a training run, which is never greedy."""
+    return 1.0 if options.temperature is None else float(options.temperature)
 
 
 def _weights(words: str) -> list[float]:

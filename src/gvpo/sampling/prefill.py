@@ -1,8 +1,9 @@
 """Prompts through the model once: what decoding starts from."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,7 +95,14 @@ def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor
     optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
     if getattr(model.config, "output_router_logits", False):
         optional["output_router_logits"] = False  # its router loss wants a mask as long as the new tokens
-    accepted = inspect.signature(model.forward).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-    optional = {name: value for name, value in optional.items() if takes_all or name in accepted}
+    accepted = _keywords(type(model).forward)
+    optional = {name: value for name, value in optional.items() if accepted is None or name in accepted}
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **optional)
+
+
+@cache
+def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The keywords that a function takes; None: any. Asked once, not for each token."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_all else frozenset(parameters)

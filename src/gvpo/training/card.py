@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
+from gvpo.combinations import PAIRED, SUPERVISED
+from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.objectives import OBJECTIVES
 from gvpo.policy.lora import Adapter
 from gvpo.training.checkpoint import TrainerState

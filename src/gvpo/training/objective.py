@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, PAIRED, SUPERVISED, TrainConfig
+from gvpo.combinations import PAIRED, SUPERVISED
+from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
 from gvpo.sampling import support_warning

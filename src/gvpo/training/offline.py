@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
-from gvpo.config import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED, TrainConfig
+from gvpo.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
 from gvpo.generation import records
 from gvpo.policy.model import context_length, vocabulary_size

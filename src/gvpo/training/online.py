@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gvpo import runfiles
-from gvpo.config import PAIRED, SUPERVISED, TrainConfig
+from gvpo.combinations import PAIRED, SUPERVISED
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.policy import lora
 from gvpo.policy.tokenizer import load_tokenizer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvpo import runfiles
-from gvpo.config import PAIRED, SUPERVISED, TrainConfig
+from gvpo.combinations import PAIRED, SUPERVISED
+from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.policy.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
