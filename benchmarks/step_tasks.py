@@ -83,7 +83,7 @@ def low_ids(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[flo
 
 
 def _fresh_ragged(path: Path) -> None:
-    """A model whose completions end at random: the end token has a probability of about 1 / RAGGED_MEAN everywhere."""
+    """A model whose completions end at random, after RAGGED_MEAN tokens in the mean."""
     words = {word: number for number, word in enumerate([PAD, EOS, UNKNOWN])}
     words |= {f"w{number}": number for number in range(3, RAGGED_VOCABULARY)}
     inner = Tokenizer(models.WordLevel(vocab=words, unk_token=UNKNOWN))
@@ -93,13 +93,17 @@ def _fresh_ragged(path: Path) -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model: Any = load_model(init={"architecture": "qwen2", "tie_word_embeddings": False, **sizes, **heads, **ids})
-    with torch.no_grad():
-        model.get_input_embeddings().weight[:, 0] = (
-            1.0  # after the last norm this feature is about sqrt(256) everywhere
-        )
-        end = model.get_output_embeddings().weight[tokenizer.eos_token_id]
-        end.zero_()[0] = math.log(RAGGED_VOCABULARY / RAGGED_MEAN) / math.sqrt(256)
+    _end_at_random(model, tokenizer.eos_token_id)
     save_model(model, tokenizer, path)
+
+
+@torch.no_grad()
+def _end_at_random(model: Any, end: int) -> None:
+    """Give the end token a probability of about 1 / RAGGED_MEAN, by a feature that is the same everywhere."""
+    model.get_input_embeddings().weight[:, 0] = 8.0  # far more than the layers add to it
+    words = torch.randint(RAGGED_VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(0))
+    feature = model(words, output_hidden_states=True).hidden_states[-1][..., 0].mean()
+    model.get_output_embeddings().weight[end].zero_()[0] = math.log(RAGGED_VOCABULARY / RAGGED_MEAN) / feature
 
 
 TASKS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gvpo import Completion, Group
+from gvpo import Completion, Group, load_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DIFFERENCE = """
@@ -65,6 +65,18 @@ def test_flops_are_six_per_weight_and_token(benchmarks):
     assert flops(model, work, Passes()) == 6 * linear * 10 + 6 * head * 4
     assert flops(model, work, Passes(head_again=1)) == 6 * linear * 10 + 8 * head * 4
     assert flops(model, work, Passes(forward=1)) == 8 * linear * 10 + 8 * head * 4
+
+
+def test_completions_of_the_ragged_task_end_after_a_hundred_tokens_in_the_mean(benchmarks, tmp_path):
+    from step_tasks import RAGGED_MEAN, RAGGED_VOCABULARY, TASKS
+
+    TASKS["ragged"].make_model(tmp_path)
+    model = load_model(str(tmp_path))
+    words = torch.randint(RAGGED_VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ends = model(words).logits.softmax(-1)[..., model.config.eos_token_id]
+    assert ends.min() > 0.9 / RAGGED_MEAN
+    assert ends.max() < 1.1 / RAGGED_MEAN
 
 
 def test_ratios_are_of_pairs(benchmarks):
