@@ -18,7 +18,7 @@ from matmul_bound import Passes, Work, flops
 from measure import caption, child, circumstances, in_turns, spread, table, write_json, write_page
 from update_cases import LAYERS, Shape
 
-from gvpo import group_backward, load_model
+from gvpo import group_backward, keep_freed_memory, load_model
 from gvpo.objectives import gvpo
 
 VOCABULARY = 8_000
@@ -59,6 +59,7 @@ def main() -> None:
 
 def _point(curve: str, value: int, repeats: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
+    keep_freed_memory()  # as the trainer does
     shape = CURVES[curve][1][value]
     model = load_model(init={**LAYERS, "vocab_size": VOCABULARY, "max_position_embeddings": 8192}).train()
     sides = {name: _update(model, shape, name) for name in ("shared", "rows")}

@@ -16,6 +16,8 @@ from typing import Any
 from measure import CLOCKS, caption, child, circumstances, in_turns, peak_above, ratio, table, write_json, write_page
 from update_cases import CASES, DTYPES, SHAPES, Bench, Shape
 
+from gvpo import keep_freed_memory
+
 
 def main() -> None:
     """Measure and print the tables, or (in a child) one part."""
@@ -160,6 +162,7 @@ def _measured(name: str, case: str, dtype: str, repeats: int, threads: int) -> d
 def _part(what: str, name: str, case: str, dtype: str, repeats: int) -> Any:
     warnings.simplefilter("ignore")
     if what == "time":
+        keep_freed_memory()  # as the trainer does; it holds for both sides
         return _timed(Bench.of(SHAPES[name], case, dtype), repeats)
     tiny = Shape(8, (6, 4), vocabulary=512, groups=SHAPES[name].groups)
     for side in (Bench.of(tiny, case, dtype).sides()[what], Bench.of(SHAPES[name], case, dtype).sides()[what]):

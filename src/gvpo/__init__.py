@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gvpo.report import write_report
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
+    from gvpo.training.heap import keep_freed_memory
     from gvpo.training.hub import push_to_hub
     from gvpo.training.online import Trainer
     from gvpo.training.update import Scored, UpdateOutput, group_backward, score
@@ -40,6 +41,7 @@ __all__ = [
     "Verdict",
     "errors",
     "group_backward",
+    "keep_freed_memory",
     "load_model",
     "load_tokenizer",
     "objectives",
@@ -67,6 +69,7 @@ _HOME = {
     "UpdateOutput": "gvpo.training.update",
     "Verdict": "gvpo.types",
     "group_backward": "gvpo.training.update",
+    "keep_freed_memory": "gvpo.training.heap",
     "load_model": "gvpo.policy.model",
     "load_tokenizer": "gvpo.policy.tokenizer",
     "push_to_hub": "gvpo.training.hub",

@@ -7,9 +7,6 @@ The budget decides memory and speed, never the result: a gradient is the same un
 sums. Nothing here knows objectives, optimizers or files; the learner says what is to be tried.
 """
 
-import contextlib
-import ctypes
-import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from gvpo.objectives import ObjectiveOutput
 from gvpo.planning.devices import GIB, free_memory
 from gvpo.planning.search import MOST_TOKENS
 from gvpo.policy.facts import is_out_of_memory
+from gvpo.training.heap import release
 from gvpo.types import Completion, Group
 
 T = TypeVar("T")
@@ -159,15 +157,6 @@ def find_budget(
     if not points or math.isnan(points[-1].peak):
         return Found(max(smallest, UNMEASURED), "memory cannot be measured on this device")
     return _chosen(points, smallest, most, room)
-
-
-def release() -> None:
-    """Give back what is no longer used: to the device, and from glibc's heap to the system."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def probe_objective(logprobs: Tensor, *, mask: Tensor) -> ObjectiveOutput:

@@ -30,6 +30,7 @@ from gvpo.training.checks import (
     check_fit,
     check_routing,
 )
+from gvpo.training.heap import keep_freed_memory
 from gvpo.training.hub import check_hub
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.learner import Learner
@@ -143,6 +144,8 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it; at once if
                 there were two. In any thread but the main one signals are left alone.
         """
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
         with ranks.explained():
             return self._train(resume=resume)
 
