@@ -52,9 +52,14 @@ def main() -> None:
             arguments = ("--point", name, str(value), "--repeats", str(options.repeats))
             points.append(child(__file__, *arguments, threads=options.threads))
             write_json(options.json, results)
-    text = "\n\n".join(_table(name, points) for name, points in results["curves"].items())
-    print(text)
-    write_page(options.page, "curves", f"{text}\n\n{caption('update_curves.py', results['circumstances'])}")
+    write_page(options.page, "curves", markdown(results))
+    print(markdown(results))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables, one a curve."""
+    tables = [_table(name, points) for name, points in results["curves"].items()]
+    return "\n\n".join([caption("update_curves.py", results["circumstances"]), *tables])
 
 
 def _point(curve: str, value: int, repeats: int) -> dict[str, Any]:
