@@ -7,8 +7,9 @@ first, so that all code is loaded and not counted. Then come the case's model, i
 AdamW's moments, and a whole step: sampling, scoring, `group_backward`, AdamW. The peak is the kernel's high-water mark
 above where the process stood before.
 
-It is measured twice: with freed memory kept, as the trainer keeps it, and with MALLOC_MMAP_THRESHOLD_=65536, which gives
-freed blocks back at once, so that only what is in use counts. `tuned`: the formulas were made with the case in view.
+It is measured twice: with freed memory kept, as the trainer keeps it, and with MALLOC_MMAP_THRESHOLD_=65536, which
+gives freed blocks back at once, so that only what is in use counts. `tuned`: the formulas were made with the case in
+view.
 """
 
 import argparse
