@@ -25,6 +25,7 @@ EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 CLOCKS = {"wall": "seconds are wall-clock", "cpu": "seconds are CPU time, summed over threads"}
 """What is timed. CPU time is the better guide for one thread on a machine that others use, and no guide for several."""
 _CLOCK = "BENCHMARK_CLOCK"
+_ANSWER = "answer "
 PACKAGES = ("torch", "transformers", "trl")
 
 Seconds = Mapping[str, Sequence[float]]
@@ -72,14 +73,66 @@ def child(script: str, *arguments: str, threads: int, clock: str = "wall", exact
     Raises:
         SystemExit: it failed; its own words are shown.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", _CLOCK: clock}
-    environment |= EXACT_MALLOC if exact_memory else {}
     finished = subprocess.run(
-        [sys.executable, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, script, *arguments],
+        env=_environment(threads, clock) | (EXACT_MALLOC if exact_memory else {}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if finished.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed with status {finished.returncode}")
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+class Worker:
+    """A benchmark in a process of its own that waits for names and answers each with what `serve` makes of it.
+
+    Args:
+        script: the benchmark; with these arguments it calls `serve`.
+        arguments: of the script.
+        threads: that it computes with.
+        clock: that it times with, one of `CLOCKS`.
+    """
+
+    def __init__(self, script: str, *arguments: str, threads: int, clock: str = "wall") -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, script, *arguments],
+            env=_environment(threads, clock),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def __call__(self, name: str) -> Any:
+        """What the process answers, as JSON.
+
+        Raises:
+            SystemExit: it ended; its own words are shown.
+        """
+        self._process.stdin.write(name + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):  # libraries print too
+                return json.loads(line.removeprefix(_ANSWER))
+        raise SystemExit(f"{' '.join(self._process.args[1:])} failed at {name!r} with status {self._process.wait()}")
+
+
+def serve(answer: Callable[[str], Any]) -> None:
+    """Answer the names that a `Worker` is called with, until it is done."""
+    for line in sys.stdin:
+        print(_ANSWER + json.dumps(answer(line.strip())), flush=True)
+
+
+def _environment(threads: int, clock: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", _CLOCK: clock}
 
 
 def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:

@@ -2,18 +2,34 @@
 
     python benchmarks/update_vs_trl.py [--shapes S ...] [--cases C ...] [--dtype D ...] [--repeats N] [--json FILE]
 
-What is compared is in update_cases.py. Times and gradients of a cell come from one process, in which the sides and the
-bound take turns; the memory of each side comes from a process of its own.
+What is compared is in update_cases.py. The sides and the bound take turns in two processes: TRL in one that leaves the
+allocator alone, as TRL does; gvpo in one that keeps freed memory, as its trainer does, and there TRL once more, since
+that alone makes it faster where page faults are dear. The memory of each side comes from a process of its own.
 """
 
 import argparse
 import json
 import warnings
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import CLOCKS, caption, child, circumstances, in_turns, peak_above, ratio, table, write_json, write_page
+from measure import (
+    CLOCKS,
+    Worker,
+    caption,
+    child,
+    circumstances,
+    in_turns,
+    peak_above,
+    ratio,
+    serve,
+    table,
+    write_json,
+    write_page,
+)
 from update_cases import CASES, DTYPES, SHAPES, Bench, Shape
 
 from gvpo import keep_freed_memory
@@ -30,14 +46,19 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="put the tables into this page, docs/benchmarks.md say")
-    parser.add_argument("--part", nargs=4, metavar=("WHAT", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=4, metavar=("SIDE", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, metavar=("MEMORY", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
-        print(json.dumps(_part(*options.part, options.repeats)))
+    warnings.simplefilter("ignore")
+    if options.peak:
+        print(json.dumps(_peak(*options.peak)))
+        return
+    if options.serve:
+        _serve(*options.serve)
         return
     results = {"circumstances": circumstances(options.threads, options.clock), "measurements": []}
     for dtype, case, name in ((d, c, s) for d in options.dtype for c in options.cases for s in options.shapes):
-        found = _measured(name, case, dtype, options.repeats, options.threads)
+        found = _measured(Cell(name, case, dtype), options.repeats, options.threads, options.clock)
         results["measurements"].append(found)
         write_json(options.json, results)
         print(_line(found), flush=True)
@@ -45,14 +66,25 @@ def main() -> None:
     print(markdown(results))
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at once: a shape, a case and a dtype of update_cases.py."""
+
+    shape: str
+    case: str
+    dtype: str
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """The tables, one for each dtype and case."""
+    """The tables, one for each dtype and case, and one of TRL in parts."""
     made = [caption("update_vs_trl.py", results["circumstances"])]
     found = results["measurements"]
     for dtype, case in dict.fromkeys((part["dtype"], part["case"]) for part in found):
-        rows = [_cells(part) for part in found if (part["dtype"], part["case"]) == (dtype, case)]
-        header = (*HEADER, *(HALF_HEADER if dtype == "bfloat16" else ()), *(PARTS_HEADER if case == "known" else ()))
-        made.append(f"**{case}, {dtype}**\n\n{table(header, rows)}")
+        cells = [part for part in found if (part["dtype"], part["case"]) == (dtype, case)]
+        header = (*HEADER, *(HALF_HEADER if dtype == "bfloat16" else ()))
+        made.append(f"**{case}, {dtype}**\n\n{table(header, list(map(_cells, cells)))}")
+        if case == "known":
+            made.append(f"**{case}, {dtype}, TRL in parts**\n\n{table(PARTS_HEADER, list(map(_parts_cells, cells)))}")
     return "\n\n".join(made)
 
 
@@ -76,6 +108,8 @@ HEADER = (
     "gvpo s",
     "times faster (range)",
     "goal",
+    "TRL s, memory kept",
+    "times faster",
     "TRL MiB",
     "gvpo MiB",
     "times less",
@@ -85,7 +119,7 @@ HEADER = (
 )
 HALF_HEADER = ("TRL's gradient differs", "times faster than gvpo's float32")
 """In bfloat16 gradients are compared with gvpo's in float32."""
-PARTS_HEADER = ("TRL in parts s", "times faster", "MiB", "times less")
+PARTS_HEADER = ("shape", "s", "times faster", "s, memory kept", "times faster", "MiB", "times less")
 """TRL with fewer completions a forward than the whole batch, at its fastest."""
 
 
@@ -98,6 +132,7 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
         f"{median(found['seconds']['gvpo']):.3f}",
         f"{faster['median']:.1f} ({faster['min']:.1f} to {faster['max']:.1f})",
         goal[0],
+        *_slower(found, "trl-kept"),
         f"{memory['trl']:.0f}",
         f"{memory['gvpo']:.0f}",
         f"{memory['trl'] / memory['gvpo']:.1f}",
@@ -105,8 +140,12 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['difference']:.1e}",
         f"{found['share_of_bound']:.0%}",
         *_half_cells(found),
-        *_parts_cells(found),
     )
+
+
+def _slower(found: dict[str, Any], side: str) -> tuple[str, str]:
+    """Seconds of a side, and how many times faster gvpo is."""
+    return f"{median(found['seconds'][side]):.2f}", f"{ratio(found['seconds'], side, 'gvpo')['median']:.1f}"
 
 
 def _half_cells(found: dict[str, Any]) -> tuple[str, ...]:
@@ -117,12 +156,11 @@ def _half_cells(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _parts_cells(found: dict[str, Any]) -> tuple[str, ...]:
-    if found["case"] != "known":
-        return ()
     memory = found["memory"]
     return (
-        f"{median(found['seconds']['trl-parts']):.2f}",
-        f"{ratio(found['seconds'], 'trl-parts', 'gvpo')['median']:.1f}",
+        _described(SHAPES[found["shape"]]),
+        *_slower(found, "trl-parts"),
+        *_slower(found, "trl-parts-kept"),
         f"{memory['trl-parts']:.0f}",
         f"{memory['trl-parts'] / memory['gvpo']:.1f}",
     )
@@ -139,41 +177,70 @@ def _line(found: dict[str, Any]) -> str:
     return " ".join((f"{found['dtype']} {found['case']}:", *(f"{cell:>16}" for cell in _cells(found))))
 
 
-def _measured(name: str, case: str, dtype: str, repeats: int, threads: int) -> dict[str, Any]:
-    """One cell of the tables: times in one process, memory of each side in its own."""
-
-    def part(what: str, *, exact_memory: bool = False) -> Any:
-        arguments = ("--part", what, name, case, dtype, "--repeats", str(repeats))
-        return child(__file__, *arguments, threads=threads, exact_memory=exact_memory)
-
-    timed = part("time")
+def _measured(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]:
+    """One row of the tables."""
+    timed = _timed(cell, repeats, threads, clock)
     seconds = timed["seconds"]
     return {
-        "shape": name,
-        "case": case,
-        "dtype": dtype,
+        **asdict(cell),
         **timed,
         "faster": ratio(seconds, "trl", "gvpo"),
         "share_of_bound": ratio(seconds, "bound", "gvpo")["median"],
-        "memory": {side: part(side, exact_memory=True) for side in seconds if side in MEASURED},
+        "memory": {
+            side: child(__file__, "--peak", side, *astuple(cell), threads=threads, exact_memory=True)
+            for side in seconds
+            if side in MEASURED
+        },
     }
 
 
-def _part(what: str, name: str, case: str, dtype: str, repeats: int) -> Any:
-    warnings.simplefilter("ignore")
-    if what == "time":
-        keep_freed_memory()  # as the trainer does; it holds for both sides
-        return _timed(Bench.of(SHAPES[name], case, dtype), repeats)
+def _timed(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]:
+    """Seconds of the sides and the bound in turn, and how much the gradients differ."""
+
+    def worker(memory: str) -> Worker:
+        return Worker(__file__, "--serve", memory, *astuple(cell), threads=threads, clock=clock)
+
+    with worker(AS_IS) as as_is, worker(KEPT) as kept:
+        found = kept(COMPARED)  # runs each side once, which warms it up
+        names = found.pop("sides")
+        theirs = [name for name in names if name.startswith("trl")]
+        sides = {side: partial(as_is, side) for side in theirs}
+        for warm_up in sides.values():
+            warm_up()
+        sides |= {f"{side}-kept": partial(kept, side) for side in theirs}
+        sides |= {side: partial(kept, side) for side in (*(name for name in names if name not in theirs), "bound")}
+        return {"seconds": in_turns(sides, repeats), **found}
+
+
+AS_IS, KEPT = "as-is", "kept"
+"""What a process does with freed memory: what the system does, or what gvpo's trainer does."""
+
+COMPARED = "compared"
+
+
+def _serve(memory: str, shape: str, case: str, dtype: str) -> None:
+    """Time sides by name; `COMPARED` runs each once and says how they differ."""
+    if memory == KEPT:
+        keep_freed_memory()
+    bench = Bench.of(SHAPES[shape], case, dtype)
+    sides = bench.sides()
+
+    def answer(name: str) -> Any:
+        if name == COMPARED:
+            return {"sides": list(sides), **bench.differences(), "gigaflops": bench.flops() / 1e9}
+        if name == "bound":
+            return bench.bound()
+        return in_turns({name: sides[name]}, 1)[name][0]
+
+    serve(answer)
+
+
+def _peak(side: str, name: str, case: str, dtype: str) -> float:
+    """MiB of a side; a tiny batch before it loads all code."""
     tiny = Shape(8, (6, 4), vocabulary=512, groups=SHAPES[name].groups)
-    for side in (Bench.of(tiny, case, dtype).sides()[what], Bench.of(SHAPES[name], case, dtype).sides()[what]):
-        peak = peak_above(side)  # the tiny one loads all code
+    for run in (Bench.of(tiny, case, dtype).sides()[side], Bench.of(SHAPES[name], case, dtype).sides()[side]):
+        peak = peak_above(run)
     return peak
-
-
-def _timed(bench: Bench, repeats: int) -> dict[str, Any]:
-    differences = bench.differences()  # runs each side once, which warms it up
-    seconds = in_turns({**bench.sides(), "bound": bench.bound}, repeats)
-    return {"seconds": seconds, **differences, "gigaflops": bench.flops() / 1e9}
 
 
 if __name__ == "__main__":

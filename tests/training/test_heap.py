@@ -9,6 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
+SIZES = [2**22] * 4 + [2**25] * 2  # 16 and 128 MiB each
 from gvpo import keep_freed_memory
 from gvpo.training.heap import release
 
@@ -16,7 +17,7 @@ told = keep_freed_memory() if "keep" in sys.argv else None
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each
+    tensors = [torch.ones(size) for size in SIZES]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
@@ -27,7 +28,7 @@ held = resident()
 release()
 print(told, first, later[-1], held - resident())
 """
-PAGES = 8 * 2**24 // os.sysconf("SC_PAGE_SIZE")
+PAGES = (4 * 2**24 + 2 * 2**27) // os.sysconf("SC_PAGE_SIZE")
 
 
 def run(*arguments: str, **environment: str) -> list[str]:

@@ -11,17 +11,14 @@ import os
 
 import torch
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of glibc's mallopt (malloc.h)."""
 
-KEPT = 2**31 - 1
-"""Free bytes at the heap's end that are kept, the most that mallopt can be told."""
+NEVER = -1
+"""Free bytes at the heap's end above which they are returned: at no size."""
 
 GROWTH = 2**26
 """Bytes that the heap grows by at least."""
-
-LARGEST = 2**25
-"""Blocks up to so many bytes come from the heap, the most that glibc allows; larger ones are returned when freed."""
 
 
 def keep_freed_memory() -> bool:
@@ -39,7 +36,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, another system
         return False
-    wanted = ((_MMAP_THRESHOLD, LARGEST), (_TRIM_THRESHOLD, KEPT), (_TOP_PAD, GROWTH))
+    # no mapping of its own for a block of any size: such a one is returned as soon as it is freed
+    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, NEVER), (_TOP_PAD, GROWTH))
     return all(mallopt(name, value) == 1 for name, value in wanted)
 
 
