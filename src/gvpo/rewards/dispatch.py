@@ -130,7 +130,9 @@ class Dispatcher:
         try:
             worker = WorkerProcess(self._setup, self._log)
         except OSError as error:
-            raise RewardError(f"a reward worker cannot be started: {error}; free some memory or processes") from error
+            raise RewardError(
+                f"a reward worker cannot be started: {error}; free memory, processes or disk, then go on with --resume"
+            ) from error
         worker.deadline = time.monotonic() + START_SECONDS
         self._workers.append(worker)
 
