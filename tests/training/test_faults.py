@@ -35,11 +35,12 @@ SETTINGS: dict[str, Any] = {
 }
 FAILURES = (killed, full_disk, forbidden)
 STRIDE = 13
+POOL = "gvpo.training.rewards.RewardPool"
 
 
 @pytest.fixture(autouse=True)
 def rewards_in_this_process(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gvpo.training.rewards.RewardPool", InlinePool)
+    monkeypatch.setattr(POOL, InlinePool)
 
 
 def run(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
@@ -54,7 +55,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """The run that nothing stops: its directory, its weights, and what it asks of the disk, as kinds of operations."""
     path = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch, faulty_disk(None) as disk:
-        patch.setattr("gvpo.training.rewards.RewardPool", InlinePool)
+        patch.setattr(POOL, InlinePool)
         end = run(path)
     return path, end, [what.split(" ")[0] for what in disk.asked]
 

@@ -9,10 +9,10 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-SIZES = [2**22] * 4 + [2**25] * 2  # 16 and 128 MiB each
 from gvpo import keep_freed_memory
 from gvpo.training.heap import release
 
+SIZES = [2**22] * 4 + [2**25] * 2  # 16 and 128 MiB each
 told = keep_freed_memory() if "keep" in sys.argv else None
 
 def faults():
