@@ -7,8 +7,8 @@ group through the layers, S = sum(C) through the head:
     attention   4 D a pair of query and allowed key in each layer, D = heads x head width; backward 8 D
     head        2 S V H; backward 4 S V H, and 2 S V H more where its weights c come too late and logits are made twice
 
-Times are those of torch.mm and torch.bmm into memory that is there already. Attention's are of rectangles with as many
-pairs as the triangles allow.
+Times are those of torch.mm and torch.bmm into memory that is there already, or of `gvpo.policy.products` where that is
+faster. Attention's are of rectangles with as many pairs as the triangles allow.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from measure import now
 from torch import Tensor
 
 from gvpo import Group
+from gvpo.policy.products import is_fast, product
 
 HEAD_ROWS = 512
 """Tokens of a product with the head; all of them at once would time page faults."""
@@ -125,7 +126,11 @@ def _attention(model: Any, work: Work, dtype: torch.dtype) -> float:
 
 def _product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
     left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype).T
-    return _seconds(torch.mm, left, right, torch.empty(rows, columns, dtype=dtype))
+    out = torch.empty(rows, columns, dtype=dtype)
+    found = _seconds(torch.mm, left, right, out)
+    if not is_fast(left, right):
+        return found
+    return min(found, _seconds(lambda a, b, out: product(a, b), left, right, out))
 
 
 def _seconds(multiply: Any, left: Tensor, right: Tensor, out: Tensor) -> float:

@@ -19,7 +19,7 @@ c and the temperature scale [C, H] tensors, never [C, V] ones. Log-probs are tho
 float32 or better whatever the matmuls are in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+
+from gvpo.policy.products import gradient_of_weight, is_fast, product
 
 CHUNK_BYTES = {"cpu": 2**26}
 """Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
@@ -37,7 +39,7 @@ BLOCK_ELEMENTS = {"cpu": 2**20}
 """Elements of a block by device type: what a cache holds; elsewhere a block is a chunk, for few kernels."""
 
 PRODUCT_ELEMENTS = 2**20
-"""Of a product that is added to a wider sum, on a CPU."""
+"""Of a product that is added to a sum of another dtype or order, on a CPU: what a cache holds."""
 
 FEWEST_ROWS = 128
 """Of a chunk: below this many, reading and writing the gradient of the head's weight is what takes time."""
@@ -163,26 +165,34 @@ class _Head:
         self.settings, self.gradient = settings, gradient
         self.weight = weight.to(settings.dtype)
         self.bias = None if bias is None else bias.to(settings.dtype)
-        self._chunk = self.weight.new_empty(min(tokens, settings.chunk), len(weight))
-        self._logits = self._chunk.new_empty(min(tokens, settings.block), len(weight), dtype=settings.wide)
+        self._size = (min(tokens, settings.chunk), len(weight))
+        self._chunk: Tensor | None = None
+        self._logits = self.weight.new_empty(min(tokens, settings.block), len(weight), dtype=settings.wide)
         self._probs = None if settings.dtype == settings.wide else torch.empty_like(self._logits)
 
-    def chunks(self, hidden: Tensor, target: Tensor) -> Iterator["_Chunk"]:
-        """Chunk by chunk what the head says; a chunk is good until the next.
+    def each_chunk(self, hidden: Tensor, target: Tensor, use: Callable[["_Chunk"], None]) -> None:
+        """Chunk by chunk what the head says; a chunk is good until `use` returns.
 
         Args:
             hidden: [S, H].
             target: [S].
+            use: called with each chunk; it keeps none, so that one exists at a time.
         """
         for part in _slices(len(target), self.settings.chunk):
-            rows = hidden[part].to(self.settings.dtype)
-            chunk = self._multiply(rows)
-            scores = [self._scored(chunk[b], target[part][b]) for b in _slices(len(rows), self.settings.block)]
-            logprobs, entropy = map(torch.cat, zip(*scores, strict=True))
-            yield _Chunk(part, rows, logprobs, entropy, chunk)
+            use(self._chunk_of(part, hidden[part].to(self.settings.dtype), target[part]))
+
+    def _chunk_of(self, part: slice, rows: Tensor, target: Tensor) -> "_Chunk":
+        chunk = self._multiply(rows)
+        scores = [self._scored(chunk[b], target[b]) for b in _slices(len(rows), self.settings.block)]
+        logprobs, entropy = map(torch.cat, zip(*scores, strict=True))
+        return _Chunk(part, rows, logprobs, entropy, chunk)
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        """[C, V]: rows @ weight.T + bias."""
+        """[C, V]: rows @ weight.T + bias, in memory that all chunks share if the product can be told where to go."""
+        if is_fast(rows, self.weight.T):
+            return product(rows, self.weight.T, self.bias)
+        if self._chunk is None:
+            self._chunk = self.weight.new_empty(self._size)
         chunk = self._chunk[: len(rows)]
         if self.bias is None:
             return torch.mm(rows, self.weight.T, out=chunk)
@@ -225,15 +235,17 @@ class _Chunk:
     change: Tensor
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add left @ right to `total`, in its `dtype`; the first one needs no zeros to be added to."""
-    if left.dtype == dtype:
-        return left @ right if total is None else total.addmm_(left, right)
-    first, total = total is None, left.new_empty(len(left), right.shape[1], dtype=dtype) if total is None else total
-    size = max(1, PRODUCT_ELEMENTS // right.shape[1]) if left.device.type == "cpu" else len(left)
-    for part in _slices(len(left), size):  # what is widened stays in the cache
-        product = left[part] @ right
-        total[part].copy_(product) if first else total[part].add_(product)
+def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add change.T @ rows to `total`, in its `dtype`; the first one needs no zeros to be added to."""
+    count, width = change.shape[1], rows.shape[1]
+    size = max(1, PRODUCT_ELEMENTS // width) if change.device.type == "cpu" else count
+    fast = is_fast(change.T, rows)
+    if change.dtype == dtype and not fast:
+        return change.T @ rows if total is None else total.addmm_(change.T, rows)
+    first, total = total is None, rows.new_empty(count, width, dtype=dtype) if total is None else total
+    for part in _slices(count, size):  # what is widened or turned stays in the cache
+        added = gradient_of_weight(change[:, part].contiguous() if fast else change[:, part], rows)
+        total[part].copy_(added) if first else total[part].add_(added)
     return total
 
 
@@ -265,10 +277,10 @@ class _Gradients:
         if self.bias is not None:
             self.bias += (chunk.change.T @ scale.to(chunk.change.dtype))[:, 0]
         if self.hidden is not None:
-            self.hidden[chunk.part] = scale * (chunk.change @ head.weight)
+            self.hidden[chunk.part] = scale * product(chunk.change, head.weight)
         if self.needs_weight:
             rows = (scale * chunk.rows).to(chunk.change.dtype)
-            self.weight = _add_product(self.weight, chunk.change.T, rows, self.wide)
+            self.weight = _add_product(self.weight, chunk.change, rows, self.wide)
 
     def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
@@ -289,9 +301,11 @@ class _Recompute(Function):
         ctx.settings = settings
         logprobs = torch.empty(len(target), dtype=settings.wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        head = _Head(weight, bias, len(target), settings, gradient=False)
-        for chunk in head.chunks(hidden, target):
+
+        def note(chunk: _Chunk) -> None:
             logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
+
+        _Head(weight, bias, len(target), settings, gradient=False).each_chunk(hidden, target, note)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -302,8 +316,7 @@ class _Recompute(Function):
         with torch.autocast(hidden.device.type, enabled=False):
             gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.settings.wide)
             head = _Head(weight, bias, len(target), ctx.settings, gradient=True)
-            for chunk in head.chunks(hidden, target):
-                gradients.add(chunk, coefficients[chunk.part], head)
+            head.each_chunk(hidden, target, lambda chunk: gradients.add(chunk, coefficients[chunk.part], head))
         return (*gradients.take(), None, None)
 
 
@@ -325,9 +338,12 @@ class _Weighted(Function):
         coefficients = coefficients.to(settings.wide)
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings.wide)
         head = _Head(weight, bias, len(target), settings, gradient=True)
-        for chunk in head.chunks(hidden, target):
+
+        def note(chunk: _Chunk) -> None:
             logprobs[chunk.part], entropy[chunk.part] = chunk.logprobs, chunk.entropy
             gradients.add(chunk, coefficients[chunk.part], head)
+
+        head.each_chunk(hidden, target, note)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(logprobs, entropy)
         return logprobs, entropy, weighted_sum(logprobs, coefficients)

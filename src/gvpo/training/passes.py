@@ -22,6 +22,7 @@ from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch
 from gvpo.policy.paths import PrefixSharing, choose_path, length_limit
+from gvpo.policy.products import fast_linears
 from gvpo.policy.routing import Experts, Routing
 from gvpo.training import ranks, sharding
 from gvpo.training.ranks import Dealt
@@ -112,7 +113,9 @@ class Forwards:
     def prepared(self) -> Iterator[None]:
         """The attention that the layouts need, and routers that listen; backwards, too, belong inside."""
         routers = nullcontext() if self.routing is None else self.routing.installed()
-        with attention_of(self.model, self.path), routers:
+        model = unwrap(self.model)
+        linears = fast_linears(model, head=model.get_output_embeddings())
+        with attention_of(self.model, self.path), linears, routers:
             yield
 
     def layouts(self) -> Iterator[Placed]:
