@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from gvpo.decoding.exclusion import CompiledExclusion, exclude
 from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.cache import decoding_attention, make_room
 from gvpo.sampling.draw import draw, token_logprobs
 from gvpo.sampling.noise import Key, noise_key, uniforms
 from gvpo.sampling.prefill import Prefilled, forward, spread
@@ -17,8 +18,8 @@ NOISE_BLOCK = 64
 """Tokens for which noise is made at once."""
 
 SHRINK_AT = 0.9
-"""Finished rows are taken out of the batch when no more than this share is still going. Each step copies the
-cache anyway, to grow it, so one more copy is soon paid for by rows that are no longer computed."""
+"""Finished rows are taken out of the batch when no more than this share is still going: a copy of the cache, soon paid
+for by rows that are no longer computed."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ def decode(
         exclusion: that of `params`, compiled; None where there is none.
     """
     batch = _Batch(model, prefilled, rows, params, stops, exclusion)
-    while batch.draw():
-        batch.shrink()
-        batch.advance()
+    with decoding_attention():
+        while batch.draw():
+            batch.shrink()
+            batch.advance()
     drawn = (batch.tokens[:, : batch.step], batch.logprobs[:, : batch.step], batch.lengths, batch.log_allowed)
     return Decoded(*(values.cpu() for values in drawn))
 
@@ -99,6 +101,7 @@ class _Batch:
         start, self.can_shrink = spread(model, prefilled, [row.owner for row in rows])
         device = start.logits.device
         self.model, self.params, self.rows, self.step = model, params, rows, 0
+        make_room(start.cache)
         self.cache, self.logits, self.positions, self.width = start.cache, start.logits, start.lengths, start.width
         steps = max(row.limit for row in rows)
         wide = torch.promote_types(start.logits.dtype, torch.float32)

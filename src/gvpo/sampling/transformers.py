@@ -21,6 +21,7 @@ from gvpo.decoding.spec import Exclusion
 from gvpo.decoding.transformers import compile_exclusion
 from gvpo.errors import DataError, ModelError
 from gvpo.policy.model import context_length, vocabulary_size
+from gvpo.policy.products import fast_linears
 from gvpo.policy.tokenizer import pad_id, stop_ids
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Row, decode
@@ -204,7 +205,7 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
     model.train(False)
     torch.clear_autocast_cache()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fast_linears(model):
             yield
     finally:
         torch.clear_autocast_cache()

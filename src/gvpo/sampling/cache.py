@@ -1,0 +1,122 @@
+"""A key-value cache and attention for decoding that copy nothing of what is already there.
+
+transformers' dynamic cache grows by a copy of itself at each token, and where several query heads share a key, its
+attention copies the cache once more for each of them. Here
+
+    keys    [rows, key heads, room, D]     a token is written into room that was left for it
+    query   [rows, heads, 1, D]  ─view─▶  [rows, key heads, heads / key heads, D]
+
+the query heads of a key are handed to attention as so many queries: all of them may see the same tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ROOM = 64
+"""Tokens that the cache grows by: a copy of it for so many."""
+
+_ATTENTION = "sdpa"
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a dynamic cache with room behind its last token; `keys` and `values` are views of what is filled."""
+
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> "RoomyLayer":
+        """The same content; the argument is used up."""
+        found = cls()
+        vars(found).update(vars(layer))
+        return found
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add tokens [rows, key heads, L, D]; see transformers."""
+        keys, values = self._filled()
+        start, end = keys.shape[-2], keys.shape[-2] + key_states.shape[-2]
+        if self._buffers is None or end > self._buffers[0].shape[-2]:
+            self._buffers = _with_room(keys, end + ROOM), _with_room(values, end + ROOM)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = states
+        return self._show(self._buffers, end)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, in this order."""
+        keys, values = self._buffers or self._filled()
+        self._buffers = keys.index_select(0, beam_idx), values.index_select(0, beam_idx)
+        self._show(self._buffers, self._filled()[0].shape[-2])
+
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def _show(self, buffers: tuple[Tensor, Tensor], length: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[..., :length, :] for buffer in buffers)
+        return self._filled()
+
+
+def _with_room(values: Tensor, length: int) -> Tensor:
+    found = values.new_empty(*values.shape[:-2], length, values.shape[-1])
+    found[..., : values.shape[-2], :] = values
+    return found
+
+
+def make_room(cache: Any) -> None:
+    """Let the plain layers of a filled cache grow in place; those with windows or states stay as they are."""
+    layers = getattr(cache, "layers", None) or []
+    for index, layer in enumerate(layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layers[index] = RoomyLayer.of(layer)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention by torch's kernel, without copies of the keys where one token is new.
+
+    Args:
+        module: the layer.
+        query: [rows, heads, L, D].
+        key: [rows, key heads, cached, D].
+        value: [rows, key heads, cached, D].
+        attention_mask: [rows, 1, L, cached] or None.
+        dropout: of the weights.
+        scaling: of the scores.
+        others: what else transformers hands over.
+
+    Returns:
+        [rows, L, heads, D], and no weights.
+    """
+    rows, heads, new, width = query.shape
+    same = attention_mask is None or attention_mask.shape[1] == 1
+    if new > 1 or not same or others.get("position_bias") is not None or others.get("cache") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
+    found = F.scaled_dot_product_attention(grouped, key, value, attention_mask, dropout, scale=scaling)
+    return found.reshape(rows, 1, heads, found.shape[-1]), None
+
+
+@contextmanager
+def decoding_attention() -> Iterator[None]:
+    """Within it models that attend by torch's kernel use `attend`."""
+    before = ALL_ATTENTION_FUNCTIONS[_ATTENTION]
+    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attend
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS[_ATTENTION] = before
