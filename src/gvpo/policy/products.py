@@ -138,9 +138,11 @@ def fast_linears(model: nn.Module, head: nn.Module | None = None) -> Iterator[No
     layers = [
         layer
         for layer in model.modules()
-        if type(layer) is nn.Linear and layer is not head and layer.weight.device.type == "cpu"
+        if type(layer) is nn.Linear
+        and layer is not head
+        and layer.weight.device.type == "cpu"
+        and "forward" not in vars(layer)
     ]
-    layers = [layer for layer in layers if "forward" not in vars(layer)]
     for layer in layers:
         layer.forward = partial(linear, layer)  # type: ignore[method-assign]
     try:
