@@ -37,9 +37,9 @@ def _onednn() -> Any:
 def is_fast(left: Tensor, right: Tensor) -> bool:
     """Whether oneDNN takes the product of [M, K] and [K, N]."""
     return (
-        left.dtype == right.dtype == torch.float32
+        left.numel() * right.shape[-1] >= LEAST
+        and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"
-        and left.numel() * right.shape[-1] >= LEAST
         and _is_dense(left)
         and _is_dense(right)
         and bool(torch.backends.mkldnn.enabled)

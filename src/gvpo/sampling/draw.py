@@ -28,24 +28,29 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if params.temperature == 0:
         logprobs, tokens = scores.log_softmax(-1), scores.argmax(-1)
-    else:
+        return tokens, _picked(logprobs, tokens)
+    if params.temperature != 1:
         scores = scores / params.temperature
-        logprobs = scores.log_softmax(-1)
-        tokens = inverse_cdf(_kept(scores, logprobs, params).exp(), uniforms)
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    probabilities = scores.softmax(-1)
+    tokens = inverse_cdf(_kept(scores, probabilities, params), uniforms)
+    return tokens, _picked(probabilities, tokens).log_()
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), at temperature 1 where it is 0."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / (temperature or 1.0)
-    return scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return _picked(scores.log_softmax(-1), tokens)
+
+
+def _picked(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(-1, tokens[:, None])[:, 0]
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The first index at which the cumulative probability exceeds the noise; one of probability 0 is never drawn.
 
-    Sums are float64: in float32 the tail of a large vocabulary would be lost. No [B, V] float64 tensor is made: the
-    index is found among blocks first, then within one.
+    Sums over blocks, and within the one that is hit, are float64: in float32 the tail of a large vocabulary would be
+    lost. No [B, V] float64 tensor is made: the index is found among blocks first, then within one.
 
     Args:
         probabilities: [B, V], not necessarily normalised.
@@ -57,7 +62,7 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
     size = min(BLOCK, probabilities.shape[-1])
     blocks = F.pad(probabilities, (0, -probabilities.shape[-1] % size)).view(len(probabilities), -1, size)
-    ends = blocks.sum(-1, dtype=wide).cumsum(-1)
+    ends = blocks.sum(-1).cumsum(-1, dtype=wide)
     point = uniforms.to(wide) * ends[:, -1]
     block = _first_above(ends, point)
     before = F.pad(ends, (1, 0)).gather(-1, block[:, None])[:, 0]
@@ -72,12 +77,12 @@ def _first_above(ends: Tensor, point: Tensor) -> Tensor:
     return torch.searchsorted(ends, point[:, None], right=True)[:, 0].clamp(max=ends.shape[-1] - 1)
 
 
-def _kept(scores: Tensor, logprobs: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probs with what top-k and top-p cut off at minus infinity; not renormalised."""
-    kept = logprobs
+def _kept(scores: Tensor, probabilities: Tensor, params: SamplingParams) -> Tensor:
+    """Probabilities, with 0 for what top-k and top-p cut off; not renormalised."""
+    kept = scores
     ids = torch.empty(0, device=scores.device)  # transformers' warpers take the tokens so far and do not look at them
     if params.top_k > 0:
         kept = TopKLogitsWarper(params.top_k)(ids, kept)
     if params.top_p < 1:
         kept = TopPLogitsWarper(params.top_p)(ids, kept)
-    return kept
+    return probabilities if kept is scores else probabilities.masked_fill(kept.isneginf(), 0)
