@@ -205,8 +205,9 @@ def _timed(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]
         names = found.pop("sides")
         theirs = [name for name in names if name.startswith("trl")]
         sides = {side: partial(as_is, side) for side in theirs}
-        for warm_up in sides.values():
-            warm_up()
+        if cell.case != "rollout":  # whose minutes warm up in their first seconds
+            for warm_up in sides.values():
+                warm_up()
         sides |= {f"{side}-kept": partial(kept, side) for side in theirs}
         sides |= {side: partial(kept, side) for side in (*(name for name in names if name not in theirs), "bound")}
         return {"seconds": in_turns(sides, repeats), **found}

@@ -12,6 +12,7 @@ from gvpo.planning.memory import activation_bytes, cache_bytes
 from gvpo.planning.workload import rectangles
 from gvpo.policy import logprobs
 from gvpo.policy.packing import lay_out, plan
+from gvpo.sampling import cache
 from gvpo.types import Completion, Group
 
 CPU = Device("cpu", "cpu", 0, 1, 1)
@@ -53,6 +54,10 @@ def test_micro_batches_are_those_of_the_update(budget, shared):
 def test_the_heads_chunks_are_those_of_the_update():
     for name in ("CHUNK_BYTES", "DEFAULT_CHUNK_BYTES", "BLOCK_ELEMENTS", "FEWEST_ROWS"):
         assert getattr(formulas, name) == getattr(logprobs, name)
+
+
+def test_the_caches_room_is_the_samplers():
+    assert formulas.ROOM == cache.ROOM
 
 
 def test_activations_of_a_layer_by_hand():

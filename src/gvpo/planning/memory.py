@@ -29,6 +29,9 @@ DEFAULT_CHUNK_BYTES = 2**28
 BLOCK_ELEMENTS = {"cpu": 2**20}
 FEWEST_ROWS = 128
 
+ROOM = 64
+"""Tokens that the sampler's cache grows by, as in `gvpo.sampling.cache`."""
+
 KEPT_BY_ALLOCATOR = 0.2
 """Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again.
 
@@ -233,17 +236,16 @@ def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rec
 
 
 def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
-    """The cache of all rows, a layer of it once more (it grows by a copy), both repeated for all heads, and logits."""
+    """The cache of all rows with room to grow, a layer of it once more while it grows, and what a draw makes of logits."""
     rows = max(1, workload.rows_at_once)
-    tokens = rows * workload.width
     width = HALF if workload.half else FLOAT
     others = model.parameters - 2 * model.layer_parameters - model.head  # those that are not gathered anyway
-    repeated = 2 * model.query * width if model.query > model.key else 0
+    cache = rows * (workload.width + ROOM) * cache_bytes(model, half=workload.half)
     return {
         "all weights gathered": width * others if device.count > 1 else 0,
-        "cache": tokens * cache_bytes(model, half=workload.half),
-        "cache of a layer": tokens * (model.key * FLOAT + repeated),
-        "logits": 5 * FLOAT * rows * model.vocabulary,
+        "cache": cache,
+        "cache of a layer": cache / model.layers,
+        "logits": 4 * FLOAT * rows * model.vocabulary,
         "weights in bfloat16": _cast(model, workload, device) + (HALF * model.head if workload.half else 0),
     }
 

@@ -10,6 +10,7 @@ for narrower dtypes, does: on an AMD EPYC with AVX-512 most products took half t
 Elsewhere, for other dtypes and for small products all of this is what torch.nn.functional.linear does.
 """
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -20,18 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+X86 = ("x86_64", "AMD64")
+"""Machines on which torch brings both libraries."""
+
 LEAST = 2**22
 """Multiplications of a product that is worth oneDNN's overhead: more than torch.mm's, and most for a new shape."""
 
 
 @cache
 def _onednn() -> Any:
-    """Its `x @ weight.T + bias` on plain tensors, as torch's compiler calls it; None where this torch has none."""
+    """Its `x @ weight.T + bias` on plain tensors, as torch's compiler calls it; None where torch may lack it."""
+    if platform.machine() not in X86 or not torch._C._has_mkldnn:
+        return None
     try:
-        operator = torch.ops.mkldnn._linear_pointwise.default
+        return torch.ops.mkldnn._linear_pointwise.default
     except AttributeError:
         return None
-    return operator if torch._C._has_mkldnn else None
 
 
 def is_fast(left: Tensor, right: Tensor) -> bool:
