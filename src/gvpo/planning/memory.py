@@ -236,7 +236,7 @@ def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rec
 
 
 def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
-    """The cache of all rows with room to grow, a layer of it once more while it grows, and what a draw makes of logits."""
+    """The cache of all rows with room to grow, a layer of it again while it grows, and what a draw makes of logits."""
     rows = max(1, workload.rows_at_once)
     width = HALF if workload.half else FLOAT
     others = model.parameters - 2 * model.layer_parameters - model.head  # those that are not gathered anyway
