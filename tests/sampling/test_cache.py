@@ -66,18 +66,20 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("new", [1, 4])
 @pytest.mark.parametrize("heads", [2, 6])
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_is_that_of_transformers(new: int, heads: int, masked: bool):
+@pytest.mark.parametrize("masked", ["no", "boolean", "added"])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_attention_is_that_of_transformers(new: int, heads: int, masked: str, dtype: torch.dtype, error: float):
     torch.manual_seed(0)
-    query = torch.randn(3, heads, new, 8, dtype=torch.float64)
-    key, value = (torch.randn(3, 2, 11, 8, dtype=torch.float64) for _ in range(2))
+    query = torch.randn(3, heads, new, 8, dtype=dtype)
+    key, value = (torch.randn(3, 2, 11, 8, dtype=dtype) for _ in range(2))
     mask = torch.ones(3, 1, new, 11, dtype=torch.bool)
     mask[1, :, :, :4] = False
-    arguments = (Layer(heads // 2), query, key, value, mask if masked else None)
+    added = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    arguments = (Layer(heads // 2), query, key, value, {"no": None, "boolean": mask, "added": added}[masked])
     found, _ = attend(*arguments, scaling=0.3)
     expected, _ = sdpa_attention_forward(*arguments, scaling=0.3)
     assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=error, atol=error)
 
 
 def test_transformers_attention_is_back_afterwards():

@@ -131,7 +131,7 @@ def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     logprobs = F.log_softmax(wide.clamp_min(torch.finfo(wide.dtype).min), dim=-1)
     entropy = _entropy(logprobs.detach(), logprobs.detach().exp())
-    return logprobs.gather(1, target[:, None])[:, 0], entropy
+    return picked(logprobs, target), entropy
 
 
 def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class _Head:
         largest = logits.amax(-1)
         torch.softmax(logits, -1, out=probs)
         log_normaliser = probs.amax(-1).log_()  # minus log sum exp(logits - largest)
-        logprobs = (_picked(logits, target) - largest).add_(log_normaliser)
+        logprobs = (picked(logits, target) - largest).add_(log_normaliser)
         entropy = (largest - logits.mul_(probs).sum(-1)).sub_(log_normaliser)
         if self.gradient:
             probs.scatter_add_(1, target[:, None], probs.new_full((len(target), 1), -1.0))
@@ -249,7 +249,8 @@ def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torc
     return total
 
 
-def _picked(values: Tensor, target: Tensor) -> Tensor:
+def picked(values: Tensor, target: Tensor) -> Tensor:
+    """Of each row of values [S, V] the one at target [S]."""
     return values.gather(1, target[:, None])[:, 0]
 
 

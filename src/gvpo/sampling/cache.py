@@ -89,7 +89,7 @@ def attend(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention by torch's kernel, without copies of the keys where one token is new.
+    """Transformers' attention, without copies of the keys where one token is new.
 
     Args:
         module: the layer.

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from gvpo.policy.logprobs import picked
 from gvpo.sampling.base import SamplingParams
 
 BLOCK = 512
@@ -25,25 +26,24 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
         tokens [B], and their log-probs [B] in float32 or better: of softmax(logits / temperature) over the whole
         vocabulary, whatever top-k and top-p cut off (at temperature 1 where it is 0), as the update computes them.
     """
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = _scores(logits, params.temperature)
     if params.temperature == 0:
-        logprobs, tokens = scores.log_softmax(-1), scores.argmax(-1)
-        return tokens, _picked(logprobs, tokens)
-    if params.temperature != 1:
-        scores = scores / params.temperature
+        tokens = scores.argmax(-1)
+        return tokens, picked(scores.log_softmax(-1), tokens)
     probabilities = scores.softmax(-1)
     tokens = inverse_cdf(_kept(scores, probabilities, params), uniforms)
-    return tokens, _picked(probabilities, tokens).log_()
+    return tokens, picked(probabilities, tokens).log_()
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), at temperature 1 where it is 0."""
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / (temperature or 1.0)
-    return _picked(scores.log_softmax(-1), tokens)
+    return picked(_scores(logits, temperature).log_softmax(-1), tokens)
 
 
-def _picked(values: Tensor, tokens: Tensor) -> Tensor:
-    return values.gather(-1, tokens[:, None])[:, 0]
+def _scores(logits: Tensor, temperature: float) -> Tensor:
+    """Logits / temperature in float32 or better; as they are at temperature 0."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide if temperature in (0, 1) else wide / temperature
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
