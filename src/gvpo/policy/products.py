@@ -30,23 +30,25 @@ LEAST = 2**22
 
 @cache
 def _onednn() -> Any:
-    """Its `x @ weight.T + bias` on plain tensors, as torch's compiler calls it; None where torch may lack it."""
+    """Its `x @ weight.T + bias`, and what may follow, as torch's compiler calls it; None where torch may lack it."""
     if platform.machine() not in X86 or not torch._C._has_mkldnn:
         return None
     try:
-        return torch.ops.mkldnn._linear_pointwise.default
+        return torch.ops.mkldnn._linear_pointwise
     except AttributeError:
         return None
 
 
 def is_fast(left: Tensor, right: Tensor) -> bool:
     """Whether oneDNN takes the product of [M, K] and [K, N]."""
+    large = left.numel() * right.shape[-1] >= LEAST
+    return large and _is_dense(left) and _is_dense(right) and has_fast(left, right)
+
+
+def has_fast(*values: Tensor) -> bool:
+    """Whether oneDNN is here and takes values of such a dtype on such a device."""
     return (
-        left.numel() * right.shape[-1] >= LEAST
-        and left.dtype == right.dtype == torch.float32
-        and left.device.type == right.device.type == "cpu"
-        and _is_dense(left)
-        and _is_dense(right)
+        all(each.dtype == torch.float32 and each.device.type == "cpu" for each in values)
         and bool(torch.backends.mkldnn.enabled)
         and _onednn() is not None
     )
@@ -57,20 +59,22 @@ def _is_dense(matrix: Tensor) -> bool:
     return matrix.is_contiguous() or matrix.T.is_contiguous()
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Left @ right + bias, without a gradient.
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None, *, times: Tensor | None = None) -> Tensor:
+    """(Left @ right + bias) * times, without a gradient.
 
     Args:
         left: [M, K].
         right: [K, N], often a transposed view.
         bias: [N].
+        times: [M, N].
 
     Returns:
         [M, N], contiguous.
     """
     if is_fast(left, right):
-        return _multiply(left, right.T, bias)
-    return left @ right if bias is None else torch.addmm(bias, left, right)
+        return _multiply(left, right.T, bias, times)
+    found = left @ right if bias is None else torch.addmm(bias, left, right)
+    return found if times is None else found.mul_(times)
 
 
 def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
@@ -86,12 +90,16 @@ def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
     if not is_fast(change.T, x):
         return change.T @ x
     if change.shape[1] > x.shape[1]:
-        return _multiply(x.T, change.T, None).T
-    return _multiply(change.T, x.T, None)
+        return _multiply(x.T, change.T).T
+    return _multiply(change.T, x.T)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = _onednn()(x, weight, bias, "none", [], "")
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, times: Tensor | None = None) -> Tensor:
+    found: Tensor
+    if times is None:
+        found = _onednn().default(x, weight, bias, "none", [], "")
+    else:
+        found = _onednn().binary(x, times, weight, bias, "mul")
     return found
 
 
