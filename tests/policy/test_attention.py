@@ -1,5 +1,7 @@
 """Attention over trees against one softmax under the mask of the picture."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=[0, tree_flash.SHORT], ids=["strips", "gathered"], autouse=True)
+@pytest.fixture(params=[0, 12, tree_flash.SHORT], ids=["strips", "mixed", "gathered"], autouse=True)
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Each test once with every row a call of its own length, once with short ones gathered."""
     monkeypatch.setattr(tree_flash, "SHORT", request.param)
@@ -112,19 +114,32 @@ def test_half_precision_is_as_near_as_its_rounding():
     torch.testing.assert_close(found.float(), dense(leaves, visible(trees, None), SIZE**-0.5), rtol=0.05, atol=0.05)
 
 
-def test_siblings_cost_nothing():
+def multiplications(name: str, shapes: list[list[int]]) -> int:
+    """Of a profiled call that is a part of attention: its products', 0 for any other."""
+    first, second, third, *_ = (*shapes, [], [], [])
+    if "flash_attention" in name:  # forward: query, key, value; backward: gradient, query, key
+        return 2 * math.prod(first) * third[2]
+    if name in ("aten::mm", "aten::bmm"):
+        return math.prod(first) * second[-1]
+    if name == "aten::addmm":
+        return math.prod(second) * third[-1]
+    if "linear_pointwise" in name:
+        return math.prod(first) * (third if len(third) == 2 else second)[0]
+    return 0
+
+
+@pytest.mark.parametrize("length", [64, 256])
+def test_siblings_cost_nothing(length: int):
     """Ten times the completions: ten times the pairs, not a hundred."""
 
-    def scores(rows: int) -> float:
-        trees = Trees((Tree(0, 64, (64,) * rows),))
-        leaves = inputs(64 + 64 * rows, torch.float32)
-        with torch.profiler.profile(with_flops=True, record_shapes=True) as profile:
+    def cost(rows: int) -> int:
+        trees = Trees((Tree(0, length, (length,) * rows),))
+        leaves = inputs(length + length * rows, torch.float32)
+        with torch.profiler.profile(record_shapes=True) as profile:
             over_trees(leaves, trees, None).sum().backward()
-        calls = [event for event in profile.events() if "flash_attention" in event.name]
-        # forward: query, key, value; backward: gradient, query, key
-        return sum(first[0] * first[2] * third[2] for first, _, third, *_ in (each.input_shapes for each in calls))
+        return sum(multiplications(event.name, event.input_shapes) for event in profile.events())
 
-    assert scores(20) < 12 * scores(2)
+    assert 0 < cost(20) < 12 * cost(2)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,23 @@
-"""Attention over trees on the CPU: by PyTorch's flash kernel, and by products where those are faster.
+"""Attention over trees on the CPU.
 
 A part is one call: rows of queries, each with its row of keys.
 
-    own      prompts with themselves and completions with themselves, causal; each place is in one of them
-    cross    the completions of a tree with its prompt; and of a long row that was cut in two, again and again where
-             products pay, the second half with the first:
+    short    rows of a few tokens, of all trees, in one batch (`short_rows`); where prompt and completion together are
+             short, each with its prompt
+    own      longer rows with themselves, causal: PyTorch's flash kernel
+    cross    the other completions of a tree with its prompt; and of a long row that was cut in two, again and again
+             while that pays, the second half with the first: by products where they are faster (`product_attention`)
 
-                 ■                         own: the triangles of the shortest pieces
-                 ■ ■                       cross: the squares
+                 ■                       own: the triangles of the last pieces
+                 ■ ■                     cross: the squares
                  □ □ ■
                  □ □ ■ ■
 
-Long rows are views of the lane. Short ones of about a length, of all trees, are gathered into one call, padded on the
-right: a key of the padding is seen by queries of the padding alone, whose gradient is 0.
+Short and own parts hold each place once; a cross part is joined to what they found.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,14 +26,12 @@ from torch.autograd.function import Function, once_differentiable
 
 from gvpo.policy import product_attention
 from gvpo.policy.products import has_fast
-from gvpo.policy.tree_rows import Gathered, Strip
+from gvpo.policy.short_rows import Behind, ShortRows
+from gvpo.policy.tree_rows import Row, Strip, rows_of
 from gvpo.policy.trees import Tree, Trees
 
 SHORT = 128
-"""Tokens up to which a call of its own costs a row more than being copied."""
-
-PADDED = 1.25
-"""How much longer than itself, and 4 tokens more, a short row may be padded."""
+"""Tokens up to which rows are gathered: the kernel is not faster, and one call takes them all."""
 
 PIECE = 256
 """Least tokens of half a row: of less, products are not faster than the kernel."""
@@ -64,7 +62,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float,
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One call: each row of queries with its row of keys.
+    """One call on long rows: each of queries with its row of keys.
 
     Args:
         queries: what looks.
@@ -73,73 +71,62 @@ class _Part:
         mask: [1, 1, queries, keys] added to the scores, causality included, where a window cuts.
     """
 
-    queries: Strip | Gathered
-    keys: Strip | Gathered
+    queries: Strip
+    keys: Strip
     causal: bool
     mask: Tensor | None
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [count, heads, length, D] and log-sum-exp [count, heads, length] of this part alone."""
-        q, k, v = self.places((query, key, value))
+    def write(self, out: Tensor, lse: Tensor, *given: Any) -> None:
+        """Write what it finds, of query, key, value and scale, over output [heads, L, E] and log-sum-exp [heads, L]."""
+        for lane, found in zip((out, lse), self._run(*given), strict=True):
+            self.queries.of(lane).copy_(found)
+
+    def join(self, out: Tensor, lse: Tensor, *given: Any) -> None:
+        """Take it for another part of the softmax that is written there."""
+        _merge(self.queries.of(out), self.queries.of(lse), *self._run(*given))
+
+    def add_gradients(self, found: Sequence[Tensor], *given: Any) -> None:
+        """Add its share to the gradients of query, key and value [heads, L, ...]; see `_run_back`."""
+        for lane, share in zip(self._places(found), self._run_back(*given), strict=True):
+            lane += share
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part alone."""
+        q, k, v = self._places((query, key, value))
         if self._by_products(q, k):
             found, logs = product_attention.attend(q[0], k[0], v[0], scale)
             return found[None], logs[None]
         found, logs = _flash(q, k, v, 0.0, self.causal and self.mask is None, attn_mask=self.mask, scale=scale)
         return found, logs
 
-    def places(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _run_back(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> Sequence[Tensor]:
+        """Gradients of the rows of query, key and value, given output and log-sum-exp of the whole softmax."""
+        q, k, v = self._places((query, key, value))
+        g, o, logs = (self.queries.of(each) for each in (gradient, out, lse))
+        if self._by_products(q, k):
+            by_products = product_attention.attend_back(g[0], q[0], k[0], v[0], o[0], logs[0], scale)
+            return [each[None] for each in by_products]
+        causal = self.causal and self.mask is None
+        found: Sequence[Tensor] = _flash_backward(g, q, k, v, o, logs, 0.0, causal, attn_mask=self.mask, scale=scale)
+        return found
+
+    def _places(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Its rows of query, key and value."""
         query, key, value = values
         return self.queries.of(query), self.keys.of(key), self.keys.of(value)
-
-    def run_back(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-    ) -> tuple[Tensor, ...]:
-        """Gradients of the rows of query, key and value, given output and log-sum-exp of the whole softmax."""
-        q, k, v = self.places((query, key, value))
-        g, o, logs = self.queries.gradient_of(gradient), self.queries.of(out), self.queries.of(lse)
-        if self._by_products(q, k):
-            by_products = product_attention.attend_back(g[0], q[0], k[0], v[0], o[0], logs[0], scale)
-            return tuple(each[None] for each in by_products)
-        causal = self.causal and self.mask is None
-        found: tuple[Tensor, ...] = _flash_backward(g, q, k, v, o, logs, 0.0, causal, attn_mask=self.mask, scale=scale)
-        return found
 
     def _by_products(self, query: Tensor, key: Tensor) -> bool:
         hides = self.causal or self.mask is not None
         return not hides and len(query) == 1 and product_attention.gains(query[0], key[0])
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A prompt, a completion, or a piece of one."""
-
-    start: int
-    length: int
-
-    def pieces(self) -> list["_Row"]:
-        """What is left of it when nothing more is worth cutting."""
-        return [piece for half in self._halves() for piece in half.pieces()] or [self]
-
-    def cuts(self) -> Iterator[tuple["_Row", "_Row"]]:
-        """All first and second halves: of the row, of its halves, and so on."""
-        if halves := self._halves():
-            yield halves[0], halves[1]
-        for half in halves:
-            yield from half.cuts()
-
-    def _halves(self) -> list["_Row"]:
-        if self.length < 2 * PIECE:
-            return []
-        half = self.length // 2
-        return [_Row(self.start, half), _Row(self.start + half, self.length - half)]
-
-
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """All calls of a layer: `own` of which each place is in one, then `cross`."""
+    """All calls of a layer: first those of which each place is in one, then those that are joined to it."""
 
-    own: list[_Part]
+    first: list[ShortRows | _Part]
     cross: list[_Part]
 
     @classmethod
@@ -153,43 +140,30 @@ class _Parts:
 
     @classmethod
     def _made(cls, trees: Trees, window: int | None, dtype: torch.dtype, *, halve: bool) -> "_Parts":
-        rows = list(_rows(trees))
-        halved = {row for row in rows if halve and (window is None or row.length <= window)}
-        pieces = [piece for row in rows for piece in (row.pieces() if row in halved else [row])]
-        own = [_Part(at, at, causal=True, mask=_band(at.length, window, dtype)) for at in _own(pieces)]
-        cross = [part for tree in trees.trees for part in _cross(tree, window, dtype)]
-        return cls(own, cross + [_half_part(*halves) for row in rows if row in halved for halves in row.cuts()])
+        short, long, cross = list[Behind](), list[Row](), list[_Part]()
+        for tree in trees.trees:
+            prompt, *completions = rows_of(tree)
+            alone = Row(prompt.start, 0)
+            whole = tree.prompt + max(tree.rows, default=0) <= SHORT
+            for row in (prompt, *completions):
+                if row.length <= SHORT:
+                    short.append(Behind(row, prompt if whole and row is not prompt else alone))
+                elif halve and (window is None or row.length <= window):
+                    long += row.pieces(PIECE)
+                    cross += [_square(*halves) for halves in row.cuts(PIECE)]
+                else:
+                    long.append(row)
+            if not whole:
+                cross += _behind_prompt(tree, window, dtype)
+        own = [_Part(at, at, causal=True, mask=_band(at.length, window, dtype)) for at in Strip.of_rows(long)]
+        return cls([*ShortRows.of_rows(short, window, dtype), *own], cross)
 
 
-def _rows(trees: Trees) -> Iterator[_Row]:
-    for tree in trees.trees:
-        start = tree.start
-        for length in (tree.prompt, *tree.rows):
-            yield _Row(start, length)
-            start += length
+def _square(seen: Row, looking: Row) -> _Part:
+    return _Part(Strip(looking.start, 1, looking.length), Strip(seen.start, 1, seen.length), causal=False, mask=None)
 
 
-def _own(rows: list[_Row]) -> Iterator[Strip | Gathered]:
-    """Rows that one call takes."""
-    short: list[tuple[int, int]] = []
-    for length, run in groupby(rows, lambda row: row.length):
-        alike = list(run)
-        if length > SHORT:
-            yield Strip(alike[0].start, len(alike), length)
-        elif length > 0:
-            short += [(row.start, length) for row in alike]
-    short.sort(key=lambda row: -row[1])
-    while short:
-        fitting = [row for row in short if PADDED * row[1] + 4 >= short[0][1]]
-        yield Gathered.of_rows(fitting)
-        short = short[len(fitting) :]
-
-
-def _half_part(first: _Row, second: _Row) -> _Part:
-    return _Part(Strip(second.start, 1, second.length), Strip(first.start, 1, first.length), causal=False, mask=None)
-
-
-def _cross(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
+def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
     """All completions of a tree with as much of its prompt as any of them sees."""
     seen = tree.prompt if window is None else min(tree.prompt, window - 1)
     queries = Strip(tree.start + tree.prompt, 1, sum(tree.rows))
@@ -230,13 +204,11 @@ class _Flash(Function):
         _, heads, length, _ = query.shape
         out = torch.empty(length, heads, value.shape[-1], dtype=query.dtype).transpose(0, 1)
         lse = torch.empty(length, heads, dtype=torch.promote_types(query.dtype, torch.float32)).transpose(0, 1)
-        parts = _Parts.of(trees, window, query)
-        for part in parts.own:
-            found, logs = part.run(query[0], key[0], value[0], scale)
-            part.queries.put(out, found)
-            part.queries.put(lse, logs)
+        parts, given = _Parts.of(trees, window, query), (query[0], key[0], value[0], scale)
+        for part in parts.first:
+            part.write(out, lse, *given)
         for part in parts.cross:
-            _merge(part.queries.of(out), part.queries.of(lse), *part.run(query[0], key[0], value[0], scale))
+            part.join(out, lse, *given)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.settings = trees, scale, window
         return out.transpose(0, 1)[None]
@@ -247,22 +219,16 @@ class _Flash(Function):
         query, key, value, out, lse = ctx.saved_tensors
         trees, scale, window = ctx.settings
         given = (gradient[0].transpose(0, 1), query[0], key[0], value[0], out, lse, scale)
-        found = [_like(each[0]) for each in (query, key, value)]
+        found = [_zeros(each[0]) for each in (query, key, value)]
         parts = _Parts.of(trees, window, query)
-        for part in parts.own:
-            for rows, whole, each in zip(
-                (part.queries, part.keys, part.keys), found, part.run_back(*given), strict=True
-            ):
-                rows.put(whole, each)
-        for part in parts.cross:
-            for whole, each in zip(part.places(found), part.run_back(*given), strict=True):
-                whole += each
+        for part in (*parts.first, *parts.cross):
+            part.add_gradients(found, *given)
         return (*(each[None] for each in found), None, None, None)
 
 
-def _like(values: Tensor) -> Tensor:
-    """Room for [heads, L, D] that lies in memory as [L, heads, D], as what the projections give."""
-    return torch.empty_like(values.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
+def _zeros(values: Tensor) -> Tensor:
+    """[heads, L, D] that lie in memory as [L, heads, D], as what the projections give."""
+    return torch.zeros_like(values.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
 
 
 def _merge(out: Tensor, lse: Tensor, found: Tensor, logs: Tensor) -> None:

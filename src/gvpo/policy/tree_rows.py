@@ -1,10 +1,45 @@
-"""Rows of a lane, as an attention kernel takes them: [count, heads, length, ...] of values [heads, L, ...]."""
+"""The rows of a lane: its prompts and completions, where they lie and how they are cut and bundled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from gvpo.policy.trees import Tree
+
+
+class Row(NamedTuple):
+    """A prompt, a completion, or a piece of one."""
+
+    start: int
+    length: int
+
+    def pieces(self, least: int) -> list["Row"]:
+        """What is left of it when it is halved as long as halves have `least` tokens."""
+        return [piece for half in self._halves(least) for piece in half.pieces(least)] or [self]
+
+    def cuts(self, least: int) -> Iterator[tuple["Row", "Row"]]:
+        """All first and second halves: of the row, of its halves, and so on."""
+        if halves := self._halves(least):
+            yield halves[0], halves[1]
+        for half in halves:
+            yield from half.cuts(least)
+
+    def _halves(self, least: int) -> list["Row"]:
+        if self.length < 2 * least:
+            return []
+        half = self.length // 2
+        return [Row(self.start, half), Row(self.start + half, self.length - half)]
+
+
+def rows_of(tree: Tree) -> Iterator[Row]:
+    """The prompt, then each completion, also where one is empty."""
+    start = tree.start
+    for length in (tree.prompt, *tree.rows):
+        yield Row(start, length)
+        start += length
 
 
 @dataclass(frozen=True)
@@ -15,54 +50,16 @@ class Strip:
     count: int
     length: int
 
+    @classmethod
+    def of_rows(cls, rows: list[Row]) -> Iterator["Strip"]:
+        """As few as hold all rows that are not empty."""
+        for length, run in groupby(rows, lambda row: row.length):
+            alike = list(run)
+            if length > 0:
+                yield cls(alike[0].start, len(alike), length)
+
     def of(self, values: Tensor) -> Tensor:
         """A view [count, heads, length, ...] of [heads, L, ...]."""
         end = self.start + self.count * self.length
         heads, _, *size = values.shape
         return values[:, self.start : end].view(heads, self.count, self.length, *size).transpose(0, 1)
-
-    def gradient_of(self, values: Tensor) -> Tensor:
-        """The same of the output's gradient."""
-        return self.of(values)
-
-    def put(self, values: Tensor, found: Tensor) -> None:
-        """Write `found` over these rows of [heads, L, ...]."""
-        self.of(values).copy_(found)
-
-
-@dataclass(frozen=True, eq=False)
-class Gathered:
-    """Rows from anywhere in the lane, padded on the right with their last place.
-
-    Args:
-        places: [count, length] int64.
-        real: [count, length], False on padding.
-    """
-
-    places: Tensor
-    real: Tensor
-
-    @classmethod
-    def of_rows(cls, rows: Sequence[tuple[int, int]]) -> "Gathered":
-        """Of (start, length), the longest first."""
-        starts, lengths = (torch.tensor(values)[:, None] for values in zip(*rows, strict=True))
-        steps = torch.arange(rows[0][1])
-        return cls(starts + torch.minimum(steps, lengths - 1), steps < lengths)
-
-    @property
-    def length(self) -> int:
-        """Places of a row, padding included."""
-        return self.places.shape[1]
-
-    def of(self, values: Tensor) -> Tensor:
-        """A copy [count, heads, length, ...] of [heads, L, ...]."""
-        return values.transpose(0, 1)[self.places].transpose(1, 2)
-
-    def gradient_of(self, values: Tensor) -> Tensor:
-        """The same of the output's gradient, 0 on padding."""
-        found = values.transpose(0, 1)[self.places] * self.real[..., None, None]
-        return found.transpose(1, 2)
-
-    def put(self, values: Tensor, found: Tensor) -> None:
-        """Write `found` over these rows of [heads, L, ...]."""
-        values.transpose(0, 1)[self.places[self.real]] = found.transpose(1, 2)[self.real]
