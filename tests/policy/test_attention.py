@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ModelError
-from gvpo.policy import tree_flash
+from gvpo.policy import cpu_attention, product_attention, products, short_rows
 from gvpo.policy.attention import TREES, attend, flex
 from gvpo.policy.trees import Tree, Trees
 
@@ -23,10 +23,27 @@ CASES = {
 }
 
 
-@pytest.fixture(params=[0, 12, tree_flash.SHORT], ids=["strips", "mixed", "gathered"], autouse=True)
-def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Each test once with every row a call of its own length, once with short ones gathered."""
-    monkeypatch.setattr(tree_flash, "SHORT", request.param)
+WAYS = {
+    "kernel": {"SHORT": 0},
+    "short rows": {},
+    "short rows without their prompt": {"SHORT": 6},
+    "a short row at a time": {"BLOCK": 1},
+    "products": {"SHORT": 0, "PIECE": 2, "BLOCK": 16, "products": True},
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way that a part can be computed."""
+    chosen = WAYS[request.param]
+    for name in ("SHORT", "PIECE"):
+        monkeypatch.setattr(cpu_attention, name, chosen.get(name, getattr(cpu_attention, name)))
+    if "BLOCK" in chosen:
+        for module in (product_attention, short_rows):
+            monkeypatch.setattr(module, "BLOCK_ELEMENTS", chosen["BLOCK"])
+    if chosen.get("products"):
+        monkeypatch.setattr(cpu_attention, "has_fast", lambda _: True)
+        monkeypatch.setattr(product_attention, "gains", lambda *_: True)
 
 
 def trees_of(case: str) -> Trees:
@@ -77,6 +94,7 @@ def over_trees(leaves: list[Tensor], trees: Trees, window: int | None, **others:
     return found
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 64])
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | None):
@@ -90,6 +108,26 @@ def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | 
     expected = torch.autograd.grad((true * pull).sum(), leaves)
     for one, other in zip(torch.autograd.grad((found * pull).sum(), leaves), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_long_rows_in_float32_go_through_products(monkeypatch: pytest.MonkeyPatch):
+    trees = Trees((Tree(0, 700, (520, 90, 300, 90)), Tree(1700, 20, (30, 25))))
+    seen = visible(trees, None)
+    wide = inputs(len(seen))
+    leaves = [each.detach().float().requires_grad_() for each in wide]
+    calls = list[int]()
+    attend_back = product_attention.attend_back
+    monkeypatch.setattr(product_attention, "attend_back", lambda *a: calls.append(1) or attend_back(*a))
+    monkeypatch.setattr(products, "LEAST", 1)
+    true, found = dense(wide, seen, SIZE**-0.5), over_trees(leaves, trees, None)
+    torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=1e-5)
+    pull = torch.randn_like(true)
+    expected = torch.autograd.grad((true * pull).sum(), wide)
+    gradients = torch.autograd.grad((found * pull.float()).sum(), leaves)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+    # the completions with their prompt, the halves of the prompt, those of the longest completion
+    assert len(calls) == (3 if products.has_fast(leaves[0]) else 0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

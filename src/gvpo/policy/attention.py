@@ -13,7 +13,8 @@ A lane holds trees, one behind the other: a prompt and the completions that cont
         b    ■ ■ ■ ■       ■
         b    ■ ■ ■ ■       ■ ■      Nothing is computed for two siblings, and no mask is as large as the picture.
 
-On the CPU the parts are calls of PyTorch's flash kernel (`tree_flash`); elsewhere it is FlexAttention, one call.
+On the CPU each part is computed in the way that is fastest there (`cpu_attention`); elsewhere it is FlexAttention, one
+call.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
 from gvpo.errors import ModelError
+from gvpo.policy.cpu_attention import on_cpu
 from gvpo.policy.facts import compute_dtype
-from gvpo.policy.tree_flash import flash
 from gvpo.policy.trees import Trees
 
 TREES = "gvpo_trees"
@@ -101,7 +102,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = compute_dtype(value)
     if query.device.type == "cpu":
-        return flash(query, key, value, trees, scale, sliding_window).to(dtype), None
+        return on_cpu(query, key, value, trees, scale, sliding_window).to(dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
     return flex(query, key, value, trees, scale, sliding_window), None
 

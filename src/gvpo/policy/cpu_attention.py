@@ -40,7 +40,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None) -> Tensor:
+def on_cpu(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None) -> Tensor:
     """Attention over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
 
     Args:
@@ -56,7 +56,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float,
     """
     wide = torch.promote_types(value.dtype, torch.float32)
     given = [values.to(wide) for values in (query, key, value)]
-    found: Tensor = _Flash.apply(*given, trees, scale, window)  # type: ignore[no-untyped-call]
+    found: Tensor = _Attention.apply(*given, trees, scale, window)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -194,7 +194,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
-class _Flash(Function):
+class _Attention(Function):
     """One layer's attention on the CPU; keeps its inputs, the output and the log-sum-exp."""
 
     @staticmethod
