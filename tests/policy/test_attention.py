@@ -1,6 +1,7 @@
 """Attention over trees against one softmax under the mask of the picture."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ CASES = {
     "ragged, one that is empty": [(4, (1, 0, 6, 2, 2))],
     "a prompt as long as its completions": [(4, (4, 4))],
     "several trees": [(1, (2, 1)), (7, (5, 9)), (3, ())],
+    "trees that are alike": [(9, (4, 4)), (9, (4, 4)), (9, (9, 4))],
     "only empty completions": [(3, (0, 0))],
     "longer than a block of the kernel": [(300, (40, 1, 70))],
 }
@@ -47,8 +49,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def trees_of(case: str) -> Trees:
+    return laid(CASES[case])
+
+
+def laid(shapes: list[tuple[int, tuple[int, ...]]]) -> Trees:
+    """Trees of (prompt, rows), one behind the other."""
     made, start = [], 0
-    for prompt, rows in CASES[case]:
+    for prompt, rows in shapes:
         made.append(Tree(start, prompt, rows))
         start += prompt + sum(rows)
     return Trees(tuple(made))
@@ -94,11 +101,8 @@ def over_trees(leaves: list[Tensor], trees: Trees, window: int | None, **others:
     return found
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("window", [None, 1, 2, 5, 64])
-@pytest.mark.parametrize("case", CASES)
-def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | None):
-    trees = trees_of(case)
+def check(trees: Trees, window: int | None) -> None:
+    """Hold output and gradients against one softmax."""
     seen = visible(trees, window)
     leaves = inputs(len(seen))
     true = dense(leaves, seen, SIZE**-0.5)
@@ -108,6 +112,25 @@ def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | 
     expected = torch.autograd.grad((true * pull).sum(), leaves)
     for one, other in zip(torch.autograd.grad((found * pull).sum(), leaves), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 64])
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | None):
+    check(trees_of(case), window)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("seed", range(20))
+def test_any_lane(seed: int):
+    draw = random.Random(seed)
+    lengths = [draw.randrange(13) for _ in range(3)]  # few, so that rows often are alike
+    shapes = [
+        (draw.choice(lengths) + 1, tuple(draw.choice(lengths) for _ in range(draw.randrange(5))))
+        for _ in range(draw.randrange(1, 6))
+    ]
+    check(laid(shapes), draw.choice([None, None, 3, 9]))
 
 
 def test_long_rows_in_float32_go_through_products(monkeypatch: pytest.MonkeyPatch):

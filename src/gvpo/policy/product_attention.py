@@ -53,11 +53,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
         values = values.contiguous()
         for block in _blocks(queries, keys):
             weights = product(queries[block], keys.T)
-            largest = weights.amax(-1, keepdim=True)
-            total = weights.sub_(largest).exp2_().sum(-1, keepdim=True)
+            total, log = powers_(weights)
             out[head, block] = product(weights, values).div_(total)
-            logs[head, block] = total.log2_().add_(largest)[:, 0]
+            logs[head, block] = log[:, 0]
     return out.view(heads, length, -1), logs.view(heads, length).mul_(math.log(2))
+
+
+def powers_(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn scores into 2^(scores - the largest), in place.
+
+    Args:
+        scores: [..., S], exponents of 2.
+
+    Returns:
+        The sums of what they became and log2 of the sums of 2^scores, both [..., 1].
+    """
+    largest = scores.amax(-1, keepdim=True)
+    total = scores.sub_(largest).exp2_().sum(-1, keepdim=True)
+    return total, total.log2().add_(largest)
 
 
 def attend_back(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gvpo.policy.product_attention import powers_
 from gvpo.policy.tree_rows import Row
 
 PADDED = 1.25
@@ -98,10 +99,8 @@ class ShortRows:
         logs = found.new_empty(*queries.shape[:-1], 1)
         for part in self._blocks(queries):
             weights = _scores(queries[part], keys[part], self.mask[part])
-            largest = weights.amax(-1, keepdim=True)
-            total = weights.sub_(largest).exp2_().sum(-1, keepdim=True)
+            total, logs[part] = powers_(weights)
             found[part] = (weights.flatten(2, 3) @ values[part]).view_as(found[part]).div_(total)
-            logs[part] = total.log2_().add_(largest)
         at.put(out, found)
         at.put(lse, logs.mul_(math.log(2))[..., 0])
 

@@ -52,11 +52,10 @@ class Strip:
 
     @classmethod
     def of_rows(cls, rows: list[Row]) -> Iterator["Strip"]:
-        """As few as hold all rows that are not empty."""
-        for length, run in groupby(rows, lambda row: row.length):
-            alike = list(run)
-            if length > 0:
-                yield cls(alike[0].start, len(alike), length)
+        """As few as hold all rows: those of a length that follow each other without a gap share one."""
+        for _, run in groupby(enumerate(rows), lambda each: (each[1].length, each[1].start - each[0] * each[1].length)):
+            alike = [row for _, row in run]
+            yield cls(alike[0].start, len(alike), alike[0].length)
 
     def of(self, values: Tensor) -> Tensor:
         """A view [count, heads, length, ...] of [heads, L, ...]."""
