@@ -42,6 +42,7 @@ class StepTask:
         rows: the prompts and what the reward needs.
         reward: of both sides.
         make_model: writes the model to start from into a directory.
+        trial: steps that try a batch setting; of short ones more, since the first still get new memory.
     """
 
     prompts: int
@@ -50,6 +51,7 @@ class StepTask:
     rows: Callable[[], list[dict[str, Any]]]
     reward: Callable[..., list[float | None]]
     make_model: Callable[[Path], None]
+    trial: int
 
 
 def _additions() -> list[dict[str, Any]]:
@@ -107,6 +109,6 @@ def _end_at_random(model: Any, end: int) -> None:
 
 
 TASKS = {
-    "demo": StepTask(16, 40, 3e-4, _additions, load("boxed_answer"), _warm_demo),
-    "ragged": StepTask(4, 512, 1e-3, _random_words, low_ids, _fresh_ragged),
+    "demo": StepTask(16, 40, 3e-4, _additions, load("boxed_answer"), _warm_demo, 20),
+    "ragged": StepTask(4, 512, 1e-3, _random_words, low_ids, _fresh_ragged, 2),
 }

@@ -4,7 +4,7 @@
 
 Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW, float32 and one update a
 rollout, on the same model, prompts, group size, limits and reward (step_tasks.py). Each first tries its batch settings
-for two steps (SETTINGS) and keeps the fastest; then they take turns, a run of N steps and a process for each.
+for some steps (SETTINGS) and keeps the fastest; then they take turns, a run of N steps and a process for each.
 """
 
 import argparse
@@ -21,8 +21,6 @@ from step_tasks import GROUP_SIZE, TASKS, StepTask
 
 SETTINGS = {"trl": (8, 16, 32, 128), "gvpo": (2048, 8192, 32_768)}
 """Of TRL the rows a forward, of gvpo the tokens a micro-batch."""
-
-TRIAL_STEPS = 2
 
 
 def main() -> None:
@@ -106,9 +104,9 @@ def drawing(results: dict[str, Any]) -> str:
 
 def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) -> dict[str, Any]:
     """A task's best settings, then its runs, the sides in turn."""
-    path = models / name
+    path, task = models / name, TASKS[name]
     if not (path / "config.json").exists():
-        TASKS[name].make_model(path)
+        task.make_model(path)
 
     def run(side: str, setting: int, count: int) -> Any:
         arguments = ("--part", side, name, str(setting), "--steps", str(count), "--models", str(models))
@@ -116,8 +114,8 @@ def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) ->
 
     found: dict[str, Any] = {}
     for side in SIDES:
-        rows = TASKS[name].prompts * GROUP_SIZE
-        trials = {s: _typical(run(side, s, TRIAL_STEPS)) for s in SETTINGS[side] if side == "gvpo" or s <= rows}
+        settings = [s for s in SETTINGS[side] if side == "gvpo" or s <= task.prompts * GROUP_SIZE]
+        trials = {s: _typical(run(side, s, task.trial)) for s in settings}
         found[side] = {"setting": min(trials, key=trials.__getitem__), "trials": trials, "runs": []}
     for _ in range(rounds):
         for side in SIDES:

@@ -148,7 +148,7 @@ def _compare(model: nn.Module, path: Path) -> str | None:
 
     None where the model's own log-probs are not finite: then nothing can be said, and the update says so.
     """
-    groups = _synthetic_groups(unwrap(model).get_input_embeddings().num_embeddings)
+    groups = _synthetic_groups(unwrap(model))
     with torch.autocast(unwrap(model).get_input_embeddings().weight.device.type, enabled=False):
         with torch.no_grad():
             alone = _logprobs(model, groups, _PLAIN, budget=1)
@@ -195,15 +195,22 @@ def _floor(model: nn.Module, path: Path) -> float:
     return floor if path.fork is None else max(floor, _FLOOR[torch.float32])
 
 
-def _synthetic_groups(vocabulary: int) -> Sequence[Group]:
-    """Three small groups of unequal rows, of low token ids: special ones tend to be high. Torch's RNG is left alone."""
+def _synthetic_groups(model: Any) -> Sequence[Group]:
+    """A few groups of unequal rows, of low token ids: special ones tend to be high. Torch's RNG is left alone.
+
+    The last prompt is longer than what a CPU's attention takes for short; a model of fewer positions goes without.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
         drawn: list[int] = torch.randint(min(vocabulary, 1000), (count,), generator=generator).tolist()
         return drawn
 
-    sizes = ((9, (7, 12, 1)), (3, (5, 4)), (1, (6,)))
+    sizes = [(9, (7, 12, 1)), (3, (5, 4)), (1, (6,)), (140, (3, 5))]
+    if positions is not None and positions < 145:
+        del sizes[-1]
     return [Group(tokens(prompt), [Completion(tokens(size)) for size in rows]) for prompt, rows in sizes]
 
 
