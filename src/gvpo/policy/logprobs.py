@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from gvpo.policy.products import is_fast, product
+from gvpo.policy.products import gradient_of_weight, is_fast, product
 
 CHUNK_BYTES = {"cpu": 2**26}
 """Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
@@ -244,7 +244,7 @@ def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torc
         return change.T @ rows if total is None else total.addmm_(change.T, rows)
     first, total = total is None, rows.new_empty(count, width, dtype=dtype) if total is None else total
     for part in _slices(count, size):  # what is widened or turned stays in the cache
-        added = product((change[:, part].contiguous() if fast else change[:, part]).T, rows)
+        added = gradient_of_weight(change[:, part].contiguous() if fast else change[:, part], rows)
         total[part].copy_(added) if first else total[part].add_(added)
     return total
 
