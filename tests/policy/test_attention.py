@@ -166,6 +166,7 @@ def test_the_block_mask_is_the_same_picture(case: str, window: int | None):
         torch.testing.assert_close(found, dense(leaves, seen, 0.3))
 
 
+@pytest.mark.usefixtures("way")
 def test_half_precision_is_as_near_as_its_rounding():
     trees = trees_of("several trees")
     leaves = inputs(len(visible(trees, None)), torch.float32)

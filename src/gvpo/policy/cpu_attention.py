@@ -132,9 +132,10 @@ class _Parts:
     @classmethod
     def of(cls, trees: Trees, window: int | None, query: Tensor) -> "_Parts":
         """Those of a lane; layers that are alike share them."""
-        key = "parts", window, query.dtype, has_fast(query)
+        halve = has_fast(query)
+        key = "parts", window, query.dtype, halve
         if key not in trees.made:
-            trees.made[key] = cls._made(trees, window, query.dtype, halve=has_fast(query))
+            trees.made[key] = cls._made(trees, window, query.dtype, halve=halve)
         parts: _Parts = trees.made[key]
         return parts
 

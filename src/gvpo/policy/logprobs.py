@@ -19,7 +19,7 @@ c and the temperature scale [C, H] tensors, never [C, V] ones. Log-probs are tho
 float32 or better whatever the matmuls are in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from gvpo.policy.products import gradient_of_weight, is_fast, product
+from gvpo.policy.products import gradient_of_weight, is_fast, product, slices
 
 CHUNK_BYTES = {"cpu": 2**26}
 """Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
@@ -139,10 +139,6 @@ def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
     return (coefficients * logprobs.masked_fill(coefficients == 0, 0.0)).sum()
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
     negative: Tensor = torch.linalg.vecdot(probs, logprobs)
     return -negative
@@ -178,12 +174,12 @@ class _Head:
             target: [S].
             use: called with each chunk; it keeps none, so that one exists at a time.
         """
-        for part in _slices(len(target), self.settings.chunk):
+        for part in slices(len(target), self.settings.chunk):
             use(self._chunk_of(part, hidden[part].to(self.settings.dtype), target[part]))
 
     def _chunk_of(self, part: slice, rows: Tensor, target: Tensor) -> "_Chunk":
         chunk = self._multiply(rows)
-        scores = [self._scored(chunk[b], target[b]) for b in _slices(len(rows), self.settings.block)]
+        scores = [self._scored(chunk[b], target[b]) for b in slices(len(rows), self.settings.block)]
         logprobs, entropy = map(torch.cat, zip(*scores, strict=True))
         return _Chunk(part, rows, logprobs, entropy, chunk)
 
@@ -243,7 +239,7 @@ def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torc
     if change.dtype == dtype and not fast:
         return change.T @ rows if total is None else total.addmm_(change.T, rows)
     first, total = total is None, rows.new_empty(count, width, dtype=dtype) if total is None else total
-    for part in _slices(count, size):  # what is widened or turned stays in the cache
+    for part in slices(count, size):  # what is widened or turned stays in the cache
         added = gradient_of_weight(change[:, part].contiguous() if fast else change[:, part], rows)
         total[part].copy_(added) if first else total[part].add_(added)
     return total

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gvpo.policy.products import has_fast, product
+from gvpo.policy.products import has_fast, product, slices
 
 BLOCK_ELEMENTS = 2**20
 """Scores that exist at a time: enough for the products, and nearly what a cache holds."""
@@ -118,5 +118,4 @@ def _powers(key: Tensor, scale: float) -> Tensor:
 
 
 def _blocks(queries: Tensor, keys: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK_ELEMENTS // len(keys))
-    return (slice(start, start + size) for start in range(0, len(queries), size))
+    return slices(len(queries), max(1, BLOCK_ELEMENTS // len(keys)))

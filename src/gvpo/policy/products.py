@@ -94,6 +94,11 @@ def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
     return _multiply(change.T, x.T)
 
 
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Blocks of `size` of `count` rows; the last one may be shorter."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, times: Tensor | None = None) -> Tensor:
     found: Tensor
     if times is None:

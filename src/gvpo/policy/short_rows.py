@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gvpo.policy.product_attention import powers_
+from gvpo.policy.products import slices
 from gvpo.policy.tree_rows import Row
 
 PADDED = 1.25
@@ -151,8 +152,7 @@ class ShortRows:
         return self._made[heads, key_heads]
 
     def _blocks(self, queries: Tensor) -> Iterator[slice]:
-        size = max(1, BLOCK_ELEMENTS // (queries[0, ..., 0].numel() * self.seen.shape[1]))
-        return (slice(start, start + size) for start in range(0, len(queries), size))
+        return slices(len(queries), max(1, BLOCK_ELEMENTS // (queries[0, ..., 0].numel() * self.seen.shape[1])))
 
 
 @dataclass(frozen=True, eq=False)
