@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gvpo.errors import DataError, RewardError
-from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rewards import RewardBatch, RewardPool, no_value
 from tests.rewards import attackers
 
 
@@ -178,6 +178,24 @@ def test_a_row_on_which_every_weighted_function_abstains_has_no_reward():
     assert (verdict.reward, verdict.reason) == (None, "abstained: every reward function returned None")
 
 
+def test_a_reward_says_why_a_row_has_no_value():
+    """The row then has no reward even if another reward has a value for it; the next call starts afresh."""
+
+    def judges(completions, **_):
+        if len(completions) > 1:
+            no_value(1, "its tests are empty; write some")
+        return [1.0, None][: len(completions)]
+
+    with RewardPool({"judges": judges, "other": returning_ones}, workers=1) as pool:
+        (first,), (second,) = pool.score([RewardBatch("p", ["x", "y"])]), pool.score([RewardBatch("p", ["x"])])
+    assert [verdict.reward for verdict in [*first, *second]] == [2.0, None, 2.0]
+    assert first[1].reason == "unscorable: judges cannot judge the row: its tests are empty; write some"
+
+
+def returning_ones(completions, **_):
+    return [1.0] * len(completions)
+
+
 def test_a_sum_that_overflows_is_no_reward():
     functions = {"a": returning([1e308]), "b": returning([1e308])}
     (verdict,) = score(functions, RewardBatch("p", ["x"]), weights={"a": 1.0, "b": 1.0})
@@ -308,7 +326,7 @@ def test_a_call_a_completion_is_never_given_up():
 
 SCRIPT = """
 import dataclasses
-from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rewards import RewardBatch, RewardPool, no_value
 
 print("imported as", __name__)
 SCALE = 3.0

@@ -17,6 +17,7 @@ from gvpo.rewards.local import LocalReward
 from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
 from gvpo.rewards.pool import Failure, RewardPool
+from gvpo.rewards.reasons import no_value
 from gvpo.rewards.refusal import over_refusal, refusal
 from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options
 from gvpo.rewards.repetition import repetition_penalty
@@ -54,6 +55,7 @@ __all__ = [
     "math_answer",
     "multiple_choice",
     "needs_options",
+    "no_value",
     "number_match",
     "over_refusal",
     "refusal",

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gvpo.rewards.reasons import UNSCORABLE, hearing
 from gvpo.rewards.wire import HEADER_SIZE, frame, frame_length
 
 ORPHAN_GRACE = 5.0
@@ -108,7 +109,9 @@ class _Calls:
         function, rows, arguments = pickle.loads(request)
         faulthandler.dump_traceback_later(self._patience, exit=True, file=self._nowhere)
         try:
-            reply = checked(self._run(self._functions[function], arguments), rows)
+            with hearing() as heard:
+                returned = self._run(self._functions[function], arguments)
+            reply = checked(returned, rows, heard)
         except BaseException as error:
             reply = failure("exception", f"raised {_one_line(error)}", _traceback(error), again=True)
         if os.getpid() != self._pid:
@@ -128,12 +131,13 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def checked(returned: Any, rows: int) -> dict[str, Any]:
+def checked(returned: Any, rows: int, heard: Mapping[int, str] | None = None) -> dict[str, Any]:
     """The reply for what a reward function returned.
 
     Args:
         returned: anything; `rows` numbers (numpy's and 0-d tensors too) or None are right.
         rows: completions that it was given.
+        heard: the reasons that it gave for rows without a value (`reasons.no_value`).
 
     Returns:
         `values`, and `reasons` as [kind, detail] or None, one each a row; or a failure of all rows.
@@ -146,7 +150,7 @@ def checked(returned: Any, rows: int) -> dict[str, Any]:
         return failure("wrong type", f"returned {_kind(returned)}; return a list of one number or None a completion")
     if len(listed) != rows:
         return failure("wrong length", f"returned {len(listed)} values for {rows} completions")
-    pairs = [_value(value) for value in listed]
+    pairs = [_value(value, (heard or {}).get(row)) for row, value in enumerate(listed)]
     return {"values": [value for value, _ in pairs], "reasons": [reason for _, reason in pairs]}
 
 
@@ -155,10 +159,10 @@ def failure(kind: str, detail: str, trace: str = "", *, again: bool = False) -> 
     return {"failed": [kind, detail], "traceback": trace, "again": again}
 
 
-def _value(value: Any) -> tuple[float | None, tuple[str, str] | None]:
-    """A row's value, and why it cannot be used."""
+def _value(value: Any, told: str | None = None) -> tuple[float | None, tuple[str, str] | None]:
+    """Return a row's value, and why it cannot be used; `told` is the reward's own reason for None."""
     if value is None:
-        return None, None
+        return None, (UNSCORABLE, f"cannot judge the row: {told}") if told else None
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, numbers.Number) or isinstance(value, complex):
