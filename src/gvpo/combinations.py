@@ -57,8 +57,9 @@ def impossible(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
     yield offline and c.costs is not None, FIXED_COSTS
     yield offline and c.objective in SUPERVISED, GROUPS_FOR_SFT.format(name=c.objective)
     yield (
-        c.objective == "poft" and c.temperature != 1,
-        f"poft compares log-probs with scores at temperature 1; set sampling.temperature=1 (it is {c.temperature:g})",
+        c.objective in (*SUPERVISED, *PAIRED) and c.temperature != 1,
+        f"{c.objective} learns from written answers, and sampling.temperature={c.temperature:g} would divide the "
+        "logits that it trains; set sampling.temperature=1",
     )
     yield from _preferences(c)
     yield from _lora(c)

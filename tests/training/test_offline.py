@@ -56,6 +56,25 @@ def test_it_learns_from_rows_and_is_evaluated_live(tmp_path: Path):
     assert summary["steps"] == 30
 
 
+@pytest.mark.parametrize("objective", ["sft", "poft", "dpo", "epa"])
+@pytest.mark.parametrize("temperature", [0.5, 0.999, 2.0])
+def test_objectives_of_written_answers_refuse_another_temperature(objective: str, temperature: float):
+    with pytest.raises(ConfigError, match=rf"{objective} .*sampling\.temperature={temperature:g} .*=1"):
+        TrainConfig(objective=objective, temperature=temperature)
+    assert TrainConfig(objective=objective, temperature=1).temperature == 1
+
+
+@quiet
+def test_logged_rows_that_nobody_is_known_to_have_sampled_refuse_another_temperature(tmp_path: Path):
+    """Text has no temperature. Recorded log-probs tell that a sampler at the run's temperature drew the rows."""
+    sampled = {"prompt": "1", "completions": [[3], [4]], "rewards": [1, 0], "sampler_logprobs": [[-1.0], [-2.0]]}
+    text = {"prompt": "1", "completions": ["3", "4"], "rewards": [1, 0]}
+    with pytest.raises(DataError, match=r"row 2: no `sampler_logprobs` .*sampling\.temperature=0\.5 .*=1"):
+        offline(tmp_path / "a", [sampled, text], temperature=0.5).check()
+    offline(tmp_path / "b", [sampled], temperature=0.5).check()
+    offline(tmp_path / "c", [sampled, text], temperature=1).check()
+
+
 @quiet
 def test_nothing_is_sampled_and_the_rewards_are_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any, **__: Any) -> None:

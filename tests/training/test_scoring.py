@@ -229,12 +229,6 @@ def test_scores_that_are_none_say_what_to_do(value: Any):
         aligned_scores(Problem("p", "a", {} if value is None else {ALIGNED: value}))
 
 
-def test_poft_at_another_temperature_than_the_scores_is_refused():
-    with pytest.raises(ConfigError, match=r"set sampling\.temperature=1 \(it is 0\.7\)"):
-        config(objective="poft", temperature=0.7)
-    assert config(objective="sft", temperature=0.7).temperature == 0.7
-
-
 def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="score the data first"):
         tuned(tmp_path, ROWS, objective="poft").train()

@@ -77,7 +77,10 @@ def token_values(name: str, values: Tensor, scored: Tensor, like: Tensor) -> Ten
 
 
 def row_values(name: str, values: Tensor, like: Tensor) -> Tensor:
-    """Per-row values: checked, detached, in the precision of the arithmetic.
+    """Return per-row values checked, detached and in float64.
+
+    Rewards are compared within a group. In float32 those of 2^24 and 2^24 + 1 would be equal before they are centred.
+    So callers centre first, and cast to the precision of the log-probs afterwards.
 
     Args:
         name: of the tensor, for the error.
@@ -85,13 +88,13 @@ def row_values(name: str, values: Tensor, like: Tensor) -> Tensor:
         like: `logprobs`, [B, T].
 
     Returns:
-        [B] float32 or float64, detached.
+        [B] of `row_dtype`, detached.
 
     Raises:
         ShapeError: not [B].
     """
     _check_shape(name, values, like.shape[:1])
-    return values.detach().to(working_dtype(like))
+    return values.detach().to(row_dtype(values.device))
 
 
 def sequence_sums(name: str, values: Tensor, like: Tensor) -> Tensor:
@@ -134,6 +137,11 @@ def named_metrics(prefix: str, **values: Tensor) -> dict[str, Tensor]:
 def working_dtype(logprobs: Tensor) -> torch.dtype:
     """float64 for float64 log-probs, float32 for all others: sums over bf16 tokens would be noise."""
     return torch.promote_types(logprobs.dtype, torch.float32)
+
+
+def row_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of rewards and costs before they are centred: float64, which only Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _check_shape(name: str, values: Tensor, expected: torch.Size) -> None:

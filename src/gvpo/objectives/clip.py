@@ -5,6 +5,19 @@ from torch import Tensor
 
 from gvpo.objectives.base import check_at_least
 
+LARGEST_LOG_RATIO = 30.0
+"""Nats at which a ratio stops growing. From 88 nats on a ratio would overflow float32, and from 44 on its square would,
+which the gradient's norm contains; the rest is room for sums over tokens and weights."""
+
+
+def bounded(log_ratio: Tensor) -> Tensor:
+    """Return log-ratios of at most LARGEST_LOG_RATIO, with the gradient of the unbounded ones.
+
+    So the exponential of a larger one has the value and the slope that it has at the bound: a completion that became
+    far too likely is still pushed down.
+    """
+    return log_ratio - (log_ratio.detach() - LARGEST_LOG_RATIO).clamp(min=0.0)
+
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), elementwise; infinite bounds do not clip.

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from gvpo.errors import ObjectiveError, ShapeError
-from gvpo.objectives.base import ObjectiveOutput, check_at_least, row_values, scored_positions, working_dtype
+from gvpo.objectives.base import (
+    ObjectiveOutput,
+    check_at_least,
+    row_dtype,
+    row_values,
+    scored_positions,
+    working_dtype,
+)
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.grpo import group_advantages, grpo
 
@@ -91,7 +98,7 @@ def constrained_grpo(
         clip_high=clip_high,
         reduction=reduction,
         max_length=max_length,
-        advantages=torch.where(scored, advantage[:, None], 0.0),
+        advantages=torch.where(scored, advantage.to(working_dtype(logprobs))[:, None], 0.0),
     )
 
 
@@ -123,10 +130,10 @@ def updated_multipliers(
 
 
 def _cost_columns(costs: Tensor, multipliers: Sequence[float], logprobs: Tensor) -> list[Tensor]:
-    """[B] of each cost, detached, in the precision of the arithmetic."""
+    """Return each cost as [B], detached, in the precision of rewards."""
     expected = (len(logprobs), len(multipliers))
     if costs.shape != expected:
         raise ShapeError(
             f"costs has shape {tuple(costs.shape)}; expected {expected}, [B, K], a value per row and multiplier"
         )
-    return list(costs.detach().to(working_dtype(logprobs)).unbind(1))
+    return list(costs.detach().to(row_dtype(costs.device)).unbind(1))

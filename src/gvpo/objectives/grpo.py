@@ -15,8 +15,9 @@ from gvpo.objectives.base import (
     row_values,
     scored_positions,
     token_values,
+    working_dtype,
 )
-from gvpo.objectives.clip import clipped_share, clipped_surrogate
+from gvpo.objectives.clip import bounded, clipped_share, clipped_surrogate
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.reduce import reduce_tokens, row_means, token_mean
 
@@ -51,6 +52,7 @@ def grpo(
     Differs from the paper:
         - `kl_coef` is 0 by default (the paper: 0.04); then no reference is needed.
         - std has k - 1 in its denominator and 1e-4 added.
+        - e^x stops growing at x = 30 nats, in r and in k3, so that neither overflows.
 
     Args:
         logprobs: [B, T] log-probs of the policy, nats.
@@ -95,7 +97,7 @@ def grpo(
     advantage = token_advantages(
         logprobs, scored, rewards, group, advantages, name="grpo", baseline=baseline, scale_rewards=scale_rewards
     )
-    ratio = (policy - old).exp()
+    ratio = bounded(policy - old).exp()
     per_token = -clipped_surrogate(ratio, advantage, clip_low, clip_high)
     divergence = _k3(logprobs, policy, scored, ref_logprobs, kl_coef)
     if divergence is not None:
@@ -161,7 +163,7 @@ def token_advantages(
         return token_values("advantages", advantages, scored, logprobs).detach()
     groups.require_pairs(name)
     rows = group_advantages(returns, groups, baseline=baseline, scale_rewards=scale_rewards)
-    return torch.where(scored, rows[:, None], 0.0)
+    return torch.where(scored, rows.to(working_dtype(logprobs))[:, None], 0.0)
 
 
 def _k3(logprobs: Tensor, policy: Tensor, scored: Tensor, ref_logprobs: Tensor | None, kl_coef: float) -> Tensor | None:
@@ -171,7 +173,7 @@ def _k3(logprobs: Tensor, policy: Tensor, scored: Tensor, ref_logprobs: Tensor |
             raise MissingLogprobs(f"kl_coef is {kl_coef} and ref_logprobs is missing; pass them, or set kl_coef to 0")
         return None
     gap = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach() - policy
-    return gap.expm1() - gap if kl_coef > 0 else None  # eq. 4
+    return bounded(gap).expm1() - gap if kl_coef > 0 else None  # eq. 4
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gvpo.objectives.base import ObjectiveOutput, named_metrics, row_values, scored_positions, token_values
-from gvpo.objectives.clip import clipped_share, clipped_surrogate
+from gvpo.objectives.clip import bounded, clipped_share, clipped_surrogate
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.grpo import group_advantages, token_advantages
 from gvpo.objectives.reduce import row_means
@@ -67,9 +67,9 @@ def gspo(
     groups = Groups.of(group, len(logprobs))
     returns = row_values("rewards", rewards, logprobs)
     groups.require_pairs("gspo")
-    present = scored.any(dim=1).to(returns.dtype)
-    advantage = present * group_advantages(returns, groups, scale_rewards=scale_rewards)
-    ratio = log_ratio.exp()
+    present = scored.any(dim=1).to(log_ratio.dtype)
+    advantage = present * group_advantages(returns, groups, scale_rewards=scale_rewards).to(log_ratio.dtype)
+    ratio = bounded(log_ratio).exp()
     loss = -clipped_surrogate(ratio, advantage, clip_low, clip_high).mean()
     low, high = clipped_share(ratio, advantage, clip_low, clip_high)
     return ObjectiveOutput(loss, _metrics(ratio * present, advantage, low, high))
@@ -130,7 +130,7 @@ def gspo_token(
     advantage = token_advantages(
         logprobs, scored, rewards, group, advantages, name="gspo_token", scale_rewards=scale_rewards
     )
-    ratio = (policy - policy.detach() + row[:, None]).exp()
+    ratio = (policy - policy.detach() + bounded(row)[:, None]).exp()
     loss = -row_means(clipped_surrogate(ratio, advantage, clip_low, clip_high), scored).mean()
     shares = clipped_share(ratio, advantage, clip_low, clip_high)
     return ObjectiveOutput(loss, _metrics(*(row_means(x, scored) for x in (ratio, advantage.abs(), *shares))))

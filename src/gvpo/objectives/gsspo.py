@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gvpo.errors import ShapeError
 from gvpo.objectives.base import ObjectiveOutput, named_metrics, row_values, scored_positions, token_values
-from gvpo.objectives.clip import clipped_share, clipped_surrogate
+from gvpo.objectives.clip import bounded, clipped_share, clipped_surrogate
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.grpo import group_advantages
 
@@ -74,8 +74,8 @@ def gsspo(
     returns = row_values("rewards", rewards, logprobs)
     groups.require_pairs("gsspo")
     parts = _Segments(segments, scored)
-    advantage = group_advantages(returns, groups, scale_rewards=scale_rewards)[parts.row]
-    ratio = parts.means((policy - old)[scored]).exp()
+    advantage = group_advantages(returns, groups, scale_rewards=scale_rewards).to(policy.dtype)[parts.row]
+    ratio = bounded(parts.means((policy - old)[scored])).exp()
     loss = -parts.row_means(clipped_surrogate(ratio, advantage, clip_low, clip_high)).mean()
     low, high = (parts.row_means(share).mean() for share in clipped_share(ratio, advantage, clip_low, clip_high))
     metrics = named_metrics(

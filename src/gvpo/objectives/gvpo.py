@@ -12,6 +12,7 @@ from gvpo.objectives.base import (
     row_values,
     scored_positions,
     token_values,
+    working_dtype,
 )
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.reduce import row_sums
@@ -166,7 +167,8 @@ def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float)
     check_at_least("beta", beta, 0.0, strictly=True)
     groups = Groups.of(group, len(log_ratios))
     ratios = row_values("log_ratios", log_ratios, log_ratios)
-    return _certificate(groups.centre(row_values("rewards", rewards, log_ratios)), groups.centre(ratios), groups, beta)
+    returns = groups.centre(row_values("rewards", rewards, log_ratios))
+    return _certificate(returns, groups.centre(ratios), groups, beta).to(working_dtype(log_ratios))
 
 
 def _centre(
@@ -180,7 +182,7 @@ def _centre(
     returns = row_values("rewards", rewards, logprobs)
     groups.require_pairs("gvpo")
     return _Centred(
-        rewards=groups.centre(returns),
+        rewards=groups.centre(returns).to(policy.dtype),
         # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
         log_ratios=groups.centre(row_sums(policy - reference, scored)),
         policy=groups.centre(row_sums(policy, scored)),

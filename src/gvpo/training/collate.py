@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gvpo.errors import MissingInput, MissingLogprobs, ShapeError
+from gvpo.objectives.base import row_dtype
 from gvpo.types import Completion, Group
 
 LOGPROBS = ("ref_logprobs", "old_logprobs")
@@ -55,7 +56,7 @@ def collate(
     Args:
         groups: the optimizer batch.
         objective: takes log-probs first, then keywords; `**kwargs` receive whatever every row has.
-        dtype: of floating-point tensors.
+        dtype: of floating-point tensors with a value per token; those with a value per row are float64.
         device: of all tensors.
         on_policy: missing reference and old log-probs are those of this very policy.
 
@@ -127,7 +128,11 @@ def _missing_somewhere(name: str, values: Sequence[Any]) -> MissingInput:
 
 
 class _Stacker:
-    """Stacks one value a row: scalars to [B], lists as long as the tokens to [B, T], other vectors to [B, M]."""
+    """Stack one value per row: scalars to [B], lists as long as the tokens to [B, T], other vectors to [B, M].
+
+    Values per token take the dtype of the log-probs. Values per row keep float64: rewards are centred by the objective,
+    and in float32 a large offset would cost their differences.
+    """
 
     def __init__(self, lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.lengths, self.dtype, self.device = lengths, dtype, device
@@ -139,15 +144,13 @@ class _Stacker:
         sizes = tuple(part.numel() for part in parts)
         if any(part.ndim > 1 for part in parts) or len({part.ndim for part in parts}) > 1:
             raise ShapeError(f"{name} must be a scalar on every row or a list on every row")
-        if parts[0].ndim == 0:
-            stacked = torch.stack(parts)
-        elif sizes == self.lengths:
-            stacked = self._pad(parts)
-        elif len(set(sizes)) == 1:
-            stacked = torch.stack(parts)
-        else:
+        per_token = parts[0].ndim > 0 and sizes == self.lengths
+        if not per_token and len(set(sizes)) > 1:
             raise ShapeError(f"{name} must be as long as the tokens of its row, or of one length on all rows")
-        return stacked.to(self.device, self.dtype if stacked.is_floating_point() else stacked.dtype)
+        stacked = self._pad(parts) if per_token else torch.stack(parts)
+        if not stacked.is_floating_point():
+            return stacked.to(self.device)
+        return stacked.to(self.device, self.dtype if per_token else row_dtype(self.device))
 
     def _pad(self, parts: Sequence[Tensor]) -> Tensor:
         """[B, T], zeros on the right; T is at least 1, so that rows without tokens have a column to be empty in."""

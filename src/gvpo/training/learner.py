@@ -343,5 +343,5 @@ def _with_kl_in_reward(batch: Sequence[TrainingGroup], beta: float) -> list[Trai
 def _penalised(row: Any, beta: float) -> float:
     old, ref = torch.as_tensor(row.old_logprobs), torch.as_tensor(row.ref_logprobs)
     mask = torch.ones_like(old) if row.mask is None else torch.as_tensor(row.mask)
-    reward = torch.tensor([row.reward], dtype=old.dtype)
+    reward = torch.tensor([row.reward], dtype=torch.float64)
     return kl_in_reward(reward, logprobs=old[None], ref_logprobs=ref[None], mask=mask[None], beta=beta).item()

@@ -121,6 +121,28 @@ def offline_groups(
     return groups
 
 
+def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> None:
+    """Refuse another temperature than 1 for answers that nobody is known to have sampled at it.
+
+    Log-probs are those of softmax(logits / temperature). Where recorded log-probs say that a sampler drew the rows, that
+    is the policy that drew them; where the rows are text, it is another loss.
+
+    Raises:
+        DataError: the message names the first row without recorded log-probs.
+    """
+    unknown = (
+        number
+        for number, logged in enumerate(groups, start=1)
+        if any(row.sampler_logprobs is None for row in logged.group.completions)
+    )
+    first = next(unknown, None) if config.temperature != 1 else None
+    if first is not None:
+        raise DataError(
+            f"row {first}: no `sampler_logprobs` say that it was sampled, and sampling.temperature="
+            f"{config.temperature:g} would divide the logits that are trained; set sampling.temperature=1"
+        )
+
+
 class OfflineSource:
     """Groups that were logged: shuffled epochs over them, a function of seed and step."""
 

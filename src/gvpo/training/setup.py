@@ -24,6 +24,7 @@ from gvpo.training.offline import (
     Records,
     Rows,
     SampledOnceSource,
+    check_temperature,
     held_out_groups,
     offline_groups,
     warn_of_finite_support,
@@ -135,6 +136,7 @@ class Setup:
     def _offline(self, rows: Rows, held: Held | None) -> "Parts":
         warn_of_finite_support(self.objective)
         logged = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
+        check_temperature(self.config, logged)
         source = self._offline_source(logged)
         groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
         trained = (
