@@ -1,6 +1,7 @@
 """GVPO's arithmetic: worked by hand, against a loop, its three forms, its identities and its degenerate cases."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -100,8 +101,66 @@ def test_metrics_by_hand():
         "gvpo/implicit_reward_corr": (-1 * 2 + 1 * -1) / (2**0.5 * 6**0.5),
         "gvpo/residual_ratio": (19 / 2) / 6,
         "gvpo/certificate": (d.exp().mean().log() - d.mean()).item(),
+        "gvpo/logratio_mean": 1.0,
+        "gvpo/logratio_mean_better": 0.0,
+        "gvpo/logratio_mean_worse": 1.5,
+        "gvpo/logratio_optimum": 2 - math.log((math.exp(6) + 2) / 3),  # R / beta = [6, 0, 0]
     }
     assert {key: value.item() for key, value in metrics.items()} == pytest.approx(expected)
+
+
+def test_the_optimum_of_right_and_wrong_answers_has_a_negative_mean_log_ratio():
+    # Accuracy .43 at beta .1: mean R/beta - log mean e^(R/beta) = 4.3 - log(.43 e^10 + .57) = -4.86 nats.
+    rewards = [1.0] * 43 + [0.0] * 57
+    metrics = gvpo(**one_group([0.0] * 100, rewards), beta=0.1).metrics
+    assert metrics["gvpo/logratio_optimum"].item() == pytest.approx(4.3 - math.log(0.43 * math.exp(10) + 0.57))
+    # At the optimum itself both are the same, and its best rows have risen.
+    at = gvpo(**one_group([10 * r - math.log(0.43 * math.exp(10) + 0.57) for r in rewards], rewards), beta=0.1).metrics
+    assert at["gvpo/logratio_mean"].item() == pytest.approx(at["gvpo/logratio_optimum"].item())
+    assert at["gvpo/logratio_mean_better"].item() > 0
+
+
+def test_uncentred_log_ratios_see_a_fall_of_all_rows_that_no_centred_metric_sees():
+    fallen = {"ref_logprobs": torch.full((3, 1), 12.0, dtype=torch.float64)}  # 14 nats above that of `one_group`
+    before, after = (
+        gvpo(**one_group([0.1, -0.2, 0.3], [1.0, 0.0, 0.5], **extra), beta=BETA).metrics for extra in ({}, fallen)
+    )
+    moved = {key for key in before if after[key].item() != pytest.approx(before[key].item(), abs=1e-9)}
+    assert moved == {"gvpo/logratio_mean", "gvpo/logratio_mean_better", "gvpo/logratio_mean_worse"}
+    assert after["gvpo/logratio_mean"].item() == pytest.approx(before["gvpo/logratio_mean"].item() - 14)
+
+
+@pytest.mark.parametrize("nats", [-1000.0, 1000.0])
+def test_metrics_are_finite_at_a_thousand_nats(nats):
+    metrics = gvpo(**one_group([nats, 0.0], [1000.0, 0.0]), beta=1e-3).metrics
+    assert all(value.isfinite() for value in metrics.values())
+    assert metrics["gvpo/logratio_mean"].item() == nats / 2
+    assert metrics["gvpo/logratio_optimum"].item() == pytest.approx(-5e5, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uncentred_log_ratios_equal_a_loop(seed):
+    batch = make_batch(seed)
+    metrics = gvpo(**gvpo_inputs(batch), beta=BETA).metrics
+    ratios = ((batch["logprobs"] - batch["ref_logprobs"]).nan_to_num() * batch["mask"]).sum(1)
+    means, optima, sides = [], [], {"better": [], "worse": []}
+    for rows in rows_of(batch["group"]):
+        rewards = batch["rewards"][rows]
+        means.append(ratios[rows].mean())
+        optima.append((rewards / BETA).mean() - (rewards / BETA).exp().mean().log())
+        for row in rows:
+            if batch["rewards"][row] != rewards.mean():
+                sides["better" if batch["rewards"][row] > rewards.mean() else "worse"].append(ratios[row])
+    assert metrics["gvpo/logratio_mean"].item() == pytest.approx(torch.stack(means).mean().item())
+    assert metrics["gvpo/logratio_optimum"].item() == pytest.approx(torch.stack(optima).mean().item())
+    for side, values in sides.items():
+        assert metrics[f"gvpo/logratio_mean_{side}"].item() == pytest.approx(torch.stack(values).mean().item())
+
+
+def test_equal_rewards_have_no_better_and_no_worse_rows():
+    metrics = gvpo(**one_group([1.0, 3.0], [0.3, 0.3]), beta=BETA).metrics
+    assert not [key for key in metrics if key.endswith(("better", "worse"))]
+    assert (metrics["gvpo/logratio_mean"].item(), metrics["gvpo/logratio_optimum"].item()) == (2.0, 0.0)
 
 
 # Agreement with the loop, and of the three forms

@@ -57,21 +57,29 @@ def with_log_probs(entry: TrainingGroup) -> TrainingGroup:
     return dataclasses.replace(entry, group=dataclasses.replace(entry.group, completions=rows))
 
 
-def update(entries: list[TrainingGroup], loss: float, *, applied: bool = True, rate: float = 0.1) -> Update:
-    """Every token at -1 with entropy 0.5; c is minus the reward on each token."""
+def update(
+    entries: list[TrainingGroup],
+    loss: float,
+    *,
+    applied: bool = True,
+    rate: float = 0.1,
+    number: int = 0,
+    metrics: dict[str, float] | None = None,
+) -> Update:
+    """Every token at -1 with entropy 0.5; c is minus the reward on each token. The rows were sampled in step 7."""
     rows = [
         Row(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
         for entry in entries
         for row in entry.group.completions
         for n in [len(row.tokens)]
     ]
-    metrics = {"gvpo/certificate": torch.tensor(10 * loss)}
-    output = UpdateOutput(torch.tensor(loss), metrics, rows)
-    return Update(entries, output, 2 * loss, rate, applied)
+    found = {"gvpo/certificate": 10 * loss} if metrics is None else metrics
+    output = UpdateOutput(torch.tensor(loss), {key: torch.tensor(value) for key, value in found.items()}, rows)
+    return Update(entries, output, 2 * loss, rate, applied, step=7, number=number)
 
 
 USED = [with_log_probs(entry) for entry in usable(GROUPS, rewarded=True, at_least=2)]
-LEARNED = Learned([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0)], scoring=0.25, updating=0.75)
+LEARNED = Learned([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0, number=1)], scoring=0.25, updating=0.75)
 
 
 def test_the_line_of_a_step_made_by_hand():
@@ -101,8 +109,12 @@ def test_the_line_of_a_step_made_by_hand():
             "train/grad_norm": 4.0,
             "train/grad_norm/last": 6.0,
             "train/lr": 0.1,
-            "gvpo/certificate": 20.0,
-            "gvpo/certificate/last": 30.0,
+            "gvpo/certificate": 10.0,  # of the first update alone: the second one's policy did not sample its rows
+            "offpolicy/logratio_mean": 0.0,  # old log-probs of the second update are -1 too
+            "offpolicy/logratio_mean/last": 0.0,
+            "offpolicy/logratio_best": 0.0,
+            "offpolicy/ess": 1.0,
+            "offpolicy/ess/last": 1.0,
             "seconds/sampling": 1.5,
             "seconds/rewarding": 0.5,
             "seconds/scoring": 0.25,
@@ -114,6 +126,39 @@ def test_the_line_of_a_step_made_by_hand():
 def test_a_single_update_has_no_last_value():
     line = step_metrics(ROLLOUT, Learned([update(USED, 1.0)], 0.0, 0.0), judge="right")
     assert not [key for key in line if key.endswith("/last")]
+
+
+def test_a_key_that_some_updates_lack_is_a_mean_over_the_others():
+    given = [{"gvpo/a": 1.0}, {"gvpo/a": 3.0, "gvpo/b": 5.0}, {"gvpo/b": 7.0}]
+    updates = [update(USED, 1.0, number=number, metrics=metrics) for number, metrics in enumerate(given)]
+    line = step_metrics(ROLLOUT, Learned(updates, 0.0, 0.0), judge=None)
+    assert (line["gvpo/a"], line["gvpo/b"], line["gvpo/b/last"]) == (2.0, 6.0, 7.0)
+    assert "gvpo/a/last" not in line
+
+
+def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
+    """One row of the first group was sampled in step 6."""
+    first, *others = entries[0].group.completions
+    rows = [dataclasses.replace(first, version=6), *others]
+    return [
+        dataclasses.replace(entries[0], group=dataclasses.replace(entries[0].group, completions=rows)),
+        *entries[1:],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entries", "number", "exact", "there"),
+    [
+        (USED, 0, True, True),  # samples of the policy, in its first update
+        (USED, 1, True, False),  # the policy has moved since it sampled
+        (stale(USED), 0, True, False),  # one row is older
+        (USED, 0, False, False),  # another temperature, or tokens that are never drawn
+    ],
+)
+def test_the_certificate_is_that_of_own_samples_alone(entries, number, exact, there):
+    learned = Learned([update(entries, 1.0, number=number)], 0.0, 0.0)
+    line = step_metrics(ROLLOUT, learned, judge=None, exact=exact)
+    assert ("gvpo/certificate" in line) == there
 
 
 def test_skipped_updates_are_counted_and_left_out_of_the_means():

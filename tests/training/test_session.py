@@ -42,8 +42,40 @@ def test_several_updates_have_their_last_values_beside(tmp_path: Path):
     (line,) = lines(tmp_path)
     assert line["train/updates"] == 2
     assert {key.removesuffix("/last") for key in line if key.endswith("/last")} <= set(line)
-    assert {"train/loss/last", "gvpo/certificate/last"} <= set(line)
+    assert {"train/loss/last", "gvpo/residual_ratio/last", "offpolicy/ess/last"} <= set(line)
+    assert "gvpo/certificate" in line
+    assert "gvpo/certificate/last" not in line  # the second update's policy did not sample its rows
     assert not [key for key in line if key.startswith("eval/")]
+
+
+@pytest.mark.parametrize("objective", ["gvpo", "grpo", "gspo", "rloo", "dapo"])
+def test_one_update_on_fresh_samples_is_exactly_on_policy(tmp_path: Path, objective: str):
+    trainer(tmp_path, steps=2, objective=objective, held=[], eval_problems=0).train()
+    for line in lines(tmp_path):
+        assert (line["offpolicy/logratio_mean"], line["offpolicy/logratio_best"], line["offpolicy/ess"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(("objective", "reference"), [("gvpo", "initial"), ("gvpo", "previous"), ("grpo", "previous")])
+def test_later_updates_are_off_policy(tmp_path: Path, objective: str, reference: str):
+    """With stored old log-probs, and with the sampler's alone."""
+    settings = {"objective": objective, "reference": reference, "passes": 2, "learning_rate": 0.03}
+    trainer(tmp_path, steps=1, held=[], eval_problems=0, **settings).train()
+    (line,) = lines(tmp_path)
+    assert line["offpolicy/logratio_mean/last"] != 0
+    assert 0 < line["offpolicy/ess/last"] < 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 3}, {"sampling_ban": ["[9]"]}, {"sampling_allow": ["[0-5]"]}],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:sampling with:gvpo.errors.GvpoWarning")
+def test_rows_that_are_not_samples_of_the_policy_have_no_certificate(tmp_path: Path, settings: dict[str, Any]):
+    trainer(tmp_path, steps=1, objective="gvpo", held=[], eval_problems=0, **settings).train()
+    (line,) = lines(tmp_path)
+    assert "gvpo/residual_ratio" in line
+    assert "gvpo/certificate" not in line
 
 
 def test_rollouts_hold_what_each_row_got(tmp_path: Path):

@@ -25,6 +25,7 @@ class _Centred:
     Args:
         rewards: R_i - Rbar.
         log_ratios: l_i - lbar, l_i = sum_t mask * (logprobs - ref_logprobs).
+        uncentred: l_i.
         policy: sum_t mask * logprobs, centred.
         reference: sum_t mask * ref_logprobs, centred.
         groups: of the rows.
@@ -32,6 +33,7 @@ class _Centred:
 
     rewards: Tensor
     log_ratios: Tensor
+    uncentred: Tensor
     policy: Tensor
     reference: Tensor
     groups: Groups
@@ -80,7 +82,10 @@ def gvpo(
         Cov(log pi, log pi'), `gvpo/logratio_gap_max` largest |l_i - lbar| (nats), `gvpo/weight_sum_max` largest
         |sum_i w_i| of a group, `gvpo/weight_abs_mean` mean |w_i| over rows, `gvpo/implicit_reward_corr` correlation of
         centred beta l and centred R over all rows, `gvpo/residual_ratio` Var(beta l - R) / Var(R), `gvpo/certificate`
-        estimate of KL(pi || pi*) in nats for rows sampled from pi.
+        estimate of KL(pi || pi*) in nats for rows sampled from pi. These are centred in each group. In nats and not
+        centred: `gvpo/logratio_mean` lbar, `gvpo/logratio_mean_better` and `gvpo/logratio_mean_worse` mean l over the
+        rows above and below their group's mean reward (absent without such rows), `gvpo/logratio_optimum`
+        Rbar/beta - log mean e^(R/beta), which lbar would be at the optimum for rows sampled from pi'.
 
     Raises:
         ShapeError: a tensor of the wrong shape or dtype.
@@ -181,10 +186,12 @@ def _centre(
     groups = Groups.of(group, len(logprobs))
     returns = row_values("rewards", rewards, logprobs)
     groups.require_pairs("gvpo")
+    # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
+    log_ratios = row_sums(policy - reference, scored)
     return _Centred(
         rewards=groups.centre(returns).to(policy.dtype),
-        # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
-        log_ratios=groups.centre(row_sums(policy - reference, scored)),
+        log_ratios=groups.centre(log_ratios),
+        uncentred=log_ratios,
         policy=groups.centre(row_sums(policy, scored)),
         reference=groups.centre(row_sums(reference, scored)),
         groups=groups,
@@ -220,7 +227,16 @@ def _metrics(centred: _Centred, beta: float, variance_weight: float, covariance_
         implicit_reward_corr=_correlation(implicit, rewards),
         residual_ratio=_ratio(residual, reward_variance, otherwise=1.0),
         certificate=_certificate(rewards, centred.log_ratios, groups, beta).mean(),
+        logratio_mean=groups.mean(centred.uncentred).mean(),
+        logratio_optimum=-groups.log_mean_exp(rewards / beta).mean(),
+        **_by_side(centred.uncentred, rewards),
     )
+
+
+def _by_side(log_ratios: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+    """Mean log-ratios of the rows above and below their group's mean reward; a side without rows is left out."""
+    sides = {"logratio_mean_better": rewards > 0, "logratio_mean_worse": rewards < 0}
+    return {name: log_ratios[side].mean() for name, side in sides.items() if side.any()}
 
 
 def _correlation(left: Tensor, right: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from gvpo.config import TrainConfig
 from gvpo.decoding import parse_exclusion
-from gvpo.sampling import SamplingParams
+from gvpo.sampling import SamplingParams, support_warning
 
 
 def sampling_params(config: TrainConfig) -> SamplingParams:
@@ -20,3 +20,8 @@ def sampling_params(config: TrainConfig) -> SamplingParams:
         stop_token_ids=tuple(config.stop_token_ids),
         exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
     )
+
+
+def samples_exactly(config: TrainConfig) -> bool:
+    """Return whether rows are drawn from the policy itself: at temperature 1, and no token is left out."""
+    return config.temperature == 1 and support_warning(sampling_params(config)) is None

@@ -51,6 +51,8 @@ class Update:
         grad_norm: before clipping.
         rate: the learning rate.
         applied: False where loss or gradient was not finite and the update was skipped.
+        step: the step that it belongs to, from 1.
+        number: its place among the updates of the step, from 0.
     """
 
     groups: Sequence[TrainingGroup]
@@ -58,6 +60,8 @@ class Update:
     grad_norm: float
     rate: float
     applied: bool
+    step: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
         applied = math.isfinite(norm)
         self._count_non_finite(applied)
-        return Update(batch, output, norm, rate, applied)
+        return Update(batch, output, norm, rate, applied, step, number)
 
     def _count_non_finite(self, applied: bool) -> None:
         self.non_finite = 0 if applied else self.non_finite + 1

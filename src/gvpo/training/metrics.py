@@ -13,10 +13,14 @@ from gvpo.evaluation import Evaluation, is_right
 from gvpo.rollout import Rollout
 from gvpo.runfiles import RolloutRow
 from gvpo.training.learner import Learned, Update
+from gvpo.training.offpolicy import is_on_policy, offpolicy_metrics
 from gvpo.training.update import Row
 from gvpo.types import Completion, Verdict
 
 _MAX_LOG_RATIO = 20.0
+
+_OF_OWN_SAMPLES = frozenset({"gvpo/certificate"})
+"""Metrics of objectives that say nothing unless the rows are exact samples of the policy that is updated."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,22 @@ def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], Trained]:
     return rows
 
 
-def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None) -> dict[str, float]:
-    """The metrics line of a step, evaluation and wall-clock aside."""
+def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None, exact: bool = True) -> dict[str, float]:
+    """Return the metrics line of a step, evaluation and wall-clock aside.
+
+    Args:
+        rollout: the step's groups.
+        learned: its updates.
+        judge: the reward that says what is right.
+        exact: rows are drawn at temperature 1 from all tokens, so they are samples of the policy itself.
+    """
     trained = trained_rows(learned.updates)
     return {
         **reward_metrics(rollout, judge),
         **_group_metrics(rollout, learned),
         **_length_metrics(rollout),
         **_policy_metrics(trained.values()),
-        **_update_metrics(learned.updates),
+        **_update_metrics(learned.updates, exact=exact),
         **({} if learned.budget is None else {"train/tokens_per_microbatch": learned.budget}),
         **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
         "seconds/scoring": learned.scoring,
@@ -118,8 +129,11 @@ def _k3(item: Trained) -> float:
     return float((k3 * _mask(item.completion)).sum())
 
 
-def _update_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """Means over the applied updates; where there were several, the last one's values as NAME/last."""
+def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, float]:
+    """Return means over the applied updates; where there were several, the last one's values as NAME/last.
+
+    A key that some updates lack is a mean over those that have it.
+    """
     applied = [update for update in updates if update.applied]
     metrics: dict[str, float] = {
         "train/updates": len(applied),
@@ -127,19 +141,22 @@ def _update_metrics(updates: Sequence[Update]) -> dict[str, float]:
     }
     if not applied:
         return metrics
-    lines = [_one_update(update) for update in applied]
-    metrics |= {key: fmean(line[key] for line in lines) for key in lines[0]}
+    lines = [_one_update(update, exact=exact) for update in applied]
+    keys = dict.fromkeys(key for line in lines for key in line)
+    metrics |= {key: fmean(line[key] for line in lines if key in line) for key in keys}
     metrics["train/lr"] = applied[-1].rate
     if len(lines) > 1:
         metrics |= {f"{key}/last": value for key, value in lines[-1].items()}
     return metrics
 
 
-def _one_update(update: Update) -> dict[str, float]:
+def _one_update(update: Update, *, exact: bool) -> dict[str, float]:
+    omitted = frozenset() if exact and is_on_policy(update) else _OF_OWN_SAMPLES
     return {
         "train/loss": float(update.output.loss),
         "train/grad_norm": update.grad_norm,
-        **{key: float(value) for key, value in update.output.metrics.items()},
+        **{key: float(value) for key, value in update.output.metrics.items() if key not in omitted},
+        **offpolicy_metrics(update),
     }
 
 

@@ -19,6 +19,7 @@ from gvpo.sampling import Sampler, SamplingParams
 from gvpo.training import ranks, sharding
 from gvpo.training.card import model_card
 from gvpo.training.checkpoint import Checkpoints, TrainerState
+from gvpo.training.drawing import samples_exactly
 from gvpo.training.held_groups import pair_metrics
 from gvpo.training.hub import push_to_hub
 from gvpo.training.inputs import with_inputs
@@ -174,7 +175,8 @@ class Session:
         return groups
 
     def _metrics(self, step: int, rollout: Rollout, learned: Learned, seconds: float) -> dict[str, Any]:
-        line = {"step": step, **step_metrics(rollout, learned, judge=self.judge)}
+        exact = samples_exactly(self.config)
+        line = {"step": step, **step_metrics(rollout, learned, judge=self.judge, exact=exact)}
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
         if self._evaluates and (self._is_due(self.config.eval_every) or self._is_last()):

@@ -1,0 +1,110 @@
+"""How far the policy has moved from the policies that sampled its rows: metrics of one update, for every objective.
+
+    l_i = sum_t mask * (logprobs - log-probs of the policy that sampled the row)
+
+The policy that sampled a row is known in three ways, in this order:
+
+    the row was sampled in this step, and this is the step's first update   it is the policy itself: l_i is exactly 0
+    the row was sampled in this step                                        old_logprobs, else sampler_logprobs
+    the row was logged, or sampled by an earlier policy                     sampler_logprobs
+
+Rows of which it is not known are left out; where it is not known of any row there are no metrics.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gvpo.types import Completion, FloatSequence
+
+if TYPE_CHECKING:
+    from gvpo.training.learner import Update
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """The log-ratios of the rows of a group, nats, and their rewards."""
+
+    ratios: list[float]
+    rewards: list[float | None]
+
+    def best(self) -> list[float]:
+        """Return the log-ratios of the rows of the highest reward; none where the rewards do not differ."""
+        known = [reward for reward in self.rewards if reward is not None]
+        if not known or max(known) == min(known):
+            return []
+        return [ratio for ratio, reward in zip(self.ratios, self.rewards, strict=True) if reward == max(known)]
+
+
+def offpolicy_metrics(update: "Update") -> dict[str, float]:
+    """Compare the policy at an update with the policies that sampled the update's rows.
+
+    Returns:
+        `offpolicy/logratio_mean` over all rows, `offpolicy/logratio_best` over the rows of the highest reward in the
+        groups whose rewards differ (both in nats), and `offpolicy/ess`, in (0, 1]. Keys without rows are absent.
+    """
+    groups = list(_moved(update))
+    ratios = [ratio for group in groups for ratio in group.ratios]
+    if not ratios:
+        return {}
+    best = [ratio for group in groups for ratio in group.best()]
+    return {
+        "offpolicy/logratio_mean": _mean(ratios),
+        **({"offpolicy/logratio_best": _mean(best)} if best else {}),
+        "offpolicy/ess": effective_share(ratios),
+    }
+
+
+def effective_share(log_ratios: Sequence[float]) -> float:
+    """Return the effective sample size of importance ratios e^l over their number: (sum w)^2 / (n sum w^2).
+
+    It is 1 where all ratios are equal and 1/n where one of them outweighs all others. Only differences of log-ratios
+    count, so it does not overflow, and it does not see a shift common to all rows.
+    """
+    values = torch.tensor(log_ratios, dtype=torch.float64)
+    weights = (values - values.max()).exp()
+    return min(1.0, float(weights.sum().square() / (len(values) * weights.square().sum())))
+
+
+def is_on_policy(update: "Update") -> bool:
+    """Return whether all rows were sampled by the very policy that the update met."""
+    return update.number == 0 and all(
+        row.version == update.step for entry in update.groups for row in entry.group.completions
+    )
+
+
+def _moved(update: "Update") -> Iterator[_Moved]:
+    results = iter(update.output.rows)
+    for entry in update.groups:
+        found = [
+            (_log_ratio(completion, next(results).logprobs, update), completion.reward)
+            for completion in entry.group.completions
+        ]
+        known = [(ratio, reward) for ratio, reward in found if ratio is not None]
+        yield _Moved([ratio for ratio, _ in known], [reward for _, reward in known])
+
+
+def _log_ratio(completion: Completion, logprobs: Tensor, update: "Update") -> float | None:
+    behaviour = _behaviour(completion, logprobs, update)
+    if behaviour is None:
+        return None
+    difference = logprobs.double() - torch.as_tensor(behaviour, dtype=torch.float64)
+    if completion.mask is not None:
+        difference = difference.where(torch.as_tensor(completion.mask) != 0, 0.0)
+    return float(difference.sum())
+
+
+def _behaviour(completion: Completion, logprobs: Tensor, update: "Update") -> FloatSequence | None:
+    """Return the log-probs of the policy that sampled the row, as the head of this file says."""
+    if completion.version != update.step:
+        return completion.sampler_logprobs
+    if update.number == 0:
+        return logprobs
+    return completion.old_logprobs if completion.old_logprobs is not None else completion.sampler_logprobs
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean())
