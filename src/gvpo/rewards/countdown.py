@@ -14,7 +14,7 @@ from typing import Any
 
 from gvpo.rewards.base import Answer, completion_text
 from gvpo.rewards.boxed import last_boxed
-from gvpo.rewards.code import parse_quietly
+from gvpo.rewards.codeforms import parse_quietly
 
 MAX_CHARACTERS = 500
 """A longer expression is not read."""

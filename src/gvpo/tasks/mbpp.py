@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gvpo.errors import DataError
-from gvpo.rewards.code import parse_quietly
+from gvpo.rewards.codeforms import parse_quietly
 from gvpo.tasks.base import Split, Task, check_split, checked_options
 from gvpo.tasks.records import load_records
 from gvpo.types import Problem

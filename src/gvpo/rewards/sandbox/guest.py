@@ -10,18 +10,27 @@ Imports the standard library only.
 """
 
 import builtins
+import importlib
 import json
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, BinaryIO, NoReturn
 
 from gvpo.rewards.sandbox.values import decode, encode
 
 PASSED, FAILED, BROKEN = "passed", "failed", "broken"
+_ENDS_LOOPS = (StopIteration, StopAsyncIteration)
+"""`all(map(f, cases))` takes these for the end of the cases."""
+
+
+def prepare(payload: Mapping[str, Any]) -> None:
+    """Import, where gvpo's own files can still be read, what only some payloads need: it takes a while."""
+    if payload.get("defined"):
+        importlib.import_module("gvpo.rewards.sandbox.suite")
 
 
 def run(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -74,6 +83,8 @@ class _Host:
     def _look_up(self, name: str) -> Any:
         """A function of the module, or `Class.method` of a new object."""
         owner, _, method = name.partition(".")
+        if owner not in self._module:
+            raise NameError(f"name {owner!r} is not defined")
         found = self._module[owner]
         return getattr(found(), method) if method else found
 
@@ -103,26 +114,32 @@ def _serve(code: str) -> None:
 class _Link:
     """The tests' side: asks, and reads what comes back, which may be anything of any size."""
 
-    def __init__(self, requests: BinaryIO, replies: BinaryIO, limit: int) -> None:
-        self._requests, self._replies, self._limit = requests, replies, limit
+    def __init__(self, requests: BinaryIO, replies: BinaryIO, limit: int, ended: Callable[[], NoReturn]) -> None:
+        self._requests, self._replies, self._limit, self._ended = requests, replies, limit, ended
 
     def ask(self, do: str, of: str | int, **details: Any) -> Any:
         """The value of a call or an attribute.
 
         Raises:
             Exception: the builtin exception that the code raised, or the nearest to it.
-            RuntimeError: the code's process has ended or writes what is not a reply.
         """
         sent = {name: encode(value, _number) if name != "name" else value for name, value in details.items()}
-        self._requests.write(json.dumps({"do": do, "of": of, **sent}).encode() + b"\n")
-        self._requests.flush()
-        line = self._replies.readline(self._limit)
-        if not line.endswith(b"\n"):
-            raise RuntimeError("the code's process has ended, or its value is too large")
-        reply = json.loads(line)
+        reply = json.loads(self._exchange(json.dumps({"do": do, "of": of, **sent}).encode() + b"\n"))
         if "raised" in reply:
             raise _exception(reply["raised"])(str(reply["text"]))
         return decode(reply["value"], self._proxy)
+
+    def _exchange(self, request: bytes) -> bytes:
+        """The line that answers a request. Without one the tests end here: they could take an exception for theirs."""
+        try:
+            self._requests.write(request)
+            self._requests.flush()
+            line = self._replies.readline(self._limit)
+        except BrokenPipeError:
+            line = b""
+        if not line.endswith(b"\n"):
+            self._ended()
+        return line
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function that calls the completion's function of that name."""
@@ -166,31 +183,58 @@ def _number(value: Any) -> int:
 
 
 def _exception(name: Any) -> type[Exception]:
-    """The builtin exception of a name; never one that ends the process of the tests."""
+    """Return the builtin exception of a name; never one that ends the process of the tests, or a loop of theirs."""
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    return kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError
+    if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, _ENDS_LOOPS):
+        return RuntimeError
+    return kind
 
 
 def _test(payload: Mapping[str, Any], verdict: int, limit: int) -> NoReturn:
     """Run the tests, with functions that call into the other jail, and write the verdict on a channel of its own."""
-    link = _Link(os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb"), limit)
-    os.dup2(os.open("/dev/null", os.O_RDWR), 1)  # what tests print is not a request
+
+    def end(said: str = f"{FAILED}: the code's process has ended, or its value is too large") -> NoReturn:
+        os.write(verdict, said.encode(errors="replace"))
+        os._exit(0)
+
+    link = _Link(os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb"), limit, end)
+    for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
+        os.dup2(os.open("/dev/null", flags), stream)  # what tests read and print is no reply and no request
     random.seed(0)  # tests that draw their cases draw the same for every completion
-    os.write(verdict, _judge(payload, link).encode())
-    os._exit(0)
+    end(_judge(payload, link))
 
 
 def _judge(payload: Mapping[str, Any], link: _Link) -> str:
-    module = _module("tests")
     functions = {name.rpartition(".")[2]: link.function(name) for name in payload["names"]}
+    _module("solution").update(functions)  # tests may import the code under this name
+    module = _module("__main__")
     try:
         parts = [compile(payload[part], f"{part}.py", "exec") for part in ("setup", "tests")]
     except (SyntaxError, ValueError) as error:
         return f"{BROKEN}: {type(error).__name__}: {error}"
     try:
-        for part in parts:
-            module.update(functions)  # again before the tests: the set-up may define a function of the same name
-            exec(part, module)
+        _run_parts(parts, module, functions)
+        if payload["defined"]:
+            from gvpo.rewards.sandbox import suite  # which `prepare` has imported
+
+            suite.run_defined(payload["defined"], module, list(functions))
     except BaseException as error:
-        return f"{FAILED}: {type(error).__name__}: {error}"[:500]
+        return f"{_blame(error)}: {type(error).__name__}: {error}"[:500]
     return PASSED
+
+
+def _run_parts(parts: Sequence[CodeType], module: dict[str, Any], functions: Mapping[str, Any]) -> None:
+    """Run the set-up and the tests, the latter as a main program, which may end with exit code 0."""
+    for part, name in zip(parts, ("setup", "__main__"), strict=True):
+        module.update(functions, __name__=name)  # again before the tests: the set-up may define the same function
+        try:
+            exec(part, module)
+        except SystemExit as error:
+            if error.code:
+                raise
+
+
+def _blame(error: BaseException) -> str:
+    """BROKEN where tests lack a name or a module, or cannot be read. No exception of the code's own says which."""
+    lacks = isinstance(error, NameError | ImportError) and error.name
+    return BROKEN if lacks or type(error).__name__ == "Unreadable" else FAILED

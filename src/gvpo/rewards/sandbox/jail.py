@@ -44,6 +44,7 @@ def main(argument: str) -> None:
     settings = json.loads(argument)
     with os.fdopen(settings["payload"], "rb") as file:
         payload = json.load(file)
+    guest.prepare(payload)
     try:
         if settings["isolate"]:
             _leave_namespaces()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvpo.errors import RewardError
-from gvpo.rewards.sandbox.guest import BROKEN, PASSED
+from gvpo.rewards.sandbox.guest import PASSED
 from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
 from gvpo.rewards.sandbox.process import Ended, Jail, sealed
@@ -65,7 +65,13 @@ def run_program(
 
 
 def run_tests(
-    code: str, tests: str, names: Sequence[str], limits: Limits | None = None, *, setup: str = ""
+    code: str,
+    tests: str,
+    names: Sequence[str],
+    limits: Limits | None = None,
+    *,
+    setup: str = "",
+    defined: Sequence[str] = (),
 ) -> tuple[bool, str]:
     """Whether functions of some code pass tests; code and tests run in a jail each.
 
@@ -75,16 +81,18 @@ def run_tests(
         names: the functions that the tests call, perhaps as `Class.method`; no other name of the code reaches them.
         limits: of each of the two; default `Limits()`.
         setup: Python that the tests need; names of it that are in `names` are the code's.
+        defined: test functions and classes that the tests define and do not run themselves.
 
     Returns:
-        Whether they passed, and what went wrong if not: an exception of the tests, or "" if they did not end.
+        Whether they passed, and what went wrong if not: FAILED or BROKEN (the tests themselves cannot run) with an
+        exception, or "" if they did not end.
 
     Raises:
-        RewardError: code cannot be isolated here, a jail cannot be built, or the tests are not Python.
+        RewardError: code cannot be isolated here, or a jail cannot be built.
     """
     limits = limits or Limits()
     isolate, functions = is_isolated(), {"kind": "functions", "code": code}
-    asked = {"kind": "tests", "tests": tests, "setup": setup, "names": list(names)}
+    asked = {"kind": "tests", "tests": tests, "setup": setup, "names": list(names), "defined": list(defined)}
     with contextlib.ExitStack() as stack:
         requests, replies, verdict = os.pipe(), os.pipe(), os.pipe()
         stack.callback(os.close, verdict[0])
@@ -100,8 +108,6 @@ def run_tests(
         _checked(ours.end())
         _checked(theirs.end())
     text = said.decode(errors="replace")
-    if text.startswith(BROKEN):
-        raise RewardError(f"the tests of a problem do not run: {text}; correct the data")
     return text == PASSED, text
 
 

@@ -1,0 +1,308 @@
+"""The shapes in which data sets write the tests of code, read as one of two forms: runs of a program, or a test script.
+
+Runs are {"input", "output"} in a list, or {"inputs", "outputs"} side by side (APPS, TACO, CodeContests, LiveCodeBench),
+as values or as JSON text. With `fn_name` they are calls of a function, written here as a test script. Every other text
+is a test script: assertions, test functions and classes, or `check(candidate)` (`sandbox.suite` runs what it defines).
+"""
+
+import ast
+import builtins
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gvpo.errors import RewardError
+
+SHAPES = (
+    'Python, or objects with `input` and `output` (or `inputs` and `outputs`), such as {"input": "1", "output": "2"}'
+)
+_INPUTS, _OUTPUTS = ("input", "inputs"), ("output", "outputs")
+# Data sets write the values that functions return in JSON, which has no tuples.
+_LISTED = """\
+from math import inf, nan
+def gvpo_listed(value):
+    return [gvpo_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+"""
+# Call-based problems are solved by a function or by a method of a class, as their starter code says.
+_METHOD = """
+if "{name}" not in globals() and "Solution" in globals():
+    {name} = lambda *args: getattr(Solution(), "{name}")(*args)
+"""
+
+
+class TestsError(RewardError):
+    """The tests of one problem cannot be used; the message says how to correct them."""
+
+    __test__ = False  # pytest collects classes by their name
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Runs of a program.
+
+    Args:
+        runs: pairs of what it reads and what it has to print.
+    """
+
+    runs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """Tests of functions.
+
+    Args:
+        script: Python that raises where they are wrong, or defines tests that do.
+        names: the functions that it calls, perhaps as `Class.method`.
+        defined: the test functions and classes that it defines and does not run itself.
+        ending: Python that is run after the completion's code, in its process.
+    """
+
+    script: str
+    names: tuple[str, ...]
+    defined: tuple[str, ...] = ()
+    ending: str = ""
+
+
+def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Functions | None:
+    """Read the column `tests` of a problem.
+
+    Args:
+        tests: in any of the shapes above.
+        names: the column `entry_point`: a name, a list of names, or None.
+        setup: Python that defines what the tests need besides.
+
+    Returns:
+        The tests; None where the problem has none (null, "", [] or {}).
+
+    Raises:
+        TestsError: they have another shape, or are not Python.
+    """
+    items = list(_items(tests))
+    if not items:
+        return None
+    listed = _names(names)
+    if all(isinstance(item, str) for item in items):
+        script = "\n".join(items)
+        tree = _parsed(script)
+        called = dict.fromkeys([*(listed or called_names(script, setup)), *_imported(tree)])
+        return Functions(script, tuple(called), tuple(_defined(tree)))
+    if not all(isinstance(item, Mapping) for item in items):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise TestsError(f"tests are neither Python nor objects but {kinds}; write {SHAPES}")
+    cases = [case for item in items for case in _cases(item)]
+    if not cases:
+        raise TestsError("there are no tests in the column `tests`; add some, or remove the problem")
+    return _calls(cases, listed) if any(name for _, _, name in cases) else Programs(tuple(map(_run, cases)))
+
+
+def _items(tests: Any) -> Iterator[Any]:
+    """Texts and objects, however they are wrapped: alone, in lists, in arrays, as JSON text."""
+    tests = tests.tolist() if hasattr(tests, "tolist") else tests
+    if isinstance(tests, str):
+        data = _data(tests)
+        yield from _items(data) if data is not None else [tests] * bool(tests)
+    elif isinstance(tests, list | tuple):
+        for item in tests:
+            yield from [item] if item == "" else _items(item)
+    elif tests is not None and tests != {}:
+        yield tests
+
+
+def _data(text: str) -> Any:
+    """The list or object that a text is in JSON, or as Python's `str` writes it; None if it is neither."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            data = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return data if isinstance(data, list | dict) else None
+    return None
+
+
+def _names(names: Any) -> list[str]:
+    """The names of `entry_point`; `Solution().f` is written in place of `Solution.f`."""
+    names = names.tolist() if hasattr(names, "tolist") else names
+    listed = [names] if isinstance(names, str) else names or []
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+        raise TestsError(f"entry_point is {names!r}; write a name, or a list of names")
+    return [name.replace("()", "").strip() for name in listed if name.strip()]
+
+
+_Case = tuple[Any, Any, str]
+"""Input, output, and the function that is called, "" for a program."""
+
+
+def _cases(item: Mapping[str, Any], outer: str = "") -> Iterator[_Case]:
+    """The cases of an object: one, or several side by side."""
+    name = _function(item) or outer
+    if "test_cases" in item:
+        for each in _items(item["test_cases"]):
+            if not isinstance(each, Mapping):
+                raise TestsError(f"test_cases has a {type(each).__name__}; write {SHAPES}")
+            yield from _cases(each, name)
+        return
+    given, right = _column(item, _INPUTS), _column(item, _OUTPUTS)
+    several = "inputs" in item or (isinstance(given, list) and isinstance(right, list) and not name)
+    if not several:
+        yield given, right, name
+        return
+    given, right = ([each] if isinstance(each, str) else list(each or []) for each in (given, right))
+    if len(given) != len(right):
+        raise TestsError(f"the tests have {len(given)} inputs and {len(right)} outputs; give one output per input")
+    for pair in zip(given, right, strict=True):
+        yield (*pair, name)
+
+
+def _function(item: Mapping[str, Any]) -> str:
+    """The name of the function that an object's cases call; "" for a program."""
+    metadata = item.get("metadata")
+    metadata = _data(metadata) if isinstance(metadata, str) else metadata
+    places = [item, metadata] if isinstance(metadata, Mapping) else [item]
+    found = (place.get(key) for place in places for key in ("fn_name", "func_name"))
+    return next((str(name) for name in found if name), "")
+
+
+def _column(item: Mapping[str, Any], names: Sequence[str]) -> Any:
+    for name in names:
+        if item.get(name) is not None:
+            value = item[name]
+            return value.tolist() if hasattr(value, "tolist") else value
+    raise TestsError(
+        f"tests are neither Python nor objects with input and output but have {list(item)}; write {SHAPES}"
+    )
+
+
+def _run(case: _Case) -> tuple[str, str]:
+    given, right, _ = case
+    return _text(given), _text(right)
+
+
+def _text(value: Any) -> str:
+    """What a program reads or prints: a text, its lines, or a number."""
+    if isinstance(value, list | tuple):
+        return "\n".join(map(_text, value))
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise TestsError(f"a test's input or output is a {type(value).__name__}; write the text that is read or printed")
+
+
+def _calls(cases: Sequence[_Case], listed: Sequence[str]) -> Functions:
+    """Calls of one function as a test script."""
+    called = {name for _, _, name in cases}
+    if len(called) > 1:
+        raise TestsError(f"the tests of a problem call {sorted(called)}; a problem tests one function or one program")
+    owner, _, name = _names([*called])[0].rpartition(".")
+    if not name.isidentifier():
+        raise TestsError(f"the tests call {name!r}, which is not the name of a function; correct fn_name")
+    methods = [each for each in [f"{owner}.{name}", *listed] if each.rpartition(".")[::2] != ("", name)]
+    owners = tuple(each for each in methods if each.rpartition(".")[2] == name and not each.startswith("."))
+    calls = [_call(given, right) for given, right, _ in cases]
+    wrapped = all(isinstance(right, list) and len(right) == 1 for _, right in calls)  # APPS writes [3] for 3
+    lines = [
+        f"assert gvpo_listed({name}(*{args!r})) {f'in ({right!r}, {right[0]!r})' if wrapped else f'== {right!r}'}"
+        for args, right in calls
+    ]
+    return Functions(
+        "\n".join([_LISTED, *lines]), owners[:1] or (name,), (), "" if owners else _METHOD.format(name=name)
+    )
+
+
+def _call(given: Any, right: Any) -> tuple[list[Any], Any]:
+    """Arguments and the right value: lists, or JSON with one argument per line (LiveCodeBench)."""
+    if not isinstance(given, str):
+        return (list(given) if isinstance(given, list | tuple) else [given]), _listed(right)
+    try:
+        arguments = [json.loads(line) for line in given.splitlines() if line.strip()]
+        return arguments, json.loads(right) if isinstance(right, str) else right
+    except ValueError as error:
+        raise TestsError(
+            f"a test of a function has an input or output that is not JSON ({error}); write a list of arguments, "
+            "or one argument per line in JSON"
+        ) from None
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def called_names(tests: str, setup: str = "") -> list[str]:
+    """The names that tests use and nobody else defines: those that they expect of the code.
+
+    Raises:
+        TestsError: they are not Python.
+    """
+    nodes = [*ast.walk(_parsed(tests)), *ast.walk(_parsed(setup))]
+    names = {node.id: None for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    return [name for name in names if name not in bound and name not in _GIVEN and not hasattr(builtins, name)]
+
+
+_GIVEN = ("__name__", "__file__", "__doc__")
+"""Names that every module has."""
+
+
+def _imported(tests: ast.Module) -> Iterator[str]:
+    """What tests take from the module `solution`, which is the completion's code (KodCode)."""
+    modules = {
+        alias.asname or alias.name
+        for node in ast.walk(tests)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "solution"
+    }
+    for node in ast.walk(tests):
+        if isinstance(node, ast.ImportFrom) and node.module == "solution":
+            yield from (alias.name for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield node.attr
+
+
+def _defined(tests: ast.Module) -> Iterator[str]:
+    """The tests that a script defines and does not run: what pytest or unittest would find, and HumanEval's `check`."""
+    used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
+    run = set(_used_at_once(tests))
+    for node in tests.body:
+        if isinstance(node, ast.ClassDef):
+            if node.bases or node.name.startswith("Test"):
+                yield node.name
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            helps = node.name in used and len(node.args.args) > len(node.args.defaults)
+            is_test = node.name.startswith("test") and node.name not in run and not helps
+            if is_test or (node.name == "check" and node.name not in used):
+                yield node.name
+
+
+def _used_at_once(tests: ast.Module) -> Iterator[str]:
+    """The names that are used when a script is run, not those inside of its functions."""
+    waiting: list[ast.AST] = list(tests.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name):
+            yield node.id
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return parse_quietly(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise TestsError(f"the tests of a problem are not Python ({error}); correct the data") from None
+
+
+def parse_quietly(source: str) -> ast.Module:
+    """`ast.parse` without warnings, of which the code in data sets has many: they are not about this program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
