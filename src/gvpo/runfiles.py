@@ -22,6 +22,7 @@ from gvpo.types import FloatSequence
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+INPUTS = "inputs.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"

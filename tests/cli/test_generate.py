@@ -148,7 +148,7 @@ def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.Capt
     options = ["--reward-option", "length_penalty.limit=1", "--reward-option", "length_penalty.margin=1"]
     assert main([*named, *options]) == 0
     assert all(reward == -1 for row in rows("brief.jsonl") for reward in row["rewards"])
-    assert main([*named, *options[:2], "--reward-option", "length_penalty.margin=2", "--resume"]) == 2
+    assert main([*named, *options[2:], "--reward-option", "length_penalty.limit=2", "--resume"]) == 2
     assert "was made with reward_options=" in capsys.readouterr().err
 
 

@@ -188,6 +188,27 @@ def test_other_training_data_is_refused(tmp_path: Path):
     rows = [{"prompt": str(digit), "digit": str(digit)} for digit in range(4)]
     stopped = {"steps": 4, "checkpoint_every": 1}
     trainer(tmp_path, data=rows, **stopped).train()
-    with pytest.raises(RunError, match="was started on other training data"):
+    with pytest.raises(
+        RunError, match=r"another set of training data; resume .*leave out --resume and choose another run"
+    ):
         trainer(tmp_path, data=rows[::-1], **stopped).train(resume=True)
+    with pytest.raises(RunError, match="another set of training data"):  # a gold answer
+        trainer(tmp_path, data=[{**rows[0], "digit": "9"}, *rows[1:]], **stopped).train(resume=True)
+    with pytest.raises(RunError, match="another set of held-out data"):
+        trainer(tmp_path, data=rows, held=[{**rows[0], "digit": "9"}], **stopped).train(resume=True)
     assert trainer(tmp_path, data=rows, **stopped).train(resume=True)["steps"] == 4
+
+
+def judge(worth: float) -> Any:
+    def digits(completions: Any, **_: Any) -> list[float]:
+        return [worth * len(text) for text in completions]
+
+    return digits
+
+
+def test_another_reward_of_the_same_name_is_refused_even_before_the_first_checkpoint(tmp_path: Path):
+    with stopped_at(1):
+        trainer(tmp_path, rewards=judge(1.0), steps=2).train()
+    with pytest.raises(RunError, match="was started with another reward 'digits'"):
+        trainer(tmp_path, rewards=judge(-1.0), steps=2).train(resume=True)
+    assert trainer(tmp_path, rewards=judge(1.0), steps=2).train(resume=True)["steps"] == 2

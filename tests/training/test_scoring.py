@@ -241,7 +241,7 @@ def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path
 def test_a_resumed_run_refuses_other_scores(tmp_path: Path):
     given = {"objective": "poft", "steps": 2, "checkpoint_every": 1}
     tuned(tmp_path, scored([-1.0] * 10), **given).train()
-    with pytest.raises(RunError, match="other training data"):
+    with pytest.raises(RunError, match="another set of training data"):
         tuned(tmp_path, scored([-2.0] * 10), **given).train(resume=True)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gvpo.config import TrainConfig
     from gvpo.generation import GroupFile
+    from gvpo.rewards import RewardFunc
     from gvpo.rollout import Encoded
     from gvpo.sampling import Sampler, SamplingParams
 
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from gvpo.sampling.engines import check_engine, open_engine
     from gvpo.training.drawing import sampling_params
     from gvpo.training.problems import encode, training_problems
+    from gvpo.training.rewards import reward_functions
 
     _check(options)
     check_engine(options.engine)
@@ -73,12 +75,13 @@ def run(options: argparse.Namespace) -> int:
     items = encode(config, tokenizer, problems)
     params = replace(sampling_params(config), temperature=_temperature(options))
     _say_what_it_lacks(params)
-    settings = _settings(options, path, config, params)
+    rewards = reward_functions(config, None)
+    settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
     asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
     file.begin({**settings, **asked}, resume=options.resume)
     opened = partial(open_engine, options.engine, path, tokenizer, engine_options(options))
     try:
-        _fill(config, file, items, params, opened, options.at_once)
+        _fill(config, rewards, file, items, params, opened, options.at_once)
     except KeyboardInterrupt:
         return going_on("generate")
     rows = file.rows()
@@ -168,7 +171,7 @@ def _say_what_it_lacks(params: "SamplingParams") -> None:
 def _settings(
     options: argparse.Namespace, path: str, config: "TrainConfig", params: "SamplingParams"
 ) -> dict[str, Any]:
-    from gvpo.sampling.engines import weights_fingerprint
+    from gvpo.policy.weightfiles import weights_fingerprint
 
     return {
         "model": path,
@@ -186,8 +189,15 @@ def _settings(
     }
 
 
+def _reward_code(rewards: "Mapping[str, RewardFunc]") -> dict[str, str]:
+    from gvpo.rewards.identity import identity
+
+    return {name: identity(function) for name, function in rewards.items()}
+
+
 def _fill(
     config: "TrainConfig",
+    functions: "Mapping[str, RewardFunc]",
     file: "GroupFile",
     items: "Sequence[Encoded]",
     params: "SamplingParams",
@@ -196,10 +206,10 @@ def _fill(
 ) -> None:
     from gvpo.cli.watching import watching
     from gvpo.generation import fill
-    from gvpo.training.rewards import reward_functions, reward_pool
+    from gvpo.training.rewards import reward_pool
 
     with (
-        reward_pool(config, reward_functions(config, None)) as rewards,
+        reward_pool(config, functions) as rewards,
         watching(str(file.path), len(items), len(file.finished())) as watch,
     ):
         fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)

@@ -14,9 +14,10 @@ from gvpo.evaluation.protocol import EvalProtocol
 from gvpo.evaluation.responses import Responses, of_text
 from gvpo.evaluation.templates import find_template
 from gvpo.generation import GroupFile, fingerprint
+from gvpo.policy.weightfiles import weights_fingerprint
 from gvpo.rollout import Encoded
 from gvpo.sampling import Sampler, SamplingParams
-from gvpo.sampling.engines import EngineOptions, check_engine, open_engine, weights_fingerprint
+from gvpo.sampling.engines import EngineOptions, check_engine, open_engine
 from gvpo.tasks import load_records
 from gvpo.types import Problem
 

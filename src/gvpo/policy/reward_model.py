@@ -22,6 +22,7 @@ from gvpo.errors import DataError, GvpoWarning, ModelError
 from gvpo.policy.facts import is_out_of_memory
 from gvpo.policy.model import context_length, moved_to, one_line, quietly
 from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, not_found
+from gvpo.policy.weightfiles import weights_fingerprint
 from gvpo.types import Message, Prompt, Verdict
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ class RewardModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
         return self._parts()[1]
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what decides its rewards: its weights (by its name on a hub) and how rows are written for it."""
+        how = (self.form, self.too_long, self.label, self._max_length, self._tokenizer_path, self._template_args)
+        return (weights_fingerprint(self.path) or self.path, *how)
 
     def check_ready(self) -> None:
         """Load it now.

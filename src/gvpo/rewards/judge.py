@@ -110,6 +110,10 @@ class Judge:
         """The columns that the template names."""
         return frozenset(_PLACE.findall(self.template)) - set(_GIVEN)
 
+    def identity(self) -> tuple[Any, ...]:
+        """Return what decides its rewards: neither where the model is served nor what is in the cache."""
+        return (self.model, self.template, self.system, self.scale, dict(self.parameters))
+
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One reward in [0, 1] a row; None where there is none. `verdicts` says why."""
         return [each.reward for each in self.verdicts(prompts=prompts, completions=completions, **columns)]

@@ -52,7 +52,6 @@ class TrainerState:
         evaluations_since_best: for early stopping.
         before: the evaluation before training, by metric; {} without held-out problems.
         latest: the newest evaluation.
-        data: fingerprint of what the run trains on.
         budget: the token budget, as set and as resolved (`gvpo.training.budget`).
         multipliers: of constrained GRPO's costs, by name.
     """
@@ -66,7 +65,6 @@ class TrainerState:
     evaluations_since_best: int = 0
     before: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
-    data: str = ""
     budget: dict[str, Any] = field(default_factory=dict)
     multipliers: dict[str, float] = field(default_factory=dict)
 

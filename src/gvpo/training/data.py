@@ -1,13 +1,15 @@
 """Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gvpo.errors import DataError
+from gvpo.rewards.identity import identity
+from gvpo.rollout import Encoded
 
 T = TypeVar("T")
 
@@ -18,6 +20,14 @@ def fingerprint(rows: Iterable[tuple[str, Sequence[int]]]) -> str:
     for name, tokens in rows:
         digest.update(f"{name!r} {list(tokens)}".encode())
     return digest.hexdigest()
+
+
+def judged(items: Iterable[Encoded]) -> Iterator[tuple[str, Sequence[int]]]:
+    """Name problems by all that decides their rewards, for a fingerprint: the prompt and every column."""
+    return (
+        (f"{item.problem.id} {identity((item.problem.prompt, dict(item.problem.columns)))}", item.prompt)
+        for item in items
+    )
 
 
 class ShuffledOrder(Generic[T]):

@@ -124,8 +124,8 @@ def offline_groups(
 def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> None:
     """Refuse another temperature than 1 for answers that nobody is known to have sampled at it.
 
-    Log-probs are those of softmax(logits / temperature). Where recorded log-probs say that a sampler drew the rows, that
-    is the policy that drew them; where the rows are text, it is another loss.
+    Log-probs are those of softmax(logits / temperature). Where recorded log-probs say that a sampler drew the rows,
+    that is the policy that drew them; where the rows are text, it is another loss.
 
     Raises:
         DataError: the message names the first row without recorded log-probs.

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,14 +161,13 @@ class Trainer:
                 ranks.on_first(lambda: stack.enter_context(locked(path)))
                 stop = stack.enter_context(StopRequests())
                 stack.enter_context(explained(lambda: "before training"))
-                run = ranks.on_first(lambda: self._run_directory(path, resume=resume))
+                run = ranks.on_first(lambda: self._run_directory(path, parts.inputs, resume=resume))
                 start = None if any(run.checkpoints.glob("step-*")) else policy_name(self.model)
                 learner = Learner(
                     self.model, self.objective, self.config, reference_given=self._stores_reference(parts)
                 )
                 parts = self._with_reference(parts, learner, start, run, stop)
-                data = parts.data
-                state = restore(run, learner, self.config, data=data) if resume else TrainerState(data=data)
+                state = restore(run, learner, self.config) if resume else TrainerState()
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
                 return self._session(run, learner, state, parts, stop)
 
@@ -191,11 +191,11 @@ class Trainer:
             parts.source.replace(score(parts.source.groups, "train"))
         return dataclasses.replace(parts, held_groups=score(parts.held_groups, "held-out"))
 
-    def _run_directory(self, path: Path, *, resume: bool) -> RunDirectory:
+    def _run_directory(self, path: Path, inputs: Mapping[str, str], *, resume: bool) -> RunDirectory:
         if resume:
-            return open_run(path, self.config)
+            return open_run(path, self.config, inputs)
         facts = {"ranks": ranks.count(), "device": str(ranks.device())}
-        return RunDirectory.create(path, config=dump_config(self.config), facts=facts)
+        return RunDirectory.create(path, config=dump_config(self.config), facts=facts, inputs=inputs)
 
     def _session(
         self, run: RunDirectory, learner: Learner, state: TrainerState, parts: Parts, stop: StopRequests

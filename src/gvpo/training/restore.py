@@ -31,11 +31,16 @@ MAY_CHANGE = (
 """Settings that a resumed run may have otherwise than it started with."""
 
 
-def open_run(path: Path, config: TrainConfig) -> RunDirectory:
-    """The directory of a run that goes on.
+def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunDirectory:
+    """Open the directory of a run that is resumed.
+
+    Args:
+        path: of the directory.
+        config: the settings now.
+        inputs: fingerprints of the data and the rewards now, by name.
 
     Raises:
-        RunError: there is none, or it was started with other settings.
+        RunError: there is none, or it was started with other settings, data or rewards.
     """
     run = RunDirectory.open(path)
     before = _flat(restore_config(run.config_path.read_text(encoding="utf-8")))
@@ -47,35 +52,39 @@ def open_run(path: Path, config: TrainConfig) -> RunDirectory:
             f"{path} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with the same settings, "
             "or start another run"
         )
+    _refuse_other_inputs(run, inputs)
     return run
+
+
+def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
+    before = run.read_inputs()
+    other = next((name for name in {**before, **inputs} if before.get(name) != inputs.get(name)), None)
+    if other is not None:
+        raise RunError(
+            f"{run.path} was started with another {other}; resume it with the same, or start a new run: leave out "
+            "--resume and choose another run.dir"
+        )
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
 
 
-def restore(run: RunDirectory, learner: Learner, config: TrainConfig, *, data: str) -> TrainerState:
+def restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> TrainerState:
     """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over.
 
     Args:
         run: its directory.
         learner: what the weights go into.
         config: the run's settings.
-        data: fingerprint of what the run trains on now.
 
     Raises:
-        RunError: the run was started on other data.
         CheckpointError: no checkpoint is whole.
     """
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
     loaded = _newest(checkpoints)
     if loaded is None:
-        return TrainerState(data=data)
-    if loaded.state.data != data:
-        raise RunError(
-            f"{run.path} was started on other training data; resume it with the same rows in the same order, "
-            "or start another run"
-        )
+        return TrainerState()
     _restore_learner(loaded, learner, config)
     return loaded.state
 

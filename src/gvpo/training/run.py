@@ -55,13 +55,21 @@ class RunDirectory:
         self.path = path
 
     @classmethod
-    def create(cls, path: str | Path, *, config: str, facts: Mapping[str, Any] | None = None) -> Self:
-        """A new run directory with its config.json and environment.json.
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        config: str,
+        facts: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make a new run directory with its config.json, inputs.json and environment.json.
 
         Args:
             path: where; made with its parents. It may exist as long as it holds no run.
             config: the resolved configuration, JSON text.
-            facts: what to add to environment.json: devices, say.
+            facts: what to add to environment.json, such as devices.
+            inputs: what the run is given besides settings, by name, each with its fingerprint.
 
         Raises:
             RunError: there is a run already, or the place cannot be written.
@@ -70,6 +78,7 @@ class RunDirectory:
         cls.require_free(run.path)
         _make(run.path)
         runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**environment(), **(facts or {})})
+        runfiles.write_json(run.path / runfiles.INPUTS, dict(inputs or {}))
         runfiles.write_text(run.config_path, config)  # from here on it is a run, and can be resumed
         runfiles.append(run.metrics_path, b"")
         return run
@@ -129,6 +138,10 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """summary.json; {} if the run has not finished."""
         return runfiles.read_json(self.path / runfiles.SUMMARY)
+
+    def read_inputs(self) -> dict[str, str]:
+        """Return inputs.json: the fingerprints of the data and the rewards that the run started with."""
+        return {name: str(value) for name, value in runfiles.read_json(self.path / runfiles.INPUTS).items()}
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a step's line and waits until it is on the disk.

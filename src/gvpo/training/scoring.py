@@ -18,6 +18,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
+from gvpo.policy.weightfiles import weights_fingerprint
 from gvpo.rollout import Encoded
 from gvpo.tasks import load_records
 from gvpo.training import ranks
@@ -92,6 +93,7 @@ class Partial:
         data = fingerprint((runfiles.to_json(row), []) for row in rows)
         self._header = {
             "models": list(models),
+            "weights": [weights_fingerprint(model) for model in models],
             "data": data,
             "chat": config.chat,
             "system": config.system_prompt,

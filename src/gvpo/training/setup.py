@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,12 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.policy.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
+from gvpo.rewards.identity import identity
 from gvpo.rollout import Encoded
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checks import check_columns, check_demonstrations, check_prompts
-from gvpo.training.data import ShuffledOrder, fingerprint
+from gvpo.training.data import ShuffledOrder, fingerprint, judged
 from gvpo.training.drawing import sampling_params
 from gvpo.training.logged import LoggedGroup
 from gvpo.training.offline import (
@@ -39,6 +40,8 @@ from gvpo.types import Group, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TRAINING, HELD_OUT = "set of training data", "set of held-out data"
+"""Names of the fingerprints of data."""
 REWARDS_LOG = "rewards.log"
 """What the reward functions print."""
 
@@ -51,15 +54,15 @@ class Parts:
         source: of each step's groups.
         items: how many different groups the source has: an epoch.
         held: for evaluation; None does without.
-        data: fingerprint of what is trained on; "" where the run's own directory keeps it.
         held_groups: held-out answers with scores, for evaluation.
+        inputs: fingerprints, by name, of what decides the run besides settings and weights; a resumed run has the same.
     """
 
     source: Source
     items: int
     held: Held | None
-    data: str
     held_groups: Sequence[Group] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,19 @@ class Setup:
                 )
             compared = held_out_groups(self.config, self.tokenizer, self.model, self.eval_rows)
             if self.objective in SUPERVISED:
-                yield replace(self._supervised(held), held_groups=compared)
+                made = self._supervised(held)
             elif self.logged is not None:
-                yield replace(self._offline(self.logged, held), held_groups=compared)
-            elif pool is not None:
+                made = self._offline(self.logged, held)
+            else:
+                assert pool is not None  # `Trainer` has refused a run that samples without a reward
                 made = self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
-                yield replace(made, held_groups=compared)
+            inputs = {**made.inputs, HELD_OUT: fingerprint([*judged(held_out), *_answers(compared)])}
+            yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
+
+    def _judges(self, held: Held | None, made: Parts) -> dict[str, str]:
+        """Fingerprints of the rewards, where any of them is asked."""
+        asked = held is not None or isinstance(made.source, LiveSource | SampledOnceSource)
+        return {f"reward {name!r}": identity(function) for name, function in self.rewards.items()} if asked else {}
 
     def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
         """The problems with their prompts, all of which the model and the rewards can do something with."""
@@ -131,7 +141,7 @@ class Setup:
             (f"{item.problem.id} {dict(answer.extras) or ''}", [*item.prompt, *answer.tokens])
             for item, answer in written
         )
-        return Parts(DemonstrationSource(order), len(written), held, data)
+        return Parts(DemonstrationSource(order), len(written), held, inputs={TRAINING: data})
 
     def _offline(self, rows: Rows, held: Held | None) -> "Parts":
         warn_of_finite_support(self.objective)
@@ -139,10 +149,7 @@ class Setup:
         check_temperature(self.config, logged)
         source = self._offline_source(logged)
         groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
-        trained = (
-            (f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions
-        )
-        return Parts(source, len(groups), held, fingerprint(trained))
+        return Parts(source, len(groups), held, inputs={TRAINING: fingerprint(_answers(groups))})
 
     def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
         config = self.config
@@ -172,11 +179,17 @@ class Setup:
         problems = self._encoded(training_problems(config, self.train_dataset), pool)
         order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
         live = LiveSource(order, sampler, params, pool, seed=config.seed)
+        inputs = {TRAINING: fingerprint(judged(problems))}
         if config.sample_groups is None:
-            return Parts(live, len(problems), held, fingerprint((item.problem.id, item.prompt) for item in problems))
+            return Parts(live, len(problems), held, inputs=inputs)
 
         def read(records: Records) -> Source:
             return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
 
         warn_of_finite_support(self.objective)
-        return Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held, data="")
+        return Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held, inputs=inputs)
+
+
+def _answers(groups: Sequence[Group]) -> Iterator[tuple[str, list[int]]]:
+    """What decides a run on groups of answers, for a fingerprint."""
+    return ((f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions)
