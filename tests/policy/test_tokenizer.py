@@ -1,23 +1,21 @@
-"""Tokenizers: loading what a checkpoint holds, prompts as token ids, stop and padding ids."""
+"""Tokenizers: loading what a checkpoint holds, prompts as token ids, padding ids."""
 
 import warnings
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.policy.tokenizer import (
     PROBES,
     TokenizerWarning,
     encode_prompt,
-    end_id,
     load_tokenizer,
     pad_id,
-    stop_ids,
     tokenizer_difference,
 )
-from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model, turn_tokenizer
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
@@ -214,21 +212,7 @@ def test_an_unknown_mode_is_refused():
         encode_prompt(byte_tokenizer(), "hi", chat="always")
 
 
-# stop and padding ids
-
-
-@pytest.mark.parametrize(
-    ("configured", "extra", "expected"),
-    [(None, (), (1,)), (7, (), (1, 7)), ([9, 7], (), (1, 7, 9)), ([1], (5, 5), (1, 5))],
-)
-def test_every_end_token_stops(configured, extra, expected):
-    assert stop_ids(byte_tokenizer(), GenerationConfig(eos_token_id=configured), extra) == expected
-
-
-def test_there_may_be_no_end_token():
-    tokenizer = byte_tokenizer()
-    tokenizer.eos_token = None
-    assert stop_ids(tokenizer, None) == ()
+# padding ids
 
 
 def test_padding_falls_back_to_the_end_token_and_adds_none():
@@ -239,21 +223,3 @@ def test_padding_falls_back_to_the_end_token_and_adds_none():
     assert len(tokenizer) == len(byte_tokenizer())
     tokenizer.eos_token = None
     assert pad_id(tokenizer) == 0
-
-
-def test_an_answer_ends_as_the_template_ends_a_turn_else_with_the_end_token():
-    tokenizer = turn_tokenizer()
-    assert tokenizer.decode([end_id(tokenizer)]) == "<turn>" != tokenizer.eos_token
-    assert end_id(tokenizer, chat="plain") == tokenizer.eos_token_id
-    for template in (None, CHAT_TEMPLATE, "{{ raise_exception('no') }}", "{{ messages[0].content }}<turn>"):
-        tokenizer.chat_template = template
-        assert end_id(tokenizer) == tokenizer.eos_token_id, template
-    tokenizer.chat_template, tokenizer.eos_token = None, None
-    assert end_id(tokenizer) is None
-
-
-def test_a_template_may_end_turns_as_its_arguments_say():
-    tokenizer = turn_tokenizer()
-    tokenizer.chat_template = "{{ messages[-1].content }}{% if turns %}<turn>{% endif %}<eos>"
-    assert end_id(tokenizer) == tokenizer.eos_token_id
-    assert tokenizer.decode([end_id(tokenizer, template_args={"turns": True})]) == "<turn>"

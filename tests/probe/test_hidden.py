@@ -121,4 +121,4 @@ def test_what_cannot_be(model, tokenizer):
     endless = byte_tokenizer()
     endless.eos_token = None
     with pytest.raises(ConfigError, match="the tokenizer has no end token"):
-        HiddenFeatures(model, endless, token="end")
+        HiddenFeatures(tiny_model(eos_token_id=None), endless, token="end")

@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
         Request(f"prompt-{place}", tuple(encode_prompt(tokenizer, prompt, chat=options.chat)))
         for place, prompt in enumerate(options.prompt)
     ]
-    groups = TransformersSampler(model, tokenizer).sample(requests, params, seed=options.seed, step=0)
+    sampler = TransformersSampler(model, tokenizer)
+    sampler.check(requests, params)
+    groups = sampler.sample(requests, params, seed=options.seed, step=0)
     for prompt, rows in zip(options.prompt, groups, strict=True):
         texts, sums = [row.text or "" for row in rows], [row.extras["log_allowed"] for row in rows]
         (_print_json if options.json else _print)(prompt, texts, sums)

@@ -170,6 +170,7 @@ def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
         raise ConfigError("--draw needs a model in this process; draw elsewhere and give rows with `completions`")
     params = SamplingParams(options.draw, options.max_tokens, options.temperature)
     sampler = TransformersSampler(source.model, source.tokenizer)
+    sampler.check([], params)
     problems = problems_from_records(load_records(options.candidates))
     sample = ModelSample(sampler, source.tokenizer, params, seed=options.seed)
     with _progress("drawing") as drawing:

@@ -11,8 +11,8 @@ from gvpo.decoding.exclusion import CompiledExclusion, State, exclude, log_proba
 from gvpo.decoding.spec import Exclusion
 from gvpo.decoding.vocabulary import Vocabulary
 from gvpo.errors import ConfigError, DataError
+from gvpo.policy.endings import ending
 from gvpo.policy.model import vocabulary_size
-from gvpo.policy.tokenizer import stop_ids
 
 
 def compile_exclusion(
@@ -34,8 +34,8 @@ def compile_exclusion(
     named = max((*exclusion.allow_tokens, *exclusion.ban_tokens), default=0)
     if named >= size:
         raise ConfigError(f"the exclusion names token {named} and the model has {size} tokens")
-    ends = stop_ids(tokenizer, getattr(model, "generation_config", None), stops)
-    compiled = CompiledExclusion(exclusion, Vocabulary.of(tokenizer, size, ends))
+    own = ending(tokenizer, model).stops
+    compiled = CompiledExclusion(exclusion, Vocabulary.of(tokenizer, size, tuple(sorted({*own, *stops}))))
     if not compiled.allowed(compiled.start).any():
         raise ConfigError("the exclusion allows no token at all to begin with; allow more or ban less")
     return compiled

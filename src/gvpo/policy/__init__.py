@@ -7,37 +7,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gvpo.policy.endings import Ending, ending
     from gvpo.policy.merge import merge_adapter
     from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
     from gvpo.policy.reference import Reference
     from gvpo.policy.reward_model import RewardModel
-    from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id, stop_ids
+    from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id
 
 __all__ = [
+    "Ending",
     "Reference",
     "RewardModel",
     "encode_prompt",
+    "ending",
     "load_model",
     "load_tokenizer",
     "merge_adapter",
     "no_dropout",
     "pad_id",
     "save_model",
-    "stop_ids",
     "verify_round_trip",
 ]
 
 _MODULES = {
+    "Ending": "endings",
     "Reference": "reference",
     "RewardModel": "reward_model",
     "encode_prompt": "tokenizer",
+    "ending": "endings",
     "load_model": "model",
     "load_tokenizer": "tokenizer",
     "merge_adapter": "merge",
     "no_dropout": "model",
     "pad_id": "tokenizer",
     "save_model": "model",
-    "stop_ids": "tokenizer",
     "verify_round_trip": "model",
 }
 

@@ -27,6 +27,8 @@ from transformers.utils import logging as transformers_logging
 from gvpo.downloads import from_hub
 from gvpo.errors import ModelError, RoundTripError
 from gvpo.policy import lora
+from gvpo.policy.endings import ending
+from gvpo.policy.generation_config import restore, save_beside, settle
 from gvpo.policy.quantize import Quantization, quantization_config, stay_trainable
 from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_difference
 
@@ -120,8 +122,10 @@ def save_model(
     """
     try:
         with quietly():
+            settle(model, () if tokenizer is None else ending(tokenizer, model).stops)
             if lora.is_adapted(model):
                 lora.save_adapter(model, directory)
+                save_beside(model, directory)
             else:
                 model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
@@ -263,6 +267,7 @@ def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantiz
         return _pretrained(path, dtype, attention, quantization)
     model = _pretrained(lora.base_of(path), dtype, attention, quantization)
     lora.load_adapter(model, path)
+    restore(model, path)
     return model
 
 

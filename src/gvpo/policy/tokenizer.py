@@ -1,4 +1,4 @@
-"""Tokenizers: the right one for a checkpoint, prompts as token ids, stop and padding ids.
+"""Tokenizers: the right one for a checkpoint, prompts as token ids, the padding id.
 
 Knows transformers' tokenizers and chat templates; nothing of models.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from gvpo.downloads import from_hub, may_be_hub_id
@@ -29,8 +29,6 @@ PROBES = (
     "def f(x):\n    return {x: [1.5e-3, -7]}  # <tag> & </tag>",
 )
 """Texts on which tokenizers tend to part: digits, white space, contractions, composed letters, other scripts, code."""
-
-_ANSWER = "An answer, as any other."
 
 _VOCABULARY_FILES = (
     "tokenizer.json",
@@ -150,50 +148,16 @@ def encode_prompt(
     return ids
 
 
-def end_id(
-    tokenizer: PreTrainedTokenizerBase, *, chat: ChatMode = "auto", template_args: Mapping[str, Any] | None = None
-) -> int | None:
-    """The token that ends a written answer; None where there is none.
-
-    It is the first special token that the chat template puts behind what the assistant says, where prompts go through
-    the template and it puts one; else the end token. They differ for some models (Gemma-it, Phi-3).
-    """
-    if chat != "plain" and tokenizer.chat_template:
-        behind = _encoder(tokenizer)(_behind_answer(tokenizer, template_args or {}))
-        added = tokenizer.added_tokens_decoder
-        if (end := next((token for token in behind if token in added and added[token].special), None)) is not None:
-            return end
-    return next(iter(_ids(tokenizer.eos_token_id)), None)
-
-
-def _behind_answer(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
-    """What the template writes after an assistant's message; "" where it takes none."""
-    turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = tokenizer.apply_chat_template(turns, **{**template_args, "tokenize": False})
-    except (TemplateError, ValueError, TypeError):
-        return ""
-    _, answer, behind = str(text).rpartition(_ANSWER)
-    return behind if answer else ""
-
-
-def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None, extra: Iterable[int] = ()
-) -> tuple[int, ...]:
-    """Every token that ends a completion, sorted: the tokenizer's, the generation config's (often several), `extra`."""
-    configured = generation_config.eos_token_id if generation_config is not None else None
-    return tuple(sorted({*_ids(tokenizer.eos_token_id), *_ids(configured), *extra}))
-
-
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills up batches: of the pad token, else of the end token, else 0.
 
     Padding is always masked, so any id does; a new token would resize the model.
     """
-    return next((ids[0] for name in ("pad", "eos") if (ids := _ids(getattr(tokenizer, f"{name}_token_id")))), 0)
+    return next((ids[0] for name in ("pad", "eos") if (ids := token_ids(getattr(tokenizer, f"{name}_token_id")))), 0)
 
 
-def _ids(value: int | Sequence[int] | None) -> list[int]:
+def token_ids(value: int | Sequence[int] | None) -> list[int]:
+    """Return a setting that may be none, one or several token ids as a list."""
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)

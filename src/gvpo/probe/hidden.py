@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from gvpo.errors import ConfigError, GvpoWarning
+from gvpo.policy.endings import ending
 from gvpo.policy.hidden import fingerprint, hidden_states, layer_count, resolve_layer
 from gvpo.policy.model import context_length
 from gvpo.policy.tokenizer import ChatMode, encode_prompt
@@ -54,7 +55,8 @@ class HiddenFeatures:
     ) -> None:
         if token not in get_args(TokenChoice):
             raise ConfigError(f"token is {token!r}; use 'last', 'mean' or 'end'")
-        if token == "end" and tokenizer.eos_token_id is None:
+        self._end = ending(tokenizer, model, chat=chat).written
+        if token == "end" and self._end is None:
             raise ConfigError("token is 'end' and the tokenizer has no end token; use 'last' or 'mean'")
         self._model, self._tokenizer, self._budget = model, tokenizer, tokens_per_batch
         self._chat: ChatMode = chat
@@ -77,8 +79,8 @@ class HiddenFeatures:
     def _encoded(self, prompt: Prompt, completion: str) -> tuple[list[int], int]:
         """All token ids, and how many of them are the completion's."""
         text = list(self._tokenizer(completion, add_special_tokens=False).input_ids)
-        if self.token == "end":
-            text.append(int(self._tokenizer.eos_token_id))
+        if self.token == "end" and self._end is not None:
+            text.append(self._end)
         return [*encode_prompt(self._tokenizer, prompt, chat=self._chat), *text], len(text)
 
     def _within_context(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[list[int], int]]:

@@ -8,6 +8,7 @@ row's tokens depend on (seed, step, prompt id, row) and the weights; its batch c
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gvpo.decoding.exclusion import CompiledExclusion
 from gvpo.decoding.spec import Exclusion
 from gvpo.decoding.transformers import compile_exclusion
-from gvpo.errors import DataError, ModelError
+from gvpo.errors import DataError, GvpoWarning, ModelError
+from gvpo.policy import endings
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.policy.products import fast_linears
-from gvpo.policy.tokenizer import pad_id, stop_ids
+from gvpo.policy.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Row, decode
 from gvpo.sampling.prefill import Prefilled, prefill
@@ -40,12 +42,19 @@ class TransformersSampler:
         tokenizer: its tokenizer, for stop tokens, padding and text.
         tokens_per_batch: tokens held in the cache at once, prompts and longest completions counted. One completion that
             needs more goes alone.
+        ending: which tokens end a completion; default what tokenizer, chat template and generation config say.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, tokens_per_batch: int = 65_536
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens_per_batch: int = 65_536,
+        ending: endings.Ending | None = None,
     ) -> None:
         self.model, self.tokenizer, self.tokens_per_batch = model, tokenizer, tokens_per_batch
+        self.ending = ending or endings.ending(tokenizer, model)
         self._exclusions: dict[tuple[Exclusion, tuple[int, ...]], CompiledExclusion] = {}
 
     def exclusion(self, params: SamplingParams) -> CompiledExclusion | None:
@@ -57,7 +66,7 @@ class TransformersSampler:
         """
         if not params.exclusion:
             return None
-        key = (params.exclusion, params.stop_token_ids)
+        key = (params.exclusion, self._stops(params))
         if key not in self._exclusions:
             self._exclusions[key] = compile_exclusion(key[0], self.model, self.tokenizer, stops=key[1])
         return self._exclusions[key]
@@ -88,7 +97,9 @@ class TransformersSampler:
         return [found[index] for index in range(len(requests))]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Raise what `sample` would raise of these requests, before hours of sampling."""
+        """Raise what `sample` would raise of these requests, and warn if nothing ends an answer, before hours of it."""
+        if not self._stops(params):
+            warnings.warn(endings.ENDLESS, GvpoWarning, stacklevel=2)
         self._limits(requests, params)
 
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
@@ -133,7 +144,9 @@ class TransformersSampler:
     def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams, step: int) -> list[Completion]:
         stops = self._stops(params)
         texts = self.tokenizer.batch_decode(
-            [row.tokens for row in drawn], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [self._without_end(row.tokens) for row in drawn],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         return [
             Completion(
@@ -148,7 +161,11 @@ class TransformersSampler:
         ]
 
     def _stops(self, params: SamplingParams) -> tuple[int, ...]:
-        return stop_ids(self.tokenizer, getattr(self.model, "generation_config", None), params.stop_token_ids)
+        return tuple(sorted({*self.ending.stops, *params.stop_token_ids}))
+
+    def _without_end(self, tokens: list[int]) -> list[int]:
+        """Return the tokens of the text: the template's end is none of them, even if the tokenizer does not skip it."""
+        return tokens[:-1] if tokens[-1] == self.ending.written else tokens
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.tasks import as_group, per_completion, problems_from_records
-from gvpo.training.problems import answer_end, answer_text, encode, encode_answer
+from gvpo.training.problems import answer_ending, answer_text, encode, encode_answer
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gvpo.policy.endings import Ending
 
 T = TypeVar("T")
 
@@ -61,6 +63,7 @@ def logged_groups(
     records: Sequence[Mapping[str, Any]],
     *,
     source: str,
+    model: "PreTrainedModel | None" = None,
 ) -> list[LoggedGroup]:
     """Rows as groups, in order.
 
@@ -71,6 +74,7 @@ def logged_groups(
             ids. A text completion gets the end token, unless its finish reason is "length"; token ids are taken as
             they are.
         source: of completions whose row does not say.
+        model: the policy, whose generation config may say how answers end.
 
     Raises:
         DataError: a row that is not a group; the message names its number, counted from 1.
@@ -82,7 +86,7 @@ def logged_groups(
         _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(grouped, start=1)
     ]
     rows = zip(grouped, problems_from_records(readable), strict=True)
-    end = answer_end(config, tokenizer)
+    end = answer_ending(config, tokenizer, model)
     return [
         _numbered(number, _logged, config, tokenizer, record, problem, source, end)
         for number, (record, problem) in enumerate(rows, start=1)
@@ -103,7 +107,7 @@ def _logged(
     record: Mapping[str, Any],
     problem: Problem,
     source: str,
-    end: int | None,
+    end: "Ending",
 ) -> LoggedGroup:
     written = record["prompt"]
     prompt = _checked_ids(written) if _are_ids(written) else encode(config, tokenizer, [problem])[0].prompt
@@ -129,7 +133,7 @@ def _with_readable_prompt(tokenizer: "PreTrainedTokenizerBase", record: Mapping[
 
 
 def _completions(
-    tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], source: str, end: int | None
+    tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], source: str, end: "Ending"
 ) -> list[Completion]:
     for name in REQUIRED:
         if not isinstance(record.get(name), list | tuple):
@@ -162,7 +166,7 @@ def _completion(
     source: Any,
     reason: Any,
     logprobs: Any,
-    end: int | None,
+    end: "Ending",
 ) -> Completion:
     finish = _finish_reason(reason)
     if _are_ids(written):

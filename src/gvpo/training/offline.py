@@ -116,7 +116,7 @@ def offline_groups(
     Raises:
         DataError: a row that is not a group or does not fit, or no group that can be trained on.
     """
-    groups = logged_groups(config, tokenizer, records, source=source)
+    groups = logged_groups(config, tokenizer, records, source=source, model=model)
     require_trainable(groups, model)
     return groups
 

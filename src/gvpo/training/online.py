@@ -18,6 +18,7 @@ from gvpo.combinations import PAIRED, SUPERVISED
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.policy import lora
+from gvpo.policy.generation_config import settle
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import check_ready
@@ -43,7 +44,7 @@ from gvpo.training.offline import (
 )
 from gvpo.training.outage import explained
 from gvpo.training.preferences import PreferenceSource
-from gvpo.training.problems import Dataset
+from gvpo.training.problems import Dataset, training_stops
 from gvpo.training.progress import StepProgress
 from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.restore import open_run, restore
@@ -116,6 +117,7 @@ class Trainer:
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
         check_routing(self.config, self.model)
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
+        settle(self.model, training_stops(self.config, self.tokenizer, self.model))
         self._train_dataset = rows.items if rows is not None else None
 
     def check(self) -> None:

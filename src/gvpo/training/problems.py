@@ -13,7 +13,9 @@ from gvpo.training.aligned import ALIGNED, aligned_scores, likeliest
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gvpo.policy.endings import Ending
 
 Dataset = str | Path | Iterable[Mapping[str, Any] | Problem]
 """A file, a hub id, a `datasets.Dataset`, or any rows with a `prompt`."""
@@ -110,7 +112,10 @@ def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: 
 
 
 def demonstrations(
-    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", dataset: Dataset | None
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    dataset: Dataset | None,
+    model: "PreTrainedModel | None" = None,
 ) -> list[tuple[Encoded, Completion]]:
     """Prompts with written answers for supervised training: rows with a `completion`, or the task's demonstrations.
 
@@ -126,7 +131,7 @@ def demonstrations(
     kept = likeliest(written, config.keep_share)
     needed = config.objective == "poft"
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
-    end = answer_end(config, tokenizer)
+    end = answer_ending(config, tokenizer, model)
     return [
         (item, _answer(tokenizer, text, end, aligned_scores(item.problem) if needed else None))
         for item, (_, text) in zip(encoded, kept, strict=True)
@@ -157,9 +162,9 @@ def _completion_text(problem: Problem) -> str:
 
 
 def _answer(
-    tokenizer: "PreTrainedTokenizerBase", text: str, end: int | None, aligned: Sequence[float] | None
+    tokenizer: "PreTrainedTokenizerBase", text: str, end: "Ending", aligned: Sequence[float] | None
 ) -> Completion:
-    """A written answer as a completion: its tokens, and the end token if there is one."""
+    """Return a written answer as a completion: its tokens, and the end token if there is one."""
     extras = {} if aligned is None else {ALIGNED: aligned}
     return Completion(encode_answer(tokenizer, text, end), text=text, source="demonstration", extras=extras)
 
@@ -182,16 +187,29 @@ def answer_text(written: Any) -> str:
     )
 
 
-def answer_end(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The token that ends written answers, as the settings encode prompts; None where there is none."""
-    from gvpo.policy.tokenizer import end_id
+def answer_ending(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None
+) -> "Ending":
+    """Return how answers end, as the settings encode prompts.
 
-    return end_id(tokenizer, chat=config.chat, template_args=config.template_args)
+    Args:
+        config: The settings.
+        tokenizer: The model's.
+        model: For its generation config; None does without.
+    """
+    from gvpo.policy.endings import ending
+
+    return ending(tokenizer, model, chat=config.chat, template_args=config.template_args)
 
 
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, end: int | None) -> list[int]:
-    """The tokens of a text, and the end token if one is given and the text does not hold it or the tokenizer's own."""
+def training_stops(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> set[int]:
+    """Return every token that ends a completion of a run: those of `answer_ending`, and the settings'."""
+    return {*answer_ending(config, tokenizer, model).stops, *config.stop_token_ids}
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, end: "Ending | None") -> list[int]:
+    """Return the tokens of a text, and the end token unless the text ends with one already; None adds none."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if end is not None and ids[-1:] not in ([end], [tokenizer.eos_token_id]):
-        ids.append(end)
+    if end is not None and end.written is not None and (not ids or ids[-1] not in end.stops):
+        ids.append(end.written)
     return ids

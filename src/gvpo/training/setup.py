@@ -31,7 +31,7 @@ from gvpo.training.offline import (
     warn_of_finite_support,
 )
 from gvpo.training.preferences import PreferenceSource, comparisons, with_weak_negatives
-from gvpo.training.problems import Dataset, demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.problems import Dataset, answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.rewards import reward_pool
 from gvpo.training.session import Held
 from gvpo.training.sources import DemonstrationSource, LiveSource, Source
@@ -100,9 +100,15 @@ class Setup:
                 if self.rewards
                 else None
             )
-            sampler = TransformersSampler(self.model, self.tokenizer, tokens_per_batch=self.config.tokens_per_batch)
+            sampler = TransformersSampler(
+                self.model,
+                self.tokenizer,
+                tokens_per_batch=self.config.tokens_per_batch,
+                ending=answer_ending(self.config, self.tokenizer, self.model),
+            )
             params = sampling_params(self.config)
-            sampler.exclusion(params)  # an error in it comes before the work
+            sampler.check([], params)  # this and the next line find errors before the work
+            sampler.exclusion(params)
             held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
             held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
             if self.eval_dataset is not None and pool is None:
@@ -134,7 +140,7 @@ class Setup:
         return items
 
     def _supervised(self, held: Held | None) -> "Parts":
-        written = demonstrations(self.config, self.tokenizer, self.train_dataset)
+        written = demonstrations(self.config, self.tokenizer, self.train_dataset, self.model)
         check_demonstrations(written, self.model)
         order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
         data = fingerprint(
