@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import tracemalloc
 import zlib
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -144,6 +145,37 @@ def test_packed_test_cases_can_only_be_text():
         TASKS["livecodebench"].read([row], "eval")
     with pytest.raises(DataError, match="test cases that cannot be read"):
         TASKS["livecodebench"].read([STDIN_ROW | {"private_test_cases": "?"}], "eval")
+
+
+def test_packed_test_cases_are_not_unpacked_beyond_a_limit():
+    """A gibibyte in a megabyte is counted, not kept; so are texts just above and below the limit."""
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 30), 9)).decode()
+    tracemalloc.start()
+    with pytest.raises(
+        DataError, match="livecodebench row 1 has test cases of more than 512 MiB once unpacked; remove"
+    ):
+        TASKS["livecodebench"].read([STDIN_ROW | {"private_test_cases": bomb}], "eval")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_a_pickle_with_anything_but_a_text_is_refused():
+    huge = b"\x80\x02X\x02\x00\x00\x00[]r\xff\xff\xff\x7f."  # a memo of 2^31 places: unpickling would make it
+    texts = pickle.dumps(("[]", "[]"))
+    for data, read in ((huge, True), (texts, False), (pickle.dumps(7), False), (pickle.dumps("[]")[:-1], False)):
+        row = STDIN_ROW | {"private_test_cases": base64.b64encode(zlib.compress(data)).decode()}
+        if read:
+            assert len(TASKS["livecodebench"].read([row], "eval")[0].columns["tests"]) == 1
+        else:
+            with pytest.raises(DataError, match="livecodebench row 1 has test cases that cannot be read"):
+                TASKS["livecodebench"].read([row], "eval")
+
+
+def test_a_call_that_is_not_json_names_its_row():
+    row = FUNCTION_ROW | {"public_test_cases": json.dumps([case("x", "1")])}
+    with pytest.raises(DataError, match="livecodebench row 1: a test of a function has an input or output that is not"):
+        TASKS["livecodebench"].read([row], "eval")
 
 
 @isolated

@@ -202,7 +202,8 @@ def _calls(cases: Sequence[_Case], listed: Sequence[str]) -> Functions:
     methods = [each for each in [f"{owner}.{name}", *listed] if each.rpartition(".")[::2] != ("", name)]
     owners = tuple(each for each in methods if each.rpartition(".")[2] == name and not each.startswith("."))
     calls = [_call(given, right) for given, right, _ in cases]
-    wrapped = all(isinstance(right, list) and len(right) == 1 for _, right in calls)  # APPS writes [3] for 3
+    texts = any(isinstance(given, str) for given, _, _ in cases)
+    wrapped = not texts and all(isinstance(right, list) and len(right) == 1 for _, right in calls)  # APPS: [3] for 3
     lines = [
         f"assert gvpo_listed({name}(*{args!r})) {f'in ({right!r}, {right[0]!r})' if wrapped else f'== {right!r}'}"
         for args, right in calls

@@ -10,17 +10,18 @@ the data card of open-r1/codeforces.
 """
 
 import base64
-import io
 import json
 import pickle
+import pickletools
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from gvpo.errors import ConfigError, DataError
+from gvpo.rewards.codeforms import TestsError, read_tests
 from gvpo.tasks.base import Split, Task, check_split, checked_options
 from gvpo.tasks.records import load_records
 from gvpo.types import Problem
@@ -37,11 +38,10 @@ from heapq import *
 from itertools import *
 """
 """What starter code takes for granted."""
-# The benchmark does not tell tuples from lists, as its right answers are JSON.
-_LISTED = """\
-def listed(value):
-    return [listed(item) for item in value] if isinstance(value, (list, tuple)) else value
-"""
+MAX_UNPACKED = 512 << 20
+"""Bytes that the packed test cases of a problem may take once they are unpacked."""
+_OF_TEXT = ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP")
+"""The opcodes of a pickle of one text, besides that of the text."""
 
 
 def _window(since: str | None, until: str | None) -> Callable[[date], bool]:
@@ -75,22 +75,16 @@ def _livecodebench(row: Row, where: str) -> Problem:
     name = json.loads(row.get("metadata") or "{}").get("func_name")
     starter, content = row.get("starter_code") or "", _text(row, "question_content", where)
     identity = f"livecodebench/{row.get('question_id', where)}"
+    runs = [{"input": test["input"], "output": test["output"]} for test in tests]
     if not name:
-        runs = [{"input": test["input"], "output": test["output"]} for test in tests]
         return Problem(f"{content}{PROGRAM}", identity, {"tests": runs, "checker": "tokens"})
     columns = {
-        "tests": [_assertion(name, test) for test in tests],
+        "tests": [{**run, "fn_name": name} for run in runs],
         "entry_point": f"Solution.{name}" if "class Solution" in starter else name,
-        "setup": _LISTED,
         "prefix": _IMPORTS,
     }
+    read_tests(columns["tests"], columns["entry_point"])  # says now what is wrong with them
     return Problem(f"{content}{FUNCTION}{starter}", identity, columns)
-
-
-def _assertion(name: str, test: Row) -> str:
-    """A test of a function as Python: each line of its input is an argument in JSON."""
-    arguments = ", ".join(repr(json.loads(line)) for line in test["input"].splitlines() if line.strip())
-    return f"assert listed({name}({arguments})) == {json.loads(test['output'])!r}"
 
 
 def _cases(text: Any, where: str) -> list[dict[str, Any]]:
@@ -99,18 +93,44 @@ def _cases(text: Any, where: str) -> list[dict[str, Any]]:
         try:
             cases = json.loads(text)
         except json.JSONDecodeError:
-            packed = zlib.decompress(base64.b64decode(text, validate=True))
-            cases = json.loads(_TextOnly(io.BytesIO(packed)).load())
-    except (ValueError, TypeError, zlib.error, pickle.UnpicklingError, EOFError) as error:
+            cases = json.loads(_text_of_pickle(_unpacked(base64.b64decode(text, validate=True), where)))
+    except (ValueError, TypeError, RecursionError, zlib.error, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{where} has test cases that cannot be read ({error}); get the row again") from None
     return list(cases)
 
 
-class _TextOnly(pickle.Unpickler):
-    """Unpickles text; a pickle from the internet may name any function to be called."""
+def _unpacked(packed: bytes, where: str) -> bytes:
+    """What was compressed. Its size is counted first: a few kilobytes can unpack to more than the memory.
 
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it would call {module}.{name}")
+    Raises:
+        DataError: it is larger than MAX_UNPACKED.
+    """
+    unpacker, rest, size = zlib.decompressobj(), packed, 0
+    while rest and size <= MAX_UNPACKED:
+        size += len(unpacker.decompress(rest, 1 << 20))
+        rest = unpacker.unconsumed_tail
+    if size > MAX_UNPACKED:
+        raise DataError(f"{where} has test cases of more than {MAX_UNPACKED >> 20} MiB once unpacked; remove the row")
+    return zlib.decompress(packed)
+
+
+def _text_of_pickle(data: bytes) -> str:
+    """The one text in a pickle, which is read and not run: it may name any function to be called.
+
+    Raises:
+        UnpicklingError: there is anything else in it.
+    """
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(data):
+        if isinstance(argument, str) and "UNICODE" in opcode.name:
+            texts.append(argument)
+        elif "GLOBAL" in opcode.name:
+            raise pickle.UnpicklingError(f"it would call {'.'.join((argument or ' '.join(texts[-2:])).split())}")
+        elif opcode.name not in _OF_TEXT:
+            raise pickle.UnpicklingError(f"it has something other than a text, {opcode.name}")
+    if len(texts) != 1:
+        raise pickle.UnpicklingError(f"it has {len(texts)} texts in place of one")
+    return texts[0]
 
 
 def _codeforces(row: Row, where: str) -> Problem:
@@ -160,6 +180,8 @@ def _read(
 def _made(make: Callable[[Row, str], Problem], row: Row, where: str) -> Problem:
     try:
         return make(row, where)
+    except TestsError as error:
+        raise DataError(f"{where}: {error}") from None
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise DataError(f"{where} is not of that format ({type(error).__name__}: {error}); correct the row") from None
 

@@ -9,7 +9,7 @@ from gvpo.rewards.sandbox.limits import MIB, Limits
 from gvpo.rewards.sandbox.process import Jail
 
 ALLOW_VARIABLE = "GVPO_UNSAFE_CODE"
-"""Set to 1: where code cannot be isolated, run it under limits alone; Linux only."""
+"""Set to 1: where code cannot be isolated, run it under limits alone; Linux only, and never as root."""
 
 # Each line names what should not have been possible. It forks a few sleeping processes more than it may.
 _PROBE = """
@@ -39,16 +39,22 @@ def is_isolated() -> bool:
     """Whether code runs isolated: True, or False where the user has agreed to less.
 
     Raises:
-        RewardError: code cannot be isolated on this machine, and the user has not agreed.
+        RewardError: code cannot be isolated on this machine, and the user has not agreed or is root.
     """
     problem = isolation_problem()
     if not problem:
         return True
-    if os.environ.get(ALLOW_VARIABLE) == "1" and sys.platform == "linux":
+    allowed = os.environ.get(ALLOW_VARIABLE) == "1" and sys.platform == "linux"
+    if allowed and os.geteuid() != 0:
         return False
+    if allowed:
+        raise RewardError(
+            f"{ALLOW_VARIABLE}=1 is refused for root, as untrusted code would run as root ({problem}); run gvpo as "
+            "another user (docker run --user 1000), or allow it to make namespaces (docs/rewards.md, Code)"
+        )
     raise RewardError(
         f"code cannot be isolated on this machine ({problem}); allow it to make namespaces (docs/rewards.md, Code), "
-        f"or set {ALLOW_VARIABLE}=1 to run untrusted code with limits only"
+        f"or set {ALLOW_VARIABLE}=1, as another user than root, to run untrusted code with limits only"
     )
 
 
