@@ -13,6 +13,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.pa
 # What each part may import of gvpo besides itself. A part is a package or a module directly under gvpo.
 ALLOWED = {
     "errors": set(),
+    "outage": {"errors"},
     "downloads": set(),
     "retries": set(),
     "types": {"errors"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "objectives": {"errors"},
     "rewards": {"errors", "types", "retries"},
     "tasks": {"errors", "types", "rewards", "downloads"},
-    "policy": {"errors", "types", "config", "downloads"},
+    "policy": {"errors", "types", "outage", "config", "downloads"},
     "decoding": {"errors", "types", "policy"},
     "sampling": {"errors", "types", "policy", "decoding"},
     "rollout": {"errors", "types", "rewards", "sampling"},
@@ -37,6 +38,7 @@ ALLOWED = {
 ALLOWED["training"] = {name for name in ALLOWED if name not in ("report", "probe")}
 ALLOWED["cli"] = {*ALLOWED, "training"}
 FREE_OF_TORCH = {
+    "outage",
     "downloads",
     "retries",
     "errors",

@@ -74,7 +74,7 @@ def test_torn_last_line_is_left_out_and_cut(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
     assert runfiles.read_metrics(path) == [{"step": 1}, {"step": 2}]
-    runfiles.truncate_metrics(path, 9)
+    runfiles.truncate_metrics(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
@@ -83,6 +83,33 @@ def test_damage_in_the_middle_is_named(tmp_path):
     path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(RunError, match="line 2 is damaged"):
         runfiles.read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "step", "damaged"),
+    [
+        ('{"step": 1}\nnot json\n{"step": 3}\n{"step": 4}\n', 3, 2),  # a line before the checkpoint
+        ('{"step": 1}\n\0\0\0\0\n{"step": 3}\n', 3, 2),  # ... that was never written
+        ('{"step": 1}\n{"step": "2"}\n{"step": 3}\n', 3, 2),  # ... of something else
+        ('{"step": 1}\n{"step": 2}\n{"st\n{"step": 4}\n', 3, 3),  # the line of the checkpoint itself
+        ('{"step": 1}\n{"step": 2}\n{"st', 3, 3),
+        ("[" * 100_000 + '\n{"step": 2}\n', 2, 1),
+    ],
+)
+def test_damage_before_the_checkpoint_is_named_and_nothing_is_cut(tmp_path, lines, step, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines)
+    with pytest.raises(RunError, match=f"metrics.jsonl line {damaged} is damaged; remove that line"):
+        runfiles.truncate_metrics(path, step)
+    assert path.read_text() == lines
+
+
+@pytest.mark.parametrize("step", [-1, 2])
+def test_damage_after_the_checkpoint_is_cut(tmp_path, step):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\nnot json\n{"step": 4}\n')
+    runfiles.truncate_metrics(path, step)
+    assert path.read_text() == ('{"step": 1}\n{"step": 2}\n' if step == 2 else "")
 
 
 def test_truncation_keeps_bytes(tmp_path):

@@ -225,7 +225,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}; restore it or remove it") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is not a JSON object; restore it or remove it")
@@ -250,7 +250,7 @@ def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     for line in lines:
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         yield line, value if isinstance(value, dict) else None
 
@@ -279,21 +279,36 @@ def cut_torn_line(path: Path) -> None:
         write_bytes(path, b"".join(line for line, _ in parsed[:-1]))
 
 
+_REMEDY = "remove that line, or go on from a checkpoint before it"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, as `read_lines`."""
-    return read_lines(path, "remove that line, or go on from a checkpoint before it")
+    return read_lines(path, _REMEDY)
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Keeps the lines up to and including `step`, byte for byte; cuts the rest, from the first torn line on."""
-    kept = []
+    """Keep the lines up to and including `step`, byte for byte, and cut the rest, torn lines too.
+
+    Raises:
+        RunError: a line before that of `step`, or that line itself, is damaged; nothing is cut then.
+    """
     parsed = list(_parsed_lines(path))
-    for line, value in parsed:
-        if value is None or value.get("step", 0) > step:
-            break
-        kept.append(line)
-    if len(kept) < len(parsed):
-        write_bytes(path, b"".join(kept))
+    steps = [_step_of(value) for _, value in parsed]
+    kept = next((place for place in range(len(parsed), 0, -1) if 0 <= steps[place - 1] <= step), 0)
+    last = steps[kept - 1] if kept else -1
+    whole = kept if last == step else kept + 1  # the line after those that are kept may be the damaged one of `step`
+    for number, found in enumerate(steps[:whole], start=1):
+        if found < 0 <= step:
+            raise RunError(f"{path} line {number} is damaged; {_REMEDY}")
+    if kept < len(parsed):
+        write_bytes(path, b"".join(line for line, _ in parsed[:kept]))
+
+
+def _step_of(line: Mapping[str, Any] | None) -> int:
+    """Return the step of a parsed line of metrics; -1 where the line is damaged."""
+    step = -1 if line is None else line.get("step", 0)
+    return step if isinstance(step, int) else -1
 
 
 def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
@@ -307,7 +322,8 @@ def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
 
     columns = {name: [_cell(name, getattr(row, name)) for row in rows] for name in _ARROW_TYPES}
     buffer = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns, schema=_schema()), buffer, compression="zstd")
+    table = pa.table(columns, schema=_schema())
+    parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(path, buffer.getvalue().to_pybytes())
 
 
@@ -332,9 +348,10 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
 
     names = [name for name in _ARROW_TYPES if name in columns]
     try:
-        table = parquet.read_table(path, columns=names, use_threads=False)
+        table = parquet.read_table(path, columns=names, use_threads=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"cannot read rollouts {path}: {error}; remove the file, the run can do without") from error
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"cannot read rollouts {path}: {reason}; remove the file, the run can do without") from error
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table
@@ -358,8 +375,7 @@ def _schema() -> Any:
 
 def _cell(name: str, value: Any) -> Any:
     """A field's value as the file stores it."""
-    if name in _JSON_COLUMNS:
-        return to_json(value)
+    value = to_json(value) if name in _JSON_COLUMNS else value
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode("utf-8")
     return value.tolist() if hasattr(value, "tolist") else value

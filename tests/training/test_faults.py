@@ -13,11 +13,10 @@ import torch
 
 from gvpo import runfiles
 from gvpo.errors import CheckpointError, GvpoError, GvpoWarning, RunError, TrainingError
-from gvpo.policy.facts import is_out_of_memory
+from gvpo.outage import explained, is_out_of_memory
 from gvpo.runfiles import RolloutRow
 from gvpo.training.checkpoint import Checkpoints, TrainerState, load, verify
 from gvpo.training.learner import Learner
-from gvpo.training.outage import explained
 from gvpo.training.run import RunDirectory
 from gvpo.training.sources import LiveSource
 from tests.training.faults import InlinePool, Killed, faulty_disk, forbidden, full_disk, killed

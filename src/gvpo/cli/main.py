@@ -48,18 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(late)}")
     elif late and home is not None:  # argparse does not collect the words that come after an option
         setattr(options, home, [*getattr(options, home), *late])
-    from gvpo.errors import GvpoError
-
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except GvpoError as error:
-        if debug:
+    except Exception as error:
+        if debug or (line := _explained(error)) is None:
             raise
-        print(f"gvpo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"gvpo: error: {line}", file=sys.stderr)
         return 2
+
+
+def _explained(error: Exception) -> str | None:
+    """Return an error as one line; None if it is a fault of the program."""
+    from gvpo.errors import GvpoError
+    from gvpo.outage import refusal
+
+    if isinstance(error, GvpoError):
+        return " ".join(str(error).split())
+    refused = refusal(error)
+    return None if refused is None else f"{refused}; free what it names, then run the command again"
 
 
 def _parser(words: Sequence[str]) -> Parser:

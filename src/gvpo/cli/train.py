@@ -13,7 +13,7 @@ from gvpo.errors import ConfigError
 from gvpo.recipefiles import load_config
 
 INTERRUPTED = 130
-"""The exit code of a run that Ctrl-C or SIGTERM has stopped."""
+"""The exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

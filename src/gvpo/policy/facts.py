@@ -1,4 +1,4 @@
-"""Facts without a model: the configuration of one on the hub, what torch can use here and what its errors mean."""
+"""Facts without a model: the configuration of one on the hub and what torch can use here."""
 
 from typing import Any
 
@@ -8,9 +8,6 @@ from transformers import AutoConfig
 
 from gvpo.downloads import from_hub
 from gvpo.errors import ModelError
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch's RuntimeErrors say of memory: of a GPU, of the CPU on Linux, of the CPU on Windows."""
 
 
 def hub_config(name: str) -> dict[str, Any]:
@@ -41,13 +38,6 @@ def _cuda(index: int) -> str:
     facts = torch.cuda.get_device_properties(index)
     bfloat16 = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
     return f"cuda:{index} {facts.name}, {facts.total_memory / 2**30:.0f} GiB{bfloat16}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out: Python's own, or torch's on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

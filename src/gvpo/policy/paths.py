@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
-from gvpo.policy.facts import is_out_of_memory
+from gvpo.outage import is_out_of_memory
 from gvpo.policy.fork_layout import NEVER, Fork
 from gvpo.policy.forking import prompt_gradient, why_not_forked
 from gvpo.policy.forward import Path, arrange, attention_of, cut, token_scores, unwrap

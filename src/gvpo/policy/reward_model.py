@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from gvpo.downloads import from_hub
 from gvpo.errors import DataError, GvpoWarning, ModelError
-from gvpo.policy.facts import is_out_of_memory
+from gvpo.outage import is_out_of_memory
 from gvpo.policy.model import context_length, moved_to, one_line, quietly
 from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, not_found
 from gvpo.policy.weightfiles import weights_fingerprint

@@ -41,11 +41,7 @@ def asset(name: str) -> str:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page's HTML.
-
-    Raises:
-        RunError: a rollout file is damaged.
-    """
+    """Return the page's HTML."""
     sections = charts.sections(runs)
     drawn = [chart for section in sections.values() for chart in section]
     numbers = count()

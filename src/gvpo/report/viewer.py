@@ -6,11 +6,13 @@ are spread over the run, the ends first. What is left out stays in the rollout f
 
 import gzip
 import json
+import warnings
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from gvpo.errors import GvpoWarning, RunError
 from gvpo.report.data import Run
 from gvpo.report.groups import StepGroups, read_step, run_index, text_blocks, token_blocks
 from gvpo.report.tokens import Pieces
@@ -33,18 +35,29 @@ def viewer_data(runs: Sequence[Run], *, text_bytes: int = TEXT_BYTES, token_byte
 
     Returns:
         Compressed JSON, as `pack` makes it: `index-R` for run R, and for its block B `text-R-B` and `tokens-R-B`;
-        blocks that did not fit are not there.
-
-    Raises:
-        RunError: a rollout file is damaged.
+        blocks that did not fit are not there. A step whose rollout file is damaged is left out, with a warning.
     """
     packed: dict[str, str] = {}
     for number, run in enumerate(runs):
-        steps = [read_step(run, step) for step in run.rollout_steps]
+        steps = _readable_steps(run)
         packed[f"index-{number}"] = pack(run_index(run, steps))
         packed |= _texts(run, steps, number, text_bytes // len(runs))
         packed |= _tokens(run, steps, number, token_bytes // len(runs))
     return packed
+
+
+def _readable_steps(run: Run) -> list[StepGroups]:
+    steps = []
+    for step in run.rollout_steps:
+        try:
+            steps.append(read_step(run, step))
+        except RunError as error:
+            _warn_of_damage(error)
+    return steps
+
+
+def _warn_of_damage(error: RunError) -> None:
+    warnings.warn(f"{error}; the report leaves it out", GvpoWarning, stacklevel=4)
 
 
 def pack(value: Any) -> str:
@@ -69,16 +82,24 @@ def _first_block(steps: Sequence[StepGroups], at: int) -> int:
 
 
 def _fill(name: str, found: Iterable[tuple[int, Iterable[Any]]], allowance: int) -> dict[str, str]:
-    """Packs blocks in the order they come, until the allowance is spent; what comes after is not even read."""
+    """Pack blocks in the order they come, until the allowance is spent; what comes after is not even read."""
     packed: dict[str, str] = {}
     for first, blocks in found:
-        for number, block in enumerate(blocks, start=first):
+        for number, block in enumerate(_undamaged(blocks), start=first):
             text = pack(block)
             if len(text) > allowance:
                 return packed
             allowance -= len(text)
             packed[f"{name}-{number}"] = text
     return packed
+
+
+def _undamaged(blocks: Iterable[Any]) -> Iterator[Any]:
+    """Yield the blocks of a rollout file up to damage, of which the user is warned."""
+    try:
+        yield from blocks
+    except RunError as error:
+        _warn_of_damage(error)
 
 
 def spread(count: int) -> list[int]:

@@ -12,7 +12,9 @@ from gvpo.runfiles import write_text
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes one self-contained HTML page about some runs: curves (overlaid), and groups with rewards and weights.
+    """Write one self-contained HTML page about some runs: curves (overlaid), and groups with rewards and weights.
+
+    Rollout files that are damaged are left out, with a warning each.
 
     Args:
         runs: run directories; finished, running or crashed ones.

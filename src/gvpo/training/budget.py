@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gvpo.errors import TrainingError
 from gvpo.objectives import ObjectiveOutput
+from gvpo.outage import is_out_of_memory
 from gvpo.planning.devices import GIB, free_memory
 from gvpo.planning.search import MOST_TOKENS
-from gvpo.policy.facts import is_out_of_memory
 from gvpo.training.heap import release
 from gvpo.types import Completion, Group
 

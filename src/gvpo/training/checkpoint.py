@@ -10,9 +10,11 @@ checkpoints/step-000100/
   trainer/manifest.json                              sha256 of every other file
 """
 
+import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -24,7 +26,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gvpo.errors import CheckpointError, GvpoWarning, ModelError
+from gvpo.errors import CheckpointError, GvpoWarning, ModelError, RunError
+from gvpo.outage import is_out_of_memory, system_error
 from gvpo.policy import lora
 from gvpo.policy.model import save_model
 
@@ -35,6 +38,8 @@ MANIFEST = "trainer/manifest.json"
 REQUIRED = {"trainer/state.json", "trainer/optimizer.pt"}
 MODEL = {"config.json", lora.CONFIG_FILE}
 """One of these: a whole model or an adapter."""
+_DAMAGE = (errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
+"""Errors by which the system tells that a file itself is bad, and not that it may not or cannot be read now."""
 PARTIAL, REMOVED = ".partial", ".removed"
 """How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
 
@@ -125,10 +130,10 @@ class Checkpoints:
             _sync(beside)
             self._put(beside, target)
             self._prune(state)
-        except (OSError, ModelError, RuntimeError, safetensors.SafetensorError) as error:
+        except Exception as error:
+            shutil.rmtree(beside, ignore_errors=True)  # it takes the room that is missing
             if not _is_refused_write(error):
                 raise
-            shutil.rmtree(beside, ignore_errors=True)  # it takes the room that is missing
             raise CheckpointError(
                 f"cannot write checkpoint {target}: {_reason(error)}; make room or fix the directory, then go on with "
                 "--resume"
@@ -191,24 +196,29 @@ def _write_trainer(
     optimizer: Mapping[str, Any],
     reference: Mapping[str, torch.Tensor] | None,
 ) -> None:
-    torch.save(dict(optimizer), directory / "optimizer.pt")
+    with (directory / "optimizer.pt").open("wb") as file:  # given a path, torch's zip writer hides the system's error
+        torch.save(dict(optimizer), file)
     if reference is not None:
         safetensors.torch.save_file(dict(reference), directory / "reference.safetensors")
     (directory / "state.json").write_text(json.dumps(asdict(state), indent=2))
 
 
-def _is_refused_write(error: BaseException | None) -> bool:
-    """Whether the system did not take a file, in the words of Python, safetensors, torch.save or `save_model`."""
-    if isinstance(error, ModelError):
+def _is_refused_write(error: BaseException) -> bool:
+    """Return whether the system did not take a file, in the words of Python, safetensors, torch.save or `save_model`.
+
+    The zip writer of torch.save complains of its position after the system's error, which is then its context.
+    """
+    if isinstance(error, ModelError) and error.__cause__ is not None:
         return _is_refused_write(error.__cause__)
-    if isinstance(error, RuntimeError):
-        return "PytorchStreamWriter" in str(error)
-    return isinstance(error, OSError | safetensors.SafetensorError)
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, safetensors.SafetensorError) or system_error(error) is not None
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a line."""
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    """Return what went wrong, in a line."""
+    refused = system_error(error)
+    words = refused.strerror if refused is not None and refused.strerror else str(error)
     return " ".join(words.split())
 
 
@@ -220,7 +230,9 @@ def load(path: Path, *, verified: bool = False) -> Loaded:
         verified: another process has just compared the checksums.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed; the message names it.
+        CheckpointError: a file is missing, truncated or changed, or holds what this version cannot read; the message
+            names it.
+        RunError: the system does not let it be read; the files may be whole.
     """
     if not verified:
         verify(path)
@@ -232,7 +244,14 @@ def load(path: Path, *, verified: bool = False) -> Loaded:
             optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),
             reference=safetensors.torch.load_file(reference) if reference.exists() else None,
         )
-    except (OSError, TypeError) as error:  # TypeError: a state with other fields
+    except pickle.UnpicklingError as error:
+        reason = "trainer/optimizer.pt holds objects that are not tensors or numbers"
+        raise CheckpointError(f"checkpoint {path} cannot be read by this version: {reason}") from error
+    except OSError as error:
+        raise _unreadable(path, "", error) from error
+    except Exception as error:  # a state with other fields; whatever torch and safetensors raise
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"checkpoint {path} cannot be read by this version: {_reason(error)}") from error
 
 
@@ -241,11 +260,14 @@ def verify(path: Path) -> None:
 
     Raises:
         CheckpointError: a file is missing, truncated or changed; the message names it.
+        RunError: the system does not let it be read; the files may be whole.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: it is incomplete") from None
+    except OSError as error:
+        raise _unreadable(path, f"{MANIFEST}: ", error) from error
     if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED or not manifest.keys() & MODEL:
         raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
     for name, checksum in manifest.items():
@@ -253,15 +275,23 @@ def verify(path: Path) -> None:
 
 
 def _verify_file(checkpoint: Path, name: str, checksum: str) -> None:
-    file = checkpoint / name
-    if not file.exists():
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is missing")
     try:
-        found = _sha256(file)
+        found = _sha256(checkpoint / name)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name}: {_reason(error)}") from error
+        raise _unreadable(checkpoint, f"{name}: ", error) from error
     if found != checksum:
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is not what was written")
+
+
+def _unreadable(checkpoint: Path, name: str, error: OSError) -> RunError:
+    """Return the error for a file that the system does not read: only a bad disk is a reason to pass it over."""
+    if error.errno in _DAMAGE:
+        return CheckpointError(f"checkpoint {checkpoint} is damaged: {name}{_reason(error)}")
+    return RunError(
+        f"checkpoint {checkpoint} cannot be read: {name}{_reason(error)}; make it readable, then go on with --resume"
+    )
 
 
 def _checksums(directory: Path) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM: the first asks a run to stop when its step is done and saved, the second stops it now.
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks a run to stop when its step is done and saved, the second stops it now.
 
 Knows signals; knows nothing of steps or checkpoints. The session asks `requested` between steps.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends when it is closed; Windows has none."""
+SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
 """SIGTERM is what clusters send before they take a machine away."""
 
 NOTICE = b"\nstopping when this step is done and saved; once more stops now\n"
+NOW = b"\nstopping now, without this step: closing the workers; once more ends the process at once\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -22,10 +26,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequests:
-    """While entered, SIGINT and SIGTERM set `requested`; the second of them raises KeyboardInterrupt.
+    """While entered, the first signal sets `requested`, the second raises KeyboardInterrupt, the third ends it all.
 
-    Signals stay as they are in any thread but the main one, and one that is ignored (a job in the background) stays
-    ignored. Entered within another, it is that one: a warm start and the run after it share their requests.
+    SIGHUP only ever sets `requested`: a closed terminal and the shell in it send one each. Signals stay as they are in
+    any thread but the main one, and one that is ignored (a job in the background) stays ignored. Entered within
+    another, it is that one: a warm start and the run after it share their requests.
 
     >>> with StopRequests() as stop:
     ...     signal.raise_signal(signal.SIGINT)
@@ -35,13 +40,14 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.requested = False
+        self._urgent = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Self | StopRequests":
         """Take the signals, unless another one that is entered has them."""
         if threading.current_thread() is not threading.main_thread():
             return self
-        outer = _owner(signal.getsignal(signal.SIGINT)) or _owner(signal.getsignal(signal.SIGTERM))
+        outer = next((owner for number in SIGNALS if (owner := _owner(signal.getsignal(number)))), None)
         if outer is not None:
             return outer
         for number in SIGNALS:
@@ -58,11 +64,34 @@ class StopRequests:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if number == HANGUP:
+            _leave_terminal()
+        if self._urgent and number != HANGUP:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self.requested:
+            self.requested = True
+            _tell(NOTICE)
+        elif number != HANGUP:
+            self._urgent = True
+            _tell(NOW)
             raise KeyboardInterrupt
-        self.requested = True
-        with contextlib.suppress(OSError):  # not print: a handler may run in the middle of another print
-            os.write(2, NOTICE)
+
+
+def _tell(notice: bytes) -> None:
+    """Write to standard error; not with print, since a handler may run in the middle of another print."""
+    with contextlib.suppress(OSError):
+        os.write(2, notice)
+
+
+def _leave_terminal() -> None:
+    """Point what is read from and written to a terminal that is gone at nothing, so that no later print fails."""
+    for descriptor in range(3):
+        try:
+            os.get_terminal_size(descriptor)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
 
 
 def _owner(handler: Callable[..., Any] | int | None) -> StopRequests | None:

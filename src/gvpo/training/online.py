@@ -17,6 +17,7 @@ from gvpo import runfiles
 from gvpo.combinations import PAIRED, SUPERVISED
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
+from gvpo.outage import explained
 from gvpo.policy import lora
 from gvpo.policy.generation_config import settle
 from gvpo.policy.tokenizer import load_tokenizer
@@ -42,7 +43,6 @@ from gvpo.training.offline import (
     read_rows,
     resolve_reference,
 )
-from gvpo.training.outage import explained
 from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import Dataset, training_stops
 from gvpo.training.progress import StepProgress
@@ -144,8 +144,8 @@ class Trainer:
             RunError: the directory holds a run already or is in use, or (resume) holds none or one of other settings.
             GvpoError: training cannot go on; what was written stays.
             TrainingError: another rank was killed or does not answer, among others.
-            KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it; at once if
-                there were two. In any thread but the main one signals are left alone.
+            KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, after the step that was running and a checkpoint of it; at
+                once if there were two (other than SIGHUP). In any thread but the main one signals are left alone.
         """
         if self.model.device.type == "cpu":
             keep_freed_memory()

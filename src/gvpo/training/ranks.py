@@ -23,7 +23,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from gvpo.errors import ConfigError, GvpoError, TrainingError
-from gvpo.policy.facts import is_out_of_memory
+from gvpo.outage import is_out_of_memory
 from gvpo.types import Group
 
 T = TypeVar("T")

@@ -39,7 +39,7 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
 
     Raises:
         GvpoError: settings, data or training that cannot work; the message says what to do.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that was running and a checkpoint of it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, after the step that was running and a checkpoint of it.
     """
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.config import TrainConfig
-from gvpo.errors import RunError
+from gvpo.errors import CheckpointError, GvpoError, RunError
+from gvpo.outage import is_out_of_memory
 from gvpo.policy import lora
 from gvpo.policy.model import load_model
 from gvpo.recipefiles import restore_config
@@ -40,10 +41,10 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
         inputs: fingerprints of the data and the rewards now, by name.
 
     Raises:
-        RunError: there is none, or it was started with other settings, data or rewards.
+        RunError: there is none, its settings cannot be read, or it was started with other settings, data or rewards.
     """
     run = RunDirectory.open(path)
-    before = _flat(restore_config(run.config_path.read_text(encoding="utf-8")))
+    before = _flat(_settings(run.config_path))
     now = _flat(config)
     changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
     if changed:
@@ -66,6 +67,17 @@ def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
         )
 
 
+def _settings(file: Path) -> TrainConfig:
+    try:
+        return restore_config(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{file} cannot be read ({reason}); put the one there that another run with the same settings writes, then "
+            "go on with --resume"
+        ) from error
+
+
 def _flat(config: TrainConfig) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
 
@@ -79,13 +91,13 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> Trainer
         config: the run's settings.
 
     Raises:
-        CheckpointError: no checkpoint is whole.
+        CheckpointError: no checkpoint is whole, or the newest one is of another model.
     """
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
     loaded = _newest(checkpoints)
     if loaded is None:
         return TrainerState()
-    _restore_learner(loaded, learner, config)
+    _restore_fitting(loaded, learner, config)
     return loaded.state
 
 
@@ -103,6 +115,18 @@ def _newest(checkpoints: Checkpoints) -> Loaded | None:
     if path is None or found:
         return found[0] if found else None
     return load(path, verified=True)
+
+
+def _restore_fitting(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
+    try:
+        _restore_learner(loaded, learner, config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # whatever torch says of other names and shapes
+        if isinstance(error, GvpoError) or is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{loaded.path} does not fit the model that is trained ({' '.join(str(error).split())[:200]}); remove it "
+            "to go on from the one before"
+        ) from error
 
 
 def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:

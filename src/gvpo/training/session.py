@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gvpo.config import TrainConfig
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
+from gvpo.outage import explained
 from gvpo.policy.lora import adapter_of
 from gvpo.policy.model import verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning
@@ -27,7 +28,6 @@ from gvpo.training.interrupt import Stopped, StopRequests
 from gvpo.training.learner import Learned, Learner
 from gvpo.training.logged import NO_REWARD
 from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, step_metrics
-from gvpo.training.outage import explained
 from gvpo.training.progress import StepProgress
 from gvpo.training.run import RunDirectory
 from gvpo.training.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
