@@ -12,6 +12,7 @@ checkpoints/step-000100/
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -40,6 +41,8 @@ MODEL = {"config.json", lora.CONFIG_FILE}
 """One of these: a whole model or an adapter."""
 _DAMAGE = (errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
 """Errors by which the system tells that a file itself is bad, and not that it may not or cannot be read now."""
+_BUFFER = 2**20
+"""Bytes that are written to optimizer.pt at once at least; torch writes many small parts."""
 PARTIAL, REMOVED = ".partial", ".removed"
 """How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
 
@@ -196,8 +199,8 @@ def _write_trainer(
     optimizer: Mapping[str, Any],
     reference: Mapping[str, torch.Tensor] | None,
 ) -> None:
-    with (directory / "optimizer.pt").open("wb") as file:  # given a path, torch's zip writer hides the system's error
-        torch.save(dict(optimizer), file)
+    with (directory / "optimizer.pt").open("wb", buffering=0) as raw, io.BufferedWriter(raw, _BUFFER) as file:
+        torch.save(dict(optimizer), file)  # given a path instead, torch's zip writer hides the system's error
     if reference is not None:
         safetensors.torch.save_file(dict(reference), directory / "reference.safetensors")
     (directory / "state.json").write_text(json.dumps(asdict(state), indent=2))
