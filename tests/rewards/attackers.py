@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -97,6 +98,13 @@ def _daemon(pid_file):
         os._exit(0)
     while not Path(pid_file).exists() or not Path(pid_file).read_text():
         time.sleep(0.01)
+
+
+def leave_clean_daemon_and_hang(completions, pid_file, **_):
+    """A daemon without anything of its parent's: another session, no environment, another program."""
+    start = f"sleep 600 & echo $! > {pid_file[0]}.new; mv {pid_file[0]}.new {pid_file[0]}"
+    subprocess.run(["/bin/sh", "-c", start], env={}, start_new_session=True, check=True)
+    time.sleep(600)
 
 
 def leave_daemon_and_hang(completions, pid_file, **_):

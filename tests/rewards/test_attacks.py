@@ -13,7 +13,7 @@ import pytest
 
 from gvpo.errors import RewardError
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rewards.pool import GIVE_UP_AFTER
+from gvpo.rewards.scoring import GIVE_UP_AFTER
 from tests.rewards import attackers
 
 ROWS = ["fine", "bad", "well"]
@@ -107,6 +107,7 @@ def ends(pid: int, seconds: float = 5.0) -> bool:
         (attackers.leave_child_and_hang, "timeout"),
         (attackers.leave_child_and_die, "died"),
         (attackers.leave_daemon_and_hang, "timeout"),
+        (attackers.leave_clean_daemon_and_hang, "timeout"),
         (attackers.leave_daemon_and_die, "died"),
     ],
 )
@@ -158,7 +159,14 @@ def busy(completions, **_):
         file.write(str(os.getpid()))
     time.sleep(600)
 
-functions, timeout = ({"pid": attackers.report_pid}, 5.0) if state == "idle" else ({"busy": busy}, 1.0)
+def daemon(completions, **_):
+    attackers._daemon(path + ".busy")
+    time.sleep(600)
+
+functions = {"idle": attackers.report_pid, "busy": busy, "daemon": daemon}[state]
+functions, timeout = {state: functions}, 60.0
+if state == "daemon":
+    state = "busy"
 pool = RewardPool(functions, workers=1, timeout=timeout)
 if state == "busy":
     def end_once_it_works():
@@ -174,11 +182,11 @@ os._exit(0)
 
 
 @linux
-@pytest.mark.parametrize(("state", "seconds"), [("idle", 5.0), ("busy", 15.0)])
-def test_an_orphan_ends(tmp_path, state, seconds):
-    """The program ends without a word to its workers: an idle one ends at once, a busy one soon after its deadline."""
+@pytest.mark.parametrize("state", ["idle", "busy", "daemon"])
+def test_an_orphan_ends(tmp_path, state):
+    """The program ends without a word to its workers: they and what they started end at once."""
     subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path / "pid"), state], check=True, timeout=60)
-    assert ends(int((tmp_path / f"pid.{state}").read_text()), seconds)
+    assert ends(int((tmp_path / f"pid.{'idle' if state == 'idle' else 'busy'}").read_text()))
 
 
 def test_a_reward_that_always_hangs_does_not_take_all_day():
@@ -195,11 +203,10 @@ def test_a_reward_that_worked_once_is_not_given_up():
     bad = RewardBatch("p", ["bad"] * GIVE_UP_AFTER)
     fine = RewardBatch("p", ["fine"])
     with RewardPool({"raises": attackers.raise_}, workers=1) as pool:
-        verdicts = pool.score([fine, bad, bad, fine])
-        assert [group[0].reward for group in verdicts] == [1.0, None, None, 1.0]
         given_up = pool.score([bad, bad, fine])
         assert [group[0].reward for group in given_up] == [None, None, None]
-        assert pool.score([fine])[0][0].reward == 1.0  # the next scoring starts afresh
+        verdicts = pool.score([fine, bad, bad, fine])  # the next scoring starts afresh
+        assert [group[0].reward for group in verdicts] == [1.0, None, None, 1.0]
 
 
 @pytest.mark.parametrize("held", [threading.Lock(), (number for number in range(3))], ids=["lock", "generator"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rewards import RewardBatch, RewardPool, deadline
 from gvpo.rewards.code import code_reward
 from gvpo.rewards.sandbox.isolation import isolation_problem
 from gvpo.rewards.sandbox.limits import MIB, Limits
@@ -102,7 +102,13 @@ def test_the_processes_of_a_jail_can_be_found(outside):
 
 def test_when_the_pool_kills_the_worker_the_jail_ends_too(outside):
     patient = code_reward(wall=float(f"6{WALL}"), cpu=60)
-    with RewardPool({"code": patient}, workers=1, timeout=1.5) as pool:
+
+    def stubborn(completions, tests):
+        """A reward that does not keep the pool's deadline."""
+        deadline.begin(60.0)
+        return patient(completions=completions, tests=tests)
+
+    with RewardPool({"code": stubborn}, workers=1, timeout=1.5) as pool:
         (group,) = pool.score([RewardBatch("Add.", ["import time\ntime.sleep(50)"], {"tests": TESTS})])
     assert group[0].reward is None
     assert group[0].reason.startswith("timeout")

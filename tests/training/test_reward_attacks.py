@@ -11,6 +11,7 @@ import pytest
 from gvpo import runfiles
 from gvpo.cli.main import main
 from gvpo.errors import RewardError
+from gvpo.rewards import outputlog
 from gvpo.training.setup import REWARDS_LOG
 from tests.rewards import attackers
 from tests.rewards.test_attacks import ends, linux
@@ -129,9 +130,12 @@ def test_odd_rewards_that_answer_are_fine(tmp_path: Path, reward: Any):
     assert [line["rows/failed"] for line in lines(tmp_path)] == [0, 0]
 
 
-def test_megabytes_of_prints_are_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_the_newest_megabytes_of_prints_are_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run(tmp_path, attackers.shout)
-    assert (tmp_path / REWARDS_LOG).stat().st_size == 8 * 10_100_000
+    parts = [tmp_path / name for name in (REWARDS_LOG, REWARDS_LOG + outputlog.OLDER)]
+    size = sum(part.stat().st_size for part in parts)
+    assert outputlog.LIMIT / 2 < size <= outputlog.LIMIT < 8 * 10_100_000
+    assert parts[0].read_bytes().startswith(b"[gvpo: earlier output is in rewards.log.1, older output is gone]\n")
     assert "xxx" not in "".join(capfd.readouterr())
 
 

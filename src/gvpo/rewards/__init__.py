@@ -16,7 +16,8 @@ from gvpo.rewards.length import length_penalty, token_cost
 from gvpo.rewards.local import LocalReward
 from gvpo.rewards.math_answer import math_answer
 from gvpo.rewards.number import number_match
-from gvpo.rewards.pool import Failure, RewardPool
+from gvpo.rewards.outcomes import Failure
+from gvpo.rewards.pool import RewardPool
 from gvpo.rewards.reasons import no_value
 from gvpo.rewards.refusal import over_refusal, refusal
 from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options

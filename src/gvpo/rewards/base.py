@@ -57,10 +57,16 @@ class RewardBatch:
         """The arguments that this batch can give."""
         return frozenset(STANDARD if self.completion_ids else STANDARD[:2]) | frozenset(self.columns)
 
-    def row(self, index: int) -> "RewardBatch":
-        """The batch of one row alone."""
-        ids = self.completion_ids[index : index + 1] if self.completion_ids else ()
-        return RewardBatch(self.prompt, [self.completions[index]], self.columns, ids)
+    def only(self, rows: Sequence[int]) -> "RewardBatch":
+        """Return the batch of some rows."""
+        ids = [self.completion_ids[row] for row in rows] if self.completion_ids else ()
+        return RewardBatch(self.prompt, [self.completions[row] for row in rows], self.columns, ids)
+
+    def written(self, text: str) -> "RewardBatch":
+        """Return the batch of one row whose completion is `text`, without token ids."""
+        messages = bool(self.completions) and not isinstance(self.completions[0], str)
+        completion: Answer = [{"role": "assistant", "content": text}] if messages else text
+        return RewardBatch(self.prompt, [completion], self.columns, [[]] if self.completion_ids else ())
 
     def argument(self, name: str) -> list[Any]:
         """One value a row for the argument `name`, which is one of `names`."""
@@ -109,6 +115,25 @@ class Wanted:
     def arguments(self, batch: RewardBatch) -> dict[str, list[Any]]:
         """The keyword arguments of the call."""
         return {name: batch.argument(name) for name in sorted(batch.names) if self.everything or name in self.named}
+
+
+def blames_text(reward: RewardFunc, worst: float = 0.0, control: str = "") -> RewardFunc:
+    """Declare that a reward judges text that nobody trusts, and what it pays for a row that it cannot finish.
+
+    A call on one row that times out, ends the worker, runs out of memory or raises is then the completion's doing, and
+    the row gets `worst`. Before that, the same row is called with the completion `control`: if that fails too, the
+    data or the machine is to blame, and the row has no reward. So is an error of gvpo's own (`GvpoError`).
+
+    Args:
+        reward: the reward; its attributes `worst` and `control` are set.
+        worst: its lowest value.
+        control: an ordinary completion that makes it read the row's columns.
+
+    Returns:
+        The reward.
+    """
+    reward.worst, reward.control = worst, control  # type: ignore[attr-defined]
+    return reward
 
 
 def check_ready(functions: Iterable[RewardFunc]) -> None:

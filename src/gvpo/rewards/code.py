@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gvpo.rewards.base import Answer, RewardFunc, completion_text
+from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text
 from gvpo.rewards.codeproblem import CodeProblem, scorable
 from gvpo.rewards.reasons import no_value
 from gvpo.rewards.sandbox.isolation import is_isolated
@@ -68,7 +68,7 @@ def code_reward(**limits: Any) -> RewardFunc:
     """
     reward: RewardFunc = functools.partial(_judged, Limits(**limits))
     reward.check_ready = is_isolated  # type: ignore[attr-defined]  # a partial takes attributes
-    return reward
+    return blames_text(reward, control="pass")
 
 
 def _judged(

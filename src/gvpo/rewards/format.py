@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gvpo.errors import RewardError
-from gvpo.rewards.base import Answer, RewardFunc, completion_text
+from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text
 from gvpo.rewards.boxed import last_boxed_span
 
 
@@ -55,4 +55,4 @@ def regex_format(pattern: str, *, name: str = "regex_format") -> RewardFunc:
         return [float(compiled.fullmatch(completion_text(each).strip()) is not None) for each in completions]
 
     matches.__name__ = name
-    return matches
+    return blames_text(matches)

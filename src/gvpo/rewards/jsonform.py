@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.errors import RewardError
-from gvpo.rewards.base import Answer, RewardFunc, completion_text
+from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text
 from gvpo.rewards.stated import without_thinking
 
 _BLOCK = re.compile(r"^\s*```[ \t]*(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*$", re.DOTALL | re.IGNORECASE)
@@ -79,7 +79,7 @@ def json_fields(fields: Mapping[str, str], *, only: bool = False, name: str = "j
         return [_share(_value(completion), kinds, only=only) for completion in completions]
 
     share.__name__ = name
-    return share
+    return blames_text(share)
 
 
 def read_json(text: str) -> Any:

@@ -1,12 +1,15 @@
-"""The pool's side of one worker: start it, write and read without ever waiting, kill it with all its children."""
+"""The pool's side of one worker: start it, write and read without ever waiting, end it with all that it started."""
 
 import contextlib
 import json
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
-import uuid
+import tempfile
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +17,25 @@ from typing import Any
 import cloudpickle
 
 from gvpo.rewards.wire import Inbox, frame
+from gvpo.rewards.worker import PROGRESS
 
 # The path goes over before gvpo is imported; -P keeps the working directory from shadowing the standard library.
 _BOOT = """\
 import json, sys
-sys.path[:] = json.loads(sys.argv[3])
-from gvpo.rewards.worker import main
-main(int(sys.argv[1]), int(sys.argv[2]))
+sys.path[:] = json.loads(sys.argv[2])
+from gvpo.rewards.supervisor import main
+main(sys.argv[1])
 """
-_TAG = "GVPO_REWARD_WORKER"
-"""In the environment of a worker, and so of all that it starts: by it they are found, whatever session they are in."""
-_SCANS = 10
+_MARK = "GVPO_REWARD_WORKER"
+"""In the environment of a worker, and so of all that it starts."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+END_SECONDS = 10.0
+"""Maximum number of seconds that a worker's supervisor may take to end; it needs milliseconds."""
 
 
 def in_worker() -> bool:
     """Whether this process is a worker, or was started by one."""
-    return _TAG in os.environ
+    return _MARK in os.environ
 
 
 class WorkerDied(Exception):
@@ -38,7 +43,7 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One process that runs reward functions.
+    """One process that runs reward functions, and its supervisor.
 
     Args:
         setup: what the worker reads first: pickled functions, timeout, memory limit.
@@ -49,18 +54,23 @@ class WorkerProcess:
     """
 
     def __init__(self, setup: Mapping[str, Any], log: Path | None) -> None:
-        self.call: Any = None  # what it works on
+        self.pending: deque[Any] = deque()  # what it works on, and what comes after that
+        self.load = 0.0  # seconds that this will take
         self.ready = False
         self.deadline = float("inf")
+        self._answered = 0
         self._inbox, self._outbox = Inbox(), bytearray()
-        self._tag = f"{_TAG}={uuid.uuid4().hex}"
         with contextlib.ExitStack() as on_error:
             requests, self.requests = _pipe(on_error)
             self.replies, replies = _pipe(on_error)
-            self._process = _start(requests, replies, log, self._tag)
+            lifeline, self._lifeline = _pipe(on_error)
+            self._progress = _counter()
+            on_error.callback(os.close, self._progress)
+            theirs = {"requests": requests, "replies": replies, "lifeline": lifeline, "progress": self._progress}
+            self._process = _start(theirs, log)
             on_error.pop_all()
-        os.close(requests)
-        os.close(replies)
+        for descriptor in (requests, replies, lifeline):
+            os.close(descriptor)
         os.set_blocking(self.requests, False)
         os.set_blocking(self.replies, False)
         self.send(cloudpickle.dumps(setup))
@@ -100,9 +110,24 @@ class WorkerProcess:
         except ValueError as error:
             raise WorkerDied from error
 
+    def answered(self) -> Any:
+        """Take the first of what is pending: its reply has arrived."""
+        self._answered += 1
+        return self.pending.popleft()
+
+    def at_work(self) -> int:
+        """Return the place among the pending calls of the one that the worker has begun and not answered."""
+        with contextlib.suppress(struct.error):  # nothing was begun
+            (begun,) = PROGRESS.unpack(os.pread(self._progress, PROGRESS.size, 0))
+            place = int(begun) - self._answered - 1
+            return place if 0 <= place < len(self.pending) else 0
+        return 0
+
     def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
+        """Whether the worker still holds its pipe."""
+        poll = select.poll()
+        poll.register(self.replies, select.POLLIN)
+        return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def kill(self) -> str:
         """End the worker and all that it started; on Linux also what left its session (daemons).
@@ -110,11 +135,13 @@ class WorkerProcess:
         Returns:
             How it had ended by itself, if it had: "exit code 3", "signal SIGSEGV".
         """
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
-        _kill_tagged(self._tag.encode())
-        for descriptor in (self.requests, self.replies):
+        os.close(self._lifeline)
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the worker ends with its supervisor
+            code = self._process.wait()
+        for descriptor in (self.requests, self.replies, self._progress):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         return f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
@@ -127,38 +154,30 @@ def _pipe(on_error: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _kill_tagged(tag: bytes) -> None:
-    """End all processes with `tag` in their environment, again until a look finds none: they may be starting others."""
-    for _ in range(_SCANS):
-        found = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _has_tag(entry, tag)]
-        if not found:
-            return
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+def _counter() -> int:
+    """Open a file without a name, in memory where possible; what a reward writes to it by mistake goes elsewhere."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("gvpo-progress")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.lseek(descriptor, 1 << 20, os.SEEK_SET)
+    return descriptor
 
 
-def _has_tag(process: Path, tag: bytes) -> bool:
-    try:
-        return tag in (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # it is another user's, or gone
-        return False
-
-
-def _start(requests: int, replies: int, log: Path | None, tag: str) -> "subprocess.Popen[bytes]":
+def _start(descriptors: Mapping[str, int], log: Path | None) -> "subprocess.Popen[bytes]":
+    settings = json.dumps({**descriptors, "log": None if log is None else str(log.absolute())})
     path = json.dumps([str(entry) for entry in sys.path])
-    name, _, value = tag.partition("=")
-    environment = {**dict.fromkeys(_THREADS, "1"), **os.environ, name: value}
     with contextlib.ExitStack() as stack:
         output = subprocess.DEVNULL if log is None else stack.enter_context(log.open("ab"))
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, str(requests), str(replies), path],
+            [sys.executable, "-P", "-c", _BOOT, settings, path],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            pass_fds=(requests, replies),
-            start_new_session=True,  # Ctrl-C is the trainer's, and killing the session kills a reward's children
-            env=environment,
+            pass_fds=tuple(descriptors.values()),
+            start_new_session=True,  # Ctrl-C is the trainer's
+            env={**dict.fromkeys(_THREADS, "1"), **os.environ, _MARK: "1"},
         )
 
 

@@ -15,7 +15,7 @@ import cloudpickle
 
 from gvpo.errors import RewardError
 from gvpo.rewards.addition import addition_slip, addition_steps
-from gvpo.rewards.base import RewardFunc
+from gvpo.rewards.base import RewardFunc, blames_text
 from gvpo.rewards.boxed import boxed_answer
 from gvpo.rewards.choice import multiple_choice
 from gvpo.rewards.code import code_reward, code_tests
@@ -57,6 +57,22 @@ REWARDS: dict[str, RewardFunc] = {
     "token_cost": token_cost,
 }
 """The built-in rewards that need no settings."""
+
+WORST = {"addition_slip": 1.0, "over_refusal": -1.0}
+"""What a built-in reward pays for a completion that it cannot finish, where that is not 0 (`blames_text`)."""
+
+CONTROL = {
+    "boxed_answer": r"\boxed{0}",
+    "code_tests": "pass",
+    "countdown": r"\boxed{0}",
+    "gsm8k": "#### 0",
+    "math_answer": r"\boxed{0}",
+    "number_match": "0",
+}
+"""The harmless completion that makes a built-in reward read the row's columns, where the empty one does not."""
+
+for _name in REWARDS.keys() - {"token_cost"}:  # it reads no text
+    blames_text(REWARDS[_name], WORST.get(_name, 0.0), CONTROL.get(_name, ""))
 
 Maker = Callable[..., RewardFunc]
 """A function of settings that returns a reward."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from gvpo.errors import RewardError
-from gvpo.rewards.base import Answer, RewardFunc, completion_text
+from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text
 
 Unit = Literal["words", "tokens"]
 
@@ -44,7 +44,7 @@ def repetition_penalty(size: int = 4, *, over: Unit = "words", name: str = "repe
 
     penalty: RewardFunc = by_words if over == "words" else by_tokens
     penalty.__name__ = name
-    return penalty
+    return blames_text(penalty, worst=-1.0)
 
 
 def repeated(units: Sequence[Any], size: int) -> float:

@@ -1,10 +1,15 @@
 """How the pool and its workers talk: frames of a length and that many bytes, over two pipes of their own.
 
-Requests are cloudpickle, as they carry functions and data; replies are JSON, as nothing that a reward writes into the
-pipe should run in the trainer.
+Requests are pickles, as they carry functions and data; replies are JSON, as nothing that a reward writes into the pipe
+should run in the trainer.
 """
 
+import io
+import pickle
 import struct
+from typing import Any
+
+import cloudpickle
 
 _HEADER = struct.Struct(">Q")
 MAX_FRAME = 1 << 30
@@ -14,6 +19,26 @@ MAX_FRAME = 1 << 30
 def frame(payload: bytes) -> bytes:
     """`payload` with its length in front."""
     return _HEADER.pack(len(payload)) + payload
+
+
+class _NotPlain(Exception):
+    """The data holds something else than Python's own containers, numbers and texts."""
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        """Refuse what might not mean the same in another process."""
+        raise _NotPlain
+
+
+def packed(data: Any) -> bytes:
+    """Return `data` as a pickle: the fast way where all of it is plain, else by cloudpickle."""
+    buffer = io.BytesIO()
+    try:
+        _PlainPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(data)
+        return buffer.getvalue()
+    except _NotPlain:
+        return bytes(cloudpickle.dumps(data))
 
 
 class Inbox:
@@ -43,12 +68,3 @@ class Inbox:
         payload = bytes(self._bytes[_HEADER.size : end])
         del self._bytes[:end]
         return payload
-
-
-HEADER_SIZE = _HEADER.size
-
-
-def frame_length(header: bytes) -> int:
-    """The payload's length, from a frame's first HEADER_SIZE bytes."""
-    (length,) = _HEADER.unpack(header)
-    return int(length)

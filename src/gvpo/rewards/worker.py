@@ -7,48 +7,116 @@ that holds it, is gone. Knows nothing of groups, weights or verdicts.
 
 import asyncio
 import contextlib
-import faulthandler
 import inspect
 import json
 import math
 import numbers
 import os
 import pickle
+import select
+import struct
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gvpo.errors import GvpoError
+from gvpo.rewards import deadline
 from gvpo.rewards.reasons import UNSCORABLE, hearing
-from gvpo.rewards.wire import HEADER_SIZE, frame, frame_length
+from gvpo.rewards.wire import Inbox, frame
 
-ORPHAN_GRACE = 5.0
-"""Seconds past a call's deadline after which a worker that nobody killed ends by itself: its trainer is dead."""
+MOMENT = 0.005
+"""Seconds of work after which replies are sent at the latest."""
+PROGRESS = struct.Struct(">Q")
+"""The number of calls that a worker has begun, as it writes it."""
 MAX_DETAIL, MAX_TRACEBACK = 300, 20_000
 
 
-def main(requests: int, replies: int) -> NoReturn:
+def main(requests: int, replies: int, progress: int) -> NoReturn:
     """Serve until the pipe of calls closes.
 
     Args:
         requests: file descriptor that calls are read from.
         replies: file descriptor that values are written to.
+        progress: file descriptor that holds the number of calls that were begun.
     """
     with contextlib.suppress(EOFError, BrokenPipeError):
-        _serve(requests, replies)
+        _serve(requests, replies, progress)
     os._exit(0)  # a reward's threads and exit handlers are not waited for
 
 
-def _serve(requests: int, replies: int) -> None:
-    _keep_from_children(requests, replies)
+def _serve(requests: int, replies: int, progress: int) -> None:
+    _keep_from_children(requests, replies, progress)
     _volunteer_to_be_killed()
-    setup = pickle.loads(_read(requests))
+    link = _Link(requests, replies, progress)
+    setup = pickle.loads(link.read())
     _limit_memory(setup["memory_limit"])
     functions, problem = _load(setup["functions"])
-    _write(replies, {"problem": problem})
-    calls = _Calls(functions, patience=setup["timeout"] + ORPHAN_GRACE)
+    link.write({"problem": problem})
+    calls = _Calls(functions, setup["timeout"])
     while True:
-        _write(replies, calls.answer(_read(requests)))
+        function, each, rows, arguments = pickle.loads(link.read())
+        for count, part in _parts(each, rows, arguments):
+            link.begin()
+            reply, seconds = calls.answer(function, count, part)
+            link.add(reply, seconds)
+            if reply.get("spent"):
+                link.flush()
+                return  # the pool replaces the worker
+
+
+def _parts(each: bool, rows: int, arguments: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Return the calls of a message with their numbers of rows: one per row if `each`, else one of all rows."""
+    if not each:
+        return iter([(rows, arguments)])
+    return ((1, {name: [values[row]] for name, values in arguments.items()}) for row in range(rows))
+
+
+class _Link:
+    """The worker's end of the pipes. Replies of quick calls travel together, those of slow ones at once."""
+
+    def __init__(self, requests: int, replies: int, progress: int) -> None:
+        self._requests, self._replies, self._progress = requests, replies, progress
+        self._inbox, self._begun = Inbox(), 0
+        self._waiting: list[tuple[Mapping[str, Any], float]] = []
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        """Note that one more call begins: if the worker does not survive it, the pool knows which one it was."""
+        self._begun += 1
+        os.pwrite(self._progress, PROGRESS.pack(self._begun), 0)
+
+    def read(self) -> bytes:
+        """Return the next message; replies are sent before waiting for one."""
+        while (message := self._inbox.take()) is None:
+            if not select.select([self._requests], [], [], 0)[0]:
+                self.flush()
+            data = os.read(self._requests, 1 << 20)
+            if not data:
+                raise EOFError
+            self._inbox.feed(data)
+        return message
+
+    def add(self, reply: Mapping[str, Any], seconds: float) -> None:
+        """Send a reply, or keep it for a moment."""
+        self._waiting.append((reply, seconds))
+        self._seconds += seconds
+        if self._seconds >= MOMENT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the replies that were kept."""
+        if not self._waiting:
+            return
+        replies, seconds = zip(*self._waiting, strict=True)
+        self._waiting, self._seconds = [], 0.0
+        self.write({"replies": replies, "seconds": seconds})
+
+    def write(self, message: Mapping[str, Any]) -> None:
+        """Send a message."""
+        rest = memoryview(frame(json.dumps(message).encode()))
+        while rest:
+            rest = rest[os.write(self._replies, rest) :]
 
 
 def _keep_from_children(*descriptors: int) -> None:
@@ -98,26 +166,23 @@ def _nothing() -> None:
 class _Calls:
     """Runs calls one after the other. All coroutines share one event loop, as clients with connections expect."""
 
-    def __init__(self, functions: Sequence[Callable[..., Any]], patience: float) -> None:
-        self._functions, self._patience = functions, patience
+    def __init__(self, functions: Sequence[Callable[..., Any]], timeout: float) -> None:
+        self._functions, self._timeout = functions, timeout
         self._runner: asyncio.Runner | None = None
         self._pid = os.getpid()
-        self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process lives
 
-    def answer(self, request: bytes) -> dict[str, Any]:
-        """The reply to a call: values, or why there are none."""
-        function, rows, arguments = pickle.loads(request)
-        faulthandler.dump_traceback_later(self._patience, exit=True, file=self._nowhere)
+    def answer(self, function: int, rows: int, arguments: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], float]:
+        """Return the reply to a call, values or why there are none, and the seconds that the call took."""
+        deadline.begin(self._timeout)
         try:
             with hearing() as heard:
                 returned = self._run(self._functions[function], arguments)
             reply = checked(returned, rows, heard)
         except BaseException as error:
-            reply = failure("exception", f"raised {_one_line(error)}", _traceback(error), again=True)
+            reply = _raised(error)
         if os.getpid() != self._pid:
             os._exit(0)  # the reward forked and both returned; the parent replies
-        faulthandler.cancel_dump_traceback_later()
-        return reply
+        return reply, self._timeout - deadline.seconds_left()
 
     def _run(self, function: Callable[..., Any], arguments: Mapping[str, Sequence[Any]]) -> Any:
         returned = function(**arguments)
@@ -154,9 +219,20 @@ def checked(returned: Any, rows: int, heard: Mapping[int, str] | None = None) ->
     return {"values": [value for value, _ in pairs], "reasons": [reason for _, reason in pairs]}
 
 
-def failure(kind: str, detail: str, trace: str = "", *, again: bool = False) -> dict[str, Any]:
-    """The reply for a call that gave no values; `again`: its rows may do better alone."""
-    return {"failed": [kind, detail], "traceback": trace, "again": again}
+def failure(kind: str, detail: str) -> dict[str, Any]:
+    """The reply for a call that gave no values."""
+    return {"failed": [kind, detail]}
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    """The reply for an exception. One of gvpo's own is about the data or the machine, never about a completion."""
+    return {
+        "failed": ["exception", f"raised {_one_line(error)}"],
+        "traceback": _traceback(error),
+        "again": True,
+        "spent": isinstance(error, MemoryError),
+        "stated": isinstance(error, GvpoError),
+    }
 
 
 def _value(value: Any, told: str | None = None) -> tuple[float | None, tuple[str, str] | None]:
@@ -194,23 +270,3 @@ def _traceback(error: BaseException) -> str:
     while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
         inner = inner.tb_next
     return "".join(traceback.format_exception(type(error), error, inner))[-MAX_TRACEBACK:]
-
-
-def _read(descriptor: int) -> bytes:
-    return _read_exactly(descriptor, frame_length(_read_exactly(descriptor, HEADER_SIZE)))
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        part = os.read(descriptor, min(size - len(data), 1 << 20))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
-
-
-def _write(descriptor: int, reply: Mapping[str, Any]) -> None:
-    rest = memoryview(frame(json.dumps(reply).encode()))
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
