@@ -1,5 +1,6 @@
 """Models: loading, fresh ones, saving, round trips, and noise switched off."""
 
+import functools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from gvpo.errors import ModelError, RoundTripError
 from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning, load_tokenizer
-from tests.fakes import CHAT_TEMPLATE, CONFIGS, byte_tokenizer, tiny_model
+from tests.fakes import CHAT_TEMPLATE, CONFIGS, MIXTURES, RECURRENT, byte_tokenizer, tiny_model
 
 INIT = {
     "architecture": "qwen2",
@@ -227,12 +228,50 @@ def test_no_dropout_covers_modules_and_configs_read_in_each_forward():
     assert falcon.config.hidden_dropout == 0.5
 
 
-def test_no_dropout_switches_router_jitter_off():
-    module = nn.Module()
-    module.jitter_noise = 0.01
-    with no_dropout(module):
-        assert module.jitter_noise == 0
-    assert module.jitter_noise == 0.01
+def phimoe(**config):
+    """PhiMoE, in whose router the size of the jitter is part of what it computes in evaluation."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.3, "input_jitter_noise": 0.1}
+    return load_model(
+        init={"architecture": "phimoe", "vocab_size": 40, "num_hidden_layers": 2, **small, **experts, **config}
+    )
+
+
+def dbrx():
+    attention = {"kv_n_heads": 2, "rope_theta": 10_000.0, "attn_pdrop": 0.0, "clip_qkv": 8.0}
+    experts = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "moe_jitter_eps": 0.3}
+    size = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "resid_pdrop": 0.2}
+    return load_model(init={"architecture": "dbrx", "attn_config": attention, "ffn_config": experts, **size})
+
+
+ARCHITECTURES = {kind: functools.partial(tiny_model, kind) for kind in {**CONFIGS, **RECURRENT, **MIXTURES}}
+ARCHITECTURES |= {
+    "phimoe": phimoe,
+    "dbrx": dbrx,
+    "phimoe with dropout": functools.partial(phimoe, attention_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_no_dropout_gives_train_mode_the_logits_of_eval_mode_and_changes_nothing_in_eval_mode(kind):
+    model = ARCHITECTURES[kind]()
+    with torch.no_grad():
+        expected = model.eval()(input_ids=IDS).logits
+    assert torch.equal(logits(model.eval()), expected)
+    model.train()
+    before = [(module, module.training, dict(vars(module))) for module in model.modules()]
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(model), expected)
+    for module, training, attributes in before:
+        assert module.training is training
+        assert vars(module).keys() == attributes.keys()
+
+
+def test_the_size_of_phimoes_jitter_decides_its_evaluation():
+    """So a model whose jitter were set to 0 would be another one."""
+    with torch.no_grad():
+        one, other = (phimoe(router_jitter_noise=size).eval()(input_ids=IDS).logits for size in (0.3, 0.0))
+    assert not torch.equal(one, other)
 
 
 def test_values_are_restored_after_an_error():

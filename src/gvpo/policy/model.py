@@ -4,7 +4,6 @@ Knows transformers' auto classes and nothing of training; reading a tokenizer is
 """
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,6 @@ from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_differenc
 LOGPROB_TOLERANCE = 1e-4
 """Largest difference, in nats a token, between a model's log-probs and those of its saved copy: kernels' rounding."""
 
-_NOISE = re.compile(r"drop|jitter")
 _AUTO: Any = AutoModelForCausalLM
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -181,9 +179,11 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 @contextmanager
 def no_dropout(model: nn.Module) -> Iterator[None]:
-    """Make forwards repeatable while the model stays in train mode: dropout, layer drop and router jitter are 0 inside.
+    """Give forwards in train mode the log-probs of eval mode: without dropout, layer drop and router jitter.
 
-    Train mode must stay because transformers skips gradient checkpointing in eval mode.
+    Train mode must stay because transformers skips gradient checkpointing in eval mode. Rates of dropout are 0 inside,
+    since no evaluation reads them. A module with jitter is in eval mode inside: in PhiMoE's router the size of the
+    jitter is a part of the formula of evaluation too, and train mode draws experts at random besides.
 
     Args:
         model: any module, wrapped or not. Every value is as it was on exit.
@@ -193,11 +193,16 @@ def no_dropout(model: nn.Module) -> Iterator[None]:
     """
     _refuse_lora_dropout(model)
     noisy = [(owner, name, value) for owner in _owners(model) for name, value in _noise(owner).items()]
+    jittery = [module for module in model.modules() if module.training and _has_jitter(module)]
     for owner, name, _ in noisy:
         setattr(owner, name, 0.0)
+    for module in jittery:
+        module.training = False
     try:
         yield
     finally:
+        for module in jittery:
+            module.training = True
         for owner, name, value in noisy:
             setattr(owner, name, value)
 
@@ -210,13 +215,17 @@ def _owners(model: nn.Module) -> list[object]:
 
 
 def _noise(owner: object) -> dict[str, float]:
-    """The attributes of a module or a config that say how much noise it adds."""
+    """Return the attributes of a module or a config that are rates of dropout."""
     layer = "Drop" in type(owner).__name__
     return {
         name: value
         for name, value in vars(owner).items()
-        if isinstance(value, float) and value > 0 and (_NOISE.search(name) or (layer and name == "p"))
+        if isinstance(value, float) and value > 0 and ("drop" in name or (layer and name == "p"))
     }
+
+
+def _has_jitter(module: nn.Module) -> bool:
+    return any("jitter" in name and isinstance(value, float) for name, value in vars(module).items())
 
 
 def _refuse_lora_dropout(model: nn.Module) -> None:
