@@ -25,6 +25,7 @@ from gvpo.policy.attention import TREES, tree_attention
 from gvpo.policy.facts import compute_dtype
 from gvpo.policy.fork_layout import NEVER, Call, Fork, ForkedLayout, lay_out_forked, pays, plan_forked
 from gvpo.policy.forking import Run, forked_scores
+from gvpo.policy.known_tokens import Missing, missing_tokens
 from gvpo.policy.logprobs import TokenScores, head_logprobs, logits_logprobs, weighted_sum
 from gvpo.policy.packing import Layout, MicroBatch, lay_out, plan
 from gvpo.policy.routing import Routing
@@ -134,6 +135,8 @@ def _plain_scores(
     output = _call(model, inputs)
     chosen = output.logits.reshape(-1, output.logits.shape[-1])[places.source]
     with torch.autocast(chosen.device.type, enabled=False):
+        missing = missing_tokens(unwrap(model))
+        chosen = chosen if missing is None else missing.known(chosen)
         logprobs, entropy = logits_logprobs(chosen, places.target, temperature=temperature)
         weighted = None if coefficients is None else weighted_sum(logprobs, coefficients)
     return TokenScores(logprobs, entropy, weighted), output
@@ -144,7 +147,8 @@ def _fused_scores(
 ) -> tuple[TokenScores, Any]:
     """Call the model with a head that scores the places."""
     count = len(places.target)
-    with _scoring_head(unwrap(model).get_output_embeddings(), places, temperature, coefficients):
+    inner = unwrap(model)
+    with _scoring_head(inner.get_output_embeddings(), places, temperature, coefficients, missing_tokens(inner)):
         output = _call(model, inputs)
     packed = output.logits
     if packed.shape != (2 * count + (coefficients is not None),):
@@ -155,7 +159,11 @@ def _fused_scores(
 
 @contextmanager
 def _scoring_head(
-    head: nn.Linear, layout: Layout | Call, temperature: float, coefficients: Tensor | None
+    head: nn.Linear,
+    layout: Layout | Call,
+    temperature: float,
+    coefficients: Tensor | None,
+    missing: Missing | None,
 ) -> Iterator[None]:
     """Make the head return what is wanted of the layout's tokens, [logprobs | entropy | weighted], instead of logits.
 
@@ -163,10 +171,11 @@ def _scoring_head(
     """
 
     def forward(hidden: Tensor) -> Tensor:
+        weight, bias = (head.weight, head.bias) if missing is None else missing.head(head.weight, head.bias)
         scores = head_logprobs(
             hidden.reshape(-1, hidden.shape[-1])[layout.source],
-            head.weight,
-            head.bias,
+            weight,
+            bias,
             layout.target,
             temperature=temperature,
             coefficients=coefficients,

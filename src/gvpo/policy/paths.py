@@ -22,6 +22,7 @@ from gvpo.outage import is_out_of_memory
 from gvpo.policy.fork_layout import NEVER, Fork
 from gvpo.policy.forking import prompt_gradient, why_not_forked
 from gvpo.policy.forward import Path, arrange, attention_of, cut, token_scores, unwrap
+from gvpo.policy.known_tokens import missing_tokens
 from gvpo.types import Completion, Group
 
 PrefixSharing = Literal["auto", "on", "off"]
@@ -200,13 +201,14 @@ def _synthetic_groups(model: Any) -> Sequence[Group]:
 
     The last prompt is longer than what a CPU's attention takes for short; a model of fewer positions goes without.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
+    low = range(min(model.get_input_embeddings().num_embeddings, 1000))
+    missing = missing_tokens(model)
+    known = [token for token in low if missing is None or not missing.among([token])]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
-        drawn: list[int] = torch.randint(min(vocabulary, 1000), (count,), generator=generator).tolist()
-        return drawn
+        return [known[place] for place in torch.randint(len(known), (count,), generator=generator).tolist()]
 
     sizes = [(9, (7, 12, 1)), (3, (5, 4)), (1, (6,)), (140, (3, 5))]
     if positions is not None and positions < 145:

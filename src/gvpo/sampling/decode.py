@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gvpo.decoding.exclusion import CompiledExclusion, exclude
+from gvpo.policy.known_tokens import missing_tokens
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.cache import decoding_attention, make_room
 from gvpo.sampling.draw import draw, token_logprobs
@@ -102,7 +103,9 @@ class _Batch:
         device = start.logits.device
         self.model, self.params, self.rows, self.step = model, params, rows, 0
         make_room(start.cache)
-        self.cache, self.logits, self.positions, self.width = start.cache, start.logits, start.lengths, start.width
+        self.missing = missing_tokens(model)
+        self.cache, self.positions, self.width = start.cache, start.lengths, start.width
+        self.logits = self._known(start.logits)
         steps = max(row.limit for row in rows)
         wide = torch.promote_types(start.logits.dtype, torch.float32)
         self.tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
@@ -162,7 +165,11 @@ class _Batch:
         positions = self.positions + self.step - 1
         mask = None if self.mask is None else self.mask[:, : self.width + self.step]
         output = forward(self.model, self.drawn[:, None], positions[:, None], mask, self.cache)
-        self.logits = output.logits[:, -1]
+        self.logits = self._known(output.logits[:, -1])
+
+    def _known(self, logits: Tensor) -> Tensor:
+        """Return logits in which only tokens of the tokenizer can be drawn."""
+        return logits if self.missing is None else self.missing.hidden(logits)
 
     def _make_noise(self) -> Tensor:
         keys = [self.rows[row].key for row in self.live.tolist()]

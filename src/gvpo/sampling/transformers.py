@@ -22,6 +22,7 @@ from gvpo.decoding.spec import Exclusion
 from gvpo.decoding.transformers import compile_exclusion
 from gvpo.errors import DataError, GvpoWarning, ModelError
 from gvpo.policy import endings
+from gvpo.policy.known_tokens import restrict
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.policy.products import fast_linears
 from gvpo.policy.tokenizer import pad_id
@@ -38,7 +39,8 @@ class TransformersSampler:
     """Draws completions from a transformers model that lives in this process.
 
     Args:
-        model: a causal language model; sampled in eval mode, and left in the mode it was in. Autocast is the caller's.
+        model: a causal language model, which becomes a distribution over the tokenizer's tokens, in updates too. It is
+            sampled in eval mode, and left in the mode it was in. Autocast is the caller's.
         tokenizer: its tokenizer, for stop tokens, padding and text.
         tokens_per_batch: tokens held in the cache at once, prompts and longest completions counted. One completion that
             needs more goes alone.
@@ -55,6 +57,7 @@ class TransformersSampler:
     ) -> None:
         self.model, self.tokenizer, self.tokens_per_batch = model, tokenizer, tokens_per_batch
         self.ending = ending or endings.ending(tokenizer, model)
+        restrict(model, tokenizer)
         self._exclusions: dict[tuple[Exclusion, tuple[int, ...]], CompiledExclusion] = {}
 
     def exclusion(self, params: SamplingParams) -> CompiledExclusion | None:

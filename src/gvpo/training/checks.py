@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.policy.known_tokens import largest_id
 from gvpo.policy.model import context_length, is_model, vocabulary_size
 from gvpo.policy.routers import routers_of
 from gvpo.policy.tokenizer import is_tokenizer
@@ -70,10 +71,11 @@ def check_fit(
         ConfigError: sampling.max_tokens or sampling.stop_token_ids is beyond the model.
     """
     known, context = vocabulary_size(model), context_length(model)
-    if len(tokenizer) > known:
+    largest = largest_id(tokenizer)
+    if largest >= known:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's embedding only {known}; use the tokenizer that "
-            "belongs to the model"
+            f"the tokenizer has token ids up to {largest} and the model's embedding only {known} rows; use the "
+            "tokenizer that belongs to the model"
         )
     beyond = [token for token in config.stop_token_ids if not 0 <= token < known]
     if beyond:

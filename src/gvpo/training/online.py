@@ -20,6 +20,7 @@ from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.outage import explained
 from gvpo.policy import lora
 from gvpo.policy.generation_config import settle
+from gvpo.policy.known_tokens import restrict
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import check_ready
@@ -118,6 +119,7 @@ class Trainer:
         check_routing(self.config, self.model)
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
         settle(self.model, training_stops(self.config, self.tokenizer, self.model))
+        restrict(self.model, self.tokenizer)
         self._train_dataset = rows.items if rows is not None else None
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.policy.facts import compute_dtype
 from gvpo.policy.fork_layout import ForkedLayout
 from gvpo.policy.forward import Path, arrange, attention_of, cut, token_scores, unwrap, worth_sharing
+from gvpo.policy.known_tokens import missing_tokens, refuse_missing
 from gvpo.policy.logprobs import TokenScores
 from gvpo.policy.model import no_dropout
 from gvpo.policy.packing import Layout, MicroBatch
@@ -91,11 +92,13 @@ class Forwards:
         Raises:
             ConfigError: a setting is out of range.
             ModelError: prompts must be shared and cannot be.
+            DataError: a completion has a token that the policy's tokenizer does not have.
         """
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}; log-probs need one above 0, also of greedy samples")
         if budget < 1:
             raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
+        refuse_missing(missing_tokens(unwrap(model)), batch.own)
         path = _agreed(choose_path(model, prefix_sharing))
         if path.fork is not None and ranks.count() > 1 and sharding.communicates(model):
             path = _unforked(path, prefix_sharing)

@@ -16,6 +16,7 @@ from rich.console import Console
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
+from gvpo.policy.known_tokens import restrict
 from gvpo.policy.model import load_model
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.policy.weightfiles import weights_fingerprint
@@ -154,6 +155,7 @@ def _score_rest(number: int, scorer: _Scorer, config: TrainConfig, partial: Part
         return
     model = load_model(scorer.path, attention=config.attention, device=ranks.device())
     check_fit(config, model, scorer.tokenizer, samples=False)
+    restrict(model, scorer.tokenizer)
     check_demonstrations(scorer.written, model)
     groups = [Group(item.prompt, [answer], id=item.problem.id) for item, answer in scorer.written]
     with StepProgress(scorer.path, len(groups), first, console, unit="answer") as progress:
