@@ -13,6 +13,8 @@ import pytest
 
 from gvpo.errors import RunError
 from gvpo.report import write_figure, write_report
+from gvpo.report.charts import sections
+from gvpo.report.data import load_run
 from gvpo.report.page import SCRIPTS, asset, embed
 from gvpo.runfiles import RolloutRow
 from gvpo.training.run import RunDirectory
@@ -267,3 +269,25 @@ def test_figure_legends_stay_inside(demo, tmp_path):
 def test_figure_of_missing_metrics_is_refused(demo, tmp_path):
     with pytest.raises(RunError, match="none of the metrics nothing/here"):
         write_figure([demo], tmp_path / "f.svg", ["nothing/here"])
+
+
+def test_what_the_metrics_warn_of_stands_at_the_top(tmp_path):
+    """Of an unfinished run too, and by the name of the run where there are several."""
+    falling = {"step": 1, "train/updates": 8, "offpolicy/logratio_best": -4.2, "seconds/sampling": 1.0}
+    good, bad = (RunDirectory.create(tmp_path / name, config=json.dumps(CONFIG)) for name in ("good", "bad"))
+    good.append_metrics({**falling, "offpolicy/logratio_best": 0.2})
+    bad.append_metrics(falling)
+    assert 'class="warning"' not in render(good.path)
+    assert "<b>Warning</b> step 1: the best answers become less likely" in render(bad.path)
+    assert render(good.path, bad.path).count("<b>Warning</b> bad, step 1: the best answers") == 1
+
+
+def test_the_optimum_stands_beside_the_log_ratio_of_all_rows(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config=json.dumps(CONFIG))
+    run.append_metrics({"step": 1, "gvpo/logratio_mean": -2.0, "gvpo/logratio_optimum": -4.9, "offpolicy/ess": 0.5})
+    charts = {chart.title: chart for chart in sections([load_run(run.path)])["Objective"]}
+    assert {one.name: list(one.points) for one in charts["Log-ratio to the reference"].series} == {
+        "all rows": [(1.0, -2.0)],
+        "all rows at the optimum": [(1.0, -4.9)],
+    }
+    assert list(charts["Effective sample size"].series[0].points) == [(1.0, 0.5)]

@@ -6,7 +6,10 @@ import math
 import pytest
 import torch
 
-from gvpo.training.learner import Update
+from gvpo.collapse import collapse_warning
+from gvpo.rollout import Rollout
+from gvpo.training.learner import Learned, Update
+from gvpo.training.metrics import step_metrics
 from gvpo.training.offpolicy import effective_share, is_on_policy, offpolicy_metrics
 from gvpo.training.sources import TrainingGroup
 from gvpo.training.update import Row, UpdateOutput
@@ -123,3 +126,16 @@ def test_the_effective_share_neither_overflows_nor_leaves_its_range(ratios, expe
 def test_a_thousand_nats_in_either_direction_are_finite():
     values = offpolicy_metrics(made([[(1000.0, 1.0), (-1000.0, 0.0)]]))
     assert values == {"offpolicy/logratio_mean": 0.0, "offpolicy/logratio_best": 1000.0, "offpolicy/ess": 0.5}
+
+
+@pytest.mark.parametrize(("shift", "warns"), [(-10.0, True), (0.0, False), (10.0, False)])
+def test_a_batch_whose_log_probs_fall_together_causes_the_warning(shift, warns):
+    """The differences within groups, and so all centred metrics, are the same in each case."""
+    update = made([[(shift + 1.0, 1.0), (shift - 1.0, 0.0)], [(shift + 0.5, 1.0), (shift, 0.0)]])
+    rollout = Rollout([entry.group for entry in update.groups], [], [], {"sampling": 1.0})
+    line = step_metrics(rollout, Learned([update], 0.0, 0.0), judge=None)
+    assert line["offpolicy/logratio_mean"] == pytest.approx(shift + 0.125)
+    assert line["offpolicy/ess"] == pytest.approx(
+        offpolicy_metrics(made([[(1, 1), (-1, 0), (0.5, 1), (0, 0)]]))["offpolicy/ess"]
+    )
+    assert bool(collapse_warning([line])) == warns

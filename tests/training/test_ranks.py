@@ -216,11 +216,18 @@ def test_shards_compute_in_bfloat16(tmp_path: Path, one_process: Path):
 @pytest.mark.parametrize("sharding", MOSTLY_FULL)
 def test_live_sampling_and_evaluation_are_shared_out(tmp_path: Path, sharding: str):
     """Noise does not depend on the rank, so the samples are those of one process."""
-    settings: dict[str, Any] = {"steps": 2, "eval_every": 1, "checkpoint_verify": True, "prompts_per_step": 3}
+    settings: dict[str, Any] = {
+        "steps": 2,
+        "eval_every": 1,
+        "checkpoint_verify": True,
+        "prompts_per_step": 3,
+        "passes": 2,
+    }
     trainer(tmp_path / "one", **settings).train()
     told = world(2, tmp_path, jobs.online_run, tmp_path / "two", sharding=sharding, **settings)
     assert told[0] == told[1]
     assert_close_lines(tmp_path / "two", tmp_path / "one")
+    assert 0 < lines(tmp_path / "two")[-1]["offpolicy/ess/last"] < 1  # of the rows of both ranks, as the lines are
     one, two = (runfiles.read_rollouts(runfiles.rollout_path(tmp_path / name, 2)) for name in ("one", "two"))
     assert [(row.group, row.row, row.tokens, row.reward) for row in one] == [
         (row.group, row.row, row.tokens, row.reward) for row in two

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from gvpo import runfiles
+from gvpo.collapse import collapse_warning
 from gvpo.errors import RewardError, RoundTripError, TrainingError
 from gvpo.evaluation import Evaluation
 from gvpo.rollout import Rollout
@@ -272,3 +274,30 @@ def test_the_first_checkpoint_is_loaded_back_and_a_difference_is_an_error(
     monkeypatch.setattr(module, "verify_round_trip", differs)
     with pytest.raises(RoundTripError):
         trainer(tmp_path / "b", checkpoint_verify=True, **settings).train()
+
+
+FALLING = {"objective": "gvpo", "reference": "initial", "passes": 12, "learning_rate": 0.05, "steps": 3}
+
+
+def test_a_run_whose_log_probs_all_fall_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Many passes at far too high a rate: on the terminal, in the summary, and when a report is made of the metrics."""
+    summary = trainer(tmp_path, held=[], eval_problems=0, **FALLING).train()
+    (warning,) = summary["warnings"]
+    assert warning == collapse_warning(runfiles.read_metrics(tmp_path / "metrics.jsonl"))
+    assert " ".join(capsys.readouterr().err.split()).count(f"warning: {warning}") == 1
+    assert lines(tmp_path)[-1]["offpolicy/logratio_mean/last"] < -1
+
+
+def test_an_ordinary_run_warns_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    summary = trainer(tmp_path, steps=5, objective="gvpo", held=[], eval_problems=0).train()
+    assert summary["warnings"] == []
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_warning_and_does_not_repeat_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = {**FALLING, "held": [], "eval_problems": 0, "checkpoint_every": 1}
+    before = trainer(tmp_path, **settings).train()["warnings"]
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "checkpoints" / runfiles.step_name(3))
+    assert trainer(tmp_path, **settings).train(resume=True)["warnings"] == before
+    assert "warning" not in capsys.readouterr().err

@@ -96,11 +96,39 @@ SPECS: tuple[Spec, ...] = (
         "Cov(R, log pi), Cov(log pi, log pi'), Var(log pi): means over groups.",
     ),
     Spec(
+        "Log-ratio to the sampler",
+        "nats per completion",
+        {"offpolicy/logratio_mean": "all rows", "offpolicy/logratio_best": "rows of the highest reward"},
+        OBJECTIVE,
+        "Against the policy that sampled the rows; those of the highest reward should not stay below 0.",
+    ),
+    Spec(
+        "Log-ratio to the reference",
+        "nats per completion",
+        {
+            "gvpo/logratio_mean": "all rows",
+            "gvpo/logratio_optimum": "all rows at the optimum",
+            "gvpo/logratio_mean_better": "better rows",
+            "gvpo/logratio_mean_worse": "worse rows",
+        },
+        OBJECTIVE,
+        "On rows of another policy the mean goes towards that of the optimum; far below it all log-probs fall.",
+    ),
+    Spec(
+        "Effective sample size",
+        "share of the rows",
+        {"offpolicy/ess": "of ratios to the sampler"},
+        OBJECTIVE,
+        "1 on fresh samples; low where a few rows outweigh the others.",
+        low=0.0,
+        high=1.0,
+    ),
+    Spec(
         "Certificate",
         "nats",
         {"gvpo/certificate": "KL to the optimum"},
         OBJECTIVE,
-        "Estimated KL from the policy to its optimum; it falls towards 0.",
+        "Estimated KL from the policy to its optimum, on its own samples; it falls towards 0.",
         low=0.0,
     ),
     Spec(
@@ -108,14 +136,14 @@ SPECS: tuple[Spec, ...] = (
         "correlation",
         {"gvpo/implicit_reward_corr": "correlation"},
         OBJECTIVE,
-        "Within groups; it rises towards 1 as the policy comes to agree with the rewards.",
+        "Within groups: how well the rows are fitted, not whether the policy gets better.",
     ),
     Spec(
         "Residual variance",
         "share of the reward's",
         {"gvpo/residual_ratio": "residual / reward variance"},
         OBJECTIVE,
-        "What the implicit reward does not yet explain; it falls.",
+        "What the implicit reward does not yet explain of the rows; a small one is fit, not progress.",
         low=0.0,
     ),
     Spec(
@@ -186,7 +214,7 @@ SPECS: tuple[Spec, ...] = (
 )
 
 _HIDDEN = {"step", "groups/total", "seconds/total"}
-_TRAINER = {"eval", "groups", "kl", "length", "reward", "rows", "sampler", "seconds", "tokens", "train"}
+_TRAINER = {"eval", "groups", "kl", "length", "offpolicy", "reward", "rows", "sampler", "seconds", "tokens", "train"}
 """First parts of the trainer's own keys; any other first part is an objective's name."""
 
 

@@ -4,13 +4,21 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from gvpo.collapse import collapse_warning
 from gvpo.report.data import Run, is_number
 from gvpo.report.svg import COLORS
 
 
 def header(runs: Sequence[Run]) -> str:
-    """The header's HTML."""
-    return _single(runs[0]) if len(runs) == 1 else _several(runs)
+    """The header's HTML, with what the runs' metrics warn of."""
+    return (_single(runs[0]) if len(runs) == 1 else _several(runs)) + "".join(_warnings(runs))
+
+
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        if warning := collapse_warning(run.metrics):
+            text = warning if len(runs) == 1 else f"{run.name}, {warning}"
+            yield f'<p class="warning"><b>Warning</b> {escape(text)}</p>'
 
 
 def _single(run: Run) -> str:

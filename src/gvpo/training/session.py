@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gvpo.collapse import CollapseWatch
 from gvpo.config import TrainConfig
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
@@ -99,6 +100,9 @@ class Session:
         self.trackers, self.stop = trackers, stop
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
         self._began = time.perf_counter() - state.seconds
+        self._watch = CollapseWatch()
+        for line in ranks.on_first(run.read_metrics):
+            self._watch.note(line)
         self._newest: Rollout | None = None
         self._saved = state.step or None  # the step that is known to lie on the disk, whole
 
@@ -146,6 +150,8 @@ class Session:
         if self.learner.constraints is not None:
             line |= self.learner.constraints.ascend(rollout)
         self._log(line)
+        if warning := self._watch.note(line):
+            self.progress.say(f"warning: {warning}")
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
         if self._is_due(self.config.checkpoint_every) or self._is_new_best():
@@ -330,6 +336,7 @@ class Session:
             "objective": self.learner.objective.name,
             "model": str(self.checkpoints.path(self.state.step)),
             "report": str(self.run.report_path),
+            "warnings": [self._watch.warning] if self._watch.warning else [],
         }
         self.run.write_summary(summary)
         if self.config.push_to_hub is not None:

@@ -1,0 +1,103 @@
+"""A warning when the log-probs of all rows fall together, read from the metrics of a run.
+
+Rows of the highest reward should become more likely. Where they become less likely for some updates, the probability
+goes to answers that nobody sampled, and accuracy falls; metrics that compare the rows of a group cannot see it
+(docs/troubleshooting.md#all-log-probs-fall).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LOWEST = -0.75
+"""Nats per completion: the middle of the gap between healthy and collapsed runs (docs/lab-log.md, 2026-11-30)."""
+
+UPDATES = 8
+"""The mean is taken over at least this many updates, or over all where there were fewer."""
+
+_SAMPLER, _REFERENCE = "offpolicy/logratio_best", "gvpo/logratio_mean_better"
+_OPTIMUM = "gvpo/logratio_optimum"
+_ADVICE = (
+    "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
+    "{gvpo}; see docs/troubleshooting.md"
+)
+_GVPO_ADVICE = ", and give GVPO a nearer reference (objective.reference='previous') or a larger objective.beta"
+
+
+class CollapseWatch:
+    """Reads the metrics lines of a run in order, and warns once.
+
+    Attributes:
+        warning: what to tell the user; "" while there is nothing to tell.
+    """
+
+    def __init__(self) -> None:
+        self.warning = ""
+        self._recent: list[tuple[float, float]] = []
+        self._key: str | None = None
+
+    def note(self, line: Mapping[str, Any]) -> str:
+        """Read the next line.
+
+        Returns:
+            The warning where this line is the first to cause it; "" otherwise.
+        """
+        value = self._value(line)
+        if self.warning or value is None:
+            return ""
+        self._recent.append((float(line.get("train/updates", 1)), value))
+        while sum(updates for updates, _ in self._recent[1:]) >= UPDATES:
+            del self._recent[0]
+        mean = self._mean()
+        if mean < LOWEST:
+            self.warning = _warning(line, mean, self._key or "")
+        return self.warning
+
+    def _value(self, line: Mapping[str, Any]) -> float | None:
+        """Return the log-ratio of the best rows, to the policy that sampled them or else to the reference."""
+        if self._key is None:
+            self._key = _key(line)
+        value = line.get(self._key) if self._key is not None else None
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def _mean(self) -> float:
+        weights = sum(updates for updates, _ in self._recent)
+        return sum(updates * value for updates, value in self._recent) / max(weights, 1.0)
+
+
+def collapse_warning(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return the warning that a run's metrics lines cause; "" if they cause none."""
+    watch = CollapseWatch()
+    for line in lines:
+        watch.note(line)
+    return watch.warning
+
+
+def _key(line: Mapping[str, Any]) -> str | None:
+    """Return the key to watch, by the first line that has one.
+
+    Logged rows may come from another policy than the one that training starts from. Their log-ratios to it are far
+    below 0 from the start and say nothing, so those to the reference have to do.
+    """
+    start = line.get(_SAMPLER)
+    is_logged = "seconds/sampling" not in line
+    if start is not None and not (is_logged and start < LOWEST):
+        return _SAMPLER
+    return _REFERENCE if is_logged and _REFERENCE in line else None
+
+
+def _warning(line: Mapping[str, Any], mean: float, key: str) -> str:
+    to = "the policy that sampled them" if key == _SAMPLER else "the reference"
+    return (
+        f"step {line.get('step')}: the best answers become less likely: their mean log-ratio to {to} is {mean:.1f} "
+        f"nats and should not stay below 0{_beside(line)}. Accuracy falls next, while the loss looks better: "
+        + _ADVICE.format(gvpo=_GVPO_ADVICE if _OPTIMUM in line else "")
+    )
+
+
+def _beside(line: Mapping[str, Any]) -> str:
+    """Return how far GVPO's rows are from where its optimum would have them."""
+    found, optimum = line.get("gvpo/logratio_mean"), line.get(_OPTIMUM)
+    if found is None or optimum is None:
+        return ""
+    return f" (all rows to the reference: {found:.1f} nats, at GVPO's optimum {optimum:.1f})"
