@@ -61,6 +61,13 @@ def test_nothing_found_is_0(place: Path, capsys: pytest.CaptureFixture[str]):
     assert "1 rows, 0 of benchmarks; 1 rows without a finding" in capsys.readouterr().out
 
 
+def test_every_reward_that_is_named_is_tried_on_wrong_answers(place: Path, capsys: pytest.CaptureFixture[str]):
+    (place / "lax.py").write_text("def lax(completions, **_):\n    return [1.0] * len(completions)\n")
+    assert main(["data", "check", "clean.jsonl", "--reward", "boxed_answer", "--reward", "lax.py:lax"]) == 1
+    shown = one_line(capsys.readouterr().out)
+    assert 'wrong answer paid 1 clean.jsonl row 1: lax.py:lax pays 1 for an empty completion and "no idea"' in shown
+
+
 def test_json_alone_on_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["data", "check", "train.jsonl", "clean.jsonl", "--json", "-"]) == 1
     report = json.loads(capsys.readouterr().out)

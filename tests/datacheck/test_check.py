@@ -7,7 +7,8 @@ import pytest
 from gvpo.datacheck import Place, Tokens, check, read_rows
 from gvpo.datacheck.check import PERCENTILES
 from gvpo.errors import DataError, RewardError
-from gvpo.rewards import RewardPool, boxed_answer, countdown, exact_match
+from gvpo.rewards import RewardPool, boxed_answer, code_tests, countdown, exact_match
+from gvpo.rewards.sandbox.isolation import isolation_problem
 
 LONG = (
     "A train leaves the station at {} o'clock and runs for {} hours at sixty kilometres an hour; how far does it get?"
@@ -29,7 +30,7 @@ def test_a_clean_data_set_has_no_finding(tmp_path):
     report = check(rows, benchmarks=rows_of(tmp_path, [{"problem": "What else?"}], "other.jsonl"))
     assert report.findings == []
     assert report.places == set()
-    assert report.skipped.keys() == {"unscorable", "too long"}
+    assert report.skipped.keys() == {"unscorable", "wrong answer paid", "too long"}
 
 
 def test_prompts_that_are_none(tmp_path):
@@ -153,9 +154,93 @@ def test_a_reward_that_fails_gives_its_reason(tmp_path):
 
     rows = rows_of(tmp_path, [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "0"}])
     with RewardPool({"fails": fails}) as pool:
-        (finding,) = check(rows, pool=pool).findings
+        (finding,) = check(rows, pool=pool).of("unscorable")
     assert finding.place.row == 2
     assert finding.detail.startswith("exception: fails raised ZeroDivisionError")
+
+
+def paid(report):
+    return {finding.place.row: finding.detail for finding in report.of("wrong answer paid")}
+
+
+def test_rewards_that_pay_a_wrong_answer_are_named_with_what_they_pay(tmp_path):
+    """Each by itself; full is what the right answer gets, or 1 where that is not known."""
+
+    def anything(completions, **_):
+        return [1.0] * len(completions)
+
+    def words(completions, **_):
+        return [float("idea" in text) for text in completions]
+
+    def numbers(completions, **_):
+        return [float(any(map(str.isdigit, text))) for text in completions]
+
+    def tens(completions, answer, **_):
+        return [10.0 if right in text else 1.0 for text, right in zip(completions, answer, strict=True)]
+
+    def half(completions, answer, **_):
+        return [0.5 if text == right else 0.4 for text, right in zip(completions, answer, strict=True)]
+
+    records = [{"prompt": "a", "answer": "7"}, {"prompt": "b", "answer": "8"}, {"prompt": "c", "answer": "8.0"}]
+    rows = rows_of(tmp_path, records)
+    other = str(tmp_path / "data.jsonl")
+    for reward, expected in {
+        boxed_answer: {},
+        tens: {},
+        half: {},
+        words: dict.fromkeys((1, 2, 3), 'words pays 1 for "no idea"'),
+        numbers: {1: f"numbers pays 1 for the answer of {other} row 2"}
+        | dict.fromkeys((2, 3), f"numbers pays 1 for the answer of {other} row 1"),
+    }.items():
+        with RewardPool({reward.__name__: reward}, workers=1) as pool:
+            assert paid(check(rows, pool=pool)) == expected
+    with RewardPool({"boxed": boxed_answer, "anything": anything}, workers=1) as pool:
+        found = paid(check(rows, pool=pool))
+    assert found[2] == f'anything pays 1 for an empty completion and "no idea" and the answer of {other} row 1'
+
+
+def test_rows_that_are_the_same_to_a_reward_are_judged_once(tmp_path):
+    log = tmp_path / "log"
+
+    def counted(completions, answer, **_):
+        with log.open("a") as file:
+            file.write(f"{len(completions)}\n")
+        return [0.0] * len(completions)
+
+    rows = rows_of(tmp_path, [{"prompt": "a", "answer": "7"}] * 5)
+    told = []
+    with RewardPool({"counted": counted}, workers=1) as pool:
+        report = check(rows, pool=pool, progress=told.append)
+    assert [row for row, _ in found(report, "unscorable")] == [1, 2, 3, 4, 5]
+    assert log.read_text().split() == ["3", "1"]  # the answer in a box and two wrong ones, the answer by itself
+    assert told == [5]
+
+
+@pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
+def test_problems_of_code_by_which_nobody_can_be_judged(tmp_path):
+    """Without any reference too; all problems are tried, and a stub that passes is named."""
+    records = [
+        {"prompt": "a", "tests": ["assert f(1) == 2"]},
+        {"prompt": "b", "tests": ["# no tests"]},
+        {"prompt": "c", "tests": ["assert f(1) is None"]},
+        {"prompt": "d", "tests": {"inputs": ["1"], "outputs": [""]}},
+        {"prompt": "e", "tests": None},
+        {"prompt": "f", "tests": [{"in": "1"}]},
+        {"prompt": "g", "tests": ["assert f(1) == 2"], "solution": "def f(n):\n    return n + 1"},
+        {"prompt": "h", "tests": ["assert f(1) > 1"], "solution": "def f(n):\n    return n + 2"},
+    ]
+    with RewardPool({"code": code_tests}, timeout=60) as pool:
+        report = check(rows_of(tmp_path, [row for row in records if "solution" not in row]), pool=pool)
+        solved = check(rows_of(tmp_path, records[-2:]), pool=pool)
+    bad = {finding.place.row: finding.detail for finding in report.of("unscorable")}
+    assert bad.keys() == {2, 4, 5, 6}
+    assert "pass for an empty program" in bad[2]
+    assert "accept an empty output" in bad[4]
+    assert bad[5].startswith("abstained")
+    assert "have ['in']" in bad[6]
+    assert paid(report) == {3: "code pays 1 for functions that return nothing"}
+    assert solved.of("unscorable") == []
+    assert paid(solved) == {2: f"code pays 1 for the answer of {tmp_path / 'data.jsonl'} row 1"}
 
 
 def test_answers_may_be_written_solutions_and_columns_of_some_rows_only(tmp_path):

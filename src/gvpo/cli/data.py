@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BENCHMARK",
         help="the same, or a name as of gvpo eval (math500): problems not to be trained on",
     )
-    parser.add_argument("--reward", metavar="NAME", help="the data's reward: does it accept the data's answers?")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="reward of the data (may be repeated): does it accept the data's answers, and no wrong ones?",
+    )
     parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a call of the reward")
     parser.add_argument("--tokenizer", metavar="MODEL", help="directory or hub id: count tokens too")
     parser.add_argument("--context", type=int, metavar="N", help="the most tokens that a prompt may have")
@@ -101,13 +107,13 @@ def _names(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _pool(options: argparse.Namespace) -> "Iterator[RewardPool | None]":
-    """A pool with the reward that is named."""
-    if options.reward is None:
+    """A pool with the rewards that are named."""
+    if not options.reward:
         yield None
         return
     from gvpo.rewards import RewardPool, load
 
-    with RewardPool({options.reward: load(options.reward)}, timeout=options.timeout) as pool:
+    with RewardPool({name: load(name) for name in options.reward}, timeout=options.timeout) as pool:
         yield pool
 
 

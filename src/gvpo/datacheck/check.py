@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from gvpo.datacheck.answers import unscorable
+from gvpo.datacheck.answers import tried
 from gvpo.datacheck.findings import SIMILARITY, Finding, Kind, contamination, duplicates, without_prompt
 from gvpo.datacheck.rows import Place, Row
 from gvpo.rewards import RewardPool
@@ -82,22 +82,22 @@ def check(
     Args:
         rows: of all its files.
         benchmarks: rows that must not be trained on.
-        pool: with the data's reward, to try its answers on.
+        pool: with the data's rewards, to try right and wrong answers on.
         tokens: how to count; only characters are counted without it.
         similarity: the share of grams from which two texts are almost the same, in (0, 1].
         progress: told of rows whose answers were tried.
 
     Raises:
-        DataError: no row has an answer, where there is a reward.
-        RewardError: the reward needs a column that no row has.
+        DataError: no row has an answer, and a reward needs one.
+        RewardError: a reward needs a column that no row has.
     """
     lengths = {"characters": [len(row.text) for row in rows if row.prompt is not None]}
     found = [*without_prompt(rows), *duplicates(rows, similarity), *contamination(rows, benchmarks, similarity)]
     skipped: dict[Kind, str] = {} if benchmarks else {"contamination": "name benchmarks with --against"}
     if pool is None:
-        skipped["unscorable"] = "name the data's reward with --reward"
+        skipped |= dict.fromkeys(("unscorable", "wrong answer paid"), "name the data's reward with --reward")
     else:
-        found += unscorable(rows, pool, progress)
+        found += tried(rows, pool, progress)
     if tokens is not None:
         lengths["tokens"] = [tokens.count(row.prompt) for row in rows if row.prompt is not None]
         found += _too_long(rows, lengths["tokens"], tokens.context)

@@ -9,7 +9,9 @@ from gvpo.datacheck.rows import Place, Row
 from gvpo.rewards.boxed import same_answer
 from gvpo.rewards.math_answer import gold_text
 
-Kind = Literal["no prompt", "duplicate", "near duplicate", "contamination", "unscorable", "too long"]
+Kind = Literal[
+    "no prompt", "duplicate", "near duplicate", "contamination", "unscorable", "wrong answer paid", "too long"
+]
 
 GRAM = 5
 """Words in a gram."""
