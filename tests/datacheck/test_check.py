@@ -199,6 +199,27 @@ def test_rewards_that_pay_a_wrong_answer_are_named_with_what_they_pay(tmp_path):
     assert found[2] == f'anything pays 1 for an empty completion and "no idea" and the answer of {other} row 1'
 
 
+@pytest.mark.parametrize(
+    ("answer", "other", "differs"),
+    [
+        ("20", "20 degrees", False),
+        ("\\frac12", ".5", False),
+        ("k=6", "6", False),
+        (["a", "b"], "B", False),  # one of several accepted answers
+        ("20", "21", True),
+        ("\\frac12", "12", True),
+        ("yes", "no", True),
+    ],
+)
+def test_an_answer_is_wrong_for_another_row_only_if_it_says_something_else(tmp_path, answer, other, differs):
+    def paying(completions, answer, **_):
+        return [float(text not in ("", "no idea")) for text in completions]
+
+    rows = rows_of(tmp_path, [{"prompt": "a", "answer": answer}, {"prompt": "b", "answer": other}])
+    with RewardPool({"paying": paying}, workers=1) as pool:
+        assert bool(paid(check(rows, pool=pool))) is differs
+
+
 def test_rows_that_are_the_same_to_a_reward_are_judged_once(tmp_path):
     log = tmp_path / "log"
 

@@ -5,6 +5,7 @@ written solution; the first that scores 1 is enough. It is also given answers th
 idea", functions that return nothing (where the row has tests of functions), and the answer of another row.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ AT_ONCE = 200
 """Rows judged between two looks at the progress."""
 OTHERS = 50
 """Rows among which one with another answer is looked for."""
+_FRACTION = re.compile(r"\\[dt]?frac\{?(\d{1,9})\}?\{?([1-9]\d{0,9})\}?")
+_NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 EMPTY, IDLE = "an empty completion", '"no idea"'
 
 
@@ -210,7 +213,17 @@ def _differ(row: Row, other: Row) -> bool:
     """Whether the answer of one row is known to be wrong for the other; of code, its tests tell."""
     if row.answer is None or other.answer is None:
         return row.answer is other.answer and row.record.get("tests") != other.record.get("tests")
-    return not any(one == two or same_answer(one, two) for one in _golds(row) for two in _golds(other))
+    return not any(_may_be_same(one, two) for one in _golds(row) for two in _golds(other))
+
+
+def _may_be_same(one: str, other: str) -> bool:
+    """Whether two answers say the same in some way: the same text or value, or the same numbers (20, 20 degrees)."""
+    return one == other or same_answer(one, other) or (_numbers(one) == _numbers(other) != set())
+
+
+def _numbers(answer: str) -> set[float]:
+    quotients = _FRACTION.sub(lambda found: f" {int(found[1]) / int(found[2])} ", answer)
+    return {float(number) for number in _NUMBER.findall(quotients)}
 
 
 def _golds(row: Row) -> list[str]:
