@@ -24,7 +24,17 @@ _RELATIONS = {"less than": operator.lt, "at least": operator.ge}
 _WORD = re.compile(r"\w+")
 _SPELLED = re.compile(r"\w+(?:['’.-]\w+)*")  # noqa: RUF001
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*]*(?=\s|$)|[。！？]+")  # noqa: RUF001
-_ABBREVIATION = re.compile(r"(?:^|\W)(?:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|e\.g|i\.e|fig|inc|ltd|co|[a-z])$", re.I)
+_TITLE = re.compile(r"(?:^|\W)(?:mr|mrs|ms|dr|prof|st|vs|e\.g|i\.e|fig)$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"(?:^|\W)(?:sr|jr|etc|inc|ltd|co|[a-z]\.[a-z])$", re.IGNORECASE)
+_LETTER = re.compile(r"(?:^|(\w*)[^\w]+)([^\W\d_])$")
+_NEXT = re.compile(r"\W*(\w+)")
+_BEFORE_NAMES = re.compile(r"by|and|with|of|from|to|for|is|was")
+_STARTERS = re.compile(
+    r"an?|the|th[ie]se?|that|those|it|s?he|they|we|you|i|t?here|then|now|next|after|before|wh[a-z]{1,3}|how|if|but|and|so"
+    r"|or|for|to|as|in|on|at|my|y?our|his|her|its|their|please|because|although|however|also|go|let|do|no|not|yes",
+    re.IGNORECASE,
+)
+"""Words that begin sentences more often than they are names."""
 _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -35,7 +45,7 @@ def existence(text: str, keywords: Sequence[str]) -> bool:
 
 def frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
     """A keyword occurs at least, or less than, so many times, inside words too."""
-    return _holds(_times(keyword, text), relation, frequency)
+    return _holds(_times(keyword.strip(), text), relation, frequency)
 
 
 def forbidden_words(text: str, forbidden_words: Sequence[str]) -> bool:
@@ -83,10 +93,10 @@ def number_placeholders(text: str, num_placeholders: int) -> bool:
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
-    """There is a postscript that begins with a marker, P.S. or P.P.S say."""
-    letters = [re.escape(letter) for letter in postscript_marker.lower() if letter.isalnum()]
-    spaced = r"\.?\s?".join(letters) if "." in postscript_marker else re.escape(postscript_marker.lower())
-    return re.search(rf"(?<!\w){spaced}(?!\w)\W*\w", text.lower()) is not None
+    """There is a postscript that begins with a marker, such as P.S. or P.P.S: its dots count, its case does not."""
+    marker = re.escape(postscript_marker.strip().lower()).replace(r"\.", r"\.\s?")
+    marker = marker.removesuffix(r"\s?") if marker.endswith(r"\s?") else rf"{marker}(?!\w)"
+    return re.search(rf"(?<!\w){marker}\W*\w", text.lower()) is not None
 
 
 def number_bullet_lists(text: str, num_bullets: int) -> bool:
@@ -100,8 +110,8 @@ def constrained_response(text: str) -> bool:
 
 
 def number_highlighted_sections(text: str, num_highlights: int) -> bool:
-    """There are at least so many highlights, *like this* or **like this**."""
-    found = re.findall(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*", text)
+    """There are at least so many highlights, *like this*, **like this** or ***like this***, each counted once."""
+    found = re.findall(r"\*\*([^\n*]+)\*\*|(?<!\*)\*(?!\*)([^\n*]+)\*(?!\*)", text)
     return sum(bool("".join(pair).strip()) for pair in found) >= num_highlights
 
 
@@ -221,11 +231,35 @@ def count_sentences(text: str) -> int:
     sentences, start = 0, 0
     for end in _SENTENCE_END.finditer(text):
         before = text[start : end.start()]
-        if end[0].startswith(".") and end.end() < len(text) and _ABBREVIATION.search(before):
+        if end[0].startswith(".") and _is_abbreviated(before, text[end.end() : end.end() + 80]):
             continue
         sentences += bool(_WORD.search(before))
         start = end.end()
     return sentences + bool(_WORD.search(text[start:]))
+
+
+def _is_abbreviated(before: str, after: str) -> bool:
+    """Whether a full stop between two texts belongs to a title, an abbreviation or an initial (J. Smith).
+
+    A single letter is an initial only where a name can be: before a word in capitals that begins no sentence, and after
+    another name or a word such as "by". "See plan B. Then go." has two sentences.
+    """
+    if not after.strip():
+        return False
+    following = _NEXT.match(after)
+    word = following[1] if following else ""
+    starts = word[:1].isupper() and _STARTERS.fullmatch(word) is not None
+    if _TITLE.search(before) or (_ABBREVIATION.search(before) and not starts):
+        return True
+    letter = _LETTER.search(before)
+    if letter is None or starts:
+        return False
+    if not word[:1].isupper():
+        return True
+    previous = letter[1] or ""
+    return letter[2].isupper() and (
+        not previous or previous[0].isupper() or _BEFORE_NAMES.fullmatch(previous) is not None
+    )
 
 
 def language_of(text: str) -> str | None:
