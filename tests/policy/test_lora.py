@@ -11,7 +11,8 @@ from peft.utils import ModulesToSaveWrapper
 from gvpo.errors import GvpoWarning, ModelError, RoundTripError
 from gvpo.objectives import gvpo
 from gvpo.policy import lora
-from gvpo.policy.model import load_model, save_model, verify_round_trip
+from gvpo.policy.model import load_model, save_model
+from gvpo.policy.roundtrip import verify_round_trip
 from gvpo.training.update import group_backward, score
 from tests.fakes import byte_tokenizer, tiny_model
 from tests.naive import double_precision, gradients, naive_update, random_groups, relative_error
@@ -27,8 +28,13 @@ TARGETS = {
     "dora": {"target_modules": ["q_proj"], "use_dora": True},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "saved ends": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved and tied": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]},
+    "biases": {"target_modules": ["q_proj"], "bias": "all"},
+    "rank-stabilised": {"target_modules": ["q_proj"], "use_rslora": True},
 }
-ON_THE_HEAD = ("head", "saved head", "saved ends")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no tied modules were found")  # Llama's ends are not tied
 
 
 def config(name="attention", **changes):
@@ -70,6 +76,27 @@ def test_gradients_are_those_of_the_naive_loop(name, budget):
     assert float(found.loss) == pytest.approx(float(true.loss), rel=1e-9)
     assert relative_error(gradients(model), true.gradients) < 1e-9
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainable_token_indices": [5, 9]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    ],
+    ids=str,
+)
+def test_gradients_of_tied_ends_are_those_of_the_naive_loop(changes):
+    model = adapted(kind="qwen2", dtype=torch.float64, **changes)
+    for _, parameter in lora.trainable(model):
+        parameter.data = parameter.data.double()
+    groups = random_groups(GROUPS)
+    with double_precision(model):
+        true = naive_update(model, groups, OBJECTIVE)
+        group_backward(model, groups, OBJECTIVE)
+    assert relative_error(gradients(model), true.gradients) < 1e-9
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

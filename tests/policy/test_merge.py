@@ -1,20 +1,29 @@
 """An adapter merged into its base: the same log-probs, in a directory like any other model's."""
 
 import json
+import os
 import warnings
+from pathlib import Path
 
 import pytest
+import torch
 
 from gvpo.errors import GvpoWarning, ModelError, RoundTripError
 from gvpo.policy import lora
 from gvpo.policy.merge import merge_adapter
-from gvpo.policy.model import LOGPROB_TOLERANCE, load_model, next_logprobs, save_model
+from gvpo.policy.model import load_model, next_logprobs, save_model
+from gvpo.policy.roundtrip import LOGPROB_TOLERANCE, token_ids
 from gvpo.policy.tokenizer import load_tokenizer
 from tests.fakes import byte_tokenizer, tiny_model
 from tests.policy.test_lora import TARGETS, config, move
 
 IDS = [5, 9, 30, 7, 7, 12]
-pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:.*tied")  # peft, of tied ends
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*tie_word_embeddings",
+    "ignore:.*tied",
+    "ignore:.*no tied modules were found",
+    "ignore:.*lora_bias=True. was passed",
+)  # peft, of tied ends
 
 
 def stored(path, name="attention", kind="llama", **changes):
@@ -61,8 +70,80 @@ def test_the_base_may_have_moved(tmp_path):
 def test_a_merge_that_went_wrong_is_found(tmp_path, monkeypatch):
     stored(tmp_path)
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda self, **_: None)
-    with pytest.raises(RoundTripError, match="gives other log-probs, by up to"):
+    with pytest.raises(
+        RoundTripError, match=r"other log-probs than base and adapter, by up to .*; nothing was written"
+    ):
         merge_adapter(tmp_path / "adapter", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+def test_a_merge_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    stored(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(ModelError, match="No space left on device"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_bias": True}, "cannot be merged: .* base layer has no bias; use the adapter itself"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers, which share weights and cannot be merged"),
+    ],
+    ids=str,
+)
+def test_adapters_that_have_no_merged_form_are_refused(tmp_path, changes, message):
+    stored(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message):
+        merge_adapter(tmp_path / "adapter", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+def test_the_noise_of_float32_is_measured(tmp_path):
+    """The model's weights are so large that rounding alone makes a difference above the fixed tolerance."""
+    save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name or "lm_head" in name:
+                parameter.mul_(30.0)
+    save_model(model, byte_tokenizer(), tmp_path / "base")
+    lora.add_adapter(model, config("all linear"))
+    want = next_logprobs(move(model), IDS)
+    save_model(model, byte_tokenizer(), tmp_path / "adapter")
+    difference = (next_logprobs(load_model(merge_adapter(tmp_path / "adapter", tmp_path / "out")), IDS) - want).abs()
+    assert difference.max() > LOGPROB_TOLERANCE
+
+
+SMOLLM2 = Path(os.environ.get("GVPO_TEST_SMOLLM2", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SMOLLM2 / "config.json").is_file(), reason="GVPO_TEST_SMOLLM2 names no SmolLM2-135M-Instruct")
+def test_a_real_model_is_merged(tmp_path):
+    """Log-probs of ordinary text to 1e-3 nats, which is rounding, and the same greedy tokens."""
+    model = load_model(SMOLLM2)
+    lora.add_adapter(model, config("all linear", r=16, lora_alpha=32))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in lora.trainable(model):
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    tokenizer = load_tokenizer(SMOLLM2)
+    save_model(model, tokenizer, tmp_path / "adapter")
+    whole = load_model(merge_adapter(tmp_path / "adapter", tmp_path / "out"))
+    ids = token_ids(tokenizer)
+    want = next_logprobs(model, ids)
+    with lora.adapter_off(model):
+        assert (next_logprobs(model, ids) - want).abs().max() > 0.1
+    assert (next_logprobs(whole, ids) - want).abs().max() < 1e-3
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    greedy = [each.eval().generate(**prompt, max_new_tokens=20, do_sample=False).tolist() for each in (model, whole)]
+    assert greedy[0] == greedy[1]
 
 
 def test_what_cannot_be_merged_is_one_line(tmp_path):

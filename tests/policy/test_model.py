@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gvpo.errors import ModelError, RoundTripError
-from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
+from gvpo.policy.model import load_model, no_dropout, save_model
+from gvpo.policy.roundtrip import verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning, load_tokenizer
 from tests.fakes import CHAT_TEMPLATE, CONFIGS, MIXTURES, RECURRENT, byte_tokenizer, tiny_model
 

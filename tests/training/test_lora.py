@@ -1,5 +1,6 @@
 """Runs that train a LoRA adapter: what moves, what is held, what is written, how they go on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,37 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, ModelError, RunError
+from gvpo.errors import ConfigError, ModelError, RoundTripError, RunError
 from gvpo.policy import lora
-from gvpo.policy.model import load_model
+from gvpo.policy.model import load_model, save_model
 from gvpo.policy.reference import AdapterReference
 from gvpo.training.checkpoint import verify
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
 from gvpo.training.online import Trainer
+from gvpo.training.recipe import train_recipe
 from gvpo.training.sources import TrainingGroup
 from gvpo.training.update import score
 from tests.policy.test_lora import move
-from tests.training.toy import ROWS, config, groups, lines, model, same, share, stopped_at, tokenizer, trainer, weights
+from tests.training.test_recipe import recipe
+from tests.training.toy import (
+    ROWS,
+    config,
+    groups,
+    lines,
+    model,
+    same,
+    share,
+    stopped_at,
+    tokenizer,
+    trainer,
+    weights,
+)
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the base model was not loaded from anywhere"
+)  # toys are made on the spot
+IDS = torch.tensor([[3, 4, 5, 9, 1]])
 FRESH: dict[str, Any] = {"lora_rank": 4, "checkpoint_verify": True}
 RUNS: dict[str, dict[str, Any]] = {
     "off": {"reference": "initial", "objective": "grpo", "kl_coef": 0.1, "passes": 2, "groups_per_update": 3},
@@ -243,3 +262,118 @@ def test_a_base_in_bfloat16_stays_so(tmp_path: Path):
     run.train()
     dtypes = {p.requires_grad: p.dtype for p in run.model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def saved(path: Path, **init: Any) -> Path:
+    """A base on the disk, with its tokenizer."""
+    save_model(model(**init), tokenizer(), path)
+    return path
+
+
+def test_a_base_that_is_not_the_one_in_memory_is_refused_before_the_first_step(tmp_path: Path):
+    start = load_model(saved(tmp_path / "base"))
+    with torch.no_grad():
+        start.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(RoundTripError, match=r"up_proj\.weight differs; save the model in memory"):
+        with_peft(tmp_path / "run", adapter_config(), start, checkpoint_verify=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_that_changed_on_the_disk_is_noticed(tmp_path: Path):
+    base, run = saved(tmp_path / "base"), tmp_path / "run"
+    settings: dict[str, Any] = {"policy": base, "lora_rank": 4, "steps": 4, "checkpoint_every": 2}
+    with stopped_at(4):
+        trainer(run, **settings).train()
+    other = load_model(base)
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-3
+    save_model(other, tokenizer(), base)
+    with pytest.raises(
+        RunError, match="was started with another base model under its adapter; resume it with the same"
+    ):
+        trainer(run, **settings).train(resume=True)
+    save_model(model(), tokenizer(), base)
+    trainer(run, **settings).train(resume=True)
+
+
+def test_a_run_from_a_relative_base_is_loaded_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    run = trainer(Path("run"), policy="base", **FRESH)
+    checkpoint = tmp_path / run.train()["model"]
+    monkeypatch.chdir("/")
+    again = load_model(checkpoint)
+    assert torch.equal(again.eval()(IDS).logits, run.model.eval()(IDS).logits)
+    assert str(tmp_path) not in (checkpoint / "README.md").read_text()
+
+
+def test_an_adapter_on_a_warm_start_names_the_warm_model(tmp_path: Path):
+    settings: dict[str, Any] = {"warm_start_steps": 2, "steps": 1, "lora_rank": 4, "checkpoint_verify": True}
+    checkpoint = Path(train_recipe(recipe(tmp_path / "run", **settings))["model"])
+    named = json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "run/warm-start/checkpoints/step-000002")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32)
+    assert torch.equal(theirs.eval()(IDS).logits, load_model(checkpoint).eval()(IDS).logits)
+
+
+def frozen(start: PreTrainedModel) -> Any:
+    return start.requires_grad_(False)
+
+
+def for_inference(start: PreTrainedModel) -> Any:
+    return peft.get_peft_model(start, adapter_config(inference_mode=True))
+
+
+def merged(start: PreTrainedModel) -> Any:
+    whole = peft.get_peft_model(start, adapter_config())
+    whole.merge_adapter()
+    return whole
+
+
+def switched_off(start: PreTrainedModel) -> Any:
+    whole = peft.get_peft_model(start, adapter_config())
+    whole.base_model.disable_adapter_layers()
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (frozen, r"no weight of the model requires a gradient.* call requires_grad_\(\) on it"),
+        (for_inference, "no weight of the model requires a gradient.* load an adapter with is_trainable=True"),
+        (merged, r"the adapter is merged into the model's weights; call unmerge_adapter\(\)"),
+        (switched_off, r"the adapter is switched off; call enable_adapter_layers\(\)"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_at_the_start(make: Any, message: str, tmp_path: Path):
+    with pytest.raises(ModelError, match=message):
+        trainer(tmp_path / "run", policy=make(model()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_modules_on_a_base_in_half_precision_are_refused_on_a_cpu(tmp_path: Path):
+    start = load_model(saved(tmp_path / "base"), dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match=r"which a half-precision base cannot compute with on a CPU; load the base in"):
+        with_peft(tmp_path / "run", adapter_config(modules_to_save=["embed_tokens"]), start)
+
+
+@pytest.mark.filterwarnings("ignore::gvpo.errors.GvpoWarning", "ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainable_token_indices": [5, 9]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+    ],
+    ids=str,
+)
+def test_a_trained_checkpoint_is_what_a_user_loads(changes: dict[str, Any], tmp_path: Path):
+    start = load_model(saved(tmp_path / "base", tie_word_embeddings=True))
+    run = with_peft(tmp_path / "run", adapter_config(**changes), start, checkpoint_verify=True, learning_rate=1e-2)
+    checkpoint = run.train()["model"]
+    want = run.model.eval()(IDS).logits
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    assert torch.equal(theirs.eval()(IDS).logits, want)
+    assert torch.equal(load_model(checkpoint).eval()(IDS).logits, want)
+    assert not torch.equal(load_model(tmp_path / "base").eval()(IDS).logits, want)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gvpo.policy.endings import Ending, ending
     from gvpo.policy.merge import merge_adapter
-    from gvpo.policy.model import load_model, no_dropout, save_model, verify_round_trip
+    from gvpo.policy.model import load_model, no_dropout, save_model
     from gvpo.policy.reference import Reference
     from gvpo.policy.reward_model import RewardModel
+    from gvpo.policy.roundtrip import verify_round_trip
     from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, pad_id
 
 __all__ = [
@@ -41,7 +42,7 @@ _MODULES = {
     "no_dropout": "model",
     "pad_id": "tokenizer",
     "save_model": "model",
-    "verify_round_trip": "model",
+    "verify_round_trip": "roundtrip",
 }
 
 

@@ -35,6 +35,9 @@ _SHAPE = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pa
 _FREE, _ZERO = ("lora_A", "lora_embedding_B"), ("lora_B", "lora_embedding_A")
 """The factors of peft's adapters: it starts the second ones at zero, so that their product is."""
 
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` for which peft takes the adapter's start out of the base's weights."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -179,7 +182,7 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
                 f"{getattr(own, name)!r}; use the settings that it was trained with"
             )
     try:
-        found = set_peft_model_state_dict(model, dict(_stored(directory)), adapter_name=_name(model))
+        found = set_peft_model_state_dict(model, dict(_stored(directory)), adapter_name=active_adapter(model))
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"the adapter in {directory} does not fit this model: {_one_line(error)}") from error
     unlike = [*found.unexpected_keys, *(set(found.missing_keys) & dict(trainable(model)).keys())]
@@ -188,10 +191,12 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
 
 
 def save_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Write the active adapter as PEFT does: its settings and its weights, not the base."""
+    """Write the active adapter as PEFT does: its settings, with the base's name, and its weights, not the base."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(_own_config(model))
     config.inference_mode = True
+    config.task_type = config.task_type or "CAUSAL_LM"  # peft.AutoPeftModelForCausalLM loads no adapter without
+    config.base_model_name_or_path = named_base(model)
     config.save_pretrained(str(directory))
     # copies: safetensors refuses two names for one tensor, as tied modules have
     weights = {f"{_PREFIX}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in _own(model).items()}
@@ -263,16 +268,66 @@ def is_adapter(directory: str | Path) -> bool:
     return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
 
 
-def base_of(directory: str | Path) -> str:
-    """The path or id of the model that a stored adapter belongs on.
+def named_base(model: nn.Module) -> str:
+    """Return the name under which an adapter records its base; "" for a model that was never loaded from anywhere.
+
+    A local directory is named by its whole path, since a relative one is found from one directory alone.
+    """
+    name = str(getattr(model, "name_or_path", ""))
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
+def changing_start(model: nn.Module) -> str | None:
+    """Return the `init_lora_weights` of an adapter whose start changes the base's own weights; None for any other."""
+    start = _own_config(model).init_lora_weights
+    return start if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE) else None
+
+
+def repeats_layers(model: nn.Module) -> bool:
+    """Whether the adapter makes several layers of one, which then share their weights."""
+    return bool(_own_config(model).layer_replication)
+
+
+def trains_whole_modules(model: nn.Module) -> bool:
+    """Whether the adapter trains modules or tokens of its own besides its matrices."""
+    config = _own_config(model)
+    return bool(config.modules_to_save or config.trainable_token_indices)
+
+
+def is_adapters_own(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter, active or not, and not to the base."""
+    return "lora_" in name or "modules_to_save." in name
+
+
+def require_active(model: nn.Module) -> None:
+    """Refuse an adapter in a state in which it cannot be trained.
+
+    Raises:
+        ModelError: it is switched off, or merged into the weights; the message says how to undo that.
+    """
+    for layer in _layers(model):
+        if getattr(layer, "merged", False):
+            raise ModelError("the adapter is merged into the model's weights; call unmerge_adapter() on the PeftModel")
+        if getattr(layer, "disable_adapters", False):
+            raise ModelError("the adapter is switched off; call enable_adapter_layers() on the PeftModel")
+
+
+def revision_of(model: Any) -> str | None:
+    """Return the revision on the hub that the active adapter records for its base; None for the newest."""
+    revision: str | None = _own_config(model).revision
+    return revision
+
+
+def base_of(directory: str | Path) -> tuple[str, str | None]:
+    """Return the path or id of the model that a stored adapter belongs on, and its revision on the hub.
 
     Raises:
         ModelError: it names none.
     """
-    base = read_config(directory).base_model_name_or_path
-    if not base:
+    config = read_config(directory)
+    if not config.base_model_name_or_path:
         raise ModelError(f"the adapter in {directory} does not name its base model; give it with --base, or base=")
-    return str(base)
+    return str(config.base_model_name_or_path), config.revision
 
 
 def _peft() -> Any:
@@ -309,7 +364,8 @@ def _prepare(model: "PreTrainedModel") -> None:
             parameter.data = parameter.data.float()
     embedding: Any = model.get_input_embeddings()
     if not hasattr(embedding, "num_embeddings"):  # peft's layer hides it, and sizes are read off the embedding
-        embedding.num_embeddings = embedding.get_base_layer().num_embeddings
+        inner = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding.original_module
+        embedding.num_embeddings = inner.num_embeddings
     if model.get_output_embeddings() in set(_layers(model)):
         warn(
             "the adapter changes the model's head, so updates hold its full logits; leave the head out to save memory",
@@ -318,8 +374,12 @@ def _prepare(model: "PreTrainedModel") -> None:
         )
 
 
-def _name(model: nn.Module) -> str:
-    """The name of the active adapter."""
+def active_adapter(model: nn.Module) -> str:
+    """Return the name of the one active adapter.
+
+    Raises:
+        ModelError: there is none, or there are several.
+    """
     active = {name for layer in _layers(model) for name in layer.active_adapters}
     if len(active) != 1:
         raise ModelError(f"the model has {len(active)} active adapters; gvpo trains and saves exactly one")
@@ -329,7 +389,7 @@ def _name(model: nn.Module) -> str:
 def _own_config(model: Any) -> Any:
     if not is_adapted(model):
         raise ModelError("the model has no adapter; give it one with peft_config, lora.rank or lora.path")
-    return model.peft_config[_name(model)]
+    return model.peft_config[active_adapter(model)]
 
 
 def _own(model: "PreTrainedModel") -> Mapping[str, Tensor]:
@@ -340,7 +400,10 @@ def _own(model: "PreTrainedModel") -> Mapping[str, Tensor]:
     _peft()
     from peft import get_peft_model_state_dict
 
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=_name(model), save_embedding_layers=False)
+    state = model.state_dict()  # given, since peft takes biases of an adapter in its own state for damaged weights
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state, adapter_name=active_adapter(model), save_embedding_layers=False
+    )
     return found
 
 

@@ -24,15 +24,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gvpo.downloads import from_hub
-from gvpo.errors import ModelError, RoundTripError
+from gvpo.errors import ModelError
 from gvpo.policy import lora
 from gvpo.policy.endings import ending
 from gvpo.policy.generation_config import restore, save_beside, settle
 from gvpo.policy.quantize import Quantization, quantization_config, stay_trainable
-from gvpo.policy.tokenizer import load_tokenizer, not_found, tokenizer_difference
-
-LOGPROB_TOLERANCE = 1e-4
-"""Largest difference, in nats a token, between a model's log-probs and those of its saved copy: kernels' rounding."""
+from gvpo.policy.tokenizer import not_found
 
 _AUTO: Any = AutoModelForCausalLM
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -130,36 +127,6 @@ def save_model(
             tokenizer.save_pretrained(directory)
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python
         raise ModelError(f"cannot save the model to {directory}: {one_line(error)}") from error
-
-
-def verify_round_trip(
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: str | Path,
-    texts: Sequence[str] = (),
-) -> None:
-    """Load what was saved and compare it with what is in memory.
-
-    Args:
-        model: the model that was saved; None compares the tokenizer alone, which is cheap.
-        tokenizer: the tokenizer that was saved.
-        directory: where.
-        texts: real prompts and completions, compared besides built-in probes.
-
-    Raises:
-        RoundTripError: other token ids, special tokens, chat template or log-probs come back; the message names which.
-    """
-    difference = tokenizer_difference(tokenizer, load_tokenizer(directory), texts)
-    if difference:
-        raise RoundTripError(
-            f"the tokenizer saved in {directory} does not come back as it was: {difference}; "
-            "train with a tokenizer that save_pretrained keeps whole"
-        )
-    if model is not None and lora.is_adapted(model):
-        lora.verify_adapter(model, directory)
-    elif model is not None:
-        text = max(texts, key=len, default="Round trip.")
-        _verify_logprobs(model, tokenizer(text).input_ids or [0], directory)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -273,19 +240,31 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:
     """A whole model, or an adapter on its base."""
     if not lora.is_adapter(path):
-        return _pretrained(path, dtype, attention, quantization)
-    model = _pretrained(lora.base_of(path), dtype, attention, quantization)
+        return pretrained(path, dtype, attention, quantization_config(quantization))
+    base, revision = lora.base_of(path)
+    model = pretrained(base, dtype, attention, quantization_config(quantization), revision)
     lora.load_adapter(model, path)
     restore(model, path)
     return model
 
 
-def _pretrained(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:
+def pretrained(path: str, dtype: torch.dtype, attention: str, bits: Any = None, revision: str | None = None) -> Any:
+    """Load a whole model as transformers' AutoModelForCausalLM does, and refuse one that is not complete.
+
+    Args:
+        path: a local directory or a hub id.
+        dtype: of the parameters.
+        attention: transformers' attention implementation.
+        bits: transformers' configuration of quantised weights.
+        revision: of a model of the hub.
+
+    Raises:
+        ModelError: not a model, not complete or not reachable; the message says what to do.
+    """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ModelError(
             f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
         )
-    bits = quantization_config(quantization)
     try:
         with quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(
@@ -293,6 +272,7 @@ def _pretrained(path: str, dtype: torch.dtype, attention: str, quantization: Qua
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
+                **({} if revision is None else {"revision": revision}),
                 **({} if bits is None else {"quantization_config": bits}),
             )
     except Exception as error:  # damaged files raise whatever their parsers do, safetensors' own class among it
@@ -363,24 +343,17 @@ def quietly() -> Iterator[None]:
             logs.enable_progress_bar()
 
 
-def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str | Path) -> None:
-    saved = load_model(directory, dtype=model.dtype, attention=model.config._attn_implementation, device=model.device)
-    saved.train(model.training)
-    difference = float((next_logprobs(model, ids) - next_logprobs(saved, ids)).abs().max())
-    if not difference <= LOGPROB_TOLERANCE:
-        raise RoundTripError(
-            f"the model saved in {directory} gives other log-probs, by up to {difference:.2g} nats, than the one in "
-            "memory; its architecture does not survive save_pretrained"
-        )
-
-
 @torch.no_grad()
 def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
-    """[1, T, V] float32 log-probs of every next token, without gradient or noise, of ids cut to the context."""
+    """Return [1, T, V] log-probs of every next token, without gradient or noise, of ids cut to the context.
+
+    They are float32, or float64 for a model of that precision.
+    """
     limit = context_length(model) or len(ids)
     with no_dropout(model), torch.autocast(model.device.type, enabled=False):
         logits = model(input_ids=torch.tensor([list(ids)[:limit]], device=model.device), use_cache=False).logits
-    logprobs: torch.Tensor = logits.float().log_softmax(-1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logprobs: torch.Tensor = wide.log_softmax(-1)
     return logprobs
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import lora
 from gvpo.policy.model import checkpoint_activations, load_model
 from gvpo.training import ranks
@@ -54,12 +54,13 @@ def starting_policy(
         The policy in train mode; what is trained of it is float32.
 
     Raises:
-        ModelError: the model or the adapter cannot be used.
+        ModelError: the model or the adapter cannot be used, or nothing of it is to be trained.
         ConfigError: a half-precision or quantised base is asked for without an adapter, or weights are to be split that
             cannot be.
     """
     policy = _loaded(model, config) if isinstance(model, str | Path) else _given(model, config)
     _adapt(policy, config, peft_config)
+    _require_trainable(policy)
     if not lora.is_adapted(policy):
         _refuse_frozen_weights(policy, config)
         if policy.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
@@ -96,6 +97,27 @@ def _adapt(policy: "PreTrainedModel", config: TrainConfig, peft_config: object |
         lora.load_adapter(policy, config.lora_path)
     elif (wanted := peft_config or lora.settings(config)) is not None:
         lora.add_adapter(policy, wanted, seed=config.seed)
+
+
+def _require_trainable(policy: "PreTrainedModel") -> None:
+    if lora.is_adapted(policy):
+        lora.require_active(policy)
+        _refuse_mixed_precision(policy)
+        policy.name_or_path = lora.named_base(policy)  # by its whole path, wherever the process goes
+    if next(lora.trainable(policy), None) is None:
+        raise ModelError(
+            "no weight of the model requires a gradient, so there is nothing to train; call requires_grad_() on it, "
+            "load an adapter with is_trainable=True, or set lora.rank for a fresh one"
+        )
+
+
+def _refuse_mixed_precision(policy: "PreTrainedModel") -> None:
+    """Refuse whole modules in float32 on a half-precision base where there is no autocast."""
+    if policy.dtype.itemsize < 4 and ranks.device().type == "cpu" and lora.trains_whole_modules(policy):
+        raise ModelError(
+            "modules_to_save and trainable_token_indices are trained in float32, which a half-precision base cannot "
+            "compute with on a CPU; load the base in float32"
+        )
 
 
 def _refuse_frozen_weights(policy: "PreTrainedModel", config: TrainConfig) -> None:

@@ -19,8 +19,10 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.outage import explained
 from gvpo.policy import lora
+from gvpo.policy.frozen import base_fingerprint
 from gvpo.policy.generation_config import settle
 from gvpo.policy.known_tokens import restrict
+from gvpo.policy.roundtrip import rehearse_adapter, warn_of_nameless_base
 from gvpo.policy.tokenizer import load_tokenizer
 from gvpo.recipefiles import dump_config
 from gvpo.rewards import check_ready
@@ -48,7 +50,7 @@ from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import Dataset, training_stops
 from gvpo.training.progress import StepProgress
 from gvpo.training.reference_scores import policy_name, score_under_start
-from gvpo.training.restore import open_run, restore
+from gvpo.training.restore import BASE, open_run, restore
 from gvpo.training.rewards import RewardFuncs, reward_functions
 from gvpo.training.run import RunDirectory, locked
 from gvpo.training.session import Session
@@ -116,6 +118,8 @@ class Trainer:
         self.model = starting_policy(model, self.config, peft_config)
         ranks.require_same_weights(self.model)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
+        if lora.is_adapted(self.model) and self.config.checkpoint_verify:
+            ranks.on_first(lambda: rehearse_adapter(self.model, self.tokenizer))
         check_routing(self.config, self.model)
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
         settle(self.model, training_stops(self.config, self.tokenizer, self.model))
@@ -151,6 +155,7 @@ class Trainer:
         """
         if self.model.device.type == "cpu":
             keep_freed_memory()
+        warn_of_nameless_base(self.model)
         with ranks.explained():
             return self._train(resume=resume)
 
@@ -165,7 +170,8 @@ class Trainer:
                 ranks.on_first(lambda: stack.enter_context(locked(path)))
                 stop = stack.enter_context(StopRequests())
                 stack.enter_context(explained(lambda: "before training"))
-                run = ranks.on_first(lambda: self._run_directory(path, parts.inputs, resume=resume))
+                inputs = {**parts.inputs, **self._base()}
+                run = ranks.on_first(lambda: self._run_directory(path, inputs, resume=resume))
                 start = None if any(run.checkpoints.glob("step-*")) else policy_name(self.model)
                 learner = Learner(
                     self.model, self.objective, self.config, reference_given=self._stores_reference(parts)
@@ -174,6 +180,10 @@ class Trainer:
                 state = restore(run, learner, self.config) if resume else TrainerState()
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
                 return self._session(run, learner, state, parts, stop)
+
+    def _base(self) -> dict[str, str]:
+        """Return the fingerprint of the weights under an adapter, which no checkpoint contains."""
+        return {BASE: base_fingerprint(self.model)} if lora.is_adapted(self.model) else {}
 
     def _stores_reference(self, parts: Parts) -> bool:
         """Whether the reference's log-probs of all rows can be computed before training, once for all steps."""

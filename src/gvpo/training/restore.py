@@ -31,6 +31,9 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may have otherwise than it started with."""
 
+BASE = "base model under its adapter"
+"""What the fingerprint of the frozen weights of a LoRA run is called."""
+
 
 def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunDirectory:
     """Open the directory of a run that is resumed.
@@ -59,6 +62,8 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
     before = run.read_inputs()
+    if BASE not in inputs:  # this run has no adapter, which its checkpoint says better
+        before.pop(BASE, None)
     other = next((name for name in {**before, **inputs} if before.get(name) != inputs.get(name)), None)
     if other is not None:
         raise RunError(

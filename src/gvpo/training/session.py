@@ -13,7 +13,7 @@ from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
 from gvpo.outage import explained
 from gvpo.policy.lora import adapter_of
-from gvpo.policy.model import verify_round_trip
+from gvpo.policy.roundtrip import verify_round_trip
 from gvpo.policy.tokenizer import TokenizerWarning
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded, Rollout
