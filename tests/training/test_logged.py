@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gvpo.errors import DataError
+from gvpo.errors import DataError, GvpoWarning
 from gvpo.generation import records
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Rollout
@@ -49,6 +49,40 @@ def test_a_completion_that_was_cut_gets_no_end_token_and_one_that_has_it_no_seco
     (one,) = read({**ROW, "completions": ["11", "2" + end], "finish_reasons": ["length", None]})
     assert [row.tokens for row in one.group.completions] == [ids("11"), [*ids("2"), END]]
     assert [row.finish_reason for row in one.group.completions] == ["length", "stop"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [*ids("45"), END, END, END],  # padding, as engines return batches
+        [*ids("45"), END, *ids("6")],
+        "45</s></s>",
+        "45</s>6",
+    ],
+)
+def test_what_comes_after_the_first_end_token_is_left_out_with_a_warning(written: Any):
+    own = str(tokenizer().eos_token)
+    given = written.replace("</s>", own) if isinstance(written, str) else written
+    with pytest.warns(GvpoWarning, match="1 written answers have tokens after .* the first is in row 2"):
+        _, one = read(ROW, {**ROW, "completions": [given, "3"]})
+    assert [list(row.tokens) for row in one.group.completions] == [[*ids("45"), END], [*ids("3"), END]]
+    assert (one.group.completions[0].text, one.group.completions[0].finish_reason) == ("45", "stop")
+
+
+def test_log_probs_and_finish_reason_follow_where_an_answer_is_cut():
+    row = {"prompt": "1", "completions": [[*ids("4"), END, END], ids("12")], "rewards": [1, 0]}
+    recorded = {"sampler_logprobs": [[-1.0, -2.0, -3.0], [-1.0, -1.0]], "finish_reasons": ["length", "length"]}
+    with pytest.warns(GvpoWarning, match="after their first end token"):
+        (one,) = read({**row, **recorded})
+    assert [row.sampler_logprobs for row in one.group.completions] == [[-1.0, -2.0], [-1.0, -1.0]]
+    assert [row.finish_reason for row in one.group.completions] == ["stop", "length"]
+
+
+def test_stop_tokens_of_the_settings_end_logged_answers_too():
+    (stop,) = ids("7")
+    with pytest.warns(GvpoWarning, match="after their first end token"):
+        (one,) = read({**ROW, "completions": [ids("472"), ids("12")]}, stop_token_ids=[stop])
+    assert [list(row.tokens) for row in one.group.completions] == [ids("47"), ids("12")]
 
 
 def test_token_ids_are_taken_as_they_are():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.tasks import as_group, per_completion, problems_from_records
+from gvpo.training.ended import ended
 from gvpo.training.problems import answer_ending, answer_text, encode, encode_answer
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
@@ -71,8 +72,8 @@ def logged_groups(
         config: how prompts become tokens, as online.
         tokenizer: of the policy.
         records: rows, groups or pairs (`gvpo.tasks.as_group`); a prompt and each completion is text, messages or token
-            ids. A text completion gets the end token, unless its finish reason is "length"; token ids are taken as
-            they are.
+            ids. A text completion gets the end token, unless its finish reason is "length". What comes after the
+            first end token of a completion is left out, with a warning.
         source: of completions whose row does not say.
         model: the policy, whose generation config may say how answers end.
 
@@ -81,20 +82,25 @@ def logged_groups(
     """
     if not records:
         raise DataError("there are no groups to train on; the data set is empty")
-    grouped = [_numbered(number, as_group, record) for number, record in enumerate(records, start=1)]
+    grouped = [numbered(number, as_group, record) for number, record in enumerate(records, start=1)]
     readable = [
-        _numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(grouped, start=1)
+        numbered(number, _with_readable_prompt, tokenizer, record) for number, record in enumerate(grouped, start=1)
     ]
     rows = zip(grouped, problems_from_records(readable), strict=True)
     end = answer_ending(config, tokenizer, model)
-    return [
-        _numbered(number, _logged, config, tokenizer, record, problem, source, end)
+    read = [
+        numbered(number, _logged, config, tokenizer, record, problem, source, end)
         for number, (record, problem) in enumerate(rows, start=1)
+    ]
+    kept = ended(tokenizer, [logged.group.completions for logged in read], {*end.stops, *config.stop_token_ids})
+    return [
+        dataclasses.replace(logged, group=dataclasses.replace(logged.group, completions=completions))
+        for logged, completions in zip(read, kept, strict=True)
     ]
 
 
-def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:
-    """What `read` makes of a row; its errors with the row's number."""
+def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
+    """Return what `read` makes of a row, and raise its errors with the row's number."""
     try:
         return read(*args)
     except DataError as error:

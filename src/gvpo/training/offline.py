@@ -15,12 +15,13 @@ from gvpo.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISE
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
 from gvpo.generation import records
+from gvpo.policy.known_tokens import missing_tokens, refuse_missing
 from gvpo.policy.model import context_length, vocabulary_size
 from gvpo.rollout import Rollout, distinct
 from gvpo.tasks import is_comparison, is_pair, load_records
 from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import LoggedGroup, logged_groups
+from gvpo.training.logged import LoggedGroup, logged_groups, numbered
 from gvpo.training.metrics import failures
 from gvpo.training.preferences import comparisons
 from gvpo.training.problems import Dataset
@@ -221,9 +222,10 @@ def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -
         DataError: a row that is too long or has tokens that the model does not know, or no group that can be trained
             on.
     """
-    vocabulary, context = vocabulary_size(model), context_length(model)
+    vocabulary, context, missing = vocabulary_size(model), context_length(model), missing_tokens(model)
     for number, logged in enumerate(groups, start=1):
         _require_fit(number, logged, vocabulary, context)
+        numbered(number, refuse_missing, missing, [logged.group])
     if not any(_rewarded(logged) > 1 for logged in groups):
         raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
 

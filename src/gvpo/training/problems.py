@@ -10,6 +10,7 @@ from gvpo.errors import ConfigError, DataError
 from gvpo.rollout import Encoded
 from gvpo.tasks import TASKS, Split, Task, chosen_answer, is_pair, load_records, problems_from_records
 from gvpo.training.aligned import ALIGNED, aligned_scores, likeliest
+from gvpo.training.ended import ended
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -132,10 +133,11 @@ def demonstrations(
     needed = config.objective == "poft"
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
     end = answer_ending(config, tokenizer, model)
-    return [
-        (item, _answer(tokenizer, text, end, aligned_scores(item.problem) if needed else None))
+    answers = [
+        [_answer(tokenizer, text, end, aligned_scores(item.problem) if needed else None)]
         for item, (_, text) in zip(encoded, kept, strict=True)
     ]
+    return [(item, answer) for item, (answer,) in zip(encoded, ended(tokenizer, answers, end.stops), strict=True)]
 
 
 def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:

@@ -1,0 +1,56 @@
+"""Written answers end at their first end token: what comes after it, such as padding, is not trained on."""
+
+import dataclasses
+import warnings
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from gvpo.errors import GvpoWarning
+from gvpo.types import Completion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def ended(
+    tokenizer: "PreTrainedTokenizerBase", groups: Sequence[Sequence[Completion]], stops: Collection[int]
+) -> list[list[Completion]]:
+    """Return the completions of each row of a data set up to their first end token, that one included.
+
+    Args:
+        tokenizer: For the text of what is left.
+        groups: The completions of each row.
+        stops: The end tokens.
+
+    Warns:
+        GvpoWarning: Some were longer; the message counts them and names the first row, counted from 1.
+    """
+    found = [[_ended(tokenizer, row, stops) for row in rows] for rows in groups]
+    longer = [
+        number
+        for number, (before, after) in enumerate(zip(groups, found, strict=True), start=1)
+        for row, kept in zip(before, after, strict=True)
+        if kept is not row
+    ]
+    if longer:
+        warnings.warn(
+            f"{len(longer)} written answers have tokens after their first end token, which are left out; the first is "
+            f"in row {longer[0]}",
+            GvpoWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def _ended(tokenizer: "PreTrainedTokenizerBase", row: Completion, stops: Collection[int]) -> Completion:
+    length = next((place + 1 for place, token in enumerate(row.tokens) if token in stops), len(row.tokens))
+    if length == len(row.tokens):
+        return row
+    tokens, logprobs = list(row.tokens[:length]), row.sampler_logprobs
+    return dataclasses.replace(
+        row,
+        tokens=tokens,
+        text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
+        sampler_logprobs=None if logprobs is None else [logprobs[place] for place in range(length)],
+        finish_reason="stop",
+    )
