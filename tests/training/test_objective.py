@@ -95,7 +95,7 @@ def test_settings_that_rarely_mean_what_they_say_warn(settings: dict[str, object
 
 
 @pytest.mark.parametrize(
-    "settings", [{"reference": "previous", "groups_per_update": 2}, {"objective": "rloo", "top_k": 5}, {}]
+    "settings", [{"reference": "previous", "groups_per_update": 2}, {"objective": "sft", "top_k": 5}, {}]
 )
 def test_and_others_do_not(settings: dict[str, object]):
     with warnings.catch_warnings():

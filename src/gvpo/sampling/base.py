@@ -86,19 +86,36 @@ def support_warning(params: SamplingParams) -> str | None:
     Its optimum is unique for any sampling distribution whose support covers the reference's (arXiv 2504.19599): tokens
     that can never be drawn are never corrected.
     """
-    cuts = [
-        text
-        for cut, text in (
-            (params.temperature == 0, "temperature=0"),
-            (params.top_k > 0, f"top_k={params.top_k}"),
-            (params.top_p < 1, f"top_p={params.top_p}"),
-            (bool(params.exclusion), "an exclusion (sampling.allow, sampling.ban)"),
-        )
-        if cut
-    ]
+    cuts = _cuts(params)
     if not cuts:
         return None
     return (
         f"sampling with {' and '.join(cuts)} never draws some tokens, so GVPO's optimum is no longer unique; "
         "for training use temperature > 0, top_k=0 and top_p=1, and exclude nothing"
     )
+
+
+def ratio_warning(params: SamplingParams, objective: str) -> str | None:
+    """Return why these settings bias an objective with ratios; None if they do not.
+
+    Its old log-probs are those of the whole distribution, and the completions come from a part of it.
+    """
+    cuts = _cuts(params)
+    if not cuts:
+        return None
+    return (
+        f"sampling with {' and '.join(cuts)} draws from another distribution than the one whose log-probs {objective} "
+        "compares with, so its gradient is biased; for training use temperature > 0, top_k=0 and top_p=1, and exclude "
+        "nothing"
+    )
+
+
+def _cuts(params: SamplingParams) -> list[str]:
+    """Return the settings by which some tokens are never drawn."""
+    found = (
+        (params.temperature == 0, "temperature=0"),
+        (params.top_k > 0, f"top_k={params.top_k}"),
+        (params.top_p < 1, f"top_p={params.top_p}"),
+        (bool(params.exclusion), "an exclusion (sampling.allow, sampling.ban)"),
+    )
+    return [text for cut, text in found if cut]

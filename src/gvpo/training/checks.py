@@ -1,11 +1,12 @@
 """What can be found wrong before anything is trained: a model, its tokenizer, the settings and the prompts together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
 from gvpo.policy.known_tokens import largest_id
 from gvpo.policy.model import context_length, is_model, vocabulary_size
 from gvpo.policy.routers import routers_of
@@ -125,6 +126,18 @@ def _refuse_longer(lengths: Sequence[tuple[str, int]], context: int | None, *, r
         raise DataError(
             f"the model's context is {context} tokens and {len(long)} of {len(lengths)} prompts {what}; the first is "
             f"{name!r} with {length}: shorten or drop them"
+        )
+
+
+def warn_of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> None:
+    """Warn of held-out prompts that are trained on: what is measured on them is memory too."""
+    shared = sum(tuple(prompt) in trained for prompt in held_out)
+    if shared:
+        warnings.warn(
+            f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not tell what "
+            "the model can do beyond them; hold other rows out",
+            GvpoWarning,
+            stacklevel=3,
         )
 
 

@@ -11,7 +11,7 @@ from gvpo.combinations import PAIRED, SUPERVISED
 from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, TrainConfig
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
-from gvpo.sampling import support_warning
+from gvpo.sampling import ratio_warning, support_warning
 from gvpo.training.drawing import sampling_params
 
 CENTRED = frozenset(OBJECTIVES).difference(SUPERVISED)
@@ -29,6 +29,7 @@ class BoundObjective:
         needs_reference: it reads `ref_logprobs`.
         needs_old: it reads `old_logprobs`.
         centred: it compares completions of a prompt, so a group needs at least two.
+        divides_by_length: it divides by a maximum length.
     """
 
     function: Callable[..., ObjectiveOutput]
@@ -37,6 +38,7 @@ class BoundObjective:
     needs_reference: bool
     needs_old: bool
     centred: bool
+    divides_by_length: bool = False
 
 
 def build_objective(config: TrainConfig) -> BoundObjective:
@@ -73,6 +75,7 @@ def build_objective(config: TrainConfig) -> BoundObjective:
         needs_reference=_reads_reference(takes, settings) or config.kl_in_reward > 0,
         needs_old="old_logprobs" in takes,
         centred=name in CENTRED,
+        divides_by_length=settings.get("reduction") == "constant",
     )
     _warn_of_hollow_settings(config, bound)
     return bound
@@ -120,6 +123,9 @@ def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> 
             GvpoWarning,
             stacklevel=3,
         )
-    cut_off = support_warning(sampling_params(config))
-    if objective.name == "gvpo" and cut_off is not None:
+    params = sampling_params(config)
+    cut_off = support_warning(params) if objective.name == "gvpo" else None
+    if objective.needs_old and config.groups_data is None:
+        cut_off = ratio_warning(params, objective.name)
+    if cut_off is not None:
         warnings.warn(cut_off, GvpoWarning, stacklevel=3)

@@ -56,6 +56,7 @@ from gvpo.training.run import RunDirectory, locked
 from gvpo.training.session import Session
 from gvpo.training.setup import Parts, Setup
 from gvpo.training.trackers import Trackers, check_trackers
+from gvpo.training.unused import Regime, warn_of_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +103,8 @@ class Trainer:
         ranks.start((args or TrainConfig()).rank_timeout)
         rows = read_rows(train_dataset) if train_dataset is not None else None
         self._logged = given_records(args or TrainConfig(), rows)
-        self.config = resolve_reference(args or TrainConfig(), given=self._logged is not None)
+        self._asked = args or TrainConfig()
+        self.config = resolve_reference(self._asked, given=self._logged is not None)
         check_adapter(self.config, peft_config)
         check_files(self.config)
         check_trackers(self.config)
@@ -164,6 +166,8 @@ class Trainer:
         with self._setup().parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
             if self.config.epochs is not None:
                 self.config = self.config.replace(steps=_steps(self.config, self.config.epochs, parts.items))
+            if not resume:
+                warn_of_unused(self._asked, self._regime(parts))
             if resume:
                 RunDirectory.open(path)  # `locked` would make the directory
             with contextlib.ExitStack() as stack:
@@ -184,6 +188,20 @@ class Trainer:
     def _base(self) -> dict[str, str]:
         """Return the fingerprint of the weights under an adapter, which no checkpoint contains."""
         return {BASE: base_fingerprint(self.model)} if lora.is_adapted(self.model) else {}
+
+    def _regime(self, parts: Parts) -> Regime:
+        """Return what the run does, for what it does not read."""
+        return Regime(
+            samples=parts.samples,
+            evaluates=parts.held is not None,
+            compares=bool(parts.held_groups),
+            needs_reference=self.objective.needs_reference,
+            divides_by_length=self.objective.divides_by_length,
+            adapted=lora.is_adapted(self.model),
+            demonstrates=self.objective.name in SUPERVISED and self.config.task is not None,
+            train_passed=self._train_dataset is not None,
+            eval_passed=self._eval_dataset is not None,
+        )
 
     def _stores_reference(self, parts: Parts) -> bool:
         """Whether the reference's log-probs of all rows can be computed before training, once for all steps."""

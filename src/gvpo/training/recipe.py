@@ -1,5 +1,6 @@
 """A recipe from start to end: make or load the model, warm it up if asked, train it."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from gvpo.training.offline import resolve_reference
 from gvpo.training.online import Trainer, free_directory
 from gvpo.training.run import RunDirectory
 from gvpo.training.trackers import check_trackers
+from gvpo.training.unused import UnusedSettingWarning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,7 +150,9 @@ def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase
         return str(model)
     began = resume and ranks.on_first(lambda: runfiles.is_run(directory))
     trainer = Trainer(_given_model(stage, tokenizer), args=stage, processing_class=tokenizer)
-    return str(trainer.train(resume=began)["model"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedSettingWarning)  # the settings are those of the run that follows
+        return str(trainer.train(resume=began)["model"])
 
 
 def _whole_model(directory: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """What a session is given: the source of its groups and what it evaluates on, checked before anything is written."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from gvpo.rewards.identity import identity
 from gvpo.rollout import Encoded
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
-from gvpo.training.checks import check_columns, check_demonstrations, check_prompts
+from gvpo.training.checks import check_columns, check_demonstrations, check_prompts, warn_of_overlap
 from gvpo.training.data import ShuffledOrder, fingerprint, judged
 from gvpo.training.drawing import sampling_params
 from gvpo.training.logged import LoggedGroup
@@ -55,6 +55,7 @@ class Parts:
         items: how many different groups the source has: an epoch.
         held: for evaluation; None does without.
         held_groups: held-out answers with scores, for evaluation.
+        prompts: those that are trained on.
         inputs: fingerprints, by name, of what decides the run besides settings and weights; a resumed run has the same.
     """
 
@@ -62,7 +63,13 @@ class Parts:
     items: int
     held: Held | None
     held_groups: Sequence[Group] = ()
+    prompts: frozenset[tuple[int, ...]] = frozenset()
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> bool:
+        """Whether training draws completions, in each step or once."""
+        return isinstance(self.source, LiveSource | SampledOnceSource)
 
 
 @dataclass(frozen=True)
@@ -123,12 +130,15 @@ class Setup:
             else:
                 assert pool is not None  # `Trainer` has refused a run that samples without a reward
                 made = self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
+            if not resume:
+                evaluated = [*(item.prompt for item in held_out), *(group.prompt for group in compared)]
+                warn_of_overlap(made.prompts, evaluated)
             inputs = {**made.inputs, HELD_OUT: fingerprint([*judged(held_out), *_answers(compared)])}
             yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
 
     def _judges(self, held: Held | None, made: Parts) -> dict[str, str]:
         """Fingerprints of the rewards, where any of them is asked."""
-        asked = held is not None or isinstance(made.source, LiveSource | SampledOnceSource)
+        asked = held is not None or made.samples
         return {f"reward {name!r}": identity(function) for name, function in self.rewards.items()} if asked else {}
 
     def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
@@ -147,7 +157,8 @@ class Setup:
             (f"{item.problem.id} {dict(answer.extras) or ''}", [*item.prompt, *answer.tokens])
             for item, answer in written
         )
-        return Parts(DemonstrationSource(order), len(written), held, inputs={TRAINING: data})
+        prompts = _prompts(item for item, _ in written)
+        return Parts(DemonstrationSource(order), len(written), held, prompts=prompts, inputs={TRAINING: data})
 
     def _offline(self, rows: Rows, held: Held | None) -> "Parts":
         warn_of_finite_support(self.objective)
@@ -155,7 +166,8 @@ class Setup:
         check_temperature(self.config, logged)
         source = self._offline_source(logged)
         groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
-        return Parts(source, len(groups), held, inputs={TRAINING: fingerprint(_answers(groups))})
+        inputs = {TRAINING: fingerprint(_answers(groups))}
+        return Parts(source, len(groups), held, prompts=_prompts(groups), inputs=inputs)
 
     def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
         config = self.config
@@ -187,15 +199,20 @@ class Setup:
         live = LiveSource(order, sampler, params, pool, seed=config.seed)
         inputs = {TRAINING: fingerprint(judged(problems))}
         if config.sample_groups is None:
-            return Parts(live, len(problems), held, inputs=inputs)
+            return Parts(live, len(problems), held, prompts=_prompts(problems), inputs=inputs)
 
         def read(records: Records) -> Source:
             return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
 
         warn_of_finite_support(self.objective)
-        return Parts(SampledOnceSource(file, live, read, resumed=resume), config.sample_groups, held, inputs=inputs)
+        once = SampledOnceSource(file, live, read, resumed=resume)
+        return Parts(once, config.sample_groups, held, prompts=_prompts(problems), inputs=inputs)
 
 
 def _answers(groups: Sequence[Group]) -> Iterator[tuple[str, list[int]]]:
     """What decides a run on groups of answers, for a fingerprint."""
     return ((f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions)
+
+
+def _prompts(items: Iterable[Encoded | Group]) -> frozenset[tuple[int, ...]]:
+    return frozenset(tuple(item.prompt) for item in items)
