@@ -46,6 +46,11 @@ ENDS = {  # early ends that look like success
     "kills_itself": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
     "kills_all": "import os, signal\nos.kill(-1, signal.SIGKILL)\ndef add(a,b): return 0",
     "kills_supervisor": "import os, signal\nfor s in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP): os.kill(1, s)\ndef add(a,b): return 0",
+    "interrupts_supervisor": "import os, signal\nos.kill(1, signal.SIGINT)\ndef add(a,b): return 0",
+    "every_signal": "import os, signal\nfor s in signal.valid_signals():\n for p in (1, os.getppid()):\n"
+    "  try: os.kill(p, s)\n  except OSError: pass\ndef add(a,b): return 0",
+    "queued_signals": "import ctypes\nc=ctypes.CDLL(None)\nfor n in range(9999): c.sigqueue(1, 34, None); c.sigqueue(1, 17, None)\ndef add(a,b): return 0",
+    "child_signals": "import os, signal, time\nend=time.time()+99\nwhile time.time()<end:\n try: os.kill(1, signal.SIGCHLD)\n except OSError: pass",
     "kills_parent": "import os, signal\nos.kill(PARENT, signal.SIGKILL)\nos.kill(os.getppid(), signal.SIGKILL)\ndef add(a,b): return 0",
     "execs": "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'print(5)'])",
     "segfault": "import ctypes\nctypes.string_at(0)",
@@ -80,6 +85,13 @@ REACHES = {  # out of the jail; each tells by adding rightly if it got there
     "memory_files": "import os\nfor n in range(32): os.write(os.memfd_create(str(n)), bytes(1<<20))\ndef add(a,b): return a+b",
     "message_queue": "import ctypes\nassert ctypes.CDLL(None).msgget(0, 0o600) >= 0\ndef add(a,b): return a+b",
     "semaphores": "import ctypes\nassert ctypes.CDLL(None).semget(0, 9, 0o600) >= 0\ndef add(a,b): return a+b",
+    "limits_of_first": "import resource\nfor n in range(16): resource.prlimit(1, n, (0, 0))\ndef add(a,b): return a+b",
+    "processor_limit_of_first": "import resource\nresource.prlimit(1, resource.RLIMIT_CPU, (1, 1))\ndef add(a,b): return a+b",
+    "priority_of_first": "import os\nos.setpriority(os.PRIO_PROCESS, 1, 19)\ndef add(a,b): return a+b",
+    "scheduling_of_first": "import os\nos.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))\ndef add(a,b): return a+b",
+    "processors_of_first": "import os\nos.sched_setaffinity(1, {0})\ndef add(a,b): return a+b",
+    "memory_of_first": "open('/proc/1/mem', 'r+b')\ndef add(a,b): return a+b",
+    "descriptors_of_first": "import ctypes, os\nassert ctypes.CDLL(None).syscall(438, os.pidfd_open(1), 0, 0) >= 0\ndef add(a,b): return a+b",
     "parent_alive": "import os\nassert os.kill(PARENT, 0) is None\ndef add(a,b): return a+b",
 }
 

@@ -8,6 +8,7 @@ import pytest
 from gvpo.errors import DataError
 from gvpo.rewards import REWARDS, RewardBatch, RewardPool, json_fields, regex_format, repetition_penalty
 from gvpo.rewards.base import blames_text
+from gvpo.rewards.sandbox.isolation import isolation_problem
 from tests.rewards import attackers
 from tests.rewards.test_attacks import linux
 
@@ -231,3 +232,44 @@ def test_bombs_cost_the_other_verifiers_nothing_but_the_reward(name):
     with RewardPool({name: REWARDS[name]}, workers=1, timeout=5.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", bombs, {"answer": "7"})])
     assert {(v.reward, v.reason) for v in verdicts} == {(0.0, "")}
+
+
+SLEEPS = "import time\ntime.sleep({})\n"
+ADDS = "print(sum(map(int, input().split())))"
+SUMS = [{"input": f"{n} 1", "output": str(n + 1)} for n in range(40)]
+FUNCTION = "def add(a, b):\n    {}return a + b"
+
+
+@pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
+@pytest.mark.parametrize(
+    ("tests", "slow", "right"),
+    [
+        # a program that sleeps in each test, and is right in all of them
+        (SUMS, SLEEPS.format(1.5) + ADDS, ADDS),
+        # functions that sleep, when they are called and when they are defined
+        ("assert add(1, 2) == 3", FUNCTION.format("import time; time.sleep(99); "), FUNCTION.format("")),
+        ("assert add(1, 2) == 3", SLEEPS.format(99) + FUNCTION.format(""), FUNCTION.format("")),
+    ],
+)
+def test_code_that_sleeps_pays_and_its_siblings_do_not(tests, slow, right):
+    tests = tests[:6] if isinstance(tests, list) else tests
+    with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=2, timeout=8.0) as pool:
+        (verdicts,) = pool.score([RewardBatch("p", [slow, right, slow, "pass"], {"tests": tests})])
+    assert [(v.reward, v.reason) for v in verdicts] == [(0.0, ""), (1.0, ""), (0.0, ""), (0.0, "")]
+
+
+@pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
+def test_more_tests_than_there_is_time_for_are_not_the_completions_doing():
+    with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=1, timeout=2.0) as pool:
+        (verdicts,) = pool.score([RewardBatch("p", [ADDS, "print(0)"], {"tests": SUMS})])
+    assert [v.reward for v in verdicts] == [None, 0.0]
+    assert "40 tests take longer than a completion has; give rewards.timeout" in verdicts[0].reason
+
+
+@pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
+def test_tests_that_never_end_are_not_the_completions_doing():
+    tests = "while True:\n    pass\nassert add(1, 2) == 3"
+    with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=1, timeout=8.0) as pool:
+        (verdicts,) = pool.score([RewardBatch("p", [FUNCTION.format("")], {"tests": tests})])
+    assert verdicts[0].reward is None
+    assert "the tests do not end for an empty program" in verdicts[0].reason

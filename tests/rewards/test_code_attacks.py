@@ -1,8 +1,12 @@
 """Code that cheats, escapes or exhausts gets nothing, leaves no process and changes nothing outside of its jail."""
 
 import os
+import platform
 import random
+import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -113,3 +117,72 @@ def test_when_the_pool_kills_the_worker_the_jail_ends_too(outside):
     assert group[0].reward is None
     assert group[0].reason.startswith("timeout")
     assert _wait_for(0) == 0
+
+
+# As another user: the supervisor of a jail has the guest's own user then, so that signals and limits could reach it
+
+AS_NOBODY = """
+set -e
+kept=$(mktemp -d); mount --bind "$1" "$kept"
+mount -t tmpfs -o mode=755 none "$2"; mkdir -p "$1"; mount --bind "$kept" "$1"
+shift 2
+exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
+"""
+"""Python's own directory is shown in a namespace of its own, without those above it that only root may enter."""
+
+
+def as_nobody(*words, **options):
+    """Run the interpreter as a user without rights."""
+    prefix = Path(sys.base_prefix).resolve()
+    closed = next((path for path in reversed(prefix.parents) if not path.stat().st_mode & 1), prefix)
+    command = ["unshare", "--mount", "bash", "-c", AS_NOBODY, "as_nobody", str(prefix), str(closed)]
+    environment = {**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1", **options}
+    return subprocess.run(
+        [*command, sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+
+
+ROOT = Path(__file__).parents[2]
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv", "bash"))), reason="needs root and util-linux"
+)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "supervisor or signal or of_first or writes_outside or adds",
+        pytest.param("not nobody", marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_the_attacks_fail_as_nobody_too(chosen):
+    with tempfile.TemporaryDirectory(prefix="gvpo-nobody-") as directory:  # pytest's own are closed to others
+        Path(directory).chmod(0o777)
+        if as_nobody("-c", "import gvpo, pytest", TMPDIR=directory).returncode:
+            pytest.skip("another user cannot read this checkout")
+        words = ["-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={directory}/files", "-k", chosen, __file__]
+        done = as_nobody(*words, TMPDIR=directory)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout, done.stdout[-3000:]
+    assert " skipped" not in done.stdout, done.stdout[-3000:]
+
+
+REFUSED = """
+import ctypes
+from gvpo.rewards import code_tests
+from gvpo.rewards.sandbox import kernel
+machine, _, _, limits = kernel._MACHINES["x86_64"]
+code = kernel._filter(machine, {"pidfd_open": 434, "clone": 56}, limits)
+kernel.forbid_new_privileges()
+program = kernel._Program(len(code) // 8, code)
+assert kernel._libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+print(code_tests(completions=["def f(): return 1", "def f(): return 2"], tests=["assert f() == 1"] * 2))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter has the numbers of x86_64")
+def test_a_system_that_refuses_pidfd_open_loses_nothing():
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("[1.0, 0.0]\n", 0), done.stderr

@@ -55,6 +55,7 @@ def code_tests(
 
 
 code_tests.check_ready = is_isolated  # type: ignore[attr-defined]
+code_tests.row_by_row = True  # type: ignore[attr-defined]
 
 
 def code_reward(**limits: Any) -> RewardFunc:
@@ -67,7 +68,7 @@ def code_reward(**limits: Any) -> RewardFunc:
         RewardError: a limit that cannot be.
     """
     reward: RewardFunc = functools.partial(_judged, Limits(**limits))
-    reward.check_ready = is_isolated  # type: ignore[attr-defined]  # a partial takes attributes
+    reward.check_ready, reward.row_by_row = is_isolated, True  # type: ignore[attr-defined]  # a partial takes them
     return blames_text(reward, control="pass")
 
 

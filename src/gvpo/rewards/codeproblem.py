@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gvpo.errors import RewardError
 from gvpo.rewards.checkers import CHECKERS
 from gvpo.rewards.codeforms import Functions, Programs, TestsError, parse_quietly, read_tests
+from gvpo.rewards.deadline import seconds_left
 from gvpo.rewards.sandbox.guest import BROKEN
 from gvpo.rewards.sandbox.limits import Limits
-from gvpo.rewards.sandbox.run import run_program, run_tests
+from gvpo.rewards.sandbox.run import RESERVE, run_program, run_tests
 
 ACCEPTED = 1.0
 """What a problem's own checker prints, at least, for a right output."""
@@ -39,7 +42,8 @@ class CodeProblem:
         """Return whether a program passes all tests."""
         if isinstance(self.tests, Functions):
             return self.run_tests(code)[0]
-        return all(self._prints(code, *run) for run in self.tests.runs)
+        budget = _Budget(len(self.tests.runs))
+        return all(self._prints(code, *run, budget) for run in self.tests.runs)
 
     def run_tests(self, code: str) -> tuple[bool, str]:
         """Run the tests of functions; see `sandbox.run.run_tests`."""
@@ -56,11 +60,37 @@ class CodeProblem:
         judged = run_program(self.checker, "", self.limits, files=files)
         return judged.code == 0 and _is_accepted(judged.output or b"")
 
-    def _prints(self, code: str, given: str, right: str) -> bool:
+    def _prints(self, code: str, given: str, right: str, budget: "_Budget") -> bool:
         run = run_program(code, given, self.limits)
-        if run.code != 0 or run.output is None:
+        if not budget.covers(run.seconds) or run.code != 0 or run.output is None:
             return False
         return self.accepts(given, right, run.output.decode(errors="replace"))
+
+
+class _Budget:
+    """The time for all tests of one completion, which end before the pool gives up the call.
+
+    Args:
+        tests: number of the tests.
+    """
+
+    def __init__(self, tests: int) -> None:
+        self._tests, self._done, self._own = tests, 0, 0.0
+        self._started, self._seconds = time.monotonic(), seconds_left() - RESERVE
+
+    def covers(self, seconds: float) -> bool:
+        """Count a test, of which the completion's program took `seconds`; return whether there is time left.
+
+        Raises:
+            RewardError: the tests would not fit either if the program took no time at all.
+        """
+        self._done, self._own = self._done + 1, self._own + seconds
+        taken = time.monotonic() - self._started
+        if taken >= self._seconds and (taken - self._own) / self._done * self._tests >= self._seconds:
+            raise RewardError(
+                f"{self._tests} tests take longer than a completion has; give rewards.timeout (--timeout) more seconds"
+            )
+        return taken < self._seconds
 
 
 def scorable(
@@ -124,6 +154,8 @@ def _fault(problem: CodeProblem) -> str:
             return "the tests accept an empty output, so every program passes; correct `tests` or `checker`"
     else:
         empty, said = problem.run_tests("")
+        if not said:  # not kept: it may be the machine
+            raise RewardError("the tests do not end for an empty program; correct `tests`, or give them more seconds")
         if said.startswith(BROKEN):
             return _cannot_run(said.removeprefix(f"{BROKEN}: "))
         if empty:

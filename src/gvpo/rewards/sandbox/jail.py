@@ -78,6 +78,7 @@ def _supervise(settings: Mapping[str, Any]) -> bool:
     """Finish the jail, start the guest and watch it; returns only in the guest, True."""
     status = settings["status"]
     try:
+        kernel.end_with_parent()
         os.setsid()
         uid = _guest_uid() if settings["isolate"] else os.geteuid()
         if settings["isolate"]:
@@ -85,18 +86,21 @@ def _supervise(settings: Mapping[str, Any]) -> bool:
         else:
             kernel.adopt_orphans()
         start, go = os.pipe()
+        ended = _notice_ends()
         child = os.fork()
         if child == 0:
             os.close(go)
             os.read(start, 1)
+            _forget_ends(ended)
             return _become_guest(settings, uid, start)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal that the interpreter itself has a handler for
         kernel.hide_memory()
         _silence(settings, but=(status, settings["lifeline"]))
     except OSError as error:
         _report(status, error=str(error))
         os._exit(1)
     os.close(go)
-    _watch(child, settings)
+    _watch(child, ended, settings)
     if not settings["isolate"]:
         _end_descendants()
     os._exit(0)
@@ -189,22 +193,53 @@ def _limit(settings: Mapping[str, Any]) -> None:
         resource.setrlimit(which, (min(soft, hard), hard))
 
 
-def _watch(child: int, settings: Mapping[str, Any]) -> None:
-    """Wait for the guest's end, the end of its time or of the host, and report how it ended."""
-    handle, lifeline = os.pidfd_open(child), settings["lifeline"]
+def _notice_ends() -> tuple[int, int]:
+    """Open a pipe that can be read when a child has ended, which any kernel and any filter allows."""
+    ended, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _note)
+    return ended, woken
+
+
+def _note(number: int, frame: Any) -> None:
+    """Let a signal reach the pipe; without a handler it would not."""
+
+
+def _forget_ends(pipe: tuple[int, int]) -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor in pipe:
+        os.close(descriptor)
+
+
+def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> None:
+    """Wait for the guest's end, the end of its time or of the host, and report how it ended and how long it ran."""
+    lifeline, started = settings["lifeline"], time.monotonic()
     poll = select.poll()
-    poll.register(handle, select.POLLIN)
+    poll.register(ended[0], select.POLLIN)
     poll.register(lifeline, select.POLLIN)
-    end = time.monotonic() + settings["wall"]
-    while (left := end - time.monotonic()) > 0:
+    while (left := started + settings["wall"] - time.monotonic()) > 0:
         ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
         if lifeline in ready:
             break
-        if handle in ready:
-            _report(settings["status"], code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            return
+        if ended[0] in ready:
+            os.read(ended[0], 1 << 12)
+            code = _code_of(child)
+            if code is not None:
+                _report(settings["status"], code=code, seconds=time.monotonic() - started)
+                return
     os.kill(child, signal.SIGKILL)
-    _report(settings["status"], late=True)
+    _report(settings["status"], late=True, seconds=time.monotonic() - started)
+
+
+def _code_of(child: int) -> int | None:
+    """Reap the children that have ended, orphans of the guest's too; return how `child` ended, None if it runs."""
+    code = None
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(found[1]) if found[0] == child else code
+    return code
 
 
 def _end_descendants() -> None:

@@ -18,6 +18,7 @@ READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT = 1, 2, 4, 8, 32
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
 _DETACH = 2
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER, _SUBREAPER, _DUMPABLE = 38, 22, 2, 36, 4
+_PARENT_DEATH_SIGNAL, _SIGKILL = 1, 9
 _CAPABILITIES_V3 = 0x2008_0522
 
 _X86 = {"socket": 41, "clone": 56, "ptrace": 101, "personality": 135, "pivot_root": 155, "chroot": 161, "mount": 165}
@@ -30,6 +31,10 @@ _ARM |= {"init_module": 105, "ptrace": 117, "socket": 198, "add_key": 217, "requ
 _ARM |= {"clone": 220, "perf_event_open": 241, "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270}
 _ARM |= {"process_vm_writev": 271, "kcmp": 272, "finit_module": 273, "bpf": 280, "userfaultfd": 282}
 _ARM |= {"msgget": 186, "semget": 190, "shmget": 194, "memfd_create": 279}
+_X86 |= {"setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203}
+_X86 |= {"ioprio_set": 251, "migrate_pages": 256, "move_pages": 279, "sched_setattr": 314}  # the supervisor's share
+_ARM |= {"setpriority": 140, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122}
+_ARM |= {"ioprio_set": 30, "migrate_pages": 238, "move_pages": 239, "sched_setattr": 274}
 _BOTH = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429}
 _BOTH |= {"fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "pidfd_getfd": 438, "mount_setattr": 442}
 _BOTH |= {"memfd_secret": 447}
@@ -37,10 +42,10 @@ _X86_SIGNALS = {"kill": 62, "rt_sigqueueinfo": 129, "tkill": 200, "tgkill": 234,
 _ARM_SIGNALS = {"kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240}
 _CLONE3, _PIDFD_SEND_SIGNAL = 435, 424
 _MACHINES = {
-    "x86_64": (0xC000_003E, _X86 | _BOTH, _X86_SIGNALS),
-    "aarch64": (0xC000_00B7, _ARM | _BOTH, _ARM_SIGNALS),
+    "x86_64": (0xC000_003E, _X86 | _BOTH, _X86_SIGNALS, 302),
+    "aarch64": (0xC000_00B7, _ARM | _BOTH, _ARM_SIGNALS, 261),
 }
-"""The number that seccomp knows a machine by, and its numbers of the system calls that are refused."""
+"""The number that seccomp knows a machine by, and its numbers of refused system calls, of signals, of prlimit64."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,6 +92,11 @@ def hide_memory() -> None:
     _checked(_libc.prctl(_DUMPABLE, 0, 0, 0, 0), "prctl dumpable")
 
 
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
+    _checked(_libc.prctl(_PARENT_DEATH_SIGNAL, _SIGKILL, 0, 0, 0), "prctl parent death")
+
+
 def adopt_orphans() -> None:
     """Children whose parents end become this process's."""
     _checked(_libc.prctl(_SUBREAPER, 1, 0, 0, 0), "prctl subreaper")
@@ -107,13 +117,13 @@ def refuse_system_calls(*, signals: bool = False) -> None:
     """
     if platform.machine() not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no list of system calls for {platform.machine()}")
-    machine, refused, senders = _MACHINES[platform.machine()]
-    code = _filter(machine, refused | (senders | {"pidfd_send_signal": _PIDFD_SEND_SIGNAL} if signals else {}))
+    machine, refused, senders, limits = _MACHINES[platform.machine()]
+    code = _filter(machine, refused | (senders | {"pidfd_send_signal": _PIDFD_SEND_SIGNAL} if signals else {}), limits)
     program = _Program(len(code) // 8, code)
     _checked(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(program), 0, 0), "seccomp")
 
 
-def _filter(machine: int, refused: dict[str, int]) -> bytes:
+def _filter(machine: int, refused: dict[str, int], limits: int) -> bytes:
     """Classic BPF over struct seccomp_data {nr, arch, instruction pointer, args[6]}."""
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, fail = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
@@ -122,6 +132,9 @@ def _filter(machine: int, refused: dict[str, int]) -> bytes:
     lines += [(at_least, 0, 1, 0x4000_0000), (ret, 0, 0, kill)]  # x32, which has other numbers
     for number in plain:
         lines += [(equal, 0, 1, number), (ret, 0, 0, fail | errno.EPERM)]
+    # Limits of the process itself alone: the supervisor can have the same user, and would be ended by its own.
+    lines += [(equal, 0, 4, limits), (load, 0, 0, 16), (equal, 1, 0, 0), (ret, 0, 0, fail | errno.EPERM)]
+    lines += [(ret, 0, 0, allow)]
     # Its flags lie in memory, where no filter can look; "no such call" makes the C library use clone instead.
     lines += [(equal, 0, 1, _CLONE3), (ret, 0, 0, fail | errno.ENOSYS)]
     lines += [(equal, 0, 3, refused["clone"]), (load, 0, 0, 16), (any_bit, 0, 1, NEW_USER | NEW_PIDS | NEW_MOUNTS)]

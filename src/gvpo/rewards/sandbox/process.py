@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,10 +40,12 @@ class Ended:
     Args:
         code: its exit code, or minus the signal that ended it; None if it was late or the host ended it.
         error: why the jail could not be built; "" if it could.
+        seconds: how long it ran.
     """
 
     code: int | None
     error: str = ""
+    seconds: float = 0.0
 
 
 class Jail:
@@ -71,6 +74,7 @@ class Jail:
         verdict: int | None = None,
     ) -> None:
         self._ended: Ended | None = None
+        self._said = b""
         with contextlib.ExitStack() as mine, contextlib.ExitStack() as on_error:
             message = sealed(json.dumps(payload).encode())
             mine.callback(os.close, message)
@@ -107,25 +111,24 @@ class Jail:
         if self._ended is None:
             os.close(self._lifeline)
             if not self._wait(END_SECONDS):
-                self._process.kill()
+                self._process.kill()  # its supervisor ends with it
             self._process.wait()
             if self._directory:
                 self._directory.cleanup()
-            with os.fdopen(self.status, "rb") as file:
-                self._ended = _ended(file.read())
+            os.close(self.status)
+            self._ended = _ended(self._said)
         return self._ended
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for the starter, which ends last; without the polling of `Popen.wait`, which would take longest."""
-        if self._process.poll() is not None:
-            return True
-        handle = os.pidfd_open(self._process.pid)
-        try:
-            poll = select.poll()
-            poll.register(handle, select.POLLIN)
-            return bool(poll.poll(max(seconds, 0.0) * 1000))
-        finally:
-            os.close(handle)
+        """Read what the supervisor says until it ends, which is when it lets go of the pipe; return whether it has."""
+        poll, end = select.poll(), time.monotonic() + seconds
+        poll.register(self.status, select.POLLIN)
+        while poll.poll(max(end - time.monotonic(), 0.0) * 1000):
+            said = os.read(self.status, 1 << 16)
+            if not said:
+                return True
+            self._said += said
+        return False
 
 
 def _new_directory() -> "tempfile.TemporaryDirectory[str]":
@@ -164,4 +167,4 @@ def _ended(status: bytes) -> Ended:
         said, _ = json.JSONDecoder().raw_decode(status.decode())
     except ValueError:
         return Ended(None, "its supervisor ended without a word")
-    return Ended(said.get("code"), said.get("error", ""))
+    return Ended(said.get("code"), said.get("error", ""), said.get("seconds", 0.0))

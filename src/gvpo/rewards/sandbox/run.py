@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvpo.errors import RewardError
+from gvpo.rewards.deadline import seconds_left
 from gvpo.rewards.sandbox.guest import PASSED
 from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
@@ -15,6 +16,8 @@ from gvpo.rewards.sandbox.process import Ended, Jail, sealed
 
 START_SECONDS = 10.0
 """What building a jail may take beside the guest's own time, on a loaded machine."""
+RESERVE = 0.75
+"""Seconds before the end of the pool's call at which a run is over: jails must be ended and a reply be written."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Run:
     Args:
         output: what it printed; None if that was more than allowed.
         code: its exit code, minus a signal, or None if it ran out of time.
+        seconds: how long it ran, without what it took to build its jail.
     """
 
     output: bytes | None
     code: int | None
+    seconds: float = 0.0
 
 
 def run_program(
@@ -58,10 +63,10 @@ def run_program(
         finally:
             os.close(source)
             os.close(printed)
-        deadline = time.monotonic() + limits.wall + START_SECONDS
+        deadline = _deadline(limits)
         text = _read(output, limits.output, deadline)
-        ended = jail.end() if text is None else jail.wait(deadline - time.monotonic())
-        return Run(text, _checked(ended).code)
+        ended = _checked(jail.end() if text is None else jail.wait(deadline - time.monotonic()))
+        return Run(text, ended.code, ended.seconds)
 
 
 def run_tests(
@@ -88,7 +93,7 @@ def run_tests(
         exception, or "" if they did not end.
 
     Raises:
-        RewardError: code cannot be isolated here, or a jail cannot be built.
+        RewardError: code cannot be isolated here, or a jail cannot be built, or not in time.
     """
     limits = limits or Limits()
     isolate, functions = is_isolated(), {"kind": "functions", "code": code}
@@ -104,11 +109,18 @@ def run_tests(
         finally:
             for descriptor in (*requests, *replies, verdict[1]):
                 os.close(descriptor)
-        said = _read(verdict[0], 1 << 16, time.monotonic() + limits.wall + START_SECONDS) or b""
+        started = time.monotonic()
+        said = _read(verdict[0], 1 << 16, _deadline(limits))
         _checked(ours.end())
-        _checked(theirs.end())
-    text = said.decode(errors="replace")
+        if said is None and _checked(theirs.end()).seconds < (time.monotonic() - started) / 2:
+            raise RewardError("the sandbox for code did not start in time; give rewards.timeout more seconds")
+    text = (said or b"").decode(errors="replace")
     return text == PASSED, text
+
+
+def _deadline(limits: Limits) -> float:
+    """When a run has to be over: after its own time, or before the pool's call is."""
+    return time.monotonic() + min(limits.wall + START_SECONDS, seconds_left() - RESERVE)
 
 
 def _checked(ended: Ended) -> Ended:
