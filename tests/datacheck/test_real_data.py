@@ -20,11 +20,12 @@ def report():
 
 
 def test_the_problems_that_it_shares_with_olympiadbench(report):
-    """One by its text as it is, the ellipse in the first quadrant; three more once LaTeX has one spelling."""
+    """One by its text as it is, the ellipse in the first quadrant; four more once LaTeX has one spelling."""
     same = {f.place.row: f.other for f in report.of("contamination") if f.share == 1}
     assert {(row, Path(other.data).parent.name, other.row) for row, other in same.items()} == {
         (2600, "olympiadbench", 518),
         (3498, "olympiadbench", 523),
+        (5158, "olympiadbench", 347),
         (7387, "olympiadbench", 545),
         (8669, "olympiadbench", 396),
     }
@@ -32,7 +33,13 @@ def test_the_problems_that_it_shares_with_olympiadbench(report):
 
 
 def test_the_problems_that_stand_twice(report):
-    assert [(f.place.row, f.other.row) for f in report.of("duplicate")] == [(675, 653), (5497, 5180), (6260, 982)]
+    assert [(f.place.row, f.other.row) for f in report.of("duplicate")] == [
+        (675, 653),
+        (2202, 1958),  # \over, \frac
+        (5497, 5180),
+        (5662, 3513),  # \neq, \ne
+        (6260, 982),
+    ]
     near = {(f.place.row, f.other.row) for f in report.of("near duplicate")}
     assert (1206, 540) in near  # "of parabola", "of the parabola"
     assert (8822, 5498) in near

@@ -1,22 +1,16 @@
 """Mathematical answers as a table: a comment per family, wrong answers that must score 0 beside the right ones."""
 
-import importlib
-import json
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
 
-pytest.importorskip("math_verify")
+pytest.importorskip("mpmath")
 
 from gvpo.rewards import RewardBatch, RewardPool, math_answer, mathvalues
 from gvpo.rewards.math_answer import final_answer, gold_text
 from gvpo.rewards.mathpython import as_latex
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -304,70 +298,18 @@ def test_without_an_answer_it_abstains_and_a_bad_tolerance_is_an_error():
     assert "the error 'a bit' is not a number" in failed.reason
 
 
-# Deadlines
-
-ENDLESS = [
-    ("9^{9^{9^{9}}}", "3"),
-    ("(10^{9})!", "3"),
-    ("7^{7^{7^{7}}} - 1", "7^{7^{7^{7}}}"),
-]
-
-
-def test_endless_answers_cost_their_own_rows_only():
-    rows = [(r"\boxed{5}", 1.0), *((rf"\boxed{{{written}}}", None) for written, _ in ENDLESS), (r"\boxed{6}", 0.0)]
-    with RewardPool({"math_answer": math_answer}, workers=2, timeout=1.5) as pool:
-        (verdicts,) = pool.score([RewardBatch("", [text for text, _ in rows], {"answer": "5"})])
-    assert [verdict.reward for verdict in verdicts] == [reward for _, reward in rows]
-    assert all(v.reason.startswith("timeout: math_answer") for v in verdicts if v.reward is None)
-
-
-def test_answers_of_great_size_are_judged():
-    numbers = [str(n) for n in range(600)]
-    large = r"\{" + ", ".join(numbers) + r"\}"
-    nested = "{" * 500 + "1" + "}" * 500
-    began = time.monotonic()
-    assert mathvalues.same_answer(large, ",".join(reversed(numbers)))
-    assert not mathvalues.same_answer(large, ",".join(["600", *numbers[1:]]))
-    assert not mathvalues.same_answer(nested, "1")
-    assert not mathvalues.same_answer("(" * 50_000, "1")
-    assert time.monotonic() - began < 10
-
-
-def test_a_deadline_holds_in_any_thread(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("gvpo.rewards.math_answer"), "DEADLINE", 1.0)
+def test_it_judges_in_any_thread_outside_a_pool():
     found = {}
 
     def judge():
-        found["values"] = math_answer([r"\boxed{9^{9^{9^{9}}}}", r"\boxed{\frac12}"], ["1", "0.5"])
+        found["values"] = math_answer([r"\boxed{9^{9^{9^{9}}}}", r"\boxed{\frac12}", r"\boxed{2}"], ["1", "0.5", None])
 
     thread = threading.Thread(target=judge)
     thread.start()
     thread.join(60)
-    assert found["values"] == [None, 1.0]
+    assert found["values"] == [0.0, 1.0, None]
 
 
-def test_the_reward_is_imported_without_sympy():
-    code = "import sys, gvpo.rewards; assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)"
+def test_the_reward_is_imported_without_mpmath():
+    code = "import sys, gvpo.rewards; assert not {'mpmath', 'sympy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# Real data
-
-BENCHMARKS = {
-    "aime24": ("aime24/test.jsonl", "answer"),
-    "amc": ("amc/amc83_test.jsonl", "answer"),
-    "math500": ("math500/test.jsonl", "answer"),
-    "minerva": ("minerva/test.jsonl", "answer"),
-    "olympiadbench": ("olympiadbench/test.jsonl", "final_answer"),
-    "gsm8k": ("gsm8k/test.jsonl", "answer"),
-}
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_golds_against_themselves_and_a_wrong_constant(name):
-    file, column = BENCHMARKS[name]
-    if not (DATA / file).exists():
-        pytest.skip("the benchmark's data is not here")
-    golds = [gold_text(json.loads(line)[column]) for line in (DATA / file).read_text().splitlines()]
-    assert sum(mathvalues.same_answer(gold, gold) for gold in golds) >= 0.995 * len(golds)
-    assert not any(mathvalues.same_answer("-987654.3", gold) for gold in golds)

@@ -96,7 +96,7 @@ def test_options_for_none_of_the_rewards():
 
 def without_math(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "math_verify" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "mpmath" else find(name))
 
 
 def test_a_recipe_with_a_reward_whose_extra_is_missing_fails_before_its_model_is_loaded(
@@ -111,9 +111,7 @@ def test_a_recipe_with_a_reward_whose_extra_is_missing_fails_before_its_model_is
     recipe.write_text("".join(f"[{name}]\n{line}\n" for name, line in sections.items()))
     monkeypatch.setattr("gvpo.training.recipe.load_tokenizer", lambda path: None)
     assert main(["train", str(recipe), f"run.dir={tmp_path / 'run'}"]) == 2
-    assert capsys.readouterr().err == (
-        "gvpo: error: the reward math_answer needs math-verify; pip install 'gvpo[math]'\n"
-    )
+    assert capsys.readouterr().err == ("gvpo: error: the reward math_answer needs mpmath; pip install 'gvpo[math]'\n")
     assert not (tmp_path / "run").exists()
 
 

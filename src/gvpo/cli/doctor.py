@@ -15,7 +15,7 @@ from gvpo.errors import ConfigError
 OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 _STYLES = {OK: "green", MISSING: "yellow", BROKEN: "red", NOTE: "yellow"}
 _REQUIREMENT = re.compile(r"^([\w.-]+)\s*(?:\[[\w,-]*\])?\s*(?:>=\s*([\w.]+))?.*?(?:extra\s*==\s*['\"]([\w-]+)['\"])?$")
-_MODULES = {"math-verify": "math_verify", "pytest-timeout": "pytest_timeout", "pytest-xdist": "xdist", "pyyaml": "yaml"}
+_MODULES = {"pytest-timeout": "pytest_timeout", "pytest-xdist": "xdist", "pyyaml": "yaml"}
 LOW_DISK = 5
 
 

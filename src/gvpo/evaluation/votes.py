@@ -7,7 +7,7 @@ Answers are the same vote if they are the same number, or else the same text in 
 from collections.abc import Callable, Hashable
 
 from gvpo.evaluation.templates import answer_inside
-from gvpo.rewards import mathtext
+from gvpo.rewards import mathrelations, mathspelling, mathtext
 from gvpo.rewards.gsm8k import final_number
 from gvpo.rewards.math_answer import final_answer
 from gvpo.rewards.number import last_number, parse_number
@@ -24,10 +24,10 @@ def math_vote(text: str) -> Vote:
     answer = final_answer(answer_inside(text, boxed=True))
     if answer is None or len(answer) > LONGEST:
         return answer
-    _, value = mathtext.assignment(mathtext.spelled(answer))
+    _, value = mathrelations.assignment(mathspelling.spelled(answer))
     bare, _ = mathtext.without_units(value)
     number = parse_number(bare)
-    return (mathtext.compact(bare) or None) if number is None else number
+    return (mathspelling.compact(bare) or None) if number is None else number
 
 
 def _number_vote(text: str) -> Vote:

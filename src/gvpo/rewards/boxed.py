@@ -1,5 +1,6 @@
 r"""The answer in the last \boxed{...}: what language models are asked to write around a result."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from gvpo.rewards.base import Answer, completion_text
 from gvpo.rewards.number import parse_number
 
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{|[-+]?[\d.\\(]|(?<=[\s])[A-Za-z](?![A-Za-z]))")
+_BARE = re.compile(r"(?:\{[^{}]*\}|[^\s{}$])*(?:\{[^{}]*\}|[^\s{}$.,;:])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _IGNORED = ("\\left", "\\right", "\\,", "\\;", "\\:", "\\!", "\\ ", "$")
 _ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("\\$", ""), ("−", "-"))  # noqa: RUF001
 
@@ -69,24 +72,41 @@ def _joined(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...}, nested braces included; None if there is none or it never closes."""
+    r"""Return the content of the last box, nested braces included; None if there is none or it never closes.
+
+    A box is \boxed{...}, \fbox{...} or \framebox{...}. Without braces it holds what follows on, as in \boxed 7.
+    """
     span = last_boxed_span(text)
     return None if span is None else text[span[0] : span[1]]
 
 
 def last_boxed_span(text: str) -> tuple[int, int] | None:
-    r"""Where the content of the last \boxed{...} starts and where its closing brace stands."""
-    start = text.rfind(_BOX)
-    if start < 0:
+    """Return where the content of the last box starts and where it ends."""
+    box = None
+    for box in _BOX.finditer(text):  # noqa: B007 - the last match is what is wanted
+        pass
+    if box is None:
         return None
-    depth, position = 1, start + len(_BOX)
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # an escaped brace opens and closes nothing
-        elif character in "{}":
-            depth += 1 if character == "{" else -1
-            if depth == 0:
-                return start + len(_BOX), position
-        position += 1
-    return None
+    start = box.end()
+    if not text.startswith("{", start):
+        bare = _BARE.match(text, start)
+        return bare.span() if bare else None
+    end = _closing(text, start)
+    return None if end is None else (start + 1, end)
+
+
+def has_box(text: str) -> bool:
+    r"""Return whether a text contains a box, also one that never closes."""
+    return _BOX.search(text) is not None
+
+
+def _closing(text: str, start: int) -> int | None:
+    r"""Where the brace that opens at `start` is closed; an escaped brace opens and closes nothing, but in {185\}."""
+    depth, escaped = 0, None
+    for brace in _BRACE.finditer(text, start):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return brace.start()
+        if brace[0] == "\\}" and escaped is None and depth == 1:
+            escaped = brace.start()
+    return escaped if escaped is not None and "\\{" not in text[start:] else None

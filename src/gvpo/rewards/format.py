@@ -26,7 +26,11 @@ def boxed_format(completions: Sequence[Answer], **columns: Any) -> list[float | 
 
 def _ends_boxed(text: str) -> bool:
     span = last_boxed_span(text)
-    return span is not None and bool(text[slice(*span)].strip()) and not text[span[1] + 1 :].strip(" \t\r\n$.")
+    return (
+        span is not None
+        and bool(text[slice(*span)].strip())
+        and not text[span[1] :].removeprefix("}").strip(" \t\r\n$.")
+    )
 
 
 def regex_format(pattern: str, *, name: str = "regex_format") -> RewardFunc:

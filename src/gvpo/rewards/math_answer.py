@@ -1,8 +1,8 @@
 r"""Mathematical answers: is the last box of a completion equal to the reference answer?
 
-The comparison (mathvalues.py) runs on sympy and math-verify, the extra `math`. An answer can be written that no
-computer finishes, 9^{9^{9^9}} say, so every answer is a call of its own to a worker process with a deadline: inside a
-`RewardPool` to that pool's workers, elsewhere to those of a small pool that this module keeps.
+The comparison (mathvalues.py) computes with mpmath, the extra `math`. It bounds its own work; should an answer take long
+all the same, it costs no other row its verdict, since every answer is a call of its own to a worker process with a
+deadline. Inside a `RewardPool` that is one of the pool's workers, elsewhere one of a small pool that this module keeps.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any
 from gvpo.errors import RewardError
 from gvpo.rewards import mathvalues
 from gvpo.rewards.base import Answer, RewardBatch, completion_text
-from gvpo.rewards.boxed import last_boxed
+from gvpo.rewards.boxed import has_box, last_boxed
 from gvpo.rewards.number import parse_number
 from gvpo.rewards.pool import RewardPool
 from gvpo.rewards.process import in_worker
@@ -62,8 +62,8 @@ def math_answer(
 
 
 def _require_installed() -> None:
-    if importlib.util.find_spec("math_verify") is None:
-        raise RewardError("the reward math_answer needs math-verify; pip install 'gvpo[math]'")
+    if importlib.util.find_spec("mpmath") is None:
+        raise RewardError("the reward math_answer needs mpmath; pip install 'gvpo[math]'")
 
 
 def prepare() -> None:
@@ -95,7 +95,7 @@ def gold_text(answer: Any) -> str:
 def final_answer(text: str) -> str | None:
     r"""A completion's answer: its last box, else what follows the last "answer is"; None if it has neither."""
     boxed = last_boxed(text)
-    if boxed is not None or "\\boxed" in text:
+    if boxed is not None or has_box(text):
         return boxed
     stated = None
     for stated in _ANSWER_IS.finditer(text):  # noqa: B007 - the last one is what is wanted
@@ -108,7 +108,7 @@ def final_answer(text: str) -> str | None:
 
 def _is_right(text: str, gold: str, tolerance: Fraction | None) -> bool:
     written = final_answer(text)
-    return written is not None and mathvalues.same_answer(written, gold, tolerance)
+    return written is not None and mathvalues.same_answer(gold, written, tolerance)
 
 
 def _tolerance(value: Any) -> Fraction | None:

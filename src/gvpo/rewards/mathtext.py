@@ -1,62 +1,47 @@
-r"""The text of mathematical answers: one spelling of each thing, and what an answer is made of.
+r"""What a mathematical answer is made of: members, brackets, rows, words and units.
 
-Knows LaTeX's brackets, commas and units; no mathematics (that is mathvalues.py).
+Knows LaTeX's brackets, commas and units, in the one spelling of mathspelling.py; no mathematics.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_REMOVED = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?"
-    r"|\\(?:displaystyle|limits|quad|qquad)(?![A-Za-z])|\\[!;:\[\]]|\\\(|\\\)|\$|~"
-)
-_RULES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\\$|−", lambda match: "-" if match.group() == "−" else ""),  # noqa: RUF001
-        (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3})", ""),  # thousands: 10{,}000, 10,\!000, 10\,000
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\l?dots(?![A-Za-z])", r"\\ldots"),
-        (r"\\(?:geq|geqslant)(?![A-Za-z])|≥", r"\\ge"),
-        (r"\\(?:leq|leqslant)(?![A-Za-z])|≤", r"\\le"),
-        (r"\\(?:lbrace|\{)", r"\\{"),
-        (r"\\(?:rbrace|\})", r"\\}"),
-        (r"\\(?:mbox|textrm|textbf|textit|textnormal|mathrm|mathbf|operatorname|rm)\s*\{", r"\\text{"),
-        (r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\s,?(?:and|or)\s", ", "),
-        (r"π", r"\\pi "),
-        (r"∞|(?<![A-Za-z\\])(?:inf|infinity)(?![A-Za-z])", r"\\infty "),
-        (r"√", r"\\sqrt"),
-        (r"∪", r"\\cup "),  # noqa: RUF001
-        (r"×", r"\\times "),  # noqa: RUF001
-        (r"°|\\degrees?(?![A-Za-z])", r"^\\circ"),
-        (r"\^\s*\{\s*\\circ\s*\}", r"^\\circ"),
-        (r"\\frac\s*([0-9A-Za-z])\s*(?=[0-9A-Za-z{\\])", r"\\frac{\1}"),
-        (r"\\frac\s*(\{[^{}]*\})\s*([0-9A-Za-z])", r"\\frac\1{\2}"),
-        (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
-        (r"([_^])\s*\{\s*([0-9A-Za-z])\s*\}", r"\1{\2}"),
-        (r"([_^])\s*([0-9A-Za-z])", r"\1{\2}"),
-        (r"\\[, ]|\s+", " "),
-    )
-]
-_TOKEN = re.compile(r"\\[{}]|[()\[\]{},;]")
-_OPENING, _CLOSING = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
+_TOKEN = re.compile(r"\\[{}]|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\begin\s*\{|\\end\s*\{|[()\[\]{},;]")
+_OPENING, _CLOSING = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
 _THOUSANDS = re.compile(r"(?<![0-9.,(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
-_MATRIX = re.compile(r"\\begin\{([pb]matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
-_NAME = r"(?:[A-Za-z]|\\[A-Za-z]+)\s*(?:_\{[^{}]*\})?'*\s*(?:\(\s*[A-Za-z, ]*\))?"
-_ASSIGNED = re.compile(rf"({_NAME}|\(\s*{_NAME}(?:,\s*{_NAME})*\s*\))\s*(?:=|\\in(?![A-Za-z]))(?!.*[=<>])\s*(.+)")
+_MATRIX = re.compile(
+    r"(?P<factor>[^,;&]*?)(?P<opening>[(\[|]?)\s*\\begin\s*\{(?P<kind>[pbvBV]?matrix\*?|smallmatrix|array|cases|aligned)\}"
+    r"\s*(?:\[[^\]]*\]|\{[lcr|@\s{}]*\})?(?P<rows>(?:(?!\\begin).)*)\\end\s*\{(?P=kind)\}\s*[)\]|]?\s*"
+    r"(?P<turned>\^\s*\{?\s*(?:T|\\top|\\intercal)\s*\}?)?"
+)
 _UNITS = (
-    "degrees?|radians?|percent|meters?|metres?|kilometers?|kilometres?|centimeters?|inch(?:es)?|feet|foot|ft|miles?|yards?"
-    "|mm|cm|km|dm|kg|mg|grams?|pounds?|lbs?|ounces?|oz|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?"
-    "|mph|kmh|km/h|m/s|cents?|dollars?|euros?|rupees?|units?|liters?|litres?|gallons?|people|students?|ways?|times|points?"
-    "|Hz|kHz|MHz|GHz|eV|keV|MeV|GeV|nm|Pa|kPa|mol|kJ|rad"
+    "degrees?|degs?|radians?|percent|per cent|pct|percentage points?|meters?|metres?|kilometers?|kilometres?"
+    "|centimeters?|centimetres?|millimeters?|millimetres?|inch(?:es)?|in\\.|feet|foot|ft|miles?|yards?|yds?|mm|cm|km|dm|kg|mg|grams?|pounds?"
+    "|lbs?|ounces?|oz|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|mph|kmh|km/h|kph|m/s|cents?"
+    "|dollars?|bucks|euros?|rupees?|yen|USD|EUR|GBP|INR|JPY|CNY|RMB|units?|liters?|litres?|gallons?|acres?|people|students?"
+    "|ways?|times|points?|Hz|kHz|MHz|GHz|eV|keV|MeV|GeV|nm|Pa|kPa|mol|kJ|rad|mL|ml|kW|MW|kWh|apples?|coins?|marbles?|pieces?"
 )
-_POWER = r"(?:\s*\^\s*\{?\s*\d\s*\}?)?"
+_POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+_LATEX_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
 _UNIT_AT_END = re.compile(
-    rf"(?<=[0-9}})\].%])\s*(?:\\text\{{[^{{}}]*\}}{_POWER}|\s(?:square |cubic |sq\.? )?(?:{_UNITS}){_POWER}"
-    rf"|(?:{_UNITS})(?![A-Za-z]){_POWER}|\^\\circ(?:\s*[CF])?)\s*$"
+    rf"(?<=[0-9}})\].%!])\s*(?:{_LATEX_UNIT}(?:\s*(?:/|\\cdot)?\s*(?:{_LATEX_UNIT}|[A-Za-z]{{1,3}}\b{_POWER}))*"
+    rf"|\\frac\s*\{{\s*{_LATEX_UNIT}\s*\}}\s*\{{\s*{_LATEX_UNIT}\s*\}}"
+    rf"|\s(?:square |cubic |sq\.? |cu\.? )?(?:{_UNITS}){_POWER}(?:\s*(?:/|per)\s*(?:{_UNITS}|[a-z]){_POWER})?"
+    rf"|(?:{_UNITS})(?![A-Za-z]){_POWER}|\^\s*\\circ\s*(?:[CFK]|\\text\{{\s*[CFK]\s*\}})?|\\circ|\\(?:euro|pounds|cent|yen)(?![A-Za-z])|[€£¥₹₩¢]|℃|℉)\s*$"
 )
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|\\?%)\s*\}|\bpercent)\s*$")
+_CURRENCY = re.compile(
+    r"^(-?)\s*(?:[€£¥₹₩]|US\s*(?=\d)|(?:USD|EUR|GBP|Rs\.?|INR)\s*(?=[\d.])|\\(?:euro|pounds|yen)(?![A-Za-z]))\s*(?=\S)"
+)
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent|pct\.?|\\?%)\s*\}|(?<![A-Za-z])(?:percent|per cent|pct\.?))\s*$"
+)
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z]).*\\circ")
+_WORDS = re.compile(
+    r"[A-Za-z][a-z]{3,}(?:[ -][A-Za-z]+)*|[A-Za-z]+(?:[ -][A-Za-z]+)+|[A-Z]{2,}|(?:[Yy]es|YES|[Nn]o|NO|[Oo]dd)"
+)
+_ROW_BREAK = "\\\\"
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
@@ -74,79 +59,92 @@ class Form:
     brackets: str = ""
 
 
-def spelled(text: str) -> str:
-    r"""`text` with one spelling for each thing: no $, \left or \!, \frac43 as \frac{4}{3}, \dfrac as \frac."""
-    for pattern, replacement in _RULES[:2]:
-        text = pattern.sub(replacement, text)
-    text = _REMOVED.sub("", text)
-    for pattern, replacement in _RULES[2:]:
-        text = pattern.sub(replacement, text)
-    return text.strip().removesuffix(".").strip()
-
-
-def compact(text: str) -> str:
-    """`text` without white space, but for one space between two letters or two digits."""
-    return re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", text)
-
-
 def depth(text: str) -> int:
-    """How deep its brackets are nested."""
+    """Return how deep the brackets of `text` are nested."""
     return max((level for _, _, level in _brackets(text)), default=0)
 
 
-def assignment(text: str) -> tuple[str, str]:
-    r"""The name and the value of `x=5`, `f(x)=2x` or `x \in [1,2]`; the name is "" where there is none.
-
-    Of an exact value and a rounded one, `2/3 \approx 0.67`, it is the exact one.
-    """
-    exact, _, rounded = text.partition("\\approx")
-    text = exact.strip() or rounded.strip()
-    match = _ASSIGNED.fullmatch(text)
-    return (compact(match[1]), match[2]) if match else ("", text)
-
-
 def without_units(text: str) -> tuple[str, bool]:
-    """`text` without the unit, degree or percent sign at its end, and whether it was a percentage."""
+    """Return `text` without the currency, unit, degree or percent sign around it, and whether it was a percentage."""
     share = _PERCENT.sub("", text)
     if share != text and share:
         return share.strip(), True
-    bare = _UNIT_AT_END.sub("", text).strip()
+    if _ANGLE.search(text):
+        return text, False
+    bare = _UNIT_AT_END.sub("", _CURRENCY.sub(r"\1", text)).strip()
     return (bare or text), False
 
 
 def words(text: str) -> str | None:
-    r"""The words of an answer that is \text{...} as a whole, in lower case; None if it is not."""
-    match = re.fullmatch(r"\s*\\text\{([^{}]*)\}\s*", text)
-    return " ".join(match[1].split()).strip(" .").lower() if match else None
+    r"""Return the words of an answer, in lower case: a whole \text{...}, or a word of letters; None for others."""
+    text = unwrapped(text).strip()
+    match = re.fullmatch(r"((?:\\text\{[^{}]*\}\s*)+)", text)
+    inner = re.sub(r"\\text\{([^{}]*)\}", r"\1", text) if match else text
+    if not match and not _WORDS.fullmatch(text):
+        return None
+    found = " ".join(inner.split()).strip(" .,").lower()
+    return re.sub(r"(?<=[ap])\.(?=m\b)|(?<=[ap]\.m)\.", "", found)
+
+
+def unwrapped(text: str) -> str:
+    r"""Return the inside of braces around all of `text`, and of a \text{...} with a number or a list of letters."""
+    while True:
+        text = text.strip()
+        match = re.fullmatch(r"\\text\{\s*([^{}]*[^{}\s])\s*\}(_\{[^{}]*\})?", text)
+        if match and re.fullmatch(r"[-+]?\.?\d.*|[A-F]?\d+|[A-Z](?:\s*,\s*[A-Z])+", match[1]):
+            return match[1] + (match[2] or "")
+        enclosed = _enclosed(text)
+        if enclosed is None or enclosed[0] != "{" or not enclosed[1].strip():
+            return text
+        inner = enclosed[1].rstrip(" .,;")
+        text = rf"\{{{inner}\}}" if len(split(inner)) > 1 and not _THOUSANDS.fullmatch(inner) else inner
 
 
 def form(text: str) -> Form:
-    """What an answer is made of. 58,500 is a number; a list of two is 58, 500."""
-    return _form(_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text))
+    """Return what an answer is made of. 58,500 is a number; a list of two is 58, 500."""
+    return _form(_THOUSANDS.sub(lambda match: match.group().replace(",", ""), unwrapped(text)))
 
 
 def _form(text: str) -> Form:
-    parts = _split(text)
+    parts = split(text)
     if len(parts) > 1:
         return Form(tuple(each for part in parts for each in _signs(part)), "list")
+    matrix = _MATRIX.fullmatch(text)
+    if matrix:
+        return _matrix(matrix)
     enclosed = _enclosed(text)
     if enclosed is not None:
         return _bracketed(text, *enclosed)
     if "\\cup" in text:
         return Form(tuple(part.strip() for part in text.split("\\cup")), "union")
-    matrix = _MATRIX.fullmatch(text)
-    if matrix:
-        rows = [row.split("&") for row in matrix[2].split("\\\\") if row.strip()]
-        return Form(tuple(cell.strip() for row in rows for cell in row), "matrix", "x".join(str(len(r)) for r in rows))
     signs = _signs(text)
     return Form(signs, "list") if len(signs) > 1 else Form((text,))
 
 
+def _matrix(found: re.Match[str]) -> Form:
+    """The cells of a matrix, row by row; a factor before it is one of each cell, and ^T turns it."""
+    rows = [[cell.strip() for cell in row.split("&")] for row in found["rows"].split(_ROW_BREAK) if row.strip()]
+    if found["turned"] and len({len(row) for row in rows}) == 1:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    factor = found["factor"].strip().removesuffix("\\cdot").strip()
+    cells = tuple(f"({factor})({cell})" if factor else cell for row in rows for cell in row)
+    other = (
+        "|"
+        if found["kind"][0] in "vV" or found["opening"] == "|"
+        else found["kind"]
+        if "matrix" not in found["kind"]
+        else ""
+    )
+    return Form(cells, "matrix", other.replace("array", "") + "x".join(str(len(row)) for row in rows))
+
+
 def _bracketed(text: str, opening: str, inner: str, closing: str) -> Form:
-    parts = _split(inner)
+    parts = split(inner)
     if opening == "\\{":
         return Form(tuple(each for part in parts for each in _signs(part)), "list", "{}")
-    if len(parts) > 1 and opening in "([":
+    if opening == "\\langle":
+        return Form(parts, "tuple", "()") if len(parts) > 1 else Form((text,))
+    if len(parts) > 1 and opening in "([" and closing in ")]":
         return Form(parts, "tuple", opening + closing)
     if opening == "(" and closing == ")":
         return _form(inner.strip())
@@ -154,15 +152,15 @@ def _bracketed(text: str, opening: str, inner: str, closing: str) -> Form:
 
 
 def _signs(text: str) -> tuple[str, ...]:
-    r"""Both values of a \pm."""
-    if text.count("\\pm") != 1:
+    r"""Return both values of a \pm."""
+    if len(_PLUS_MINUS.findall(text)) != 1:
         return (text,)
-    upper, lower = text.replace("\\pm", "+"), text.replace("\\pm", "-")
-    return upper.strip().removeprefix("+").strip(), lower
+    upper, lower = _PLUS_MINUS.sub("+", text), _PLUS_MINUS.sub("-", text)
+    return re.sub(r"(^|[=(])\s*\+", r"\1", upper.strip()).strip(), lower
 
 
-def _split(text: str) -> tuple[str, ...]:
-    """`text` cut at the commas (or semicolons) outside all brackets."""
+def split(text: str) -> tuple[str, ...]:
+    """Return `text` cut at the commas (or semicolons) outside all brackets."""
     parts, start = [], 0
     for position, token, level in _brackets(text):
         if level == 0 and token in ",;":
@@ -172,15 +170,28 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def level_zero(text: str) -> str:
+    """Return `text` with everything inside brackets or bars replaced by spaces, so that positions stay the same."""
+    kept, level, previous = [], 0, 0
+    for position, token, after in _brackets(text):
+        kept.append(text[previous:position] if level == 0 else " " * (position - previous))
+        kept.append(" " * len(token) if token not in ",;" or level else token)
+        previous, level = position + len(token), max(after, 0)
+    kept.append(text[previous:] if level == 0 else " " * (len(text) - previous))
+    return "".join(kept)
+
+
 def _enclosed(text: str) -> tuple[str, str, str] | None:
-    """The opening, the inside and the closing of brackets around all of `text`."""
+    """Return the opening, the inside and the closing of brackets around all of `text`."""
+    if not text.startswith(_OPENING):
+        return None
     tokens = [each for each in _brackets(text) if each[1] not in ",;"]
-    if not tokens or tokens[0][0] != 0 or tokens[0][1] not in _OPENING or tokens[0][1] == "{":
+    if not tokens or tokens[0][0] != 0 or tokens[0][1] not in _OPENING:
         return None
     closed = next(((position, token) for position, token, level in tokens[1:] if level == 0), None)
     if closed is None or closed[0] + len(closed[1]) != len(text):
         return None
-    return tokens[0][1], text[len(tokens[0][1]) : closed[0]], closed[1]
+    return tokens[0][1], text[len(tokens[0][1]) : closed[0]].strip(), closed[1]
 
 
 def _brackets(text: str) -> Iterator[tuple[int, str, int]]:
@@ -188,5 +199,8 @@ def _brackets(text: str) -> Iterator[tuple[int, str, int]]:
     level = 0
     for match in _TOKEN.finditer(text):
         token = match.group()
+        if token.startswith(("\\begin", "\\end")):
+            level += 2 if token.startswith("\\begin") else 0  # the brace of its name, and what is inside
+            continue
         level += (token in _OPENING) - (token in _CLOSING)
         yield match.start(), token, level

@@ -1,115 +1,217 @@
-r"""Whether two mathematical answers are the same: numbers first, then LaTeX through math-verify's parser and grader.
+r"""Whether two mathematical answers are the same, by the conventions of docs/rewards.md.
 
-Three rules that math-verify has not: numbers are compared by their relative difference (1.6e-19 is not 3.2e-19),
-capital letters are other symbols than small ones, and formulas are tried at points before they are simplified, which is
-faster and cannot round a small coefficient away. What math-verify would guard with signals is not guarded here: call
-this where a hanging comparison can be ended from outside.
+An answer is taken apart from the outside: relations and names, lists and brackets, words, times and ratios, units,
+numbers, and formulas at last. What is too long, too deep or too large to compute is the same only as the same text.
 """
 
-import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
-from gvpo.rewards import mathpython, mathtext
+from gvpo.rewards import mathformulas, mathpython, mathsets, mathtext
+from gvpo.rewards.mathformulas import RELATIVE
+from gvpo.rewards.mathparse import Tree, parsed, symbols
+from gvpo.rewards.mathrelations import ORDERS, Relation, assignment, is_constant, relation
+from gvpo.rewards.mathspelling import compact, spelled
 from gvpo.rewards.mathtext import Form
 from gvpo.rewards.number import MAX_CHARACTERS as MAX_NUMBER
 from gvpo.rewards.number import parse_number
 
-RELATIVE = Fraction(1, 10**6)
-"""Decimals are the same up to this share of the larger one, and up to one unit of the last digit written."""
 MAX_CHARACTERS, MAX_DEPTH = 20_000, 40
-"""An answer that is longer or nested deeper equals nothing but itself."""
-_DIGITS, _SAME = 50, 40  # digits computed of exact constants, and how many of them agree in equal ones
+"""An answer that is longer or nested deeper is the same only as the same text."""
+ROOM, TIMES = 500, 4
+"""An answer may have this many characters more than this many times those of the gold answer."""
+MAX_MEMBERS = 50
+"""Members of a set that may be written differently from the gold's."""
 _SCIENTIFIC = re.compile(
-    r"([-+]?)(?:([0-9]*\.?[0-9]+)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([-+]?[0-9]{1,4})\s*\}?"
+    r"([-+]?)(?:([0-9]*\.?[0-9]+)\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,4})\s*\}|([-+]?[0-9]{1,4}))"
 )
-_MISREAD = re.compile(r"[0-9]\s+[0-9]|'")  # the parser multiplies 2 3, and takes f' for f
-_INDEXED_E = re.compile(r"(?<![A-Za-z\\])([eE])(?=_)")
-_E_NOTATION = re.compile(r"(?<![A-Za-z\\])([0-9.]+)[eE]([-+]?[0-9]+)(?![0-9A-Za-z])")
-_BASED = re.compile(r"(-?[0-9A-F]+)_\{([0-9]+)\}")
-_POINTS = (
-    ("0.6180339", "1.3247179", "2.2360679"),
-    ("1.7724538", "0.9159655", "0.3678794"),
-    ("-1.20205", "0.7", "-2.6"),
-)
+_BASED = re.compile(r"(?:\\text\{)?(-?[0-9A-F.]+)\}?_\{\(?(?:\\text\{)?(?:base ?)?([0-9]+|[a-z]+)\}?\)?\}")
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 
 
 def prepare() -> None:
-    """Import sympy and the parser and let the parser see each kind of input once; takes about a second."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeout is off
-    for latex in (
-        r"\frac{1}{2}+3x",
-        r"e^{-2t}\sin(x)",
-        r"\sqrt[3]{4}\cdot\pi",
-        r"\binom{n}{2}!",
-        r"k \ge 2",
-        r"\log_{2}(a_{1})",
+    """Import what the comparison needs, and let it see each kind of input once."""
+    for gold, written in (
+        (r"\frac{1}{2}", "0.5"),
+        ("(x-1)(x+1)", "x^2-1"),
+        (r"3\sqrt{13}", r"\sqrt{117}"),
+        ("x=1", "1"),
     ):
-        _parsed(latex)
-    same_answer(r"x^{2}-1", "(x-1)(x+1)")
+        same_answer(gold, written)
 
 
-def same_answer(left: str, right: str, error: Fraction | None = None) -> bool:
-    """Whether two answers are the same, by the conventions of docs/rewards.md.
+def same_answer(gold: str, written: str, error: Fraction | None = None) -> bool:
+    """Return whether an answer is the gold answer.
 
     Args:
-        left: an answer, without the box around it.
-        right: another.
+        gold: the reference answer, without the box around it.
+        written: the answer to judge.
         error: how far two numbers may be apart; None for the usual rule.
 
     Returns:
-        Whether they are. False too for what cannot be read, unless it is the same text.
+        Whether it is. False too for what cannot be read, unless it is the same text.
     """
-    if max(len(left), len(right)) > MAX_CHARACTERS:
-        return left.strip() == right.strip()
-    left, right = mathtext.spelled(left), mathtext.spelled(right)
-    if not left or not right:
+    if len(gold) > MAX_CHARACTERS:
+        return gold.strip() == written.strip()
+    if len(written) > ROOM + TIMES * len(gold):
         return False
-    if mathtext.compact(left) == mathtext.compact(right):
-        return True
-    if max(mathtext.depth(left), mathtext.depth(right)) > MAX_DEPTH:
+    known, given = parse_number(gold), parse_number(written)
+    if known is not None and given is not None and "%" not in gold + written:
+        return _near(known, given, _slack(gold), _slack(written), error)
+    gold, written = _spelled(gold), _spelled(written)
+    if not gold or not written:
         return False
-    return _same(left, right, error)
+    if max(mathtext.depth(gold), mathtext.depth(written)) > MAX_DEPTH:
+        return compact(gold) == compact(written)
+    return _same(mathtext.unwrapped(gold), mathtext.unwrapped(written), error)
 
 
-def _same(left: str, right: str, error: Fraction | None) -> bool:
+@lru_cache(maxsize=4096)
+def _spelled(text: str) -> str:
+    if "**" in text.strip("* ") and "\\" not in text:
+        text = mathpython.as_latex(text) or text
+    return spelled(text)
+
+
+def _same(gold: str, written: str, error: Fraction | None) -> bool:
     """The same for texts in their one spelling."""
-    if mathtext.compact(left) == mathtext.compact(right):
+    if compact(gold) == compact(written):
         return True
-    (name, value), (other, against) = mathtext.assignment(left), mathtext.assignment(right)
-    if name and other and name != other:
-        return _same_formula(left, right)
+    gold, written = _calculated(gold), _calculated(written)
+    sets = _same_sets(gold, written)
+    if sets is not None:
+        return sets
+    (name, value), (other, against) = assignment(gold), assignment(written)
+    relations = _is_relation(gold), _is_relation(written)
+    if name and name == other and _same_form(mathtext.form(value), mathtext.form(against), error):
+        return True
+    if all(relations):
+        return _same_relation(relation(gold), relation(written), error)
+    if (relations[0] and not name) or (relations[1] and not other) or (name and other and name != other):
+        return False
     return _same_form(mathtext.form(value), mathtext.form(against), error)
 
 
-def _same_form(left: Form, right: Form, error: Fraction | None) -> bool:
-    if left.kind == right.kind == "one":
-        return _same_one(left.parts[0], right.parts[0], error)
-    if len(left.parts) != len(right.parts):
+def _calculated(text: str) -> str:
+    """The last side of an equation between numbers that is true: 7 for 3 + 4 = 7."""
+    found = relation(text)
+    if not found.signs or set(found.signs) != {"="} or not all(map(is_constant, found.sides)):
+        return text
+    *sides, last = found.sides
+    return last if all(_same_one(last, side, None) for side in sides) else text
+
+
+def _is_relation(text: str) -> bool:
+    return len(mathtext.split(text)) == 1 and bool(relation(text).signs)
+
+
+def _same_sets(gold: str, written: str) -> bool | None:
+    """Whether two sets of real numbers are the same; None if one is not clearly a set, or not of numbers."""
+    if not (mathsets.is_about_sets(gold) or mathsets.is_about_sets(written)):
+        return None
+    names, others = mathsets.variables(gold), mathsets.variables(written)
+    if len(names | others) > 1:
+        return None
+    left, right = mathsets.real_set(gold), mathsets.real_set(written)
+    return None if left is None or right is None else left == right
+
+
+def _same_relation(gold: Relation, written: Relation, error: Fraction | None) -> bool:
+    """Two equations, inequalities or chains of them, one of which may be written from right to left."""
+    pairs = (gold, written), (gold, written.flipped())
+    return any(_same_chain(a, b) or _same_sides(a, b, error) for a, b in pairs)
+
+
+def _same_sides(gold: Relation, written: Relation, error: Fraction | None) -> bool:
+    """The same signs between the same sides."""
+    if gold.signs != written.signs:
         return False
-    kinds = {left.kind, right.kind}
+    return all(
+        _same_form(mathtext.form(a), mathtext.form(b), error) for a, b in zip(gold.sides, written.sides, strict=True)
+    )
+
+
+def _same_chain(gold: Relation, written: Relation) -> bool:
+    r"""Each link of one is a nonzero multiple of the same link of the other: y = 2x - 3 and 2x - y - 3 = 0."""
+    if len(gold.signs) != len(written.signs):
+        return False
+    links = zip(_links(gold), _links(written), strict=True)
+    return all(_same_link(sign, tree, other, against) for (tree, sign), (against, other) in links)
+
+
+def _links(found: Relation) -> list[tuple[Tree | None, str]]:
+    """The difference of the sides at each sign."""
+    trees = [_tree(side) for side in found.sides]
+    differences = []
+    for left, right in pairwise(trees):
+        known = left is not None and right is not None
+        differences.append(("+", left, ("*", Fraction(-1), right)) if known else None)
+    return list(zip(differences, found.signs, strict=True))
+
+
+def _same_link(sign: str, tree: Tree | None, other: str, against: Tree | None) -> bool:
+    if tree is None or against is None:
+        return False
+    factor = mathformulas.ratio(against, tree)
+    if factor is None or not mathformulas.is_real(factor):
+        return False
+    if sign in ORDERS and factor < 0:
+        sign = Relation(("", ""), (sign,)).flipped().signs[0]
+    return sign == other and sign in (*ORDERS, "=", "\\ne")
+
+
+def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
+    if gold.kind == written.kind == "one":
+        return _same_one(gold.parts[0], written.parts[0], error)
+    if len(gold.parts) != len(written.parts):
+        return False
+    kinds = {gold.kind, written.kind}
     if kinds <= {"one", "list"} or kinds == {"union"}:
-        return _same_members(left.parts, right.parts, error)
+        return _same_members(gold.parts, written.parts, error)
     if kinds == {"tuple", "list"}:  # brackets may be missing on one side; braces are a set
-        return "{}" not in (left.brackets, right.brackets) and _same_in_order(left.parts, right.parts, error)
-    if kinds == {"tuple"} and len(left.parts) > 2:  # no interval: (1,2,3) and [1,2,3] are the same vector
-        return _same_in_order(left.parts, right.parts, error)
+        return "{}" not in (gold.brackets, written.brackets) and _same_in_order(gold.parts, written.parts, error)
+    if kinds == {"tuple"} and len(gold.parts) > 2:  # no interval: (1,2,3) and [1,2,3] are the same vector
+        return _same_in_order(gold.parts, written.parts, error)
+    if kinds == {"tuple", "matrix"}:
+        return _is_vector(gold) and _is_vector(written) and _same_in_order(gold.parts, written.parts, error)
     if kinds in ({"tuple"}, {"matrix"}):
-        return left.brackets == right.brackets and _same_in_order(left.parts, right.parts, error)
+        return gold.brackets == written.brackets and _same_in_order(gold.parts, written.parts, error)
     return False
 
 
-def _same_in_order(left: Sequence[str], right: Sequence[str], error: Fraction | None) -> bool:
-    return all(_same(a, b, error) for a, b in zip(left, right, strict=True))
+def _is_vector(form: Form) -> bool:
+    """Whether a form is a tuple that is no half-open interval, or a matrix of one column or one row."""
+    if form.kind == "tuple":
+        return form.brackets in ("()", "[]")
+    return bool(re.fullmatch(r"1(x1)*|\d+", form.brackets))
 
 
-def _same_members(left: Sequence[str], right: Sequence[str], error: Fraction | None) -> bool:
-    """Whether each member on the left has a partner of its own on the right."""
-    free = list(right)
-    for member in left:
+def _same_in_order(gold: Sequence[str], written: Sequence[str], error: Fraction | None) -> bool:
+    return all(_same(a, b, error) for a, b in zip(gold, written, strict=True))
+
+
+def _same_members(gold: Sequence[str], written: Sequence[str], error: Fraction | None) -> bool:
+    """Whether each member of one has a partner of its own in the other; those of the same text are partners."""
+    wanted, found = Counter(map(compact, gold)), Counter(map(compact, written))
+    rest, free = list((wanted - found).elements()), list((found - wanted).elements())
+    if len(rest) > MAX_MEMBERS:
+        return False
+    for member in rest:
         partner = next((index for index, other in enumerate(free) if _same(member, other, error)), None)
         if partner is None:
             return False
@@ -117,17 +219,22 @@ def _same_members(left: Sequence[str], right: Sequence[str], error: Fraction | N
     return True
 
 
-def _same_one(left: str, right: str, error: Fraction | None) -> bool:
-    """Two single things: words, a number, a formula."""
-    word, other = mathtext.words(left), mathtext.words(right)
+def _same_one(gold: str, written: str, error: Fraction | None) -> bool:
+    """Two single things: words, a time, a ratio, a number, a formula."""
+    time, other_time = _clock(gold), _clock(written)
+    if time and other_time and (same := _same_time(time, other_time)) is not None:
+        return same
+    word, other = mathtext.words(gold), mathtext.words(written)
     if word is not None or other is not None:
-        return _word(left) == _word(right)
-    (left, share), (right, against) = mathtext.without_units(left), mathtext.without_units(right)
-    if mathtext.compact(left) == mathtext.compact(right):
+        return _word(gold) == _word(written)
+    (gold, share), (written, against) = (mathtext.without_units(each.removeprefix("+")) for each in (gold, written))
+    if compact(gold) == compact(written):
         return True
+    if ":" in gold + written:
+        return _same_ratio(_parts(gold), _parts(written))
     if share == against:
-        return _same_value(left, right, error)
-    percentage, plain = (left, right) if share else (right, left)
+        return _same_value(gold, written, error)
+    percentage, plain = (gold, written) if share else (written, gold)
     return _same_value(percentage, plain, error) or _same_value(rf"\frac{{{percentage}}}{{100}}", plain, error)
 
 
@@ -136,20 +243,61 @@ def _word(text: str) -> str:
     return (text.strip().lower() if found is None else found).strip("()")
 
 
-def _same_value(left: str, right: str, error: Fraction | None) -> bool:
-    (digits, base), (others, against) = _based(left), _based(right)
+def _clock(text: str) -> re.Match[str] | None:
+    """A time of day: 12:00, 4:30 p.m., 9 a.m."""
+    match = _CLOCK.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip())
+    return match if match and (match[2] or match[4]) else None
+
+
+def _same_time(gold: re.Match[str], written: re.Match[str]) -> bool | None:
+    """Whether two times are the same; None if they may be ratios. Half of the day may be left out on one side."""
+    a, b = ([int(each[n] or 0) for n in (1, 2, 3)] for each in (gold, written))
+    halves = {each[4].lower() for each in (gold, written) if each[4]}
+    if a == b:
+        return len(halves) < 2
+    return False if any(each[3] or each[4] or each[2][0] == "0" for each in (gold, written)) else None
+
+
+def _parts(ratio: str) -> list[Tree | None]:
+    parts = ratio.split(":") if ":" in ratio else [ratio, "1"]
+    return [_tree(part.strip()) for part in parts]
+
+
+def _same_ratio(gold: list[Tree | None], written: list[Tree | None]) -> bool:
+    """Whether two ratios, of two numbers or more, are proportional; a part that is 0 makes them equal to nothing."""
+    if len(gold) != len(written) or None in gold or None in written:
+        return False
+    if any(mathformulas.is_zero(part) for part in (*gold, *written)):
+        return False
+    products = zip(gold, written, strict=True)
+    return all(_same_tree(("*", a, written[0]), ("*", b, gold[0]), False, None) for a, b in products)
+
+
+def _same_value(gold: str, written: str, error: Fraction | None) -> bool:
+    (digits, base), (others, against) = _based(gold), _based(written)
     if base or against:  # it may be left out on one side
         return digits == others and (not base or not against or base == against)
-    a, b = _number(left), _number(right)
+    a, b = _number(gold), _number(written)
     if a is not None and b is not None:
-        return _near(a, b, _slack(left), _slack(right), error)
-    return _same_formula(left, right, error)
+        return _near(a, b, _slack(gold), _slack(written), error)
+    left, right = _tree(gold), _tree(written)
+    if left is None or right is None:
+        return False
+    return _same_tree(left, right, "." in gold + written, error)
+
+
+def _same_tree(gold: Tree, written: Tree, decimals: bool, error: Fraction | None) -> bool:
+    if symbols(gold) or symbols(written):
+        return mathformulas.same_function(gold, written)
+    return mathformulas.same_constant(gold, written, decimals, error)
 
 
 def _based(text: str) -> tuple[str, str]:
     """The digits of 52_{8} and its base; the base is "" where there is none."""
-    match = _BASED.fullmatch(text)
-    return (match[1], match[2]) if match else (text, "")
+    match = _BASED.fullmatch(compact(text))
+    if not match or not (match[2].isdigit() or match[2] in _BASES):
+        return text, ""
+    return match[1], _BASES.get(match[2], match[2])
 
 
 @lru_cache(maxsize=4096)
@@ -157,8 +305,13 @@ def _number(text: str) -> Fraction | None:
     r"""The number that a text is; 1.2 \times 10^{3} too. None for what is longer than `number` reads."""
     match = _SCIENTIFIC.fullmatch(text)
     if match and len(text) <= MAX_NUMBER:
-        return Fraction(f"{match[1]}{match[2] or 1}") * Fraction(10) ** int(match[3])
+        return Fraction(f"{match[1]}{match[2] or 1}") * Fraction(10) ** int(match[3] or match[4])
     return parse_number(text)
+
+
+def _tree(text: str) -> Tree | None:
+    """The tree of a formula in LaTeX, or of Python's arithmetic."""
+    return parsed(mathpython.as_latex(text) or text)
 
 
 def _slack(text: str) -> Fraction | None:
@@ -170,103 +323,8 @@ def _slack(text: str) -> Fraction | None:
     return Fraction(10) ** ((int(power[1]) if power else 0) - len(match[1] or ""))
 
 
-def _near(a: Any, b: Any, slack: Fraction | None, other: Fraction | None, error: Fraction | None) -> bool:
+def _near(a: Fraction, b: Fraction, slack: Fraction | None, other: Fraction | None, error: Fraction | None) -> bool:
     if error is not None:
-        return bool(abs(a - b) <= error)
+        return abs(a - b) <= error
     units = [each for each in (slack, other) if each is not None]
-    return bool(a == b) if not units else bool(abs(a - b) <= min(RELATIVE * max(abs(a), abs(b)), *units))
-
-
-def _same_formula(left: str, right: str, error: Fraction | None = None) -> bool:
-    """Through sympy: constants by their digits, formulas at points, and what has no value by math-verify."""
-    a, b = _parsed(left), _parsed(right)
-    if a is None or b is None:
-        return False
-    try:
-        if a.free_symbols or b.free_symbols or a.is_Relational or b.is_Relational:
-            return _same_function(a, b)
-        return _same_constant(a.doit(), b.doit(), "." in left + right, error)
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
-        return False
-
-
-def _other_letter(match: re.Match[str]) -> str:
-    """E_{1} is no power of e: the parser gets a letter for it that it does not take for the constant."""
-    return r"\Xi" if match[1] == "E" else r"\xi"
-
-
-@lru_cache(maxsize=4096)
-def _parsed(latex: str) -> Any:
-    """The sympy expression of LaTeX (or Python's arithmetic); None if it is neither. Decimals become exact."""
-    from latex2sympy2_extended import latex2sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from sympy import Basic, Float, I, Rational, Symbol
-
-    if _MISREAD.search(latex):
-        return None
-    latex = mathpython.as_latex(latex) or _INDEXED_E.sub(_other_letter, latex)
-    latex = _E_NOTATION.sub(r"\1 \\cdot 10^{\2}", latex)
-    try:
-        expression = latex2sympy(
-            latex,
-            is_real=True,
-            normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
-        )
-        if not isinstance(expression, Basic):
-            return None
-        exact = {number: Rational(str(number)) for number in expression.atoms(Float)}
-        return expression.xreplace({**exact, Symbol("i", real=True): I})
-    except Exception:  # the parser raises bare Exceptions
-        return None
-
-
-def _same_constant(a: Any, b: Any, decimals: bool, error: Fraction | None) -> bool:
-    from sympy import Float, Rational
-
-    if a == b:
-        return True
-    if not (a.is_finite and b.is_finite):
-        return False
-    if error is None and not decimals and isinstance(a, Rational) and isinstance(b, Rational):
-        return False
-    difference = abs((a - b).evalf(_DIGITS))
-    if error is not None:
-        return bool(difference <= Rational(error.numerator, error.denominator))
-    share = Float(float(RELATIVE)) if decimals else Float(10, _DIGITS) ** -_SAME
-    return bool(difference <= share * max(abs(a.evalf(_DIGITS)), abs(b.evalf(_DIGITS))))
-
-
-def _same_function(a: Any, b: Any) -> bool:
-    from math_verify import verify
-
-    if a == b:
-        return True
-    agreed = _agreement(a, b)
-    return agreed if agreed is not None else bool(verify(a, b, timeout_seconds=None))
-
-
-def _agreement(a: Any, b: Any) -> bool | None:
-    """Whether two formulas have the same values at points, positive ones and others; None if points cannot tell."""
-    from sympy import Rational
-
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
-    if a.is_Relational or b.is_Relational:
-        return None
-    seen = []
-    for point in _POINTS:
-        at = {s: Rational(point[n % 3]) + n // 3 + Rational(n, 97) for n, s in enumerate(symbols)}
-        seen.append(_equal_at(a, b, at))
-    if None in seen[:2]:
-        return None
-    if not all(seen[:2]):
-        return False
-    return True if seen[2] else None
-
-
-def _equal_at(a: Any, b: Any, at: dict[Any, Any]) -> bool | None:
-    values = [each.doit().evalf(30, subs=at) for each in (a, b)]  # exact powers of fractions take for ever
-    if not all(value.is_number and value.is_finite for value in values):
-        return None
-    size = max(abs(value) for value in values)
-    return bool(abs(values[0] - values[1]) <= size * 10**-20)
+    return a == b if not units else abs(a - b) <= min(RELATIVE * max(abs(a), abs(b)), *units)

@@ -37,7 +37,10 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_SPELLINGS = (("−", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%"))  # noqa: RUF001
+_SPELLINGS = (
+    *((minus, "-") for minus in "−–‐‑﹣－"),  # noqa: RUF001
+    *(("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),
+)
 
 
 def number_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -80,10 +83,11 @@ def last_number(text: str) -> Fraction | None:
     return None if last is None else _value(last)
 
 
-def first_number(text: str) -> Fraction | None:
-    """The first number in a text; None as for `last_number`."""
-    first = _NUMBER.search(_spelled(text))
-    return None if first is None else _value(first)
+def first_number(text: str) -> tuple[Fraction | None, str]:
+    """Return the first number in a text, and the text after it; None and "" where `last_number` finds none."""
+    spelled = _spelled(text)
+    first = _NUMBER.search(spelled)
+    return (None, "") if first is None else (_value(first), spelled[first.end() :])
 
 
 def parse_number(text: str) -> Fraction | None:

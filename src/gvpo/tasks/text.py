@@ -9,7 +9,7 @@ space, $, braces, quotes, LaTeX's spacing and fonts, and punctuation that does n
 import re
 import unicodedata
 
-from gvpo.rewards import mathtext
+from gvpo.rewards import mathspelling
 
 _JOIN, _JOINED = re.compile(r"(?<![\\A-Za-z])(and|or)(?![A-Za-z])"), re.compile(r"\\(and|or)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -24,5 +24,5 @@ _WORD = re.compile(rf"[{_ALONE}]|\\?[^\W\d_{_ALONE}]+|\d+|\S")
 def words(text: str) -> tuple[str, ...]:
     """The words of a text in their one spelling: words, LaTeX commands, numbers, single signs."""
     joined = _JOIN.sub(r"\\\1", text)  # in an answer "1 and 2" is a list, "1, 2"; in a problem the word decides
-    plain = unicodedata.normalize("NFKC", _JOINED.sub(r"\1", mathtext.spelled(joined))).lower()
+    plain = unicodedata.normalize("NFKC", _JOINED.sub(r"\1", mathspelling.spelled(joined))).lower()
     return tuple(_WORD.findall(_DROPPED.sub(" ", _THOUSANDS.sub("", plain))))

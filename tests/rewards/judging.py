@@ -1,0 +1,14 @@
+"""How the tables of mathematical answers are judged."""
+
+from gvpo.rewards.math_answer import final_answer, gold_text
+from gvpo.rewards.mathvalues import same_answer
+
+
+def table(families: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    return [pair for pairs in families.values() for pair in pairs]
+
+
+def judged(gold: str, written: str) -> bool:
+    """Judge an answer as `math_answer` does: in a box, unless it has one."""
+    answer = final_answer(written) if "box" in written else written
+    return answer is not None and same_answer(gold_text(gold), answer)
