@@ -74,8 +74,16 @@ def test_an_adapter_names_its_base_to_the_hub():
     assert metadata(text)["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert "lora" in metadata(text)["tags"]
     assert facts(text)["Adapter"] == "LoRA for Qwen/Qwen2.5-0.5B-Instruct: rank 8, alpha 16, on q_proj, v_proj"
-    assert "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path)" in text
+    assert "base = AutoModelForCausalLM.from_pretrained('Qwen/Qwen2.5-0.5B-Instruct', dtype='float32')" in text
+    assert "PeftModel.from_pretrained(base, path)" in text
     assert "Load the tokenizer with `PreTrainedTokenizerFast`" in text
+
+
+def test_an_adapters_card_loads_the_base_as_training_did():
+    adapter = Adapter("me/base", 8, 16, ("q_proj",), "bfloat16", "v1")
+    config = TrainConfig(task="gsm8k", reference="previous")
+    text = model_card(config, STATE, byte_tokenizer(), "me/base", needs_reference=True, adapter=adapter)
+    assert "AutoModelForCausalLM.from_pretrained('me/base', dtype='bfloat16', revision='v1')" in text
 
 
 def test_offline_data_is_named():

@@ -13,9 +13,10 @@ import pytest
 
 import gvpo
 from gvpo import runfiles
-from gvpo.errors import ConfigError, RunError
+from gvpo.errors import ConfigError, GvpoWarning, RunError
+from gvpo.policy.model import save_model
 from gvpo.training.hub import push_to_hub
-from tests.training.toy import trainer
+from tests.training.toy import model, tokenizer, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0, "steps": 1}
 
@@ -111,6 +112,7 @@ def test_a_run_pushes_its_final_model_tokenizer_and_card_and_nothing_else(tmp_pa
     assert runfiles.read_json(tmp_path / "summary.json")["hub"] == summary["hub"]
 
 
+@pytest.mark.filterwarnings("ignore:the base model was not loaded from anywhere")
 def test_an_adapter_is_pushed_without_its_base(tmp_path: Path, hub: Hub):
     trainer(tmp_path, push_to_hub="me/model", lora_rank=2, **NO_EVAL).train()
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(hub.files)
@@ -165,3 +167,15 @@ def test_what_is_no_model_is_not_pushed(tmp_path: Path):
         push_to_hub(tmp_path, "me/model", token="hf_x")
     with pytest.raises(RunError, match="there is no model in"):
         push_to_hub(tmp_path / "checkpoints", "me/model", token="hf_x")
+
+
+def test_a_pushed_adapter_does_not_name_the_directories_of_this_machine(tmp_path: Path, hub: Hub):
+    save_model(model(), tokenizer(), tmp_path / "base")
+    checkpoint = trainer(tmp_path / "run", policy=tmp_path / "base", lora_rank=2, **NO_EVAL).train()["model"]
+    with pytest.warns(GvpoWarning, match="the uploaded adapter names it 'base' and nobody can load it from that"):
+        push_to_hub(checkpoint, "me/adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(hub.files)
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
+    assert not [name for name, content in hub.files.items() if str(tmp_path).encode() in content]
+    named = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "base")  # here it loads as before

@@ -204,7 +204,7 @@ def test_the_card_names_the_base_and_the_adapter(tmp_path: Path):
     assert "library_name: peft" in card
     assert "| Adapter | LoRA for base: rank 4, alpha 8, on down_proj, gate_proj, k_proj, " in card
     assert "it belongs on base." in card
-    assert "AutoModelForCausalLM.from_pretrained(base)" in card
+    assert "AutoModelForCausalLM.from_pretrained('base', dtype='float32')" in card
     assert str(tmp_path) not in card
     assert load_model(tmp_path / "run/checkpoints/step-000003").name_or_path == str(tmp_path / "base")
 

@@ -48,12 +48,16 @@ class Adapter:
         rank: of its matrices.
         alpha: its output is scaled by alpha / rank.
         targets: the layers that it changes, by the last part of their names.
+        dtype: of the base's weights in training.
+        revision: of a base on the hub; None for the newest.
     """
 
     base: str
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    dtype: str = "float32"
+    revision: str | None = None
 
 
 def is_adapted(model: object) -> bool:
@@ -259,7 +263,9 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     config = _own_config(model)
     layers = set(_layers(model))
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in layers}
-    return Adapter(str(getattr(model, "name_or_path", "")), config.r, config.lora_alpha, tuple(sorted(names)))
+    frozen = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
+    dtype = str(next(frozen, torch.float32)).removeprefix("torch.")
+    return Adapter(named_base(model), config.r, config.lora_alpha, tuple(sorted(names)), dtype, config.revision)
 
 
 def is_adapter(directory: str | Path) -> bool:

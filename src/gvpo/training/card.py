@@ -157,6 +157,7 @@ def _public(name: str) -> str:
 def _load_adapter(tokenizer: "PreTrainedTokenizerBase", adapter: Adapter) -> str:
     """How to load adapter and base, and the tokenizer of training."""
     base = _public(adapter.base) or "the model that training started from"
+    revision = f", revision={adapter.revision!r}" if adapter.revision else ""
     return f"""
 ## Load it
 
@@ -166,7 +167,8 @@ This is a LoRA adapter, not a whole model: it belongs on {base}.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path)
+base = AutoModelForCausalLM.from_pretrained({base!r}, dtype={adapter.dtype!r}{revision})
+model = PeftModel.from_pretrained(base, path)
 ```
 
 `gvpo merge path out` writes a whole model. The adapter's weights are float32.

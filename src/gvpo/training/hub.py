@@ -3,20 +3,23 @@
 Knows huggingface_hub and the run directory's layout; what it uploads was saved before.
 """
 
+import json
 import os
+import warnings
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in utils' own __init__
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, RunError
+from gvpo.errors import ConfigError, GvpoWarning, RunError
 from gvpo.policy import lora
 
-PRIVATE_TO_THE_RUN = ["trainer/*", ".*"]
-"""What stays here: optimizer, reference and state are for resuming, and larger than what was trained."""
+PRIVATE_TO_THE_RUN = "trainer"
+"""The directory that stays here: optimizer, reference and state are for resuming, and larger than the model."""
 
 
 def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -43,15 +46,36 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, to
     api = huggingface_hub.HfApi(token=token)
     try:
         page = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=checkpoint,
-            commit_message=f"gvpo: {checkpoint.name}",
-            ignore_patterns=PRIVATE_TO_THE_RUN,
-        )
+        api.create_commit(repo_id, _public_files(checkpoint), commit_message=f"gvpo: {checkpoint.name}")
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise RunError(f"cannot push {checkpoint} to {repo_id}: {' '.join(str(error).split())[:300]}") from error
     return str(page)
+
+
+def _public_files(checkpoint: Path) -> list[CommitOperationAdd]:
+    """Return what is uploaded of a checkpoint; an adapter names a base of this machine by its last part alone."""
+    names = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    public = [name for name in names if name.parts[0] != PRIVATE_TO_THE_RUN and not name.parts[0].startswith(".")]
+    return [
+        CommitOperationAdd(str(name), _adapter_settings(file) if str(name) == lora.CONFIG_FILE else file)
+        for name, file in ((name, checkpoint / name) for name in public)
+    ]
+
+
+def _adapter_settings(file: Path) -> bytes:
+    text = file.read_text(encoding="utf-8")
+    settings = json.loads(text)
+    name = settings.get("base_model_name_or_path") or ""
+    base = Path(name)
+    if not name or not (base.is_absolute() or base.is_dir()):
+        return text.encode()
+    warnings.warn(
+        f"the adapter's base model is a directory of this machine, so the uploaded adapter names it {base.name!r} and "
+        "nobody can load it from that; upload the base, too, or a merged model (gvpo merge)",
+        GvpoWarning,
+        stacklevel=2,
+    )
+    return json.dumps({**settings, "base_model_name_or_path": base.name}, indent=2, sort_keys=True).encode()
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
