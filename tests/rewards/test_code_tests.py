@@ -102,10 +102,17 @@ UNSCORABLE = {
     "own function": ("assert f(1) == 2", "name the functions that they call in `entry_point`", {"setup": F}),
     "exits first": ("raise SystemExit\nassert f(1) == 2", "pass for an empty program", {}),
     "prefix": ("assert f(1) is None", "pass for the column `prefix` alone", {"prefix": "def f(n):\n    '''Do it.'''\n"}),
+    # tests that look at no value: two answers that contradict each other pass
+    "no assert": ("f(1) == 2", "whether functions return None or 'gvpo'", {}),
+    "printed": (["print(f(1) == 2)"], "whether functions return None or 'gvpo'", {}),
+    "or true": ("assert f(1) == 2 or True", "compare what is returned, with `assert`", {}),
+    "assert of a pair": ("assert (f(1) == 2, 'two')", "whether functions return", {}),
+    "no assert, class": ("f(1) == 2", "whether functions return", {"entry_point": "Solution.f"}),
     # programs that need to print nothing
     "no output": ([{"input": "1", "output": ""}], "accept an empty output", {}),
     "white space": ({"inputs": ["1", "2"], "outputs": ["\n", " "]}, "accept an empty output", {}),
     "any output": ([{"input": "1", "output": "2"}], "accept an empty output", {"checker": "print(1)"}),
+    "any word": ([{"input": "1", "output": "2"}], "accepts 'None' and 'gvpo' alike", {"checker": "import sys\nprint(int(bool(open(sys.argv[3]).read())))"}),
     "prefix prints": ([{"input": "1", "output": "2"}], "pass for the column `prefix` alone", {"prefix": "print(2)\n"}),
     # what cannot be read
     "other keys": ([{"in": "", "out": ""}], r"have \['in', 'out'\]; write Python, or objects with `input`", {}),
@@ -141,6 +148,16 @@ def test_nobody_is_judged_by_tests_that_cannot_tell(name):
     assert values == [None] * 4
     assert re.search(reason, said)
     assert "\n" not in said
+
+
+@isolated
+def test_functions_may_have_to_return_nothing_or_anything_else():
+    """Only what no answer can fail is refused."""
+    nothing, something = "def f(n):\n    return None", "def f(n):\n    return 7"
+    assert judge("assert f(1) is None", [nothing, something]) == ([1.0, 0.0], "")
+    assert judge("assert f(1) is not None", [nothing, something]) == ([0.0, 1.0], "")
+    raising = "try:\n    f(1)\n    assert False\nexcept ValueError:\n    pass"
+    assert judge(raising, ["def f(n):\n    raise ValueError", something]) == ([1.0, 0.0], "")
 
 
 @isolated
@@ -190,6 +207,7 @@ def test_a_problem_is_tried_once(monkeypatch):
     judge(tests, [F], setup="one = 1")
     code_reward(wall=3)([F], tests=[tests])
     assert tried.count("") == 3
+    assert len(tried) == 3 + 3 + 6  # programs without a statement, stubs, and completions
 
 
 def test_tests_may_come_as_arrays():

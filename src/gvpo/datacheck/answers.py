@@ -187,13 +187,7 @@ def _stub(row: Row) -> str:
         tests = read_tests(row.record["tests"], row.record.get("entry_point"), row.record.get("setup") or "")
     except (RewardError, TypeError):
         return ""
-    return "\n".join(map(_definition, tests.names)) if isinstance(tests, Functions) else ""
-
-
-def _definition(name: str) -> str:
-    owner, _, function = name.rpartition(".")
-    line = f"def {function}(*args, **named): return None"
-    return f"class {owner}:\n    {line}" if owner else line
+    return tests.stub(None) if isinstance(tests, Functions) else ""
 
 
 def _try_others(cases: Sequence[_Case], done: Sequence[_Case], columns: Sequence[str], pool: RewardPool) -> None:

@@ -65,6 +65,16 @@ class Functions:
     defined: tuple[str, ...] = ()
     ending: str = ""
 
+    def stub(self, value: Any) -> str:
+        """Return code whose functions return a value, whatever they are given; "" where the tests call nothing."""
+        return "\n".join(_stub(name, value) for name in self.names)
+
+
+def _stub(name: str, value: Any) -> str:
+    owner, _, function = name.rpartition(".")
+    line = f"def {function}(*args, **named): return {value!r}"
+    return f"class {owner}:\n    {line}" if owner else line
+
 
 def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Functions | None:
     """Read the column `tests` of a problem.

@@ -16,6 +16,8 @@ from gvpo.rewards.sandbox.run import RESERVE, run_program, run_tests
 
 ACCEPTED = 1.0
 """What a problem's own checker prints, at least, for a right output."""
+CONTRADICTING = (None, "gvpo")
+"""Answers of which one at least is wrong, whatever the problem is."""
 _faults: dict[str, str] = {}
 """What is wrong with the problems that were used in this process, by a hash of all that decides it."""
 
@@ -143,29 +145,47 @@ def _checker(checker: str | None) -> str:
 
 
 def _fault(problem: CodeProblem) -> str:
-    """Why nobody can be judged by a problem; "" if completions can be.
+    """Return why nobody can be judged by a problem; "" if completions can be.
 
-    Tests that pass for a program without a statement say nothing of a completion, nor do those that pass for the
-    beginning of the code alone.
+    Tests that pass for a program without a statement say nothing of a completion, nor do those that pass for answers
+    which contradict each other, or for the beginning of the code alone.
     """
-    if isinstance(problem.tests, Programs):
-        empty = all(problem.accepts(given, right, "") for given, right in problem.tests.runs)
-        if empty:
-            return "the tests accept an empty output, so every program passes; correct `tests` or `checker`"
-    else:
-        empty, said = problem.run_tests("")
-        if not said:  # not kept: it may be the machine
-            raise RewardError("the tests do not end for an empty program; correct `tests`, or give them more seconds")
-        if said.startswith(BROKEN):
-            return _cannot_run(said.removeprefix(f"{BROKEN}: "))
-        if empty:
-            called = f"`{'`, `'.join(problem.tests.names)}`" if problem.tests.names else "nothing of the code"
-            return (
-                f"the tests pass for an empty program, so they cannot fail (they call {called}); "
-                "write tests that fail for wrong code, and name the functions that they call in `entry_point`"
-            )
-    if problem.prefix.strip() and problem.passes(problem.prefix):
+    programs = isinstance(problem.tests, Programs)
+    fault = _fault_of_outputs(problem) if programs else _fault_of_tests(problem)
+    if not fault and problem.prefix.strip() and problem.passes(problem.prefix):
         return "the tests pass for the column `prefix` alone, without a completion; correct `tests` or `prefix`"
+    return fault
+
+
+def _fault_of_outputs(problem: CodeProblem) -> str:
+    assert isinstance(problem.tests, Programs)
+    runs = problem.tests.runs
+    if all(problem.accepts(given, right, "") for given, right in runs):
+        return "the tests accept an empty output, so every program passes; correct `tests` or `checker`"
+    own = problem.checker not in CHECKERS
+    if own and all(problem.accepts(*run, output) for output in map(str, CONTRADICTING) for run in runs):
+        return f"the checker accepts {' and '.join(map(repr, map(str, CONTRADICTING)))} alike; correct `checker`"
+    return ""
+
+
+def _fault_of_tests(problem: CodeProblem) -> str:
+    assert isinstance(problem.tests, Functions)
+    empty, said = problem.run_tests("")
+    if not said:  # not kept: it may be the machine
+        raise RewardError("the tests do not end for an empty program; correct `tests`, or give them more seconds")
+    if said.startswith(BROKEN):
+        return _cannot_run(said.removeprefix(f"{BROKEN}: "))
+    if empty:
+        called = f"`{'`, `'.join(problem.tests.names)}`" if problem.tests.names else "nothing of the code"
+        return (
+            f"the tests pass for an empty program, so they cannot fail (they call {called}); "
+            "write tests that fail for wrong code, and name the functions that they call in `entry_point`"
+        )
+    if all(problem.passes(problem.tests.stub(value)) for value in CONTRADICTING):
+        return (
+            f"the tests pass whether functions return {' or '.join(map(repr, CONTRADICTING))}, so no value is wrong; "
+            "write tests that compare what is returned, with `assert`"
+        )
     return ""
 
 
