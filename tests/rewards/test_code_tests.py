@@ -251,6 +251,7 @@ def test_raw_mbpp():
 
 @isolated
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not (REAL / "humaneval").exists(), reason="HumanEval is not at hand")
 def test_all_of_raw_humaneval():
     paid = {row["task_id"]: _raw_humaneval_pays(row) for row in _humaneval()}
