@@ -99,6 +99,16 @@ class DataConfig(Section):
         description="JSONL or parquet file, or hub id, with a `prompt` column; with data.task in the task's own form",
     )
     eval_data: str | None = Field(default=None, description="the same for held-out problems")
+    prompt_column: str | None = Field(default=None, description="column of the data that is read as `prompt`")
+    answer_column: str | None = Field(default=None, description="column that is read as `answer`, which rewards need")
+    completion_column: str | None = Field(default=None, description="column that is read as `completion` (sft)")
+    messages_column: str | None = Field(
+        default=None, description="column that is read as `messages`: conversations that end with the answer (sft)"
+    )
+    chosen_column: str | None = Field(default=None, description="column that is read as `chosen`")
+    rejected_column: str | None = Field(default=None, description="column that is read as `rejected`")
+    completions_column: str | None = Field(default=None, description="column that is read as `completions`")
+    rewards_column: str | None = Field(default=None, description="column that is read as `rewards`")
     groups_data: str | None = Field(
         default=None,
         description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`, or preferences: "

@@ -324,9 +324,12 @@ def test_rows_come_from_files_of_a_directory_by_any_prompt_column(tmp_path):
     (tmp_path / "set" / "README.md").write_text("Not data.")
     rows = read_rows(str(tmp_path / "set"))
     assert [(row.place.row, row.text) for row in rows] == [(1, "One?"), (1, "Two?"), (2, "Three?")]
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Seen?"}, {"type": "image"}]}]
-    (only,) = rows_of(tmp_path, [{"messages": parts, "text": "not this"}], prompt_column="messages")
-    assert only.text.strip() == "Seen?"
+    said = {"type": "text", "text": "Seen?"}
+    parts = [[{"role": "user", "content": content}] for content in ([said], [said, {"type": "image"}])]
+    seen, shown = rows_of(tmp_path, [{"messages": each, "text": "no"} for each in parts], prompt_column="messages")
+    assert seen.text == "Seen?"
+    assert shown.prompt is None
+    assert "a part of type 'image', and gvpo trains on text alone" in shown.problem
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_messages_in_plain_mode_are_refused():
 
 
 def test_what_is_not_a_message_is_named():
-    with pytest.raises(DataError, match="'hi' is not a chat message"):
+    with pytest.raises(DataError, match="message 1 has no `role` and `content`; write messages as"):
         encode_prompt(byte_tokenizer(CHAT_TEMPLATE), ["hi"])
 
 

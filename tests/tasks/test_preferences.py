@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gvpo.errors import DataError
-from gvpo.tasks import as_group, chosen_answer, is_comparison, is_pair, load_records
+from gvpo.tasks import as_group, is_comparison, is_pair, load_records, with_prompt
 from gvpo.types import PreferencePair
 
 REAL = Path(os.environ.get("GVPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "preference"
@@ -78,9 +78,9 @@ def test_what_compares_nothing_is_no_comparison():
     assert not is_pair(GROUP)
 
 
-def test_supervised_training_takes_the_chosen_answer():
-    assert chosen_answer({**PAIR, "topic": "x"}) == {"prompt": "hi", "completion": "ho", "topic": "x"}
-    assert chosen_answer(PreferencePair("hi", "ho", "no", id="a"))["id"] == "a"
+def test_supervised_training_takes_the_with_prompt():
+    assert with_prompt({**PAIR, "topic": "x"}) == {"prompt": "hi", "completion": "ho", "topic": "x"}
+    assert with_prompt(PreferencePair("hi", "ho", "no", id="a"))["id"] == "a"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "a.jsonl line 3 is not valid JSON"),
-        ("a.jsonl", '{"prompt": "a"}\n["b"]\n', "a.jsonl line 2 is a list; write one object a line"),
+        ("a.jsonl", '{"prompt": "a"}\n["b"]\n', "a.jsonl line 2 is a list; write one object per line"),
         ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "call it .jsonl"),
         ("a.json", '{"prompt": "a"}', "is not a list of objects"),
         ("a.csv", "prompt,answer\na\n", "row 1 has not as many cells as the header"),
@@ -118,8 +118,8 @@ def test_rows_become_problems():
         ([{"prompt": []}], "row 1 has an empty prompt"),
         ([{"prompt": None}], "the prompt of row 1 is a NoneType; give text or a list of messages"),
         ([{"prompt": 3}], "the prompt of row 1 is a int"),
-        ([{"prompt": ["hi"]}], "row 1 has a message without `role` and `content`"),
-        ([{"prompt": [{"role": "user"}]}], "row 1 has a message without `role` and `content`"),
+        ([{"prompt": ["hi"]}], "row 1: message 1 has no `role` and `content`"),
+        ([{"prompt": [{"role": "user"}]}], "row 1: message 1 has no `role` and `content`"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "rows 1 and 2 have the same id 'x'"),
     ],
 )

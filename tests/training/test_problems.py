@@ -80,7 +80,7 @@ def test_a_file_with_a_task_is_in_the_tasks_form(tmp_path: Path):
         (lambda: training_problems(config(), [{"question": "1"}]), DataError, "rename 'question' to `prompt`"),
         (lambda: training_problems(config(), "no/such.jsonl"), DataError, "there is no file"),
         (lambda: training_problems(config(task="addition", task_options={"digit": 2}), None), ConfigError, "digits"),
-        (lambda: demonstrations(config(), byte_tokenizer(), ROWS), DataError, "'row-1' has no `completion`"),
+        (lambda: demonstrations(config(), byte_tokenizer(), ROWS), DataError, "row 1: there is no `completion`"),
         (lambda: demonstrations(config(), byte_tokenizer(), None), ConfigError, "supervised training needs answers"),
         (
             lambda: encode(config(), byte_tokenizer(), [Problem([{"role": "user", "content": "x"}], "p7")]),

@@ -8,7 +8,8 @@ from typing import Any
 
 from gvpo.errors import DataError
 from gvpo.tasks import load_records
-from gvpo.tasks.records import OTHER_NAMES, READERS, checked_prompt
+from gvpo.tasks.readers import READERS, kind_of
+from gvpo.tasks.records import OTHER_NAMES, checked_prompt
 from gvpo.tasks.text import words
 from gvpo.types import Prompt
 
@@ -82,18 +83,11 @@ def prompt_text(prompt: Prompt) -> str:
     """The text of a prompt: itself, or what the user says in its messages."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(_content(message["content"]) for message in prompt if message["role"] == "user")
-
-
-def _content(content: Any) -> str:
-    """The text of a message's content, which may be a list of parts."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part.get("text", "")) for part in content or [] if isinstance(part, Mapping))
+    return "\n".join(str(message["content"]) for message in prompt if message["role"] == "user")
 
 
 def _data_files(directory: Path) -> list[str]:
-    files = sorted(str(file) for file in directory.iterdir() if file.suffix in READERS)
+    files = sorted(str(file) for file in directory.iterdir() if kind_of(file) is not None)
     if not files:
         raise DataError(f"{directory} has no data file; give a directory with files that end in {', '.join(READERS)}")
     return files

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.errors import DataError
+from gvpo.messages import answer_text
 from gvpo.sampling import Request, SamplingParams
 from gvpo.types import Completion, FinishReason, Problem
 
@@ -72,13 +73,23 @@ def of_text(text: str, *, tokens: Sequence[int] = (), reason: FinishReason = "st
     return Completion(tokens, text=text, finish_reason=reason, source="responses")
 
 
+def _texts(given: Any, column: str, where: str) -> list[str]:
+    """Return a row's responses as texts: one or several, each text or the one message of the assistant."""
+    one = not isinstance(given, list) or all(isinstance(part, Mapping) for part in given)
+    written = [given] if one and given else given
+    if not written or not all(isinstance(each, str | list) for each in written):
+        raise DataError(f"{where}: `{column}` has to be text or a list of texts")
+    try:
+        return [answer_text(each) for each in written]
+    except DataError as error:
+        raise DataError(f"{where}: `{column}`: {error}") from None
+
+
 def _completions(row: Mapping[str, Any], where: str) -> list[Completion]:
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise DataError(f"{where} has no responses; give `responses`, a list of texts, or `response`")
-    given = row[column] if isinstance(row[column], list) else [row[column]]
-    if not given or not all(isinstance(text, str) for text in given):
-        raise DataError(f"{where}: `{column}` has to be text or a list of texts")
+    given = _texts(row[column], column, where)
     reasons = row.get("finish_reasons") or ["stop"] * len(given)
     tokens = row["completions"] if column == "texts" and "completions" in row else [()] * len(given)
     if not len(reasons) == len(tokens) == len(given):

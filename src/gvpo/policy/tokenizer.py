@@ -16,10 +16,17 @@ from transformers.utils.hub import cached_file
 
 from gvpo.downloads import from_hub, may_be_hub_id
 from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
-from gvpo.types import Message, Prompt
+from gvpo.messages import plain_messages, unicode_text
+from gvpo.types import Prompt
 
 ChatMode = Literal["auto", "chat", "plain"]
 """How a prompt becomes tokens: by the chat template where there is one (auto), always, or never."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""Roles of chat messages; a template may know more."""
+
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "chatbot": "assistant"}
+"""What some data sets call a role."""
 
 PROBES = (
     "12+345=357\n\\boxed{357}",
@@ -135,7 +142,7 @@ def encode_prompt(
         raise DataError("the prompt is empty; give it some text")
     is_text = isinstance(prompt, str)
     if chat == "chat" or (chat == "auto" and (not is_text or tokenizer.chat_template)):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain_messages(prompt)
         ids = _encode_chat(tokenizer, messages, system_prompt, template_args or {})
     elif system_prompt is not None or template_args:
         raise ConfigError("a system prompt and template arguments need a chat template; leave them out for plain text")
@@ -264,13 +271,6 @@ def _decoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenize
     return ""
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    for message in messages:
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise DataError(f"{message!r} is not a chat message; write {{'role': 'user', 'content': '...'}}")
-    return [dict(message) for message in messages]
-
-
 def _encode_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[dict[str, Any]],
@@ -284,17 +284,38 @@ def _encode_chat(
         )
     if system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system_prompt}, *messages]
+    _require_written(messages, str(tokenizer.chat_template))
     continues = messages[-1]["role"] == "assistant"
     settings = {"add_generation_prompt": not continues, "continue_final_message": continues, **template_args}
     try:
         text = tokenizer.apply_chat_template(messages, **{**settings, "tokenize": False})
     except (TemplateError, ValueError, TypeError) as error:
         raise DataError(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from error
-    return list(tokenizer(text, add_special_tokens=False).input_ids)  # the template has written BOS if there is one
+    ids = tokenizer(unicode_text(str(text)), add_special_tokens=False).input_ids  # the template has written BOS
+    return list(ids)
+
+
+def _require_written(messages: Sequence[Mapping[str, Any]], template: str) -> None:
+    """Refuse what the template would leave out or write as it is, without a word.
+
+    Raises:
+        DataError: a role that neither gvpo nor the template knows, or tool calls that the template does not write.
+    """
+    for number, message in enumerate(messages, start=1):
+        role = message["role"]
+        if role not in ROLES and role not in template:
+            meant = OTHER_ROLES.get(str(role).lower())
+            hint = f"write {meant!r}" if meant else f"the roles are {', '.join(ROLES)}"
+            raise DataError(f"message {number} has the role {role!r}, which the chat template does not know; {hint}")
+        if message.get("tool_calls") and "tool_calls" not in template:
+            raise DataError(
+                f"message {number} has tool calls, and the chat template does not write any; write them into the "
+                "content, or take a template that does"
+            )
 
 
 def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = list(tokenizer(text).input_ids)
+    ids: list[int] = list(tokenizer(unicode_text(text)).input_ids)
     written: list[int] = list(tokenizer(text, add_special_tokens=False).input_ids)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and written[:1] == [bos] and ids[:2] == [bos, bos]:

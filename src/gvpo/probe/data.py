@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.errors import DataError
+from gvpo.messages import content_text, unicode_text
 from gvpo.tasks import as_group, load_records, per_completion, problems_from_records
 from gvpo.types import Problem, Prompt
 
@@ -95,13 +96,15 @@ def _column(columns: Mapping[str, Any], name: str, count: int, number: int) -> l
 
 
 def _text(written: Any, text: Any, number: int) -> str:
-    if isinstance(written, str):
-        return written
-    if isinstance(written, list | tuple) and written:
-        if isinstance(written[-1], Mapping) and isinstance(written[-1].get("content"), str):
-            return str(written[-1]["content"])
-        if isinstance(text, str) and _are_ids(written):
-            return text
+    if _are_ids(written) and isinstance(text, str):
+        written = text
+    try:
+        if isinstance(written, str):
+            return unicode_text(written)
+        if isinstance(written, list | tuple) and written and isinstance(written[-1], Mapping):
+            return content_text(written[-1].get("content"))
+    except DataError as error:
+        raise DataError(f"row {number}: a completion: {error}") from None
     raise DataError(
         f"row {number}: a completion is {str(written)[:40]!r}; give text, a message of the assistant, or token ids "
         "with the column `texts` beside them"

@@ -8,9 +8,10 @@ from gvpo.tasks.gsm8k import GSM8K
 from gvpo.tasks.humaneval import HUMANEVAL
 from gvpo.tasks.math import MATH
 from gvpo.tasks.mbpp import MBPP
-from gvpo.tasks.preferences import as_group, chosen_answer, is_comparison, is_pair, per_completion
+from gvpo.tasks.preferences import as_group, is_comparison, is_pair, per_completion, with_prompt
 from gvpo.tasks.programs import CODEFORCES, LIVECODEBENCH
 from gvpo.tasks.records import load_records, problems_from_records, require_file
+from gvpo.tasks.tables import is_data_set, rows_of
 from gvpo.tasks.word_problems import WORD_PROBLEMS
 
 _ALL = (
@@ -33,11 +34,13 @@ __all__ = [
     "Split",
     "Task",
     "as_group",
-    "chosen_answer",
     "is_comparison",
+    "is_data_set",
     "is_pair",
     "load_records",
     "per_completion",
     "problems_from_records",
     "require_file",
+    "rows_of",
+    "with_prompt",
 ]

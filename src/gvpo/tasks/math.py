@@ -16,7 +16,8 @@ from gvpo.errors import ConfigError, DataError
 from gvpo.rewards.boxed import last_boxed
 from gvpo.tasks.base import Split, Task, check_split, checked_options, chosen
 from gvpo.tasks.generated import INSTRUCTION
-from gvpo.tasks.records import READERS, load_records
+from gvpo.tasks.readers import kind_of
+from gvpo.tasks.records import load_records
 from gvpo.tasks.text import words
 from gvpo.types import Problem
 
@@ -123,7 +124,7 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
 
 def _rows(path: str | None) -> list[dict[str, Any]]:
     """All rows, those of a data set on the hub with their split."""
-    if path is not None and path.endswith(tuple(READERS)):
+    if path is not None and kind_of(path) is not None:
         return load_records(path)
     return [{**row, "split": name} for name in ("train", "test") for row in load_records(path or HUB_ID, name)]
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.errors import DataError
+from gvpo.messages import plain_messages
 from gvpo.tasks.records import Record
 from gvpo.types import PreferencePair
 
@@ -76,15 +77,34 @@ def is_pair(row: object) -> bool:
     return isinstance(row, PreferencePair) or (isinstance(row, Mapping) and all(name in row for name in PAIR))
 
 
-def chosen_answer(row: Record | PreferencePair) -> dict[str, Any]:
-    """A pair as a row for supervised training: its prompt, and its better answer as `completion`.
+def with_prompt(row: Record | PreferencePair) -> Record:
+    """Return a pair or a conversation as a row with `prompt` and `completion`; any other row as it is.
+
+    The completion of a pair is its better answer, that of a conversation (`messages`) its last message.
 
     Raises:
-        DataError: as `as_group`.
+        DataError: as `as_group`, or a conversation whose last message is not the assistant's.
     """
-    group = as_group(row)
-    others = {name: value for name, value in group.items() if name not in ("completions", "rewards")}
-    return {**others, "completion": group["completions"][0]}
+    if isinstance(row, PreferencePair) or is_pair(row):
+        group = as_group(row)
+        others = {name: value for name, value in group.items() if name not in ("completions", "rewards")}
+        return {**others, "completion": group["completions"][0]}
+    if isinstance(row, Mapping) and "messages" in row and "prompt" not in row:
+        return _from_conversation(row)
+    return row
+
+
+def _from_conversation(row: Record) -> dict[str, Any]:
+    messages = _messages(row, "messages")
+    if messages[-1]["role"] != "assistant":
+        raise DataError(
+            f"the last of its `messages` is of the role {messages[-1]['role']!r}, and the assistant's answer comes "
+            "last; add one, or, where they are the prompt, set data.prompt_column to 'messages'"
+        )
+    if len(messages) == 1:
+        raise DataError("its `messages` hold an answer and nothing that it answers; put the question before it")
+    others = {name: value for name, value in row.items() if name not in ("messages", "completion")}
+    return {**others, "prompt": messages[:-1], "completion": messages[-1:]}
 
 
 def _without_empty_id(row: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +141,15 @@ def _from_messages(row: Record) -> tuple[Any, list[Any]]:
     return chosen[:shared], [chosen[shared:], rejected[shared:]]
 
 
-def _messages(row: Record, name: str) -> list[Any]:
+def _messages(row: Record, name: str) -> list[dict[str, Any]]:
     value = row[name]
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"`{name}` is {str(value)[:40]!r}; give both answers as text, or both as messages")
-    return list(value)
+        what = "a list of messages" if name == "messages" else "both answers as text, or both as messages"
+        raise DataError(f"`{name}` is {str(value)[:40]!r}; give {what}")
+    try:
+        return plain_messages(value)
+    except DataError as error:
+        raise DataError(f"`{name}`: {error}") from None
 
 
 def _pair_scores(row: Record) -> list[float]:

@@ -13,7 +13,7 @@ from gvpo.policy.routers import routers_of
 from gvpo.policy.tokenizer import is_tokenizer
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.rollout import Encoded
-from gvpo.tasks import require_file
+from gvpo.tasks import is_data_set, require_file
 from gvpo.types import Completion
 
 if TYPE_CHECKING:
@@ -35,14 +35,16 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
             f"processing_class is a {type(tokenizer).__name__}; pass a tokenizer, from gvpo.load_tokenizer, say"
         )
     for given in datasets:
+        if given is None or isinstance(given, str | Path) or is_data_set(given):
+            continue
         if isinstance(given, Mapping):
             raise DataError(
-                f"the data set is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them"
+                f"the data set is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them, or "
+                "a list of rows"
             )
-        if given is not None and not isinstance(given, str | Path | Iterable):
-            raise DataError(
-                f"the data set is a {type(given).__name__}; pass rows, a `datasets` one, a file or a hub id"
-            )
+        raise DataError(
+            f"the data set is a {type(given).__name__}; pass rows, a `datasets` one, a data frame, a file or a hub id"
+        )
 
 
 def check_files(config: TrainConfig) -> None:

@@ -8,15 +8,16 @@ objectives, models or steps.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
+from gvpo.messages import answer_text
 from gvpo.tasks import as_group, per_completion, problems_from_records
 from gvpo.training.ended import ended
-from gvpo.training.problems import answer_ending, answer_text, encode, encode_answer
+from gvpo.training.problems import answer_ending, encode, encode_answer, numbered
 from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
 
 if TYPE_CHECKING:
@@ -97,14 +98,6 @@ def logged_groups(
         dataclasses.replace(logged, group=dataclasses.replace(logged.group, completions=completions))
         for logged, completions in zip(read, kept, strict=True)
     ]
-
-
-def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
-    """Return what `read` makes of a row, and raise its errors with the row's number."""
-    try:
-        return read(*args)
-    except DataError as error:
-        raise DataError(f"row {number}: {error}") from None
 
 
 def _logged(

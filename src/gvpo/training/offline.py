@@ -6,7 +6,6 @@ data.sample_groups ──once, by the starting policy──▶ <run>/groups.json
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from gvpo.training.data import ShuffledOrder
 from gvpo.training.logged import LoggedGroup, logged_groups, numbered
 from gvpo.training.metrics import failures
 from gvpo.training.preferences import comparisons
-from gvpo.training.problems import Dataset
+from gvpo.training.rows import Rows, read_rows
 from gvpo.training.sources import MAX_FAILED_SHARE, Source
 from gvpo.types import Group
 
@@ -32,25 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Records = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A data set in memory, and what to call it."""
-
-    items: Sequence[Any]
-    name: str
-
-
-def read_rows(dataset: Dataset) -> Rows:
-    """A data set's rows, read once: it may be a file, and an iterator gives them only once.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if isinstance(dataset, str | Path):
-        return Rows(load_records(dataset), Path(dataset).name)
-    return Rows(list(dataset), "data")
 
 
 def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
@@ -67,7 +47,7 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
     if config.groups_data is not None:
         if rows is not None:
             raise ConfigError("set data.groups or pass train_dataset, not both")
-        return read_rows(config.groups_data)
+        return read_rows(config, config.groups_data)
     if rows is None or not rows.items or not is_comparison(rows.items[0]):
         return None
     if config.costs is not None:
@@ -208,7 +188,7 @@ def held_out_groups(
         DataError: as `offline_groups`, or no group compares anything.
     """
     if rows is None and config.eval_groups is not None and config.eval_problems > 0:
-        rows = read_rows(config.eval_groups)
+        rows = read_rows(config, config.eval_groups, held_out=True)
     if rows is None or config.eval_problems == 0:
         return []
     groups = offline_groups(config, tokenizer, model, rows.items, source=rows.name)

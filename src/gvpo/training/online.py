@@ -41,17 +41,14 @@ from gvpo.training.hub import check_hub
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
-from gvpo.training.offline import (
-    given_records,
-    read_rows,
-    resolve_reference,
-)
+from gvpo.training.offline import given_records, resolve_reference
 from gvpo.training.preferences import PreferenceSource
-from gvpo.training.problems import Dataset, training_stops
+from gvpo.training.problems import training_stops
 from gvpo.training.progress import StepProgress
 from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.restore import BASE, open_run, restore
 from gvpo.training.rewards import RewardFuncs, reward_functions
+from gvpo.training.rows import Dataset, read_rows
 from gvpo.training.run import RunDirectory, locked
 from gvpo.training.session import Session
 from gvpo.training.setup import Parts, Setup
@@ -75,9 +72,9 @@ class Trainer:
         model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
         reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
         args: the settings.
-        train_dataset: a `datasets` one, a file, a hub id or rows with a `prompt`; default the settings' data or task.
-            Rows with `completions` and `rewards`, or `chosen` and `rejected`, are logged groups: nothing is sampled,
-            and no reward is needed.
+        train_dataset: rows with a `prompt`, a `datasets` one, a data frame, a file or a hub id; default the settings'
+            data or task. Rows with `completions` and `rewards`, or `chosen` and `rejected`, are logged groups: nothing
+            is sampled, and no reward is needed. Of a stream `train_problems` rows are taken.
         eval_dataset: the same, held out.
         processing_class: the tokenizer; default the model's own.
         peft_config: a `peft.LoraConfig`: train a fresh adapter, and leave the model's own weights as they are. A
@@ -101,17 +98,18 @@ class Trainer:
         model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
         ranks.start((args or TrainConfig()).rank_timeout)
-        rows = read_rows(train_dataset) if train_dataset is not None else None
-        self._logged = given_records(args or TrainConfig(), rows)
-        self._asked = args or TrainConfig()
-        self.config = resolve_reference(self._asked, given=self._logged is not None)
+        given = self._asked = args or TrainConfig()
+        rows = read_rows(given, train_dataset, most=given.train_problems) if train_dataset is not None else None
+        self._logged = given_records(given, rows)
+        self.config = resolve_reference(given, given=self._logged is not None)
         check_adapter(self.config, peft_config)
         check_files(self.config)
         check_trackers(self.config)
         check_hub(self.config)
         self.objective = build_objective(self.config)
         self.rewards = reward_functions(self.config, reward_funcs)
-        held = read_rows(eval_dataset) if eval_dataset is not None else None
+        most = given.eval_problems
+        held = read_rows(given, eval_dataset, most=most, held_out=True) if eval_dataset is not None else None
         compares = held is not None and bool(held.items) and is_comparison(held.items[0])
         self._eval_rows = held if compares else None
         self._eval_dataset = held.items if held is not None and not compares else None

@@ -1,16 +1,18 @@
 """From what users give (a task, a file, a data set) to problems with their prompts encoded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo import generation
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError
+from gvpo.messages import answer_text
 from gvpo.rollout import Encoded
-from gvpo.tasks import TASKS, Split, Task, chosen_answer, is_pair, load_records, problems_from_records
+from gvpo.tasks import TASKS, Split, Task, problems_from_records, with_prompt
 from gvpo.training.aligned import ALIGNED, aligned_scores, likeliest
 from gvpo.training.ended import ended
+from gvpo.training.rows import Dataset, read_rows
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
 
     from gvpo.policy.endings import Ending
 
-Dataset = str | Path | Iterable[Mapping[str, Any] | Problem]
-"""A file, a hub id, a `datasets.Dataset`, or any rows with a `prompt`."""
+T = TypeVar("T")
 
 
 def find_task(config: TrainConfig) -> Task | None:
@@ -69,22 +70,20 @@ def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
 def _given(config: TrainConfig, dataset: Dataset | None, split: Split) -> list[Problem] | None:
     """The problems of the data set, or of the settings' file; a file's rows are in the task's form if there is one."""
     if dataset is not None:
-        return _problems(dataset)
+        return _problems(read_rows(config, dataset).items if isinstance(dataset, str | Path) else list(dataset))
     where = config.train_data if split == "train" else config.eval_data
     if where is None:
         return None
     task = find_task(config)
     if task is None:
-        return _problems(where)
+        return _problems(read_rows(config, where, held_out=split == "eval").items)
     if task.read is None:
         raise ConfigError(f"the task {task.name!r} makes its own problems; set data.task or data.{split}, not both")
-    return task.read(load_records(where, "train" if split == "train" else "test"), split, **config.task_options)
+    rows = read_rows(config, where, split="train" if split == "train" else "test", held_out=split == "eval")
+    return task.read(rows.items, split, **config.task_options)
 
 
-def _problems(given: Dataset) -> list[Problem]:
-    if isinstance(given, str | Path):
-        return _from_records(load_records(given))
-    rows = list(given)
+def _problems(rows: Sequence[Any]) -> list[Problem]:
     problems = [row for row in rows if isinstance(row, Problem)]
     records = [row for row in rows if not isinstance(row, Problem)]
     if problems and records:
@@ -93,8 +92,20 @@ def _problems(given: Dataset) -> list[Problem]:
 
 
 def _from_records(records: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Rows as problems; a pair is its prompt with its better answer."""
-    return problems_from_records([chosen_answer(row) if is_pair(row) else row for row in records])
+    """Return rows as problems: of a pair its prompt and better answer, of a conversation what its last turn answers."""
+    return problems_from_records([numbered(number, with_prompt, row) for number, row in enumerate(records, start=1)])
+
+
+def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
+    """Return what `read` makes of a row.
+
+    Raises:
+        DataError: that of `read`, with the row's number.
+    """
+    try:
+        return read(*args)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from None
 
 
 def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[Encoded]:
@@ -128,7 +139,11 @@ def demonstrations(
         DataError: a row without a completion, or without the scores that the settings need.
     """
     given = _given(config, dataset, "train")
-    written = _task_demonstrations(config) if given is None else [(row, _completion_text(row)) for row in given]
+    written = (
+        _task_demonstrations(config)
+        if given is None
+        else [(row, numbered(number, _completion_text, row)) for number, row in enumerate(given, start=1)]
+    )
     kept = likeliest(written, config.keep_share)
     needed = config.objective == "poft"
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
@@ -154,13 +169,8 @@ def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
 def _completion_text(problem: Problem) -> str:
     written = problem.columns.get("completion")
     if written is None:
-        raise DataError(
-            f"problem {problem.id!r} has no `completion` text; supervised rows need `prompt` and `completion`"
-        )
-    try:
-        return answer_text(written)
-    except DataError as error:
-        raise DataError(f"problem {problem.id!r}: {error}") from None
+        raise DataError("there is no `completion` text; supervised rows need `prompt` and `completion`, or `messages`")
+    return answer_text(written)
 
 
 def _answer(
@@ -169,24 +179,6 @@ def _answer(
     """Return a written answer as a completion: its tokens, and the end token if there is one."""
     extras = {} if aligned is None else {ALIGNED: aligned}
     return Completion(encode_answer(tokenizer, text, end), text=text, source="demonstration", extras=extras)
-
-
-def answer_text(written: Any) -> str:
-    """A completion as text: as it is, or what the one message of the assistant says.
-
-    Raises:
-        DataError: it is something else.
-    """
-    if isinstance(written, str):
-        return written
-    if isinstance(written, list | tuple) and len(written) == 1 and isinstance(written[0], Mapping):
-        content = written[0].get("content")
-        if written[0].get("role") == "assistant" and isinstance(content, str):
-            return content
-    raise DataError(
-        f"a completion is {str(written)[:40]!r}; give text, a list of token ids, "
-        'or [{"role": "assistant", "content": "..."}]'
-    )
 
 
 def answer_ending(

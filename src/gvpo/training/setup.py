@@ -23,7 +23,6 @@ from gvpo.training.logged import LoggedGroup
 from gvpo.training.offline import (
     OfflineSource,
     Records,
-    Rows,
     SampledOnceSource,
     check_temperature,
     held_out_groups,
@@ -31,8 +30,9 @@ from gvpo.training.offline import (
     warn_of_finite_support,
 )
 from gvpo.training.preferences import PreferenceSource, comparisons, with_weak_negatives
-from gvpo.training.problems import Dataset, answer_ending, demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.rewards import reward_pool
+from gvpo.training.rows import Dataset, Rows
 from gvpo.training.session import Held
 from gvpo.training.sources import DemonstrationSource, LiveSource, Source
 from gvpo.types import Group, Problem

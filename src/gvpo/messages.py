@@ -1,0 +1,122 @@
+"""Text and chat messages as data sets hold them, checked: parts of text are joined, all else is refused by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gvpo.errors import DataError
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts that are text; all others are images, sounds, files."""
+
+BEYOND_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "refusal")
+"""What a message of the assistant may hold besides its content, which no text of an answer would tell."""
+
+_EXAMPLE = '{"role": "user", "content": "..."}'
+
+
+def unicode_text(text: str) -> str:
+    """Return `text`, which can be written as UTF-8.
+
+    Raises:
+        DataError: it holds half of a character that is written as two (a lone surrogate).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise DataError(
+            f"character {error.start + 1} is {half}, half of a character; replace it, or cut texts between characters"
+        ) from None
+    return text
+
+
+def well_formed(text: str) -> str:
+    """Return `text` with a question mark for each half of a character."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def content_text(content: Any) -> str:
+    """Return the text of a message's content, which may be a list of parts.
+
+    Raises:
+        DataError: it is something else, or a part is no text (an image).
+    """
+    if isinstance(content, str):
+        return unicode_text(content)
+    if isinstance(content, list | tuple):
+        return unicode_text("".join(_part_text(part) for part in content))
+    raise DataError(f"the content is {_kind(content)}; give text, or a list of text parts")
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise DataError(f'a part of the content is {_kind(part)}; write parts as {{"type": "text", "text": "..."}}')
+    kind = part.get("type", "text")
+    if kind not in TEXT_PARTS:
+        raise DataError(f"the content has a part of type {kind!r}, and gvpo trains on text alone; remove it or the row")
+    if not isinstance(part.get("text"), str):
+        raise DataError("the content has a text part without `text`; give it one, or remove the part")
+    return str(part["text"])
+
+
+def _kind(value: Any) -> str:
+    return "missing (null)" if value is None else f"a {type(value).__name__}"
+
+
+def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return chat messages with their content as text and without keys that are null.
+
+    Raises:
+        DataError: one is no message or has content that is no text; the error counts messages from 1.
+    """
+    return [_plain_message(message, number) for number, message in enumerate(messages, start=1)]
+
+
+def _plain_message(message: Any, number: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or "role" not in message or not ("content" in message or _calls(message)):
+        raise DataError(f"message {number} has no `role` and `content`; write messages as {_EXAMPLE}")
+    if not isinstance(message["role"], str):
+        raise DataError(f"message {number}: the role is {_kind(message['role'])}; write messages as {_EXAMPLE}")
+    content = message.get("content")
+    try:
+        text = "" if content is None and _calls(message) else content_text(content)
+        role = unicode_text(message["role"])
+    except DataError as error:
+        raise DataError(f"message {number}: {error}") from None
+    others = {name: value for name, value in message.items() if value is not None}
+    return {**others, "role": role, "content": text}
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    """Return whether a message calls tools, as one without content may."""
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def answer_text(written: Any) -> str:
+    """Return a completion as text: itself, or what the one message of the assistant says.
+
+    Raises:
+        DataError: it is something else, or its message holds more than text.
+    """
+    if isinstance(written, str):
+        return unicode_text(written)
+    if not isinstance(written, list | tuple) or len(written) != 1 or not isinstance(written[0], Mapping):
+        raise _no_answer(written)
+    message = written[0]
+    if beyond := [name for name in BEYOND_CONTENT if message.get(name)]:
+        raise DataError(
+            f"a completion has `{beyond[0]}` besides its content, which would not be trained on; write it into the "
+            "content as the model is to write it, or remove it"
+        )
+    if message.get("role") != "assistant" or "content" not in message:
+        raise _no_answer(written)
+    return content_text(message["content"])
+
+
+def _no_answer(written: Any) -> DataError:
+    return DataError(
+        f"a completion is {str(written)[:40]!r}; give text, a list of token ids, "
+        'or [{"role": "assistant", "content": "..."}]'
+    )
