@@ -79,6 +79,24 @@ def test_completions_of_the_ragged_task_end_after_a_hundred_tokens_in_the_mean(b
     assert ends.max() < 1.1 / RAGGED_MEAN
 
 
+def test_a_collapse_and_its_warning_are_dated_in_updates(benchmarks):
+    from collapse import Outcome, detectors, threshold
+
+    def run(best, rewards, name="short-0"):
+        steps = [
+            {"train/updates": 4, "seconds/sampling": 1.0, "offpolicy/logratio_best": value, "eval/reward": reward}
+            for value, reward in zip(best, rewards, strict=True)
+        ]
+        return Outcome((name, "reuse", "grpo", 1e-3), [{"eval/reward": 0.5}, *steps])
+
+    bad, good = run([0.0, -1.0, -3.0, -3.0], [0.5, 0.5, 0.45, 0.3]), run([0.0, 0.2, -0.4, 0.0], [0.6, 0.7, 0.3, 0.45])
+    assert (bad.collapsed, bad.fallen_after(), bad.warned_after()) == (True, 16, 12)  # means of two steps: -.5, then -2
+    assert (good.collapsed, good.fallen_after(), good.warned_after()) == (False, 12, None)
+    assert (bad.lowest("offpolicy/logratio_best"), good.lowest("offpolicy/logratio_best")) == (-3.0, -0.2)
+    assert threshold([bad, good], "offpolicy/logratio_best") == -1.6
+    assert list(detectors([bad, good]))[-1] == "| the warning | 1 of 1, false 0 of 1 |"
+
+
 def test_ratios_are_of_pairs(benchmarks):
     from measure import ratio
 

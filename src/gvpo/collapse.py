@@ -21,7 +21,9 @@ _ADVICE = (
     "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
     "{gvpo}; see docs/troubleshooting.md"
 )
-_GVPO_ADVICE = ", and give GVPO a nearer reference (objective.reference='previous') or a larger objective.beta"
+_GVPO_ADVICE = (
+    ", and give GVPO a larger objective.beta or, where the run samples, the nearer objective.reference='previous'"
+)
 
 
 class CollapseWatch:
@@ -90,7 +92,7 @@ def _warning(line: Mapping[str, Any], mean: float, key: str) -> str:
     to = "the policy that sampled them" if key == _SAMPLER else "the reference"
     return (
         f"step {line.get('step')}: the best answers become less likely: their mean log-ratio to {to} is {mean:.1f} "
-        f"nats and should not stay below 0{_beside(line)}. Accuracy falls next, while the loss looks better: "
+        f"nats and should not stay below 0{_beside(line)}. Accuracy falls with them, while the loss looks better: "
         + _ADVICE.format(gvpo=_GVPO_ADVICE if _OPTIMUM in line else "")
     )
 
