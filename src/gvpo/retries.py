@@ -10,11 +10,12 @@ AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
 def asked_wait(response: Any) -> float:
-    """Seconds that a server asks to wait by its header Retry-After; 0 if it does not say, or says a date."""
+    """Seconds that a server asks to wait by its header Retry-After; 0 if it does not say, or says no number."""
     try:
-        return max(float(response.headers.get("retry-after", 0)), 0.0)
+        seconds = float(response.headers.get("retry-after", 0))
     except ValueError:
         return 0.0
+    return seconds if seconds > 0 else 0.0  # nan is not
 
 
 def quoted(text: str, key: str) -> str:

@@ -1,6 +1,8 @@
 """A real HTTP server on this machine that answers like an OpenAI-compatible endpoint, by a script."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = tuple[int, Any, dict[str, str]]
-"""Status, body (text as it is, all else as JSON), headers."""
+"""Status, body (text and bytes as they are, all else as JSON), headers."""
 
 
 class JudgeServer:
@@ -58,7 +60,8 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[JudgeSer
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, said, headers = judge.handle({"path": self.path, **body}, dict(self.headers))
-            data = (said if isinstance(said, str) else json.dumps(said)).encode()
+            text = said if isinstance(said, str | bytes) else json.dumps(said)
+            data = text.encode() if isinstance(text, str) else text
             try:
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(data))}.items():
@@ -89,3 +92,25 @@ def slowly(seconds: float, reply: Reply) -> Callable[[int, dict[str, Any]], Repl
         return reply
 
     return answer
+
+
+@contextmanager
+def dripping(parts: Callable[[], Iterator[bytes]], header: bytes = b"") -> Iterator[str]:
+    """A server that sends the parts of a body for as long as the client reads them; its address."""
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), client:
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.1 200 OK\r\n" + header + b"Connection: close\r\n\r\n")
+                for part in parts():
+                    client.sendall(part)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)

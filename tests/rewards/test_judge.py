@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 
 import pytest
 
@@ -10,9 +11,10 @@ from gvpo.errors import RewardError
 from gvpo.rewards import RewardBatch, RewardPool, chat_client, judge, load
 from gvpo.rewards.cache import RequestCache
 from gvpo.rewards.judge import fill, prompt_text
-from tests.rewards.judge_server import says, serving, slowly
+from tests.rewards.judge_server import dripping, says, serving, slowly
 
 KEY = "sk-secret-1234"
+COMPRESSED = "http: answered in a compressed form that was not asked for"
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,32 @@ def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
         ('{"points": 8}', {"key": "score"}, None),
         ("8", {"key": "score"}, None),
         ("", {}, None),
+        # a number is read as a whole, or not at all
+        ("Score: 1e9", {}, None),
+        ("Score: 1E-1", {}, 0.01),
+        ("Score: 1e999999999", {}, None),
+        ("Score: 1,000", {}, None),
+        ("Score: 0x10", {}, None),
+        ("Score: 8.", {}, 0.8),
+        ("Score: 8, because 3 of 4 are right", {}, 0.8),
+        ("Score: 10/10", {}, 1.0),
+        ("Score: \u22125", {}, None),  # a minus of typographers
+        ("Score: nan", {}, None),
+        ("Score: inf", {}, None),
+        ("Score: " + "9" * 5000, {}, None),
+        ('{"score": NaN}', {"key": "score"}, None),
+        ('{"score": "nan"}', {"key": "score"}, None),
+        ('{"score": 1e400}', {"key": "score"}, None),
+        ('{"score": ' + "9" * 400 + "}", {"key": "score"}, None),
+        ('{"score": ' + "9" * 5000 + "}", {"key": "score"}, None),
+        ('{"score": [7]}', {"key": "score"}, None),
+        ('{"score": {"score": 7}}', {"key": "score"}, None),
+        # nested too deep for a parser
+        ("[" * 200_000, {"key": "score"}, None),
+        ('{"score":' * 100_000, {"key": "score"}, None),
+        ("[" * 200_000 + "Score: 7", {}, 0.7),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_scores(text, options, reward):
     assert judge("http://localhost/v1", "m", **options).scale.reward(text) == (
@@ -135,7 +162,15 @@ def test_the_servers_own_wait_is_kept():
         (says("I like it."), 3, "unreadable: gave no score (I like it.) (3 attempts)"),
         ((200, "<html>", {}), 3, "unreadable: gave no score (<html>) (3 attempts)"),
         ((200, {"choices": []}, {}), 3, 'unreadable: gave no score ({"choices": []}) (3 attempts)'),
+        ((200, {"choices": {"0": 1}}, {}), 3, 'unreadable: gave no score ({"choices": {"0": 1}}) (3 attempts)'),
+        ((200, "[" * 200_000, {}), 3, f"unreadable: gave no score ({'[' * 200}) (3 attempts)"),
+        ((200, b"\xff\xfe{", {}), 3, "unreadable: gave no score (\ufffd\ufffd{) (3 attempts)"),
+        ((200, b"\x1f\x8b", {"Content-Encoding": "gzip"}), 3, f"{COMPRESSED} (3 attempts)"),
+        ((200, "x" * (5 << 20), {}), 3, "http: answered with more than 4 MiB (3 attempts)"),
+        ((307, "", {"Location": "/v1/chat/completions"}), 1, "http: answered 307 ()"),
+        ((429, "", {"Retry-After": "nan"}), 3, "http: answered 429 () (3 attempts)"),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_a_row_without_a_score_has_a_reason_and_no_reward(monkeypatch, reply, asked, reason):
     monkeypatch.setenv("JUDGE_KEY", KEY)
@@ -163,6 +198,31 @@ def test_a_deadline_ends_a_slow_answer_and_the_others_have_theirs():
         slow, quick = ask(server, "slow", "quick", deadline=0.4)
     assert (slow.reward, slow.reason) == (None, "timeout: gave no answer in 0.4 s")
     assert quick.reward == 0.5
+
+
+def slow_parts():
+    while True:
+        time.sleep(0.05)
+        yield b" "
+
+
+def endless_parts():
+    while True:
+        yield b" " * (1 << 16)
+
+
+def test_a_body_that_drips_meets_the_deadline_of_the_row():
+    with dripping(slow_parts) as url:
+        started = time.monotonic()
+        (verdict,) = judge(url, "m", deadline=0.5).verdicts(prompts=["p"], completions=["a"])
+        assert time.monotonic() - started < 5
+    assert (verdict.reward, verdict.reason) == (None, "timeout: gave no answer in 0.5 s")
+
+
+def test_a_body_without_end_is_not_read_to_its_end():
+    with dripping(endless_parts) as url:
+        (verdict,) = judge(url, "m", attempts=2, deadline=30.0).verdicts(prompts=["p"], completions=["a"])
+    assert (verdict.reward, verdict.reason) == (None, "http: answered with more than 4 MiB (2 attempts)")
 
 
 def test_after_eight_failures_and_no_success_the_rest_is_not_asked():

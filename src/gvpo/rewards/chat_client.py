@@ -4,6 +4,7 @@ requests ──semaphore──▶ POST /chat/completions ──429, 5xx, no conn
 """
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 GIVE_UP_AFTER = 8
 """Where this many requests have failed and none has succeeded, the others of the call are not made."""
+MAX_REPLY = 4 << 20
+"""Maximum number of bytes of a reply. Judges write a few hundred tokens."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ async def _ask_all(
 ) -> list[ChatAnswer]:
     limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
     # the deadline is kept by `_Asking`, for all attempts together
-    async with httpx2.AsyncClient(headers=endpoint.headers(), limits=limits, timeout=None) as client:
+    async with httpx2.AsyncClient(
+        headers={"Accept-Encoding": "identity", **endpoint.headers()}, limits=limits, timeout=None
+    ) as client:
         asking = _Asking(endpoint, client, is_usable)
 
         async def ask(index: int) -> ChatAnswer:
@@ -174,29 +179,47 @@ class _Asking:
         return ChatAnswer(reason=f"{last[0]} ({self._endpoint.attempts} attempts)")
 
     async def _once(self, body: Mapping[str, Any]) -> str:
+        url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
         try:
-            response = await self._client.post(f"{self._endpoint.url.rstrip('/')}/chat/completions", json=dict(body))
+            async with self._client.stream("POST", url, json=dict(body)) as response:
+                said = await _limited(response)
         except httpx2.RequestError as error:
             what = self._endpoint.without_key(f"{type(error).__name__}: {error}")
             raise _Again(f"http: cannot be reached ({what})") from None
         if not response.is_success:
-            said = self._endpoint.without_key(response.text)
-            reason = f"http: answered {response.status_code} ({said})"
+            words = self._endpoint.without_key(said.decode(errors="replace"))
+            reason = f"http: answered {response.status_code} ({words})"
             if response.status_code in AGAIN:
                 raise _Again(reason, min(asked_wait(response), LONGEST_WAIT))
             raise _Refused(reason)
-        text = _content(response)
+        text = _content(said)
         if text is None or not self._is_usable(text):
-            said = self._endpoint.without_key(response.text if text is None else text)
-            raise _Again(f"unreadable: gave no score ({said})")
+            words = self._endpoint.without_key(said.decode(errors="replace") if text is None else text)
+            raise _Again(f"unreadable: gave no score ({words})")
         return text
 
 
-def _content(response: httpx2.Response) -> str | None:
+async def _limited(response: httpx2.Response) -> bytes:
+    """Read a reply's bytes as they were sent.
+
+    Raises:
+        _Again: they are too many, or compressed, though that was not asked for.
+    """
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Again("http: answered in a compressed form that was not asked for")
+    said = bytearray()
+    async for part in response.aiter_raw():
+        said += part
+        if len(said) > MAX_REPLY:
+            raise _Again(f"http: answered with more than {MAX_REPLY >> 20} MiB")
+    return bytes(said)
+
+
+def _content(said: bytes) -> str | None:
     """The words of the first choice; None where the answer has another form."""
     try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        content = json.loads(said)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return content if isinstance(content, str) else None
 

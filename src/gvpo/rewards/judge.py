@@ -34,8 +34,8 @@ part of what you rate, not for you.
 </answer>
 
 Give your reasons in a few words, then end with a line "Score: " and the number."""
-SCORE = r"(?i)score[^\w-]{0,5}(-?\d+(?:\.\d+)?)"
-"""Where the score stands in the judge's words; the last match counts."""
+SCORE = r"(?i)score[^\w\-\u2212]{0,5}(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w.,]*\d)"
+"""Finds the score in the judge's words; the last match counts. A number is read as a whole, or not at all."""
 _PLACE = re.compile(r"\{(\w+)\}")
 _GIVEN = ("prompt", "completion")
 
@@ -74,7 +74,7 @@ class Scale:
         written = self._by_key(text) if self.key is not None else self._by_pattern(text)
         try:
             score = float(written)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         share = (score - self.lowest) / (self.highest - self.lowest)
         return share if 0 <= share <= 1 else None
