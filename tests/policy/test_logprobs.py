@@ -131,3 +131,41 @@ def test_plain_logits_may_forbid_tokens():
 def test_a_token_without_coefficient_does_not_count_even_at_minus_infinity():
     found = logprobs.weighted_sum(torch.tensor([-1.0, -torch.inf]), torch.tensor([2.0, 0.0]))
     assert found.item() == -2.0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["coefficients known", "recomputed"])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_past_the_vocabulary_are_left_out_and_have_no_gradient(known: bool, biased: bool, dtype: torch.dtype):
+    """The same as a head without those rows, whose gradient has zeros in their place."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 8, generator=generator, dtype=torch.float64) for size in (300, 40))
+    bias = torch.randn(40, generator=generator, dtype=torch.float64) if biased else None
+    target = torch.randint(31, (300,), generator=generator)
+    coefficients = torch.randn(300, generator=generator, dtype=torch.float64)
+
+    def gradients(rows: int, vocabulary: int | None) -> list[torch.Tensor]:
+        leaves = [hidden.clone(), weight[:rows].clone(), *([] if bias is None else [bias[:rows].clone()])]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        given = {"coefficients": coefficients} if known else {}
+        scores = head_logprobs(
+            leaves[0],
+            leaves[1],
+            leaves[2] if biased else None,
+            target,
+            temperature=0.8,
+            dtype=dtype,
+            vocabulary=vocabulary,
+            **given,
+        )
+        total = scores.weighted if known else (coefficients.to(scores.logprobs) * scores.logprobs).sum()
+        assert total is not None
+        total.backward()
+        return [scores.logprobs.detach(), scores.entropy, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    for place, (found, expected) in enumerate(zip(gradients(40, 31), gradients(31, None), strict=True)):
+        if place >= 3:  # of the weight and the bias
+            assert (found[31:] == 0).all()
+            found = found[:31]
+        torch.testing.assert_close(found, expected)

@@ -171,15 +171,16 @@ def _scoring_head(
     """
 
     def forward(hidden: Tensor) -> Tensor:
-        weight, bias = (head.weight, head.bias) if missing is None else missing.head(head.weight, head.bias)
+        bias = head.bias if missing is None else missing.bias(head.weight, head.bias)
         scores = head_logprobs(
             hidden.reshape(-1, hidden.shape[-1])[layout.source],
-            weight,
+            head.weight,
             bias,
             layout.target,
             temperature=temperature,
             coefficients=coefficients,
             dtype=compute_dtype(head.weight),
+            vocabulary=None if missing is None else missing.end,
         )
         weighted = () if scores.weighted is None else (scores.weighted[None],)
         return torch.cat([scores.logprobs, scores.entropy, *weighted])

@@ -54,16 +54,15 @@ class Missing:
         kept = logits[..., : self.end]
         return kept.masked_fill(self._gap_mask(kept), -torch.inf) if self.gaps else kept
 
-    def head(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the weight [n, H] and the bias [n] of a head for the ids up to the end, with none for the gaps."""
-        weight, bias = weight[: self.end], None if bias is None else bias[: self.end]
-        if self.gaps:
-            bias = weight.new_zeros(len(weight)) if bias is None else bias
-            bias = bias.masked_fill(self._gap_mask(bias), max(_IMPOSSIBLE, torch.finfo(bias.dtype).min / 2))
-        return weight, bias
+    def bias(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return the bias [V] of a head with a weight [V, H], where the gaps cannot be drawn; gradients pass."""
+        if not self.gaps:
+            return bias
+        own = weight.new_zeros(len(weight)) if bias is None else bias
+        return own.masked_fill(self._gap_mask(own), max(_IMPOSSIBLE, torch.finfo(own.dtype).min / 2))
 
     def _gap_mask(self, like: Tensor) -> Tensor:
-        mask = torch.zeros(self.end, dtype=torch.bool, device=like.device)
+        mask = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
         mask[list(self.gaps)] = True
         return mask
 

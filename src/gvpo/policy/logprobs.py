@@ -62,21 +62,25 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How the head computes: temperature, tokens a chunk, tokens a block, the matmuls' dtype."""
+    """How the head computes: temperature, tokens a chunk, tokens a block, the matmuls' dtype, and how many ids it has.
+
+    Rows of the weight past the vocabulary are padding: they are not multiplied, and their gradient is 0.
+    """
 
     temperature: float
     chunk: int
     block: int
     dtype: torch.dtype
+    vocabulary: int
 
     @classmethod
-    def of(cls, weight: Tensor, temperature: float, dtype: torch.dtype) -> "_Settings":
-        """A function of the head alone, so every pass cuts alike."""
-        device, vocabulary = weight.device.type, weight.shape[0]
+    def of(cls, weight: Tensor, temperature: float, dtype: torch.dtype, vocabulary: int) -> "_Settings":
+        """Return settings that are a function of the head alone, so that every pass cuts alike."""
+        device = weight.device.type
         size = CHUNK_BYTES.get(device, DEFAULT_CHUNK_BYTES)
         chunk = max(FEWEST_ROWS, size // (dtype.itemsize * vocabulary))
         block = max(1, BLOCK_ELEMENTS[device] // vocabulary) if device in BLOCK_ELEMENTS else chunk
-        return cls(temperature, chunk, min(block, chunk), dtype)
+        return cls(temperature, chunk, min(block, chunk), dtype, vocabulary)
 
     @property
     def wide(self) -> torch.dtype:
@@ -93,6 +97,7 @@ def head_logprobs(
     temperature: float = 1.0,
     coefficients: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    vocabulary: int | None = None,
 ) -> TokenScores:
     """Log-probs of `target` under softmax((hidden @ weight.T + bias) / temperature).
 
@@ -104,12 +109,13 @@ def head_logprobs(
         temperature: divides the logits.
         coefficients: [S] c of sum(c * logprobs), when known and a gradient is wanted.
         dtype: of the matmuls; None takes the weight's.
+        vocabulary: How many ids there are, from 0; the rows after them are left out. None: as many as rows.
 
     Returns:
         The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted`
         when coefficients are given.
     """
-    settings = _Settings.of(weight, temperature, dtype or weight.dtype)
+    settings = _Settings.of(weight, temperature, dtype or weight.dtype, vocabulary or len(weight))
     with torch.autocast(hidden.device.type, enabled=False):
         if coefficients is None:
             logprobs, entropy = _Recompute.apply(hidden, weight, bias, target, settings)  # type: ignore[no-untyped-call]
@@ -159,11 +165,11 @@ class _Head:
         self, weight: Tensor, bias: Tensor | None, tokens: int, settings: _Settings, *, gradient: bool
     ) -> None:
         self.settings, self.gradient = settings, gradient
-        self.weight = weight.to(settings.dtype)
-        self.bias = None if bias is None else bias.to(settings.dtype)
-        self._size = (min(tokens, settings.chunk), len(weight))
+        self.weight = weight[: settings.vocabulary].to(settings.dtype)
+        self.bias = None if bias is None else bias[: settings.vocabulary].to(settings.dtype)
+        self._size = (min(tokens, settings.chunk), settings.vocabulary)
         self._chunk: Tensor | None = None
-        self._logits = self.weight.new_empty(min(tokens, settings.block), len(weight), dtype=settings.wide)
+        self._logits = self.weight.new_empty(min(tokens, settings.block), settings.vocabulary, dtype=settings.wide)
         self._probs = None if settings.dtype == settings.wide else torch.empty_like(self._logits)
 
     def each_chunk(self, hidden: Tensor, target: Tensor, use: Callable[["_Chunk"], None]) -> None:
@@ -254,12 +260,13 @@ class _Gradients:
     """The gradients of the head's inputs, summed chunk by chunk; those nobody needs stay None."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], wide: torch.dtype
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], settings: _Settings
     ) -> None:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight: Tensor | None = None
-        self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
-        self.wide, self.needs_weight = wide, needed[1]
+        padded = needed[1] and settings.vocabulary < len(weight)
+        self.weight = torch.zeros_like(weight, dtype=settings.wide) if padded else None
+        self.bias = torch.zeros_like(bias, dtype=settings.wide) if bias is not None and needed[2] else None
+        self.wide, self.needs_weight, self.vocabulary = settings.wide, needed[1], settings.vocabulary
         self.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
 
     def add(self, chunk: _Chunk, coefficients: Tensor, head: _Head) -> None:
@@ -272,12 +279,14 @@ class _Gradients:
         """
         scale = (-coefficients / head.settings.temperature)[:, None]
         if self.bias is not None:
-            self.bias += (chunk.change.T @ scale.to(chunk.change.dtype))[:, 0]
+            self.bias[: self.vocabulary] += (chunk.change.T @ scale.to(chunk.change.dtype))[:, 0]
         if self.hidden is not None:
             self.hidden[chunk.part] = scale * product(chunk.change, head.weight)
         if self.needs_weight:
             rows = (scale * chunk.rows).to(chunk.change.dtype)
-            self.weight = _add_product(self.weight, chunk.change, rows, self.wide)
+            known = None if self.weight is None else self.weight[: self.vocabulary]
+            total = _add_product(known, chunk.change, rows, self.wide)
+            self.weight = total if self.weight is None else self.weight
 
     def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
@@ -311,7 +320,7 @@ class _Recompute(Function):
     def backward(ctx: Any, coefficients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.settings.wide)
+            gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.settings)
             head = _Head(weight, bias, len(target), ctx.settings, gradient=True)
             head.each_chunk(hidden, target, lambda chunk: gradients.add(chunk, coefficients[chunk.part], head))
         return (*gradients.take(), None, None)
@@ -333,7 +342,7 @@ class _Weighted(Function):
         logprobs = torch.empty(len(target), dtype=settings.wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         coefficients = coefficients.to(settings.wide)
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings.wide)
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, settings)
         head = _Head(weight, bias, len(target), settings, gradient=True)
 
         def note(chunk: _Chunk) -> None:
