@@ -6,6 +6,7 @@
     jail.py      runs in the jail's first processes: namespaces, limits, the end of everything that was started
     kernel.py    the system calls that Python has no names for
     guest.py     runs the code, or the tests, inside
+    suite.py     runs the tests that a script only defines
     values.py    how values travel between the two
 
 The modules from jail.py on are run by a bare interpreter and import the standard library only.
