@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -27,9 +27,10 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    changed = lora.changing_start(model) is not None
+    changed = adapter_kinds.changing_start(model) is not None
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not lora.is_adapters_own(name) and not (changed and "base_layer" in name):
+        left_out = adapter_kinds.is_adapters_own(name) or (changed and "base_layer" in name)
+        if not parameter.requires_grad and not left_out:
             yield name, parameter.detach()
 
 

@@ -35,9 +35,6 @@ _SHAPE = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pa
 _FREE, _ZERO = ("lora_A", "lora_embedding_B"), ("lora_B", "lora_embedding_A")
 """The factors of peft's adapters: it starts the second ones at zero, so that their product is."""
 
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Values of `init_lora_weights` for which peft takes the adapter's start out of the base's weights."""
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -64,7 +61,7 @@ def is_adapted(model: object) -> bool:
     """Whether a model has adapter layers of peft in it; never imports peft."""
     if not isinstance(model, nn.Module) or "peft" not in sys.modules:
         return False
-    return next(_layers(model), None) is not None
+    return next(layers_of(model), None) is not None
 
 
 def unwrapped(model: Any) -> Any:
@@ -178,7 +175,7 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     _peft()
     from peft.utils import set_peft_model_state_dict
 
-    stored, own = read_config(directory), _own_config(model)
+    stored, own = read_config(directory), own_config(model)
     for name in _SHAPE:
         if getattr(stored, name, None) != getattr(own, name, None):
             raise ModelError(
@@ -197,7 +194,7 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
 def save_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     """Write the active adapter as PEFT does: its settings, with the base's name, and its weights, not the base."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    config = copy.deepcopy(_own_config(model))
+    config = copy.deepcopy(own_config(model))
     config.inference_mode = True
     config.task_type = config.task_type or "CAUSAL_LM"  # peft.AutoPeftModelForCausalLM loads no adapter without
     config.base_model_name_or_path = named_base(model)
@@ -231,7 +228,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its base: adapter layers pass everything by. Afterwards all is as it was."""
-    layers = list(_layers(model))
+    layers = list(layers_of(model))
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for layer in layers:
         layer.enable_adapters(enabled=False)
@@ -260,8 +257,8 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     """What the model's adapter is; None where it has none."""
     if not is_adapted(model):
         return None
-    config = _own_config(model)
-    layers = set(_layers(model))
+    config = own_config(model)
+    layers = set(layers_of(model))
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in layers}
     frozen = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
     dtype = str(next(frozen, torch.float32)).removeprefix("torch.")
@@ -281,47 +278,6 @@ def named_base(model: nn.Module) -> str:
     """
     name = str(getattr(model, "name_or_path", ""))
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-
-def changing_start(model: nn.Module) -> str | None:
-    """Return the `init_lora_weights` of an adapter whose start changes the base's own weights; None for any other."""
-    start = _own_config(model).init_lora_weights
-    return start if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE) else None
-
-
-def repeats_layers(model: nn.Module) -> bool:
-    """Whether the adapter makes several layers of one, which then share their weights."""
-    return bool(_own_config(model).layer_replication)
-
-
-def trains_whole_modules(model: nn.Module) -> bool:
-    """Whether the adapter trains modules or tokens of its own besides its matrices."""
-    config = _own_config(model)
-    return bool(config.modules_to_save or config.trainable_token_indices)
-
-
-def is_adapters_own(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter, active or not, and not to the base."""
-    return "lora_" in name or "modules_to_save." in name
-
-
-def require_active(model: nn.Module) -> None:
-    """Refuse an adapter in a state in which it cannot be trained.
-
-    Raises:
-        ModelError: it is switched off, or merged into the weights; the message says how to undo that.
-    """
-    for layer in _layers(model):
-        if getattr(layer, "merged", False):
-            raise ModelError("the adapter is merged into the model's weights; call unmerge_adapter() on the PeftModel")
-        if getattr(layer, "disable_adapters", False):
-            raise ModelError("the adapter is switched off; call enable_adapter_layers() on the PeftModel")
-
-
-def revision_of(model: Any) -> str | None:
-    """Return the revision on the hub that the active adapter records for its base; None for the newest."""
-    revision: str | None = _own_config(model).revision
-    return revision
 
 
 def base_of(directory: str | Path) -> tuple[str, str | None]:
@@ -344,8 +300,8 @@ def _peft() -> Any:
     return peft
 
 
-def _layers(model: nn.Module) -> Iterator[Any]:
-    """Peft's own modules in a model, those that switch."""
+def layers_of(model: nn.Module) -> Iterator[Any]:
+    """Yield peft's own modules in a model, those that switch."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -372,7 +328,7 @@ def _prepare(model: "PreTrainedModel") -> None:
     if not hasattr(embedding, "num_embeddings"):  # peft's layer hides it, and sizes are read off the embedding
         inner = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding.original_module
         embedding.num_embeddings = inner.num_embeddings
-    if model.get_output_embeddings() in set(_layers(model)):
+    if model.get_output_embeddings() in set(layers_of(model)):
         warn(
             "the adapter changes the model's head, so updates hold its full logits; leave the head out to save memory",
             GvpoWarning,
@@ -386,13 +342,18 @@ def active_adapter(model: nn.Module) -> str:
     Raises:
         ModelError: there is none, or there are several.
     """
-    active = {name for layer in _layers(model) for name in layer.active_adapters}
+    active = {name for layer in layers_of(model) for name in layer.active_adapters}
     if len(active) != 1:
         raise ModelError(f"the model has {len(active)} active adapters; gvpo trains and saves exactly one")
     return str(active.pop())
 
 
-def _own_config(model: Any) -> Any:
+def own_config(model: Any) -> Any:
+    """Return the settings of the active adapter.
+
+    Raises:
+        ModelError: there is none.
+    """
     if not is_adapted(model):
         raise ModelError("the model has no adapter; give it one with peft_config, lora.rank or lora.path")
     return model.peft_config[active_adapter(model)]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gvpo.errors import ModelError, RoundTripError
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 from gvpo.policy.model import load_model, next_logprobs, one_line, pretrained, save_model
 from gvpo.policy.roundtrip import LOGPROB_TOLERANCE, token_ids
 from gvpo.policy.tokenizer import load_tokenizer
@@ -93,7 +93,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _merged(model: "PreTrainedModel") -> "PreTrainedModel":
     """Add the adapter's product to the weights and take peft's layers away; the model is changed in place."""
-    if lora.repeats_layers(model):
+    if adapter_kinds.repeats_layers(model):
         raise ModelError(
             "this adapter repeats layers, which share weights and cannot be merged; use the adapter itself"
         )

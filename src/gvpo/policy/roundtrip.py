@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo.errors import GvpoWarning, ModelError, RoundTripError
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 from gvpo.policy.model import load_model, next_logprobs, one_line, pretrained, vocabulary_size
 from gvpo.policy.tokenizer import load_tokenizer, tokenizer_difference
 
@@ -121,7 +121,7 @@ def _base(model: PreTrainedModel, name: str) -> PreTrainedModel:
     bits = getattr(model.config, "quantization_config", None)
     try:
         base: PreTrainedModel = pretrained(
-            name, model.dtype, model.config._attn_implementation, bits, lora.revision_of(model)
+            name, model.dtype, model.config._attn_implementation, bits, adapter_kinds.revision_of(model)
         )
     except ModelError as error:
         raise RoundTripError(f"the adapter would name a base model that does not load: {error}, or {_SAVE}") from error
@@ -152,7 +152,7 @@ def _compare_weights(model: PreTrainedModel, found: PreTrainedModel, name: str) 
             f"the model in memory was cast to {str(model.dtype).removeprefix('torch.')}, its {unlike[0]} too, which "
             "loading in that precision does not do; load it with from_pretrained(..., dtype=...)"
         )
-    start = lora.changing_start(model)
+    start = adapter_kinds.changing_start(model)
     if start is not None:
         raise RoundTripError(
             f"init_lora_weights={start!r} changes the base model, and PEFT does not repeat that change when it loads "
@@ -203,7 +203,7 @@ def _is_same(own: Tensor | None, other: Tensor, *, rounded: bool) -> bool:
 
 def _is_mixed(model: PreTrainedModel) -> bool:
     """Whether modules in float32 meet a half-precision base, which computes under autocast alone."""
-    return model.dtype.itemsize < 4 and lora.trains_whole_modules(model)
+    return model.dtype.itemsize < 4 and adapter_kinds.trains_whole_modules(model)
 
 
 def _compare_logprobs(model: PreTrainedModel, found: PreTrainedModel, name: str, ids: Sequence[int]) -> None:

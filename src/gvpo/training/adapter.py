@@ -7,7 +7,7 @@ import torch
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, ModelError
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 from gvpo.policy.model import checkpoint_activations, load_model
 from gvpo.training import ranks
 from gvpo.training.sharding import is_sharded
@@ -101,7 +101,7 @@ def _adapt(policy: "PreTrainedModel", config: TrainConfig, peft_config: object |
 
 def _require_trainable(policy: "PreTrainedModel") -> None:
     if lora.is_adapted(policy):
-        lora.require_active(policy)
+        adapter_kinds.require_active(policy)
         _refuse_mixed_precision(policy)
         policy.name_or_path = lora.named_base(policy)  # by its whole path, wherever the process goes
     if next(lora.trainable(policy), None) is None:
@@ -113,7 +113,7 @@ def _require_trainable(policy: "PreTrainedModel") -> None:
 
 def _refuse_mixed_precision(policy: "PreTrainedModel") -> None:
     """Refuse whole modules in float32 on a half-precision base where there is no autocast."""
-    if policy.dtype.itemsize < 4 and ranks.device().type == "cpu" and lora.trains_whole_modules(policy):
+    if policy.dtype.itemsize < 4 and ranks.device().type == "cpu" and adapter_kinds.trains_whole_modules(policy):
         raise ModelError(
             "modules_to_save and trainable_token_indices are trained in float32, which a half-precision base cannot "
             "compute with on a CPU; load the base in float32"

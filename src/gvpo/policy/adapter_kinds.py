@@ -1,0 +1,52 @@
+"""What kind of adapter a model has, where that decides how it is trained, saved or merged."""
+
+from typing import Any
+
+from torch import nn
+
+from gvpo.errors import ModelError
+from gvpo.policy import lora
+
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` for which peft takes the adapter's start out of the base's weights."""
+
+
+def changing_start(model: nn.Module) -> str | None:
+    """Return the `init_lora_weights` of an adapter whose start changes the base's own weights; None for any other."""
+    start = lora.own_config(model).init_lora_weights
+    return start if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE) else None
+
+
+def repeats_layers(model: nn.Module) -> bool:
+    """Whether the adapter makes several layers of one, which then share their weights."""
+    return bool(lora.own_config(model).layer_replication)
+
+
+def trains_whole_modules(model: nn.Module) -> bool:
+    """Whether the adapter trains modules or tokens of its own besides its matrices."""
+    config = lora.own_config(model)
+    return bool(config.modules_to_save or config.trainable_token_indices)
+
+
+def is_adapters_own(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter, active or not, and not to the base."""
+    return "lora_" in name or "modules_to_save." in name
+
+
+def require_active(model: nn.Module) -> None:
+    """Refuse an adapter in a state in which it cannot be trained.
+
+    Raises:
+        ModelError: it is switched off, or merged into the weights; the message says how to undo that.
+    """
+    for layer in lora.layers_of(model):
+        if getattr(layer, "merged", False):
+            raise ModelError("the adapter is merged into the model's weights; call unmerge_adapter() on the PeftModel")
+        if getattr(layer, "disable_adapters", False):
+            raise ModelError("the adapter is switched off; call enable_adapter_layers() on the PeftModel")
+
+
+def revision_of(model: Any) -> str | None:
+    """Return the revision on the hub that the active adapter records for its base; None for the newest."""
+    revision: str | None = lora.own_config(model).revision
+    return revision
