@@ -220,7 +220,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("bombs", [BOMBS[:6:2], pytest.param(BOMBS, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_bombs_cost_a_mathematical_answer_its_reward(bombs):
-    pytest.importorskip("math_verify")
+    pytest.importorskip("mpmath")
     with RewardPool({"math_answer": REWARDS["math_answer"]}, workers=1, timeout=3.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [*bombs, r"\boxed{7}"], {"answer": "7"})])
     assert [(v.reward, v.reason) for v in verdicts] == [(0.0, "")] * len(bombs) + [(1.0, "")]

@@ -1,7 +1,7 @@
 r"""Mathematical answers: is the last box of a completion equal to the reference answer?
 
-The comparison (mathvalues.py) computes with mpmath, the extra `math`. It bounds its own work; should an answer take long
-all the same, it costs no other row its verdict, since every answer is a call of its own to a worker process with a
+The comparison (mathvalues.py) computes with mpmath, the extra `math`, and bounds its own work. Should an answer take
+long all the same, it costs no other row its verdict: every answer is a call of its own to a worker process with a
 deadline. Inside a `RewardPool` that is one of the pool's workers, elsewhere one of a small pool that this module keeps.
 """
 

@@ -273,8 +273,8 @@ def _double_factorial(number: Fraction) -> Fraction:
 
 
 def _binomial(top: Fraction, bottom: Fraction) -> Fraction:
-    """Return a binomial coefficient; its top may be any number, as in the binomial series."""
-    if bottom.denominator != 1 or abs(bottom) > 2000 or abs(top) > 10_000:
+    """Return a binomial coefficient; its top may be a broken number, as in the binomial series."""
+    if bottom.denominator != 1 or (top < 0 and top.denominator == 1) or abs(bottom) > 2000 or abs(top) > 10_000:
         raise NoValue
     result = Fraction(int(bottom >= 0))
     for step in range(int(bottom)):

@@ -138,10 +138,10 @@ class _Parser:
             token = self.peek()
             if token in _MULTIPLIES or token in _DIVIDES or token == "\\bmod":
                 self.take()
+                if self.peek() == token == "*":
+                    raise Unreadable("**")
                 right = self.operand()
                 operation = "*" if token in _MULTIPLIES else "/" if token in _DIVIDES else "mod"
-                if operation == "*" and token == "*" and self.peek() == "*":
-                    raise Unreadable("**")
                 tree = _times(tree, right) if operation == "*" else (operation, tree, right)
             elif self.starts_factor():
                 tree = _times(tree, self.juxtaposed())

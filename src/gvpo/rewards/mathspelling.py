@@ -84,7 +84,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\^\s*\\prime(?![A-Za-z])|\^\s*\{\s*\\prime\s*\}", "'"),
         (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
         (r"([_^])\s*\{\s*([0-9A-Za-z])\s*\}", r"\1{\2}"),
-        (r"([_^])\s*([0-9A-Za-z])", r"\1{\2}"),
+        (r"([_^])\s*([0-9]+|[A-Za-z])", r"\1{\2}"),
         (r"\\(?:,| |hfill(?![A-Za-z]))|\s+", " "),
     )
 ]

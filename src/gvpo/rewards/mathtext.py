@@ -38,8 +38,9 @@ _PERCENT = re.compile(
 )
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z]).*\\circ")
 _WORDS = re.compile(
-    r"[A-Za-z][a-z]{3,}(?:[ -][A-Za-z]+)*|[A-Za-z]+(?:[ -][A-Za-z]+)+|[A-Z]{2,}|(?:[Yy]es|YES|[Nn]o|NO|[Oo]dd)"
+    r"[A-Za-z][a-z]{3,}|(?=.*[A-Za-z]{4})[A-Za-z]+(?:[ -][A-Za-z]+)+|[A-Z]{2,}|[Yy]es|YES|[Nn]o|NO|[Oo]dd"
 )
+_TURNED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\intercal)\s*\}?$")
 _ROW_BREAK = "\\\\"
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
@@ -112,6 +113,7 @@ def _form(text: str) -> Form:
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         return _matrix(matrix)
+    text = _TURNED.sub("", text)
     enclosed = _enclosed(text)
     if enclosed is not None:
         return _bracketed(text, *enclosed)
