@@ -20,9 +20,10 @@ from gvpo.rollout import Rollout, distinct
 from gvpo.tasks import is_comparison, is_pair, load_records
 from gvpo.training import ranks
 from gvpo.training.data import ShuffledOrder
-from gvpo.training.logged import LoggedGroup, logged_groups, numbered
+from gvpo.training.logged import LoggedGroup, logged_groups
 from gvpo.training.metrics import failures
 from gvpo.training.preferences import comparisons
+from gvpo.training.problems import numbered
 from gvpo.training.rows import Rows, read_rows
 from gvpo.training.sources import MAX_FAILED_SHARE, Source
 from gvpo.types import Group
