@@ -110,7 +110,7 @@ def demo(server: Forks, run_dir: Path, *more: str) -> Child:
     return server.start("train", "demo", f"run.dir={run_dir}", *DEMO, *more)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "hangup"])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(server: Forks, tmp_path: Path, number: signal.Signals):
     run_dir = tmp_path / "a run"
     child = demo(server, run_dir, "train.steps=100000", "warm_start.steps=2")
@@ -143,6 +143,7 @@ def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
         child.send(signal.SIGINT)
         time.sleep(0.1)
     assert child.wait() == 130
+    assert "stopping now, without this step: closing the workers; once more ends the process" in child.output()
     assert f"go on with: gvpo train demo {' '.join(DEMO)}" in child.output()
     assert "Traceback" not in child.output()
 

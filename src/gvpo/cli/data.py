@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from gvpo.errors import ConfigError
+from gvpo.messages import well_formed
 from gvpo.runfiles import write_text
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             similarity=options.similarity,
             progress=progress,
         )
-    as_json = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+    as_json = well_formed(json.dumps(report.to_json(), indent=1, ensure_ascii=False)) + "\n"
     if options.json == Path("-"):
         sys.stdout.write(as_json)
     else:
