@@ -1,6 +1,7 @@
 """Tokenizers: loading what a checkpoint holds, prompts as token ids, padding ids."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -223,3 +224,12 @@ def test_padding_falls_back_to_the_end_token_and_adds_none():
     assert len(tokenizer) == len(byte_tokenizer())
     tokenizer.eos_token = None
     assert pad_id(tokenizer) == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_config_is_named(tmp_path: Path, name: str, data: bytes):
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ModelError, match=f"{name} is not a JSON object; copy or download the model again"):
+        load_tokenizer(tmp_path)

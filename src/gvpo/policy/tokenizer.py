@@ -175,7 +175,8 @@ def _require_files(path: str) -> None:
     directory = Path(path)
     if directory.is_file():
         raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a hub id")
-    _require_config(directory / "config.json")
+    for name in ("config.json", "generation_config.json"):
+        _require_config(directory / name)
     if directory.is_dir() and not any((directory / name).is_file() for name in _VOCABULARY_FILES):
         raise ModelError(
             f"{path} has no tokenizer; save one there with tokenizer.save_pretrained, or name another directory"
@@ -183,10 +184,10 @@ def _require_files(path: str) -> None:
 
 
 def _require_config(file: Path) -> None:
-    """A tokenizer's class is chosen by the model's config; transformers does not say that it cannot read that."""
+    """Refuse a damaged config: transformers would choose another tokenizer, or other end tokens, without a word."""
     try:
         whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = False
     if not whole:
         raise ModelError(f"{file} is not a JSON object; copy or download the model again")
