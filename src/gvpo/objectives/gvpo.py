@@ -228,7 +228,7 @@ def _metrics(centred: _Centred, beta: float, variance_weight: float, covariance_
         residual_ratio=_ratio(residual, reward_variance, otherwise=1.0),
         certificate=_certificate(rewards, centred.log_ratios, groups, beta).mean(),
         logratio_mean=groups.mean(centred.uncentred).mean(),
-        logratio_optimum=-groups.log_mean_exp(rewards / beta).mean(),
+        logratio_optimum=0.0 - groups.log_mean_exp(rewards / beta).mean(),  # never -0.0
         **_by_side(centred.uncentred, rewards),
     )
 
