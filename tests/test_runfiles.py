@@ -22,6 +22,23 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+# Places
+
+
+def test_a_place_that_cannot_be_written_is_found_without_writing(tmp_path, monkeypatch):
+    runfiles.require_writable(tmp_path / "a/b/file.json")
+    (tmp_path / "file").write_text("")
+    runfiles.require_writable(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(RunError, match=r"cannot write .*/file/x: .*/file is not a directory; name another place"):
+        runfiles.require_writable(tmp_path / "file/x")
+    with pytest.raises(RunError, match=r"is a directory; name another place"):
+        runfiles.require_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as the superuser is refused nothing
+    with pytest.raises(RunError, match=r"is read-only; choose another"):
+        runfiles.require_writable(tmp_path / "a/b/file.json", advice="choose another")
+
+
 # Metrics lines
 
 

@@ -176,6 +176,20 @@ def append(path: Path, data: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def require_writable(path: Path, *, advice: str = "name another place") -> None:
+    """Refuse a file that could not be written at the end of long work, without writing anything.
+
+    Raises:
+        RunError: It is a directory, or what is nearest above it is no directory or read-only.
+    """
+    place = next(above for above in path.absolute().parents if above.exists())
+    what = "is not a directory" if not place.is_dir() else "" if os.access(place, os.W_OK | os.X_OK) else "is read-only"
+    if path.is_dir():
+        place, what = path, "is a directory"
+    if what:
+        raise RunError(f"cannot write {path}: {place} {what}; {advice}")
+
+
 def _sync_directory(directory: Path) -> None:
     """Makes a rename in `directory` durable; systems that cannot open a directory do without."""
     if not hasattr(os, "O_DIRECTORY"):

@@ -217,6 +217,10 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
             [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "x.jsonl"],
             "--selected would overwrite --out",
         ),
+        (
+            [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "start/config.json/y.jsonl"],
+            "start/config.json is not a directory; name another place",
+        ),
         ([*JUDGED, "--out", "x.jsonl", "--most", "0"], "--most 0: keep at least 1 answer"),
         ([*JUDGED, "--out", "x.jsonl", "--weights", "a"], "--weights a: write numbers, 1,0.5 say"),
         ([*JUDGED, "--out", "x.jsonl", "--weights", "1,2"], "has 2 values for 1 rewards"),

@@ -46,6 +46,20 @@ def test_the_demo_leaves_a_summary_and_a_report(tmp_path: Path, capsys: pytest.C
     assert summary["model"] in shown
 
 
+def test_a_report_that_fails_does_not_hide_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def failing(*_: object) -> Path:
+        raise ValueError("a damaged\nfile")
+
+    monkeypatch.setattr("gvpo.report.write_report", failing)
+    run_dir = tmp_path / "demo"
+    assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert "rloo: 2 steps" in shown
+    assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown
+
+
 def test_resume_may_stand_anywhere_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_dir = tmp_path / "demo"
     with monkeypatch.context() as patch:

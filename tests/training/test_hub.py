@@ -3,7 +3,7 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,20 @@ from gvpo import runfiles
 from gvpo.errors import ConfigError, GvpoWarning, RunError
 from gvpo.policy.model import save_model
 from gvpo.training.hub import push_to_hub
+from gvpo.training.online import Trainer
 from tests.training.toy import model, tokenizer, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0, "steps": 1}
+
+
+def account(role: str = "write", *, orgs: Sequence[str] = ()) -> dict[str, Any]:
+    """What the hub says of a token."""
+    return {
+        "type": "user",
+        "name": "me",
+        "orgs": [{"name": name} for name in orgs],
+        "auth": {"type": "access_token", "accessToken": {"role": role}},
+    }
 
 
 class Hub(ThreadingHTTPServer):
@@ -29,6 +40,8 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
         self.refuses = False
+        self.account: dict[str, Any] | None = account()
+        self.status = 404
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -58,7 +71,10 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"warnings": [], "errors": []})
 
     def do_GET(self) -> None:
-        self.answer({"error": "not found"}, status=404)
+        if self.path == "/api/whoami-v2" and self.server.account is not None:
+            self.answer(self.server.account)
+        else:
+            self.answer({"error": "not this token"}, status=self.server.status)
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -110,6 +126,37 @@ def test_a_run_pushes_its_final_model_tokenizer_and_card_and_nothing_else(tmp_pa
     assert "Bearer hf_of_a_test" in hub.tokens
     assert summary["hub"] == f"{hub.address}/me/model"
     assert runfiles.read_json(tmp_path / "summary.json")["hub"] == summary["hub"]
+
+
+@pytest.mark.parametrize(
+    ("known", "repository", "message"),
+    [
+        (account("read"), "me/model", "the token may only read"),
+        (account("write"), "them/model", "the token writes for me, not for them"),
+        (account("write", orgs=["us"]), "them/model", "the token writes for me, us, not for them"),
+        (None, "me/model", "the hub does not accept the token"),
+    ],
+)
+def test_a_push_that_will_be_refused_is_refused_before_training(
+    tmp_path: Path, hub: Hub, known: dict[str, Any] | None, repository: str, message: str
+):
+    hub.account, hub.status = known, 401
+    for start in (Trainer.check, Trainer.train):
+        with pytest.raises(ConfigError, match=message):
+            start(trainer(tmp_path / "run", push_to_hub=repository, **NO_EVAL))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("known", [account("write", orgs=["them"]), account("fineGrained")])
+def test_accounts_that_may_write_pass(tmp_path: Path, hub: Hub, known: dict[str, Any]):
+    hub.account = known
+    trainer(tmp_path / "run", push_to_hub="them/model", **NO_EVAL).check()
+
+
+def test_a_hub_that_does_not_answer_at_the_start_is_warned_of(tmp_path: Path, hub: Hub):
+    hub.account, hub.status = None, 503
+    with pytest.warns(GvpoWarning, match="does not say whether me/model can be pushed"):
+        trainer(tmp_path / "run", push_to_hub="me/model", **NO_EVAL).train()
 
 
 @pytest.mark.filterwarnings("ignore:the base model was not loaded from anywhere")

@@ -107,6 +107,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--selected {options.selected} has to be JSON lines; give a name that ends in .jsonl")
     if options.selected is not None and options.selected.resolve() == options.out.resolve():
         raise ConfigError("--selected would overwrite --out; give it another name")
+    if options.selected is not None:
+        runfiles.require_writable(options.selected)
     if options.most is not None and options.most < 1:
         raise ConfigError(f"--most {options.most}: keep at least 1 answer")
 

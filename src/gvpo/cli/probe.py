@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.errors import ConfigError
+from gvpo.runfiles import require_writable
 
 if TYPE_CHECKING:
     from gvpo.probe.data import Candidates
@@ -81,6 +82,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked for, say what came of it and where it is."""
+    for path in (options.out, getattr(options, "figure", None)):
+        if path is not None:
+            require_writable(path)
     {"fit": _fit, "eval": _evaluate, "select": _select}[options.action](options)
     return 0
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.resources
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,17 @@ def run(options: argparse.Namespace) -> int:
     ranks.leave()
     if not first:
         return 0
-    report = write_report([run_dir], Path(summary["report"]))
-    _print_summary(config, summary, report)
+    _print_summary(config, summary, _written(write_report, run_dir, Path(summary["report"])))
     return 0
+
+
+def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path, out: Path) -> str:
+    """Return where the report of a finished run is, or why it is not there: the run itself is safe by now."""
+    try:
+        return str(write_report([run_dir], out))
+    except Exception as error:  # whatever a damaged file does to a page
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"not written ({reason}); the run is safe, write it with: {shlex.join(['gvpo', 'report', str(run_dir)])}"
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
@@ -62,7 +71,7 @@ def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
     return shlex.join([*words, "--resume"] if began else words)
 
 
-def _print_summary(config: TrainConfig, summary: dict[str, Any], report: Path) -> None:
+def _print_summary(config: TrainConfig, summary: dict[str, Any], report: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

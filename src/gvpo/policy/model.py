@@ -101,6 +101,7 @@ def save_model(
     directory: str | Path,
     *,
     weights: Mapping[str, torch.Tensor] | None = None,
+    original_format: bool = True,
 ) -> None:
     """Write a directory that transformers and vLLM load: safetensors, config, generation config, tokenizer.
 
@@ -111,6 +112,7 @@ def save_model(
         tokenizer: saved beside it.
         directory: made if need be.
         weights: the model's state, where the model itself holds only a part of it.
+        original_format: Write weights in the names and shapes of the hub, where transformers has others in memory.
 
     Raises:
         ModelError: the files cannot be written, or transformers refuses the generation config.
@@ -122,7 +124,8 @@ def save_model(
                 lora.save_adapter(model, directory)
                 save_beside(model, directory)
             else:
-                model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
+                state = None if weights is None else dict(weights)
+                model.save_pretrained(directory, state_dict=state, save_original_format=original_format)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python
@@ -357,6 +360,6 @@ def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     return logprobs
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line and not too long."""
     return " ".join(str(error).split())[:300].rstrip(".")

@@ -6,7 +6,9 @@ Knows huggingface_hub and the run directory's layout; what it uploads was saved 
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd
@@ -105,6 +107,44 @@ def check_hub(config: TrainConfig) -> None:
     check_push(config.push_to_hub)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConfigError("checkpoint.push_to_hub needs the network and HF_HUB_OFFLINE is set; unset one of them")
+
+
+def check_account(config: TrainConfig) -> None:
+    """Ask the hub whether a run's model can be pushed at its end, where the settings ask for it.
+
+    A hub that does not answer is warned of: it may answer then, and a push that fails loses nothing.
+
+    Raises:
+        ConfigError: The hub does not know the token, or it may not write to that owner's repositories.
+    """
+    if config.push_to_hub is None:
+        return
+    try:
+        account = huggingface_hub.HfApi(token=None).whoami()
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise ConfigError(f"the hub does not accept the token: {reason}; run `hf auth login`") from error
+        warnings.warn(
+            f"the hub does not say whether {config.push_to_hub} can be pushed at the end ({reason}); if it cannot, "
+            "the model stays in the run's directory",
+            GvpoWarning,
+            stacklevel=2,
+        )
+        return
+    _require_writer(account, config.push_to_hub)
+
+
+def _require_writer(account: Mapping[str, Any], repo_id: str) -> None:
+    """Refuse a token that only reads, and an owner that the account is not; fine-grained tokens say too little."""
+    role = (account.get("auth", {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        raise ConfigError(f"the token may only read, and {repo_id} is to be pushed; make one that writes")
+    owners = [account.get("name"), *(one.get("name") for one in account.get("orgs") or [])]
+    owner = repo_id.partition("/")[0]
+    if role == "write" and owner not in owners:
+        known = ", ".join(str(name) for name in owners if name)
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: the token writes for {known}, not for {owner}")
 
 
 def model_in(path_or_id: str) -> str:

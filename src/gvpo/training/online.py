@@ -37,7 +37,7 @@ from gvpo.training.checks import (
     check_routing,
 )
 from gvpo.training.heap import keep_freed_memory
-from gvpo.training.hub import check_hub
+from gvpo.training.hub import check_account, check_hub
 from gvpo.training.interrupt import StopRequests
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
@@ -46,6 +46,7 @@ from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import training_stops
 from gvpo.training.progress import StepProgress
 from gvpo.training.reference_scores import policy_name, score_under_start
+from gvpo.training.rehearsal import check_place, try_save, warn_of_short_disk
 from gvpo.training.restore import BASE, open_run, restore
 from gvpo.training.rewards import RewardFuncs, reward_functions
 from gvpo.training.rows import Dataset, read_rows
@@ -134,7 +135,11 @@ class Trainer:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GvpoWarning)  # `train` says them
-            with self._setup().parts(self.config.run_dir or Path("runs"), resume=False):
+            path = self.config.run_dir or Path("runs")
+            check_place(path)
+            check_account(self.config)
+            try_save(self.config, self.model, self.tokenizer)
+            with self._setup().parts(path, resume=False):
                 return
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
@@ -161,6 +166,7 @@ class Trainer:
 
     def _train(self, *, resume: bool) -> dict[str, Any]:
         path = self.config.run_dir or ranks.on_first(lambda: free_directory("runs", self.objective.name))
+        ranks.on_first(lambda: check_account(self.config))
         with self._setup().parts(path, resume=resume) as parts:  # bad data is found before there is a run directory
             if self.config.epochs is not None:
                 self.config = self.config.replace(steps=_steps(self.config, self.config.epochs, parts.items))
@@ -172,12 +178,14 @@ class Trainer:
                 ranks.on_first(lambda: stack.enter_context(locked(path)))
                 stop = stack.enter_context(StopRequests())
                 stack.enter_context(explained(lambda: "before training"))
+                ranks.on_first(lambda: try_save(self.config, self.model, self.tokenizer, path))
                 inputs = {**parts.inputs, **self._base()}
                 run = ranks.on_first(lambda: self._run_directory(path, inputs, resume=resume))
                 start = None if any(run.checkpoints.glob("step-*")) else policy_name(self.model)
                 learner = Learner(
                     self.model, self.objective, self.config, reference_given=self._stores_reference(parts)
                 )
+                ranks.on_first(lambda: warn_of_short_disk(self.config, learner, path))
                 parts = self._with_reference(parts, learner, start, run, stop)
                 state = restore(run, learner, self.config) if resume else TrainerState()
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))

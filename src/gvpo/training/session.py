@@ -119,6 +119,7 @@ class Session:
             Stopped: it was asked to stop; the last step is saved.
         """
         with explained(lambda: f"after step {self.state.step}"):
+            self._card()  # it is written with the first checkpoint, and is tried before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
             while not self._is_last() and not self._is_asked_to_stop():
