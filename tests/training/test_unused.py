@@ -122,14 +122,12 @@ def test_other_held_out_prompts_are_no_cause_to_warn(tmp_path: Path):
 
 
 @pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "rloo", "gspo", "gspo_token"])
-@pytest.mark.parametrize(
-    ("cut", "named"),
-    [({"top_p": 0.9}, "top_p=0.9"), ({"top_k": 5}, "top_k=5"), ({"sampling_ban": ["digits"]}, "exclusion")],
-)
+@pytest.mark.parametrize(("cut", "named"), [({"top_p": 0.9}, "top_p=0.9"), ({"top_k": 5}, "top_k=5")])
 def test_a_cut_distribution_is_said_to_bias_ratios(objective: str, cut: dict[str, Any], named: str):
     with pytest.warns(GvpoWarning, match=f"{named}.* {objective} compares with, so its gradient is biased"):
         build_objective(TrainConfig(objective=objective, **cut))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build_objective(TrainConfig(objective=objective))
+        build_objective(TrainConfig(objective=objective, sampling_ban=["digits"]))  # nobody does so by accident
         build_objective(TrainConfig(objective="sft", **cut))

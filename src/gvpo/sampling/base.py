@@ -1,5 +1,6 @@
 """What samplers take and give; nothing here imports torch."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,15 +99,15 @@ def support_warning(params: SamplingParams) -> str | None:
 def ratio_warning(params: SamplingParams, objective: str) -> str | None:
     """Return why these settings bias an objective with ratios; None if they do not.
 
-    Its old log-probs are those of the whole distribution, and the completions come from a part of it.
+    Its old log-probs are those of the whole distribution, and the completions come from a part of it. An exclusion does
+    the same, but nobody sets one by accident.
     """
-    cuts = _cuts(params)
+    cuts = _cuts(dataclasses.replace(params, exclusion=Exclusion()))
     if not cuts:
         return None
     return (
         f"sampling with {' and '.join(cuts)} draws from another distribution than the one whose log-probs {objective} "
-        "compares with, so its gradient is biased; for training use temperature > 0, top_k=0 and top_p=1, and exclude "
-        "nothing"
+        "compares with, so its gradient is biased; for training use top_k=0 and top_p=1"
     )
 
 
