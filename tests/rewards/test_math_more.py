@@ -7,6 +7,11 @@ from tests.rewards.judging import judged
 pytest.importorskip("mpmath")
 
 SAME = [
+    ("36", "|S| = 36"),
+    ("5", r"\text{The answer is } 5"),
+    ("5", r"\text{Answer: }5"),
+    ("1/2", r"P(A|B)=\frac{1}{2}"),
+    ("6", r"n=\binom{4}{2}=6"),
     ("5", "5.0000001"),
     ("1/3", ".3333333333"),
     ("0.5", r"\frac{1}{2}"),
@@ -207,6 +212,10 @@ SAME = [
 ]
 
 WRONG = [
+    ("36", "a+b+c=36"),
+    ("5", "5 or more"),
+    ("-1,1", "x^2=1"),
+    ("|x|=5", "5"),
     ("5", "5.00001"),
     ("x=2,y=3", "x=3,y=2"),
     ("(2,3)", "(2,3]"),

@@ -33,7 +33,7 @@ _RATIO = rf"(?:{_RATED}(?:[:/]{_RATED})+|\\frac\{{{_RATED}\}}\{{{_RATED}\}})"
 _TUPLE = rf"[(\[]{_NAME}(?:,{_NAME})*[)\]]|{_NAME}(?:,{_NAME})+"
 _IS_NAME = re.compile(rf"{_NAME}|{_RATIO}|{_TUPLE}|answer|ans|area|volume|slope|sum|total|length|time|cost")
 _NAMES_A_NUMBER = re.compile(
-    rf"{_POINTS}|\\(?:sin|cos|tan|cot|sec|csc|det|deg|dim|ln|log|gcd|lcm|max|min){_SCRIPTS}(?:\^\{{\d\}})?"
+    rf"{_POINTS}|\|[A-Z]\||\\(?:sin|cos|tan|cot|sec|csc|det|deg|dim|ln|log|gcd|lcm|max|min){_SCRIPTS}(?:\^\{{\d\}})?"
     rf" ?(?:\\angle ?)?(?:{_SIMPLE}|{_POINTS}|{_ARGUMENTS})"
 )
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}

@@ -21,6 +21,7 @@ _WRAPPER = re.compile(
     r"|textcolor\s*\{[^{}]*\})\s*(?=\{)|\\(?:mathrm|text|operatorname)\s*(?=\{\s*[eid]\s*\})"
 )
 _ENVIRONMENT = re.compile(r"\\begin\s*\{")
+_ANSWER_IS = re.compile(r"^\\text\{[^{}]*answer[^{}]*\}\s*:?\s*(?=\S)", re.IGNORECASE)
 _ROW_SPACE = re.compile(r"^\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _FIRST = [
     (re.compile(pattern), replacement)
@@ -211,7 +212,7 @@ def _interval(piece: str) -> str:
 
 def _trimmed(text: str) -> str:
     r"""Remove Markdown's emphasis, and what ends a sentence."""
-    text = text.strip()
+    text = _ANSWER_IS.sub("", text.strip())
     for mark in ("**", "__", "*", "`", '"'):
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text.removeprefix(mark).removesuffix(mark).strip()
