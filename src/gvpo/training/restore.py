@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.errors import CheckpointError, GvpoError, RunError
 from gvpo.outage import is_out_of_memory
@@ -62,6 +63,11 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
     before = run.read_inputs()
+    if (
+        not run.read_metrics()
+    ):  # no step was made: the rewards that stopped the run have decided nothing, and may be fixed
+        before |= {name: value for name, value in inputs.items() if name.startswith("reward ")}
+        runfiles.write_json(run.path / runfiles.INPUTS, before)
     if BASE not in inputs:  # this run has no adapter, which its checkpoint says better
         before.pop(BASE, None)
     other = next((name for name in {**before, **inputs} if before.get(name) != inputs.get(name)), None)
