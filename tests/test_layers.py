@@ -14,6 +14,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.pa
 ALLOWED = {
     "errors": set(),
     "outage": {"errors"},
+    "terminal": set(),
     "downloads": set(),
     "retries": set(),
     "types": {"errors"},
@@ -53,6 +54,7 @@ ALLOWED["cli"] = {*ALLOWED, "training"}
 FREE_OF_TORCH = {
     "messages",
     "outage",
+    "terminal",
     "downloads",
     "retries",
     "errors",

@@ -39,7 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done. 2: an error that the user can mend, printed in one line. 130: interrupted.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    from gvpo.terminal import lasting_streams
+
+    with lasting_streams():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: list[str]) -> int:
     debug = "--debug" in words
     parser = _parser(words)
     options, late = parser.parse_known_args(words)
@@ -49,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif late and home is not None:  # argparse does not collect the words that come after an option
         setattr(options, home, [*getattr(options, home), *late])
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        print(end="", flush=True)
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

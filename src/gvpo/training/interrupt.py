@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from gvpo.terminal import silence
+
 HANGUP = getattr(signal, "SIGHUP", None)
 """What a terminal sends when it is closed; Windows has none."""
 SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
@@ -91,7 +93,7 @@ def _leave_terminal() -> None:
             os.get_terminal_size(descriptor)
         except OSError as error:
             if error.errno == errno.EIO:
-                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+                silence(descriptor)
 
 
 def _owner(handler: Callable[..., Any] | int | None) -> StopRequests | None:

@@ -44,7 +44,7 @@ from gvpo.training.objective import build_objective
 from gvpo.training.offline import given_records, resolve_reference
 from gvpo.training.preferences import PreferenceSource
 from gvpo.training.problems import training_stops
-from gvpo.training.progress import StepProgress
+from gvpo.training.progress import StepProgress, error_console
 from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.rehearsal import check_place, try_save, warn_of_short_disk
 from gvpo.training.restore import BASE, open_run, restore
@@ -304,7 +304,7 @@ def _steps(config: TrainConfig, epochs: int, items: int) -> int:
 
 def _console() -> Console:
     """One rank is enough to look at."""
-    return Console(stderr=True, quiet=not ranks.is_first())
+    return error_console(quiet=not ranks.is_first())
 
 
 def _tracked(config: TrainConfig) -> TrainConfig:

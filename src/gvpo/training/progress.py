@@ -11,8 +11,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from gvpo.terminal import lasting_error
+
 LINE_SECONDS = 10.0
 PACE_STEPS = 20
+
+
+def error_console(*, quiet: bool = False) -> Console:
+    """Return a console on standard error that outlives the terminal or the pipe that it writes to."""
+    return Console(file=lasting_error(), stderr=True, quiet=quiet)
 
 
 class StepProgress:
@@ -29,7 +36,7 @@ class StepProgress:
     def __init__(
         self, title: str, total: int, done: int = 0, console: Console | None = None, *, unit: str = "step"
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or error_console()
         self._title, self._total, self._unit = title, total, unit
         self._times: deque[tuple[int, float]] = deque([(done, time.perf_counter())], maxlen=PACE_STEPS)
         self._last_line = -LINE_SECONDS

@@ -29,7 +29,7 @@ from gvpo.training.data import fingerprint
 from gvpo.training.hub import model_in
 from gvpo.training.precision import autocast
 from gvpo.training.problems import demonstrations
-from gvpo.training.progress import StepProgress
+from gvpo.training.progress import StepProgress, error_console
 from gvpo.training.update import score
 from gvpo.types import Completion, Group
 
@@ -72,7 +72,7 @@ def score_file(models: Sequence[str], config: TrainConfig, out: Path, console: C
     scorers = [_scorer(model, config, rows) for model in models]  # bad rows and names are found before the first score
     partial = Partial(out.with_name(f"{out.name}.partial"), models, rows, config)
     for number, scorer in enumerate(scorers):
-        _score_rest(number, scorer, config, partial, console or Console(stderr=True))
+        _score_rest(number, scorer, config, partial, console or error_console())
     text = "".join(f"{runfiles.to_json(_with_scores(row, models, partial.scores(i)))}\n" for i, row in enumerate(rows))
     runfiles.write_text(out, text)
     partial.remove()
