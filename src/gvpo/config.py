@@ -133,7 +133,11 @@ class DataConfig(Section):
     sample_groups: int | None = Field(
         default=None, ge=1, description="train offline on this many groups, sampled once from the starting model"
     )
-    train_problems: int | None = Field(default=None, ge=1, description="how many training problems to make or keep")
+    train_problems: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of rows to train on, from the first one on",
+    )
     eval_problems: int = Field(default=200, ge=0, description="how many held-out problems to make or keep")
     chat: Literal["auto", "chat", "plain"] = Field(default="auto", description="use the tokenizer's chat template")
     system_prompt: str | None = Field(default=None, description="system message put before each prompt (chat only)")

@@ -5,13 +5,14 @@ import gzip
 import json
 import lzma
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from gvpo.errors import DataError
 from gvpo.tasks import load_records, require_file
-from gvpo.tasks.readers import MOST_NESTED, kind_of
+from gvpo.tasks.readers import MOST_NESTED, kind_of, read_file
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "zwei é \u2028 \x00", "answer": "3"}]
 LINES = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in ROWS).encode()
@@ -137,3 +138,16 @@ def test_a_compressed_file_that_is_missing_is_no_hub_id():
 )
 def test_names_say_how_a_file_is_read(name: str, kind: str | None):
     assert kind_of(name) == kind
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path):
+    """A file that is large when it is unpacked takes the room of its rows, not of its text."""
+    path = tmp_path / "rows.jsonl.gz"
+    line = b'{"prompt": "a"}' + b" " * 1000 + b"\n"
+    path.write_bytes(gzip.compress(line * 20_000))  # 20 MB of text
+    tracemalloc.start()
+    rows = read_file(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rows) == 20_000
+    assert most < 10e6

@@ -12,8 +12,9 @@ from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.policy.tokenizer import encode_prompt
 from gvpo.training.logged import logged_groups
+from gvpo.training.offline import given_records
 from gvpo.training.problems import demonstrations, held_out_problems, training_problems
-from gvpo.training.rows import COLUMNS, read_rows
+from gvpo.training.rows import COLUMNS, Rows, read_rows
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import ROWS, trainer
 
@@ -262,3 +263,20 @@ def test_messages_as_prompts_are_named_by_the_column():
 def test_the_toy_is_read(tmp_path: Path):
     config = TrainConfig(train_problems=3)
     assert [problem.prompt for problem in training_problems(config, ROWS)] == ["0", "1", "2"]
+
+
+# How many rows
+
+
+def test_train_problems_keeps_the_first_rows_of_every_kind(tmp_path: Path):
+    pairs = [{"prompt": str(digit), "completion": "a", "chosen": "a", "rejected": "b"} for digit in range(4)]
+    groups = [{"prompt": str(digit), "completions": ["a", "b"], "rewards": [1, 0]} for digit in range(4)]
+    file = tmp_path / "groups.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in groups))
+    two = TrainConfig(train_problems=2)
+    assert len(supervised(*pairs, train_problems=2)) == 2
+    assert len(training_problems(two, FEW)) == 2
+    for config, rows in [(two, Rows(groups, "x")), (two.replace(groups_data=str(file)), None)]:
+        kept = given_records(config, rows)
+        assert kept is not None
+        assert list(kept.items) == groups[:2]

@@ -1,6 +1,7 @@
 """Files of rows: JSON lines, JSON, CSV and parquet, compressed or not. Whatever is wrong is named by its place."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -9,9 +10,9 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gvpo.errors import DataError
 
@@ -23,20 +24,22 @@ MOST_NESTED = 100
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def _from_zst(data: bytes) -> bytes:
+def _open_zst(path: Path) -> Any:
     import pyarrow
 
-    whole: bytes = pyarrow.input_stream(pyarrow.BufferReader(data), compression="zstd").read()
-    return whole
+    return pyarrow.input_stream(str(path), compression="zstd")
 
 
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _from_zst,
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
 }
-"""How a compressed file is read, by the last ending of its name."""
+"""How a compressed file is opened, by the last ending of its name."""
+
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises; without a number of the system's, the file is not what its name says."""
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -55,48 +58,64 @@ def read_file(path: Path) -> list[Row]:
     """
     kind = kind_of(path)
     try:
-        return _read_parquet(path) if kind == ".parquet" else _TEXT_READERS[str(kind)](_text(path), str(path))
+        return _read_parquet(path) if kind == ".parquet" else _read_text(path, _TEXT_READERS[str(kind)])
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _text(path: Path) -> str:
-    """Return a file's text without the byte order mark that some programs put in front."""
-    data = path.read_bytes()
-    if decompress := COMPRESSIONS.get(path.suffix):
-        data = _decompressed(decompress, data, path)
-    if data.startswith(_UTF16):
-        raise DataError(f"{path} is text in UTF-16; save it as UTF-8")
-    return data.decode("utf-8-sig")
-
-
-def _decompressed(decompress: Callable[[bytes], bytes], data: bytes, path: Path) -> bytes:
-    try:
-        return decompress(data)
-    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _not_utf8(str(path), error) from None
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
         raise DataError(f"{path} is damaged or cut off ({error}); compress or copy it again") from None
 
 
-def _read_jsonl(text: str, name: str) -> list[Row]:
+def _read_text(path: Path, read: "_TextReader") -> list[Row]:
+    """Return the rows of a text file, which may be compressed and may begin with a byte order mark."""
+    with COMPRESSIONS.get(path.suffix, _open)(path) as opened, io.BufferedReader(opened) as file:
+        start = file.peek(len(codecs.BOM_UTF8))
+        if start.startswith(_UTF16):
+            raise DataError(f"{path} is text in UTF-16; save it as UTF-8")
+        if start.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        return read(file, str(path))
+
+
+def _open(path: Path) -> Any:
+    return path.open("rb", buffering=0)
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{where} is not text in UTF-8: {error.reason} at byte {error.start}")
+
+
+def _read_jsonl(file: IO[bytes], name: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if line := line.strip().removeprefix("\ufeff"):  # of a file that was put behind another one
-            rows.append(_object(line, f"{name} line {number}"))
+    for number, data in enumerate(_lines(file), start=1):
+        where = f"{name} line {number}"
+        try:
+            line = data.decode().strip().removeprefix("\ufeff")  # of a file that was put after another one
+        except UnicodeDecodeError as error:
+            raise _not_utf8(where, error) from None
+        if line:
+            rows.append(_object(line, where))
     return rows
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file one by one, as a text of many gigabytes leaves no room for itself and its rows."""
+    for line in file:
+        yield from line.splitlines()  # which may end in "\r" alone
 
 
 def _object(line: str, where: str) -> Row:
     row = _parsed(line, where, "write one object per line")
     if not isinstance(row, dict):
         raise DataError(f"{where} is a {type(row).__name__}; write one object per line")
-    _require_shallow(row, where)
+    if line.count("[") + line.count("{") > MOST_NESTED:
+        _require_shallow(row, where)
     return row
 
 
-def _read_json(text: str, name: str) -> list[Row]:
-    rows = _parsed(text, name, "with one object per line, call it .jsonl")
+def _read_json(file: IO[bytes], name: str) -> list[Row]:
+    rows = _parsed(file.read().decode(), name, "with one object per line, call it .jsonl")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(
             f"{name} is not a list of objects; write [{{...}}, ...], or one object per line in a .jsonl file"
@@ -118,7 +137,7 @@ def _parsed(text: str, where: str, advice: str) -> Any:
         DataError: it is no JSON, names a key twice, or is nested too deeply.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return _DECODER.decode(text)
     except RecursionError:
         raise _too_deep(where) from None
     except _RepeatedKey as error:
@@ -138,6 +157,10 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
         names = [name for name, _ in pairs]
         raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition)
+"""One for all rows: to make one takes longer than to read a row."""
 
 
 def _require_shallow(value: Any, where: str) -> None:
@@ -165,14 +188,14 @@ def _too_deep(where: str) -> DataError:
     )
 
 
-def _read_csv(text: str, name: str) -> list[Row]:
+def _read_csv(file: IO[bytes], name: str) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(file.read().decode(), newline=""), strict=True)
         rows = list(reader)
     except csv.Error as error:
         raise DataError(
-            f"{name} is not valid CSV after line {reader.line_num}: {error}; quote cells that hold quotes"
+            f"{name} is not valid CSV after line {reader.line_num}: {error}; write a quote inside a quoted cell twice"
         ) from None
     header = reader.fieldnames or []
     if repeated := [column for column in header if list(header).count(column) > 1]:
@@ -196,7 +219,8 @@ def _read_parquet(path: Path) -> list[Row]:
         raise DataError(f"{path} is not a parquet file that can be read: {reason}") from None
 
 
-_TEXT_READERS: dict[str, Callable[[str, str], list[Row]]] = {
+_TextReader = Callable[[IO[bytes], str], list[Row]]
+_TEXT_READERS: dict[str, _TextReader] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

@@ -48,13 +48,13 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
     if config.groups_data is not None:
         if rows is not None:
             raise ConfigError("set data.groups or pass train_dataset, not both")
-        return read_rows(config, config.groups_data)
+        return read_rows(config, config.groups_data).first(config.train_problems)
     if rows is None or not rows.items or not is_comparison(rows.items[0]):
         return None
     if config.costs is not None:
         raise ConfigError(FIXED_COSTS)
     if config.objective not in SUPERVISED:
-        return rows
+        return rows.first(config.train_problems)
     if is_pair(rows.items[0]):  # it is its chosen answer
         return None
     raise ConfigError(GROUPS_FOR_SFT.format(name=config.objective))

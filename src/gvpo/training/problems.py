@@ -142,7 +142,10 @@ def demonstrations(
     written = (
         _task_demonstrations(config)
         if given is None
-        else [(row, numbered(number, _completion_text, row)) for number, row in enumerate(given, start=1)]
+        else [
+            (row, numbered(number, _completion_text, row))
+            for number, row in enumerate(given[: config.train_problems], start=1)
+        ]
     )
     kept = likeliest(written, config.keep_share)
     needed = config.objective == "poft"

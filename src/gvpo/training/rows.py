@@ -24,6 +24,10 @@ class Rows:
     items: Sequence[Any]
     name: str
 
+    def first(self, most: int | None) -> "Rows":
+        """Return the first `most` rows; None returns all."""
+        return Rows(self.items[:most], self.name)
+
 
 def read_rows(
     config: TrainConfig, dataset: Dataset, *, split: str = "train", most: int | None = None, held_out: bool = False
