@@ -190,3 +190,13 @@ def write_json(path: Path | None, results: Any) -> None:
 def _status(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def numbered_tokenizer(size: int) -> Any:
+    """Return a tokenizer whose tokens are `token0`, `token1`, ...: a model of that size is then sampled as a whole."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({f"token{number}": number for number in range(size)}, unk_token="token0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="token0")

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,7 @@ def _measure(case: Case) -> dict[str, float]:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     small = replace(case.workload, prompts_per_step=2, prompt_tokens=8, completion_tokens=8, tokens_per_microbatch=64)
     _run(Case({**case.model, **tiny, **heads}, small), lambda phase: None)
+    tokenizer(case.model["vocab_size"])  # its memory is not the plan's
     peaks = Peaks()
     peaks.start()
     _run(case, peaks.mark)
@@ -266,13 +267,21 @@ def _with_reference(group: Any, scores: Any) -> Any:
     return replace(group, completions=rows)
 
 
+@cache
+def tokenizer(size: int) -> Any:
+    """Return a tokenizer that has every id of a model, so that its whole head takes part."""
+    from measure import numbered_tokenizer  # beside this file, which runs as a script here
+
+    return numbered_tokenizer(size)
+
+
 def _sample(workload: Workload, model: Any) -> None:
     """A rollout of prompts of unequal lengths, of a model that hardly ever stops by itself."""
-    from gvpo.policy.fresh import fresh_tokenizer
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
 
-    sampler = TransformersSampler(model, fresh_tokenizer(list("ab")), tokens_per_batch=workload.tokens_per_batch)
+    tokens = tokenizer(model.config.vocab_size)
+    sampler = TransformersSampler(model, tokens, tokens_per_batch=workload.tokens_per_batch)
     lengths = [max(1, workload.prompt_tokens - number % 2) for number in range(workload.prompts_per_step)]
     requests = [Request(f"prompt-{number}", (3,) * length) for number, length in enumerate(lengths)]
     params = SamplingParams(group_size=workload.group_size, max_tokens=workload.completion_tokens)

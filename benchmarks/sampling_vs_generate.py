@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import CLOCKS, caption, child, circumstances, in_turns, table, write_json, write_page
+from measure import CLOCKS, caption, child, circumstances, in_turns, numbered_tokenizer, table, write_json, write_page
 
 ENGINES = ("generate", "gvpo", "continuous", "vllm")
 INSTALLED = [name for name in ENGINES if name != "vllm" or importlib.util.find_spec("vllm")]
@@ -152,7 +152,7 @@ class Rollout:
         import torch
 
         from gvpo import load_model
-        from gvpo.policy.fresh import fresh_tokenizer
+        from gvpo.sampling.transformers import TransformersSampler
 
         heads = {"num_attention_heads": case.width // 64 or 1, "num_key_value_heads": max(1, case.width // 128)}
         sizes = {"num_hidden_layers": case.layers, "hidden_size": case.width, "intermediate_size": 4 * case.width}
@@ -161,20 +161,19 @@ class Rollout:
         ).eval()
         self.case, self.calls = case, 0
         generator = torch.Generator().manual_seed(0)
-        self.tokenizer = fresh_tokenizer(["a"])
-        self.tokenizer.eos_token = None
+        self.tokenizer = numbered_tokenizer(case.vocabulary)
+        self.sampler = TransformersSampler(self.model, self.tokenizer)
         self.stops = list(range(1, 1 + round(case.vocabulary / case.mean)))
         self.prompts = [torch.randint(case.vocabulary, (size,), generator=generator).tolist() for size in case.prompts]
 
     def gvpo(self) -> int:
         """Our sampler."""
         from gvpo.sampling import Request, SamplingParams
-        from gvpo.sampling.transformers import TransformersSampler
 
         self.calls += 1
         requests = [Request(str(number), tuple(prompt)) for number, prompt in enumerate(self.prompts)]
         params = SamplingParams(self.case.group_size, self.case.limit, stop_token_ids=tuple(self.stops))
-        groups = TransformersSampler(self.model, self.tokenizer).sample(requests, params, seed=0, step=self.calls)
+        groups = self.sampler.sample(requests, params, seed=0, step=self.calls)
         return sum(len(row.tokens) for group in groups for row in group)
 
     def generate(self) -> int:
