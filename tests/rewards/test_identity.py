@@ -1,11 +1,21 @@
 """A reward's name changes with what it computes, and with nothing else."""
 
+import argparse
+import array
+import collections
+import copy
+import datetime
+import decimal
+import fractions
 import functools
+import operator
 import re
+import string
 import subprocess
 import sys
 import textwrap
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +178,169 @@ def test_a_file_of_rewards_is_known_by_what_it_imports_too(tmp_path: Path, monke
         return identity(load(f"{place / 'rewards.py'}:right"))
 
     assert written("one", 1) != written("two", 2)
+
+
+HEAD = "import datetime, os, pathlib, random, tempfile, time, uuid\n"
+FLEETING = [
+    "time.time()",
+    "time.perf_counter()",
+    "datetime.datetime.now()",
+    "datetime.datetime.now().isoformat()",
+    "os.getpid()",
+    "tempfile.mkdtemp()",
+    "uuid.uuid4()",
+    "str(uuid.uuid4())",
+    "random.random()",
+    "f'run-{time.time()}'",
+]
+
+
+def in_a_file(place: Path, source: str, name: str = "reward") -> str:
+    """The name of a function of a file, which is loaded anew."""
+    place.mkdir(exist_ok=True)
+    (place / "rewards.py").write_text(textwrap.dedent(source))
+    return identity(load(f"{place / 'rewards.py'}:{name}"))
+
+
+@pytest.mark.parametrize("expression", FLEETING)
+def test_a_value_that_is_another_in_each_process_counts_by_its_expression(expression: str, tmp_path: Path):
+    def written(text: str, name: str) -> str:
+        source = f"{HEAD}BEGUN = {text}\ndef reward(completions, **_):\n    return [BEGUN for _ in completions]\n"
+        return in_a_file(tmp_path / name, source)
+
+    assert written(expression, "one") == written(expression, "two")
+    assert written(expression, "one") != written(f"[{expression}, 1]", "three")
+
+
+def test_places_of_files_do_not_count_and_what_is_read_from_them_does(tmp_path: Path):
+    source = """
+    import json, pathlib
+    FILE = pathlib.Path(__file__).parent / "gold.json"
+    GOLD = json.loads(FILE.read_text())
+    def reward(completions, **_):
+        return [GOLD[text] for text in completions if FILE]
+    """
+    for name, gold in (("one", '{"a": 1}'), ("two", '{"a": 1}'), ("three", '{"a": 2}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "gold.json").write_text(gold)
+    one, two, three = (in_a_file(tmp_path / name, source) for name in ("one", "two", "three"))
+    assert one == two
+    assert one != three
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        '"""Of the module."""\ndef points(text):\n    return 1\n',  # a docstring, and a comment below
+        "# new\n\ndef points(text: str) -> float:\n    '''Of the function.'''\n    return 1  # one\n",
+        "def points(text):\n    return (1)\n",  # layout
+    ],
+)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import {0}\ndef reward(completions, **_):\n    return [{0}.points(text) for text in completions]\n",
+        "from {0} import points\ndef reward(completions, **_):\n    return [points(text) for text in completions]\n",
+        "def reward(completions, **_):\n    from {0} import points\n    return [points(one) for one in completions]\n",
+        "def reward(completions, **_):\n    import {0}\n    return [{0}.points(text) for text in completions]\n",
+    ],
+)
+def test_modules_count_by_what_they_do(source: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = "def points(text):\n    return 1\n"
+
+    def written(name: str, text: str) -> str:
+        place = tmp_path / name
+        place.mkdir()
+        (place / "own_points.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "own_points", raising=False)
+        monkeypatch.setattr(sys, "path", [str(place), *sys.path])
+        return in_a_file(place, source.format("own_points"))
+
+    assert written("before", plain) == written("after", after)
+    assert written("other", plain.replace("1", "2")) != written("again", plain)
+
+
+STATEFUL = """
+CALLS, CACHE, model = 0, {}, 1.0
+
+def counting(completions, **_):
+    global CALLS
+    CALLS += 1
+    for text in completions:
+        CACHE[text] = CALLS
+    return [text.model for text in completions]
+
+class Scorer:
+    def __init__(self):
+        self.weight, self.seen, self.calls = 1.0, [], 0
+    def __call__(self, completions, **_):
+        self.calls += 1
+        self.seen.append(completions)
+        return [self.weight]
+
+def made():
+    seen = set()
+    def closed(completions, **_):
+        seen.add(len(completions))
+        return [1.0]
+    return closed
+
+scorer, closed = Scorer(), made()
+"""
+
+
+def test_state_that_a_reward_keeps_is_no_part_of_it(tmp_path: Path):
+    before = {name: in_a_file(tmp_path, STATEFUL, name) for name in ("counting", "scorer", "closed")}
+    functions = {name: load(f"{tmp_path / 'rewards.py'}:{name}") for name in before}
+    functions["counting"]([])
+    functions["counting"].__globals__.update(CALLS=7, CACHE={"a": 1}, model="an attribute has this name, no global")
+    functions["scorer"](["a"])
+    functions["closed"](["a"])
+    assert {name: identity(function) for name, function in functions.items()} == before
+    functions["scorer"].weight = 2.0
+    assert identity(functions["scorer"]) != before["scorer"]
+
+
+def test_objects_of_libraries_that_are_values_count_by_their_content():
+    big = np.zeros(100_000)
+    changed = big.copy()
+    changed[77_777] = 1
+    pairs: list[tuple[Any, Any]] = [
+        (decimal.Decimal(1), decimal.Decimal(2)),
+        (fractions.Fraction(1, 2), fractions.Fraction(1, 3)),
+        (range(3), range(4)),
+        (slice(3), slice(4)),
+        (types.SimpleNamespace(a=1), types.SimpleNamespace(a=2)),
+        (argparse.Namespace(a=1), argparse.Namespace(a=2)),
+        (collections.deque([1]), collections.deque([2])),
+        (collections.ChainMap({"a": 1}), collections.ChainMap({"a": 2})),
+        (bytearray(b"a"), bytearray(b"b")),
+        (array.array("d", [1]), array.array("d", [2])),
+        (operator.itemgetter(0), operator.itemgetter(1)),
+        (datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)),
+        (datetime.timedelta(1), datetime.timedelta(2)),
+        (string.Template("$a"), string.Template("$b")),
+        (big, changed),
+    ]
+    for one, other in pairs:
+        assert identity(one) == identity(copy.deepcopy(one))
+        assert identity(one) != identity(other)
+
+
+def test_tables_count_by_their_cells_and_the_names_of_their_rows():
+    pandas = pytest.importorskip("pandas")
+    frame, column = pandas.DataFrame({"a": [1, 2]}), pandas.Series(["a", "b"])
+    for one, other in ((frame, frame + 1), (frame, frame[::-1]), (frame, frame.rename(columns={"a": "b"}))):
+        assert identity(one) == identity(one.copy())
+        assert identity(one) != identity(other)
+    assert identity(column) != identity(column.str.upper())
+
+
+def test_large_collections_of_plain_data_are_known_by_every_value():
+    for many in ([str(i) for i in range(5000)], {str(i): [i] for i in range(5000)}, {str(i) for i in range(5000)}):
+        same = type(many)(reversed(list(many.items()))) if isinstance(many, dict) else copy.copy(many)
+        assert identity(many) == identity(same)
+    table: dict[str, list[Any]] = {str(i): [i] for i in range(5000)}
+    assert identity(table) != identity({**table, "17": [18]})
+    assert identity(table) != identity({**table, "17": [made(PLAIN)]})
+    assert identity({**table, "17": [made(PLAIN)]}) == identity({**table, "17": [made(PLAIN)]})

@@ -3,27 +3,51 @@
 The same function has the same name in each process: nothing in it depends on addresses, on the seed of Python's hashes,
 on line numbers, or on the name under which its module was imported. It covers
 
-    code      bytecode of the function, of the functions and classes of the user that it mentions, and of nested ones
+    code      instructions of the function, of the user's functions and classes that it mentions, and of nested ones
     values    defaults, closures, attributes of callable objects, global constants that the code mentions
-    modules   the files of the user's own modules that the code mentions
+    modules   the user's own modules that the code mentions or imports when it is called
 
-What belongs to Python, to an installed package or to gvpo counts by its name alone. Files and services that a function
-reads when it is called are not covered.
+Comments, layout, docstrings and annotations do not count. What belongs to Python, to an installed package or to gvpo
+counts by its name alone. A value that is another in each process counts by the expression that makes it, and state
+that a function writes does not count (`gvpo.rewards.spelling`). Files and services that a function reads when it is
+called are not covered.
 """
 
+import datetime
+import dis
 import functools
 import hashlib
+import importlib.util
+import marshal
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
+from gvpo.rewards.spelling import fleeting, state, without_docstrings
+
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_SAMPLED = 4096
-"""Values of an array that are looked at, spread evenly."""
+_LARGE = 1000
+"""Items of a collection from which on it is named as a whole, if it is plain data: a hundred times as fast."""
+_WHOLE, _SAMPLED = 2**22, 2**16
+"""Values of an array up to which all are looked at, and how many of a larger one, spread evenly."""
+_VALUES = (
+    "argparse",
+    "array",
+    "builtins",
+    "collections",
+    "datetime",
+    "decimal",
+    "fractions",
+    "operator",
+    "string",
+    "types",
+)
+"""Modules of Python whose objects are values; what an object of another one contains may be open files or caches."""
 
 
 def identity(function: Any) -> str:
@@ -48,8 +72,10 @@ class _Namer:
     def name(self, value: Any) -> bytes:
         if isinstance(value, int):
             return _atom(type(value).__name__, hex(value))  # Python refuses to write long ones in decimal
-        if value is None or value is Ellipsis or isinstance(value, float | complex | str | bytes):
+        if value is None or value is Ellipsis or isinstance(value, float | complex):
             return _atom(type(value).__name__, repr(value))
+        if isinstance(value, str | bytes):
+            return _atom(type(value).__name__, value)
         key = id(value)
         if key in self._open:
             return _atom("cycle", type(value).__qualname__)
@@ -61,6 +87,8 @@ class _Namer:
         return self._done[key]
 
     def _composed(self, value: Any) -> bytes:
+        if isinstance(value, dict | list | set) and len(value) >= _LARGE and (data := _plain_data(value)) is not None:
+            return _atom("data", data)
         for kind, describe in self._kinds:
             if isinstance(value, kind):
                 named: bytes = describe(self, value)
@@ -79,21 +107,27 @@ class _Namer:
         return _joined("mapping", [part for named, key in ordered for part in (named, self.name(values[key]))])
 
     def _code(self, code: CodeType) -> bytes:
-        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        return _joined("code", [_atom("bytes", code.co_code.hex()), self.name((shape, names, code.co_consts))])
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags, arguments)
+        done = [(each.opname, each.argval) for each in _instructions(code)]
+        return self.name(("code", shape, done))
 
     def _function(self, function: FunctionType) -> bytes:
-        cells = [_content(cell) for cell in function.__closure__ or ()]
+        own = state(function)
+        closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        cells = [_content(cell) for name, cell in closed if name not in own]
         values = self.name((function.__defaults__, function.__kwdefaults__, cells))
         if _belongs_to_a_library(function.__module__):
             return _joined("library", [_atom("name", _full_name(function)), values])
-        mentioned = {
-            name: function.__globals__[name]
-            for name in sorted(_names(function.__code__))
-            if name in function.__globals__
-        }
-        return _joined("function", [self._code(function.__code__), values, self._mapping(mentioned)])
+        mentioned = {name: function.__globals__[name] for name in _names(function) if name in function.__globals__}
+        known = self._steady(mentioned, fleeting(function))
+        imported = self._sequence(_imported(function))
+        return _joined("function", [self._code(function.__code__), values, known, imported])
+
+    def _steady(self, values: Mapping[str, Any], expressions: Mapping[str, str], prefix: str = "") -> bytes:
+        """Name values, those that are another in each process by the expressions that make them."""
+        found = {name: expressions.get(prefix + name) if _is_plain(value) else None for name, value in values.items()}
+        return self._mapping({name: found[name] or value for name, value in values.items()})
 
     def _class(self, owner: type) -> bytes:
         if _belongs_to_a_library(owner.__module__):
@@ -107,7 +141,7 @@ class _Namer:
         if file is None or _belongs_to_a_library(module.__name__) or not Path(file).is_file():
             return _atom("module", module.__name__)
         others = {name: value for name, value in vars(module).items() if _is_from_another(value, module)}
-        return _joined("module", [_atom("bytes", Path(file).read_bytes().hex()), self._mapping(others)])
+        return _joined("module", [_atom("source", _source(Path(file))), self._mapping(others)])
 
     def _object(self, value: Any) -> bytes:
         """A callable object or another instance: its class and its attributes."""
@@ -118,12 +152,28 @@ class _Namer:
             return _joined("wrapped", [self.name(value.__wrapped__)])
         if hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "reshape"):
             return self._array(value)
+        if type(value).__name__ == "Pattern":  # of the package regex
+            return self._pattern(value)
         if hasattr(value, "state_dict"):  # a model
             return _joined("weights", [self.name(type(value)), self._mapping(value.state_dict())])
         if _belongs_to_a_library(type(value).__module__) and not ours:
-            return _atom("object", _full_name(type(value)))
+            return _joined("object", [_atom("type", _full_name(type(value))), self._content(value)])
         slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
-        return _joined("object", [self.name(type(value)), self._mapping({**slots, **getattr(value, "__dict__", {})})])
+        every = {**slots, **getattr(value, "__dict__", {})}
+        attributes = {name: each for name, each in every.items() if f".{name}" not in _state_of(type(value))}
+        return _joined("object", [self.name(type(value)), self._steady(attributes, _made_by(type(value)), ".")])
+
+    def _content(self, value: Any) -> bytes:
+        """What an object of a library contains, if it is a value: a date, a range, a pattern, a table."""
+        if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "index"):
+            return self.name([value.to_numpy(), value.index.to_numpy(), list(getattr(value, "columns", ()))])
+        if type(value).__module__.partition(".")[0] not in (*_VALUES, "_operator", "functools", "_decimal"):
+            return b""
+        try:
+            _, *parts = value.__reduce_ex__(4)
+        except (TypeError, AttributeError):  # a generator, and others that are no values
+            return b""
+        return self.name([list(part) if isinstance(part, Iterator) else part for part in parts])
 
     def _partial(self, value: "functools.partial[Any]") -> bytes:
         return _joined("partial", [self.name(part) for part in (value.func, value.args, value.keywords)])
@@ -143,9 +193,10 @@ class _Namer:
     def _array(self, values: Any) -> bytes:
         """An array of numpy or torch: its shape, and values all over it."""
         flat = values.reshape(-1)
-        some = flat[:: max(1, len(flat) // _SAMPLED)]
-        plain = some.detach().cpu().float() if hasattr(some, "detach") else some
-        return self.name(("array", str(values.dtype), tuple(values.shape), plain.tolist()))
+        some = flat if len(flat) <= _WHOLE else flat[:: len(flat) // _SAMPLED]
+        plain = some.detach().cpu().float().numpy() if hasattr(some, "detach") else some
+        content = plain.tolist() if plain.dtype.hasobject else plain.tobytes()
+        return self.name(("array", str(values.dtype), tuple(values.shape), content))
 
     _kinds: Sequence[tuple[Any, Any]] = (
         (dict | MappingProxyType, _mapping),
@@ -165,18 +216,83 @@ class _Namer:
     )
 
 
-def _atom(kind: str, text: str) -> bytes:
-    return hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=16).digest()
+def _atom(kind: str, content: str | bytes) -> bytes:
+    written = content.encode(errors="surrogatepass") if isinstance(content, str) else content
+    return hashlib.blake2b(kind.encode() + b" " + written, digest_size=16).digest()
+
+
+def _plain_data(values: dict[Any, Any] | list[Any] | set[Any]) -> bytes | None:
+    """Return a collection of numbers, texts and collections of them as bytes; None if it contains anything else."""
+    try:
+        items = values if isinstance(values, list) else sorted(values.items() if isinstance(values, dict) else values)
+        return marshal.dumps(
+            [type(values).__name__, items], 2
+        )  # from version 3 on, shared values are written once, which says nothing of them
+    except (ValueError, TypeError):
+        return None
 
 
 def _joined(kind: str, parts: Sequence[bytes]) -> bytes:
     return hashlib.blake2b(kind.encode() + b" " + b"".join(parts), digest_size=16).digest()
 
 
-def _names(code: CodeType) -> set[str]:
-    """The names that code and the code nested in it mention."""
-    nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*(_names(each) for each in nested))
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    return (each for each in dis.get_instructions(code) if each.opname not in ("NOP", "RESUME", "EXTENDED_ARG"))
+
+
+def _all_instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """Yield the instructions of code and of the code nested in it."""
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_instructions(constant)
+
+
+def _names(function: FunctionType) -> list[str]:
+    """Return the globals that a function reads, without those that it writes; attributes of one name are others."""
+    found = [each for each in _all_instructions(function.__code__) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return sorted({each.argval for each in found} - state(function))
+
+
+def _imported(function: FunctionType) -> list[str]:
+    """Return the sources of the user's modules that a function imports when it is called."""
+    found = [each.argval for each in _all_instructions(function.__code__) if each.opname == "IMPORT_NAME"]
+    files = (_file_of(name) for name in sorted(set(found)) if name and not _belongs_to_a_library(name))
+    return [_source(file) for file in files if file is not None]
+
+
+def _file_of(module: str) -> Path | None:
+    """Return the file of a module that need not be imported yet; None for one of a library, or of no file."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    file = Path(found.origin) if found is not None and found.has_location and found.origin else None
+    return file if file is not None and file.is_file() and not _is_in_a_library(file) else None
+
+
+def _source(file: Path) -> str:
+    written = file.read_bytes()
+    try:
+        return without_docstrings(written)
+    except (SyntaxError, ValueError, RecursionError):  # an extension, or another language
+        return written.hex()
+
+
+def _made_by(owner: type) -> Mapping[str, str]:
+    """Return the attributes of a class's objects that are another in each process."""
+    first = next((each for each in vars(owner).values() if isinstance(each, FunctionType)), None)
+    return fleeting(first) if first is not None else {}
+
+
+def _state_of(owner: type) -> set[str]:
+    call = vars(owner).get("__call__")
+    return state(call) if isinstance(call, FunctionType) else set()
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is one that a clock or a random source may have given, rather than data read somewhere."""
+    return isinstance(value, int | float | str | bytes | PurePath | datetime.date | datetime.time | uuid.UUID)
 
 
 def _content(cell: Any) -> Any:
@@ -215,5 +331,13 @@ def _belongs_to_a_library(module: str | None) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return False
-    place = Path(file).resolve()
-    return "site-packages" in place.parts or any(place.is_relative_to(library) for library in _LIBRARIES)
+    return _is_in_a_library(Path(file))
+
+
+@functools.cache
+def _is_in_a_library(file: Path) -> bool:
+    """Whether a file is Python's or an installed package's, wherever that was installed."""
+    place = file.resolve()
+    if {"site-packages", "dist-packages"} & set(place.parts) or any(map(place.is_relative_to, _LIBRARIES)):
+        return True
+    return any(True for above in place.parents for _ in above.glob("*.dist-info"))
