@@ -10,6 +10,8 @@ from gvpo.rewards.number import parse_number
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{|[-+]?[\d.\\(]|(?<=[\s])[A-Za-z](?![A-Za-z]))")
 _BARE = re.compile(r"(?:\{[^{}]*\}|[^\s{}$])*(?:\{[^{}]*\}|[^\s{}$.,;:])")
+_ENUMERATED = re.compile(r"[,;](?:and|or)?|,?(?:and|or|\\(?:text|mbox|textrm|mathrm)\{,?(?:and|or),?\}),?")
+_LAYOUT = re.compile(r"[\s$~]|\\[,;: !]|\\q?quad(?![a-z])|\\[()\[\]]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _IGNORED = ("\\left", "\\right", "\\,", "\\;", "\\:", "\\!", "\\ ", "$")
 _ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("\\$", ""), ("−", "-"))  # noqa: RUF001
@@ -80,14 +82,30 @@ def last_boxed(text: str) -> str | None:
     return None if span is None else text[span[0] : span[1]]
 
 
+def last_answer(text: str) -> str | None:
+    r"""Return what the last box contains, and the boxes enumerated with it: \boxed{1} and \boxed{2} is 1, 2."""
+    boxes = list(_BOX.finditer(text))
+    found: list[str] = []
+    after = len(text)
+    for box in reversed(boxes):
+        span = _content(text, box.end())
+        if span is None or (found and not _ENUMERATED.fullmatch(_LAYOUT.sub("", text[span[1] : after]).lstrip("}"))):
+            break
+        found.insert(0, text[span[0] : span[1]].strip())
+        after = box.start()
+    return ", ".join(dict.fromkeys(found)) if found else None
+
+
 def last_boxed_span(text: str) -> tuple[int, int] | None:
     """Return where the content of the last box starts and where it ends."""
     box = None
     for box in _BOX.finditer(text):  # noqa: B007 - the last match is what is wanted
         pass
-    if box is None:
-        return None
-    start = box.end()
+    return None if box is None else _content(text, box.end())
+
+
+def _content(text: str, start: int) -> tuple[int, int] | None:
+    """Return the span of what is in a box whose command ends at `start`; None if the box never closes."""
     if not text.startswith("{", start):
         bare = _BARE.match(text, start)
         return bare.span() if bare else None

@@ -17,7 +17,7 @@ from typing import Any
 from gvpo.errors import RewardError
 from gvpo.rewards import mathvalues
 from gvpo.rewards.base import Answer, RewardBatch, completion_text
-from gvpo.rewards.boxed import has_box, last_boxed
+from gvpo.rewards.boxed import has_box, last_answer
 from gvpo.rewards.number import parse_number
 from gvpo.rewards.pool import RewardPool
 from gvpo.rewards.process import in_worker
@@ -88,13 +88,13 @@ def gold_text(answer: Any) -> str:
     text = str(answer)
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    boxed = last_boxed(text)
+    boxed = last_answer(text)
     return text if boxed is None else boxed
 
 
 def final_answer(text: str) -> str | None:
-    r"""A completion's answer: its last box, else what follows the last "answer is"; None if it has neither."""
-    boxed = last_boxed(text)
+    r"""A completion's answer: its last boxes, else what follows the last "answer is"; None if it has neither."""
+    boxed = last_answer(text)
     if boxed is not None or has_box(text):
         return boxed
     stated = None

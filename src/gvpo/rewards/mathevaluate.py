@@ -176,6 +176,9 @@ class _Evaluation:
     def call_exp(self, number: Value) -> Value:
         return self.power(+self.mp.e, number)
 
+    def call_cis(self, angle: Value) -> Value:
+        return self.mp.expj(self.angle(angle))
+
     def call_abs(self, number: Value) -> Value:
         return abs(number)
 

@@ -25,15 +25,38 @@ _DIFFERENTIAL = re.compile(
 )
 FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "coth"),
-    *("arsinh", "arcosh", "artanh", "arcsinh", "arccosh", "arctanh", "exp", "ln", "log", "lg"),
-    *("gcd", "lcm", "max", "min", "sgn", "sign", "floor", "ceil", "lcm", "Re", "Im", "arg", "Gamma"),
+    *(
+        "asin",
+        "acos",
+        "atan",
+        "asinh",
+        "acosh",
+        "atanh",
+        "arsinh",
+        "arcosh",
+        "artanh",
+        "arcsinh",
+        "arccosh",
+        "arctanh",
+        "exp",
+        "ln",
+        "log",
+        "lg",
+    ),
+    *("cis", "gcd", "lcm", "max", "min", "sgn", "sign", "floor", "ceil", "lcm", "Re", "Im", "arg", "Gamma"),
 }
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _MULTIPLIES = {"*", "\\cdot", "\\times", "\\ast"}
 _DIVIDES = {"/", "\\div", ":"}
 _APPLIED = {"f", "g", "h", "F", "G", "H", "\\phi", "\\psi", "\\mho", "u"}
+_OPERATIONS = {"\\frac", "\\binom", "\\sqrt", "\\sum", "\\prod"}
 _DEGREE = ("/", "\\pi", Fraction(180))
-_NOT_SYMBOLS = {"\\infty", "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus", "\\in", "\\ldots", "\\int", "\\lim", "\\to"}
+_SYMBOL = re.compile(
+    r"\\(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi"
+    r"|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|hbar|mho|odot|oplus|star|aleph|imath|jmath"
+    r"|nabla|partial|wp|angle|square|Box|triangle|dagger|bullet)"
+)
+"""Commands that are variables; any other, as \\neg, makes a text unreadable."""
 
 
 class Unreadable(ValueError):
@@ -159,7 +182,7 @@ class _Parser:
         r"""Factors side by side, which bind more tightly than a division: a/bx is a/(bx), but 3/4\pi is (3/4)\pi."""
         first = self.kind()
         tree = self.power()
-        mixed = isinstance(tree, Fraction) and tree.denominator == 1 and first == "number"
+        mixed = isinstance(tree, Fraction) and self.tokens[self.at - 1][1].isdigit() and first == "number"
         literal = mixed and self.at >= 2 and self.tokens[self.at - 2][1] in _DIVIDES
         if literal and self.kind(-3 if self.at >= 3 else 0) == "number" and not arguments:
             return tree
@@ -181,12 +204,11 @@ class _Parser:
             return True
         if kind == "command":
             return (
-                token not in _NOT_SYMBOLS
-                and token not in _MULTIPLIES
-                and token not in _DIVIDES
-                and (token in _CLOSING or token not in ("\\rfloor", "\\rceil", "\\}", "\\bmod", "\\%", "\\circ"))
-                and token[1:2].isalpha()
-            ) or token == "\\{"
+                bool(_SYMBOL.fullmatch(token))
+                or token in _OPERATIONS
+                or token in _CLOSING
+                or bool(self.function_name())
+            )
         return token.isalpha() or token in ("(", "[", "{") or (token == "|" and not self.bars)
 
     def power(self) -> Tree:
@@ -335,7 +357,7 @@ class _Parser:
 
     def symbol(self) -> Tree:
         kind, name = self.kind(), self.take()
-        if kind == "command" and (name in _NOT_SYMBOLS or name in ("\\begin", "\\end", "\\operatorname", "\\circ")):
+        if kind == "command" and not _SYMBOL.fullmatch(name):
             raise Unreadable(name)
         name = compact(name)
         plain = re.fullmatch(r"\\text\{([A-Za-z])\}", name)

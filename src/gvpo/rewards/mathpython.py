@@ -13,6 +13,9 @@ _FUNCTIONS = {
     "log2": r"\log_{2}(%s)",
     "abs": r"|%s|",
     "sin": r"\sin(%s)",
+    "cot": r"\cot(%s)",
+    "sec": r"\sec(%s)",
+    "csc": r"\csc(%s)",
     "cos": r"\cos(%s)",
     "tan": r"\tan(%s)",
     "arcsin": r"\arcsin(%s)",
@@ -25,7 +28,23 @@ _FUNCTIONS = {
     "cosh": r"\cosh(%s)",
     "tanh": r"\tanh(%s)",
     "factorial": r"(%s)!",
+    "floor": r"\lfloor %s \rfloor",
+    "ceil": r"\lceil %s \rceil",
+    "ceiling": r"\lceil %s \rceil",
 }
+_OF_TWO = {
+    "comb": r"\binom{%s}{%s}",
+    "binomial": r"\binom{%s}{%s}",
+    "pow": "(%s)^{%s}",
+    "gcd": r"\gcd(%s, %s)",
+    "max": r"\max(%s, %s)",
+    "min": r"\min(%s, %s)",
+}
+GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega|Gamma|Delta"
+    "|Theta|Lambda|Sigma|Phi|Psi|Omega"
+)
+_VARIABLE = re.compile(rf"([A-Za-z]|{GREEK})(?:_([0-9]+|[A-Za-z]))?")
 _OPERATORS: dict[type, str] = {
     ast.Add: "(%s + %s)",
     ast.Sub: "(%s - %s)",
@@ -34,9 +53,8 @@ _OPERATORS: dict[type, str] = {
     ast.Pow: "(%s)^{%s}",
 }
 _MODULES = ("np", "numpy", "math", "sp", "sympy")
-_PYTHON = re.compile(
-    rf"\b(?:{'|'.join(_MODULES)})\.|\*\*|\d\.(?!\d)|\b(?:{'|'.join(_FUNCTIONS)})\(|(?<![A-Za-z])[\d.]+[eE][-+]?\d"
-)
+_CALLED = "|".join([*_FUNCTIONS, *_OF_TWO])
+_PYTHON = re.compile(rf"\b(?:{'|'.join(_MODULES)})\.|\*\*|\d\.(?!\d)|\b(?:{_CALLED})\(|(?<![A-Za-z])[\d.]+[eE][-+]?\d")
 _SCIENTIFIC = re.compile(r"([0-9.]+)[eE]([-+]?[0-9]+)")
 
 
@@ -74,6 +92,8 @@ def _latex(node: ast.expr, source: str) -> str:
             return _OPERATORS[type(operator)] % (_latex(left, source), _latex(right, source))
         case ast.Call(func=function, args=[argument], keywords=[]):
             return _FUNCTIONS[_called(function)] % _latex(argument, source)
+        case ast.Call(func=function, args=[first, second], keywords=[]):
+            return _OF_TWO[_called(function)] % (_latex(first, source), _latex(second, source))
     raise ValueError("not arithmetic")
 
 
@@ -90,9 +110,11 @@ def _number(written: str) -> str:
 def _name(name: str) -> str:
     if name in ("pi", "e"):
         return {"pi": r"\pi", "e": "e"}[name]
-    if len(name) == 1:
-        return name
-    raise KeyError(name)
+    match = _VARIABLE.fullmatch(name)
+    if match is None:
+        raise KeyError(name)
+    letter = match[1] if len(match[1]) == 1 else f"\\{match[1]} "
+    return f"{letter}_{{{match[2]}}}" if match[2] else letter
 
 
 def _called(function: ast.expr) -> str:

@@ -34,9 +34,13 @@ def is_about_sets(text: str) -> bool:
     flat = mathtext.level_zero(text)
     return (
         any(sign in flat for sign in ("\\cup", "\\cap", "\\setminus", "\\mathbb", "<", ">", "\\le", "\\ge", "\\ne"))
-        or text in _ALL
+        or _is_all(text)
         or ("\\{" in text and any(mark in text for mark in ("\\mid", ":", "|")))
     )
+
+
+def _is_all(text: str) -> bool:
+    return text in _ALL or text.lower() in _ALL
 
 
 def variables(text: str) -> frozenset[str]:
@@ -49,7 +53,7 @@ def variables(text: str) -> frozenset[str]:
 
 def _set(text: str) -> Pieces:
     text = text.strip()
-    if text in _ALL:
+    if _is_all(text):
         return REALS
     parts = mathtext.split(text)
     if len(parts) > 1:
@@ -72,6 +76,8 @@ def _bracketed(text: str) -> Pieces:
         return _pieces([((low, int(found.brackets[0] == "(")), (high, -int(found.brackets[1] == ")")))])
     if text.startswith("\\{") and text.endswith("\\}"):
         return _members(text[2:-2].strip(), found.parts)
+    if found.kind == "union" and text.startswith("("):
+        return _set(text[1:-1])
     if text.strip() == "\\emptyset":
         return ()
     raise ValueError(text)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from gvpo.rewards.mathpython import GREEK
 from gvpo.rewards.mathunicode import as_ascii
 
 _REMOVED = re.compile(
@@ -22,7 +23,23 @@ _WRAPPER = re.compile(
 )
 _ENVIRONMENT = re.compile(r"\\begin\s*\{")
 _ANSWER_IS = re.compile(r"^\\text\{[^{}]*answer[^{}]*\}\s*:?\s*(?=\S)", re.IGNORECASE)
+_LINES = re.compile(
+    r"(?P<brace>\\left\s*\\\{\s*)?\\begin\s*\{(?:(?P<kind>(?:align(?:ed)?|gather(?:ed)?|equation|split|eqnarray)\*?)|(?P<system>cases|array))\}"
+    r"\s*(?:\{[lcr\s]*\})?(?P<rows>(?:(?!\\begin).)*?)\\end\s*\{(?:(?P=kind)|(?P=system))\}(?(brace)\s*\\right\s*\.)"
+)
+_EQUATION = re.compile(r"[^&=]*(?:&\s*=|=\s*&?)[^&=]*")
+_CONTINUED = re.compile(r"=|<|>|\\(?:le|ge|approx)")
 _ROW_SPACE = re.compile(r"^\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MULTIPLES = "|".join([*_POWERS, "dozen"])
+
+
+def _multiplied(match: re.Match[str]) -> str:
+    r"""Write 5 million as 5 \cdot 10^{6}; the unit after it stays."""
+    factor = f"10^{{{_POWERS[match[1]]}}}" if match[1] in _POWERS else "12"
+    return rf" \cdot {factor}" + (rf"\text{{{match[2]}}}" if match[2].strip() else "")
+
+
 _FIRST = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -61,7 +78,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         ),
         (r"\\text\s+\{", r"\\text{"),
         (
-            r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\s,?(?:and|or)\s|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
+            r"\\text\{(?:\\ |[\s,])*(?:and|or)(?:\\ |[\s,])*\}|\s,?(?:and|or)\s|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
             r"|\\text\{\s*,\s*\}",
             ", ",
         ),
@@ -74,6 +91,20 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
             r"\\(?:Bbb|mathbf)\s*\{?\s*R\s*\}?|\\(?:R|Reals|reals|real)(?![A-Za-z])|\\mathbb\s*\{?\s*R\s*\}?",
             r"\\mathbb{R}",
         ),
+        (
+            r"^(?:\\text\{)?\s*[Aa]ll real(?: number)?s?(?: x)?,? except(?: for)?\s*\}?\s*(?:x *= *)?([^{}\\]+)$",
+            r"\\mathbb{R} \\setminus \\{\1\\}",
+        ),
+        (r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)", r"\\cup "),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (rf"(?<!\\text\{{)(?<![A-Za-z\\])({GREEK})(?![A-Za-z])", r"\\\1 "),
+        (
+            r"(?<!\\text\{)(?<![A-Za-z\\.])((?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|exp|log(?!\s*\())"
+            r"(?=\s*[\\(^_0-9]|\s+[A-Za-z](?![A-Za-z]))",
+            r"\\\1 ",
+        ),
+        (rf"(?<=[0-9}}])\s*\\text\{{\s*({_MULTIPLES})s?(?![A-Za-z])([^{{}}]*)\}}", _multiplied),
+        (rf"(?<=[0-9}}])\s*({_MULTIPLES})s?(?![A-Za-z])()", _multiplied),
         (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\.])pi(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\.])sqrt(?=\s*[({0-9])", r"\\sqrt "),
@@ -85,6 +116,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\^\s*\\prime(?![A-Za-z])|\^\s*\{\s*\\prime\s*\}", "'"),
         (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
         (r"([_^])\s*\{\s*([0-9A-Za-z])\s*\}", r"\1{\2}"),
+        (r"\^\s*([0-9]+\.[0-9]+)", r"^{\1}"),
         (r"([_^])\s*([0-9]+|[A-Za-z])", r"\1{\2}"),
         (r"\\(?:,| |hfill(?![A-Za-z]))|\s+", " "),
     )
@@ -105,7 +137,7 @@ def spelled(text: str) -> str:
     text = as_ascii(text)
     if text.isdigit():
         return text
-    text = _single_backslashes(text)
+    text = _LINES.sub(_lines, _single_backslashes(text))
     return _trimmed(_intervals("\\\\".join(map(_row, text.split("\\\\")))))
 
 
@@ -121,6 +153,19 @@ def _single_backslashes(text: str) -> str:
     if re.search(r"\\\\begin\b", text) or not _ENVIRONMENT.search(text):
         return text.replace("\\\\", "\\")
     return text
+
+
+def _lines(match: re.Match[str]) -> str:
+    r"""Write the lines of aligned equations, or of a system, as a list; a function in cases stays what it is."""
+    rows = [row.strip(" ,;") for row in match["rows"].split("\\\\") if row.strip()]
+    if match["system"] and not (
+        (match["brace"] or match["system"] == "cases") and all(_EQUATION.fullmatch(row) for row in rows)
+    ):
+        return match[0]
+    text = ""
+    for row in (row.replace("&", " ").strip() for row in rows):
+        text += f" {row}" if not text or _CONTINUED.match(row) else f", {row}"
+    return text.strip()
 
 
 def _row(text: str) -> str:
@@ -217,4 +262,5 @@ def _trimmed(text: str) -> str:
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text.removeprefix(mark).removesuffix(mark).strip()
     text = re.sub(r"(?:[.,;:\s]|(?<!\\)\\)+$", "", text)
+    text = re.sub(r"^([A-Z])\)$", r"\1", text)
     return text.removeprefix("+").strip()

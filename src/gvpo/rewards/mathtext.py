@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gvpo.rewards.mathpython import GREEK
+
 _TOKEN = re.compile(r"\\[{}]|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\begin\s*\{|\\end\s*\{|[()\[\]{},;]")
 _OPENING, _CLOSING = ("(", "[", "{", "\\{", "\\langle"), (")", "]", "}", "\\}", "\\rangle")
 _THOUSANDS = re.compile(r"(?<![0-9.,(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
@@ -18,25 +20,35 @@ _MATRIX = re.compile(
 _UNITS = (
     "degrees?|degs?|radians?|percent|per cent|pct|percentage points?|meters?|metres?|kilometers?|kilometres?"
     "|centimeters?|centimetres?|millimeters?|millimetres?|inch(?:es)?|in\\.|feet|foot|ft|miles?|yards?|yds?|mm|cm|km|dm|kg|mg|grams?|pounds?"
-    "|lbs?|ounces?|oz|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|mph|kmh|km/h|kph|m/s|cents?"
+    "|mi|lbs?|ounces?|oz|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|mph|kmh|km/h|kph|m/s|cents?"
     "|dollars?|bucks|euros?|rupees?|yen|USD|EUR|GBP|INR|JPY|CNY|RMB|units?|liters?|litres?|gallons?|acres?|people|students?"
     "|ways?|times|points?|Hz|kHz|MHz|GHz|eV|keV|MeV|GeV|nm|Pa|kPa|mol|kJ|rad|mL|ml|kW|MW|kWh|apples?|coins?|marbles?|pieces?"
 )
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_LATEX_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
+_LATEX_UNIT = rf"(?:\\mu\s*)?\\text\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}{_POWER}"
 _UNIT_AT_END = re.compile(
-    rf"(?<=[0-9}})\].%!])\s*(?:{_LATEX_UNIT}(?:\s*(?:/|\\cdot)?\s*(?:{_LATEX_UNIT}|[A-Za-z]{{1,3}}\b{_POWER}))*"
+    rf"(?:(?<=[0-9}})\].%!])|(?<=\\pi))\s*(?:{_LATEX_UNIT}(?:\s*(?:/|\\cdot)?\s*{_LATEX_UNIT}|\s*(?:/|\\cdot)\s*[A-Za-z]{{1,3}}\b{_POWER})*"
     rf"|\\frac\s*\{{\s*{_LATEX_UNIT}\s*\}}\s*\{{\s*{_LATEX_UNIT}\s*\}}"
     rf"|\s(?:square |cubic |sq\.? |cu\.? )?(?:{_UNITS}){_POWER}(?:\s*(?:/|per)\s*(?:{_UNITS}|[a-z]){_POWER})?"
     rf"|(?:{_UNITS})(?![A-Za-z]){_POWER}|\^\s*\\circ\s*(?:[CFK]|\\text\{{\s*[CFK]\s*\}})?|\\circ|\\(?:euro|pounds|cent|yen)(?![A-Za-z])|[€£¥₹₩¢]|℃|℉)\s*$"
 )
+_NO_THINGS = f"{GREEK}|sin|cos|tan|cot|sec|csc|log|exp|arc|sqrt|infinity|choose|mod|and|with"
+_THINGS_AT_END = re.compile(
+    rf"(?:(?<=[0-9}}])|(?<=\\pi))\s+(?!(?:{_NO_THINGS})|[^aeiou ]+(?:\s|$))[A-Z]?[a-z]{{4,}}(?:\s+[a-z]+){{0,3}}\s*$"
+)
+"""Plain words after a number: 10 books, 5 Newtons, 3 eggs per day."""
+_CHANGES_THE_NUMBER = re.compile(
+    r"\{\s*,|\b(?:or|not|no|if|when|unless|except|but|wrong|incorrect|at most|at least|minus|plus|squared|cubed"
+    r"|factorial|half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|million)ths?"
+    r"|(?:hundred|thousand|[mbtr]{1,2}illion|dozen)s?)\b"
+)
+"""Words after a number that are no unit of it: 5 or more, 5 million, 5 squared."""
 _CURRENCY = re.compile(
     r"^(-?)\s*(?:[€£¥₹₩]|US\s*(?=\d)|(?:USD|EUR|GBP|Rs\.?|INR)\s*(?=[\d.])|\\(?:euro|pounds|yen)(?![A-Za-z]))\s*(?=\S)"
 )
-_PERCENT = re.compile(
-    r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent|pct\.?|\\?%)\s*\}|(?<![A-Za-z])(?:percent|per cent|pct\.?))\s*$"
-)
-_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z]).*\\circ")
+_PERCENT_WORDS = r"percent(?:age)?|per cent|pct\.?"
+_PERCENT = re.compile(rf"\s*(?:\\?%|\\text\{{\s*(?:{_PERCENT_WORDS}|\\?%)\s*\}}|(?<![A-Za-z])(?:{_PERCENT_WORDS}))\s*$")
+_ANGLE = re.compile(r"(?:\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\\text\{cis\}).*\\circ")
 _WORDS = re.compile(
     r"[A-Za-z][a-z]{3,}|(?=.*[A-Za-z]{4})[A-Za-z]+(?:[ -][A-Za-z]+)+|[A-Z]{2,}|[Yy]es|YES|[Nn]o|NO|[Oo]dd"
 )
@@ -72,8 +84,11 @@ def without_units(text: str) -> tuple[str, bool]:
         return share.strip(), True
     if _ANGLE.search(text):
         return text, False
-    bare = _UNIT_AT_END.sub("", _CURRENCY.sub(r"\1", text)).strip()
-    return (bare or text), False
+    amount = _CURRENCY.sub(r"\1", text)
+    unit = _UNIT_AT_END.search(amount) or _THINGS_AT_END.search(amount)
+    if unit is None or _CHANGES_THE_NUMBER.search(unit[0]):
+        return amount.strip() or text, False
+    return amount[: unit.start()].strip() or text, False
 
 
 def words(text: str) -> str | None:
@@ -129,6 +144,7 @@ def _matrix(found: re.Match[str]) -> Form:
     if found["turned"] and len({len(row) for row in rows}) == 1:
         rows = [list(column) for column in zip(*rows, strict=True)]
     factor = found["factor"].strip().removesuffix("\\cdot").strip()
+    factor = "-1" if factor == "-" else factor
     cells = tuple(f"({factor})({cell})" if factor else cell for row in rows for cell in row)
     other = (
         "|"

@@ -41,6 +41,10 @@ _BASES = {
     "nine": "9",
     "ten": "10",
 }
+_DENIAL = re.compile(
+    r"\\(?:neg|lnot|not|notin)(?![A-Za-z])|(?<![A-Za-z])(?:not?|never|neither|nor)(?![A-Za-z])", re.IGNORECASE
+)
+_CALCULATES = re.compile(r"\*\*|[a-z0-9]\(")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 
 
@@ -74,7 +78,7 @@ def same_answer(gold: str, written: str, error: Fraction | None = None) -> bool:
     if known is not None and given is not None and "%" not in gold + written:
         return _near(known, given, _slack(gold), _slack(written), error)
     gold, written = _spelled(gold), _spelled(written)
-    if not gold or not written:
+    if not gold or not written or bool(_DENIAL.search(gold)) != bool(_DENIAL.search(written)):
         return False
     if max(mathtext.depth(gold), mathtext.depth(written)) > MAX_DEPTH:
         return compact(gold) == compact(written)
@@ -83,7 +87,7 @@ def same_answer(gold: str, written: str, error: Fraction | None = None) -> bool:
 
 @lru_cache(maxsize=4096)
 def _spelled(text: str) -> str:
-    if "**" in text.strip("* ") and "\\" not in text:
+    if _CALCULATES.search(text.strip("* ")) and "\\" not in text:
         text = mathpython.as_latex(text) or text
     return spelled(text)
 
@@ -184,7 +188,8 @@ def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
     if kinds <= {"one", "list"} or kinds == {"union"}:
         return _same_members(gold.parts, written.parts, error)
     if kinds == {"tuple", "list"}:  # brackets may be missing on one side; braces are a set
-        return "{}" not in (gold.brackets, written.brackets) and _same_in_order(gold.parts, written.parts, error)
+        first, second = _in_order_of_names(gold.parts), _in_order_of_names(written.parts)
+        return "{}" not in (gold.brackets, written.brackets) and _same_in_order(first, second, error)
     if kinds == {"tuple"} and len(gold.parts) > 2:  # no interval: (1,2,3) and [1,2,3] are the same vector
         return _same_in_order(gold.parts, written.parts, error)
     if kinds == {"tuple", "matrix"}:
@@ -192,6 +197,14 @@ def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
     if kinds in ({"tuple"}, {"matrix"}):
         return gold.brackets == written.brackets and _same_in_order(gold.parts, written.parts, error)
     return False
+
+
+def _in_order_of_names(parts: Sequence[str]) -> Sequence[str]:
+    """Return named coordinates in the order of the alphabet: y=3, x=2 is (2,3)."""
+    names = [assignment(part)[0] for part in parts]
+    if len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
+        return parts
+    return [part for _, part in sorted(zip(names, parts, strict=True))]
 
 
 def _is_vector(form: Form) -> bool:
@@ -287,7 +300,10 @@ def _same_value(gold: str, written: str, error: Fraction | None) -> bool:
 
 
 def _same_tree(gold: Tree, written: Tree, decimals: bool, error: Fraction | None) -> bool:
-    if symbols(gold) or symbols(written):
+    names = symbols(gold), symbols(written)
+    if any({name for name in one - other if name.startswith("\\text")} for one, other in (names, names[::-1])):
+        return False  # words are no variable that may cancel: \text{not} \cdot 0
+    if names[0] or names[1]:
         return mathformulas.same_function(gold, written)
     return mathformulas.same_constant(gold, written, decimals, error)
 
