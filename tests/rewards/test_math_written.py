@@ -120,6 +120,7 @@ WRONG = {
         ("x^2", r"\begin{cases} x^2 & x>0 \\ 0 & x\le 0\end{cases}"),
         (r"\begin{cases} x^2 & x>0 \\ 0 & x\le 0\end{cases}", r"\begin{cases} x^2 & x>0 \\ 1 & x\le 0\end{cases}"),
     ],
+    "intervals without brackets": [("(0,1]", "0,1"), ("[0,1)", "0,1"), ("[-2,2]", "-2,2"), ("0,1", "(0,1]")],
     "others": [(r"\frac{14}{3}", r"0.\frac{14}{3}")],
 }
 COMPLETIONS = [

@@ -187,9 +187,10 @@ def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
     kinds = {gold.kind, written.kind}
     if kinds <= {"one", "list"} or kinds == {"union"}:
         return _same_members(gold.parts, written.parts, error)
-    if kinds == {"tuple", "list"}:  # brackets may be missing on one side; braces are a set
-        first, second = _in_order_of_names(gold.parts), _in_order_of_names(written.parts)
-        return "{}" not in (gold.brackets, written.brackets) and _same_in_order(first, second, error)
+    if kinds == {"tuple", "list"}:  # brackets may be missing on one side, but not those of a set or an interval
+        if {gold.brackets, written.brackets} & {"{}", "(]", "[)"} or (gold.brackets == "[]" and len(gold.parts) == 2):
+            return False
+        return _same_in_order(_in_order_of_names(gold.parts), _in_order_of_names(written.parts), error)
     if kinds == {"tuple"} and len(gold.parts) > 2:  # no interval: (1,2,3) and [1,2,3] are the same vector
         return _same_in_order(gold.parts, written.parts, error)
     if kinds == {"tuple", "matrix"}:
