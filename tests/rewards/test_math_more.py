@@ -281,7 +281,6 @@ WRONG = [
     ("0", "undefined"),
     (r"\mathbb{R}", r"\mathbb{Q}"),
     (r"(0,\infty)", r"\mathbb{R}^+"),
-    (r"[-\frac12, \frac12]", r"|x| \le \frac12"),
     ("6", "6 m²"),
     ("6", "about 6"),
     ("6", "approximately 6"),

@@ -72,6 +72,25 @@ SAME = {
         (r"\mathbb{R}", r"\text{All real numbers}"),
         (r"(-\infty,-2)\cup(-2, 2)\cup(2,\infty)", r"((-\infty, -2) \cup (-2, 2)) \cup (2, \infty)"),
     ],
+    "absolute values": [
+        ("(-1,1)", "|x|<1"),
+        ("[-1,1]", r"|x| \le 1"),
+        (r"(-\infty,-1)\cup(1,\infty)", "|x|>1"),
+        (r"[-\frac12, \frac12]", r"\frac12 \ge |x|"),
+        (r"(-\infty,-1)\cup(-1,1)\cup(1,\infty)", r"|x| \ne 1"),
+    ],
+    "for all x": [
+        ("f(x)=x", r"f(x) = x \text{ for all real } x"),
+        ("f(x)=x", r"f(x)=x \quad \forall x"),
+        ("(1,1)", r"(1,1) \text{ only}"),
+        ("f(x)=0", r"f(x) \equiv 0"),
+    ],
+    "fonts and accents": [
+        ("5", r"{\Large 5}"),
+        (r"\frac{dM}{dt}=kM", r"\frac{\mathrm{d}M}{\mathrm{d}t}=kM"),
+        (r"\dot{x}+2x=0", r"2x+\dot x=0"),
+        (r"\pi i", r"\pi\mathrm{i}"),
+    ],
     "others": [
         ("1,2", r"1 \mathrm{\ and\ } 2"),
         ("3:4", r"3 \colon 4"),
@@ -120,6 +139,9 @@ WRONG = {
         ("x^2", r"\begin{cases} x^2 & x>0 \\ 0 & x\le 0\end{cases}"),
         (r"\begin{cases} x^2 & x>0 \\ 0 & x\le 0\end{cases}", r"\begin{cases} x^2 & x>0 \\ 1 & x\le 0\end{cases}"),
     ],
+    "equations that contradict themselves": [("5", "x=6=5"), ("x=5", "x=6=5")],
+    "absolute values": [("(-1,1)", r"|x| \le 1"), ("(-1,1)", "|x|<2"), ("(-1,1)", "|x|>1"), ("1", "|x|=1")],
+    "indices that are no number bases": [("E_{1}", "E"), ("F_{n}", "F"), ("A_{12}", "A")],
     "intervals without brackets": [("(0,1]", "0,1"), ("[0,1)", "0,1"), ("[-2,2]", "-2,2"), ("0,1", "(0,1]")],
     "others": [(r"\frac{14}{3}", r"0.\frac{14}{3}")],
 }

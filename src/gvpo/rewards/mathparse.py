@@ -359,7 +359,7 @@ class _Parser:
         kind, name = self.kind(), self.take()
         if kind == "command" and not _SYMBOL.fullmatch(name):
             raise Unreadable(name)
-        name = compact(name)
+        name = re.sub(r"^(\\[a-z]+) ([A-Za-z])$", r"\1{\2}", compact(name)) if kind == "accent" else compact(name)
         plain = re.fullmatch(r"\\text\{([A-Za-z])\}", name)
         name = plain[1] if plain else name
         while self.peek() in ("_", "'"):

@@ -62,7 +62,8 @@ def relation(text: str) -> Relation:
     sides, signs, start = [], [], 0
     for match in _RELATION.finditer(mathtext.level_zero(text)):
         sides.append(text[start : match.start()].strip())
-        signs.append("=" if match[0] == ":=" else match[0])
+        identical = match[0] == ":=" or (match[0] == "\\equiv" and "mod" not in text)
+        signs.append("=" if identical else match[0])
         start = match.end()
     sides.append(text[start:].strip())
     if signs and signs[0] in ("=", "\\approx") and not sides[0]:

@@ -4,6 +4,7 @@ A set is a tuple of disjoint pieces in ascending order. The end of a piece is a 
 at it, just after it; so (1,2] goes from (1, 1) to (2, 0), and [1,1] is the point 1.
 """
 
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -16,6 +17,7 @@ from gvpo.rewards.mathspelling import compact
 
 End = tuple[Any, int]
 Pieces = tuple[tuple[End, End], ...]
+_ABSOLUTE = re.compile(r"\|\s*[A-Za-z]\s*\|")
 _LEAST, _GREATEST = float("-inf"), float("inf")
 REALS: Pieces = (((_LEAST, 1), (_GREATEST, -1)),)
 _ALL = ("\\mathbb{R}", "\\text{all real numbers}", "\\text{all reals}", "all real numbers", "\\text{all real }x")
@@ -93,6 +95,8 @@ def _members(inner: str, parts: tuple[str, ...]) -> Pieces:
 
 def _relation(found: Relation) -> Pieces:
     r"""The numbers that fulfil 1 < x \le 2, x > 1 or x \ne 0."""
+    if len(found.signs) == 1 and any(map(_ABSOLUTE.fullmatch, found.sides)):
+        return _absolute(found if _ABSOLUTE.fullmatch(found.sides[0]) else found.flipped())
     names = [index for index, side in enumerate(found.sides) if is_name(side)]
     if len(names) != 1 or not 0 < len(found.signs) <= 2:
         raise ValueError(found)
@@ -102,6 +106,14 @@ def _relation(found: Relation) -> Pieces:
             sign = found.signs[min(index, at)] if abs(index - at) == 1 else ""
             pieces = _intersection(pieces, _compared(sign, _end(side), index > at))
     return pieces
+
+
+def _absolute(found: Relation) -> Pieces:
+    """Return the numbers that fulfil |x| < 2, or |x| > 2."""
+    name, end, sign = found.sides[0].strip("| "), found.sides[1], found.signs[0]
+    above = _relation(Relation((name, end), (sign,)))
+    below = _relation(Relation((f"-({end})", name), (sign,)))
+    return union(above, below) if sign in (">", "\\ge") else _intersection(above, below)
 
 
 def _compared(sign: str, end: Any, after: bool) -> Pieces:

@@ -13,14 +13,16 @@ from gvpo.rewards.mathunicode import as_ascii
 
 _REMOVED = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?"
-    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|quad|qquad|nonumber|noindent|bf|rm|it|sf|tt|em)(?![A-Za-z])"
+    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|quad|qquad|nonumber|noindent|bf|rm|it|sf|tt|em|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])"
     r"|\\(?:[hv]space\*?|tag|label|color)\s*\{[^{}]*\}|\\h?phantom\s*(?:\{[^{}]*\}|.)"
     r"|\\[!;:>\[\]@/]|\\\(|\\\)|\$|~"
 )
 _WRAPPER = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|mathsf|mathtt|mathnormal|mathit|underline|boxed|fbox|framebox|emph|ensuremath"
-    r"|textcolor\s*\{[^{}]*\})\s*(?=\{)|\\(?:mathrm|text|operatorname)\s*(?=\{\s*[eid]\s*\})"
+    r"|textcolor\s*\{[^{}]*\})\s*(?=\{)"
 )
+_LETTER = re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*([eid])\s*\}")
+_FOR_ALL = re.compile(r"(?:,|\\text\{\s*,?|\s)*\s*(?:for (?:all|every|any)\b|\\forall(?![A-Za-z])|only\s*\}?$).*$")
 _ENVIRONMENT = re.compile(r"\\begin\s*\{")
 _ANSWER_IS = re.compile(r"^\\text\{[^{}]*answer[^{}]*\}\s*:?\s*(?=\S)", re.IGNORECASE)
 _LINES = re.compile(
@@ -173,7 +175,7 @@ def _row(text: str) -> str:
     text = _ROW_SPACE.sub("", text)
     for first, spelling in _FIRST:
         text = first.sub(spelling, text)
-    text = _WRAPPER.sub("", _REMOVED.sub("", text))
+    text = _LETTER.sub(r" \1", _WRAPPER.sub("", _REMOVED.sub("", text)))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if "\\over" in text or "\\choose" in text:
@@ -258,6 +260,7 @@ def _interval(piece: str) -> str:
 def _trimmed(text: str) -> str:
     r"""Remove Markdown's emphasis, and what ends a sentence."""
     text = _ANSWER_IS.sub("", text.strip())
+    text = _FOR_ALL.sub("", text) or text
     for mark in ("**", "__", "*", "`", '"'):
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text.removeprefix(mark).removesuffix(mark).strip()

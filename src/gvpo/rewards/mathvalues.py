@@ -96,6 +96,8 @@ def _same(gold: str, written: str, error: Fraction | None) -> bool:
     """The same for texts in their one spelling."""
     if compact(gold) == compact(written):
         return True
+    if _contradicts(written):
+        return False
     gold, written = _calculated(gold), _calculated(written)
     sets = _same_sets(gold, written)
     if sets is not None:
@@ -109,6 +111,15 @@ def _same(gold: str, written: str, error: Fraction | None) -> bool:
     if (relations[0] and not name) or (relations[1] and not other) or (name and other and name != other):
         return False
     return _same_form(mathtext.form(value), mathtext.form(against), error)
+
+
+def _contradicts(text: str) -> bool:
+    """Return whether an equation of three sides or more equates different numbers: x = 6 = 5."""
+    found = relation(text)
+    if len(found.signs) < 2 or set(found.signs) != {"="}:
+        return False
+    numbers = [side for side in found.sides if "." not in side and is_constant(side)]
+    return any(not _same_one(numbers[-1], number, None) for number in numbers[:-1])
 
 
 def _calculated(text: str) -> str:
@@ -312,9 +323,10 @@ def _same_tree(gold: Tree, written: Tree, decimals: bool, error: Fraction | None
 def _based(text: str) -> tuple[str, str]:
     """The digits of 52_{8} and its base; the base is "" where there is none."""
     match = _BASED.fullmatch(compact(text))
-    if not match or not (match[2].isdigit() or match[2] in _BASES):
+    base = _BASES.get(match[2], match[2]) if match else ""
+    if not match or not base.isdigit() or int(base) < 2 or not re.search("[0-9]", match[1]):
         return text, ""
-    return match[1], _BASES.get(match[2], match[2])
+    return match[1], base
 
 
 @lru_cache(maxsize=4096)
