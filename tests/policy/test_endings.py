@@ -149,6 +149,7 @@ FAMILIES = [
     Family("a word", VICUNA.replace("\n\n", " END"), {"</s>"}, "</s>"),
     Family("a word that was added", VICUNA.replace("\n\n", "END"), {"</s>"}, "</s>", added=("END",)),
     Family("a template that refuses", "{{ raise_exception('no') }}", {"</s>"}, "</s>"),
+    Family("a template that cannot be computed", "{{ 1 / 0 }}", {"</s>"}, "</s>", special=IM),
     Family("a template that drops answers", "{{ messages[0].content }}<|im_end|>", {"</s>"}, "</s>", special=IM),
     # terminators in odd places
     Family("an added token that is not special", CHATML, {"</s>", IM[1]}, IM[1], added=IM),
@@ -171,6 +172,13 @@ FAMILIES = [
         IM[1],
         special=IM,
         args={"turns": True},
+    ),
+    Family(
+        "a template that demands a system prompt",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system prompt') }}{% endif %}" + CHATML,
+        {"</s>", IM[1]},
+        IM[1],
+        special=IM,
     ),
     # no end token in the tokenizer
     Family("no eos, with a template", CHATML, {IM[1]}, IM[1], eos=None, special=IM, plain=IM[1]),
@@ -202,6 +210,37 @@ def test_plain_prompts_change_what_is_written_and_not_what_stops(family: Family)
     assert set(tokenizer.convert_ids_to_tokens(list(found.stops))) == family.stops
     written = family.plain or family.eos
     assert found.written == (None if written is None else tokenizer.convert_tokens_to_ids(written))
+
+
+SPELLED_OUT = [
+    ("chatml", CHATML, "<|im_end|>"),
+    ("another model's end token", VICUNA.replace("\n\n", "<|eot_id|>"), "<|eot_id|>"),
+    ("in square brackets", VICUNA.replace("\n\n", " [END]\n"), "[END]"),
+]
+
+
+@pytest.mark.parametrize(("name", "template", "mark"), SPELLED_OUT, ids=lambda value: str(value)[:20])
+def test_an_end_that_is_no_token_is_named(name: str, template: str, mark: str):
+    tokenizer = byte_tokenizer(template)
+    found = ending(tokenizer, None)
+    assert found.doubt.startswith(f"the chat template ends an answer with '{mark}', which the tokenizer writes as ")
+    assert found.stops == (tokenizer.eos_token_id,)
+    assert ending(tokenizer, None, chat="plain").doubt == ""
+    tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
+    assert ending(tokenizer, None).doubt == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_endings_of_known_families_are_not_doubted(family: Family):
+    tokenizer = family.tokenizer()
+    ids = tokenizer.convert_tokens_to_ids(list(family.configured))
+    doubt = ending(tokenizer, model(ids), template_args=family.args).doubt
+    assert bool(doubt) == (family.name in ("several ordinary tokens", "nothing"))
+
+
+def test_an_id_that_no_token_can_have_ends_nothing():
+    tokenizer = byte_tokenizer()
+    assert ending(tokenizer, model([-1])).stops == (tokenizer.eos_token_id,)
 
 
 def test_the_token_of_unknown_text_ends_nothing():

@@ -11,10 +11,10 @@ A control token is a special token, or an added token in brackets (`<|im_end|>`)
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo.policy.generation_config import generation_config_of
@@ -26,8 +26,15 @@ ENDLESS = (
     "tokenizer.eos_token, or sampling.stop_token_ids"
 )
 
+SPELLED_OUT = (
+    "the chat template ends an answer with {mark!r}, which the tokenizer writes as {count} tokens of ordinary text, so "
+    "it ends no completion: a model that has learnt to write it runs to its maximum length. Use the tokenizer that the "
+    "template belongs to, or add {mark!r} to this one as a special token"
+)
+
 _QUESTION, _ANSWER, _NEXT = "A first question?", "An answer, as any other.", "Another question?"
 _IN_BRACKETS = re.compile(r"\s*(<.+>|\[.+\])\s*")
+_MARK = re.compile(r"\s*(<[^<>\s]+>|\[[^\[\]\s]+\])")
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,12 @@ class Ending:
     Args:
         stops: Token ids, sorted; each of them ends a completion.
         written: The token id after the text of a training target; None where nothing ends an answer.
+        doubt: What a user should know about it, a sentence; "" where all is well.
     """
 
     stops: tuple[int, ...]
     written: int | None
+    doubt: str = ""
 
 
 def ending(
@@ -64,10 +73,20 @@ def ending(
     """
     templates = _terminator(tokenizer, template_args or {}) if tokenizer.chat_template else None
     own = token_ids(tokenizer.eos_token_id)
-    configured = token_ids(getattr(generation_config_of(model), "eos_token_id", None))
+    configured = [each for each in token_ids(getattr(generation_config_of(model), "eos_token_id", None)) if each >= 0]
     turn = [] if templates is None else [templates]
     ordered = [*own, *turn, *configured] if chat == "plain" else [*turn, *own, *configured]
-    return Ending(tuple(sorted(set(ordered))), next(iter(ordered), None))
+    doubt = "" if turn or chat == "plain" or not tokenizer.chat_template else _doubt(tokenizer, template_args or {})
+    return Ending(tuple(sorted(set(ordered))), next(iter(ordered), None), doubt if ordered else ENDLESS)
+
+
+def _doubt(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
+    """Return a warning if the template ends an answer with a mark that is not a token; "" if it does not."""
+    found = _MARK.match(_after_last_answer(tokenizer, template_args))
+    if found is None:
+        return ""
+    mark = found.group(1)
+    return SPELLED_OUT.format(mark=mark, count=len(tokenizer(mark, add_special_tokens=False).input_ids))
 
 
 def _terminator(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> int | None:
@@ -100,10 +119,10 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template_args: Mappin
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], template_args: Mapping[str, Any]) -> str:
     """Return a conversation of user and assistant as the template writes it; "" where it refuses."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    try:
-        return str(tokenizer.apply_chat_template(messages, **{**template_args, "tokenize": False}))
-    except (TemplateError, ValueError, TypeError):
-        return ""
+    for system in ([], [{"role": "system", "content": "A system prompt."}]):  # some templates refuse to do without
+        with suppress(Exception):  # a template is a program of somebody else's, and may divide by zero
+            return str(tokenizer.apply_chat_template([*system, *messages], **{**template_args, "tokenize": False}))
+    return ""
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -74,12 +74,12 @@ def restore(model: PreTrainedModel, directory: str | Path) -> None:
 
 
 def _with_stops(config: GenerationConfig, stops: Iterable[int]) -> GenerationConfig:
-    known = token_ids(config.eos_token_id)
-    missing = sorted({*stops} - {*known})
-    if not missing:
+    configured = token_ids(config.eos_token_id)
+    known = [each for each in configured if each >= 0]  # some configs have -1 for none
+    ends = [*known, *sorted({*stops} - {*known})]
+    if ends == configured or not ends:
         return config
     changed = copy.deepcopy(config)
-    ends = [*known, *missing]
     changed.eos_token_id = ends if len(ends) > 1 else ends[0]
     return changed
 

@@ -100,9 +100,9 @@ class TransformersSampler:
         return [found[index] for index in range(len(requests))]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Raise what `sample` would raise of these requests, and warn if nothing ends an answer, before hours of it."""
-        if not self._stops(params):
-            warnings.warn(endings.ENDLESS, GvpoWarning, stacklevel=2)
+        """Raise what `sample` would raise of these requests, and warn of endings in doubt, before hours of it."""
+        if self.ending.doubt and not params.stop_token_ids:
+            warnings.warn(self.ending.doubt, GvpoWarning, stacklevel=2)
         self._limits(requests, params)
 
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
