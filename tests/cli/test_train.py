@@ -60,11 +60,14 @@ def test_a_report_that_fails_does_not_hide_a_finished_run(
     assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown
 
 
-def test_resume_may_stand_anywhere_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resume_may_stand_anywhere_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     run_dir = tmp_path / "demo"
     with monkeypatch.context() as patch:
         patch.setattr("gvpo.training.sources.LiveSource.rollout", _interrupt)
         assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 130
+    assert "gvpo: stopped at once; go on with: gvpo train demo/rloo " in capsys.readouterr().err
     assert not (run_dir / "summary.json").exists()
     assert main(["train", "demo/rloo", "--resume", f"run.dir={run_dir}", *TINY]) == 0
     assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY, "--resume"]) == 0

@@ -104,6 +104,7 @@ def test_the_summary_and_the_files(tmp_path: Path):
         "objective",
         "model",
         "report",
+        "warnings",
     }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert restore_config((tmp_path / "config.json").read_text()) == restore_config(

@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
         summary = train_recipe(config, resume=options.resume)
     except KeyboardInterrupt as stopped:
         if ranks.is_first():
-            print(f"gvpo: {stopped or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr)
+            print(
+                f"gvpo: {str(stopped) or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr
+            )
         return INTERRUPTED
     first = ranks.is_first()
     ranks.leave()
