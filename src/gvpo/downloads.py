@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, is_offline_mode
+from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 TIMEOUT = 5.0
 """Seconds that the hub has to accept a connection, and to answer."""
@@ -17,6 +18,17 @@ TIMEOUT = 5.0
 def may_be_hub_id(path: str) -> bool:
     """Whether something can be the name of a model or a data set on the hub, by its looks: `name` or `owner/name`."""
     return bool(path) and not path.startswith(("/", ".", "~")) and path.count("/") <= 1
+
+
+def cached_commit(model: str) -> str | None:
+    """Return the commit of a model's newest version in the cache, which is the one that was loaded last."""
+    if Path(model).exists() or not may_be_hub_id(model):
+        return None
+    try:
+        file = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 @contextlib.contextmanager

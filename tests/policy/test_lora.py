@@ -10,7 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from gvpo.errors import GvpoWarning, ModelError, RoundTripError
 from gvpo.objectives import gvpo
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 from gvpo.policy.model import load_model, save_model
 from gvpo.policy.roundtrip import verify_round_trip
 from gvpo.training.update import group_backward, score
@@ -160,14 +160,14 @@ def test_the_adapter_switches_off_exactly_and_leaves_no_trace():
 )
 def test_which_fresh_adapters_change_nothing(changes, neutral):
     model = adapted(moved=False, **changes)
-    assert lora.is_at_base(model) is neutral
+    assert adapter_kinds.is_at_base(model) is neutral
     move(model)
-    assert not lora.is_at_base(model)
+    assert not adapter_kinds.is_at_base(model)
 
 
 def test_trained_biases_are_not_switched_off_with_the_adapter():
     model = adapted(kind="qwen2", moved=False, bias="all")
-    assert not lora.is_at_base(model)
+    assert not adapter_kinds.is_at_base(model)
 
 
 def test_the_adapters_start_depends_on_its_seed_alone():

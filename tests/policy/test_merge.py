@@ -52,6 +52,15 @@ def test_the_merged_model_is_base_and_adapter(name, kind, tmp_path):
     assert load_tokenizer(tmp_path / "out")("2+2").input_ids == byte_tokenizer()("2+2").input_ids
 
 
+def test_an_empty_working_directory_is_a_place_for_a_merged_model(tmp_path, monkeypatch):
+    stored(tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    merge_adapter(tmp_path / "adapter", ".")
+    assert load_model(tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_experts_are_merged(tmp_path):
     want = stored(tmp_path, kind="qwen3_moe", target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     merge_adapter(tmp_path / "adapter", tmp_path / "out")

@@ -237,6 +237,46 @@ def test_the_revision_of_a_base_on_the_hub_is_loaded(tmp_path, monkeypatch):
     assert torch.equal(next_logprobs(theirs.get_base_model().eval(), IDS), want)
 
 
+def test_the_commit_of_a_base_on_the_hub_is_recorded(tmp_path, monkeypatch):
+    """The newest revision is another one later, and an adapter still names the one that it was trained on."""
+    for revision, seed in (("a" * 40, 0), ("b" * 40, 1)):
+        tiny_model("llama", seed=seed).save_pretrained(tmp_path / "models--me--base/snapshots" / revision)
+    (tmp_path / "models--me--base/refs").mkdir()
+    main = tmp_path / "models--me--base/refs/main"
+    main.write_text("a" * 40)
+    for name, value in (("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    model = load_model("me/base")
+    lora.add_adapter(model, config())
+    save_model(move(model), byte_tokenizer(), tmp_path / "adapter")
+    assert lora.base_of(tmp_path / "adapter") == ("me/base", "a" * 40)
+    assert lora.adapter_of(model).revision == "a" * 40
+    main.write_text("b" * 40)
+    verify_round_trip(model, byte_tokenizer(), tmp_path / "adapter")
+    want = next_logprobs(model.eval(), IDS)
+    assert torch.equal(next_logprobs(load_model(tmp_path / "adapter").eval(), IDS), want)
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"), dtype=torch.float32)
+    assert torch.equal(next_logprobs(theirs.get_base_model().eval(), IDS), want)
+
+
+@pytest.mark.filterwarnings("error:the weight files")
+def test_a_base_that_changed_on_the_disk_is_noticed_by_whoever_loads_the_adapter(tmp_path):
+    model = base(tmp_path)
+    lora.add_adapter(model, config())
+    save_model(tiny_model("llama", seed=1), byte_tokenizer(), tmp_path / "base")  # after it was loaded: not recorded
+    save_model(move(model), byte_tokenizer(), tmp_path / "adapter")
+    with pytest.warns(GvpoWarning, match="are not those that the adapter in .* was trained on"):
+        load_model(tmp_path / "adapter")
+    with pytest.warns(GvpoWarning, match="are not those that the adapter in .* was trained on"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "out")
+    save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "elsewhere")
+    merge_adapter(tmp_path / "adapter", tmp_path / "moved", base=tmp_path / "elsewhere")  # the same weights: no warning
+    save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "base")
+    again = load_model(tmp_path / "adapter")
+    save_model(again, byte_tokenizer(), tmp_path / "again")
+    load_model(tmp_path / "again")
+
+
 def test_a_base_without_a_name_is_warned_of():
     model = tiny_model("llama")
     warn_of_nameless_base(model)  # no adapter

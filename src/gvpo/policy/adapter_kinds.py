@@ -1,14 +1,18 @@
 """What kind of adapter a model has, where that decides how it is trained, saved or merged."""
 
-from typing import Any
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gvpo.errors import ModelError
 from gvpo.policy import lora
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` for which peft takes the adapter's start out of the base's weights."""
+
+_FREE, _ZERO = ("lora_A", "lora_embedding_B"), ("lora_B", "lora_embedding_A")
+"""The factors of peft's adapters: it starts the second ones at zero, so that their product is."""
 
 
 def changing_start(model: nn.Module) -> str | None:
@@ -46,7 +50,26 @@ def require_active(model: nn.Module) -> None:
             raise ModelError("the adapter is switched off; call enable_adapter_layers() on the PeftModel")
 
 
-def revision_of(model: Any) -> str | None:
-    """Return the revision on the hub that the active adapter records for its base; None for the newest."""
-    revision: str | None = lora.own_config(model).revision
-    return revision
+def is_at_base(model: nn.Module) -> bool:
+    """Whether an adapter changes nothing yet, exactly: then its base is the model as it is now."""
+    from peft.utils import ModulesToSaveWrapper
+
+    originals = {
+        f"{name}.modules_to_save": dict(module.original_module.named_parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    return all(_is_neutral(name, parameter, originals) for name, parameter in lora.trainable(model))
+
+
+def _is_neutral(name: str, parameter: Tensor, originals: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether one trainable parameter leaves the base's output as it is."""
+    parts = name.split(".")
+    if any(part in parts for part in _FREE):
+        return True
+    if any(part in parts for part in _ZERO):
+        return not bool(parameter.detach().count_nonzero())
+    for copied, original in originals.items():
+        if name.startswith(f"{copied}."):
+            return torch.equal(original[name.removeprefix(f"{copied}.").partition(".")[2]], parameter)
+    return False  # DoRA's magnitudes, trained biases: the base is not certain to be what was there

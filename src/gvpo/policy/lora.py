@@ -21,19 +21,19 @@ from torch import Tensor, nn
 
 from gvpo.config import TrainConfig
 from gvpo.errors import GvpoWarning, ModelError, RoundTripError
+from gvpo.policy.weightfiles import note_origin, origin_of, warn_of_changed_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_BASE_FILES = "base_files"
+"""Under this name the metadata of an adapter's weights tells the weight files of its base."""
 _PREFIX = "base_model.model."
 """What PEFT puts before a weight's name on disk."""
 
 _SHAPE = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias")
 """Settings of an adapter that decide what its weights mean."""
-
-_FREE, _ZERO = ("lora_A", "lora_embedding_B"), ("lora_B", "lora_embedding_A")
-"""The factors of peft's adapters: it starts the second ones at zero, so that their product is."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def load_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     config.inference_mode = False
     add_adapter(model, config)
     read_adapter(model, directory)
+    warn_of_changed_base(model, _base_files(directory), directory, named_base(model))
 
 
 def read_config(directory: str | Path) -> Any:
@@ -197,11 +198,12 @@ def save_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     config = copy.deepcopy(own_config(model))
     config.inference_mode = True
     config.task_type = config.task_type or "CAUSAL_LM"  # peft.AutoPeftModelForCausalLM loads no adapter without
-    config.base_model_name_or_path = named_base(model)
+    config.base_model_name_or_path, config.revision = named_base(model), base_revision(model)
     config.save_pretrained(str(directory))
     # copies: safetensors refuses two names for one tensor, as tied modules have
     weights = {f"{_PREFIX}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in _own(model).items()}
-    safetensors.torch.save_file(weights, Path(directory) / WEIGHTS_FILE, metadata={"format": "pt"})
+    metadata = {"format": "pt", _BASE_FILES: origin_of(model).files}
+    safetensors.torch.save_file(weights, Path(directory) / WEIGHTS_FILE, metadata=metadata)
 
 
 def verify_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
@@ -241,18 +243,6 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(gradient)
 
 
-def is_at_base(model: nn.Module) -> bool:
-    """Whether an adapter changes nothing yet, exactly: then its base is the model as it is now."""
-    from peft.utils import ModulesToSaveWrapper
-
-    originals = {
-        f"{name}.modules_to_save": dict(module.original_module.named_parameters())
-        for name, module in model.named_modules()
-        if isinstance(module, ModulesToSaveWrapper)
-    }
-    return all(_is_neutral(name, parameter, originals) for name, parameter in trainable(model))
-
-
 def adapter_of(model: nn.Module) -> Adapter | None:
     """What the model's adapter is; None where it has none."""
     if not is_adapted(model):
@@ -262,7 +252,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in layers}
     frozen = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
     dtype = str(next(frozen, torch.float32)).removeprefix("torch.")
-    return Adapter(named_base(model), config.r, config.lora_alpha, tuple(sorted(names)), dtype, config.revision)
+    return Adapter(named_base(model), config.r, config.lora_alpha, tuple(sorted(names)), dtype, base_revision(model))
 
 
 def is_adapter(directory: str | Path) -> bool:
@@ -278,6 +268,12 @@ def named_base(model: nn.Module) -> str:
     """
     name = str(getattr(model, "name_or_path", ""))
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
+def base_revision(model: Any) -> str | None:
+    """Return the revision that an adapter records for a base on the hub: the settings', else the commit in memory."""
+    given: str | None = own_config(model).revision
+    return given or origin_of(model).commit
 
 
 def base_of(directory: str | Path) -> tuple[str, str | None]:
@@ -321,6 +317,7 @@ def _require_targets(model: nn.Module, config: Any) -> None:
 
 
 def _prepare(model: "PreTrainedModel") -> None:
+    note_origin(model, named_base(model))
     for _, parameter in trainable(model):
         if parameter.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
             parameter.data = parameter.data.float()
@@ -385,17 +382,13 @@ def _stored(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     yield from ((name.removeprefix(_PREFIX), tensor) for name, tensor in weights.items())
 
 
-def _is_neutral(name: str, parameter: Tensor, originals: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Whether one trainable parameter leaves the base's output as it is."""
-    parts = name.split(".")
-    if any(part in parts for part in _FREE):
-        return True
-    if any(part in parts for part in _ZERO):
-        return not bool(parameter.detach().count_nonzero())
-    for copied, original in originals.items():
-        if name.startswith(f"{copied}."):
-            return torch.equal(original[name.removeprefix(f"{copied}.").partition(".")[2]], parameter)
-    return False  # DoRA's magnitudes, trained biases: the base is not certain to be what was there
+def _base_files(directory: str | Path) -> str:
+    """Return what a stored adapter tells of its base's weight files; "" if it tells nothing, or is on the hub."""
+    file = Path(directory) / WEIGHTS_FILE
+    if not file.is_file():
+        return ""
+    with safetensors.safe_open(file, "pt") as weights:
+        return str((weights.metadata() or {}).get(_BASE_FILES, ""))
 
 
 def _one_line(error: BaseException) -> str:

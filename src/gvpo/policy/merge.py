@@ -40,7 +40,7 @@ def merge_adapter(adapter: str | Path, directory: str | Path, *, base: str | Pat
         ModelError: there is no adapter, its base cannot be had, it cannot be merged, or `directory` is not empty.
         RoundTripError: the merged model gives other log-probs than base and adapter.
     """
-    target = Path(directory)
+    target = Path(directory).resolve()  # "." has no name to be written beside
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} is taken; give a new directory for the merged model")
     model, origin = _with_adapter(adapter, base)
@@ -50,7 +50,7 @@ def merge_adapter(adapter: str | Path, directory: str | Path, *, base: str | Pat
     with _beside(target) as partial:
         save_model(_merged(model), tokenizer, partial)
         _compare(wanted, next_logprobs(load_model(partial), ids), noise)
-    return target
+    return Path(directory)
 
 
 def _with_adapter(adapter: str | Path, base: str | Path | None) -> "tuple[PreTrainedModel, str]":

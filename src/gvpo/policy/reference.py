@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gvpo.errors import ModelError
-from gvpo.policy import lora
+from gvpo.policy import adapter_kinds, lora
 
 
 def make_reference(model: PreTrainedModel) -> "Reference | AdapterReference":
@@ -79,7 +79,7 @@ class AdapterReference:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._policy = model
-        self._stored = {} if lora.is_at_base(model) else self._now()
+        self._stored = {} if adapter_kinds.is_at_base(model) else self._now()
 
     @contextmanager
     def scoring(self) -> Iterator[PreTrainedModel]:

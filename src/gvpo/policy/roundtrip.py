@@ -121,7 +121,7 @@ def _base(model: PreTrainedModel, name: str) -> PreTrainedModel:
     bits = getattr(model.config, "quantization_config", None)
     try:
         base: PreTrainedModel = pretrained(
-            name, model.dtype, model.config._attn_implementation, bits, adapter_kinds.revision_of(model)
+            name, model.dtype, model.config._attn_implementation, bits, lora.base_revision(model)
         )
     except ModelError as error:
         raise RoundTripError(f"the adapter would name a base model that does not load: {error}, or {_SAVE}") from error

@@ -9,6 +9,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, ModelError
 from gvpo.policy import adapter_kinds, lora
 from gvpo.policy.model import checkpoint_activations, load_model
+from gvpo.policy.weightfiles import note_origin
 from gvpo.training import ranks
 from gvpo.training.sharding import is_sharded
 
@@ -104,6 +105,7 @@ def _require_trainable(policy: "PreTrainedModel") -> None:
         adapter_kinds.require_active(policy)
         _refuse_mixed_precision(policy)
         policy.name_or_path = lora.named_base(policy)  # by its whole path, wherever the process goes
+        note_origin(policy, policy.name_or_path)
     if next(lora.trainable(policy), None) is None:
         raise ModelError(
             "no weight of the model requires a gradient, so there is nothing to train; call requires_grad_() on it, "

@@ -59,6 +59,9 @@ from gvpo.training.unused import Regime, warn_of_unused
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ANNOUNCED = 50_000_000
+"""Parameters of a model whose second loading a person notices."""
+
 BEFORE_ALL = -1
 """A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
 
@@ -120,6 +123,7 @@ class Trainer:
         ranks.require_same_weights(self.model)
         self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
         if lora.is_adapted(self.model) and self.config.checkpoint_verify:
+            _say_what_takes_time(self.model)
             ranks.on_first(lambda: rehearse_adapter(self.model, self.tokenizer))
         check_routing(self.config, self.model)
         check_fit(self.config, self.model, self.tokenizer, samples=samples)
@@ -305,6 +309,12 @@ def _steps(config: TrainConfig, epochs: int, items: int) -> int:
 def _console() -> Console:
     """One rank is enough to look at."""
     return error_console(quiet=not ranks.is_first())
+
+
+def _say_what_takes_time(policy: "PreTrainedModel") -> None:
+    """Announce the comparison of an adapter's base with the one on the disk, which loads it a second time."""
+    if (name := lora.named_base(policy)) and policy.num_parameters() > ANNOUNCED:
+        _console().print(f"loading {name} again to check that the adapter will fit it (checkpoint.verify=false skips)")
 
 
 def _tracked(config: TrainConfig) -> TrainConfig:
