@@ -78,7 +78,15 @@ def test_what_can_be_saved_is_left_as_it_is(settings: dict[str, Any]):
 
 @pytest.mark.parametrize(
     ("known", "stops", "expected"),
-    [(None, (5,), 5), (1, (1,), 1), (1, (7, 1, 5), [1, 5, 7]), ([9, 1], (1,), [9, 1]), (-1, (5,), 5), ([-1, 4], (5,), [4, 5]), (None, (), None)],
+    [
+        (None, (5,), 5),
+        (1, (1,), 1),
+        (1, (7, 1, 5), [1, 5, 7]),
+        ([9, 1], (1,), [9, 1]),
+        (-1, (5,), 5),
+        ([-1, 4], (5,), [4, 5]),
+        (None, (), None),
+    ],
 )
 def test_end_tokens_are_added_after_those_that_are_there(known: Any, stops: tuple[int, ...], expected: Any):
     model = tiny_model()
