@@ -34,11 +34,13 @@ _UNIT_AT_END = re.compile(
 )
 _NO_THINGS = f"{GREEK}|sin|cos|tan|cot|sec|csc|log|exp|arc|sqrt|infinity|choose|mod|and|with"
 _THINGS_AT_END = re.compile(
-    rf"(?:(?<=[0-9}}])|(?<=\\pi))\s+(?!(?:{_NO_THINGS})|[^aeiou ]+(?:\s|$))[A-Z]?[a-z]{{4,}}(?:\s+[a-z]+){{0,3}}\s*$"
+    rf"(?:(?<=[0-9}}])|(?<=\\pi))\s+(?!(?:{_NO_THINGS})|[^aeiou ]+(?:\s|$))[A-Z]?[a-z]{{4,}}"
+    r"(?:\s+(?:[a-z]{2,}|a)){0,3}\s*$"
 )
 """Plain words after a number: 10 books, 5 Newtons, 3 eggs per day."""
 _CHANGES_THE_NUMBER = re.compile(
     r"\{\s*,|\b(?:or|not|no|if|when|unless|except|but|wrong|incorrect|at most|at least|minus|plus|squared|cubed"
+    r"|than|less|fewer|below|negative|over|raised|divided|multiplied"
     r"|factorial|half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|million)ths?"
     r"|(?:hundred|thousand|[mbtr]{1,2}illion|dozen)s?)\b"
 )
