@@ -1,10 +1,12 @@
 """Every shipped recipe loads, its objective builds, and what it names exists."""
 
 import re
+import warnings
 
 import pytest
 
 from gvpo.cli.train import find_recipe, shipped
+from gvpo.combinations import PAIRED, SUPERVISED
 from gvpo.config import TrainConfig
 from gvpo.policy.fresh import fresh_tokenizer
 from gvpo.recipefiles import dump_config, load_config, restore_config
@@ -13,6 +15,7 @@ from gvpo.tasks import TASKS
 from gvpo.training.objective import build_objective, updates_per_step
 from gvpo.training.problems import demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.recipe import warm_start_config
+from gvpo.training.unused import Regime, warn_of_unused
 
 
 def recipe(name: str) -> TrainConfig:
@@ -106,3 +109,24 @@ def test_an_exclusion_lets_worked_answers_through():
     texts = [str(answer.text) for _, answer in demonstrations(config, tokenizer, None)]
     assert len(texts) == 200
     assert all(re.fullmatch(item.removeprefix("regex:"), text) for text in texts)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_settings_are_all_read(name: str):
+    config = recipe(name)
+    objective = build_objective(config)
+    written = objective.name in (*SUPERVISED, *PAIRED)
+    regime = Regime(
+        samples=not written and config.groups_data is None,
+        evaluates=bool(config.reward_funcs),
+        compares=config.eval_groups is not None or (written and config.eval_data is not None),
+        needs_reference=objective.needs_reference,
+        divides_by_length=objective.divides_by_length,
+        adapted=config.lora_rank is not None,
+        demonstrates=objective.name in SUPERVISED and config.task is not None,
+        train_passed=False,
+        eval_passed=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unused(config, regime)
