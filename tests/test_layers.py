@@ -31,7 +31,7 @@ ALLOWED = {
     "decoding": {"errors", "types", "policy"},
     "sampling": {"errors", "types", "policy", "decoding"},
     "rollout": {"errors", "types", "rewards", "sampling"},
-    "generation": {"errors", "types", "runfiles", "policy", "rewards", "sampling", "rollout"},
+    "generation": {"errors", "types", "messages", "runfiles", "policy", "rewards", "sampling", "rollout"},
     "evaluation": {"errors", "types", "messages", "rewards", "tasks", "policy", "sampling", "rollout", "generation"},
     "probe": {
         "errors",

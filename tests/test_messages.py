@@ -45,7 +45,7 @@ def test_text_and_parts_of_text(content: Any, expected: str):
         ([{"type": None, "text": "a"}], "a part of type None"),
         ([text("a"), {"type": "text"}], "a text part without `text`"),
         ([{"type": "text", "text": None}], "a text part without `text`"),
-        ([{"image": "x"}], "a text part without `text`"),
+        ([{"image": "x"}], "a part of type 'image'"),
         ([3], "a part of the content is a int"),
         (None, r"the content is missing \(null\)"),
         (3, "the content is a int"),

@@ -1,5 +1,6 @@
 """Text and chat messages as data sets hold them, checked: parts of text are joined, all else is refused by name."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def _part_text(part: Any) -> str:
         return part
     if not isinstance(part, Mapping):
         raise DataError(f'a part of the content is {_kind(part)}; write parts as {{"type": "text", "text": "..."}}')
-    kind = part.get("type", "text")
+    kind = part["type"] if "type" in part else next((name for name in part if name not in TEXT_PARTS), "text")
     if kind not in TEXT_PARTS:
         raise DataError(f"the content has a part of type {kind!r}, and gvpo trains on text alone; remove it or the row")
     if not isinstance(part.get("text"), str):
@@ -92,6 +93,29 @@ def _plain_message(message: Any, number: int) -> dict[str, Any]:
 def _calls(message: Mapping[str, Any]) -> bool:
     """Return whether a message calls tools, as one without content may."""
     return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def tools_in(columns: Mapping[str, Any]) -> list[Any] | None:
+    """Return the descriptions of tools that a row has in `tools`, as objects or as JSON; None if it has none.
+
+    Keys that are null are left out: Arrow gives each tool the keys of all others.
+
+    Raises:
+        DataError: the column is text that is not JSON.
+    """
+    tools = columns.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except (ValueError, RecursionError):
+        raise DataError("`tools` is text and not JSON; give a list of tools, or rename the column") from None
+    are_tools = isinstance(tools, list | tuple) and bool(tools) and all(isinstance(tool, Mapping) for tool in tools)
+    return _without_nulls(list(tools)) if are_tools else None  # type: ignore[arg-type, return-value]
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def answer_text(written: Any) -> str:

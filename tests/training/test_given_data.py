@@ -11,9 +11,10 @@ from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.policy.tokenizer import encode_prompt
+from gvpo.tasks import problems_from_records
 from gvpo.training.logged import logged_groups
 from gvpo.training.offline import given_records
-from gvpo.training.problems import demonstrations, held_out_problems, training_problems
+from gvpo.training.problems import demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.rows import COLUMNS, Rows, read_rows
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import ROWS, trainer
@@ -280,3 +281,44 @@ def test_train_problems_keeps_the_first_rows_of_every_kind(tmp_path: Path):
         kept = given_records(config, rows)
         assert kept is not None
         assert list(kept.items) == groups[:2]
+
+
+# Tools and images in columns of their own
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": None}}, {"type": "web", "function": None}]
+WITH_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)], ids=["objects", "JSON"])
+def test_tools_of_a_row_go_to_the_chat_template_without_their_nulls(tools: Any):
+    tokenizer = byte_tokenizer(WITH_TOOLS)
+    rows = [{"prompt": "hi", "tools": tools}, {"prompt": "hi", "tools": []}]
+    with_tools, without = encode(TrainConfig(), tokenizer, problems_from_records(rows))
+    written = '{"type": "function", "function": {"name": "add"}}{"type": "web"}'
+    assert tokenizer.decode(with_tools.prompt) == written + tokenizer.decode(without.prompt)
+
+
+def test_tools_that_the_template_would_not_write_are_refused():
+    problems = problems_from_records([{"prompt": "hi", "tools": TOOLS}])
+    with pytest.raises(DataError, match="'row-1': it has `tools`, and the chat template does not write any"):
+        encode(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), problems)
+    encode(TrainConfig(chat="plain"), byte_tokenizer(CHAT_TEMPLATE), problems)
+    with pytest.raises(DataError, match="`tools` is text and not JSON"):
+        encode(TrainConfig(), byte_tokenizer(WITH_TOOLS), problems_from_records([{"prompt": "hi", "tools": "hammer"}]))
+
+
+@pytest.mark.parametrize("cell", [["x.png"], "x.png", {"bytes": b"x", "path": None}])
+def test_an_image_beside_the_prompt_is_refused(cell: Any):
+    rows = [{"prompt": "what?", "images": None}, {"prompt": "what?", "image": cell}]
+    with pytest.raises(DataError, match="row 2 has `image`, and gvpo trains on text alone"):
+        problems_from_records(rows)
+
+
+@pytest.mark.parametrize("cell", [None, [], "", [None], float("nan")])
+def test_a_column_of_images_without_any_is_no_matter(cell: Any):
+    assert len(problems_from_records([{"prompt": "what?", "images": cell}])) == 1
+
+
+def test_a_part_without_a_type_is_named_by_its_key():
+    with pytest.raises(DataError, match="a part of type 'image'"):
+        problems_from_records([{"prompt": [user([{"image": "x.png"}])]}])

@@ -48,6 +48,11 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path: Path):
+    with files_of_at_most(0), pytest.raises(RunError, match=r"cannot write \S*\.lock: .*make room"):
+        trainer(tmp_path / "run", **SETTINGS).train()
+
+
 def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line_and_leaves_no_part_of_it(tmp_path: Path):
     files = {file.name: file.stat().st_size for file in save(tmp_path, 1).rglob("*") if file.is_file()}
     largest = files["optimizer.pt"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gvpo.errors import DataError, RewardError
 from gvpo.generation.groupfile import GroupFile, records
+from gvpo.messages import tools_in
 from gvpo.rewards import RewardPool
 from gvpo.rollout import Encoded, Rollout, collect, reward_batch
 from gvpo.sampling import Request, Sampler, SamplingParams
@@ -55,15 +56,24 @@ def encode(
 
     def ids(problem: Problem) -> tuple[int, ...]:
         try:
+            keywords = {**(template_args or {}), **({} if chat == "plain" else _tools(tokenizer, problem))}
             return tuple(
-                encode_prompt(
-                    tokenizer, problem.prompt, system_prompt=system_prompt, chat=chat, template_args=template_args
-                )
+                encode_prompt(tokenizer, problem.prompt, system_prompt=system_prompt, chat=chat, template_args=keywords)
             )
         except DataError as error:
             raise DataError(f"problem {problem.id!r}: {error}") from None
 
     return [Encoded(problem, ids(problem)) for problem in problems]
+
+
+def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, Any]:
+    """Return a problem's tools as a keyword for the chat template; nothing where there are none, or no template."""
+    tools = tools_in(problem.columns) if tokenizer.chat_template else None
+    if tools is None:
+        return {}
+    if "tools" not in str(tokenizer.chat_template):
+        raise DataError("it has `tools`, and the chat template does not write any; remove or rename the column")
+    return {"tools": tools}
 
 
 def fingerprint(items: Sequence[Encoded]) -> str:

@@ -82,10 +82,21 @@ def _problem(record: Record, number: int) -> Problem:
         raise DataError(f"row {number} is a {type(record).__name__}; rows are objects with a `prompt`")
     if "prompt" not in record:
         raise DataError(f"row {number} has no `prompt`{_suggestion(list(record))}")
+    if pictures := [name for name in ("image", "images") if _is_given(record.get(name))]:
+        raise DataError(
+            f"row {number} has `{pictures[0]}`, and gvpo trains on text alone; remove the row or the column"
+        )
     prompt = checked_prompt(record["prompt"], number)
     name = record.get("id")
     columns = {key: value for key, value in record.items() if key not in ("prompt", "id")}
     return Problem(prompt, f"row-{number}" if name is None else well_formed(str(name)), columns)
+
+
+def _is_given(value: Any) -> bool:
+    """Return whether a cell holds something; a list of nulls does not."""
+    if isinstance(value, str | bytes | Mapping | list | tuple):
+        return bool(value) and (not isinstance(value, list | tuple) or any(item is not None for item in value))
+    return value is not None and value == value
 
 
 def _suggestion(columns: list[str]) -> str:

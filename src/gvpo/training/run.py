@@ -239,8 +239,11 @@ def _lock(descriptor: int, directory: Path) -> None:
         ) from None
     except OSError:  # this file system has no locks
         return
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        raise runfiles.cannot_write(directory / LOCK, error) from error
 
 
 def _make(directory: Path) -> None:
