@@ -49,7 +49,7 @@ class RolloutRow:
         tokens: C token ids, the stop token included.
         reward: the weighted sum of the rewards; None if it has none.
         reward_parts: each reward function's value by name.
-        reason: why there is no reward; "" when there is one.
+        reason: why there is no reward, or why a function paid its worst (`Verdict`); "" elsewhere.
         weight: minus the mean over scored tokens of d loss / d logprobs; positive pushes the completion up. None: the
             row was not trained on.
         implicit_reward: beta * sum(logprobs - ref_logprobs), in units of the reward; None without a reference.

@@ -32,21 +32,22 @@ def declared(function, worst=0.0, control="", *, row_by_row=False):
 
 @pytest.mark.parametrize("row_by_row", [False, True])
 @pytest.mark.parametrize(
-    ("function", "options"),
+    ("function", "kind", "options"),
     [
-        (attackers.hang, {"timeout": 0.6}),
-        (attackers.hang_in_c, {"timeout": 0.6}),
-        (attackers.die, {}),
-        (attackers.raise_, {}),
-        (attackers.leave, {}),
-        pytest.param(attackers.eat_memory, {"memory_limit": 400_000_000}, marks=linux),
+        (attackers.hang, "timeout", {"timeout": 0.6}),
+        (attackers.hang_in_c, "timeout", {"timeout": 0.6}),
+        (attackers.die, "died", {}),
+        (attackers.raise_, "exception", {}),
+        (attackers.leave, "exception", {}),
+        pytest.param(attackers.eat_memory, "exception", {"memory_limit": 400_000_000}, marks=linux),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_completion_pays_for_what_it_causes(function, options, row_by_row):
+def test_a_completion_pays_for_what_it_causes_and_the_row_says_so(function, kind, options, row_by_row):
     rows = ["fine", "bad", "well", "bad"]
     verdicts = judge(declared(function, -0.5, row_by_row=row_by_row), rows, **options)
-    assert [(v.reward, v.parts["f"], v.reason) for v in verdicts] == [(1.0, 1.0, ""), (-0.5, -0.5, "")] * 2
+    assert [(v.reward, v.parts["f"]) for v in verdicts] == [(1.0, 1.0), (-0.5, -0.5)] * 2
+    assert [re.sub(" f .*", "", v.reason) for v in verdicts] == ["", f"paid worst: {kind}:"] * 2
 
 
 @pytest.mark.parametrize("row_by_row", [False, True])

@@ -91,6 +91,7 @@ def test_the_line_of_a_step_made_by_hand():
             "reward/right": 5 / 7,  # a row that another function failed on still counts here
             "reward/short": 3 / 5,
             "rows/failed": 2 / 7,
+            "rows/paid_worst": 0.0,
             "accuracy": 5 / 7,
             "groups/total": 3,
             "groups/dead": 1,

@@ -182,9 +182,14 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "Lost rows",
         "share of rows",
-        {"rows/truncated": "truncated", "rows/failed": "reward failed", "eval/truncated": "truncated, held-out"},
+        {
+            "rows/truncated": "truncated",
+            "rows/failed": "reward failed",
+            "rows/paid_worst": "paid the worst",
+            "eval/truncated": "truncated, held-out",
+        },
         HEALTH,
-        "Completions cut at the length limit, and those without a reward.",
+        "Completions cut at the length limit, those without a reward, and those that made a verifier fail.",
         low=0.0,
         percent=True,
     ),

@@ -8,6 +8,10 @@ from gvpo.rewards.dispatch import Reply
 from gvpo.types import Verdict
 
 
+PAID_WORST = "paid worst"
+"""The kind of the reasons of rows that have a reward: a function's lowest, because their completion made it fail."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a row has no value of a function.
@@ -23,10 +27,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A function's word on a row: a value, an abstention (neither), or a failure."""
+    """A function's word on a row: a value, an abstention (neither), or a failure; with a value perhaps a note."""
 
     value: float | None = None
     failure: Failure | None = None
+    note: str = ""
 
 
 class Outcomes:
@@ -54,6 +59,11 @@ class Outcomes:
             failure = None if reason is None else self._failure(function, reason, reply.traceback)
             self._table[group, function, row] = Outcome(value, failure)
 
+    def note_paid(self, function: int, row: tuple[int, int], value: float, cause: tuple[str, str]) -> None:
+        """Note the value that a (group, row) is paid for what its completion caused."""
+        note = f"{PAID_WORST}: {self._failure(function, cause, '').reason}"
+        self._table[(row[0], function, row[1])] = Outcome(value, note=note)
+
     def first_failure(self) -> Failure | None:
         """Return the first failure in the order of groups, functions and rows."""
         failed = [key for key, outcome in self._table.items() if outcome.failure is not None]
@@ -62,10 +72,11 @@ class Outcomes:
     def verdict(self, group: int, row: int, weights: Sequence[float]) -> Verdict:
         """Return the weighted sum over the functions that did not abstain, or why there is none."""
         parts: dict[str, float | None] = {}
-        total, counted, reason = 0.0, False, ""
+        total, counted, reason, note = 0.0, False, "", ""
         for function, (name, weight) in enumerate(zip(self._names, weights, strict=True)):
             outcome = self._table[group, function, row]
             parts[name] = outcome.value
+            note = note or outcome.note
             if weight != 0 and outcome.failure is not None:
                 reason = reason or outcome.failure.reason
             elif weight != 0 and outcome.value is not None:
@@ -74,7 +85,7 @@ class Outcomes:
             reason = reason or "abstained: every reward function returned None"
         elif not math.isfinite(total):
             reason = reason or "infinite: the weighted sum of the rewards is too large"
-        return Verdict(None if reason else total, parts, reason)
+        return Verdict(None, parts, reason) if reason else Verdict(total, parts, note)
 
     def _failure(self, function: int, reason: tuple[str, str], trace: str) -> Failure:
         kind, detail = reason

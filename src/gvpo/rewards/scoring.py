@@ -145,10 +145,11 @@ class Scoring:
         if works:
             self._succeeded.add(key[0])
         for call, reply in self._suspects.pop(key, []):
+            kind, detail = reply.failed or ("", "")
             if works:
-                self._note(call, Reply([self._functions[call.function].worst], [None]))  # type: ignore[attr-defined]
+                worst: float = self._functions[call.function].worst  # type: ignore[attr-defined]
+                self.outcomes.note_paid(call.function, (call.group, call.rows[0]), worst, (kind, detail))
             else:
-                kind, detail = reply.failed or ("", "")
                 self._fail(call, replace(reply, failed=(kind, f"{detail}, as on a harmless completion of this row")))
 
     def _note(self, call: Call, reply: Reply) -> None:

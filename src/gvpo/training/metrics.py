@@ -66,7 +66,7 @@ def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None, exact
 
 
 def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
-    """Means over the rows that have a reward; the share that has none."""
+    """Return means over the rows that have a reward; the share that has none, and the share paid the worst."""
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
     if not verdicts:
         return {}
@@ -75,6 +75,7 @@ def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
         "reward/mean": fmean(rewards or [math.nan]),
         "reward/std": pstdev(rewards or [math.nan]),
         "rows/failed": fmean(verdict.reward is None for verdict in verdicts),
+        "rows/paid_worst": fmean(verdict.reward is not None and verdict.reason != "" for verdict in verdicts),
     }
     for name in sorted({name for verdict in verdicts for name in verdict.parts}):
         parts = [part for verdict in verdicts if (part := verdict.parts.get(name)) is not None]

@@ -48,7 +48,7 @@ class Store {
     const reasons = this.coded.reason, finishes = this.coded.finish;
     let failed = 0, truncated = 0, weight = 0;
     for (let row = begin; row < end; row++) {
-      failed += reasons.names[reasons.codes[row]] !== "";
+      failed += this.reward[row] === null && reasons.names[reasons.codes[row]] !== "";
       truncated += finishes.names[finishes.codes[row]] === "length";
       weight = Math.max(weight, Math.abs(this.weight[row] ?? 0));
     }
