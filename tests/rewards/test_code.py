@@ -93,7 +93,7 @@ def test_built_in_comparisons(output, right, accepted):
         ("def f(n):\n    return 1 / n", "try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass", True),
         ("def f(n):\n    return 1", "try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass", False),
         ("class P:\n    def __init__(self, x): self.x = x\ndef f(p): return p.x", "p = P(1)\np.x = 2\nassert f(p) == 2", True),
-        ("def f(a):\n    a.append(1)", "a = []\nf(a)\nassert a == []", True),  # arguments are copies
+        ("def f(a):\n    a.append(1)", "a = []\nassert f(a) is None\nassert a == []", True),  # arguments are copies
         ("def f(): return 2**100, -2**70, {1: {2}}, b'x', 1j", "assert f() == (2**100, -2**70, {1: {2}}, b'x', 1j)", True),
         ("def f(kinds): return [int] + kinds", "assert f([str]) == [int, str]", True),
         ("print('noise')\nimport sys\nsys.stdin.read()\n" + ADD, TESTS, True),

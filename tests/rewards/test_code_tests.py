@@ -50,6 +50,11 @@ SHAPES = {
     # LiveCodeBench and those after it: cases with a function's name, one argument per line in JSON
     "livecodebench": ([{"input": "1", "output": "2", "testtype": "stdin"}], PROGRAM, {}),
     "livecodebench, function": ([{"input": "1", "output": "2", "testtype": "functional", "metadata": {"func_name": "f"}}], METHOD, {}),
+    "livecodebench, entry_point": ([{"input": "1", "output": "2", "testtype": "functional"}], METHOD, {"entry_point": "f"}),
+    "apps, entry_point": ({"inputs": [[1], [2]], "outputs": [2, 3]}, METHOD, {"entry_point": "Solution.f"}),
+    "function_call, entry_point": ([{"type": "function_call", "input": [1], "output": 2}], F, {"entry_point": "f"}),
+    "program with entry_point": ([{"input": "1", "output": "2"}], PROGRAM, {"entry_point": "main"}),
+    "stdin with entry_point": ({"type": "stdin_stdout", "inputs": [1], "outputs": [2]}, PROGRAM, {"entry_point": "main"}),
     "test_cases": (json.dumps({"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1", "output": "2"}]}), PROGRAM, {}),
     "test_cases, function": ({"test_cases": [{"type": "function_call", "fn_name": "f", "input": [1], "output": [2]}]}, F, {}),
     "cases in json": ([json.dumps({"input": "1", "output": "2"})], PROGRAM, {}),
@@ -108,15 +113,34 @@ UNSCORABLE = {
     "or true": ("assert f(1) == 2 or True", "compare what is returned, with `assert`", {}),
     "assert of a pair": ("assert (f(1) == 2, 'two')", "whether functions return", {}),
     "no assert, class": ("f(1) == 2", "whether functions return", {"entry_point": "Solution.f"}),
+    # tests that fail for every program, as they call nothing of the code
+    "false": ("assert False", "call nothing of the code, and fail for every program", {}),
+    "not written": ("raise NotImplementedError('later')", "every program .NotImplementedError: later.; write tests that", {}),
+    "by a text": ("import solution\nassert getattr(solution, 'f')(1) == 2", "name these in `entry_point`", {}),
+    "another process": ("import os\nassert os.system('f 1') == 0", "call nothing of the code", {}),
+    "ends its process": ("import os\nos._exit(0)\nassert f(1) == 2", "the tests end their process", {}),
+    "exit": ("exit()\nassert f(1) == 2", "pass for an empty program", {}),
+    "generator": ("def test_a():\n    yield f(1) == 2", "pass for an empty program", {}),
+    "with itself": ("assert f(1) == f(1)", "whether functions return", {}),
+    "not a number": ("assert f(1) != float('nan')", "whether functions return", {}),
+    "their own function": (f"{F}\nassert f(1) == 2", "pass for an empty program", {}),
+    "at exit": ("import atexit\n@atexit.register\ndef run():\n    assert f(1) == 2", "pass for an empty program", {}),
+    "in a thread": ("import threading\ndef run():\n    assert f(1) == 2\nthreading.Thread(target=run).start()", "pass for an empty program", {}),
     # programs that need to print nothing
     "no output": ([{"input": "1", "output": ""}], "accept an empty output", {}),
     "white space": ({"inputs": ["1", "2"], "outputs": ["\n", " "]}, "accept an empty output", {}),
     "any output": ([{"input": "1", "output": "2"}], "accept an empty output", {"checker": "print(1)"}),
     "any word": ([{"input": "1", "output": "2"}], "accepts 'None' and 'gvpo' alike", {"checker": "import sys\nprint(int(bool(open(sys.argv[3]).read())))"}),
+    "checker fails": ([{"input": "1", "output": "2"}], "the checker raises an error, or prints no number", {"checker": "raise ValueError"}),
     "prefix prints": ([{"input": "1", "output": "2"}], "pass for the column `prefix` alone", {"prefix": "print(2)\n"}),
     # what cannot be read
     "other keys": ([{"in": "", "out": ""}], r"have \['in', 'out'\]; write Python, or objects with `input`", {}),
     "lengths": ({"inputs": ["1", "2"], "outputs": ["2"]}, "2 inputs and 1 outputs", {}),
+    "null": ([{"input": "1", "output": None}], "a test's `output` is null", {}),
+    "pairs": ([["1\n", "2\n"]], r'lists of texts in a list; write each pair as an object, such as \{"input"', {}),
+    "pairs that are not Python": ([["3 4", "7"], ["1 2", "3"]], "lists of texts in a list", {}),
+    "pairs in json": ('[["one", "two"]]', "lists of texts in a list", {}),
+    "unnamed": ([{"input": "1", "output": "2", "testtype": "functional"}], "name no function; name it in `entry_point`", {}),
     "no runs": ({"inputs": [], "outputs": []}, "there are no tests", {}),
     "kind": ([1, 2], "neither Python nor objects but int", {}),
     "mixed": (["assert f(1) == 2", {"input": "1", "output": "2"}], "neither Python nor objects but dict, str", {}),
@@ -148,6 +172,12 @@ def test_nobody_is_judged_by_tests_that_cannot_tell(name):
     assert values == [None] * 4
     assert re.search(reason, said)
     assert "\n" not in said
+
+
+@isolated
+def test_programs_may_end_with_exit_as_under_python():
+    tests = [{"input": "1", "output": "2"}]
+    assert judge(tests, [f"{PROGRAM}\nexit()", f"{PROGRAM}\nquit(0)", f"{PROGRAM}\nexit(1)"]) == ([1.0, 1.0, 0.0], "")
 
 
 @isolated

@@ -7,6 +7,7 @@ is a test script: assertions, test functions and classes, or `check(candidate)` 
 
 import ast
 import builtins
+import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from gvpo.errors import RewardError
 SHAPES = (
     'Python, or objects with `input` and `output` (or `inputs` and `outputs`), such as {"input": "1", "output": "2"}'
 )
+_CALLS = ("functional", "function_call", "call_based")
 _INPUTS, _OUTPUTS = ("input", "inputs"), ("output", "outputs")
 # Data sets write the values that functions return in JSON, which has no tuples.
 _LISTED = """\
@@ -96,13 +98,14 @@ def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Fun
     listed = _names(names)
     if all(isinstance(item, str) for item in items):
         script = "\n".join(items)
+        _refuse_pairs(tests, script)
         tree = _parsed(script)
         called = dict.fromkeys([*(listed or called_names(script, setup)), *_imported(tree)])
         return Functions(script, tuple(called), tuple(_defined(tree)))
     if not all(isinstance(item, Mapping) for item in items):
         kinds = ", ".join(sorted({type(item).__name__ for item in items}))
         raise TestsError(f"tests are neither Python nor objects but {kinds}; write {SHAPES}")
-    cases = [case for item in items for case in _cases(item)]
+    cases = [case for item in items for case in _cases(item, listed)]
     if not cases:
         raise TestsError("there are no tests in the column `tests`; add some, or remove the problem")
     return _calls(cases, listed) if any(name for _, _, name in cases) else Programs(tuple(map(_run, cases)))
@@ -134,6 +137,19 @@ def _data(text: str) -> Any:
     return None
 
 
+def _refuse_pairs(tests: Any, script: str) -> None:
+    """Refuse lists of an input and an output, which are no script though each text may be Python."""
+    data = _data(tests) if isinstance(tests, str) else tests
+    if not isinstance(data, list | tuple) or not any(isinstance(each, list | tuple) for each in data):
+        return
+    with contextlib.suppress(TestsError):
+        if any(isinstance(node, ast.Call) for node in ast.walk(_parsed(script))):
+            return
+    raise TestsError(
+        'tests are lists of texts in a list; write each pair as an object, such as {"input": "1", "output": "2"}'
+    )
+
+
 def _names(names: Any) -> list[str]:
     """The names of `entry_point`; `Solution().f` is written in place of `Solution.f`."""
     names = names.tolist() if hasattr(names, "tolist") else names
@@ -147,14 +163,14 @@ _Case = tuple[Any, Any, str]
 """Input, output, and the function that is called, "" for a program."""
 
 
-def _cases(item: Mapping[str, Any], outer: str = "") -> Iterator[_Case]:
+def _cases(item: Mapping[str, Any], listed: Sequence[str], outer: str = "") -> Iterator[_Case]:
     """The cases of an object: one, or several side by side."""
-    name = _function(item) or outer
+    name = _function(item) or outer or _unnamed(item, listed)
     if "test_cases" in item:
         for each in _items(item["test_cases"]):
             if not isinstance(each, Mapping):
                 raise TestsError(f"test_cases has a {type(each).__name__}; write {SHAPES}")
-            yield from _cases(each, name)
+            yield from _cases(each, listed, name)
         return
     given, right = _column(item, _INPUTS), _column(item, _OUTPUTS)
     several = "inputs" in item or (isinstance(given, list) and isinstance(right, list) and not name)
@@ -177,11 +193,24 @@ def _function(item: Mapping[str, Any]) -> str:
     return next((str(name) for name in found if name), "")
 
 
+def _unnamed(item: Mapping[str, Any], listed: Sequence[str]) -> str:
+    """The name in `entry_point` where an object's cases are calls and do not say of what; "" for a program."""
+    kind = item.get("testtype") or item.get("type") or ""
+    given = next((item[key] for key in _INPUTS if isinstance(item.get(key), list | tuple)), "")
+    if kind in _CALLS or (listed and not kind and not all(isinstance(each, str) for each in given)):
+        if not listed:
+            raise TestsError(f"the tests are of type {kind!r} and name no function; name it in `entry_point`")
+        return listed[0]
+    return ""
+
+
 def _column(item: Mapping[str, Any], names: Sequence[str]) -> Any:
     for name in names:
         if item.get(name) is not None:
             value = item[name]
             return value.tolist() if hasattr(value, "tolist") else value
+    if any(name in item for name in names):
+        raise TestsError(f"a test's `{names[0]}` is null; write the text that is read or printed, or drop the test")
     raise TestsError(
         f"tests are neither Python nor objects with input and output but have {list(item)}; write {SHAPES}"
     )

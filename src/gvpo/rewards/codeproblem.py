@@ -58,9 +58,19 @@ class CodeProblem:
         """Return whether an output is right by the problem's checker."""
         if self.checker in CHECKERS:
             return CHECKERS[self.checker](output, right)
+        points = self.checked(given, right, output)
+        return points is not None and points >= ACCEPTED
+
+    def checked(self, given: str, right: str, output: str) -> float | None:
+        """Return the number that the problem's own checker prints; None if it fails or prints none."""
         files = {"input.txt": given, "answer.txt": right, "output.txt": output}
         judged = run_program(self.checker, "", self.limits, files=files)
-        return judged.code == 0 and _is_accepted(judged.output or b"")
+        if judged.code != 0:
+            return None
+        try:
+            return float((judged.output or b"").split()[0])
+        except (IndexError, ValueError):
+            return None
 
     def _prints(self, code: str, given: str, right: str, budget: "_Budget") -> bool:
         run = run_program(code, given, self.limits)
@@ -163,6 +173,8 @@ def _fault_of_outputs(problem: CodeProblem) -> str:
     if all(problem.accepts(given, right, "") for given, right in runs):
         return "the tests accept an empty output, so every program passes; correct `tests` or `checker`"
     own = problem.checker not in CHECKERS
+    if own and runs and problem.checked(*runs[0], runs[0][1]) is None:
+        return "the checker raises an error, or prints no number, for the tests' own output; correct `checker`"
     if own and all(problem.accepts(*run, output) for output in map(str, CONTRADICTING) for run in runs):
         return f"the checker accepts {' and '.join(map(repr, map(str, CONTRADICTING)))} alike; correct `checker`"
     return ""
@@ -180,6 +192,11 @@ def _fault_of_tests(problem: CodeProblem) -> str:
         return (
             f"the tests pass for an empty program, so they cannot fail (they call {called}); "
             "write tests that fail for wrong code, and name the functions that they call in `entry_point`"
+        )
+    if not problem.tests.names:
+        return (
+            f"the tests call nothing of the code, and fail for every program ({said.partition(': ')[2]}); "
+            "write tests that call its functions, or name these in `entry_point`"
         )
     if all(problem.passes(problem.tests.stub(value)) for value in CONTRADICTING):
         return (
@@ -200,10 +217,3 @@ def _cannot_run(said: str) -> str:
     if kind == "NameError":
         return f"the tests cannot run: {text}; define it in `setup`, or name it in `entry_point` if it is the code's"
     return f"the tests cannot run: {text if kind == 'Unreadable' else f'{said}; correct the data'}"
-
-
-def _is_accepted(printed: bytes) -> bool:
-    try:
-        return float(printed.split()[0]) >= ACCEPTED
-    except (IndexError, ValueError):
-        return False

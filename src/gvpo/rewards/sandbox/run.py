@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gvpo.errors import RewardError
 from gvpo.rewards.deadline import seconds_left
-from gvpo.rewards.sandbox.guest import PASSED
+from gvpo.rewards.sandbox.guest import BROKEN, PASSED
 from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
 from gvpo.rewards.sandbox.process import Ended, Jail, sealed
@@ -111,7 +111,9 @@ def run_tests(
                 os.close(descriptor)
         started = time.monotonic()
         said = _read(verdict[0], 1 << 16, _deadline(limits))
-        _checked(ours.end())
+        code = _checked(ours.wait(1.0) if said == b"" else ours.end()).code
+        if said == b"" and code is not None and code >= 0:
+            return False, f"{BROKEN}: Unreadable: the tests end their process; write tests that return"
         if said is None and _checked(theirs.end()).seconds < (time.monotonic() - started) / 2:
             raise RewardError("the sandbox for code did not start in time; give rewards.timeout more seconds")
     text = (said or b"").decode(errors="replace")
