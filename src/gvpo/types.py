@@ -129,8 +129,8 @@ class Verdict:
     Args:
         reward: the weighted sum, or None when the row has no usable reward.
         parts: each reward function's own value by name; None where it abstained or failed.
-        reason: why there is no reward (timeout, exception, nan, ...). With a reward it begins with "paid worst" and says
-            what the completion did to a function, which paid it the least that it pays; "" elsewhere.
+        reason: why there is no reward (timeout, exception, nan, ...). With a reward it begins with "paid worst" and
+            says what the completion did to a function, which paid it the least that it pays; "" elsewhere.
     """
 
     reward: float | None

@@ -227,6 +227,33 @@ def test_bombs_cost_a_mathematical_answer_its_reward(bombs):
     assert [(v.reward, v.reason) for v in verdicts] == [(0.0, "")] * len(bombs) + [(1.0, "")]
 
 
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        *[(gold, "too large to compute") for gold in ("9^{9^{9^9}}", "x = 2**10**10", "(10^9)!", "1e999999999")],
+        *[("9" * 20_000, "has 20000 characters, and at most 4000 are read"), ("so " * 2000, "in a box")],
+        *[(gold, "the answer is empty") for gold in ("", " ", r"\boxed{}", "$$", "We find it.\n#### ")],
+    ],
+)
+def test_nobody_is_judged_by_a_reference_answer_that_cannot_be_read(gold, reason):
+    pytest.importorskip("mpmath")
+    with RewardPool({"math_answer": REWARDS["math_answer"]}, workers=1) as pool:
+        (verdicts,) = pool.score([RewardBatch("p", [r"\boxed{7}", "no idea", gold], {"answer": gold})])
+    assert {v.reward for v in verdicts} == {None}
+    assert verdicts[0].reason.startswith("unscorable: math_answer cannot judge the row: the answer")
+    assert reason in verdicts[0].reason
+
+
+@pytest.mark.parametrize(
+    "gold", ["12:00", "05:00", "1:2", r"\infty", "100!", "2^{2008}", "10^{100}", r"\sqrt{-1}", "x=5", "0"]
+)
+def test_a_reference_answer_that_is_large_or_has_no_value_is_judged(gold):
+    pytest.importorskip("mpmath")
+    assert [
+        v.reward for v in judge(REWARDS["math_answer"], [rf"\boxed{{{gold}}}", "no idea"], columns={"answer": gold})
+    ] == [1, 0]
+
+
 @pytest.mark.parametrize("name", ["number_match", "gsm8k", "boxed_answer", "text_match", "json_match", "exact_match"])
 def test_bombs_cost_the_other_verifiers_nothing_but_the_reward(name):
     bombs = [*BOMBS, "#### 1e999999999", "1e-999999999", "[" * 200_000, '{"a":' * 100_000, "9" * 1_000_000, "1/0"]

@@ -195,7 +195,7 @@ def _fault_of_tests(problem: CodeProblem) -> str:
         )
     if not problem.tests.names:
         return (
-            f"the tests call nothing of the code, and fail for every program ({said.partition(': ')[2]}); "
+            f"the tests call nothing of the code, and fail for every program ({said.partition(': ')[2].rstrip(': ')}); "
             "write tests that call its functions, or name these in `entry_point`"
         )
     if all(problem.passes(problem.tests.stub(value)) for value in CONTRADICTING):

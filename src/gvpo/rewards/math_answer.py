@@ -15,15 +15,22 @@ from fractions import Fraction
 from typing import Any
 
 from gvpo.errors import RewardError
-from gvpo.rewards import mathvalues
+from gvpo.rewards import mathpython, mathtext, mathvalues
 from gvpo.rewards.base import Answer, RewardBatch, completion_text
 from gvpo.rewards.boxed import has_box, last_answer
+from gvpo.rewards.mathevaluate import NoValue, value
+from gvpo.rewards.mathparse import parsed, symbols
+from gvpo.rewards.mathrelations import assignment
+from gvpo.rewards.mathspelling import spelled
 from gvpo.rewards.number import parse_number
 from gvpo.rewards.pool import RewardPool
 from gvpo.rewards.process import in_worker
+from gvpo.rewards.reasons import no_value
 
 DEADLINE = 5.0
 """Seconds for an answer where no pool of the caller's has its own deadline."""
+MAX_GOLD = 4000
+"""Maximum number of characters of a reference answer; those of public data sets have 210."""
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|=|:)\s*:?", re.IGNORECASE)
 _AT_THE_END = re.compile(r"(?:\.\s.*|[\s.*]*)$")
 _lock = threading.Lock()
@@ -45,8 +52,9 @@ def math_answer(
         columns: not used.
 
     Returns:
-        k values: 1.0, 0.0, or None. None too, outside a pool, for an answer that takes longer than `DEADLINE`; a pool
-        gives the reason "timeout".
+        k values: 1.0, 0.0, or None. None has a reason (`no_value`) where `answer` is empty, of more than `MAX_GOLD`
+        characters, or a calculation whose result is too large. Outside a pool it is also the value of an answer that
+        takes longer than `DEADLINE`.
 
     Raises:
         RewardError: the extra `math` is not installed.
@@ -55,10 +63,43 @@ def math_answer(
     tolerances = [_tolerance(value) for value in ([None] * len(completions) if error is None else error)]
     if not in_worker():
         return _in_own_pool(completions, answer, error)
-    return [
-        None if gold is None else float(_is_right(completion_text(completion), gold_text(gold), tolerance))
-        for completion, gold, tolerance in zip(completions, answer, tolerances, strict=True)
-    ]
+    rows = enumerate(zip(completions, answer, tolerances, strict=True))
+    return [None if gold is None else _judged(row, text, gold_text(gold), error) for row, (text, gold, error) in rows]
+
+
+def _judged(row: int, completion: Answer, gold: str, tolerance: Fraction | None) -> float | None:
+    fault = _fault(gold)
+    if fault:
+        no_value(row, fault)
+        return None
+    return float(_is_right(completion_text(completion), gold, tolerance))
+
+
+@functools.lru_cache(maxsize=4096)
+def _fault(gold: str) -> str:
+    """Return why nobody can be right by a reference answer; "" if somebody can."""
+    if not gold.strip("$ \n"):
+        return "the answer is empty; fill it in, or remove the row"
+    if len(gold) > MAX_GOLD:
+        return f"the answer has {len(gold)} characters, and at most {MAX_GOLD} are read; put the final answer in a box"
+    if _has_no_value(gold):
+        return f"the answer {gold[:60]!r} has no value, or one that is too large to compute; correct it"
+    return ""
+
+
+def _has_no_value(gold: str) -> bool:
+    """Whether a reference answer is a calculation whose result cannot be computed, such as 9^{9^{9^9}}."""
+    _, text = assignment(mathtext.unwrapped(spelled(gold)))
+    if ":" in text:  # a time or a ratio, which has no value where a part is 0
+        return False
+    tree = parsed(mathpython.as_latex(text) or text)
+    if tree is None or symbols(tree):
+        return False
+    try:
+        value(tree)
+    except NoValue:
+        return True
+    return False
 
 
 def _require_installed() -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from gvpo.rewards.dispatch import Reply
 from gvpo.types import Verdict
 
-
 PAID_WORST = "paid worst"
 """The kind of the reasons of rows that have a reward: a function's lowest, because their completion made it fail."""
 

@@ -111,8 +111,8 @@ def run_tests(
                 os.close(descriptor)
         started = time.monotonic()
         said = _read(verdict[0], 1 << 16, _deadline(limits))
-        code = _checked(ours.wait(1.0) if said == b"" else ours.end()).code
-        if said == b"" and code is not None and code >= 0:
+        exit_code = _checked(ours.wait(1.0) if said == b"" else ours.end()).code
+        if said == b"" and exit_code is not None and exit_code >= 0:
             return False, f"{BROKEN}: Unreadable: the tests end their process; write tests that return"
         if said is None and _checked(theirs.end()).seconds < (time.monotonic() - started) / 2:
             raise RewardError("the sandbox for code did not start in time; give rewards.timeout more seconds")
