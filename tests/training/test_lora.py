@@ -55,6 +55,12 @@ def adapter_config(**changes: Any) -> peft.LoraConfig:
     return peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "down_proj"], **changes})
 
 
+def test_repeated_layers_of_an_architecture_that_lists_its_layers_are_refused(tmp_path: Path):
+    wanted = adapter_config(layer_replication=[[0, 2], [1, 2]])
+    with pytest.raises(ModelError, match="layer_replication does not work with Qwen2ForCausalLM"):
+        Trainer(model(), share(), config(tmp_path), ROWS, None, tokenizer(), peft_config=wanted)
+
+
 def policy(*, moved: bool = False) -> PreTrainedModel:
     adapted = model()
     lora.add_adapter(adapted, adapter_config())

@@ -1,6 +1,7 @@
 """What kind of adapter a model has, where that decides how it is trained, saved or merged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,20 @@ def changing_start(model: nn.Module) -> str | None:
 def repeats_layers(model: nn.Module) -> bool:
     """Whether the adapter makes several layers of one, which then share their weights."""
     return bool(lora.own_config(model).layer_replication)
+
+
+def require_layers(model: Any) -> None:
+    """Refuse an adapter that repeats layers of an architecture whose config lists the kind of each layer.
+
+    Raises:
+        ModelError: the list is shorter than the model has layers now, which transformers cannot compute with.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None)
+    if repeats_layers(model) and kinds is not None:
+        raise ModelError(
+            f"layer_replication does not work with {type(model).__name__}, whose config lists its layers one by one; "
+            "leave it out"
+        )
 
 
 def trains_whole_modules(model: nn.Module) -> bool:

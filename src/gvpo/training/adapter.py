@@ -103,6 +103,7 @@ def _adapt(policy: "PreTrainedModel", config: TrainConfig, peft_config: object |
 def _require_trainable(policy: "PreTrainedModel") -> None:
     if lora.is_adapted(policy):
         adapter_kinds.require_active(policy)
+        adapter_kinds.require_layers(policy)
         _refuse_mixed_precision(policy)
         policy.name_or_path = lora.named_base(policy)  # by its whole path, wherever the process goes
         note_origin(policy, policy.name_or_path)
