@@ -65,6 +65,15 @@ def test_the_losses_that_it_names_are_those_that_there_are():
 
 
 @pytest.mark.usefixtures("_place")
+def test_the_model_may_be_a_run():
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("model").rename("run/checkpoints/step-000002")
+    words = ["probe", "fit", "train.jsonl", "--model", "run", "--out", "p.safetensors", "--epochs", "1"]
+    assert main(words) == 0
+    assert main(["probe", "eval", "p.safetensors", "held-out.jsonl", "--model", "run"]) == 0
+
+
+@pytest.mark.usefixtures("_place")
 def test_from_groups_to_choices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     assert fit("--loss", "bce", "--layer", "1", "--token", "last", "--standardize") == 0
     said = capsys.readouterr()

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("groups", help="file or hub id with rows {prompt, completions, rewards}, or preference pairs")
-    parser.add_argument("--model", required=True, help="directory or hub id; with --endpoint its name there")
+    parser.add_argument("--model", required=True, help="directory, run or hub id; with --endpoint its name there")
     parser.add_argument("--endpoint", metavar="URL", help="of an OpenAI-compatible API, instead of a model here")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the probe goes")
     parser.add_argument("--layer", type=int, help="0 the embeddings, -1 the last (default: 26/32 of the depth)")
@@ -98,7 +98,7 @@ def _fit(options: argparse.Namespace) -> None:
     names = ("loss", "learning_rate", "epochs", "batch", "samples", "standardize", "seed")
     settings = FitSettings(**{name: getattr(options, name) for name in names})
     candidates = read_candidates(options.groups)
-    where = FeatureSource(options.model, options.endpoint, options.layer, options.token, options.dimensions)
+    where = FeatureSource(_model(options), options.endpoint, options.layer, options.token, options.dimensions)
     source = _opened(where, options)
     with _progress("embedding") as embedding, _progress("fitting") as fitting:
         fitted = fit_candidates(
@@ -190,7 +190,15 @@ def _loaded(path: Path) -> "QProbe":
 def _source_of(probe: "QProbe", options: argparse.Namespace) -> "Source":
     from gvpo.probe.sources import FeatureSource
 
-    return _opened(FeatureSource.of(probe, model=options.model, endpoint=options.endpoint), options)
+    return _opened(FeatureSource.of(probe, model=_model(options), endpoint=options.endpoint), options)
+
+
+def _model(options: argparse.Namespace) -> Any:
+    """Return the model that the options name; of a run, its newest checkpoint."""
+    from gvpo.cli.options import model_path
+
+    here = options.model is not None and options.endpoint is None
+    return model_path(options.model) if here else options.model
 
 
 def _opened(source: Any, options: argparse.Namespace) -> "Source":
