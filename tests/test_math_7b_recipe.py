@@ -179,7 +179,8 @@ def test_the_other_arms_differ_in_the_objective_alone(arm: str):
     ours, other = (load_config(find_recipe(name)).to_recipe() for name in ("math-7b", f"math-7b/{arm}"))
     assert [section for section, table in ours.items() if table != other[section]] == ["objective"]
     changed = {key for key, value in ours["objective"].items() if value != other["objective"][key]}
-    assert changed == {"name", "beta"}
+    assert changed == {"name", "beta", "reference"}  # these arms have no reference
+    assert other["objective"]["reference"] == "auto"
 
 
 @pytest.mark.skipif(

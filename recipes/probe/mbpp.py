@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 import gvpo
 from gvpo.policy.model import save_model
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rewards.code import parse_quietly
+from gvpo.rewards.codeforms import parse_quietly
 from gvpo.tasks import TASKS
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.FloorDiv, ast.FloorDiv: ast.Div}

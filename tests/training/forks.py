@@ -135,6 +135,7 @@ def _tell(number: int) -> None:
 
 def _child(words: Sequence[str], output: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and a job under nohup ignores this one
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

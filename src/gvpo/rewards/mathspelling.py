@@ -137,15 +137,22 @@ _REVERSED = re.compile(r"\s*([\[\]()])([^\[\]]*[,;][^\[\]]*)([\[\]()])\s*")
 def spelled(text: str) -> str:
     r"""Return `text` with one spelling for each thing: no $, \left or \!, \frac43 as \frac{4}{3}, \dfrac as \frac."""
     text = as_ascii(text)
-    if text.isdigit():
-        return text
-    text = _LINES.sub(_lines, _single_backslashes(text))
-    return _trimmed(_intervals("\\\\".join(map(_row, text.split("\\\\")))))
+    return text if text.isdigit() else _trimmed(_intervals(_respelled(text)))
+
+
+def spelled_problem(text: str) -> str:
+    """Return the text of a problem in the same spelling; all of its sentences stay, "for all x" at the end included."""
+    return _respelled(as_ascii(text))
 
 
 def compact(text: str) -> str:
     """Return `text` without white space, but for one space between two letters or two digits."""
     return re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", text)
+
+
+def _respelled(text: str) -> str:
+    text = _LINES.sub(_lines, _single_backslashes(text))
+    return "\\\\".join(map(_row, text.split("\\\\")))
 
 
 def _single_backslashes(text: str) -> str:

@@ -24,5 +24,5 @@ _WORD = re.compile(rf"[{_ALONE}]|\\?[^\W\d_{_ALONE}]+|\d+|\S")
 def words(text: str) -> tuple[str, ...]:
     """The words of a text in their one spelling: words, LaTeX commands, numbers, single signs."""
     joined = _JOIN.sub(r"\\\1", text)  # in an answer "1 and 2" is a list, "1, 2"; in a problem the word decides
-    plain = unicodedata.normalize("NFKC", _JOINED.sub(r"\1", mathspelling.spelled(joined))).lower()
+    plain = unicodedata.normalize("NFKC", _JOINED.sub(r"\1", mathspelling.spelled_problem(joined))).lower()
     return tuple(_WORD.findall(_DROPPED.sub(" ", _THOUSANDS.sub("", plain))))
