@@ -165,6 +165,11 @@ def online_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, A
     return toy.trainer(path, **settings).train(resume=resume)
 
 
+def checked_run(path: Path) -> None:
+    """Check a run on live samples, without training it."""
+    toy.trainer(path, checkpoint_verify=True).check()
+
+
 def killed_run(path: Path, step: int, rank: int, **settings: Any) -> None:
     """SIGKILL comes to a rank in the middle of a step."""
     learn = Learner.learn

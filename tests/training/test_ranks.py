@@ -312,6 +312,11 @@ def test_adapters_are_trained_on_many_ranks(tmp_path: Path):
         assert float((two[name] - tensor).norm() / tensor.norm()) < 1e-5, name
 
 
+def test_a_check_passes_on_every_rank(tmp_path: Path):
+    """Only the first rank writes what transformers saves, so the others cannot read a save of their own."""
+    assert [end.error for end in run_world(2, tmp_path, jobs.checked_run, tmp_path / "run")] == [None, None]
+
+
 def test_models_that_cannot_work_are_refused(tmp_path: Path):
     for end in run_world(2, tmp_path, jobs.unlike_models):
         assert end.error is not None

@@ -140,9 +140,9 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GvpoWarning)  # `train` says them
             path = self.config.run_dir or Path("runs")
-            check_place(path)
-            check_account(self.config)
-            try_save(self.config, self.model, self.tokenizer)
+            ranks.on_first(lambda: check_place(path))
+            ranks.on_first(lambda: check_account(self.config))
+            ranks.on_first(lambda: try_save(self.config, self.model, self.tokenizer))  # others would save nothing
             with self._setup().parts(path, resume=False):
                 return
 
