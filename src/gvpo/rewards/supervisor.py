@@ -10,7 +10,6 @@ child of the supervisor as soon as its own parent ends.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -18,15 +17,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gvpo.rewards import worker
 from gvpo.rewards.outputlog import OutputLog
+from gvpo.rewards.sandbox import children, kernel
 
-_PARENT_DEATH_SIGNAL, _SUBREAPER = 1, 36
-"""Options of Linux's prctl(2): the signal that a process gets when its parent ends, and the adoption of orphans."""
 _ROUNDS, _PAUSE = 1000, 0.005
 """Number of looks for descendants, and seconds between two of them: a killed process takes a moment to end."""
 _CHUNK = 1 << 16
@@ -40,42 +38,37 @@ def main(argument: str) -> NoReturn:
     """
     settings = json.loads(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _control_process(_SUBREAPER, 1)
-    (output, printed), (wake, woken) = os.pipe(), os.pipe()
-    os.set_blocking(woken, False)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, _note)
+    _on_linux(kernel.adopt_orphans)
+    output, printed = os.pipe()
+    ended = children.notice_ends()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        for descriptor in (output, wake, woken, settings["lifeline"]):
+        children.forget_ends(ended)
+        for descriptor in (output, settings["lifeline"]):
             os.close(descriptor)
         _become_worker(settings, printed, parent)
     for descriptor in (printed, settings["requests"], settings["replies"], settings["progress"]):
         os.close(descriptor)
     log = OutputLog(Path(settings["log"])) if settings["log"] else None
-    status = _watch(child, settings["lifeline"], wake, output, log)
+    status = _watch(child, settings["lifeline"], ended[0], output, log)
     status = _end_descendants(child, status)
     _copy_rest(output, log)
     _end_like(status)
 
 
-def _note(number: int, frame: Any) -> None:
-    """Let a signal wake `poll`; without a handler of Python's own it would not."""
-
-
-def _control_process(option: int, value: int) -> None:
+def _on_linux(ask_kernel: Callable[[], None]) -> None:
+    """Ask for what only Linux has; where it refuses, the other ways to end descendants have to do."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        with contextlib.suppress(OSError):
+            ask_kernel()
 
 
 def _become_worker(settings: Mapping[str, Any], printed: int, parent: int) -> NoReturn:
     """Serve calls in a session of its own, so that a reward's signals to its group do not reach the supervisor."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    _control_process(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    _on_linux(kernel.end_with_parent)
     if os.getppid() != parent:
         os._exit(1)
     if settings["log"]:
@@ -98,7 +91,7 @@ def _watch(child: int, lifeline: int, wake: int, output: int, log: OutputLog | N
             poll.unregister(output)
         if wake in ready:
             os.read(wake, _CHUNK)
-            status = _reap().get(child)
+            status = children.reap().get(child)
             if status is not None:
                 return status
 
@@ -118,36 +111,27 @@ def _copy_rest(output: int, log: OutputLog | None) -> None:
             pass
 
 
-def _reap() -> dict[int, int]:
-    """Return the statuses of the children that have ended, the worker and adopted ones."""
-    ended = {}
-    with contextlib.suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            ended[found[0]] = found[1]
-    return ended
-
-
 def _end_descendants(child: int, status: int | None) -> int | None:
     """Kill children, which orphans become too, until there are none; return the worker's status."""
     if status is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
     for _ in range(_ROUNDS):
-        status = _reap().get(child, status)
-        children = _children(child if status is None else None)
-        if not children:
+        status = children.reap().get(child, status)
+        running = _running(child if status is None else None)
+        if not running:
             break
-        for each in children:
+        for each in running:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(each, signal.SIGKILL)
         time.sleep(_PAUSE)
     return status
 
 
-def _children(known: int | None) -> list[int]:
+def _running(known: int | None) -> list[int]:
     """Return the children of this process; without Linux's /proc only the one that is known."""
     try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+        return children.living()
     except OSError:
         return [] if known is None else [known]
 

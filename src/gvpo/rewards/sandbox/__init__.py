@@ -5,6 +5,7 @@
     isolation.py does the jail hold on this machine?
     jail.py      runs in the jail's first processes: namespaces, limits, the end of everything that was started
     kernel.py    the system calls that Python has no names for
+    children.py  the children of a supervisor, of a worker's too
     guest.py     runs the code, or the tests, inside
     suite.py     runs the tests that a script only defines
     values.py    how values travel between the two

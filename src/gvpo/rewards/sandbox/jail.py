@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvpo.rewards.sandbox import guest, kernel
+from gvpo.rewards.sandbox import children, guest, kernel
 
 ROOT = "/proc"
 """Where the new root is built: a directory that every system has and that nothing the guest needs lies in."""
@@ -86,12 +86,12 @@ def _supervise(settings: Mapping[str, Any]) -> bool:
         else:
             kernel.adopt_orphans()
         start, go = os.pipe()
-        ended = _notice_ends()
+        ended = children.notice_ends()
         child = os.fork()
         if child == 0:
             os.close(go)
             os.read(start, 1)
-            _forget_ends(ended)
+            children.forget_ends(ended)
             return _become_guest(settings, uid, start)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal that the interpreter itself has a handler for
         kernel.hide_memory()
@@ -193,26 +193,6 @@ def _limit(settings: Mapping[str, Any]) -> None:
         resource.setrlimit(which, (min(soft, hard), hard))
 
 
-def _notice_ends() -> tuple[int, int]:
-    """Open a pipe that can be read when a child has ended, which any kernel and any filter allows."""
-    ended, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, _note)
-    return ended, woken
-
-
-def _note(number: int, frame: Any) -> None:
-    """Let a signal reach the pipe; without a handler it would not."""
-
-
-def _forget_ends(pipe: tuple[int, int]) -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for descriptor in pipe:
-        os.close(descriptor)
-
-
 def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> None:
     """Wait for the guest's end, the end of its time or of the host, and report how it ended and how long it ran."""
     lifeline, started = settings["lifeline"], time.monotonic()
@@ -225,29 +205,21 @@ def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> N
             break
         if ended[0] in ready:
             os.read(ended[0], 1 << 12)
-            code = _code_of(child)
-            if code is not None:
+            status = children.reap().get(child)  # orphans of the guest's are reaped too
+            if status is not None:
+                code = os.waitstatus_to_exitcode(status)
                 _report(settings["status"], code=code, seconds=time.monotonic() - started)
                 return
     os.kill(child, signal.SIGKILL)
     _report(settings["status"], late=True, seconds=time.monotonic() - started)
 
 
-def _code_of(child: int) -> int | None:
-    """Reap the children that have ended, orphans of the guest's too; return how `child` ended, None if it runs."""
-    code = None
-    with contextlib.suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            code = os.waitstatus_to_exitcode(found[1]) if found[0] == child else code
-    return code
-
-
 def _end_descendants() -> None:
     """Without a namespace: kill children, which orphans become too, until there are none."""
     while True:
         with contextlib.suppress(OSError):
-            for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            for child in children.living():
+                os.kill(child, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
