@@ -63,19 +63,19 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
     before = run.read_inputs()
-    if (
-        not run.read_metrics()
-    ):  # no step was made: the rewards that stopped the run have decided nothing, and may be fixed
+    fresh = not run.read_metrics()  # the rewards that stopped it have decided nothing, and may be fixed
+    if fresh:
         before |= {name: value for name, value in inputs.items() if name.startswith("reward ")}
-        runfiles.write_json(run.path / runfiles.INPUTS, before)
-    if BASE not in inputs:  # this run has no adapter, which its checkpoint says better
-        before.pop(BASE, None)
-    other = next((name for name in {**before, **inputs} if before.get(name) != inputs.get(name)), None)
+    # A run that has no adapter any more is refused for that by its checkpoint, which says it better.
+    kept = before if BASE in inputs else {name: value for name, value in before.items() if name != BASE}
+    other = next((name for name in {**kept, **inputs} if kept.get(name) != inputs.get(name)), None)
     if other is not None:
         raise RunError(
             f"{run.path} was started with another {other}; resume it with the same, or start a new run: leave out "
             "--resume and choose another run.dir"
         )
+    if fresh:
+        runfiles.write_json(run.path / runfiles.INPUTS, before)
 
 
 def _settings(file: Path) -> TrainConfig:
