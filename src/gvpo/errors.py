@@ -77,3 +77,8 @@ class TrainingError(GvpoError):
 
 class GvpoWarning(UserWarning):
     """The root of what the library warns of: a setting that works and rarely means what it says, a fall-back taken."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, on one line and not too long."""
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -23,7 +23,7 @@ def changing_start(model: nn.Module) -> str | None:
 
 
 def repeats_layers(model: nn.Module) -> bool:
-    """Whether the adapter makes several layers of one, which then share their weights."""
+    """Return whether the adapter makes several layers of one, which then share their weights."""
     return bool(lora.own_config(model).layer_replication)
 
 
@@ -42,13 +42,13 @@ def require_layers(model: Any) -> None:
 
 
 def trains_whole_modules(model: nn.Module) -> bool:
-    """Whether the adapter trains modules or tokens of its own besides its matrices."""
+    """Return whether the adapter trains modules or tokens of its own besides its matrices."""
     config = lora.own_config(model)
     return bool(config.modules_to_save or config.trainable_token_indices)
 
 
 def is_adapters_own(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter, active or not, and not to the base."""
+    """Return whether a parameter of that name belongs to an adapter, active or not, and not to the base."""
     return "lora_" in name or "modules_to_save." in name
 
 
@@ -66,7 +66,7 @@ def require_active(model: nn.Module) -> None:
 
 
 def is_at_base(model: nn.Module) -> bool:
-    """Whether an adapter changes nothing yet, exactly: then its base is the model as it is now."""
+    """Return whether an adapter changes nothing yet, exactly: then its base is the model as it is now."""
     from peft.utils import ModulesToSaveWrapper
 
     originals = {
@@ -78,7 +78,7 @@ def is_at_base(model: nn.Module) -> bool:
 
 
 def _is_neutral(name: str, parameter: Tensor, originals: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Whether one trainable parameter leaves the base's output as it is."""
+    """Return whether one trainable parameter leaves the base's output as it is."""
     parts = name.split(".")
     if any(part in parts for part in _FREE):
         return True

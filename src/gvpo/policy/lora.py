@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gvpo.config import TrainConfig
-from gvpo.errors import GvpoWarning, ModelError, RoundTripError
+from gvpo.errors import GvpoWarning, ModelError, RoundTripError, one_line
 from gvpo.policy.weightfiles import note_origin, origin_of, warn_of_changed_base
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def add_adapter(model: "PreTrainedModel", config: Any, *, seed: int = 0) -> None
         try:
             model.add_adapter(copy.deepcopy(config))
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise ModelError(f"this adapter does not fit the model: {_one_line(error)}") from error
+            raise ModelError(f"this adapter does not fit the model: {one_line(error)}") from error
     _prepare(model)
 
 
@@ -162,7 +162,7 @@ def read_config(directory: str | Path) -> Any:
     try:
         config = _peft().PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"there is no adapter {directory} here or on the hub ({_one_line(error)})") from error
+        raise ModelError(f"there is no adapter {directory} here or on the hub ({one_line(error)})") from error
     require_lora(config)
     return config
 
@@ -186,7 +186,7 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     try:
         found = set_peft_model_state_dict(model, dict(_stored(directory)), adapter_name=active_adapter(model))
     except (KeyError, RuntimeError) as error:
-        raise ModelError(f"the adapter in {directory} does not fit this model: {_one_line(error)}") from error
+        raise ModelError(f"the adapter in {directory} does not fit this model: {one_line(error)}") from error
     unlike = [*found.unexpected_keys, *(set(found.missing_keys) & dict(trainable(model)).keys())]
     if unlike:
         raise ModelError(f"the adapter in {directory} does not fit this model: {min(unlike)} differs")
@@ -292,7 +292,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ModelError(f"LoRA needs peft ({_one_line(error)}); pip install 'gvpo[lora]'") from error
+        raise ModelError(f"LoRA needs peft ({one_line(error)}); pip install 'gvpo[lora]'") from error
     return peft
 
 
@@ -378,7 +378,7 @@ def _stored(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     try:
         weights = load_peft_weights(str(directory), device="cpu")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the adapter in {directory} cannot be read: {_one_line(error)}; copy it again") from error
+        raise ModelError(f"the adapter in {directory} cannot be read: {one_line(error)}; copy it again") from error
     yield from ((name.removeprefix(_PREFIX), tensor) for name, tensor in weights.items())
 
 
@@ -389,7 +389,3 @@ def _base_files(directory: str | Path) -> str:
         return ""
     with safetensors.safe_open(file, "pt") as weights:
         return str((weights.metadata() or {}).get(_BASE_FILES, ""))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gvpo.errors import ModelError, RoundTripError
+from gvpo.errors import ModelError, RoundTripError, one_line
 from gvpo.policy import adapter_kinds, lora
-from gvpo.policy.model import load_model, next_logprobs, one_line, pretrained, save_model
+from gvpo.policy.model import load_model, next_logprobs, pretrained, save_model
 from gvpo.policy.roundtrip import LOGPROB_TOLERANCE, token_ids
 from gvpo.policy.tokenizer import load_tokenizer
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gvpo.downloads import from_hub
-from gvpo.errors import ModelError
+from gvpo.errors import ModelError, one_line
 from gvpo.policy import lora
 from gvpo.policy.endings import ending
 from gvpo.policy.generation_config import restore, save_beside, settle
@@ -358,8 +358,3 @@ def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logprobs: torch.Tensor = wide.log_softmax(-1)
     return logprobs
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line and not too long."""
-    return " ".join(str(error).split())[:300].rstrip(".")

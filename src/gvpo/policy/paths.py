@@ -201,9 +201,9 @@ def _synthetic_groups(model: Any) -> Sequence[Group]:
 
     The last prompt is longer than what a CPU's attention takes for short; a model of fewer positions goes without.
     """
-    low = range(min(model.get_input_embeddings().num_embeddings, 1000))
-    missing = missing_tokens(model)
-    known = [token for token in low if missing is None or not missing.among([token])]
+    low, missing = range(min(model.get_input_embeddings().num_embeddings, 1000)), missing_tokens(model)
+    unknown = set() if missing is None else set(missing.among(low))
+    known = [token for token in low if token not in unknown]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     generator = torch.Generator().manual_seed(0)
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.errors import ModelError
+from gvpo.errors import ModelError, one_line
 from gvpo.policy import lora
 from gvpo.policy.generation_config import GENERATION_CONFIG
-from gvpo.policy.model import one_line, quietly, save_model
+from gvpo.policy.model import quietly, save_model
 from gvpo.policy.roundtrip import verify_round_trip
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo.downloads import from_hub
-from gvpo.errors import DataError, GvpoWarning, ModelError
+from gvpo.errors import DataError, GvpoWarning, ModelError, one_line
 from gvpo.outage import is_out_of_memory
-from gvpo.policy.model import context_length, moved_to, one_line, quietly
+from gvpo.policy.model import context_length, moved_to, quietly
 from gvpo.policy.tokenizer import encode_prompt, load_tokenizer, not_found
 from gvpo.policy.weightfiles import weights_fingerprint
 from gvpo.types import Message, Prompt, Verdict

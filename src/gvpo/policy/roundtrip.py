@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.errors import GvpoWarning, ModelError, RoundTripError
+from gvpo.errors import GvpoWarning, ModelError, RoundTripError, one_line
 from gvpo.policy import adapter_kinds, lora
-from gvpo.policy.model import load_model, next_logprobs, one_line, pretrained, vocabulary_size
+from gvpo.policy.model import load_model, next_logprobs, pretrained, vocabulary_size
 from gvpo.policy.tokenizer import load_tokenizer, tokenizer_difference
 
 LOGPROB_TOLERANCE = 1e-4
@@ -202,7 +202,7 @@ def _is_same(own: Tensor | None, other: Tensor, *, rounded: bool) -> bool:
 
 
 def _is_mixed(model: PreTrainedModel) -> bool:
-    """Whether modules in float32 meet a half-precision base, which computes under autocast alone."""
+    """Return whether modules in float32 meet a half-precision base, which computes under autocast alone."""
     return model.dtype.itemsize < 4 and adapter_kinds.trains_whole_modules(model)
 
 
