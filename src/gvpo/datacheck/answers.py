@@ -204,7 +204,7 @@ def _other(case: _Case, done: Sequence[_Case]) -> _Case | None:
 
 
 def _differ(row: Row, other: Row) -> bool:
-    """Whether the answer of one row is known to be wrong for the other; of code, its tests tell."""
+    """Return whether the answer of one row is known to be wrong for the other; of code, its tests tell."""
     if row.answer is None or other.answer is None:
         return row.answer is other.answer and row.record.get("tests") != other.record.get("tests")
     return not any(_may_be_same(one, two) for one in _golds(row) for two in _golds(other))

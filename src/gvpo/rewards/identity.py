@@ -336,7 +336,7 @@ def _belongs_to_a_library(module: str | None) -> bool:
 
 @functools.cache
 def _is_in_a_library(file: Path) -> bool:
-    """Whether a file is Python's or an installed package's, wherever that was installed."""
+    """Return whether a file is Python's or an installed package's, wherever that was installed."""
     place = file.resolve()
     if {"site-packages", "dist-packages"} & set(place.parts) or any(map(place.is_relative_to, _LIBRARIES)):
         return True

@@ -239,7 +239,7 @@ def count_sentences(text: str) -> int:
 
 
 def _is_abbreviated(before: str, after: str) -> bool:
-    """Whether a full stop between two texts belongs to a title, an abbreviation or an initial (J. Smith).
+    """Return whether a full stop between two texts belongs to a title, an abbreviation or an initial (J. Smith).
 
     A single letter is an initial only where a name can be: before a word in capitals that begins no sentence, and after
     another name or a word such as "by". "See plan B. Then go." has two sentences.

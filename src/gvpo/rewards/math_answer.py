@@ -88,7 +88,7 @@ def _fault(gold: str) -> str:
 
 
 def _has_no_value(gold: str) -> bool:
-    """Whether a reference answer is a calculation whose result cannot be computed, such as 9^{9^{9^9}}."""
+    """Return whether a reference answer is a calculation whose result cannot be computed, such as 9^{9^{9^9}}."""
     _, text = assignment(mathtext.unwrapped(spelled(gold)))
     if ":" in text:  # a time or a ratio, which has no value where a part is 0
         return False

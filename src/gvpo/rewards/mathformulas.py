@@ -1,4 +1,4 @@
-r"""Whether two formulas, or two equations between formulas, are the same: by their values at points.
+r"""Return whether two formulas, or two equations between formulas, are the same: by their values at points.
 
 Constants are compared exactly where they are fractions, and by 40 digits elsewhere. Formulas with variables are
 compared at points that are spread over small and large, positive and negative, whole and broken numbers.
@@ -145,7 +145,7 @@ def is_real(*values: Value) -> bool:
 
 
 def _close(a: Value, b: Value) -> bool:
-    """Whether two values agree exactly, or to 40 digits if one of them is not a fraction."""
+    """Return whether two values agree exactly, or to 40 digits if one of them is not a fraction."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     a, b = _alike(a, b)
@@ -154,7 +154,7 @@ def _close(a: Value, b: Value) -> bool:
 
 
 def _vanishes(tree: Tree) -> bool:
-    r"""Whether a constant is 0 but for rounding errors, as \sin\pi is: with more digits it shrinks."""
+    r"""Return whether a constant is 0 but for rounding errors, as \sin\pi is: with more digits it shrinks."""
     coarse, fine = abs(value(tree)), abs(value(tree, digits=2 * DIGITS))
     return bool(fine == 0 or (coarse < _like(_SAME, coarse) and fine < coarse * _like(_SAME, coarse)))
 

@@ -1,4 +1,4 @@
-r"""Whether two mathematical answers are the same, by the conventions of docs/rewards.md.
+r"""Return whether two mathematical answers are the same, by the conventions of docs/rewards.md.
 
 An answer is taken apart from the outside: relations and names, lists and brackets, words, times and ratios, units,
 numbers, and formulas at last. What is too long, too deep or too large to compute is the same only as the same text.
@@ -136,7 +136,7 @@ def _is_relation(text: str) -> bool:
 
 
 def _same_sets(gold: str, written: str) -> bool | None:
-    """Whether two sets of real numbers are the same; None if one is not clearly a set, or not of numbers."""
+    """Return whether two sets of real numbers are the same; None if one is not clearly a set, or not of numbers."""
     if not (mathsets.is_about_sets(gold) or mathsets.is_about_sets(written)):
         return None
     names, others = mathsets.variables(gold), mathsets.variables(written)
@@ -220,7 +220,7 @@ def _in_order_of_names(parts: Sequence[str]) -> Sequence[str]:
 
 
 def _is_vector(form: Form) -> bool:
-    """Whether a form is a tuple that is no half-open interval, or a matrix of one column or one row."""
+    """Return whether a form is a tuple that is no half-open interval, or a matrix of one column or one row."""
     if form.kind == "tuple":
         return form.brackets in ("()", "[]")
     return bool(re.fullmatch(r"1(x1)*|\d+", form.brackets))
@@ -231,7 +231,7 @@ def _same_in_order(gold: Sequence[str], written: Sequence[str], error: Fraction 
 
 
 def _same_members(gold: Sequence[str], written: Sequence[str], error: Fraction | None) -> bool:
-    """Whether each member of one has a partner of its own in the other; those of the same text are partners."""
+    """Return whether each member of one has a partner of its own in the other; those of the same text are partners."""
     wanted, found = Counter(map(compact, gold)), Counter(map(compact, written))
     rest, free = list((wanted - found).elements()), list((found - wanted).elements())
     if len(rest) > MAX_MEMBERS:

@@ -45,7 +45,7 @@ class Outcomes:
         self._table: dict[tuple[int, int, int], Outcome] = {}
 
     def has(self, group: int, function: int) -> bool:
-        """Whether the first row of a group has an outcome of a function."""
+        """Return whether the first row of a group has an outcome of a function."""
         return (group, function, 0) in self._table
 
     def note(self, function: int, rows: Sequence[tuple[int, int]], reply: Reply) -> None:

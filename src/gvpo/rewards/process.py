@@ -124,7 +124,7 @@ class WorkerProcess:
         return 0
 
     def is_alive(self) -> bool:
-        """Whether the worker still holds its pipe."""
+        """Return whether the worker still holds its pipe."""
         poll = select.poll()
         poll.register(self.replies, select.POLLIN)
         return not any(event & select.POLLHUP for _, event in poll.poll(0))

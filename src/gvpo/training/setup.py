@@ -68,7 +68,7 @@ class Parts:
 
     @property
     def samples(self) -> bool:
-        """Whether training draws completions, in each step or once."""
+        """Return whether training draws completions, in each step or once."""
         return isinstance(self.source, LiveSource | SampledOnceSource)
 
 
