@@ -40,25 +40,25 @@ format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## rewrite docs/configuration.md from the settings
+docs: $(READY)  ## rewrite docs/reference/configuration.md from the settings
 	$(BIN)/python tools/configuration_page.py
 
-bench: bench-update bench-curves bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/benchmarks.md, JSON into runs/bench
+bench: bench-update bench-curves bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/internals/benchmarks.md, JSON into runs/bench
 
 bench-update: $(PEERS)
-	$(BIN)/python benchmarks/update_vs_trl.py --page docs/benchmarks.md --json runs/bench/update.json
+	$(BIN)/python benchmarks/update_vs_trl.py --page docs/internals/benchmarks.md --json runs/bench/update.json
 
 bench-sampling: $(PEERS)
-	$(BIN)/python benchmarks/sampling_vs_generate.py --page docs/benchmarks.md --json runs/bench/sampling.json
+	$(BIN)/python benchmarks/sampling_vs_generate.py --page docs/internals/benchmarks.md --json runs/bench/sampling.json
 
 bench-step: $(PEERS)
-	$(BIN)/python benchmarks/step_vs_trl.py --page docs/benchmarks.md --json runs/bench/step.json --svg docs/figures/step.svg
+	$(BIN)/python benchmarks/step_vs_trl.py --page docs/internals/benchmarks.md --json runs/bench/step.json --svg docs/figures/step.svg
 
 bench-curves: $(READY)
-	$(BIN)/python benchmarks/update_curves.py --page docs/benchmarks.md --json runs/bench/curves.json
+	$(BIN)/python benchmarks/update_curves.py --page docs/internals/benchmarks.md --json runs/bench/curves.json
 
 bench-gpu: $(READY)  ## the same on a GPU, in at most 8 minutes: exactness, then speed
-	$(BIN)/python benchmarks/gpu.py --page docs/benchmarks.md --json runs/bench/gpu.json
+	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json
 
 $(PEERS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trl]'

@@ -1,6 +1,6 @@
 """The update on a GPU: is it exact, how fast is it, how near to the bound; in minutes, with the table as a page's part.
 
-    python benchmarks/gpu.py [--device cuda] [--minutes 8] [--json FILE] [--page docs/benchmarks.md]
+    python benchmarks/gpu.py [--device cuda] [--minutes 8] [--json FILE] [--page docs/internals/benchmarks.md]
 
 First exactness, on two-layer models of real architectures: shared prompts against rows of their own (gradient, in
 float32 and bfloat16), a score pass against the push (the same bits), a small budget against a large one. Then speed:

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="put the table into this page, docs/benchmarks.md say")
+    parser.add_argument("--page", type=Path, help="put the table into this page, docs/internals/benchmarks.md say")
     parser.add_argument("--part", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

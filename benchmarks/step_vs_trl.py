@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path, help="draw reward against seconds here")
-    parser.add_argument("--page", type=Path, help="put the table into this page, docs/benchmarks.md say")
+    parser.add_argument("--page", type=Path, help="put the table into this page, docs/internals/benchmarks.md say")
     parser.add_argument("--part", nargs=3, metavar=("SIDE", "TASK", "SETTING"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")

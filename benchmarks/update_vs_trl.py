@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="put the tables into this page, docs/benchmarks.md say")
+    parser.add_argument("--page", type=Path, help="put the tables into this page, docs/internals/benchmarks.md say")
     parser.add_argument("--peak", nargs=4, metavar=("SIDE", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=4, metavar=("MEMORY", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()

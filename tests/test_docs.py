@@ -153,23 +153,27 @@ def test_every_metric_of_a_run_is_explained(demo):
     keys = {key.removesuffix("/last") for line in lines for key in line}
     rewards = json.loads((demo / "runs/demo/config.json").read_text())["rewards"]["funcs"]
     assert "train/loss/last" in lines[-1], "the run should have several updates a step"
-    assert keys - explained("run-directory.md", generic={f"reward/{name}" for name in rewards}) == set()
+    assert keys - explained("reference/run-directory.md", generic={f"reward/{name}" for name in rewards}) == set()
 
 
 def test_every_key_of_a_summary_is_explained(demo):
     summary = json.loads((demo / "runs/demo/summary.json").read_text())
-    assert set(summary) - explained("run-directory.md", generic=()) == set()
+    assert set(summary) - explained("reference/run-directory.md", generic=()) == set()
 
 
 def test_the_run_directory_page_lists_every_file(demo):
-    text = (ROOT / "docs/run-directory.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/run-directory.md").read_text(encoding="utf-8")
     names = {path.relative_to(demo / "runs/demo").parts[0] for path in (demo / "runs/demo").iterdir()}
     assert [name for name in sorted(names - {"warm-start"}) if name not in text] == []
     assert "warm-start" in text
 
 
 def test_every_page_is_in_the_index():
-    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
-    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
-    decisions = list((ROOT / "docs/decisions").glob("[0-9]*.md"))
-    assert [page.name for page in [*pages, *decisions] if f"{page.name})" not in index] == []
+    indexes = [ROOT / "docs/README.md", ROOT / "docs/reference/objectives/README.md"]
+    listed = {
+        (index.parent / target).resolve()
+        for index in indexes
+        for target in re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
+    }
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page not in indexes]
+    assert [str(page.relative_to(ROOT)) for page in pages if page not in listed] == []

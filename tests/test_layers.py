@@ -1,4 +1,4 @@
-"""Imports point down (docs/architecture.md): read from the source, so that a lazy import counts too."""
+"""Imports point down (docs/internals/architecture.md): read from the source, so that a lazy import counts too."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings themselves, so that the page cannot be wrong.
+"""Writes docs/reference/configuration.md from the settings themselves, so that the page cannot be wrong.
 
 `python tools/configuration_page.py` writes it; tests/test_docs.py fails while it is out of date.
 """
@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from gvpo.config import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig
 from gvpo.objectives import OBJECTIVES
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 
 INTRODUCTION = """\
 # Configuration

@@ -2,7 +2,7 @@
 
 Rows of the highest reward should become more likely. Where they become less likely for some updates, the probability
 goes to answers that nobody sampled, and accuracy falls; metrics that compare the rows of a group cannot see it
-(docs/troubleshooting.md#all-log-probs-fall).
+(docs/guides/troubleshooting.md#all-log-probs-fall).
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 LOWEST = -0.75
 """Nats per completion. Of runs with a known end the healthy ones stayed above -0.20, and nine of eleven that collapsed
-fell below -1.40; on other runs than those see docs/lab-log.md, 2026-11-30."""
+fell below -1.40; on other runs than those see docs/internals/lab-log.md, 2026-11-30."""
 
 UPDATES = 8
 """The mean is taken over at least this many updates, or over all where there were fewer."""
@@ -20,7 +20,7 @@ _SAMPLER, _REFERENCE = "offpolicy/logratio_best", "gvpo/logratio_mean_better"
 _OPTIMUM = "gvpo/logratio_optimum"
 _ADVICE = (
     "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
-    "{gvpo}; see docs/troubleshooting.md"
+    "{gvpo}; see docs/guides/troubleshooting.md"
 )
 _GVPO_ADVICE = (
     ", and give GVPO a larger objective.beta or, where the run samples, the nearer objective.reference='previous'"

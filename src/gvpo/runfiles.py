@@ -5,7 +5,7 @@
 
 Knows JSON, JSON lines and parquet; knows nothing of models, training or reports. The trainer writes through
 `gvpo.training.run`, the report reads through this module, and both agree on what stands here. Every key and column is
-explained in docs/run-directory.md.
+explained in docs/reference/run-directory.md.
 """
 
 import contextlib

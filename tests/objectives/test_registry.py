@@ -76,7 +76,7 @@ def test_the_examples_in_docstrings_run(module):
 
 @every
 def test_every_metric_and_keyword_is_explained_on_the_objectives_page(name):
-    pages = Path(__file__).parents[2] / "docs" / "objectives"
+    pages = Path(__file__).parents[2] / "docs" / "reference" / "objectives"
     text = (pages / f"{name}.md").read_text(encoding="utf-8")
     # A page may send its reader on: "As [`grpo`](grpo.md#metrics)".
     text += "".join((pages / page).read_text(encoding="utf-8") for page in re.findall(r"\((\w+\.md)#", text))

@@ -19,7 +19,7 @@ from gvpo.training import session as module
 from gvpo.training import sources
 from tests.training.toy import DIGITS, ROWS, lines, model, same, trainer, weights
 
-DOCUMENT = Path(__file__).parents[2] / "docs/run-directory.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/run-directory.md"
 
 
 def documented_keys() -> set[str]:

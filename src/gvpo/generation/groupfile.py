@@ -1,6 +1,6 @@
 """A file of scored groups, one JSON line a problem, and beside it the settings that it is made with.
 
-    groups.jsonl            rows as training/logged.py reads them back (docs/offline.md)
+    groups.jsonl            rows as training/logged.py reads them back (docs/guides/offline.md)
     groups.settings.json    going on with other settings is refused
 
 Knows files; nothing of models or rewards.

@@ -1,7 +1,7 @@
 """Objectives: pure functions from log-probs and rewards to a loss and its metrics, one paper a file.
 
 Each takes `logprobs` [B, T] (rows are completions) and keywords, and is differentiable through `logprobs` only. None
-knows a model, a device or a config; docs/objectives/ has a page for each.
+knows a model, a device or a config; docs/reference/objectives/ has a page for each.
 """
 
 from gvpo.objectives.base import Objective, ObjectiveOutput

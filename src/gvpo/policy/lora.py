@@ -1,7 +1,7 @@
 """LoRA: a small trained adapter on a frozen model, through peft.
 
 The policy stays the transformers model that it was; peft puts adapter layers into it. A `PeftModel` of the user's is
-taken apart to that same form (`unwrapped`), its modules shared. Why so: docs/decisions/0011-lora.md.
+taken apart to that same form (`unwrapped`), its modules shared. Why so: docs/internals/decisions/0011-lora.md.
 
 An adapter on disk is what PEFT and vLLM load: adapter_config.json and adapter_model.safetensors, and never the base.
 """

@@ -1,6 +1,6 @@
 """Candidates: prompts with completions, and with rewards where there are some. The rows of logged groups, as texts.
 
-Knows the form of the rows (docs/probe.md); nothing of features or probes. The texts of a file are held in memory.
+Knows the form of the rows (docs/guides/probe.md); nothing of features or probes. All texts of a file are in memory.
 """
 
 import math

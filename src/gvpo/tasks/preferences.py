@@ -6,7 +6,7 @@ prompt, completions, scores | ranks       k answers
 instruction, completions: [{response, overall_score}, ...]      UltraFeedback's own form
                      │
                      ▼
-prompt, completions, rewards              what docs/offline.md calls a logged group
+prompt, completions, rewards              what docs/guides/offline.md calls a logged group
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,8 @@
 
 rows (a file, a data set, a list) ──logged_groups──▶ LoggedGroup          Rollout ──generation.records──▶ rows
 
-Knows the form of the rows (docs/offline.md), and has preferences (docs/preferences.md) made into it; nothing of
-objectives, models or steps.
+Knows the form of the rows (docs/guides/offline.md), and has preferences (docs/guides/preferences.md) made into it;
+nothing of objectives, models or steps.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A step in numbers and in rows: the metrics line and the rollout file's rows (keys: docs/run-directory.md)."""
+"""A step in numbers and in rows: the metrics line and the rollout rows (keys: docs/reference/run-directory.md)."""
 
 import math
 from collections import Counter

@@ -70,7 +70,7 @@ class Trainer:
     """Post-train a causal language model: online with rewards, offline on groups or preferences, or on written answers.
 
     Under `torchrun` or `accelerate launch` every process makes one and calls `train`; the first of them writes
-    (docs/scaling.md).
+    (docs/guides/scaling.md).
 
     Args:
         model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
