@@ -20,7 +20,7 @@ _SAMPLER, _REFERENCE = "offpolicy/logratio_best", "gvpo/logratio_mean_better"
 _OPTIMUM = "gvpo/logratio_optimum"
 _ADVICE = (
     "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
-    "{gvpo}; see docs/guides/troubleshooting.md"
+    "{gvpo}; see `gvpo docs troubleshooting`"
 )
 _GVPO_ADVICE = (
     ", and give GVPO a larger objective.beta or, where the run samples, the nearer objective.reference='previous'"

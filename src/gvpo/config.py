@@ -170,7 +170,7 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0, description="0: off")
     stop_token_ids: list[int] = Field(default_factory=list, description="stop tokens besides the model's own")
     sampling_allow: list[str] = Field(
-        default_factory=list, description="what completions consist of alone: see docs/guides/decoding.md"
+        default_factory=list, description="what completions consist of alone: see `gvpo docs decoding`"
     )
     sampling_ban: list[str] = Field(default_factory=list, description="what completions have none of")
     tokens_per_batch: int = Field(default=65_536, ge=1, description="tokens held in the sampler's cache at once")

@@ -21,6 +21,7 @@ COMMANDS = {
     "decode": "complete prompts with some tokens, strings, characters or patterns excluded",
     "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
     "data": "look for what is wrong with a data set: leaked, repeated, unscorable, overlong rows",
+    "docs": "print a page of the documentation, or the list of pages",
     "init": "write a small project that trains: recipe, reward and data to make your own",
 }
 

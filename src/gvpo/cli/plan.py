@@ -160,9 +160,9 @@ def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
     if device.name == "t4" and use.half:
         yield "the T4 has no bfloat16 units; --compute-dtype float32 plans without"
     if device.count > 1:
-        yield "for several devices set train.sharding=full and start with torchrun (docs/guides/scaling.md)"
+        yield "for several devices set train.sharding=full and start with torchrun (`gvpo docs scaling`)"
     if device.kind == "cuda":
-        yield "the memory formulas are checked on a CPU, not on a GPU (docs/guides/doctor.md); time is a rough guide"
+        yield "the memory formulas are checked on a CPU, not on a GPU (`gvpo docs doctor`); time is a rough guide"
     yield "completions are taken to be as long as they may be; shorter ones need less"
 
 

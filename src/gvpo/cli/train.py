@@ -1,7 +1,6 @@
 """`gvpo train RECIPE [section.key=value ...]`."""
 
 import argparse
-import importlib.resources
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gvpo import runfiles
+from gvpo.cli.shipped import shipped_directory
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.recipefiles import load_config
@@ -93,16 +93,9 @@ def _print_summary(config: TrainConfig, summary: dict[str, Any], report: str) ->
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
 
 
-def recipes_directory() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or beside its source."""
-    package = Path(str(importlib.resources.files("gvpo")))
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
-
-
 def shipped() -> list[str]:
     """Names of the recipes that come with gvpo."""
-    root = recipes_directory()
+    root = shipped_directory("recipes")
     return sorted(_name(file, root) for file in root.glob("*/*.toml"))
 
 
@@ -117,7 +110,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         ConfigError: there is none; the shipped ones are listed.
     """
-    root = recipes_directory()
+    root = shipped_directory("recipes")
     candidates = [Path(name), Path(name) / "recipe.toml", root / name / "recipe.toml", root / f"{name}.toml"]
     for path in candidates:
         if path.is_file():

@@ -42,7 +42,7 @@ def math_answer(
     r"""1 where a completion's answer is the same mathematical object as `answer`, else 0.
 
     A completion's answer is the content of its last \boxed{...}; without a box, what follows the last "answer is" or
-    "answer:" on its line. `docs/reference/rewards.md` has the convention for every family of answers.
+    "answer:" on its line. `docs/reference/reward-functions.md` has the convention for every family of answers.
 
     Args:
         completions: k completions.

@@ -1,4 +1,4 @@
-r"""Return whether two mathematical answers are the same, by the conventions of docs/reference/rewards.md.
+r"""Return whether two mathematical answers are the same, by the conventions of docs/reference/reward-functions.md.
 
 An answer is taken apart from the outside: relations and names, lists and brackets, words, times and ratios, units,
 numbers, and formulas at last. What is too long, too deep or too large to compute is the same only as the same text.

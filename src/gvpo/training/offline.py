@@ -237,7 +237,7 @@ def warn_of_finite_support(objective: str) -> None:
         warnings.warn(
             "logged groups are finite and never cover the reference policy, so GVPO's unique optimum is not what this "
             "run goes to: completions outside the data are not held back; watch eval/accuracy and stop early "
-            "(docs/guides/offline.md)",
+            "(`gvpo docs offline`)",
             GvpoWarning,
             stacklevel=3,
         )

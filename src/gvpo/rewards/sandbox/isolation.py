@@ -50,12 +50,12 @@ def is_isolated() -> bool:
     if allowed:
         raise RewardError(
             f"{ALLOW_VARIABLE}=1 is refused for root, as untrusted code would run as root ({problem}); run gvpo as "
-            "another user (docker run --user 1000), or allow it to make namespaces (docs/reference/rewards.md, Code)"
+            "another user (docker run --user 1000), or allow it to make namespaces (`gvpo docs reward-functions`, Code)"
         )
     raise RewardError(
         f"code cannot be isolated on this machine ({problem}); allow it to make namespaces "
-        f"(docs/reference/rewards.md, Code), or set "
-        f"{ALLOW_VARIABLE}=1, as another user than root, to run untrusted code with limits only"
+        f"(`gvpo docs reward-functions`, Code), or set {ALLOW_VARIABLE}=1, "
+        "as another user than root, to run untrusted code with limits only"
     )
 
 

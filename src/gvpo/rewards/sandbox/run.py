@@ -127,7 +127,9 @@ def _deadline(limits: Limits) -> float:
 
 def _checked(ended: Ended) -> Ended:
     if ended.error:
-        raise RewardError(f"the sandbox for code cannot be built: {ended.error}; see docs/reference/rewards.md, Code")
+        raise RewardError(
+            f"the sandbox for code cannot be built: {ended.error}; see `gvpo docs reward-functions`, Code"
+        )
     return ended
 
 

@@ -1,0 +1,44 @@
+"""`gvpo docs [PAGE]`: print a page of the documentation of this version."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from gvpo.cli.shipped import shipped_directory
+from gvpo.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("page", nargs="?", help="name of a page; without it, the names of all pages are printed")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one page, or the list of pages."""
+    found = pages()
+    if options.page is None:
+        print("\n".join(f"{name:26} {title(file)}" for name, file in found.items()))
+    elif options.page in found:
+        print(found[options.page].read_text(encoding="utf-8"), end="")
+    else:
+        near = difflib.get_close_matches(options.page, found, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`gvpo docs` lists all pages"
+        raise ConfigError(f"there is no page {options.page!r}; {hint}")
+    return 0
+
+
+def pages() -> dict[str, Path]:
+    """Return the file of each page by its name: guides first, then reference and internals."""
+    root = shipped_directory("docs")
+    parts = ("guides", "reference", "internals")
+    return {name(file): file for part in parts for file in sorted((root / part).rglob("*.md"))}
+
+
+def name(file: Path) -> str:
+    """Return the name of a page: that of its file, or of the directory that it introduces."""
+    return file.parent.name if file.stem == "README" else file.stem
+
+
+def title(file: Path) -> str:
+    """Return the title of a page, which is its first line."""
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

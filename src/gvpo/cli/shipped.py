@@ -1,0 +1,11 @@
+"""The recipes and pages that come with gvpo."""
+
+import importlib.resources
+from pathlib import Path
+
+
+def shipped_directory(name: str) -> Path:
+    """Return a directory of the repository that the wheel contains too: `recipes` or `docs`."""
+    package = Path(str(importlib.resources.files("gvpo")))
+    inside = package / name
+    return inside if inside.is_dir() else package.parents[1] / name
