@@ -20,10 +20,10 @@ from typing import Any
 from gvpo.cli.train import find_recipe
 from gvpo.collapse import UPDATES, CollapseWatch
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import layer, read_recipe
 from gvpo.errors import GvpoWarning
-from gvpo.recipefiles import layer, read_recipe
 from gvpo.runfiles import METRICS, SUMMARY, read_json, read_metrics
-from gvpo.training.recipe import WARM_START, train_recipe
+from gvpo.training.warm_start import WARM_START, train_recipe
 
 SETS: dict[str, dict[str, Any]] = {
     "short-0": {"seed": 0},

@@ -14,10 +14,10 @@ from typing import Any
 
 from gvpo.cli.train import find_recipe
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import layer, read_recipe
 from gvpo.errors import GvpoWarning
-from gvpo.recipefiles import layer, read_recipe
 from gvpo.runfiles import SUMMARY, read_json
-from gvpo.training.recipe import train_recipe
+from gvpo.training.warm_start import train_recipe
 
 ARMS: dict[str, dict[str, Any]] = {
     "gvpo": {},

@@ -16,9 +16,9 @@ from typing import Any
 from gvpo import runfiles
 from gvpo.cli.train import find_recipe
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import layer, read_recipe
 from gvpo.errors import GvpoWarning
-from gvpo.recipefiles import layer, read_recipe
-from gvpo.training.recipe import WARM_START, train_recipe
+from gvpo.training.warm_start import WARM_START, train_recipe
 
 BETAS = (0.05, 0.1, 0.2, 0.4)
 FRESH = ("model_init", "vocabulary", "warm_start_steps")

@@ -24,7 +24,10 @@ from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, Top
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from gvpo.decoding import (
+from gvpo.model import load_model
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
+from gvpo.sampling.draw import inverse_cdf
+from gvpo.sampling.exclusion import (
     CompiledExclusion,
     compile_exclusion,
     effective_size,
@@ -32,10 +35,7 @@ from gvpo.decoding import (
     parse_exclusion,
     sequence_weights,
 )
-from gvpo.decoding.exclusion import State, exclude
-from gvpo.policy import load_model
-from gvpo.policy.fresh import fresh_tokenizer
-from gvpo.sampling.draw import inverse_cdf
+from gvpo.sampling.exclusion.exclusion import State, exclude
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, PROMPT, LENGTH, SHORT = 96, 24, 48, 8

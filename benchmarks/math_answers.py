@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from gvpo.rewards import RewardBatch, RewardPool, math_answer
-from gvpo.rewards.math_answer import gold_text
+from gvpo.rewards.math.math_answer import gold_text
 
 SOURCES = {
     "math500/test.jsonl": "answer",

@@ -7,7 +7,7 @@ group through the layers, S = sum(C) through the head:
     attention   4 D a pair of query and allowed key in each layer, D = heads x head width; backward 8 D
     head        2 S V H; backward 4 S V H, and 2 S V H more where its weights c come too late and logits are made twice
 
-Times are those of torch.mm and torch.bmm into memory that is there already, or of `gvpo.policy.products` where that is
+Times are those of torch.mm and torch.bmm into memory that is there already, or of `gvpo.model.matmul` where that is
 faster. Attention's are of rectangles with as many pairs as the triangles allow.
 """
 
@@ -21,7 +21,7 @@ from measure import now
 from torch import Tensor
 
 from gvpo import Group
-from gvpo.policy.products import is_fast, product
+from gvpo.model.matmul import is_fast, product
 
 HEAD_ROWS = 512
 """Tokens of a product with the head; all of them at once would time page faults."""

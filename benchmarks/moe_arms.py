@@ -13,10 +13,10 @@ from typing import Any
 
 from gvpo.cli.train import find_recipe
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import read_recipe
 from gvpo.errors import GvpoWarning
-from gvpo.recipefiles import read_recipe
 from gvpo.runfiles import SUMMARY, read_json, read_metrics
-from gvpo.training.recipe import train_recipe
+from gvpo.training.warm_start import train_recipe
 
 ARMS = {"gspo": "moe", "grpo": "moe/grpo", "grpo-replay": "moe/grpo-replay", "gvpo": "moe/gvpo"}
 """The first arm makes the warm start that the others train from."""

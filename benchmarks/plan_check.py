@@ -179,7 +179,7 @@ def _status(key: str) -> float:
 
 
 def _measure(case: Case) -> dict[str, float]:
-    from gvpo.training.heap import keep_freed_memory
+    from gvpo.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # not where the environment sets the allocator
     tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
@@ -196,9 +196,9 @@ def _measure(case: Case) -> dict[str, float]:
 def _run(case: Case, mark: Callable[[str], None]) -> None:
     """A small step, so that the optimizer's moments exist, and the case's own."""
     from gvpo.config import TrainConfig
-    from gvpo.policy.model import checkpoint_activations, load_model
-    from gvpo.policy.reference import Reference
-    from gvpo.training import optim
+    from gvpo.model.model import checkpoint_activations, load_model
+    from gvpo.model.reference import Reference
+    from gvpo.training import optimizer as optim
 
     model = load_model(init=case.model)
     model.train()
@@ -218,7 +218,7 @@ def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], 
     import torch
 
     from gvpo.objectives import gvpo
-    from gvpo.training.update import group_backward, score
+    from gvpo.update.group_backward import group_backward, score
 
     def precision() -> contextlib.AbstractContextManager[Any]:
         return torch.autocast("cpu", dtype=torch.bfloat16) if workload.half else contextlib.nullcontext()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gvpo.report import write_report
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from tests.report.browser import CHROMIUM, Browser
 
 WORDS = ("so", "the", "sum", "of", "both", "sides", "is", "now", "equal", "half", "its", "area", "carry", "one", "two")

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from gvpo import Trainer, load_model
 from gvpo.cli.train import find_recipe
 from gvpo.config import TrainConfig
-from gvpo.policy.fresh import EOS, PAD, UNKNOWN, fresh_tokenizer
-from gvpo.policy.model import save_model
-from gvpo.recipefiles import read_recipe
+from gvpo.config.recipe import read_recipe
+from gvpo.data.tasks.addition import problems
+from gvpo.model.fresh_tokenizer import EOS, PAD, UNKNOWN, fresh_tokenizer
+from gvpo.model.model import save_model
 from gvpo.rewards import load
-from gvpo.tasks.addition import problems
-from gvpo.training.recipe import warm_start_config
+from gvpo.training.warm_start import warm_start_config
 
 GROUP_SIZE = 8
 RAGGED_VOCABULARY = 32_000

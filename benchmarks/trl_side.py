@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from gvpo import Group
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.objectives.grpo import STD_EPSILON
-from gvpo.policy.fresh import fresh_tokenizer
 
 OFFLINE: dict[str, Any] = {"use_cpu": True, "report_to": "none", "gradient_checkpointing": False}
 """Checkpointing is TRL's default and costs time; without it TRL is at its fastest."""

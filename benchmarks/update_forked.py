@@ -23,8 +23,8 @@ import torch
 from transformers import PreTrainedModel
 
 import gvpo
+from gvpo.model.model import load_model
 from gvpo.objectives import gvpo as objective
-from gvpo.policy.model import load_model
 
 SIZE = {
     "vocab_size": 32000,

@@ -126,7 +126,7 @@ def _measure(point: Point) -> float:
     """MiB at the peak of one update above the model."""
     import torch
 
-    from gvpo.policy.model import checkpoint_activations, load_model
+    from gvpo.model.model import checkpoint_activations, load_model
 
     torch.set_num_threads(1)
     tiny = load_model(init={**MODEL, "num_hidden_layers": 1, "vocab_size": 512})
@@ -154,7 +154,7 @@ def _update(model: Any, point: Point) -> None:
 def _backward(model: Any, groups: Sequence[Any], budget: int) -> None:
     """An update whose coefficients depend on its log-probs: the reference is a little off."""
     from gvpo.objectives import gvpo
-    from gvpo.training.update import group_backward
+    from gvpo.update.group_backward import group_backward
 
     referred = [
         replace(group, completions=[replace(row, ref_logprobs=[-10.0] * len(row.tokens)) for row in group.completions])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gvpo
-from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 
 
 def rising(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 import gvpo
-from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 
 STEPS, BETA = 60, 0.1
 

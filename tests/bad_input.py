@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from gvpo.policy.model import save_model
+from gvpo.model.model import save_model
 from tests.fakes import byte_tokenizer, tiny_model
 
 BASE = """

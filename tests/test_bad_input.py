@@ -13,7 +13,7 @@ import torch
 import gvpo
 from gvpo.cli.main import main
 from gvpo.errors import ConfigError, DataError, GvpoError, ModelError, RewardError
-from gvpo.training.recipe import train_recipe
+from gvpo.training.warm_start import train_recipe
 from tests.bad_input import furnish
 from tests.fakes import byte_tokenizer, tiny_model
 

@@ -18,7 +18,7 @@ import pytest
 from gvpo.cli.main import COMMANDS
 from gvpo.cli.train import find_recipe
 from gvpo.config import FIELDS, SECTIONS, TrainConfig
-from gvpo.recipefiles import flatten, parse_overrides
+from gvpo.config.recipe import flatten, parse_overrides
 from gvpo.runfiles import read_metrics
 from tools import configuration_page
 

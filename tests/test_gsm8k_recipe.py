@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from gvpo import runfiles
 from gvpo.cli.main import main
 from gvpo.cli.train import find_recipe
-from gvpo.policy.model import load_model, save_model
-from gvpo.policy.tokenizer import load_tokenizer
-from gvpo.recipefiles import load_config
-from gvpo.rewards.gsm8k import final_number, gold_answer
-from gvpo.tasks.gsm8k import INSTRUCTION
+from gvpo.config.recipe import load_config
+from gvpo.data.tasks.gsm8k import INSTRUCTION
+from gvpo.model.model import load_model, save_model
+from gvpo.model.tokenizer import load_tokenizer
+from gvpo.rewards.verifiers.gsm8k import final_number, gold_answer
 
 REAL = Path(os.environ.get("GVPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "gsm8k"
 pytestmark = [

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from gvpo.cli.train import find_recipe
-from gvpo.policy.model import save_model
-from gvpo.recipefiles import load_config
+from gvpo.config.recipe import load_config
+from gvpo.model.model import save_model
 from gvpo.rewards import REWARDS
 from tests.fakes import byte_tokenizer, tiny_model
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gvpo.cli.train import find_recipe
-from gvpo.policy.fresh import fresh_tokenizer
-from gvpo.recipefiles import load_config
+from gvpo.config.recipe import load_config
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 REAL = Path(os.environ.get("GVPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "preference"

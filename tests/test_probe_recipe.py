@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from gvpo.cli.main import main
+from gvpo.data import is_comparison
 from gvpo.rewards import code_tests, gsm8k
 from gvpo.rewards.sandbox.isolation import isolation_problem
-from gvpo.tasks import is_comparison
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("GVPO_TEST_DATA", ROOT.parent / "shared" / "data")) / "mbpp" / "mbpp.jsonl"

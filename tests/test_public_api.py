@@ -10,16 +10,15 @@ import gvpo
 
 PACKAGES = (
     "objectives",
-    "generation",
     "rewards",
-    "tasks",
+    "data",
+    "data.check",
     "sampling",
-    "policy",
-    "decoding",
+    "sampling.exclusion",
+    "model",
     "evaluation",
     "probe",
     "report",
-    "datacheck",
 )
 
 
@@ -74,9 +73,9 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import gvpo",
-        "import gvpo.rewards, gvpo.tasks, gvpo.types, gvpo.config",
+        "import gvpo.rewards, gvpo.data, gvpo.types, gvpo.config",
         "import gvpo.report",
-        "import gvpo.datacheck",
+        "import gvpo.data.check",
         "from gvpo.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
         "from gvpo.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
         "from gvpo.cli.main import main\ntry:\n    main(['eval', '--help'])\nexcept SystemExit:\n    pass",

@@ -8,8 +8,8 @@ from typing import TextIO
 
 import pytest
 
+from gvpo.progress import StepProgress
 from gvpo.terminal import Lasting, lasting_error, lasting_streams
-from gvpo.training.progress import StepProgress
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")

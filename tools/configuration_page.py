@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python tools/configuration_page.py` from src/gvpo/config.py; change the settings there. -->
+<!-- Written by `python tools/configuration_page.py` from src/gvpo/config/settings.py; change the settings there. -->
 
 A recipe is TOML in the sections below, and names only what differs from the defaults. The same settings are flat in
 Python. A field's name is its key, with the section in front where the key alone would be ambiguous:

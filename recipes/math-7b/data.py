@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvpo.rewards.gsm8k import gold_answer
-from gvpo.tasks import load_records
-from gvpo.tasks.generated import INSTRUCTION
-from gvpo.tasks.math import answer_of
+from gvpo.data import load_records
+from gvpo.data.tasks.generated import INSTRUCTION
+from gvpo.data.tasks.math import answer_of
+from gvpo.rewards.verifiers.gsm8k import gold_answer
 
 
 def gsm8k_row(row: Mapping[str, Any]) -> dict[str, Any]:

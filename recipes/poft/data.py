@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gvpo.tasks import load_records
+from gvpo.data import load_records
 
 
 def spoilt(rows: Sequence[Mapping[str, Any]], share: float) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gvpo.recipefiles import load_config
-from gvpo.tasks import load_records
+from gvpo.config.recipe import load_config
+from gvpo.data import load_records
 
 LONGEST = 250
 """Letters of a prompt with its longer answer: the recipes' context is 256 tokens."""

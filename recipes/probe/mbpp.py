@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import gvpo
-from gvpo.policy.model import save_model
+from gvpo.data import TASKS
+from gvpo.model.model import save_model
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rewards.codeforms import parse_quietly
-from gvpo.tasks import TASKS
+from gvpo.rewards.code.forms import parse_quietly
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.FloorDiv, ast.FloorDiv: ast.Div}
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import gvpo
-from gvpo.generation import records
-from gvpo.policy.fresh import fresh_tokenizer
-from gvpo.policy.model import save_model
+from gvpo.data import TASKS
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
+from gvpo.model.model import save_model
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Encoded, collect
-from gvpo.tasks import TASKS
+from gvpo.rollout.collect import Encoded, collect
+from gvpo.rollout.group_file import records
 
 NAMES, THINGS = ("Ann", "Ben", "Eve", "Tom"), ("pens", "eggs", "coins", "books")
 MORE, LESS = ("buys", "finds"), ("loses", "gives away")

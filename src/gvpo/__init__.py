@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from gvpo import errors, objectives, rewards
     from gvpo.config import TrainConfig
     from gvpo.errors import GvpoError, GvpoWarning, MissingLogprobs
+    from gvpo.model.model import load_model
+    from gvpo.model.tokenizer import load_tokenizer
     from gvpo.objectives import ObjectiveOutput
-    from gvpo.policy.model import load_model
-    from gvpo.policy.tokenizer import load_tokenizer
     from gvpo.report import write_report
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
-    from gvpo.training.heap import keep_freed_memory
-    from gvpo.training.hub import push_to_hub
-    from gvpo.training.online import Trainer
-    from gvpo.training.update import Scored, UpdateOutput, group_backward, score
+    from gvpo.training.allocator import keep_freed_memory
+    from gvpo.training.checkpoint.publish import push_to_hub
+    from gvpo.training.trainer import Trainer
     from gvpo.types import Completion, Group, PreferencePair, Problem, Verdict
+    from gvpo.update.group_backward import Scored, UpdateOutput, group_backward, score
 
 __all__ = [
     "Completion",
@@ -62,18 +62,18 @@ _HOME = {
     "Problem": "gvpo.types",
     "Request": "gvpo.sampling",
     "SamplingParams": "gvpo.sampling",
-    "Scored": "gvpo.training.update",
+    "Scored": "gvpo.update.group_backward",
     "TrainConfig": "gvpo.config",
-    "Trainer": "gvpo.training.online",
+    "Trainer": "gvpo.training.trainer",
     "TransformersSampler": "gvpo.sampling.transformers",
-    "UpdateOutput": "gvpo.training.update",
+    "UpdateOutput": "gvpo.update.group_backward",
     "Verdict": "gvpo.types",
-    "group_backward": "gvpo.training.update",
-    "keep_freed_memory": "gvpo.training.heap",
-    "load_model": "gvpo.policy.model",
-    "load_tokenizer": "gvpo.policy.tokenizer",
-    "push_to_hub": "gvpo.training.hub",
-    "score": "gvpo.training.update",
+    "group_backward": "gvpo.update.group_backward",
+    "keep_freed_memory": "gvpo.training.allocator",
+    "load_model": "gvpo.model.model",
+    "load_tokenizer": "gvpo.model.tokenizer",
+    "push_to_hub": "gvpo.training.checkpoint.publish",
+    "score": "gvpo.update.group_backward",
     "write_report": "gvpo.report",
 }
 

@@ -4,8 +4,8 @@
           rollouts/step-000010.parquet  checkpoints/step-000100/  report.html
 
 Knows JSON, JSON lines and parquet; knows nothing of models, training or reports. The trainer writes through
-`gvpo.training.run`, the report reads through this module, and both agree on what stands here. Every key and column is
-explained in docs/reference/run-directory.md.
+`gvpo.training.checkpoint.run_directory`, the report reads through this module, and both agree on what stands here.
+Every key and column is explained in docs/reference/run-directory.md.
 """
 
 import contextlib

@@ -137,6 +137,6 @@ def test_the_name_of_a_benchmark_stands_for_its_place_on_the_hub(place: Path, mo
         asked.append(data)
         return []
 
-    monkeypatch.setattr("gvpo.datacheck.read_rows", rows)
+    monkeypatch.setattr("gvpo.data.check.read_rows", rows)
     main(["data", "check", "clean.jsonl", "--against", "math500,bench.json", "aime24"])
     assert asked == ["clean.jsonl", BENCHMARKS["math500"].hub_id, "bench.json", BENCHMARKS["aime24"].hub_id]

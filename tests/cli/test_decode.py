@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gvpo.cli.main import main
-from gvpo.policy.model import save_model
+from gvpo.model.model import save_model
 from tests.training.toy import model, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins

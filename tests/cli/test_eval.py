@@ -9,7 +9,7 @@ import pytest
 
 from gvpo.cli.main import main
 from gvpo.evaluation.benchmarks import BENCHMARKS
-from gvpo.policy.model import save_model
+from gvpo.model.model import save_model
 from gvpo.rewards.sandbox.isolation import isolation_problem
 from gvpo.sampling.transformers import TransformersSampler
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model

@@ -9,10 +9,10 @@ import torch
 
 from gvpo.cli.main import main
 from gvpo.config import TrainConfig
-from gvpo.policy.model import save_model
+from gvpo.model.model import save_model
+from gvpo.rollout.logged_groups import logged_groups
 from gvpo.sampling.transformers import TransformersSampler
-from gvpo.training.logged import logged_groups
-from gvpo.training.online import Trainer
+from gvpo.training.trainer import Trainer
 from tests.training.toy import ROWS, model, tokenizer
 
 pytestmark = [

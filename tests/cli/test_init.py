@@ -8,9 +8,9 @@ import pytest
 
 from gvpo.cli.init import write_project
 from gvpo.cli.main import main
+from gvpo.config.recipe import load_config
+from gvpo.data import load_records
 from gvpo.errors import ConfigError
-from gvpo.recipefiles import load_config
-from gvpo.tasks import load_records
 
 GVPO = [sys.executable, "-m", "gvpo.cli.main"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gvpo.cli.main import main
-from gvpo.policy.model import load_model, save_model
+from gvpo.model.model import load_model, save_model
 from tests.training.toy import DIGITS, lines, model, tokenizer, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins

@@ -11,7 +11,7 @@ import pytest
 from gvpo.cli.main import main
 from gvpo.cli.probe import LOSSES
 from gvpo.errors import ModelError
-from gvpo.policy.model import save_model
+from gvpo.model.model import save_model
 from gvpo.probe import losses
 from gvpo.probe.hidden import HiddenFeatures
 from gvpo.probe.qprobe import QProbe

@@ -65,7 +65,7 @@ def test_resume_may_stand_anywhere_and_goes_on(
 ):
     run_dir = tmp_path / "demo"
     with monkeypatch.context() as patch:
-        patch.setattr("gvpo.training.sources.LiveSource.rollout", _interrupt)
+        patch.setattr("gvpo.rollout.sources.LiveSource.rollout", _interrupt)
         assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 130
     assert "gvpo: stopped at once; go on with: gvpo train demo/rloo " in capsys.readouterr().err
     assert not (run_dir / "summary.json").exists()
@@ -80,7 +80,7 @@ def _interrupt(*_: object) -> None:
 
 def test_without_a_directory_a_free_one_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gvpo.training.recipe.train_recipe", _began := Began())
+    monkeypatch.setattr("gvpo.training.warm_start.train_recipe", _began := Began())
     for _ in range(2):
         with pytest.raises(Began):
             main(["train", "demo/rloo"])

@@ -8,11 +8,11 @@ from gvpo.evaluation.benchmarks import BENCHMARKS
 from gvpo.evaluation.jobs import Job, Judges, PoolOptions, prompts, result, run_job
 from gvpo.evaluation.results import Result
 from gvpo.evaluation.templates import TEMPLATES
-from gvpo.generation import GroupFile
+from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import SamplingParams
 from gvpo.types import Problem
 from tests.fakes import byte_tokenizer
-from tests.generation.scripted import Scripted
+from tests.rollout.scripted import Scripted
 
 GSM8K = BENCHMARKS["gsm8k"]
 PROBLEMS = [Problem("1+1?", "a", {"answer": "2"}), Problem("1+2?", "b", {"answer": "3"})]

@@ -7,7 +7,7 @@ import pytest
 
 from gvpo.evaluation import Evaluation, evaluate, is_right
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Encoded
+from gvpo.rollout.collect import Encoded
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.types import Completion, Problem

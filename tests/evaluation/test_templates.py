@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from gvpo.data import problems_from_records
 from gvpo.errors import ConfigError
 from gvpo.evaluation.benchmarks import BENCHMARKS, Benchmark
 from gvpo.evaluation.jobs import prompts
 from gvpo.evaluation.templates import EXAMPLES, TEMPLATES, answer_inside, find_template, inside_answer
 from gvpo.rewards import RewardBatch, RewardPool, gsm8k
-from gvpo.tasks import problems_from_records
 from gvpo.types import Problem
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gvpo.errors import ModelError
 from gvpo.planning import read_architecture
 from gvpo.planning.files import local_config
-from gvpo.policy.paths import _fusable, why_not_shared
+from gvpo.update.choose_path import _fusable, why_not_shared
 
 SIZES = {
     "vocab_size": 1000,

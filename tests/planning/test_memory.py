@@ -10,10 +10,10 @@ from gvpo.planning import Device, Workload, checkpoint_bytes, estimate_memory, r
 from gvpo.planning import memory as formulas
 from gvpo.planning.memory import activation_bytes, cache_bytes
 from gvpo.planning.workload import rectangles
-from gvpo.policy import logprobs
-from gvpo.policy.packing import lay_out, plan
 from gvpo.sampling import cache
 from gvpo.types import Completion, Group
+from gvpo.update import head
+from gvpo.update.layouts.packed import lay_out, plan
 
 CPU = Device("cpu", "cpu", 0, 1, 1)
 GPU = Device("gpu", "cuda", 0, 1, 1)
@@ -53,7 +53,7 @@ def test_micro_batches_are_those_of_the_update(budget, shared):
 
 def test_the_heads_chunks_are_those_of_the_update():
     for name in ("CHUNK_BYTES", "DEFAULT_CHUNK_BYTES", "BLOCK_ELEMENTS", "FEWEST_ROWS"):
-        assert getattr(formulas, name) == getattr(logprobs, name)
+        assert getattr(formulas, name) == getattr(head, name)
 
 
 def test_the_caches_room_is_the_samplers():
@@ -97,10 +97,10 @@ def test_checkpointing_keeps_each_layers_input_alone():
 
 def test_a_checkpoint_on_the_disk_is_as_large_as_said(tmp_path):
     from gvpo.config import TrainConfig
-    from gvpo.policy.model import load_model
-    from gvpo.policy.reference import Reference
-    from gvpo.training import optim
-    from gvpo.training.checkpoint import Checkpoints, TrainerState
+    from gvpo.model.model import load_model
+    from gvpo.model.reference import Reference
+    from gvpo.training import optimizer as optim
+    from gvpo.training.checkpoint.files import Checkpoints, TrainerState
     from tests.fakes import byte_tokenizer
 
     case = plan_check.CASES["llama-2048"]

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gvpo.errors import DataError
-from gvpo.generation import records
 from gvpo.probe.data import candidates, read_candidates
-from gvpo.rollout import Rollout
+from gvpo.rollout.collect import Rollout
+from gvpo.rollout.group_file import records
 from gvpo.types import Completion, Group, Problem, Verdict
 
 CHAT = [{"role": "user", "content": "?"}]

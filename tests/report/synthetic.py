@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 
 CONFIG = {
     "run": {"dir": "runs/demo", "seed": 0},

@@ -10,7 +10,7 @@ from gvpo.report.data import load_run
 from gvpo.report.tokens import byte_alphabet
 from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.synthetic import chain, make_run
 

@@ -17,7 +17,7 @@ from gvpo.report.charts import sections
 from gvpo.report.data import load_run
 from gvpo.report.page import SCRIPTS, asset, embed
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from tests.report.synthetic import CONFIG, chain, make_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!--"

@@ -4,7 +4,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from gvpo.report.data import load_run
 from gvpo.report.tokens import Pieces, byte_alphabet
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 
 TEXT = 'The "naïve" sum\n of 𝛑 and 漢字 is 7 🙂!'
 

@@ -8,7 +8,7 @@ from gvpo.report.data import load_run
 from gvpo.report.groups import BLOCK_ROWS, read_step, run_index, token_blocks
 from gvpo.report.viewer import pack, spread, viewer_data
 from gvpo.runfiles import RolloutRow
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 
 
 def row(group: str, index: int, step: int = 1, **changes) -> RolloutRow:

@@ -1,7 +1,7 @@
 """How the tables of mathematical answers are judged."""
 
-from gvpo.rewards.math_answer import final_answer, gold_text
-from gvpo.rewards.mathvalues import same_answer
+from gvpo.rewards.math.math_answer import final_answer, gold_text
+from gvpo.rewards.math.values import same_answer
 
 
 def table(families: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:

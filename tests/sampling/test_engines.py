@@ -7,13 +7,13 @@ import torch
 
 from gvpo.errors import ConfigError
 from gvpo.evaluation.templates import STOPS_OF_A_FUNCTION
-from gvpo.policy.model import save_model
-from gvpo.policy.weightfiles import weights_fingerprint
+from gvpo.model.model import save_model
+from gvpo.model.weight_files import weights_fingerprint
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.engines import ENGINES, EngineOptions, open_engine
 from gvpo.sampling.stops import StopTexts
 from gvpo.sampling.transformers import TransformersSampler
-from tests.generation.scripted import Scripted
+from tests.rollout.scripted import Scripted
 from tests.training.toy import model, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")

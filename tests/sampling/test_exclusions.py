@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from gvpo.decoding import compile_exclusion, parse_exclusion, score_allowed
 from gvpo.errors import ConfigError
 from gvpo.sampling import Request, SamplingParams, support_warning
+from gvpo.sampling.exclusion import compile_exclusion, parse_exclusion, score_allowed
 from gvpo.sampling.transformers import TransformersSampler
 from tests.fakes import byte_tokenizer, tiny_model
 

@@ -115,7 +115,7 @@ def serve(output: str) -> None:
     import gvpo.cli.main
     import gvpo.cli.train
     import gvpo.report
-    import gvpo.training.recipe  # noqa: F401
+    import gvpo.training.warm_start  # noqa: F401
     import tests.training.toy
 
     torch.set_num_threads(1)

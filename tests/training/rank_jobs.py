@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from gvpo import runfiles
 from gvpo.errors import DataError, GvpoWarning
 from gvpo.objectives import gvpo, sft
-from gvpo.training import ranks, sharding
 from gvpo.training.learner import Learner
-from gvpo.training.online import Trainer
-from gvpo.training.passes import Forwards, Placed
-from gvpo.training.update import UpdateOutput, group_backward, score
+from gvpo.training.trainer import Trainer
+from gvpo.update.distributed import fsdp, ranks
+from gvpo.update.group_backward import UpdateOutput, group_backward, score
+from gvpo.update.passes import Forwards, Placed
 from tests.fakes import tiny_model
 from tests.naive import double_precision, gradients, random_groups, relative_error
 from tests.training import toy
@@ -58,14 +58,14 @@ def _update(
     true, expected = _one_process(kind, dtype, objective, budget)
     model = tiny_model(kind, dtype=dtype)
     if wrapped == "fsdp2":
-        sharding.shard(model, half=False)
+        fsdp.shard(model, half=False)
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     policy = nn.parallel.DistributedDataParallel(model) if wrapped == "ddp" else model
     own = [group for group, owner in zip(GROUPS, owners, strict=True) if owner == ranks.rank()]
     with exact(model, dtype):
         output = group_backward(policy, own, OBJECTIVES[objective], tokens_per_microbatch=budget)
         scored = score(policy, own, tokens_per_microbatch=budget)
-    found = {name: sharding.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
+    found = {name: fsdp.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
     assert found.keys() == expected.keys()
     rows = _rows(owners)
     return {
@@ -97,12 +97,12 @@ def _routed_update(wrapped: str, owners: tuple[int, ...], budget: int) -> dict[s
     expected = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
     model = tiny_model("qwen3_moe", dtype=torch.float64)
     if wrapped == "fsdp2":
-        sharding.shard(model, half=False)
+        fsdp.shard(model, half=False)
     policy = nn.parallel.DistributedDataParallel(model) if wrapped == "ddp" else model
     own = [group for group, owner in zip(groups, owners, strict=True) if owner == ranks.rank()]
     with double_precision(model):
         output = group_backward(policy, own, gvpo, **routed)
-    found = {name: sharding.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
+    found = {name: fsdp.full(each.grad).clone() for name, each in model.named_parameters() if each.grad is not None}
     metrics = {name: float((output.metrics[name] - value).abs()) for name, value in true.metrics.items()}
     return {
         "gradient": relative_error(found, expected),
@@ -233,7 +233,7 @@ def unlike_models() -> None:
 def split_model() -> None:
     """The model comes in parts."""
     model = toy.model()
-    sharding.shard(model, half=False)
+    fsdp.shard(model, half=False)
     Trainer(model, toy.share(), args=toy.config(), train_dataset=toy.ROWS, processing_class=toy.tokenizer())
 
 

@@ -14,14 +14,14 @@ import torch
 
 from gvpo.errors import TrainingError
 from gvpo.planning import devices
+from gvpo.rollout.sources import usable
 from gvpo.training import budget as module
+from gvpo.training.allocator import keep_freed_memory, release
 from gvpo.training.budget import Budget, find_budget
-from gvpo.training.heap import keep_freed_memory, release
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
-from gvpo.training.sources import usable
-from gvpo.training.update import score
 from gvpo.types import Completion, Group
+from gvpo.update.group_backward import score
 from tests.training.toy import config, groups, lines, model, same, stopped_at, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:GVPO with objective.reference")

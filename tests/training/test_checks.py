@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError
-from gvpo.policy.fresh import fresh_tokenizer
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Encoded
+from gvpo.rollout.collect import Encoded
 from gvpo.training.checks import check_columns, check_demonstrations, check_files, check_fit, check_prompts
-from gvpo.training.recipe import train_recipe
+from gvpo.training.warm_start import train_recipe
 from gvpo.types import Completion, Problem
 from tests.training.toy import config, model, tokenizer
 

@@ -8,13 +8,13 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from gvpo.errors import GvpoWarning
-from gvpo.policy.fresh import fresh_tokenizer
-from gvpo.policy.merge import merge_adapter
-from gvpo.policy.model import load_model
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
+from gvpo.model.merge import merge_adapter
+from gvpo.model.model import load_model
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.engines import open_engine
-from gvpo.training.online import Trainer
-from tests.policy.test_endings import CHATML
+from gvpo.training.trainer import Trainer
+from tests.model.test_endings import CHATML
 from tests.training.toy import DIGITS, INIT, config, share
 
 ROWS = [{"prompt": digit, "completion": digit} for digit in DIGITS]

@@ -13,12 +13,12 @@ import torch
 
 from gvpo import runfiles
 from gvpo.errors import CheckpointError, GvpoError, GvpoWarning, RunError, TrainingError
-from gvpo.outage import explained, is_out_of_memory
+from gvpo.rollout.sources import LiveSource
 from gvpo.runfiles import RolloutRow
-from gvpo.training.checkpoint import Checkpoints, TrainerState, load, verify
+from gvpo.system_errors import explained, is_out_of_memory
+from gvpo.training.checkpoint.files import Checkpoints, TrainerState, load, verify
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
-from gvpo.training.run import RunDirectory
-from gvpo.training.sources import LiveSource
 from tests.training.faults import InlinePool, Killed, faulty_disk, forbidden, full_disk, killed
 from tests.training.toy import lines, model, same, tokenizer, trainer, weights
 
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 }
 FAILURES = (killed, full_disk, forbidden)
 STRIDE = 13
-POOL = "gvpo.training.rewards.RewardPool"
+POOL = "gvpo.rollout.rewards.RewardPool"
 
 
 @pytest.fixture(autouse=True)

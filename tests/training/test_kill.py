@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gvpo import runfiles
-from gvpo.training.run import locked
+from gvpo.training.checkpoint.run_directory import locked
 from tests.training.forks import Child, Forks, forks
 from tests.training.toy import lines
 

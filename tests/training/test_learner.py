@@ -10,12 +10,12 @@ import torch
 
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
+from gvpo.rollout.sources import TrainingGroup, usable
 from gvpo.training import learner as module
 from gvpo.training.learner import Learner, Update
 from gvpo.training.objective import build_objective
-from gvpo.training.sources import TrainingGroup, usable
-from gvpo.training.update import Scored, group_backward, score
 from gvpo.types import Completion, Group
+from gvpo.update.group_backward import Scored, group_backward, score
 from tests.training.toy import config, groups, model, same, weights, with_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore:GVPO with objective.reference")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from gvpo.rollout.sources import TrainingGroup, usable
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
-from gvpo.training.sources import TrainingGroup, usable
-from gvpo.training.update import score
+from gvpo.update.group_backward import score
 from tests.training.toy import config, groups, model
 
 pytestmark = pytest.mark.filterwarnings(

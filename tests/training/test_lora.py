@@ -12,31 +12,19 @@ from transformers import PreTrainedModel
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, ModelError, RoundTripError, RunError
-from gvpo.policy import lora
-from gvpo.policy.model import load_model, save_model
-from gvpo.policy.reference import AdapterReference
-from gvpo.training.checkpoint import verify
+from gvpo.model import lora
+from gvpo.model.model import load_model, save_model
+from gvpo.model.reference import AdapterReference
+from gvpo.rollout.sources import TrainingGroup
+from gvpo.training.checkpoint.files import verify
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
-from gvpo.training.online import Trainer
-from gvpo.training.recipe import train_recipe
-from gvpo.training.sources import TrainingGroup
-from gvpo.training.update import score
-from tests.policy.test_lora import move
-from tests.training.test_recipe import recipe
-from tests.training.toy import (
-    ROWS,
-    config,
-    groups,
-    lines,
-    model,
-    same,
-    share,
-    stopped_at,
-    tokenizer,
-    trainer,
-    weights,
-)
+from gvpo.training.trainer import Trainer
+from gvpo.training.warm_start import train_recipe
+from gvpo.update.group_backward import score
+from tests.model.test_lora import move
+from tests.training.test_warm_start import recipe
+from tests.training.toy import ROWS, config, groups, lines, model, same, share, stopped_at, tokenizer, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the base model was not loaded from anywhere"

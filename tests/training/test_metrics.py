@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from gvpo.evaluation import Evaluation
-from gvpo.rollout import Rollout
+from gvpo.rollout.collect import Rollout, failures
+from gvpo.rollout.sources import TrainingGroup, usable
 from gvpo.training.learner import Learned, Update
-from gvpo.training.metrics import evaluation_metrics, failures, rollout_rows, step_metrics, trained_rows
-from gvpo.training.sources import TrainingGroup, usable
-from gvpo.training.update import Row, UpdateOutput
+from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics, trained_rows
 from gvpo.types import Completion, Group, Problem, Verdict
+from gvpo.update.group_backward import Row, UpdateOutput
 
 NO_REWARD = Verdict(None, {"right": 1.0, "short": None}, "timeout: short gave no answer in 10 s")
 VERDICTS = [

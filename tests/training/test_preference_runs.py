@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from gvpo import runfiles
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RunError
 from gvpo.training import reference_scores
-from gvpo.training.interrupt import Stopped
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
-from gvpo.training.online import Trainer
-from gvpo.training.recipe import train_recipe
-from gvpo.training.run import RunDirectory
+from gvpo.training.signals import Stopped
+from gvpo.training.trainer import Trainer
+from gvpo.training.warm_start import train_recipe
 from gvpo.types import PreferencePair
 from tests.training.toy import DIGITS, INIT, config, lines, model, same, tokenizer, trainer, weights
 

@@ -11,10 +11,10 @@ import pytest
 from gvpo import runfiles
 from gvpo.cli.main import main
 from gvpo.errors import RewardError
-from gvpo.rewards import outputlog
-from gvpo.training.setup import REWARDS_LOG
-from tests.rewards import attackers
-from tests.rewards.test_attacks import ends, linux
+from gvpo.training.build import REWARDS_LOG
+from gvpo.workers import output_log
+from tests.rewards.pool import attackers
+from tests.rewards.pool.test_attacks import ends, linux
 from tests.training.toy import lines, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
@@ -132,9 +132,9 @@ def test_odd_rewards_that_answer_are_fine(tmp_path: Path, reward: Any):
 
 def test_the_newest_megabytes_of_prints_are_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run(tmp_path, attackers.shout)
-    parts = [tmp_path / name for name in (REWARDS_LOG, REWARDS_LOG + outputlog.OLDER)]
+    parts = [tmp_path / name for name in (REWARDS_LOG, REWARDS_LOG + output_log.OLDER)]
     size = sum(part.stat().st_size for part in parts)
-    assert outputlog.LIMIT / 2 < size <= outputlog.LIMIT < 8 * 10_100_000
+    assert output_log.LIMIT / 2 < size <= output_log.LIMIT < 8 * 10_100_000
     assert parts[0].read_bytes().startswith(b"[gvpo: earlier output is in rewards.log.1, older output is gone]\n")
     assert "xxx" not in "".join(capfd.readouterr())
 
@@ -197,7 +197,7 @@ def test_the_run_that_stopped_goes_on_once_the_reward_is_mended(tmp_path: Path, 
     words = ["train", str(recipe), "run.dir=run"]
     assert main(words) == 2
     assert not (tmp_path / "run/metrics.jsonl").read_text()
-    monkeypatch.setattr("gvpo.training.rewards.load", lambda name, **_: returning(0.0))
+    monkeypatch.setattr("gvpo.rollout.rewards.load", lambda name, **_: returning(0.0))
     assert main([*words, "--resume"]) == 0
     assert len(lines(tmp_path / "run")) == 2
 

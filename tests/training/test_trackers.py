@@ -10,10 +10,10 @@ import pytest
 from gvpo import runfiles
 from gvpo.errors import ConfigError
 from gvpo.training import trackers as module
-from gvpo.training.recipe import train_recipe
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.trackers import Trackers
-from tests.training.test_recipe import recipe as warm
+from gvpo.training.warm_start import train_recipe
+from tests.training.test_warm_start import recipe as warm
 from tests.training.toy import config, lines, stopped_at, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}

@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gvpo.config import TrainConfig
-from gvpo.policy.fresh import fresh_tokenizer
-from gvpo.policy.model import load_model
-from gvpo.rollout import Encoded, Rollout
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
+from gvpo.model.model import load_model
+from gvpo.rollout.collect import Encoded, Rollout
+from gvpo.rollout.sources import LiveSource
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
-from gvpo.training.online import Trainer
-from gvpo.training.sources import LiveSource
+from gvpo.training.trainer import Trainer
 from gvpo.types import Group, Problem
 
 DIGITS = "0123456789"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["tests.training.rank_jobs", "gvpo.cli.main", "gvpo.cli.train", "gvpo.training.recipe"]
+PRELOADED = ["tests.training.rank_jobs", "gvpo.cli.main", "gvpo.cli.train", "gvpo.training.warm_start"]
 SECONDS = 120.0
 """That a rank waits for another, and the test for a rank."""
 

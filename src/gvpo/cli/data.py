@@ -13,7 +13,7 @@ from gvpo.messages import well_formed
 from gvpo.runfiles import write_text
 
 if TYPE_CHECKING:
-    from gvpo.datacheck import Report, Row, Tokens
+    from gvpo.data.check import Report, Row, Tokens
     from gvpo.rewards import RewardPool
 
 SHOWN = 3
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Checks, shows, writes; 0 if nothing was found, else 1."""
     _require_sense(options)
-    from gvpo.datacheck import check, read_rows
+    from gvpo.data.check import check, read_rows
 
     columns = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
     rows = [row for file in dict.fromkeys(options.files) for row in read_rows(file, **columns)]
@@ -121,8 +121,8 @@ def _pool(options: argparse.Namespace) -> "Iterator[RewardPool | None]":
 def _tokens(options: argparse.Namespace) -> "Tokens | None":
     if options.tokenizer is None:
         return None
-    from gvpo.datacheck import Tokens
-    from gvpo.policy.tokenizer import encode_prompt, load_tokenizer
+    from gvpo.data.check import Tokens
+    from gvpo.model.tokenizer import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
     return Tokens(lambda prompt: len(encode_prompt(tokenizer, prompt)), options.context)
@@ -145,8 +145,8 @@ def _print(report: "Report", benchmarks: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gvpo.datacheck.check import PERCENTILES
-    from gvpo.datacheck.findings import Kind
+    from gvpo.data.check.check import PERCENTILES
+    from gvpo.data.check.findings import Kind
 
     console = Console()
     table = Table(box=None, pad_edge=False)

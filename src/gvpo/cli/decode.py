@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Sample and print."""
-    from gvpo.decoding import parse_exclusion
-    from gvpo.policy import encode_prompt, load_model, load_tokenizer
+    from gvpo.model import encode_prompt, load_model, load_tokenizer
     from gvpo.sampling import Request, SamplingParams
+    from gvpo.sampling.exclusion import parse_exclusion
     from gvpo.sampling.transformers import TransformersSampler
-    from gvpo.training import ranks
+    from gvpo.update.distributed import ranks
 
     exclusion = parse_exclusion(options.allow, options.ban)
     if not exclusion:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _print(prompt: str, texts: list[str], sums: list[float]) -> None:
     """A table of a prompt's completions, and what they say together."""
-    from gvpo.decoding import effective_size, log_acceptance, sequence_weights
+    from gvpo.sampling.exclusion import effective_size, log_acceptance, sequence_weights
 
     weights = sequence_weights(sums)
     print(f"{_quoted(prompt)}\nlog P(allowed)  weight  completion")
@@ -74,7 +74,7 @@ def _print(prompt: str, texts: list[str], sums: list[float]) -> None:
 
 def _print_json(prompt: str, texts: list[str], sums: list[float]) -> None:
     """-inf, which JSON does not have, becomes null."""
-    from gvpo.decoding import sequence_weights
+    from gvpo.sampling.exclusion import sequence_weights
 
     for text, total, weight in zip(texts, sums, sequence_weights(sums).tolist(), strict=True):
         log_allowed = total if math.isfinite(total) else None

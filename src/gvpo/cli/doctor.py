@@ -163,8 +163,8 @@ def why_not_imported(name: str) -> str:
 
 
 def _devices() -> Iterator[Finding]:
+    from gvpo.model.runtime import torch_devices
     from gvpo.planning.devices import machine_memory, nvidia_gpus
-    from gvpo.policy.facts import torch_devices
 
     found = torch_devices()
     for device in found:

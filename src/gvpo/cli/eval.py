@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, say where the rows are."""
+    from gvpo.cli.eval_tables import print_scores
     from gvpo.cli.options import check_sampling, going_on, pool_options
-    from gvpo.cli.scores import print_scores
     from gvpo.evaluation.jobs import Judges
     from gvpo.evaluation.results import summary
 
@@ -96,7 +96,7 @@ def _check_files(jobs: Sequence["Job"], *, resume: bool) -> None:
 
 
 def _results(entrant: "Entrant", jobs: Sequence["Job"], judges: "Judges", ks: Sequence[int] | None) -> list["Result"]:
-    from gvpo.cli.watching import watching
+    from gvpo.cli.fill_progress import watching
     from gvpo.evaluation.jobs import run_job
 
     results = []
@@ -147,7 +147,7 @@ def _protocol(options: argparse.Namespace) -> "EvalProtocol":
 
 
 def _examples(file: str) -> list[tuple[str, str]]:
-    from gvpo.tasks import load_records
+    from gvpo.data import load_records
 
     rows = load_records(file)
     for number, row in enumerate(rows, start=1):

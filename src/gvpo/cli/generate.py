@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gvpo.config import TrainConfig
-    from gvpo.generation import GroupFile
     from gvpo.rewards import RewardFunc
-    from gvpo.rollout import Encoded
+    from gvpo.rollout.collect import Encoded
+    from gvpo.rollout.group_file import GroupFile
     from gvpo.sampling import Sampler, SamplingParams
 
 SAMPLES, MAX_TOKENS = 8, 1024
@@ -59,12 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Sample, judge, write; then select, if asked to."""
     from gvpo.cli.options import engine_options, going_on, model_path
-    from gvpo.generation import GroupFile, fingerprint
-    from gvpo.policy.tokenizer import load_tokenizer
+    from gvpo.model.tokenizer import load_tokenizer
+    from gvpo.rollout.fill import fingerprint
+    from gvpo.rollout.group_file import GroupFile
+    from gvpo.rollout.problems import encode, training_problems
+    from gvpo.rollout.rewards import reward_functions
+    from gvpo.rollout.sampling_params import sampling_params
     from gvpo.sampling.engines import check_engine, open_engine
-    from gvpo.training.drawing import sampling_params
-    from gvpo.training.problems import encode, training_problems
-    from gvpo.training.rewards import reward_functions
 
     _check(options)
     check_engine(options.engine)
@@ -151,7 +152,7 @@ def _weights(words: str) -> list[float]:
 
 
 def _reward_options(pairs: "Sequence[str]") -> dict[str, dict[str, Any]]:
-    from gvpo.recipefiles import parse_value
+    from gvpo.config.recipe import parse_value
 
     found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
@@ -173,7 +174,7 @@ def _say_what_it_lacks(params: "SamplingParams") -> None:
 def _settings(
     options: argparse.Namespace, path: str, config: "TrainConfig", params: "SamplingParams"
 ) -> dict[str, Any]:
-    from gvpo.policy.weightfiles import weights_fingerprint
+    from gvpo.model.weight_files import weights_fingerprint
 
     return {
         "model": path,
@@ -206,9 +207,9 @@ def _fill(
     open_sampler: "Callable[[], Sampler]",
     at_once: int | None,
 ) -> None:
-    from gvpo.cli.watching import watching
-    from gvpo.generation import fill
-    from gvpo.training.rewards import reward_pool
+    from gvpo.cli.fill_progress import watching
+    from gvpo.rollout.fill import fill
+    from gvpo.rollout.rewards import reward_pool
 
     with (
         reward_pool(config, functions) as rewards,
@@ -228,7 +229,7 @@ def _told(rows: "Sequence[Mapping[str, Any]]") -> str:
 
 
 def _select(options: argparse.Namespace, rows: "Sequence[Mapping[str, Any]]") -> None:
-    from gvpo.generation import select
+    from gvpo.rollout.select import select
 
     chosen = select(options.select, rows, above=options.above, most=options.most)
     runfiles.write_text(options.selected, "".join(f"{runfiles.to_json(row)}\n" for row in chosen))

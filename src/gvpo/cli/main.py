@@ -72,7 +72,7 @@ def _run(words: list[str]) -> int:
 def _explained(error: Exception) -> str | None:
     """Return an error as one line; None if it is a fault of the program."""
     from gvpo.errors import GvpoError
-    from gvpo.outage import refusal
+    from gvpo.system_errors import refusal
 
     if isinstance(error, GvpoError):
         return " ".join(str(error).split())

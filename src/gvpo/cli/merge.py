@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Merge, compare, say where the model is."""
-    from gvpo.policy.merge import merge_adapter
-    from gvpo.training.hub import checkpoint_in
+    from gvpo.model.merge import merge_adapter
+    from gvpo.training.checkpoint.publish import checkpoint_in
 
     checkpoint = checkpoint_in(options.adapter)
     print(f"merged {checkpoint} into {merge_adapter(checkpoint, options.out, base=options.base)}")

@@ -87,7 +87,7 @@ def model_path(name: str) -> str:
     """
     if not (Path(name) / runfiles.CHECKPOINTS).is_dir():
         return name
-    from gvpo.training.hub import checkpoint_in
+    from gvpo.training.checkpoint.publish import checkpoint_in
 
     return str(checkpoint_in(name))
 

@@ -65,7 +65,7 @@ def workload_of(options: argparse.Namespace, device: Device) -> Workload:
 def _config(model: str) -> dict[str, object]:
     found = local_config(model)
     if found is None:
-        from gvpo.policy.facts import hub_config
+        from gvpo.model.runtime import hub_config
 
         found = hub_config(model)
     return found

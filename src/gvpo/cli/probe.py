@@ -165,10 +165,10 @@ def _select(options: argparse.Namespace) -> None:
 
 def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
     """Completions from the model that the features come from."""
+    from gvpo.data import load_records, problems_from_records
     from gvpo.probe.draw import ModelSample, drawn_candidates
     from gvpo.sampling import SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
-    from gvpo.tasks import load_records, problems_from_records
 
     if source.model is None:
         raise ConfigError("--draw needs a model in this process; draw elsewhere and give rows with `completions`")
@@ -213,7 +213,7 @@ def _cache(probe: Path, options: argparse.Namespace) -> Path:
 @contextmanager
 def _progress(title: str) -> "Iterator[Progress]":
     """Progress on standard error, from the first report on."""
-    from gvpo.training.progress import StepProgress
+    from gvpo.progress import StepProgress
 
     shown: list[StepProgress] = []
 

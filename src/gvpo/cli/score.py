@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score, and say where the rows are. Started again, it goes on where it stopped."""
     from gvpo.config import TrainConfig
-    from gvpo.training.scoring import score_file
+    from gvpo.training.score_answers import score_file
 
     config = TrainConfig(
         objective="sft",

@@ -10,8 +10,8 @@ from typing import Any
 from gvpo import runfiles
 from gvpo.cli.shipped import shipped_directory
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import load_config
 from gvpo.errors import ConfigError
-from gvpo.recipefiles import load_config
 
 INTERRUPTED = 130
 """The exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY: which run to go on with")
     from gvpo.report import write_report
-    from gvpo.training import ranks
-    from gvpo.training.online import free_directory
-    from gvpo.training.recipe import train_recipe
+    from gvpo.training.trainer import free_directory
+    from gvpo.training.warm_start import train_recipe
+    from gvpo.update.distributed import ranks
 
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
     ranks.start(config.rank_timeout)
@@ -65,7 +65,7 @@ def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
     """The command that goes on with a run; the same one again if it had not begun."""
-    from gvpo.training.recipe import WARM_START
+    from gvpo.training.warm_start import WARM_START
 
     settings = [setting for setting in options.settings if not setting.startswith("run.dir=")]
     words = ["gvpo", "train", options.recipe, *settings, f"run.dir={run_dir}"]

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from gvpo.data import TASKS, load_records, problems_from_records
+from gvpo.data.tasks.gsm8k import HUB_ID as GSM8K_HUB_ID
+from gvpo.data.tasks.mbpp import INSTRUCTION as ASK_FOR_CODE
 from gvpo.errors import ConfigError, DataError
-from gvpo.rewards.math_answer import gold_text
-from gvpo.tasks import TASKS, load_records, problems_from_records
-from gvpo.tasks.gsm8k import HUB_ID as GSM8K_HUB_ID
-from gvpo.tasks.mbpp import INSTRUCTION as ASK_FOR_CODE
+from gvpo.rewards.math.math_answer import gold_text
 from gvpo.types import Problem
 
 Family = Literal["math", "code", "continuation", "own"]

@@ -7,18 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gvpo.data import load_records
 from gvpo.errors import ConfigError
 from gvpo.evaluation.benchmarks import KINDS, Benchmark, gold_response, wrong_response
 from gvpo.evaluation.jobs import Job, prompts, without_prompts
 from gvpo.evaluation.protocol import EvalProtocol
 from gvpo.evaluation.responses import Responses, of_text
 from gvpo.evaluation.templates import find_template
-from gvpo.generation import GroupFile, fingerprint
-from gvpo.policy.weightfiles import weights_fingerprint
-from gvpo.rollout import Encoded
+from gvpo.model.weight_files import weights_fingerprint
+from gvpo.rollout.collect import Encoded
+from gvpo.rollout.fill import fingerprint
+from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.sampling.engines import EngineOptions, check_engine, open_engine
-from gvpo.tasks import load_records
 from gvpo.types import Problem
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Model:
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from gvpo.policy.tokenizer import load_tokenizer
+        from gvpo.model.tokenizer import load_tokenizer
 
         return load_tokenizer(self.path)
 

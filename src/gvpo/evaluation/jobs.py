@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 from gvpo.evaluation.benchmarks import Benchmark
 from gvpo.evaluation.results import Result, judged
 from gvpo.evaluation.templates import Template
-from gvpo.generation import GroupFile, encode, fill
-from gvpo.generation.fill import Watch
 from gvpo.rewards import RewardPool, load
-from gvpo.rollout import Encoded
+from gvpo.rollout.collect import Encoded
+from gvpo.rollout.fill import Watch, encode, fill
+from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.sampling.stops import StopTexts
 from gvpo.types import Problem

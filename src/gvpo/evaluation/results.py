@@ -11,7 +11,7 @@ from gvpo.evaluation import metrics
 from gvpo.evaluation.metrics import Difference
 from gvpo.evaluation.run import is_right
 from gvpo.evaluation.votes import VOTES, Vote
-from gvpo.generation.fill import has_failed
+from gvpo.rollout.fill import has_failed
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout import Collect, Encoded, Rollout, collect
+from gvpo.rollout.collect import Collect, Encoded, Rollout, collect
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Problem
 

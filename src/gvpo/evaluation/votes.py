@@ -7,10 +7,11 @@ Answers are the same vote if they are the same number, or else the same text in 
 from collections.abc import Callable, Hashable
 
 from gvpo.evaluation.templates import answer_inside
-from gvpo.rewards import mathrelations, mathspelling, mathtext
-from gvpo.rewards.gsm8k import final_number
-from gvpo.rewards.math_answer import final_answer
-from gvpo.rewards.number import last_number, parse_number
+from gvpo.rewards.math import relations, spelling
+from gvpo.rewards.math import text as mathtext
+from gvpo.rewards.math.math_answer import final_answer
+from gvpo.rewards.verifiers.gsm8k import final_number
+from gvpo.rewards.verifiers.number import last_number, parse_number
 
 Vote = Hashable | None
 """What a completion votes for; None abstains: it gives no answer."""
@@ -24,10 +25,10 @@ def math_vote(text: str) -> Vote:
     answer = final_answer(answer_inside(text, boxed=True))
     if answer is None or len(answer) > LONGEST:
         return answer
-    _, value = mathrelations.assignment(mathspelling.spelled(answer))
+    _, value = relations.assignment(spelling.spelled(answer))
     bare, _ = mathtext.without_units(value)
     number = parse_number(bare)
-    return (mathspelling.compact(bare) or None) if number is None else number
+    return (spelling.compact(bare) or None) if number is None else number
 
 
 def _number_vote(text: str) -> Vote:

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from gvpo.errors import ObjectiveError, ShapeError
-from gvpo.objectives.base import (
-    ObjectiveOutput,
-    check_at_least,
-    row_dtype,
-    row_values,
-    scored_positions,
-    working_dtype,
-)
+from gvpo.objectives.base import ObjectiveOutput, check_at_least, row_dtype, row_values, scored_positions, working_dtype
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.grpo import group_advantages, grpo
 

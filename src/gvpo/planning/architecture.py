@@ -238,7 +238,7 @@ def _layer_parameters(
 
 
 def _shares_prompts(config: Config) -> bool:
-    """The planner's view of `gvpo.policy.paths.why_not_shared`, without a model."""
+    """The planner's view of `gvpo.update.choose_path.why_not_shared`, without a model."""
     kinds = set(config.get("layer_types") or ())
     return kinds <= {"full_attention", "sliding_attention"} and config.get("attn_logit_softcapping") is None
 

@@ -23,7 +23,7 @@ FLOAT = 4
 HALF = 2
 
 CHUNK_BYTES = {"cpu": 2**26}
-"""Bytes of a chunk of logits, as in `gvpo.policy.logprobs`; so the next three."""
+"""Bytes of a chunk of logits, as in `gvpo.update.head`; so the next three."""
 
 DEFAULT_CHUNK_BYTES = 2**28
 BLOCK_ELEMENTS = {"cpu": 2**20}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gvpo.data import as_group, load_records, per_completion, problems_from_records
 from gvpo.errors import DataError
 from gvpo.messages import content_text, unicode_text
-from gvpo.tasks import as_group, load_records, per_completion, problems_from_records
 from gvpo.types import Problem, Prompt
 
 
@@ -48,7 +48,7 @@ def candidates(records: Sequence[Mapping[str, Any]]) -> list[Candidates]:
 
     Args:
         records: `{"prompt", "completions", "rewards"}` (logged groups; `rewards` may be absent), or any other form
-            that `gvpo.tasks.as_group` knows: pairs, scores, ranks. A prompt is text or messages; a completion is text,
+            that `gvpo.data.as_group` knows: pairs, scores, ranks. A prompt is text or messages; a completion is text,
             one message of the assistant, or token ids with `texts` beside them.
 
     Raises:

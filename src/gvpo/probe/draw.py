@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gvpo.policy.tokenizer import encode_prompt
+from gvpo.model.tokenizer import encode_prompt
 from gvpo.probe.data import Candidates
 from gvpo.probe.features import Progress
 from gvpo.sampling import Request, Sampler, SamplingParams

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from gvpo.errors import ConfigError, GvpoWarning
-from gvpo.policy.endings import ending
-from gvpo.policy.hidden import fingerprint, hidden_states, layer_count, resolve_layer
-from gvpo.policy.model import context_length
-from gvpo.policy.tokenizer import ChatMode, encode_prompt
+from gvpo.model.endings import ending
+from gvpo.model.hidden_states import fingerprint, hidden_states, layer_count, resolve_layer
+from gvpo.model.model import context_length
+from gvpo.model.tokenizer import ChatMode, encode_prompt
 from gvpo.probe.store import Array
 from gvpo.types import Prompt
 

@@ -66,8 +66,8 @@ class FeatureSource:
     def _open_model(self, device: str | None, tokens_per_batch: int) -> "Source":
         import torch
 
-        from gvpo.policy.model import load_model
-        from gvpo.policy.tokenizer import load_tokenizer
+        from gvpo.model.model import load_model
+        from gvpo.model.tokenizer import load_tokenizer
         from gvpo.probe.hidden import HiddenFeatures
 
         if device is None and torch.accelerator.is_available():

@@ -9,7 +9,7 @@ on line numbers, or on the name under which its module was imported. It covers
 
 Comments, layout, docstrings and annotations do not count. What belongs to Python, to an installed package or to gvpo
 counts by its name alone. A value that is another in each process counts by the expression that makes it, and state
-that a function writes does not count (`gvpo.rewards.spelling`). Files and services that a function reads when it is
+that a function writes does not count (`gvpo.rewards.source_code`). Files and services that a function reads when it is
 called are not covered.
 """
 
@@ -28,7 +28,7 @@ from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from gvpo.rewards.spelling import fleeting, state, without_docstrings
+from gvpo.rewards.source_code import fleeting, state, without_docstrings
 
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _LARGE = 1000

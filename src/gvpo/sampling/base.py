@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gvpo.decoding.spec import Exclusion
 from gvpo.errors import ConfigError
+from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.types import Completion
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gvpo.decoding.exclusion import CompiledExclusion, exclude
-from gvpo.policy.known_tokens import missing_tokens
+from gvpo.model.known_tokens import missing_tokens
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.cache import decoding_attention, make_room
 from gvpo.sampling.draw import draw, token_logprobs
+from gvpo.sampling.exclusion.exclusion import CompiledExclusion, exclude
 from gvpo.sampling.noise import Key, noise_key, uniforms
 from gvpo.sampling.prefill import Prefilled, forward, spread
 

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from gvpo.policy.logprobs import picked
 from gvpo.sampling.base import SamplingParams
+from gvpo.update.head import picked
 
 BLOCK = 512
 """Tokens a block of the vocabulary."""

@@ -65,7 +65,7 @@ def check_engine(name: str) -> None:
 def _transformers(model: str, tokenizer: "PreTrainedTokenizerBase", options: EngineOptions) -> Sampler:
     import torch
 
-    from gvpo.policy.model import load_model
+    from gvpo.model.model import load_model
     from gvpo.sampling.transformers import TransformersSampler
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.decoding.exclusion import CompiledExclusion
-from gvpo.decoding.spec import Exclusion
-from gvpo.decoding.transformers import compile_exclusion
 from gvpo.errors import DataError, GvpoWarning, ModelError
-from gvpo.policy import endings
-from gvpo.policy.known_tokens import restrict
-from gvpo.policy.model import context_length, vocabulary_size
-from gvpo.policy.products import fast_linears
-from gvpo.policy.tokenizer import pad_id
+from gvpo.model import endings
+from gvpo.model.known_tokens import restrict
+from gvpo.model.matmul import fast_linears
+from gvpo.model.model import context_length, vocabulary_size
+from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Row, decode
+from gvpo.sampling.exclusion.exclusion import CompiledExclusion
+from gvpo.sampling.exclusion.spec import Exclusion
+from gvpo.sampling.exclusion.transformers import compile_exclusion
 from gvpo.sampling.prefill import Prefilled, prefill
 from gvpo.types import Completion
 

@@ -7,11 +7,11 @@ import torch
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, ModelError
-from gvpo.policy import adapter_kinds, lora
-from gvpo.policy.model import checkpoint_activations, load_model
-from gvpo.policy.weightfiles import note_origin
-from gvpo.training import ranks
-from gvpo.training.sharding import is_sharded
+from gvpo.model import adapter_kinds, lora
+from gvpo.model.model import checkpoint_activations, load_model
+from gvpo.model.weight_files import note_origin
+from gvpo.update.distributed import ranks
+from gvpo.update.distributed.fsdp import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gvpo.errors import TrainingError
 from gvpo.objectives import ObjectiveOutput
-from gvpo.outage import is_out_of_memory
 from gvpo.planning.devices import GIB, free_memory
 from gvpo.planning.search import MOST_TOKENS
-from gvpo.training.heap import release
+from gvpo.system_errors import is_out_of_memory
+from gvpo.training.allocator import release
 from gvpo.types import Completion, Group
 
 T = TypeVar("T")

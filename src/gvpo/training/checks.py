@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig
+from gvpo.data import is_data_set, require_file
 from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
-from gvpo.policy.known_tokens import largest_id
-from gvpo.policy.model import context_length, is_model, vocabulary_size
-from gvpo.policy.routers import routers_of
-from gvpo.policy.tokenizer import is_tokenizer
+from gvpo.model.known_tokens import largest_id
+from gvpo.model.model import context_length, is_model, vocabulary_size
+from gvpo.model.tokenizer import is_tokenizer
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rollout import Encoded
-from gvpo.tasks import is_data_set, require_file
+from gvpo.rollout.collect import Encoded
 from gvpo.types import Completion
+from gvpo.update.experts.routers import routers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

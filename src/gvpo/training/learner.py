@@ -20,18 +20,19 @@ import torch
 
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
+from gvpo.model.reference import Reference, make_reference
 from gvpo.objectives import kl_in_reward
-from gvpo.policy.reference import Reference, make_reference
-from gvpo.policy.routing import RoutingMode
-from gvpo.training import optim, ranks, sharding
+from gvpo.rollout.sources import TrainingGroup
+from gvpo.training import optimizer
 from gvpo.training.budget import Budget, Found, find_budget, probe_objective
-from gvpo.training.inputs import Constraints
+from gvpo.training.constraints import Constraints
 from gvpo.training.objective import BoundObjective, updates_per_step
-from gvpo.training.precision import autocast, is_half
-from gvpo.training.sources import TrainingGroup
-from gvpo.training.update import Scored, UpdateOutput, group_backward, score
-from gvpo.training.weigh import Objective
 from gvpo.types import Group
+from gvpo.update.coefficients import Objective
+from gvpo.update.distributed import fsdp, ranks
+from gvpo.update.experts.routing import RoutingMode
+from gvpo.update.group_backward import Scored, UpdateOutput, group_backward, score
+from gvpo.update.precision import autocast, is_half
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,7 +105,7 @@ class Learner:
         self.reference = make_reference(model) if stored else None
         if config.sharding == "full":
             self._shard()
-        self.optimizer = optim.make_optimizer(model, config)
+        self.optimizer = optimizer.make_optimizer(model, config)
 
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
         """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
@@ -150,14 +151,14 @@ class Learner:
     def _shard(self) -> None:
         """Split the policy and the reference's copy of it; the optimizer is then made of the parts."""
         half = is_half(self.config)
-        sharding.shard(self.model, half=half)
+        fsdp.shard(self.model, half=half)
         if isinstance(self.reference, Reference):
-            sharding.shard(self.reference.model, half=half)
+            fsdp.shard(self.reference.model, half=half)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """What holds while the policy is sampled: mixed precision, and the whole of it on every rank."""
-        with self.autocast(), sharding.unsharded(self.model):
+        with self.autocast(), fsdp.unsharded(self.model):
             yield
 
     def _attempt(self, work: Callable[[int], T], groups: Sequence[TrainingGroup]) -> T:
@@ -165,7 +166,7 @@ class Learner:
 
         Not where the ranks meet in each forward: one that fails has lost the others.
         """
-        if sharding.is_sharded(self.model) and self.budget.tokens is not None:
+        if fsdp.is_sharded(self.model) and self.budget.tokens is not None:
             return work(self.budget.tokens)
         forget = functools.partial(self.optimizer.zero_grad, set_to_none=True)
         return self.budget.attempt(work, _plain(groups), forget)
@@ -290,10 +291,10 @@ class Learner:
     def _apply(self, batch: Sequence[TrainingGroup], output: UpdateOutput, step: int, *, number: int) -> Update:
         """The optimizer's step on the gradient that a push has left. It is never made twice, so not attempted."""
         per_step = updates_per_step(self.config)
-        rate = optim.learning_rate(self.config, (step - 1) * per_step + number, self.config.steps * per_step)
+        rate = optimizer.learning_rate(self.config, (step - 1) * per_step + number, self.config.steps * per_step)
         norm = math.nan
         if math.isfinite(float(output.loss)):
-            norm = optim.step(
+            norm = optimizer.step(
                 self.optimizer, self.model.parameters(), rate=rate, max_grad_norm=self.config.max_grad_norm
             )
         else:  # micro-batches before the one that was not finite have left gradients

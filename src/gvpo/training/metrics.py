@@ -1,7 +1,6 @@
 """A step in numbers and in rows: the metrics line and the rollout rows (keys: docs/reference/run-directory.md)."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 
 from gvpo.evaluation import Evaluation, is_right
-from gvpo.rollout import Rollout
+from gvpo.rollout.collect import Rollout
 from gvpo.runfiles import RolloutRow
 from gvpo.training.learner import Learned, Update
-from gvpo.training.offpolicy import is_on_policy, offpolicy_metrics
-from gvpo.training.update import Row
+from gvpo.training.off_policy import is_on_policy, offpolicy_metrics
 from gvpo.types import Completion, Verdict
+from gvpo.update.group_backward import Row
 
 _MAX_LOG_RATIO = 20.0
 
@@ -241,11 +240,3 @@ def _mask(completion: Completion) -> torch.Tensor:
 
 def _floats(values: Any) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
-
-
-def failures(rollout: Rollout) -> str:
-    """The kinds of reasons why rows have no reward, most frequent first, and the first in full, for messages."""
-    failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
-    reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
-    kinds = ", ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
-    return f"{kinds}; the first is {failed[0].reason}" if failed else kinds

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.combinations import PAIRED, SUPERVISED
 from gvpo.config import OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo.config.combinations import PAIRED, SUPERVISED
 from gvpo.errors import ConfigError, GvpoWarning
 from gvpo.objectives import OBJECTIVES, ObjectiveOutput
+from gvpo.rollout.sampling_params import sampling_params
 from gvpo.sampling import ratio_warning, support_warning
-from gvpo.training.drawing import sampling_params
 
 CENTRED = frozenset(OBJECTIVES).difference(SUPERVISED)
 EXAMPLES = {"segment_at": r'"\n" makes one of each line, say', "costs": "{ name_of_a_reward = 0.1 }, say"}

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from gvpo import runfiles
 from gvpo.errors import RunError
-from gvpo.training import ranks
-from gvpo.training.data import fingerprint
-from gvpo.training.interrupt import Stopped, StopRequests
+from gvpo.progress import StepProgress
+from gvpo.rollout.order import fingerprint
 from gvpo.training.learner import Learner
-from gvpo.training.progress import StepProgress
-from gvpo.training.update import Scored
+from gvpo.training.signals import Stopped, StopRequests
 from gvpo.types import Completion, Group
+from gvpo.update.distributed import ranks
+from gvpo.update.group_backward import Scored
 
 PART = 256
 """Groups a file: what is lost at most when a run is killed while it scores."""

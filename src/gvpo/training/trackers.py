@@ -15,9 +15,9 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
+from gvpo.config.recipe import dump_config
 from gvpo.errors import ConfigError
-from gvpo.recipefiles import dump_config
-from gvpo.training.run import RunDirectory
+from gvpo.training.checkpoint.run_directory import RunDirectory
 
 TRACKERS_FILE = "trackers.json"
 """Under which id a run stands in Weights & Biases, so that a resumed run goes on there."""

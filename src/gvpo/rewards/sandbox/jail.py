@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvpo.rewards.sandbox import children, guest, kernel
+from gvpo.rewards.sandbox import guest
+from gvpo.workers import children, kernel
 
 ROOT = "/proc"
 """Where the new root is built: a directory that every system has and that nothing the guest needs lies in."""

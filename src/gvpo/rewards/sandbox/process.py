@@ -20,14 +20,14 @@ from gvpo.rewards.sandbox.limits import Limits
 # Bare packages: the jail's modules are found, and nothing else of gvpo is imported.
 _BOOT = """\
 import sys, types
-for name, path in zip(("gvpo", "gvpo.rewards", "gvpo.rewards.sandbox"), sys.argv[2:]):
+for name, path in zip(("gvpo", "gvpo.workers", "gvpo.rewards", "gvpo.rewards.sandbox"), sys.argv[2:]):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
 from gvpo.rewards.sandbox.jail import main
 main(sys.argv[1])
 """
-_SANDBOX = Path(__file__).parent
-_PACKAGES = [str(path) for path in (_SANDBOX.parent.parent, _SANDBOX.parent, _SANDBOX)]
+_GVPO = Path(__file__).parents[2]
+_PACKAGES = [str(_GVPO / name) for name in ("", "workers", "rewards", "rewards/sandbox")]
 _ENVIRONMENT = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 END_SECONDS = 10.0
 """How long a jail may take to end once its lifeline is closed; the kernel needs milliseconds."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvpo.errors import RewardError
-from gvpo.rewards.deadline import seconds_left
 from gvpo.rewards.sandbox.guest import BROKEN, PASSED
 from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
 from gvpo.rewards.sandbox.process import Ended, Jail, sealed
+from gvpo.workers.deadline import seconds_left
 
 START_SECONDS = 10.0
 """What building a jail may take beside the guest's own time, on a loaded machine."""

@@ -1,0 +1,43 @@
+"""Progress of commands that fill groups files: a bar on a terminal, lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from gvpo.progress import StepProgress
+from gvpo.rollout.collect import Rollout
+from gvpo.rollout.fill import Watch
+
+
+@contextlib.contextmanager
+def watching(title: str, total: int, done: int) -> Iterator[Watch]:
+    """Shows how many problems are done, their mean reward and length, and the pace, on standard error.
+
+    Args:
+        title: what is done.
+        total: problems in all.
+        done: problems that were done before.
+
+    Yields:
+        What `rollout.fill` tells of each part.
+    """
+    with StepProgress(title, total, done, unit="problem") as progress:
+        counts = {"problems": done, "rows": 0, "tokens": 0, "rewarded": 0}
+        reward, began = 0.0, time.perf_counter()
+
+        def watch(rollout: Rollout) -> None:
+            nonlocal reward
+            rows = [row for group in rollout.groups for row in group.completions]
+            rewards = [row.reward for row in rows if row.reward is not None]
+            reward += sum(rewards)
+            tokens = sum(len(row.tokens) for row in rows)
+            new = {"problems": len(rollout.groups), "rows": len(rows), "tokens": tokens, "rewarded": len(rewards)}
+            for name, more in new.items():
+                counts[name] += more
+            line = {"reward/mean": reward / max(1, counts["rewarded"])}
+            if counts["tokens"]:
+                line["length/mean"] = counts["tokens"] / counts["rows"]
+                line["tokens/per_second"] = counts["tokens"] / (time.perf_counter() - began)
+            progress.update(counts["problems"], line)
+
+        yield watch

@@ -1,0 +1,113 @@
+"""Recipes as files: TOML in sections, layered, and the resolved settings as a run keeps them.
+
+    load_config:  extended recipe ◀── recipe ◀── section.key=value ...  ──▶ TrainConfig
+
+What the settings are and which can work together is `gvpo.config`.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig, unknown_setting
+from gvpo.errors import ConfigError
+
+
+def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's sections as TrainConfig fields.
+
+    Raises:
+        ConfigError: a section or a key that does not exist; the nearest one is named.
+    """
+    settings: dict[str, Any] = {}
+    for section, table in recipe.items():
+        if section not in SECTIONS:
+            raise ConfigError(unknown_setting(section, [*SECTIONS, *FIELDS]))
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{section!r} is a section; write [{section}] with its keys below, not a value")
+        for key, value in table.items():
+            dotted = f"{section}.{key}"
+            if dotted not in FIELDS:
+                raise ConfigError(unknown_setting(dotted, FIELDS))
+            settings[FIELDS[dotted]] = value
+    return settings
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["objective.beta=0.2", "run.dir=runs/a"]` as TrainConfig fields; values are TOML, or else text.
+
+    Raises:
+        ConfigError: not `key=value`, or an unknown key.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        dotted, equals, raw = pair.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"{pair!r} is not a setting; write it as section.key=value, objective.beta=0.2 say")
+        if dotted not in FIELDS:
+            raise ConfigError(unknown_setting(dotted, FIELDS))
+        settings[FIELDS[dotted]] = parse_value(raw)
+    return settings
+
+
+def parse_value(raw: str) -> Any:
+    """A value of TOML, or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe file as TrainConfig fields. `extends = "other.toml"` takes the rest from a recipe beside it.
+
+    Raises:
+        ConfigError: no such file, not TOML, unknown keys, or recipes that extend each other in a circle; the message
+            names the file.
+    """
+    return _read_recipe(path, ())
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe and what it extends; `above` are those that lead here."""
+    if path.resolve() in above:
+        raise ConfigError(f"recipe {path} extends itself, through {above[-1].name}; remove one `extends`")
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        by = f", which {above[-1].name} extends" if above else ""
+        raise ConfigError(f"cannot read recipe {path}{by}: {error.strerror}; correct the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
+    base = recipe.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f'{path}: extends={base!r} is not a recipe; name one file, extends = "other.toml"')
+    inherited = _read_recipe(path.parent / base, (*above, path.resolve())) if base else {}
+    try:
+        return layer(inherited, flatten(recipe))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The recipe at `path` with `section.key=value` overrides on top."""
+    return TrainConfig(**layer(read_recipe(path), parse_overrides(overrides)))
+
+
+def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over settings. A layer that names another objective leaves the keywords of the one below behind."""
+    if above.get("objective", below.get("objective")) != below.get("objective"):
+        below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
+    return {**below, **above}
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as the run directory keeps it (JSON, in sections)."""
+    return json.dumps(config.to_recipe(), indent=2, ensure_ascii=False) + "\n"
+
+
+def restore_config(text: str) -> TrainConfig:
+    """The inverse of `dump_config`."""
+    return TrainConfig(**flatten(json.loads(text)))

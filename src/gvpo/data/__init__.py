@@ -1,0 +1,46 @@
+"""What is asked: built-in tasks by name, and rows of any data set as problems."""
+
+from gvpo.data.preferences import as_group, is_comparison, is_pair, per_completion, with_prompt
+from gvpo.data.records import load_records, problems_from_records, require_file
+from gvpo.data.tables import is_data_set, rows_of
+from gvpo.data.tasks.addition import ADDITION
+from gvpo.data.tasks.arithmetic import ARITHMETIC
+from gvpo.data.tasks.base import Split, Task
+from gvpo.data.tasks.countdown import COUNTDOWN
+from gvpo.data.tasks.gsm8k import GSM8K
+from gvpo.data.tasks.humaneval import HUMANEVAL
+from gvpo.data.tasks.math import MATH
+from gvpo.data.tasks.mbpp import MBPP
+from gvpo.data.tasks.programs import CODEFORCES, LIVECODEBENCH
+from gvpo.data.tasks.word_problems import WORD_PROBLEMS
+
+_ALL = (
+    ADDITION,
+    ARITHMETIC,
+    CODEFORCES,
+    COUNTDOWN,
+    GSM8K,
+    HUMANEVAL,
+    LIVECODEBENCH,
+    MATH,
+    MBPP,
+    WORD_PROBLEMS,
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+"""The built-in tasks."""
+
+__all__ = [
+    "TASKS",
+    "Split",
+    "Task",
+    "as_group",
+    "is_comparison",
+    "is_data_set",
+    "is_pair",
+    "load_records",
+    "per_completion",
+    "problems_from_records",
+    "require_file",
+    "rows_of",
+    "with_prompt",
+]

@@ -1,0 +1,111 @@
+"""What is found in a data set, and the searches for it in the prompts: none, twice, almost twice, in a benchmark."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gvpo.data.check.overlap import Containment, counted, grams, jaccard
+from gvpo.data.check.rows import Place, Row
+from gvpo.rewards.math.math_answer import gold_text
+from gvpo.rewards.verifiers.boxed import same_answer
+
+Kind = Literal[
+    "no prompt", "duplicate", "near duplicate", "contamination", "unscorable", "wrong answer paid", "too long"
+]
+
+GRAM = 5
+"""Words in a gram."""
+SIMILARITY = 0.7
+"""The share of grams from which two texts are almost the same."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a row.
+
+    Args:
+        kind: what.
+        place: of the row.
+        detail: in words.
+        other: the row that it repeats, or the benchmark's row that it holds; else None.
+        share: of their grams, 1 for the same text; None where it is not about another row.
+    """
+
+    kind: Kind
+    place: Place
+    detail: str
+    other: Place | None = None
+    share: float | None = None
+
+
+def without_prompt(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Rows whose prompt is missing, empty or nothing that can be a prompt."""
+    return (Finding("no prompt", row.place, row.problem) for row in rows if row.prompt is None)
+
+
+def duplicates(rows: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[Finding]:
+    """Rows that ask what an earlier row asks.
+
+    A duplicate has the words of an earlier row. A near duplicate shares, with an earlier row that is neither, at least
+    `similarity` of the grams that either has (Jaccard), all numbers, and the answer where both have one: what differs
+    in a number or in the answer is another question.
+    """
+    asked = [row for row in rows if row.words]
+    of_row = [grams(row.bare, GRAM) for row in asked]
+    index, first = Containment(counted(of_row), similarity), dict[tuple[str, ...], Row]()
+    kept: list[Row] = []
+    for row, own in zip(asked, of_row, strict=True):
+        if row.words in first:
+            yield _duplicate(row, first[row.words])
+            continue
+        first[row.words] = row
+        near = [(kept[number], jaccard(own, index.text(number))) for number, _ in index.search(own)]
+        near = [(other, share) for other, share in near if share >= similarity and _asks_the_same(row, other)]
+        if near:
+            other, share = max(near, key=lambda each: each[1])
+            yield Finding("near duplicate", row.place, f"{share:.2f} of {other.place}", other.place, share)
+        else:
+            index.add(own)
+            kept.append(row)
+
+
+def _duplicate(row: Row, other: Row) -> Finding:
+    differs = _same_answers(row, other) is False
+    return Finding("duplicate", row.place, f"{other.place}{', which has another answer' * differs}", other.place, 1.0)
+
+
+def _asks_the_same(row: Row, other: Row) -> bool:
+    return row.numbers == other.numbers and _same_answers(row, other) is not False
+
+
+def _same_answers(row: Row, other: Row) -> bool | None:
+    """Whether the answers are the same number or text; None where one of the rows has none."""
+    if row.answer is None or other.answer is None:
+        return None
+    left, right = gold_text(row.answer), gold_text(other.answer)
+    return left == right or same_answer(left, right)
+
+
+def contamination(rows: Sequence[Row], benchmarks: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[Finding]:
+    """Rows that hold a benchmark's problem: its words, or at least `similarity` of its grams and all its numbers."""
+    asked = [row for row in rows if row.words]
+    held_out = [row for row in benchmarks if row.words]
+    of_row, of_benchmark = [[grams(row.bare, GRAM) for row in each] for each in (asked, held_out)]
+    index = Containment(counted([*of_row, *of_benchmark]), similarity)
+    for text in of_benchmark:
+        index.add(text)
+    first = {words: row for row in reversed(held_out) for words in (row.bare, row.words) if words}
+    for row, own in zip(asked, of_row, strict=True):
+        same = first.get(row.words) or first.get(row.bare)
+        found = [(held_out[number], share) for number, share in index.search(own)]
+        found = [(other, share) for other, share in found if other.numbers <= row.numbers]
+        if same is not None:
+            yield _contaminated(row, same, 1.0, "the same words as")
+        elif found:
+            other, share = max(found, key=lambda each: each[1])
+            yield _contaminated(row, other, share, f"{share:.2f} of")
+
+
+def _contaminated(row: Row, other: Row, share: float, how: str) -> Finding:
+    answers = {True: ", the same answer", False: ", another answer", None: ""}[_same_answers(row, other)]
+    return Finding("contamination", row.place, f"{how} {other.place}{answers}", other.place, share)

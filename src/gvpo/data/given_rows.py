@@ -1,0 +1,66 @@
+"""The rows of a data set that a run is given: read once, its columns under the names that gvpo knows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvpo.config import TrainConfig
+from gvpo.data import load_records, rows_of
+from gvpo.errors import DataError
+from gvpo.types import Problem
+
+Dataset = str | Path | Iterable[Mapping[str, Any] | Problem]
+"""A file, a hub id, a `datasets.Dataset`, a data frame, an Arrow table, or any rows with a `prompt`."""
+
+COLUMNS = ("prompt", "answer", "completion", "messages", "chosen", "rejected", "completions", "rewards")
+"""Columns that may have another name in the data: setting `data.NAME_column` says which."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set in memory, and what to call it."""
+
+    items: Sequence[Any]
+    name: str
+
+    def first(self, most: int | None) -> "Rows":
+        """Return the first `most` rows; None returns all."""
+        return Rows(self.items[:most], self.name)
+
+
+def read_rows(
+    config: TrainConfig, dataset: Dataset, *, split: str = "train", most: int | None = None, held_out: bool = False
+) -> Rows:
+    """Return a data set's rows, read once: it may be a file, and an iterator gives them only once.
+
+    Args:
+        config: says how columns are called.
+        dataset: a file, a hub id, or what `gvpo.data.rows_of` takes.
+        split: of a hub data set whose id names none.
+        most: number of rows to take of a stream, which may be endless.
+        held_out: the rows may lack columns that only training needs.
+
+    Raises:
+        DataError: the file cannot be read, a stream does not end, or a row has no column of a name that is set.
+    """
+    from_file = isinstance(dataset, str | Path)
+    found = load_records(dataset, split) if isinstance(dataset, str | Path) else rows_of(dataset, most)
+    names = {name: given for name in COLUMNS if (given := getattr(config, f"{name}_column")) is not None}
+    if names:
+        found = [_renamed(row, names, number, held_out=held_out) for number, row in enumerate(found, start=1)]
+    return Rows(found, Path(str(dataset)).name if from_file else "data")
+
+
+def _renamed(row: Any, names: Mapping[str, str], number: int, *, held_out: bool) -> Any:
+    """Return a row with each column of `names` under its key; a column that had that name makes way."""
+    if not isinstance(row, Mapping):
+        return row
+    for name, given in names.items():
+        if given not in row and not held_out:
+            raise DataError(
+                f"row {number} has no column {given!r}, which data.{name}_column names; its columns are "
+                f"{', '.join(map(repr, row))}"
+            )
+    taken = {name: row[given] for name, given in names.items() if given in row}
+    return {**{name: value for name, value in row.items() if name not in names.values()}, **taken}

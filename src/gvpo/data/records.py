@@ -1,0 +1,146 @@
+"""Rows of a data set, wherever they lie, and the problems that they are."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gvpo.data.readers import COMPRESSIONS, READERS, kind_of, read_file
+from gvpo.errors import DataError
+from gvpo.hub import from_hub
+from gvpo.messages import plain_messages, unicode_text, well_formed
+from gvpo.types import Problem, Prompt
+
+Record = Mapping[str, Any]
+"""One row: `prompt`, perhaps `id`, and the columns that the rewards need."""
+
+OTHER_NAMES = ("question", "problem", "instruction", "query", "input", "text", "messages")
+"""What other data sets call a prompt."""
+
+
+def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str, Any]]:
+    """All rows of a file or of a data set on the hub.
+
+    Args:
+        path_or_id: a .jsonl, .json (a list of objects), .csv or .parquet file, text also compressed (.jsonl.gz); or a
+            hub id, `owner/name`, with `:config` and `#split` after it where they are needed (`openai/gsm8k:main#test`).
+        split: of a hub data set whose id names none.
+
+    Returns:
+        The rows in order.
+
+    Raises:
+        DataError: there is no such file or data set, or it cannot be read; a bad line is named by its number.
+    """
+    require_file(path_or_id)
+    return _from_hub(str(path_or_id), split) if kind_of(path_or_id) is None else read_file(Path(path_or_id))
+
+
+def require_file(path_or_id: str | Path) -> None:
+    """Nothing, if `load_records` can try: a file of a kind that it reads is there, or this is no file but a hub id.
+
+    Raises:
+        DataError: the file is missing, or of another kind.
+    """
+    path = Path(path_or_id)
+    if kind_of(path) is not None and not path.exists():
+        raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
+    if kind_of(path) is None and path.exists():
+        raise DataError(
+            f"{path} is not a data file that can be read; give a file that ends in one of {', '.join(READERS)}, the "
+            f"first three perhaps compressed ({', '.join(COMPRESSIONS)})"
+        )
+
+
+def problems_from_records(records: Iterable[Record]) -> list[Problem]:
+    """Rows as problems: `prompt` (text or messages), `id` (default the row's number), all else for the rewards.
+
+    Args:
+        records: rows; each is an object with a `prompt`.
+
+    Returns:
+        One problem a row, in order.
+
+    Raises:
+        DataError: a row without a prompt (the column that may be meant is suggested), an empty prompt, one that is
+            neither text nor messages, or an id that two rows have. Rows are counted from 1.
+    """
+    problems = [_problem(record, number) for number, record in enumerate(records, start=1)]
+    seen: dict[str, int] = {}
+    for number, problem in enumerate(problems, start=1):
+        if problem.id in seen:
+            raise DataError(
+                f"rows {seen[problem.id]} and {number} have the same id {problem.id!r}; "
+                "make ids unique, or drop the column"
+            )
+        seen[problem.id] = number
+    return problems
+
+
+def _problem(record: Record, number: int) -> Problem:
+    if not isinstance(record, Mapping):
+        raise DataError(f"row {number} is a {type(record).__name__}; rows are objects with a `prompt`")
+    if "prompt" not in record:
+        raise DataError(f"row {number} has no `prompt`{_suggestion(list(record))}")
+    if pictures := [name for name in ("image", "images") if _is_given(record.get(name))]:
+        raise DataError(
+            f"row {number} has `{pictures[0]}`, and gvpo trains on text alone; remove the row or the column"
+        )
+    prompt = checked_prompt(record["prompt"], number)
+    name = record.get("id")
+    columns = {key: value for key, value in record.items() if key not in ("prompt", "id")}
+    return Problem(prompt, f"row-{number}" if name is None else well_formed(str(name)), columns)
+
+
+def _is_given(value: Any) -> bool:
+    """Return whether a cell holds something; a list of nulls does not."""
+    if isinstance(value, str | bytes | Mapping | list | tuple):
+        return bool(value) and (not isinstance(value, list | tuple) or any(item is not None for item in value))
+    return value is not None and value == value
+
+
+def _suggestion(columns: list[str]) -> str:
+    if not columns:
+        return "; it has no columns at all"
+    known = [name for name in OTHER_NAMES if name in columns]
+    near = [*difflib.get_close_matches("prompt", columns, n=1), *known]
+    if near:
+        return f"; rename {near[0]!r} to `prompt`, or name it with data.prompt_column"
+    return f"; its columns are {', '.join(map(repr, columns))}"
+
+
+def checked_prompt(prompt: Any, number: int) -> Prompt:
+    """Return a prompt as text, or as messages whose content is text.
+
+    Args:
+        prompt: text, or messages with `role` and `content`.
+        number: of the row, for the message.
+
+    Raises:
+        DataError: it is empty, no text (an image), half of a character, or something else.
+    """
+    if not isinstance(prompt, str | list | tuple):
+        raise DataError(f"the prompt of row {number} is a {type(prompt).__name__}; give text or a list of messages")
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        advice = "write one" if isinstance(prompt, str) else "give it a message"
+        raise DataError(f"row {number} has an empty prompt; remove the row or {advice}")
+    try:
+        return unicode_text(prompt) if isinstance(prompt, str) else plain_messages(prompt)
+    except DataError as error:
+        raise DataError(f"the prompt of row {number}: {error}") from None
+
+
+def _from_hub(name: str, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    where, _, named_split = name.partition("#")
+    repository, _, config = where.partition(":")
+    try:
+        with from_hub(repository):
+            return [dict(row) for row in datasets.load_dataset(repository, config or None, split=named_split or split)]
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise DataError(
+            f"{name!r} is neither a file nor a data set that can be loaded ({type(error).__name__}: {first}); "
+            "check the spelling, or the network for a hub id"
+        ) from error

@@ -1,0 +1,77 @@
+"""HumanEval: 164 Python functions to complete from their signature and docstring; a benchmark, nothing to train on.
+
+Rows are {"task_id", "prompt", "entry_point", "canonical_solution", "test"}. A completion may go on where the prompt
+ends or write the whole function again; what the prompt defines and imports is there either way.
+
+Reference: Chen et al., Evaluating Large Language Models Trained on Code (arXiv:2107.03374).
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gvpo.data.records import load_records
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options
+from gvpo.errors import DataError
+from gvpo.types import Problem
+
+HUB_ID = "openai/openai_humaneval"
+_COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+
+
+@checked_options("humaneval")
+def problems(split: Split, count: int, seed: int, *, path: str | None = None, instruction: str = "") -> list[Problem]:
+    """Problems of the benchmark.
+
+    Args:
+        split: "eval".
+        count: how many at most; a random choice where there are more.
+        seed: of that choice and of the order.
+        path: a file with the rows, or a hub id; default the data set's own.
+        instruction: what is put before each prompt, for models that chat.
+
+    Returns:
+        Problems with the columns of `code_tests`, and `solution`.
+
+    Raises:
+        DataError: the data cannot be read, a row is not one of HumanEval's, or the split is "train".
+    """
+    found = read(load_records(path or HUB_ID, "test"), split, instruction=instruction)
+    random.Random(f"humaneval/{split}/{seed}").shuffle(found)
+    return found[:count]
+
+
+@checked_options("humaneval")
+def read(rows: Iterable[Mapping[str, Any]], split: Split, *, instruction: str = "") -> list[Problem]:
+    """All of the given rows as problems, in their order.
+
+    Args:
+        rows: rows of HumanEval.
+        split: "eval".
+        instruction: as for problems.
+
+    Raises:
+        DataError: a row is not one of HumanEval's, or the split is "train"; rows are counted from 1.
+    """
+    check_split("humaneval", split)
+    if split == "train":
+        raise DataError("HumanEval has no training problems; train on another task, such as mbpp")
+    return [_problem(row, number, instruction) for number, row in enumerate(rows, start=1)]
+
+
+def _problem(row: Mapping[str, Any], number: int, instruction: str) -> Problem:
+    for column in _COLUMNS:
+        if not isinstance(row.get(column), str):
+            raise DataError(f"row {number} has no {column!r}; HumanEval's rows have {', '.join(_COLUMNS)}")
+    prompt, name = row["prompt"], row["entry_point"]
+    columns = {
+        "tests": f"{row['test']}\ncheck({name})\n",
+        "entry_point": name,
+        "setup": prompt,  # some tests use the helpers that it defines
+        "prefix": prompt,
+        "solution": row["canonical_solution"],
+    }
+    return Problem(f"{instruction}{prompt}", row["task_id"], columns)
+
+
+HUMANEVAL = Task("humaneval", "code_tests", problems, read=read)

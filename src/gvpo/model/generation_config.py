@@ -1,0 +1,116 @@
+"""The generation config that is saved with a model: it ends answers as training did, and transformers takes it.
+
+transformers loads a generation config with settings that have no effect, `temperature` without `do_sample` for
+example, and refuses to save the same config later. So it is repaired before it is saved.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from gvpo.errors import GvpoWarning
+from gvpo.model.tokenizer import token_ids
+
+GENERATION_CONFIG = "generation_config.json"
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_FIRST = ("eos_token_id", "bos_token_id", "pad_token_id", "do_sample", "num_beams")
+"""Settings that others depend on; they are kept before those."""
+
+
+def generation_config_of(model: PreTrainedModel | None) -> GenerationConfig | None:
+    """Return a model's generation config; None for a model that does not generate."""
+    return getattr(model, "generation_config", None)
+
+
+def settle(model: PreTrainedModel, stops: Iterable[int]) -> None:
+    """Make the model's generation config one that can be saved and that stops where answers end; it is replaced.
+
+    Args:
+        model: A model; one that does not generate is left alone.
+        stops: Token ids that end an answer, besides those that the config has.
+    """
+    if (config := generation_config_of(model)) is not None:
+        model.generation_config = savable(_with_stops(config, stops))
+
+
+def savable(config: GenerationConfig) -> GenerationConfig:
+    """Return the config if transformers saves it, else a repaired one, with a warning that names the changed settings.
+
+    Settings of sampling switch sampling on, unless `do_sample` is false or the temperature 0. What transformers still
+    refuses is left out.
+    """
+    if _can_be_saved(config):
+        return config
+    settings = _settings(config)
+    wanted = {**settings, "do_sample": True} if _means_to_sample(settings) else settings
+    kept, dropped = _kept(type(config)(), wanted)
+    asking = [name for name in _SAMPLING if name in settings]
+    changes = [f"{' and '.join(asking)} set do_sample to true"] if wanted is not settings else []
+    changes += [f"{name} is left out" for name in dropped]
+    warnings.warn(
+        f"transformers cannot save the model's generation config as it is, so {', '.join(changes)}: checkpoints get "
+        "the changed one, and training does not use it; correct generation_config.json to choose for yourself",
+        GvpoWarning,
+        stacklevel=2,
+    )
+    return kept
+
+
+def save_beside(model: PreTrainedModel, directory: str | Path) -> None:
+    """Write the model's generation config beside an adapter, whose base may have another one."""
+    if (config := generation_config_of(model)) is not None:
+        config.save_pretrained(str(directory))
+
+
+def restore(model: PreTrainedModel, directory: str | Path) -> None:
+    """Read the generation config that was saved beside an adapter, if there is one, into a model."""
+    if (Path(directory) / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(directory))
+
+
+def _with_stops(config: GenerationConfig, stops: Iterable[int]) -> GenerationConfig:
+    configured = token_ids(config.eos_token_id)
+    known = [each for each in configured if each >= 0]  # some configs have -1 for none
+    ends = [*known, *sorted({*stops} - {*known})]
+    if ends == configured or not ends:
+        return config
+    changed = copy.deepcopy(config)
+    changed.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return changed
+
+
+def _settings(config: GenerationConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.to_diff_dict() if name != "transformers_version"}
+
+
+def _means_to_sample(settings: dict[str, Any]) -> bool:
+    temperature = settings.get("temperature")
+    can = temperature is None or (isinstance(temperature, int | float) and temperature > 0)
+    return can and "do_sample" not in settings and any(name in settings for name in _SAMPLING)
+
+
+def _kept(config: GenerationConfig, settings: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
+    """Add settings one by one as long as the config can be saved; return it, and the names that it cannot have."""
+    dropped = []
+    for name in sorted(settings, key=lambda name: name not in _FIRST):
+        trial = copy.copy(config)
+        setattr(trial, name, settings[name])
+        if _can_be_saved(trial):
+            config = trial
+        else:
+            dropped.append(name)
+    return config, dropped
+
+
+def _can_be_saved(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+        config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
+    except Exception:  # its settings are the user's, and none of them is worth a checkpoint
+        return False
+    return True

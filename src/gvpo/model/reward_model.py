@@ -1,0 +1,300 @@
+"""Reward models: sequence classifiers of Hugging Face that score a completion behind its prompt.
+
+    prompt, completion ──own template, own tokenizer──▶ ids ──token budget──▶ batches ──▶ logit ──▶ reward
+
+A reward model lives in the trainer's process, on its device, outside the pool of reward workers. Its number is the
+logit as it is: its weight in the sum of rewards is where to scale it.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from gvpo.errors import DataError, GvpoWarning, ModelError, one_line
+from gvpo.hub import from_hub
+from gvpo.model.model import context_length, moved_to, quietly
+from gvpo.model.tokenizer import encode_prompt, load_tokenizer, not_found
+from gvpo.model.weight_files import weights_fingerprint
+from gvpo.system_errors import is_out_of_memory
+from gvpo.types import Message, Prompt, Verdict
+
+if TYPE_CHECKING:
+    Completion = str | Sequence[Message]
+
+Form = Literal["auto", "chat", "plain", "pair"]
+"""How a prompt and a completion become one text: by the chat template where there is one (auto), always (chat), one
+behind the other (plain), or as the tokenizer's own pair of texts (pair)."""
+TooLong = Literal["cut", "fail"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_AUTO: Any = AutoModelForSequenceClassification
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_UNLIMITED = 10**9
+"""transformers writes a huge number where a tokenizer has no longest text."""
+
+
+class Row(NamedTuple):
+    """A text as a reward model reads it.
+
+    Args:
+        ids: its tokens.
+        types: for each the number of its text in a pair; empty where the tokenizer gives none.
+    """
+
+    ids: list[int]
+    types: list[int]
+
+
+class RewardModel:
+    """A reward: what a sequence classifier says of each completion. Loaded when it is first needed.
+
+    Args:
+        path: local directory or hub id, with a tokenizer.
+        tokenizer: directory or hub id of another tokenizer; default the model's own.
+        form: "auto", "chat", "plain" or "pair".
+        template_args: keywords for the chat template.
+        label: which label's probability is the reward, by name or number, where there are several.
+        max_length: tokens that it reads at most; default what model and tokenizer say.
+        too_long: "cut" drops the beginning of longer texts, but for a first special token, with a warning; "fail" gives
+            their rows no reward.
+        tokens_per_batch: tokens a forward, padding included; halved while memory runs out.
+        dtype: of weights and computation; "auto" is bfloat16 on GPUs, else float32.
+        device: where it computes; default the CPU.
+
+    Raises:
+        ModelError: a setting that cannot be.
+
+    >>> helpful = RewardModel("path/to/reward-model", device="cuda")  # doctest: +SKIP
+    >>> helpful(prompts=["What is 2 + 2?"], completions=["4"])  # doctest: +SKIP
+    [3.25]
+    """
+
+    __name__ = "reward_model"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        form: Form = "auto",
+        template_args: Mapping[str, Any] | None = None,
+        label: str | int | None = None,
+        max_length: int | None = None,
+        too_long: TooLong = "cut",
+        tokens_per_batch: int = 16_384,
+        dtype: Dtype = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, value, known in (
+            ("form", form, ("auto", "chat", "plain", "pair")),
+            ("too_long", too_long, ("cut", "fail")),
+            ("dtype", dtype, ("auto", *_DTYPES)),
+        ):
+            if value not in known:
+                raise ModelError(f"the reward model's {name} is {value!r}; use one of {', '.join(known)}")
+        for name, number in (("max_length", max_length), ("tokens_per_batch", tokens_per_batch)):
+            if number is not None and number < 1:
+                raise ModelError(f"the reward model's {name} is {number}; give at least 1")
+        self.path, self.form, self.too_long, self.label = str(path), form, too_long, label
+        self.tokens_per_batch, self.device = tokens_per_batch, torch.device(device)
+        self._tokenizer_path, self._max_length = str(tokenizer or path), max_length
+        self._template_args = {"continue_final_message": False, **(template_args or {})}
+        self._dtype = _DTYPES.get(dtype, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._warned = False
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The classifier, in eval mode."""
+        return self._parts()[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self._parts()[1]
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what decides its rewards: its weights (by its name on a hub) and how rows are written for it."""
+        how = (self.form, self.too_long, self.label, self._max_length, self._tokenizer_path, self._template_args)
+        return (weights_fingerprint(self.path) or self.path, *how)
+
+    def check_ready(self) -> None:
+        """Load it now.
+
+        Raises:
+            ModelError: there is no such model, it has no head for scores, or several labels and none is chosen.
+        """
+        self._parts()
+
+    def __call__(self, prompts: Sequence[Prompt], completions: "Sequence[Completion]", **_: Any) -> list[float | None]:
+        """One reward a row; None for a row that could not be read."""
+        return [verdict.reward for verdict in self.verdicts(prompts=prompts, completions=completions)]
+
+    def verdicts(self, prompts: Sequence[Prompt], completions: "Sequence[Completion]", **_: Any) -> list[Verdict]:
+        """One verdict a row, in order.
+
+        Args:
+            prompts: text or messages.
+            completions: text, or `[{"role": "assistant", ...}]`.
+        """
+        verdicts: list[Verdict] = [Verdict(None)] * len(prompts)
+        readable: dict[int, Row] = {}
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                readable[row] = self.encode(prompt, completion)
+            except DataError as error:
+                verdicts[row] = Verdict(None, reason=f"exception: cannot be read by the reward model: {error}")
+        for row in self._settle_length(readable):
+            length, most = len(readable.pop(row).ids), self.max_length
+            verdicts[row] = Verdict(None, reason=f"too long: has {length} tokens, and the reward model reads {most}")
+        for row, reward in zip(readable, self.scores(list(readable.values())), strict=True):
+            verdicts[row] = Verdict(reward)
+        return verdicts
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that it reads at most; None if nothing says."""
+        limits = (self._max_length, context_length(self.model), self.tokenizer.model_max_length)
+        known = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
+        return min(known, default=None)
+
+    def encode(self, prompt: Prompt, completion: "Completion") -> Row:
+        """The tokens of a prompt with its completion, not cut.
+
+        Raises:
+            DataError: messages without a template, or a template that refuses them.
+        """
+        tokenizer = self.tokenizer
+        text = completion if isinstance(completion, str) else str(completion[-1]["content"])
+        if self.form == "chat" or (self.form == "auto" and tokenizer.chat_template):
+            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            messages = [*asked, {"role": "assistant", "content": text}]
+            return Row(encode_prompt(tokenizer, messages, chat="chat", template_args=self._template_args), [])
+        if not isinstance(prompt, str):
+            raise DataError("the prompt is messages and the reward model has no chat template; give text prompts")
+        pair = (prompt, text) if self.form == "pair" else (prompt + text,)
+        read = tokenizer(*pair)
+        return Row(list(read["input_ids"]), list(read.get("token_type_ids", [])))
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[Row]) -> list[float]:
+        """The reward of each row."""
+        found: dict[int, float] = {}
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row].ids))
+        while order:
+            batch = order[: max(1, self.tokens_per_batch // max(1, len(rows[order[0]].ids)))]
+            try:
+                values = self._forward([rows[row] for row in batch]).tolist()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                self.tokens_per_batch = len(rows[order[0]].ids) * (len(batch) // 2)
+                continue
+            found.update(zip(batch, values, strict=True))
+            order = order[len(batch) :]
+        return [found[row] for row in range(len(rows))]
+
+    def _forward(self, rows: Sequence[Row]) -> Tensor:
+        """[n] float32 rewards of n rows, padded on the right."""
+        ids = [row.ids for row in rows]
+        with _padding(self.model, ids) as pad:
+            mask = self._tensor([[1] * len(row) for row in ids], 0)
+            given = {"input_ids": self._tensor(ids, pad), "attention_mask": mask}
+            if any(row.types for row in rows) and "token_type_ids" in inspect.signature(self.model.forward).parameters:
+                given["token_type_ids"] = self._tensor([row.types for row in rows], 0)
+            logits: Tensor = self.model(**given).logits.float()
+        if logits.shape[-1] == 1:
+            return logits[:, 0]
+        return logits.softmax(-1)[:, _label_index(self.model, self.label)]
+
+    def _tensor(self, rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+        """[n, width of the longest]."""
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
+
+    def _settle_length(self, rows: dict[int, Row]) -> list[int]:
+        """Cut what is too long; or else return the rows that are."""
+        most = self.max_length
+        long = [row for row, read in rows.items() if most is not None and len(read.ids) > most]
+        if self.too_long == "fail" or most is None:
+            return long
+        for row in long:
+            rows[row] = self._cut(rows[row], most)
+        if long and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the reward model reads {most} tokens, and {len(long)} of {len(rows)} texts are longer: their "
+                'beginning is cut off, now and later; too_long="fail" takes such rows out instead',
+                GvpoWarning,
+                stacklevel=2,
+            )
+        return []
+
+    def _cut(self, row: Row, most: int) -> Row:
+        """The last tokens of a row, behind the token that begins every text."""
+        first = int(row.ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
+        start = len(row.ids) - (most - first)
+        return Row(*(part[:first] + part[start:] for part in row))
+
+    def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        if self._loaded is None:
+            model = _classifier(self.path, self._dtype)
+            _label_index(model, self.label)
+            tokenizer = load_tokenizer(self._tokenizer_path)
+            self._loaded = (moved_to(model, self.device).eval(), tokenizer)
+        return self._loaded
+
+
+def _classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with quietly(), from_hub(path):
+            model, loading = _AUTO.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # damaged files raise whatever their parsers do
+        if not Path(path).is_dir():
+            raise ModelError(not_found("reward model", path, error)) from error
+        raise ModelError(f"cannot load the reward model in {path}: {one_line(error)}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{path} is no reward model: it lacks {missing[0]}, which would be random; give a sequence classifier that "
+            "was trained to score"
+        )
+    whole: PreTrainedModel = model
+    return whole
+
+
+def _label_index(model: PreTrainedModel, label: str | int | None) -> int:
+    """The place of the label whose probability is the reward; 0 where there is but one."""
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    count: int = model.config.num_labels or 1
+    if count == 1 and label is None:
+        return 0
+    index = label if isinstance(label, int) else next((i for i, name in names.items() if name == label), None)
+    if index is None or not 0 <= index < count:
+        raise ModelError(f"the reward model has {count} labels ({', '.join(names.values())}); set label to one of them")
+    return index
+
+
+@contextmanager
+def _padding(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Iterator[int]:
+    """Inside, the model takes padded batches; gives the id to pad with.
+
+    A model looks for the last token that is not padding, by its id. Where its config names none it takes the very last
+    one, so a batch needs an id that occurs in none of its rows.
+    """
+    config: Any = model.config.get_text_config()
+    own: int | None = config.pad_token_id
+    present = {token for row in rows for token in row}
+    pad = next(token for token in range(len(present) + 1) if token not in present) if own is None else own
+    config.pad_token_id = pad
+    try:
+        yield pad
+    finally:
+        config.pad_token_id = own

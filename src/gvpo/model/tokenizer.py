@@ -1,0 +1,326 @@
+"""Tokenizers: the right one for a checkpoint, prompts as token ids, the padding id.
+
+Knows transformers' tokenizers and chat templates; nothing of models.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
+
+from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
+from gvpo.hub import from_hub, may_be_hub_id
+from gvpo.messages import plain_messages, unicode_text
+from gvpo.types import Prompt
+
+ChatMode = Literal["auto", "chat", "plain"]
+"""How a prompt becomes tokens: by the chat template where there is one (auto), always, or never."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""Roles of chat messages; a template may know more."""
+
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "chatbot": "assistant"}
+"""What some data sets call a role."""
+
+PROBES = (
+    "12+345=357\n\\boxed{357}",
+    " two  spaces,\ttab\r\n\n end ",
+    "It's WE'LL don't; CamelCase snake_case x1y22z333",
+    "caf\u00e9 cafe\u0301 \u00bd \ufb01 \u6f22\u5b57 \u0915\u094d\u0937 \U0001f600",
+    "def f(x):\n    return {x: [1.5e-3, -7]}  # <tag> & </tag>",
+)
+"""Texts on which tokenizers tend to part: digits, white space, contractions, composed letters, other scripts, code."""
+
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+class TokenizerWarning(GvpoWarning):
+    """transformers would load another tokenizer than the checkpoint holds."""
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a checkpoint holds.
+
+    transformers chooses a class by the model's type, and some classes (Qwen2's) rebuild normaliser and pre-tokenizer
+    instead of reading them: a custom tokenizer.json then gives other tokens. So what `AutoTokenizer` loads is compared
+    with tokenizer.json itself, and where they differ the file wins, with a warning.
+
+    Args:
+        path_or_id: a local directory or a hub id.
+
+    Raises:
+        ModelError: there is no tokenizer, or none that tokenizes as its tokenizer.json says.
+    """
+    path = str(path_or_id)
+    _require_files(path)
+    with from_hub(path):
+        return _as_its_file_says(path)
+
+
+def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
+    tokenizer = _load(AutoTokenizer.from_pretrained, path)
+    file = _tokenizer_json(path)
+    if file is None:
+        return tokenizer
+    raw = Tokenizer.from_file(str(file))
+    difference = _difference_from_file(raw, tokenizer)
+    if not difference:
+        return tokenizer
+    plain = _load(PreTrainedTokenizerFast.from_pretrained, path)
+    if still := _difference_from_file(raw, plain):
+        raise ModelError(f"no class of transformers reads the tokenizer of {path} as its tokenizer.json says: {still}")
+    warnings.warn(
+        f"AutoTokenizer loads {path} as {type(tokenizer).__name__}, which is not what its tokenizer.json says "
+        f"({difference}); using tokenizer.json. Elsewhere load it with PreTrainedTokenizerFast.from_pretrained",
+        TokenizerWarning,
+        stacklevel=3,
+    )
+    return plain
+
+
+def is_tokenizer(value: object) -> bool:
+    """Whether something is a transformers tokenizer."""
+    return isinstance(value, PreTrainedTokenizerBase)
+
+
+def tokenizer_difference(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str] = ()
+) -> str:
+    """How two tokenizers differ on built-in probes and `texts`, in special tokens or template; "" if they do not."""
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id", "chat_template"):
+        if getattr(one, name) != getattr(other, name):
+            return f"{name} was {getattr(one, name)!r} and is {getattr(other, name)!r}"
+    return (
+        _encoding_difference(_encoder(one), _encoder(other), (*PROBES, *texts))
+        or _encoding_difference(lambda text: one(text).input_ids, lambda text: other(text).input_ids, PROBES[:1])
+        or _decoding_difference(one, other, texts)
+    )
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    system_prompt: str | None = None,
+    chat: ChatMode = "auto",
+    template_args: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """A prompt's token ids.
+
+    Args:
+        tokenizer: with a chat template or without.
+        prompt: text, or chat messages. Text that goes through a template is one user message.
+        system_prompt: put before prompts that have no system message of their own.
+        chat: "auto" uses the template for messages, and for text where there is one; "chat" always; "plain" never.
+        template_args: keywords for the template, `{"enable_thinking": False}` say.
+
+    Returns:
+        At least one id, with the beginning-of-sequence token once where the template or the tokenizer puts one, and no
+        end token that the tokenizer would add. A last message of the assistant is left open, to be continued.
+
+    Raises:
+        DataError: an empty prompt, messages without a template, or a template that refuses them.
+        ConfigError: a system prompt or template arguments without a template to use them; an unknown mode.
+    """
+    if chat not in ("auto", "chat", "plain"):
+        raise ConfigError(f"chat is {chat!r}; use 'auto', 'chat' or 'plain'")
+    if not prompt:
+        raise DataError("the prompt is empty; give it some text")
+    is_text = isinstance(prompt, str)
+    if chat == "chat" or (chat == "auto" and (not is_text or tokenizer.chat_template)):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain_messages(prompt)
+        ids = _encode_chat(tokenizer, messages, system_prompt, template_args or {})
+    elif system_prompt is not None or template_args:
+        raise ConfigError("a system prompt and template arguments need a chat template; leave them out for plain text")
+    elif isinstance(prompt, str):
+        ids = _encode_plain(tokenizer, prompt)
+    else:
+        raise DataError("the prompt is chat messages, which chat='plain' cannot encode; give text or use chat='auto'")
+    if not ids:
+        raise DataError(f"the tokenizer gives no token for the prompt {str(prompt)[:40]!r}; give it some text")
+    return ids
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills up batches: of the pad token, else of the end token, else 0.
+
+    Padding is always masked, so any id does; a new token would resize the model.
+    """
+    return next((ids[0] for name in ("pad", "eos") if (ids := token_ids(getattr(tokenizer, f"{name}_token_id")))), 0)
+
+
+def token_ids(value: int | Sequence[int] | None) -> list[int]:
+    """Return a setting that may be none, one or several token ids as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _require_files(path: str) -> None:
+    """Without any file transformers makes an empty tokenizer for some model types, and says nothing."""
+    directory = Path(path)
+    if directory.is_file():
+        raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a hub id")
+    for name in ("config.json", "generation_config.json"):
+        _require_config(directory / name)
+    if directory.is_dir() and not any((directory / name).is_file() for name in _VOCABULARY_FILES):
+        raise ModelError(
+            f"{path} has no tokenizer; save one there with tokenizer.save_pretrained, or name another directory"
+        )
+
+
+def _require_config(file: Path) -> None:
+    """Refuse a damaged config: transformers would choose another tokenizer, or other end tokens, without a word."""
+    try:
+        whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise ModelError(f"{file} is not a JSON object; copy or download the model again")
+
+
+def _load(load: Callable[[str], Any], path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = load(path)
+    except Exception as error:  # damaged files raise whatever their parsers do; tokenizers raises plain Exception
+        if not Path(path).is_dir():
+            raise ModelError(not_found("tokenizer", path, error)) from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"cannot load the tokenizer in {path}: {reason}; save it anew with tokenizer.save_pretrained"
+        ) from error
+    return tokenizer
+
+
+def not_found(what: str, path: str, error: Exception) -> str:
+    """The message where neither a directory nor the hub has a model or a tokenizer.
+
+    Args:
+        what: "model" or "tokenizer".
+        path: what was asked for.
+        error: what transformers said.
+    """
+    if not may_be_hub_id(path):
+        return f"there is no directory {path!r} to load a {what} from; check the path"
+    reason = " ".join(str(error).split()).partition(". ")[0][:160]
+    return (
+        f"there is no directory {path!r}, and no {what} of that name could be had from the hub or its cache "
+        f"({reason}); check the name and the connection, or give a local directory"
+    )
+
+
+def _tokenizer_json(path: str) -> Path | None:
+    if Path(path).is_dir():
+        file = Path(path) / "tokenizer.json"
+        return file if file.is_file() else None
+    try:
+        found = cached_file(path, "tokenizer.json")
+    except OSError:
+        return None
+    return Path(found) if found is not None else None
+
+
+def _difference_from_file(raw: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> str:
+    raw.no_padding()
+    raw.no_truncation()
+    return _encoding_difference(
+        lambda text: raw.encode(text, add_special_tokens=False).ids, _encoder(tokenizer), PROBES
+    )
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _encoding_difference(
+    one: Callable[[str], list[int]], other: Callable[[str], list[int]], texts: Iterable[str]
+) -> str:
+    for text in texts:
+        left, right = one(text), other(text)
+        if left != right:
+            pairs = zip(left, right, strict=False)
+            same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+            return f"{text[:40]!r} gives {_from(left, same)} and {_from(right, same)}"
+    return ""
+
+
+def _from(ids: list[int], place: int) -> str:
+    """Some tokens from a place on, and how many there are in all."""
+    return f"{len(ids)} tokens with {ids[place : place + 4]} from token {place} on"
+
+
+def _decoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
+    for text in (*PROBES, *texts):
+        ids = one(text, add_special_tokens=False).input_ids
+        left, right = one.decode(ids), other.decode(ids)
+        if left != right:
+            return f"the tokens of {text[:40]!r} read {str(left)[:40]!r} and {str(right)[:40]!r}"
+    return ""
+
+
+def _encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    system_prompt: str | None,
+    template_args: Mapping[str, Any],
+) -> list[int]:
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the prompt needs a chat template and the tokenizer has none; set tokenizer.chat_template, use an instruct "
+            "model's tokenizer, or give text prompts with chat='plain'"
+        )
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    _require_written(messages, str(tokenizer.chat_template))
+    continues = messages[-1]["role"] == "assistant"
+    settings = {"add_generation_prompt": not continues, "continue_final_message": continues, **template_args}
+    try:
+        text = tokenizer.apply_chat_template(messages, **{**settings, "tokenize": False})
+    except (TemplateError, ValueError, TypeError) as error:
+        raise DataError(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from error
+    ids = tokenizer(unicode_text(str(text)), add_special_tokens=False).input_ids  # the template has written BOS
+    return list(ids)
+
+
+def _require_written(messages: Sequence[Mapping[str, Any]], template: str) -> None:
+    """Refuse what the template would leave out or write as it is, without a word.
+
+    Raises:
+        DataError: a role that neither gvpo nor the template knows, or tool calls that the template does not write.
+    """
+    for number, message in enumerate(messages, start=1):
+        role = message["role"]
+        if role not in ROLES and role not in template:
+            meant = OTHER_ROLES.get(str(role).lower())
+            hint = f"write {meant!r}" if meant else f"the roles are {', '.join(ROLES)}"
+            raise DataError(f"message {number} has the role {role!r}, which the chat template does not know; {hint}")
+        if message.get("tool_calls") and "tool_calls" not in template:
+            raise DataError(
+                f"message {number} has tool calls, and the chat template does not write any; write them into the "
+                "content, or take a template that does"
+            )
+
+
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = list(tokenizer(unicode_text(text)).input_ids)
+    written: list[int] = list(tokenizer(text, add_special_tokens=False).input_ids)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and written[:1] == [bos] and ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    if eos is not None and ids[-1:] == [eos] and ids[-1 - len(written) : -1] == written:
+        ids = ids[:-1]
+    return ids

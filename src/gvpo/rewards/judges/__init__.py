@@ -1,0 +1,1 @@
+"""Judges: language models behind a chat endpoint that score completions."""

@@ -1,0 +1,1 @@
+"""Mathematical answers: parse them, evaluate them, and decide whether two are the same."""

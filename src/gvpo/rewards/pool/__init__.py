@@ -1,0 +1,1 @@
+"""The pool: reward functions run in workers, and their values become verdicts."""

@@ -1,0 +1,70 @@
+"""Rewards in the trainer's process, on all groups of a scoring at once: models on its device, judges over HTTP.
+
+They are gvpo's own, and keep their own deadlines; users' functions belong in the pool's workers, where they can be
+killed. What they say of a row is a verdict, so that a failure has its reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+from gvpo.errors import GvpoError
+from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.types import Verdict
+from gvpo.workers.dispatch import Reply
+from gvpo.workers.worker import checked
+
+
+@runtime_checkable
+class LocalReward(Protocol):
+    """A reward that runs in the trainer's process."""
+
+    def __call__(self, **arguments: Any) -> list[float | None]:
+        """As any reward function: one value a row; None where there is none, for whatever reason."""
+        ...
+
+    def verdicts(self, **arguments: Any) -> Sequence[Verdict]:
+        """One verdict a row: a reward, or a reason "KIND: ..." why there is none; neither abstains."""
+        ...
+
+
+def is_local(function: RewardFunc | LocalReward) -> TypeGuard[LocalReward]:
+    """Whether a reward runs in the trainer's process."""
+    return isinstance(function, LocalReward)
+
+
+def judge_locally(reward: LocalReward, wanted: Wanted, batches: Sequence[RewardBatch]) -> Reply:
+    """One call of a local reward for the rows of some groups, in order.
+
+    Raises:
+        GvpoError: the reward cannot work with this data or on this machine at all.
+    """
+    try:
+        verdicts = list(reward.verdicts(**_arguments(wanted, batches)))
+    except GvpoError:
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Reply(failed=("exception", f"raised {text}"))
+    reply = checked([verdict.reward for verdict in verdicts], sum(map(len, batches)))
+    if "failed" in reply:
+        kind, detail = reply["failed"]
+        return Reply(failed=(kind, detail))
+    reasons = [_reason(v.reason) or found for v, found in zip(verdicts, reply["reasons"], strict=True)]
+    return Reply(reply["values"], reasons)
+
+
+def _reason(text: str) -> tuple[str, str] | None:
+    kind, _, detail = text.partition(": ")
+    return (kind, detail) if text else None
+
+
+def _arguments(wanted: Wanted, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
+    """The arguments of all groups one after the other; a column that a group lacks is None there."""
+    parts = [wanted.arguments(batch) for batch in batches]
+    names = sorted({name for part in parts for name in part})
+    return {
+        name: [
+            value for part, batch in zip(parts, batches, strict=True) for value in part.get(name, [None] * len(batch))
+        ]
+        for name in names
+    }

@@ -1,0 +1,119 @@
+"""Reward functions in worker processes with deadlines: groups in, verdicts out, whatever the functions do.
+
+batches ─▶ one call a function and group ─▶ workers ─▶ parts ─▶ weighted sums ─▶ verdicts
+                 ▲                            │
+                 └── a failed call's rows, each alone: only the guilty ones lose their reward
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted, check_ready
+from gvpo.rewards.pool.checks import check_limits, checked_weights, pickled, require_columns
+from gvpo.rewards.pool.local import is_local
+from gvpo.rewards.pool.outcomes import Failure
+from gvpo.rewards.pool.scoring import Scoring
+from gvpo.types import Verdict
+from gvpo.workers.dispatch import Dispatcher
+
+
+class RewardPool:
+    """Scores groups with reward functions that run in processes of their own, and survives what they do.
+
+    Args:
+        functions: reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
+            functions of the main script by value, others by the name of their module. A `LocalReward` runs here.
+        weights: each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
+        workers: processes at most; they start when first needed and stay.
+        timeout: seconds a call may take: one function on one group, or on one completion if it is `row_by_row`.
+        log: file that the functions' prints are appended to; None drops them.
+        memory_limit: bytes that a worker may allocate (RLIMIT_DATA, where the system has it); None for no limit.
+
+    Not to be used by several threads at once; a pool each.
+
+    Raises:
+        RewardError: a function cannot be sent to a worker, or weights that do not fit.
+
+    >>> with RewardPool({"short": lambda completions, **_: [float(len(text) < 5) for text in completions]}) as pool:
+    ...     (group,) = pool.score([RewardBatch("Say hi.", ["hi", "good day"])])
+    >>> [verdict.reward for verdict in group]
+    [1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, RewardFunc],
+        weights: Mapping[str, float] | None = None,
+        *,
+        workers: int = 2,
+        timeout: float = 10.0,
+        log: str | Path | None = None,
+        memory_limit: int | None = 4 << 30,
+    ) -> None:
+        self.first_failure: Failure | None = None
+        self._functions, self._workers = dict(functions), workers
+        self._weights = checked_weights(list(functions), weights)
+        check_limits(workers, timeout)
+        self._ready = functools.cache(lambda: check_ready(functions.values()))
+        sent = {name: pickled(name, function) for name, function in functions.items() if not is_local(function)}
+        setup = {"functions": sent, "timeout": timeout, "memory_limit": memory_limit}
+        self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=None if log is None else Path(log))
+
+    def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
+        """Judge every completion of every group.
+
+        A row's reward is the weighted sum of the functions' values, over those that did not abstain. It has none where
+        a function with a weight failed on it, or all of them abstained; the verdict's reason says why. Afterwards
+        `first_failure` is the first failure of this scoring in the order of groups, functions and rows, or None.
+
+        Args:
+            batches: one per group.
+
+        Returns:
+            A verdict per completion, in the order of batches and rows, whatever the order in which workers finished.
+
+        Raises:
+            RewardError: a function needs a column that no group has, cannot work here, or cannot be loaded in a worker;
+                a column cannot be sent to one.
+        """
+        self.check_ready()
+        scoring = Scoring(self._functions, batches, self._workers)
+        self._dispatcher.run(scoring)
+        scoring.judge_locally()
+        self.first_failure = scoring.outcomes.first_failure()
+        return [
+            [scoring.outcomes.verdict(group, row, self._weights) for row in range(len(batch))]
+            for group, batch in enumerate(batches)
+        ]
+
+    def check_ready(self) -> None:
+        """Let the functions say what they lack, the first time; `score` does so by itself.
+
+        Raises:
+            GvpoError: one of them cannot work here.
+        """
+        self._ready()
+
+    def require_columns(self, batches: Sequence[RewardBatch]) -> None:
+        """Find out before scoring whether the functions get the columns that they need.
+
+        Raises:
+            RewardError: a function needs a column that none of the groups has.
+        """
+        wanted = [Wanted.by(function) for function in self._functions.values()]
+        require_columns(list(self._functions), wanted, batches)
+
+    def close(self) -> None:
+        """End the workers and all that they started. A later `score` starts new ones."""
+        self._dispatcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

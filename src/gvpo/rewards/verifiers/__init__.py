@@ -1,0 +1,1 @@
+"""Verifiers: rewards that a program can compute from the text of a completion."""

@@ -1,0 +1,24 @@
+r"""The part of a completion that is its answer: behind the reasoning, in tags, in a box, or after "the answer is"."""
+
+import re
+
+from gvpo.rewards.math.math_answer import final_answer
+
+_END_OF_THINKING = "</think>"
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+
+
+def without_thinking(text: str) -> str:
+    """What follows the last `</think>`; the whole text where there is none."""
+    return text.rpartition(_END_OF_THINKING)[2]
+
+
+def stated_answer(text: str) -> str | None:
+    r"""The answer that a completion marks as one; None if it marks none.
+
+    The first of these that it has, behind its reasoning: the content of the last <answer>...</answer>; that of the last
+    \boxed{...}; what follows the last "answer is" or "answer:" on its line.
+    """
+    said = without_thinking(text)
+    tagged = _TAGGED.findall(said)
+    return str(tagged[-1]).strip() if tagged else final_answer(said)

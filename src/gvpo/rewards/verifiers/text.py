@@ -1,0 +1,103 @@
+"""Short answers in words: equal after normalisation, or sharing words."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.verifiers.exact import normal_space
+from gvpo.rewards.verifiers.stated_answer import stated_answer, without_thinking
+
+_ARTICLES = ("a", "an", "the")
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def text_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+    r"""1 where the completion says `answer` after normalisation, else 0.
+
+    Compared is what the completion marks as its answer (<answer>, \boxed{}, "the answer is"), or else all of it behind
+    </think>. Case, punctuation, the articles a, an, the, composed letters and white space do not count; a sign and a
+    decimal point of a number do.
+
+    Args:
+        completions: k completions.
+        answer: k answers, each a text or a list of texts of which one is enough; None abstains.
+        columns: not used.
+
+    Returns:
+        k values: 1.0, 0.0, or None.
+
+    Reference: the exact match of SQuAD (arXiv:1606.05250), which drops signs and decimal points too.
+    """
+    return [
+        None if gold is None else float(any(same_text(said(completion), each) for each in accepted(gold)))
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
+
+
+def text_f1(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+    """How many words of a completion and of `answer` are shared: the F1 of SQuAD, in [0, 1].
+
+    Args:
+        completions: k completions; read as by `text_match`.
+        answer: k answers, each a text or a list of texts of which the nearest counts; None abstains.
+        columns: not used.
+
+    Returns:
+        k values in [0, 1], or None.
+    """
+    return [
+        None if gold is None else max((shared_words(said(completion), each) for each in accepted(gold)), default=0.0)
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
+
+
+def said(completion: Answer) -> str:
+    """What a completion says: the answer that it marks, or else all of it behind its reasoning."""
+    text = completion_text(completion)
+    marked = stated_answer(text)
+    return without_thinking(text) if marked is None else marked
+
+
+def accepted(gold: Any) -> list[str]:
+    """The texts that a gold answer accepts."""
+    return [str(each) for each in (gold if isinstance(gold, list | tuple) else [gold])]
+
+
+def same_text(left: str, right: str) -> bool:
+    """Whether two texts are the same after normalisation; if one of them is nothing but articles, as they stand."""
+    one, other = normal_text(left), normal_text(right)
+    if one and other:
+        return one == other
+    left, right = normal_space(left).casefold(), normal_space(right).casefold()
+    return left == right != ""
+
+
+def shared_words(left: str, right: str) -> float:
+    """The harmonic mean of the shares of the words of each text that the other has too."""
+    one, other = normal_text(left).split(), normal_text(right).split()
+    common = (Counter(one) & Counter(other)).total()
+    return 2 * common / (len(one) + len(other)) if common else 0.0
+
+
+def normal_text(text: str) -> str:
+    """`text` in one case, without punctuation, articles and extra white space; numbers keep sign and decimal point."""
+    folded = _COMMA_IN_NUMBER.sub("", unicodedata.normalize("NFKC", text).casefold())
+    kept = "".join(_kept(folded, place) for place in range(len(folded)))
+    return " ".join(word for word in kept.split() if word not in _ARTICLES)
+
+
+def _kept(text: str, place: int) -> str:
+    """A character as it counts: itself, a space for a dash between words, or nothing."""
+    character = text[place]
+    kind = unicodedata.category(character)
+    if not kind.startswith("P") and character != "−":  # noqa: RUF001 - the minus sign is no punctuation to Unicode
+        return character
+    before, after = text[place - 1 : place], text[place + 1 : place + 2]
+    if character == "." and after.isdigit():
+        return character
+    if kind == "Pd" or character == "−":  # noqa: RUF001
+        return "-" if after.isdigit() and not before.isalnum() else " "
+    return ""

@@ -1,0 +1,1 @@
+"""Rollouts: where the groups of a step come from."""

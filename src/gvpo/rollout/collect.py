@@ -1,0 +1,137 @@
+"""From problems to scored groups: the one path that training and evaluation both take.
+
+problems ──▶ sampler ──▶ rewards ──▶ groups
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.sampling import Request, Sampler, SamplingParams
+from gvpo.types import Completion, Group, Problem, Verdict
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A problem with its prompt's token ids."""
+
+    problem: Problem
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The groups of a step as they came, failed rows included.
+
+    Args:
+        groups: every group, every row.
+        verdicts: the rewards' word on each row; empty where there are no rewards (supervised training).
+        problems: the problem of each group.
+        seconds: what each phase took, "sampling" and "rewarding".
+        traceback: of the first reward that failed, where one did.
+    """
+
+    groups: Sequence[Group]
+    verdicts: Sequence[Sequence[Verdict]]
+    problems: Sequence[Problem]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    traceback: str = ""
+
+
+class Collect(Protocol):
+    """Samples a group for each problem and scores it; `seed` and `step` fix the sampling noise."""
+
+    def __call__(
+        self,
+        items: Sequence[Encoded],
+        sampler: Sampler,
+        params: SamplingParams,
+        rewards: RewardPool,
+        *,
+        seed: int,
+        step: int,
+    ) -> Rollout:
+        """As `gvpo.rollout.collect.collect`."""
+        ...
+
+
+def collect(
+    items: Sequence[Encoded],
+    sampler: Sampler,
+    params: SamplingParams,
+    rewards: RewardPool,
+    *,
+    seed: int,
+    step: int,
+    names: Sequence[str] | None = None,
+) -> Rollout:
+    """Sample a group for each problem and score it; `seed` and `step` fix the sampling noise.
+
+    Args:
+        items: the problems.
+        sampler: of the policy.
+        params: how to draw.
+        rewards: the pool.
+        seed: of the run.
+        step: the rollout's number.
+        names: of the groups, one a problem, none twice; default the problems' own, made distinct.
+    """
+    names = distinct([item.problem.id for item in items]) if names is None else names
+    requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
+    started = time.perf_counter()
+    sampled = sampler.sample(requests, params, seed=seed, step=step)
+    sampled_at = time.perf_counter()
+    verdicts = rewards.score([reward_batch(i.problem, rows) for i, rows in zip(items, sampled, strict=True)])
+    rewarded_at = time.perf_counter()
+    groups = [
+        Group(item.prompt, _rewarded(rows, judged), id=name, columns=item.problem.columns)
+        for item, name, rows, judged in zip(items, names, sampled, verdicts, strict=True)
+    ]
+    seconds = {"sampling": sampled_at - started, "rewarding": rewarded_at - sampled_at}
+    failure = rewards.first_failure
+    traceback = failure.traceback if failure is not None else ""
+    return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
+
+
+def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:
+    """What the rewards see of a group: TRL's arguments."""
+    chat = not isinstance(problem.prompt, str)
+    texts = [row.text or "" for row in rows]
+    return RewardBatch(
+        prompt=problem.prompt,
+        completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
+        columns=problem.columns,
+        completion_ids=[list(row.tokens) for row in rows],
+    )
+
+
+def _rewarded(rows: Sequence[Completion], verdicts: Sequence[Verdict]) -> list[Completion]:
+    return [dataclasses.replace(row, reward=verdict.reward) for row, verdict in zip(rows, verdicts, strict=True)]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """A problem drawn twice in a step is two groups: the second gets its own name, and so its own noise."""
+    taken = set(names)
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        own = name
+        while seen[name] > 1 and own in taken:
+            own = f"{name}#{seen[name]}"
+            seen[name] += own in taken
+        taken.add(own)
+        unique.append(own)
+    return unique
+
+
+def failures(rollout: Rollout) -> str:
+    """The kinds of reasons why rows have no reward, most frequent first, and the first in full, for messages."""
+    failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
+    reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
+    kinds = ", ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))
+    return f"{kinds}; the first is {failed[0].reason}" if failed else kinds

@@ -1,0 +1,242 @@
+"""Offline training: groups from a file, a data set or one sampling, no sampler in the loop.
+
+data.groups, rows ──logged_groups──▶ OfflineSource
+data.sample_groups ──once, by the starting policy──▶ <run>/groups.jsonl ──▶ SampledOnceSource
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED
+from gvpo.data import is_comparison, is_pair, load_records
+from gvpo.data.given_rows import Rows, read_rows
+from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
+from gvpo.model.known_tokens import missing_tokens, refuse_missing
+from gvpo.model.model import context_length, vocabulary_size
+from gvpo.rollout.collect import Rollout, distinct, failures
+from gvpo.rollout.group_file import records
+from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
+from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.preferences import comparisons
+from gvpo.rollout.problems import numbered
+from gvpo.rollout.sources import MAX_FAILED_SHARE, Source
+from gvpo.types import Group
+from gvpo.update.distributed import ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
+    """The logged groups that a run is given; None where it is to sample its own.
+
+    Args:
+        config: `data.groups` names a file or a hub id.
+        rows: of the Trainer's data set; they count where the first is a group or a pair.
+
+    Raises:
+        DataError: the file cannot be read.
+        ConfigError: both are given, groups for supervised training, or groups with costs.
+    """
+    if config.groups_data is not None:
+        if rows is not None:
+            raise ConfigError("set data.groups or pass train_dataset, not both")
+        return read_rows(config, config.groups_data).first(config.train_problems)
+    if rows is None or not rows.items or not is_comparison(rows.items[0]):
+        return None
+    if config.costs is not None:
+        raise ConfigError(FIXED_COSTS)
+    if config.objective not in SUPERVISED:
+        return rows.first(config.train_problems)
+    if is_pair(rows.items[0]):  # it is its chosen answer
+        return None
+    raise ConfigError(GROUPS_FOR_SFT.format(name=config.objective))
+
+
+def resolve_reference(config: TrainConfig, *, given: bool = False) -> TrainConfig:
+    """The settings with `objective.reference` "auto" resolved: "initial" offline, "previous" where there is a sampler.
+
+    Args:
+        config: offline if it names logged groups or asks to sample once.
+        given: logged groups were given otherwise.
+
+    Raises:
+        ConfigError: "previous" offline.
+    """
+    offline = given or config.groups_data is not None or config.sample_groups is not None
+    if offline and config.reference == "previous":
+        raise ConfigError(NO_SAMPLER)
+    if config.reference != "auto":
+        return config
+    return config.replace(reference="initial" if offline else "previous")
+
+
+def offline_groups(
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "PreTrainedModel",
+    records: Records,
+    *,
+    source: str,
+) -> list[LoggedGroup]:
+    """Rows as groups that the policy can be trained on.
+
+    Args:
+        config: how prompts become tokens.
+        tokenizer: of the policy.
+        model: the policy, which every group has to fit.
+        records: the rows.
+        source: of completions whose row does not say.
+
+    Raises:
+        DataError: a row that is not a group or does not fit, or no group that can be trained on.
+    """
+    groups = logged_groups(config, tokenizer, records, source=source, model=model)
+    require_trainable(groups, model)
+    return groups
+
+
+def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> None:
+    """Refuse another temperature than 1 for answers that nobody is known to have sampled at it.
+
+    Log-probs are those of softmax(logits / temperature). Where recorded log-probs say that a sampler drew the rows,
+    that is the policy that drew them; where the rows are text, it is another loss.
+
+    Raises:
+        DataError: the message names the first row without recorded log-probs.
+    """
+    unknown = (
+        number
+        for number, logged in enumerate(groups, start=1)
+        if any(row.sampler_logprobs is None for row in logged.group.completions)
+    )
+    first = next(unknown, None) if config.temperature != 1 else None
+    if first is not None:
+        raise DataError(
+            f"row {first}: no `sampler_logprobs` say that it was sampled, and sampling.temperature="
+            f"{config.temperature:g} would divide the logits that are trained; set sampling.temperature=1"
+        )
+
+
+class OfflineSource:
+    """Groups that were logged: shuffled epochs over them, a function of seed and step."""
+
+    def __init__(self, order: ShuffledOrder[LoggedGroup]) -> None:
+        self._order = order
+
+    def rollout(self, step: int) -> Rollout:
+        """The groups of this step, with the rewards that came with them."""
+        items = self._order.at(step)
+        names = distinct([item.group.id for item in items])
+        groups = [item.named(name).group for item, name in zip(items, names, strict=True)]
+        return Rollout(groups, [item.verdicts for item in items], [item.problem for item in items])
+
+
+class SampledOnceSource:
+    """Groups that the run's starting policy samples once; they are kept in a file, and trained on from it.
+
+    Args:
+        path: the file, in the form that `data.groups` reads.
+        live: its first rollout is what is sampled.
+        read: rows of the file -> the source to train from.
+        resumed: the file may be there from an earlier sitting.
+    """
+
+    def __init__(self, path: Path, live: Source, read: Callable[[Records], Source], *, resumed: bool) -> None:
+        self._path, self._live, self._read, self._resumed = path, live, read, resumed
+        self._source: Source | None = None
+
+    def rollout(self, step: int) -> Rollout:
+        """The groups of this step, sampled now if it is the first.
+
+        Raises:
+            RewardError: most rewards failed.
+            RunError: there is a file already that this run did not write.
+        """
+        if self._source is None:
+            if not ranks.on_first(self._path.exists):
+                self._sample()
+            elif not self._resumed:
+                raise RunError(
+                    f"{self._path} is there already; train on it with data.groups, or choose another run.dir"
+                )
+            self._source = self._read(load_records(self._path))
+        return self._source.rollout(step)
+
+    def _sample(self) -> None:
+        rollout = self._live.rollout(1)
+        verdicts = [verdict for group in rollout.verdicts for verdict in group]
+        if sum(verdict.reward is None for verdict in verdicts) > MAX_FAILED_SHARE * len(verdicts):
+            raise RewardError(f"most rewards of the sampled groups failed: {failures(rollout)}")
+        text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
+        ranks.on_first(lambda: runfiles.write_text(self._path, text))
+        self._resumed = True
+
+
+def held_out_groups(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", rows: Rows | None
+) -> list[Group]:
+    """The held-out groups, at most `data.eval_problems`: of the rows, else of the settings' file; [] without either.
+
+    Raises:
+        DataError: as `offline_groups`, or no group compares anything.
+    """
+    if rows is None and config.eval_groups is not None and config.eval_problems > 0:
+        rows = read_rows(config, config.eval_groups, held_out=True)
+    if rows is None or config.eval_problems == 0:
+        return []
+    groups = offline_groups(config, tokenizer, model, rows.items, source=rows.name)
+    return [logged.group for logged in comparisons(groups, scores_differ=True)][: config.eval_problems]
+
+
+def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> None:
+    """Nothing, if the groups fit the model and at least one has enough rewarded rows.
+
+    Raises:
+        DataError: a row that is too long or has tokens that the model does not know, or no group that can be trained
+            on.
+    """
+    vocabulary, context, missing = vocabulary_size(model), context_length(model), missing_tokens(model)
+    for number, logged in enumerate(groups, start=1):
+        _require_fit(number, logged, vocabulary, context)
+        numbered(number, refuse_missing, missing, [logged.group])
+    if not any(_rewarded(logged) > 1 for logged in groups):
+        raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
+
+
+def _rewarded(logged: LoggedGroup) -> int:
+    return sum(row.reward is not None for row in logged.group.completions)
+
+
+def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int | None) -> None:
+    prompt = logged.group.prompt
+    longest = len(prompt) + max(len(row.tokens) for row in logged.group.completions)
+    if context is not None and longest > context:
+        raise DataError(
+            f"row {number}: prompt and completion have {longest} tokens and the model's context is {context}; "
+            "shorten or remove it"
+        )
+    largest = max(max(prompt), *(max(row.tokens) for row in logged.group.completions))
+    if largest >= vocabulary:
+        raise DataError(
+            f"row {number}: token id {largest} and the model's vocabulary is {vocabulary}; "
+            "log text, or use the model that the ids belong to"
+        )
+
+
+def warn_of_finite_support(objective: str) -> None:
+    """GVPO's optimum needs samples that cover the reference policy, which a file of groups never does."""
+    if objective == "gvpo":
+        warnings.warn(
+            "logged groups are finite and never cover the reference policy, so GVPO's unique optimum is not what this "
+            "run goes to: completions outside the data are not held back; watch eval/accuracy and stop early "
+            "(`gvpo docs offline`)",
+            GvpoWarning,
+            stacklevel=3,
+        )

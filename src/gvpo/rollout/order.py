@@ -1,0 +1,67 @@
+"""Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gvpo.errors import DataError
+from gvpo.rewards.identity import identity
+from gvpo.rollout.collect import Encoded
+
+T = TypeVar("T")
+
+
+def fingerprint(rows: Iterable[tuple[str, Sequence[int]]]) -> str:
+    """A short name for what is trained on: equal for the same ids and token ids in the same order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tokens in rows:
+        digest.update(f"{name!r} {list(tokens)}".encode())
+    return digest.hexdigest()
+
+
+def judged(items: Iterable[Encoded]) -> Iterator[tuple[str, Sequence[int]]]:
+    """Name problems by all that decides their rewards, for a fingerprint: the prompt and every column."""
+    return (
+        (f"{item.problem.id} {identity((item.problem.prompt, dict(item.problem.columns)))}", item.prompt)
+        for item in items
+    )
+
+
+class ShuffledOrder(Generic[T]):
+    """An endless stream of epochs over `items`, each a fresh permutation; step s takes the s-th slice of `per_step`.
+
+    Args:
+        items: what is drawn from, at least one.
+        per_step: how many a step takes; more than there are items is fine and repeats some.
+        seed: of the permutations.
+
+    Raises:
+        DataError: no items.
+    """
+
+    def __init__(self, items: Sequence[T], per_step: int, seed: int) -> None:
+        if not items:
+            raise DataError("there are no problems to train on; the data set is empty")
+        self._items, self._per_step, self._seed = items, per_step, seed
+        self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch that was asked for last
+
+    def at(self, step: int) -> list[T]:
+        """The items of step `step`, counted from 1."""
+        first = (step - 1) * self._per_step
+        return [self._item(position) for position in range(first, first + self._per_step)]
+
+    def _item(self, position: int) -> T:
+        epoch, offset = divmod(position, len(self._items))
+        return self._items[int(self._permutation(epoch)[offset])]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._known[0] != epoch:
+            self._known = (epoch, self._draw(epoch))
+        return self._known[1]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).permutation(len(self._items))

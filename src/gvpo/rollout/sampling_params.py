@@ -1,0 +1,27 @@
+"""From settings to how completions are drawn."""
+
+from gvpo.config import TrainConfig
+from gvpo.sampling import SamplingParams, support_warning
+from gvpo.sampling.exclusion import parse_exclusion
+
+
+def sampling_params(config: TrainConfig) -> SamplingParams:
+    """What the settings say of sampling.
+
+    Raises:
+        ConfigError: an exclusion that cannot be.
+    """
+    return SamplingParams(
+        group_size=config.group_size,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_token_ids=tuple(config.stop_token_ids),
+        exclusion=parse_exclusion(config.sampling_allow, config.sampling_ban),
+    )
+
+
+def samples_exactly(config: TrainConfig) -> bool:
+    """Return whether rows are drawn from the policy itself: at temperature 1, and no token is left out."""
+    return config.temperature == 1 and support_warning(sampling_params(config)) is None

@@ -1,0 +1,163 @@
+"""Rules about text, token by token: from the text so far to the tokens that may come next.
+
+A rule's state holds what it needs of the text so far. Masks are made once a state: there are few.
+
+    start ──advance(state, token)──▶ state ──allowed──▶ [V] bool
+                                       └────may_end───▶ whether the text may be over
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gvpo.sampling.exclusion.characters import CharacterSet, decode
+from gvpo.sampling.exclusion.vocabulary import Vocabulary
+
+Mask = npt.NDArray[np.bool_]
+MASKS = 256
+"""Masks that a rule keeps, of the states met last."""
+
+
+class Rule(Protocol):
+    """What the tokens of a completion must satisfy. States are never changed in place."""
+
+    start: Any
+
+    def advance(self, state: Any, token: int) -> Any:
+        """The state after an allowed token."""
+        ...
+
+    def allowed(self, state: Any) -> Mask:
+        """[V] the tokens after which the text can still become a good one; not to be written to."""
+        ...
+
+    def may_end(self, state: Any) -> bool:
+        """Whether the text is a good one as it stands."""
+        ...
+
+
+class TokenRule:
+    """Token ids: only some, or not some. Ids that the model does not have change nothing."""
+
+    start = None
+
+    def __init__(self, vocabulary: Vocabulary, allow: Sequence[int], ban: Sequence[int]) -> None:
+        self._mask = np.full(vocabulary.size, not allow)
+        self._mask[[token for token in allow if token < vocabulary.size]] = True
+        self._mask[[token for token in ban if token < vocabulary.size]] = False
+
+    def advance(self, state: None, token: int) -> None:
+        """There is nothing to remember."""
+
+    def allowed(self, state: None) -> Mask:
+        """The same everywhere."""
+        return self._mask
+
+    def may_end(self, state: None) -> bool:
+        """Anywhere."""
+        return True
+
+
+class _BytesRule:
+    """A rule that remembers some bytes of the text."""
+
+    start = b""
+
+    def __init__(self, vocabulary: Vocabulary, *, textless: bool) -> None:
+        self.vocabulary, self.textless = vocabulary, textless
+        self._masks = lru_cache(maxsize=MASKS)(self._mask)
+
+    def allowed(self, state: bytes) -> Mask:
+        """Made once a state."""
+        return self._masks(state)
+
+    def _mask(self, state: bytes) -> Mask:
+        return self.vocabulary.mask(self._tokens(state), textless=self.textless)
+
+    def _tokens(self, state: bytes) -> Iterator[int]:
+        raise NotImplementedError
+
+
+class CharacterRule(_BytesRule):
+    """The text consists of characters of a set. The state is the unfinished UTF-8 sequence at its end."""
+
+    def __init__(self, vocabulary: Vocabulary, characters: CharacterSet, *, textless: bool) -> None:
+        super().__init__(vocabulary, textless=textless)
+        self.characters = characters
+
+    def advance(self, state: bytes, token: int) -> bytes:
+        """Keeps the tail alone."""
+        return decode(state + (self.vocabulary.tokens[token] or b""))[1]
+
+    def may_end(self, state: bytes) -> bool:
+        """Not within a character."""
+        return not state
+
+    def _tokens(self, state: bytes) -> Iterator[int]:
+        for token, data in self._candidates(state):
+            text, tail = decode(state + data)
+            if self.characters.holds(text) and self.characters.may_become(tail):
+                yield token
+
+    def _candidates(self, state: bytes) -> Iterator[tuple[int, bytes]]:
+        """Within a character only tokens that go on with it, which begin with a continuation byte."""
+        for first in range(0x80, 0xC0) if state else range(256):
+            yield from self.vocabulary.by_first_byte[first]
+
+
+class BannedStrings(_BytesRule):
+    """The text has none of some strings. The state is the longest end of it with which one of them begins."""
+
+    def __init__(self, vocabulary: Vocabulary, strings: Sequence[str]) -> None:
+        super().__init__(vocabulary, textless=True)
+        self.strings = [text.encode() for text in strings]
+        self.beginnings = {text[:length] for text in self.strings for length in range(len(text))}
+        self.longest = max(map(len, self.strings))
+        self._inside = re.compile(b"|".join(map(re.escape, self.strings))).search
+
+    def advance(self, state: bytes, token: int) -> bytes:
+        """Cuts off what no longer matters."""
+        text = (state + (self.vocabulary.tokens[token] or b""))[-self.longest :]
+        return next(text[cut:] for cut in range(len(text) + 1) if text[cut:] in self.beginnings)
+
+    def may_end(self, state: bytes) -> bool:
+        """Anywhere."""
+        return True
+
+    def _tokens(self, state: bytes) -> Iterator[int]:
+        rests = tuple(
+            text[length:]
+            for text in self.strings
+            for length in range(1, min(len(state), len(text) - 1) + 1)
+            if state.endswith(text[:length])
+        )
+        for token, data in self.vocabulary.written:
+            if not (self._inside(data) or data.startswith(rests)):
+                yield token
+
+
+class AllowedStrings(_BytesRule):
+    """The text is one of some strings. The state is the text."""
+
+    def __init__(self, vocabulary: Vocabulary, strings: Sequence[str]) -> None:
+        super().__init__(vocabulary, textless=False)
+        self.strings = frozenset(text.encode() for text in strings)
+
+    def advance(self, state: bytes, token: int) -> bytes:
+        """Appends."""
+        return state + (self.vocabulary.tokens[token] or b"")
+
+    def may_end(self, state: bytes) -> bool:
+        """Where the text is one of the strings."""
+        return state in self.strings
+
+    def _tokens(self, state: bytes) -> Iterator[int]:
+        rests = [text[len(state) :] for text in self.strings if text.startswith(state) and text != state]
+        for first in {rest[0] for rest in rests}:
+            for token, data in self.vocabulary.by_first_byte[first]:
+                if any(rest.startswith(data) for rest in rests):
+                    yield token

@@ -1,0 +1,322 @@
+"""Checkpoints: written beside and renamed, verified by checksum when read.
+
+checkpoints/step-000100/
+  config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load; of a LoRA run
+                                                     adapter_config.json and adapter_model.safetensors instead
+  README.md                                          the model card
+  trainer/state.json                                 step, updates, seconds, best so far, ...
+  trainer/optimizer.pt
+  trainer/reference.safetensors                      where the reference is stored; empty: the adapter switched off
+  trainer/manifest.json                              sha256 of every other file
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from gvpo.errors import CheckpointError, GvpoWarning, ModelError, RunError
+from gvpo.model import lora
+from gvpo.model.model import save_model
+from gvpo.system_errors import is_out_of_memory, system_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MANIFEST = "trainer/manifest.json"
+REQUIRED = {"trainer/state.json", "trainer/optimizer.pt"}
+MODEL = {"config.json", lora.CONFIG_FILE}
+"""One of these: a whole model or an adapter."""
+_DAMAGE = (errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
+"""Errors by which the system tells that a file itself is bad, and not that it may not or cannot be read now."""
+_BUFFER = 2**20
+"""Bytes that are written to optimizer.pt at once at least; torch writes many small parts."""
+PARTIAL, REMOVED = ".partial", ".removed"
+"""How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
+
+
+@dataclass
+class TrainerState:
+    """What a run is besides its weights.
+
+    Args:
+        step: the last finished step.
+        seconds: of training so far, over all its sittings.
+        non_finite: updates skipped in a row because loss or gradient was not finite.
+        empty_steps: steps in a row in which no group could be trained on.
+        best_accuracy: best sampled held-out accuracy so far, and its step.
+        evaluations_since_best: for early stopping.
+        before: the evaluation before training, by metric; {} without held-out problems.
+        latest: the newest evaluation.
+        budget: the token budget, as set and as resolved (`gvpo.training.budget`).
+        multipliers: of constrained GRPO's costs, by name.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    non_finite: int = 0
+    empty_steps: int = 0
+    best_accuracy: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    multipliers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that passed its checksums; the model is at `path`."""
+
+    path: Path
+    state: TrainerState
+    optimizer: dict[str, Any]
+    reference: dict[str, torch.Tensor] | None
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        directory: `<run>/checkpoints`.
+        keep: how many of the newest stay; the best by evaluation stays too.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory, self._keep = directory, keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self._directory / f"step-{step:06d}"
+
+    def save(
+        self,
+        state: TrainerState,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        optimizer: Mapping[str, Any],
+        reference: Mapping[str, torch.Tensor] | None,
+        card: str | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> Path:
+        """Write a checkpoint, with its model card if there is one; it appears under its name only when it is whole.
+
+        All of it is whole: where the model is split over ranks, `weights`, `optimizer` and `reference` are gathered.
+
+        Raises:
+            CheckpointError: it cannot be written. Those before it are intact, and what was written of it is gone.
+        """
+        target = self.path(state.step)
+        beside = target.with_name(f".{target.name}{PARTIAL}")
+        try:
+            self.clean()
+            self._directory.mkdir(exist_ok=True)  # without parents: a run directory that is gone is not made anew
+            (beside / "trainer").mkdir(parents=True)
+            save_model(model, tokenizer, beside, weights=weights)
+            if card is not None:
+                (beside / "README.md").write_text(card, encoding="utf-8")
+            _write_trainer(beside / "trainer", state, optimizer, reference)
+            (beside / MANIFEST).write_text(json.dumps(_checksums(beside), indent=2))
+            _sync(beside)
+            self._put(beside, target)
+            self._prune(state)
+        except Exception as error:
+            shutil.rmtree(beside, ignore_errors=True)  # it takes the room that is missing
+            if not _is_refused_write(error):
+                raise
+            raise CheckpointError(
+                f"cannot write checkpoint {target}: {_reason(error)}; make room or fix the directory, then go on with "
+                "--resume"
+            ) from error
+        return target
+
+    def newest(self) -> Loaded | None:
+        """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
+
+        Returns:
+            The checkpoint; None where there is not even a damaged one.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole.
+        """
+        damaged = None
+        for path in sorted(self._directory.glob("step-*"), reverse=True):
+            try:
+                return load(path)
+            except CheckpointError as error:
+                damaged = error
+                warnings.warn(f"{error}; trying the one before", GvpoWarning, stacklevel=2)
+        if damaged is not None:
+            raise CheckpointError(
+                f"no checkpoint in {self._directory} is whole; restore one, or remove that directory to train from the "
+                "start"
+            ) from damaged
+        return None
+
+    def clean(self) -> None:
+        """Remove what a crash left of checkpoints that were being written or removed."""
+        for path in [*self._directory.glob(f".*{PARTIAL}"), *self._directory.glob(f".*{REMOVED}")]:
+            shutil.rmtree(path)
+
+    def _put(self, beside: Path, target: Path) -> None:
+        """A whole checkpoint under its name; a damaged one of that name, passed over on resume, makes way."""
+        if target.exists():
+            self._set_aside(target)
+        beside.rename(target)
+        _fsync(self._directory)
+        _fsync(self._directory.parent)
+
+    def _prune(self, state: TrainerState) -> None:
+        existing = sorted(self._directory.glob("step-*"))
+        past = [path for path in existing if path <= self.path(state.step)]  # later ones were damaged, or not resumed
+        spared = {*past[-self._keep :], self.path(state.best_step)}
+        for path in existing:
+            if path not in spared:
+                self._set_aside(path)
+        self.clean()
+
+    def _set_aside(self, path: Path) -> None:
+        """First the name goes: whatever stops the removal of the files, no half of a checkpoint has a good name."""
+        path.rename(path.with_name(f".{path.name}{REMOVED}"))
+
+
+def _write_trainer(
+    directory: Path,
+    state: TrainerState,
+    optimizer: Mapping[str, Any],
+    reference: Mapping[str, torch.Tensor] | None,
+) -> None:
+    with (directory / "optimizer.pt").open("wb", buffering=0) as raw, io.BufferedWriter(raw, _BUFFER) as file:
+        torch.save(dict(optimizer), file)  # given a path instead, torch's zip writer hides the system's error
+    if reference is not None:
+        safetensors.torch.save_file(dict(reference), directory / "reference.safetensors")
+    (directory / "state.json").write_text(json.dumps(asdict(state), indent=2))
+
+
+def _is_refused_write(error: BaseException) -> bool:
+    """Return whether the system did not take a file, in the words of Python, safetensors, torch.save or `save_model`.
+
+    The zip writer of torch.save complains of its position after the system's error, which is then its context.
+    """
+    if isinstance(error, ModelError) and error.__cause__ is not None:
+        return _is_refused_write(error.__cause__)
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, safetensors.SafetensorError) or system_error(error) is not None
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, in a line."""
+    refused = system_error(error)
+    words = refused.strerror if refused is not None and refused.strerror else str(error)
+    return " ".join(words.split())
+
+
+def load(path: Path, *, verified: bool = False) -> Loaded:
+    """Read a checkpoint.
+
+    Args:
+        path: its directory.
+        verified: another process has just compared the checksums.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed, or holds what this version cannot read; the message
+            names it.
+        RunError: the system does not let it be read; the files may be whole.
+    """
+    if not verified:
+        verify(path)
+    reference = path / "trainer/reference.safetensors"
+    try:
+        return Loaded(
+            path=path,
+            state=TrainerState(**json.loads((path / "trainer/state.json").read_text())),
+            optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),
+            reference=safetensors.torch.load_file(reference) if reference.exists() else None,
+        )
+    except pickle.UnpicklingError as error:
+        reason = "trainer/optimizer.pt holds objects that are not tensors or numbers"
+        raise CheckpointError(f"checkpoint {path} cannot be read by this version: {reason}") from error
+    except OSError as error:
+        raise _unreadable(path, "", error) from error
+    except Exception as error:  # a state with other fields; whatever torch and safetensors raise
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"checkpoint {path} cannot be read by this version: {_reason(error)}") from error
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint, the weights too, with the checksums that were written with it.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed; the message names it.
+        RunError: the system does not let it be read; the files may be whole.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: it is incomplete") from None
+    except OSError as error:
+        raise _unreadable(path, f"{MANIFEST}: ", error) from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED or not manifest.keys() & MODEL:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
+    for name, checksum in manifest.items():
+        _verify_file(path, name, checksum)
+
+
+def _verify_file(checkpoint: Path, name: str, checksum: str) -> None:
+    try:
+        found = _sha256(checkpoint / name)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is missing") from None
+    except OSError as error:
+        raise _unreadable(checkpoint, f"{name}: ", error) from error
+    if found != checksum:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is not what was written")
+
+
+def _unreadable(checkpoint: Path, name: str, error: OSError) -> RunError:
+    """Return the error for a file that the system does not read: only a bad disk is a reason to pass it over."""
+    if error.errno in _DAMAGE:
+        return CheckpointError(f"checkpoint {checkpoint} is damaged: {name}{_reason(error)}")
+    return RunError(
+        f"checkpoint {checkpoint} cannot be read: {name}{_reason(error)}; make it readable, then go on with --resume"
+    )
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): _sha256(file) for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    """Files first, then the folders that name them."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        _fsync(path)
+    _fsync(directory)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,175 @@
+"""A trained model to the Hugging Face hub.
+
+Knows huggingface_hub and the run directory's layout; what it uploads was saved before.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in utils' own __init__
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, GvpoWarning, RunError
+from gvpo.model import lora
+
+PRIVATE_TO_THE_RUN = "trainer"
+"""The directory that stays here: optimizer, reference and state are for resuming, and larger than the model."""
+
+
+def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a checkpoint's model, tokenizer and card.
+
+    Args:
+        directory: a checkpoint, or a run, of which the newest checkpoint is taken.
+        repo_id: `owner/name`; made if it does not exist.
+        private: whether a repository that is made now is private.
+        token: of an account that may write there; default HF_TOKEN, or that of `hf auth login`.
+
+    Returns:
+        The page of the repository.
+
+    Raises:
+        ConfigError: no token, or a name that no repository can have.
+        RunError: there is no model in `directory`, or the hub refuses or cannot be reached.
+
+    Example:
+        >>> push_to_hub("runs/demo", "me/addition-gvpo")  # doctest: +SKIP
+    """
+    check_push(repo_id, token)
+    checkpoint = checkpoint_in(directory)
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        page = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, _public_files(checkpoint), commit_message=f"gvpo: {checkpoint.name}")
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot push {checkpoint} to {repo_id}: {' '.join(str(error).split())[:300]}") from error
+    return str(page)
+
+
+def _public_files(checkpoint: Path) -> list[CommitOperationAdd]:
+    """Return what is uploaded of a checkpoint; an adapter names a base of this machine by its last part alone."""
+    names = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    public = [name for name in names if name.parts[0] != PRIVATE_TO_THE_RUN and not name.parts[0].startswith(".")]
+    return [
+        CommitOperationAdd(str(name), _adapter_settings(file) if str(name) == lora.CONFIG_FILE else file)
+        for name, file in ((name, checkpoint / name) for name in public)
+    ]
+
+
+def _adapter_settings(file: Path) -> bytes:
+    text = file.read_text(encoding="utf-8")
+    settings = json.loads(text)
+    name = settings.get("base_model_name_or_path") or ""
+    base = Path(name)
+    if not name or not (base.is_absolute() or base.is_dir()):
+        return text.encode()
+    warnings.warn(
+        f"the adapter's base model is a directory of this machine, so the uploaded adapter names it {base.name!r} and "
+        "nobody can load it from that; upload the base, too, or a merged model (gvpo merge)",
+        GvpoWarning,
+        stacklevel=2,
+    )
+    return json.dumps({**settings, "base_model_name_or_path": base.name}, indent=2, sort_keys=True).encode()
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Refuse what could not be pushed, hours before it is.
+
+    Raises:
+        ConfigError: a name that no repository can have, or no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: {' '.join(str(error).split())}") from None
+    if "/" not in repo_id:
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r} has no owner; write it as owner/name")
+    if token is None and huggingface_hub.get_token() is None:
+        raise ConfigError("pushing to the hub needs a token: run `hf auth login`, or set HF_TOKEN")
+
+
+def check_hub(config: TrainConfig) -> None:
+    """`check_push` of a run's settings, where they ask for it; an offline mode is an error too.
+
+    Raises:
+        ConfigError: it could not be pushed.
+    """
+    if config.push_to_hub is None:
+        return
+    check_push(config.push_to_hub)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConfigError("checkpoint.push_to_hub needs the network and HF_HUB_OFFLINE is set; unset one of them")
+
+
+def check_account(config: TrainConfig) -> None:
+    """Ask the hub whether a run's model can be pushed at its end, where the settings ask for it.
+
+    A hub that does not answer is warned of: it may answer then, and a push that fails loses nothing.
+
+    Raises:
+        ConfigError: The hub does not know the token, or it may not write to that owner's repositories.
+    """
+    if config.push_to_hub is None:
+        return
+    try:
+        account = huggingface_hub.HfApi(token=None).whoami()
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise ConfigError(f"the hub does not accept the token: {reason}; run `hf auth login`") from error
+        warnings.warn(
+            f"the hub does not say whether {config.push_to_hub} can be pushed at the end ({reason}); if it cannot, "
+            "the model stays in the run's directory",
+            GvpoWarning,
+            stacklevel=2,
+        )
+        return
+    _require_writer(account, config.push_to_hub)
+
+
+def _require_writer(account: Mapping[str, Any], repo_id: str) -> None:
+    """Refuse a token that only reads, and an owner that the account is not; fine-grained tokens say too little."""
+    role = (account.get("auth", {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        raise ConfigError(f"the token may only read, and {repo_id} is to be pushed; make one that writes")
+    owners = [account.get("name"), *(one.get("name") for one in account.get("orgs") or [])]
+    owner = repo_id.partition("/")[0]
+    if role == "write" and owner not in owners:
+        known = ", ".join(str(name) for name in owners if name)
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: the token writes for {known}, not for {owner}")
+
+
+def model_in(path_or_id: str) -> str:
+    """The newest checkpoint of a run; anything else as it is: a model's directory, or a hub id.
+
+    Raises:
+        RunError: the run has no checkpoint.
+    """
+    is_run = (Path(path_or_id) / runfiles.CHECKPOINTS).is_dir()
+    return str(checkpoint_in(path_or_id)) if is_run else path_or_id
+
+
+def checkpoint_in(directory: str | Path) -> Path:
+    """The newest checkpoint of a run; a checkpoint, or any directory with a model or an adapter, is itself.
+
+    Raises:
+        RunError: there is none.
+    """
+    directory = Path(directory)
+    if (directory / runfiles.CHECKPOINTS).is_dir():
+        found = sorted((directory / runfiles.CHECKPOINTS).glob("step-*"))
+        if not found:
+            raise RunError(f"the run in {directory} has no checkpoint; set checkpoint.every, or let it finish")
+        return found[-1]
+    described = any((directory / name).is_file() for name in ("config.json", lora.CONFIG_FILE))
+    if not described or not list(directory.glob("*.safetensors")):
+        raise RunError(f"there is no model in {directory}; give a run's directory or one of its checkpoints")
+    return directory

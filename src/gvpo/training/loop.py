@@ -1,0 +1,376 @@
+"""The loop of a run: roll out, learn, log, evaluate, save, until the steps are done or there is a reason to stop."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gvpo.collapse import CollapseWatch
+from gvpo.config import TrainConfig
+from gvpo.errors import GvpoError, RewardError, TrainingError
+from gvpo.evaluation import evaluate
+from gvpo.evaluation.pairs import pair_metrics
+from gvpo.model.lora import adapter_of
+from gvpo.model.round_trip import verify_round_trip
+from gvpo.model.tokenizer import TokenizerWarning
+from gvpo.progress import StepProgress
+from gvpo.rewards import RewardPool
+from gvpo.rollout.collect import Encoded, Rollout, failures
+from gvpo.rollout.logged_groups import NO_REWARD
+from gvpo.rollout.sampling_params import samples_exactly
+from gvpo.rollout.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
+from gvpo.sampling import Sampler, SamplingParams
+from gvpo.system_errors import explained
+from gvpo.training.checkpoint.card import model_card
+from gvpo.training.checkpoint.files import Checkpoints, TrainerState
+from gvpo.training.checkpoint.publish import push_to_hub
+from gvpo.training.checkpoint.run_directory import RunDirectory
+from gvpo.training.constraints import with_inputs
+from gvpo.training.learner import Learned, Learner
+from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics
+from gvpo.training.signals import Stopped, StopRequests
+from gvpo.training.trackers import Trackers
+from gvpo.types import Group
+from gvpo.update.distributed import fsdp, ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_EMPTY_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Held:
+    """What evaluation needs.
+
+    Args:
+        problems: the held-out problems.
+        sampler: of the live policy.
+        params: of sampled evaluation.
+        rewards: the pool.
+    """
+
+    problems: Sequence[Encoded]
+    sampler: Sampler
+    params: SamplingParams
+    rewards: RewardPool
+
+
+class Session:
+    """One sitting of a run, from its state to its end.
+
+    Every rank runs one, on the same rollouts and to the same numbers; the first of them writes.
+
+    Args:
+        config: the run's settings.
+        run: its directory.
+        state: where it stands; changed as it goes.
+        learner: the policy.
+        tokenizer: saved with the policy, and used to show prompts.
+        source: of each step's groups.
+        judge: the reward that says what is right; None where there are no rewards.
+        held: for evaluation; None does without.
+        held_groups: held-out answers with scores and the starting policy's log-probs, for evaluation.
+        progress: what a person sees.
+        trackers: where metrics lines go besides metrics.jsonl.
+        stop: asked between steps.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        state: TrainerState,
+        learner: Learner,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        source: Source,
+        judge: str | None,
+        held: Held | None,
+        held_groups: Sequence[Group] = (),
+        progress: StepProgress,
+        trackers: Trackers,
+        stop: StopRequests,
+    ) -> None:
+        self.config, self.run, self.state, self.learner, self.tokenizer = config, run, state, learner, tokenizer
+        self.source, self.judge, self.held, self.progress = source, judge, held, progress
+        self.held_groups = held_groups
+        self.trackers, self.stop = trackers, stop
+        self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
+        self._began = time.perf_counter() - state.seconds
+        self._watch = CollapseWatch()
+        for line in ranks.on_first(run.read_metrics):
+            self._watch.note(line)
+        self._newest: Rollout | None = None
+        self._saved = state.step or None  # the step that is known to lie on the disk, whole
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end.
+
+        Returns:
+            The summary that is written to summary.json.
+
+        Raises:
+            TrainingError: updates are not finite, or no group can be trained on, several times in a row; out of memory.
+            RewardError: most rewards of a step failed.
+            RunError: the system refused a write.
+            Stopped: it was asked to stop; the last step is saved.
+        """
+        with explained(lambda: f"after step {self.state.step}"):
+            self._card()  # it is written with the first checkpoint, and is tried before hours of training
+            if self.state.step == 0 and not self._is_asked_to_stop():
+                self._evaluate_before()
+            while not self._is_last() and not self._is_asked_to_stop():
+                self._step(self.state.step + 1)
+            return self._finish() if self._is_last() else self._stop()
+
+    def _is_asked_to_stop(self) -> bool:
+        """A signal may reach one rank alone, or another one a step later."""
+        return ranks.some(self.stop.requested)
+
+    def _evaluate_before(self) -> None:
+        self.state.before = self._evaluate()
+        if self._evaluates:
+            self._log({"step": 0, **self.state.before})
+            self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
+
+    def _step(self, step: int) -> None:
+        began = time.perf_counter()
+        with self.learner.sampling():
+            rollout = self.source.rollout(step)
+        rollout = with_inputs(rollout, self.config, self.tokenizer)
+        groups = self._usable(rollout)
+        learned = self.learner.learn(groups, step)
+        for note in self.learner.budget.take_notes():
+            self.progress.say(note)
+        self.state.step = step
+        self._newest = rollout
+        line = self._metrics(step, rollout, learned, time.perf_counter() - began)
+        if self.learner.constraints is not None:
+            line |= self.learner.constraints.ascend(rollout)
+        self._log(line)
+        if warning := self._watch.note(line):
+            self.progress.say(f"warning: {warning}")
+        if self._wants_rollouts():
+            self._write_rollouts(step, rollout, learned)
+        if self._is_due(self.config.checkpoint_every) or self._is_new_best():
+            self._save()
+        self.progress.update(step, line)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        ranks.on_first(lambda: self.run.append_metrics(line))
+        self.trackers.log(line)
+
+    def _usable(self, rollout: Rollout) -> list[TrainingGroup]:
+        rewarded = bool(rollout.verdicts)
+        verdicts = [verdict for group in rollout.verdicts for verdict in group]
+        failed = sum(v.reward is None and v.reason != NO_REWARD for v in verdicts)
+        if failed > MAX_FAILED_SHARE * len(verdicts):
+            if rollout.traceback:
+                self.progress.say(rollout.traceback)
+            raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
+        centred = self.learner.objective.centred
+        groups = usable(rollout.groups, rewarded=rewarded, at_least=2 if centred else 1)
+        self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
+        if self.state.empty_steps >= MAX_EMPTY_STEPS:
+            raise TrainingError(
+                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each has fewer than two rows that "
+                f"have a reward ({failures(rollout)})"
+            )
+        return groups
+
+    def _metrics(self, step: int, rollout: Rollout, learned: Learned, seconds: float) -> dict[str, Any]:
+        exact = samples_exactly(self.config)
+        line = {"step": step, **step_metrics(rollout, learned, judge=self.judge, exact=exact)}
+        line["seconds/total"] = seconds
+        line["tokens/per_second"] = line["tokens/sampled"] / seconds
+        if self._evaluates and (self._is_due(self.config.eval_every) or self._is_last()):
+            line |= self._evaluate()
+            self._note_best(line["eval/accuracy"])
+        return line
+
+    def _wants_rollouts(self) -> bool:
+        """The first step, each N-th and the last: a reader wants to see the start and the end."""
+        every = self.config.rollouts_every
+        return every > 0 and (self.state.step == 1 or self._is_due(every) or self._is_last())
+
+    def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
+        def write() -> None:
+            prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]
+            self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
+
+        ranks.on_first(write)
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.held is not None or bool(self.held_groups)
+
+    def _evaluate(self) -> dict[str, float]:
+        """The eval/ metrics of the policy as it is; {} without held-out problems and groups.
+
+        Where there are groups alone, `eval/accuracy` is that of their pairs: it decides which checkpoint is best.
+        """
+        pairs = self._evaluate_pairs()
+        judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
+        self.state.latest = {**pairs, **judged, **self._evaluate_samples()}
+        return self.state.latest
+
+    def _evaluate_pairs(self) -> dict[str, float]:
+        if not self.held_groups:
+            return {}
+        return pair_metrics(self.held_groups, self.learner.score(self.held_groups), self.learner.objective.beta)
+
+    def _evaluate_samples(self) -> dict[str, float]:
+        if self.held is None or self.judge is None:
+            return {}
+        held, judge, seed = self.held, self.judge, self.config.seed
+        settings = [replace(held.params, group_size=self.config.eval_samples)]
+        if self.config.eval_greedy:
+            settings.append(replace(held.params, group_size=1, temperature=0.0, top_p=1.0, top_k=0))
+        with self.learner.sampling():
+            results = [
+                evaluate(
+                    held.problems, held.sampler, params, held.rewards, judge=judge, seed=seed, collect=collect_shared
+                )
+                for params in settings
+            ]
+        return evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
+
+    def _note_best(self, accuracy: float) -> None:
+        state = self.state
+        if state.best_accuracy is None or accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_step, state.evaluations_since_best = accuracy, state.step, 0
+        else:
+            state.evaluations_since_best += 1
+
+    def _is_good_enough(self) -> bool:
+        """Early stopping: the accuracy asked for is reached, or there was no new best for long."""
+        target, patience = self.config.stop_at_accuracy, self.config.patience
+        reached = target is not None and (self.state.best_accuracy or 0.0) >= target
+        return reached or (patience is not None and self.state.evaluations_since_best >= patience)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _is_last(self) -> bool:
+        return self.state.step == self.config.steps or self._is_good_enough()
+
+    def _is_new_best(self) -> bool:
+        """A run that keeps checkpoints also keeps its best by evaluation, whenever that comes."""
+        return self.config.checkpoint_every > 0 and self.state.step == self.state.best_step
+
+    def _save(self) -> None:
+        self.state.seconds = time.perf_counter() - self._began
+        self.state.non_finite = self.learner.non_finite
+        self.state.budget = self.learner.budget.state()
+        self.state.multipliers = self.learner.constraints.multipliers if self.learner.constraints is not None else {}
+        first = ranks.on_first(lambda: not any(self.run.checkpoints.glob("step-*")))
+        path = self._write_checkpoint()
+        self._saved = self.state.step
+        if first and self.config.checkpoint_verify:
+            with fsdp.unsharded(self.learner.model):
+                ranks.on_first(lambda: self._verify(path))
+
+    def _write_checkpoint(self) -> Path:
+        """Gathered from all ranks where they hold parts, and written by the first."""
+        model, optimizer, reference = self.learner.model, self.learner.optimizer, self.learner.reference
+        split = fsdp.is_sharded(model)
+        weights = fsdp.full_on_first(model.state_dict(keep_vars=True)) if split else None
+        moments = fsdp.full_optimizer(optimizer) if split else optimizer.state_dict()
+        copied = reference.state_dict() if reference is not None else None
+        if split and copied is not None:
+            copied = fsdp.full_on_first(copied)
+        return ranks.on_first(
+            lambda: self.checkpoints.save(
+                self.state, model, self.tokenizer, moments, copied, card=self._card(), weights=weights
+            )
+        )
+
+    def _card(self) -> str:
+        needs_reference = self.learner.objective.needs_reference
+        adapter = adapter_of(self.learner.model)
+        return model_card(
+            self.config, self.state, self.tokenizer, self._start(), needs_reference=needs_reference, adapter=adapter
+        )
+
+    def _start(self) -> str:
+        """The model that training started from; "" for one that was made on the spot."""
+        made = self.config.model_init is not None
+        return self.config.model_path or ("" if made else str(self.learner.model.name_or_path))
+
+    def _verify(self, path: Path) -> None:
+        """Load the checkpoint back; what other programs must mind when they load it is said, not warned of."""
+        texts = _texts(self.tokenizer, self._newest) if self._newest is not None else []
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always", TokenizerWarning)
+            verify_round_trip(self.learner.model, self.tokenizer, path, texts)
+        for note in notes:
+            self.progress.say(f"note: {note.message}")
+
+    def _stop(self) -> NoReturn:
+        """Save what there is. Before the first step there is nothing: the run starts over when it goes on."""
+        step = self.state.step
+        if step > 0 and self._saved != step:
+            self._save()
+        done = f"after step {step} of {self.config.steps}, which is saved" if step > 0 else "before the first step"
+        raise Stopped(f"stopped {done}")
+
+    def _finish(self) -> dict[str, Any]:
+        if self._saved != self.state.step:
+            self._save()
+        return ranks.on_first(self._summarise)
+
+    def _summarise(self) -> dict[str, Any]:
+        before, after = self.state.before, self.state.latest
+        summary = {
+            "accuracy_of": self._accuracy_of(),
+            "accuracy_before": before.get("eval/accuracy"),
+            "accuracy_after": after.get("eval/accuracy"),
+            "accuracy_greedy_before": before.get("eval/accuracy_greedy"),
+            "accuracy_greedy_after": after.get("eval/accuracy_greedy"),
+            "best_accuracy": self.state.best_accuracy,
+            "best_step": self.state.best_step,
+            "steps": self.state.step,
+            "seconds": time.perf_counter() - self._began,
+            "objective": self.learner.objective.name,
+            "model": str(self.checkpoints.path(self.state.step)),
+            "report": str(self.run.report_path),
+            "warnings": [self._watch.warning] if self._watch.warning else [],
+        }
+        self.run.write_summary(summary)
+        if self.config.push_to_hub is not None:
+            summary["hub"] = self._push(self.config.push_to_hub)
+            self.run.write_summary(summary)
+        return summary
+
+    def _accuracy_of(self) -> str | None:
+        """What the accuracy is measured on."""
+        if self.held is not None:
+            return "samples"
+        return "pairs" if self.held_groups else None
+
+    def _push(self, repo_id: str) -> str | None:
+        """The page of the pushed model; a push that fails is said, since the run itself is finished and safe."""
+        path = self.checkpoints.path(self.state.step)
+        try:
+            return push_to_hub(path, repo_id, private=self.config.push_private)
+        except GvpoError as error:
+            self.progress.say(
+                f"{error}; the model is safe, push it later: gvpo.push_to_hub({str(path)!r}, {repo_id!r})"
+            )
+            return None
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:
+    """Some of a step's prompts and answers, to check that a saved tokenizer reads them as this one does."""
+    texts: list[str] = []
+    for group in rollout.groups[:2]:
+        texts.append(_text(tokenizer, group.prompt))
+        texts += [row.text for row in group.completions[:2] if row.text]
+    return texts
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids)))

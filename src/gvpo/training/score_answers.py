@@ -1,0 +1,176 @@
+"""`gvpo score`: how likely the written answers of a data set are under other models, stored beside the data.
+
+rows ──each model with its own tokenizer and chat template──▶ OUT.partial ──when all are done──▶ OUT
+
+OUT.partial is appended to, batch by batch, so a scoring that was stopped goes on when it is started again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.data import load_records
+from gvpo.errors import ConfigError, RunError
+from gvpo.model.known_tokens import restrict
+from gvpo.model.model import load_model
+from gvpo.model.tokenizer import load_tokenizer
+from gvpo.model.weight_files import weights_fingerprint
+from gvpo.progress import StepProgress, error_console
+from gvpo.rollout.aligned_scores import ALIGNED, MODELS
+from gvpo.rollout.collect import Encoded
+from gvpo.rollout.order import fingerprint
+from gvpo.rollout.problems import demonstrations
+from gvpo.training.checkpoint.publish import model_in
+from gvpo.training.checks import check_demonstrations, check_fit
+from gvpo.types import Completion, Group
+from gvpo.update.distributed import ranks
+from gvpo.update.group_backward import score
+from gvpo.update.precision import autocast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 64
+"""Answers that are scored and stored at a time."""
+
+
+def score_file(models: Sequence[str], config: TrainConfig, out: Path, console: Console | None = None) -> Path:
+    """Score the answers of a data set under some models, and write the rows with their scores.
+
+    The scores are `aligned_mean_logprobs`: for each model, in order, the mean log-prob per token of the answer (its end
+    token included), in the model's own tokens, behind the prompt in the model's own template. A row that is scored
+    already keeps its scores and gets more.
+
+    Args:
+        models: directories or hub ids; a run is its newest checkpoint.
+        config: `train_data` names the rows, with a `completion` or `chosen` and `rejected`; how prompts become tokens,
+            the compute dtype and the token budget count too.
+        out: a new .jsonl file.
+        console: told how far it is.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: the file is there already, or is no .jsonl.
+        DataError: rows without answers, or too long for a model.
+        ModelError: a model that cannot be loaded.
+        RunError: an unfinished scoring of something else is in the way.
+    """
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out {out} is not a .jsonl file; name one")
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another name, nothing is overwritten")
+    models = [model_in(model) for model in models]
+    rows = load_records(config.train_data or "")
+    scorers = [_scorer(model, config, rows) for model in models]  # bad rows and names are found before the first score
+    partial = Partial(out.with_name(f"{out.name}.partial"), models, rows, config)
+    for number, scorer in enumerate(scorers):
+        _score_rest(number, scorer, config, partial, console or error_console())
+    text = "".join(f"{runfiles.to_json(_with_scores(row, models, partial.scores(i)))}\n" for i, row in enumerate(rows))
+    runfiles.write_text(out, text)
+    partial.remove()
+    return out
+
+
+class Partial:
+    """The scores so far: a first line that says of what, then a line a batch. A torn last line is scored again.
+
+    Raises:
+        RunError: the file is of another scoring.
+    """
+
+    def __init__(
+        self, path: Path, models: Sequence[str], rows: Sequence[Mapping[str, Any]], config: TrainConfig
+    ) -> None:
+        self._path = path
+        self._values: list[list[float]] = [[] for _ in models]
+        data = fingerprint((runfiles.to_json(row), []) for row in rows)
+        self._header = {
+            "models": list(models),
+            "weights": [weights_fingerprint(model) for model in models],
+            "data": data,
+            "chat": config.chat,
+            "system": config.system_prompt,
+            "dtype": config.compute_dtype,
+        }
+        if path.exists():
+            self._read()
+
+    def done(self, model: int) -> int:
+        """How many rows are scored under a model."""
+        return len(self._values[model])
+
+    def add(self, model: int, values: Sequence[float]) -> None:
+        """Scores of the next rows under a model; the first make the file."""
+        if not self._path.exists():
+            runfiles.write_text(self._path, f"{json.dumps(self._header)}\n")
+        runfiles.append(self._path, f"{json.dumps({'model': model, 'values': values})}\n".encode())
+        self._values[model] += values
+
+    def scores(self, row: int) -> list[float]:
+        """A row's scores, one a model."""
+        return [values[row] for values in self._values]
+
+    def remove(self) -> None:
+        """The scores are where they belong."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        lines = runfiles.read_metrics(self._path)
+        if lines[:1] != [self._header]:
+            raise RunError(
+                f"{self._path} is the unfinished scoring of other models, data or settings; remove it, or change --out"
+            )
+        for line in lines[1:]:
+            self._values[line["model"]] += line["values"]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        runfiles.write_text(self._path, text)  # without a torn line, so that the next one stands by itself
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """A model by its path, its tokenizer, and the rows in its tokens."""
+
+    path: str
+    tokenizer: "PreTrainedTokenizerBase"
+    written: Sequence[tuple[Encoded, Completion]]
+
+
+def _scorer(path: str, config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> _Scorer:
+    tokenizer = load_tokenizer(path)
+    return _Scorer(path, tokenizer, demonstrations(config, tokenizer, rows))
+
+
+def _score_rest(number: int, scorer: _Scorer, config: TrainConfig, partial: Partial, console: Console) -> None:
+    """All rows that a model has not scored yet."""
+    first = partial.done(number)
+    if first == len(scorer.written):
+        return
+    model = load_model(scorer.path, attention=config.attention, device=ranks.device())
+    check_fit(config, model, scorer.tokenizer, samples=False)
+    restrict(model, scorer.tokenizer)
+    check_demonstrations(scorer.written, model)
+    groups = [Group(item.prompt, [answer], id=item.problem.id) for item, answer in scorer.written]
+    with StepProgress(scorer.path, len(groups), first, console, unit="answer") as progress:
+        for start in range(first, len(groups), BATCH):
+            with autocast(config):
+                scored = score(model, groups[start : start + BATCH], tokens_per_microbatch=_budget(config))
+            partial.add(number, [float(each.logprobs.double().mean()) for each in scored])
+            progress.update(partial.done(number), {})
+
+
+def _budget(config: TrainConfig) -> int:
+    if config.tokens_per_microbatch == "auto":
+        raise ConfigError("scoring needs a number of tokens a forward; give --tokens-per-microbatch")
+    return config.tokens_per_microbatch
+
+
+def _with_scores(row: Mapping[str, Any], models: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    return {**row, ALIGNED: [*row.get(ALIGNED, []), *scores], MODELS: [*row.get(MODELS, []), *models]}

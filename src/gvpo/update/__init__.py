@@ -1,0 +1,1 @@
+"""The update: everything between groups and gradients."""

@@ -1,0 +1,1 @@
+"""Attention on a CPU. It is imported on CPUs only, and it gains no features."""

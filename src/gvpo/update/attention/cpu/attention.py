@@ -1,0 +1,239 @@
+"""Attention over trees on the CPU.
+
+A part is one call: rows of queries, each with its row of keys.
+
+    short    rows of a few tokens, of all trees, in one batch (`short_rows`); where prompt and completion together are
+             short, each with its prompt
+    own      longer rows with themselves, causal: PyTorch's flash kernel
+    cross    the other completions of a tree with its prompt; and of a long row that was cut in two, again and again
+             while that pays, the second half with the first: by products where they are faster (`product_attention`)
+
+                 ■                       own: the triangles of the last pieces
+                 ■ ■                     cross: the squares
+                 □ □ ■
+                 □ □ ■ ■
+
+Short and own parts hold each place once; a cross part is joined to what they found.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from gvpo.model.matmul import has_fast
+from gvpo.update.attention.cpu import products
+from gvpo.update.attention.cpu.rows import Row, Strip, rows_of
+from gvpo.update.attention.cpu.short_rows import Behind, ShortRows
+from gvpo.update.layouts.tree import Tree, Trees
+
+SHORT = 128
+"""Tokens up to which rows are gathered: the kernel is not faster, and one call takes them all."""
+
+PIECE = 256
+"""Least tokens of half a row: of less, products are not faster than the kernel."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def on_cpu(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None) -> Tensor:
+    """Attention over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
+
+    Args:
+        query: [1, heads, L, D].
+        key: [1, key heads, L, D]; each serves heads / key heads of the query's.
+        value: [1, key heads, L, D].
+        trees: of the lane.
+        scale: of the scores.
+        window: tokens that a query sees, itself included; None: all.
+
+    Returns:
+        [1, L, heads, D], float32 or better.
+    """
+    wide = torch.promote_types(value.dtype, torch.float32)
+    given = [values.to(wide) for values in (query, key, value)]
+    found: Tensor = _Attention.apply(*given, trees, scale, window)  # type: ignore[no-untyped-call]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One call on long rows: each of queries with its row of keys.
+
+    Args:
+        queries: what looks.
+        keys: what is seen.
+        causal: the rows are the same, and a query sees the keys up to itself; else all of them.
+        mask: [1, 1, queries, keys] added to the scores, causality included, where a window cuts.
+    """
+
+    queries: Strip
+    keys: Strip
+    causal: bool
+    mask: Tensor | None
+
+    def write(self, out: Tensor, lse: Tensor, *given: Any) -> None:
+        """Write what it finds, of query, key, value and scale, over output [heads, L, E] and log-sum-exp [heads, L]."""
+        for lane, found in zip((out, lse), self._run(*given), strict=True):
+            self.queries.of(lane).copy_(found)
+
+    def join(self, out: Tensor, lse: Tensor, *given: Any) -> None:
+        """Take it for another part of the softmax that is written there."""
+        _merge(self.queries.of(out), self.queries.of(lse), *self._run(*given))
+
+    def add_gradients(self, found: Sequence[Tensor], *given: Any) -> None:
+        """Add its share to the gradients of query, key and value [heads, L, ...]; see `_run_back`."""
+        for lane, share in zip(self._places(found), self._run_back(*given), strict=True):
+            lane += share
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part alone."""
+        q, k, v = self._places((query, key, value))
+        if self._by_products(q, k):
+            found, logs = products.attend(q[0], k[0], v[0], scale)
+            return found[None], logs[None]
+        found, logs = _flash(q, k, v, 0.0, self.causal and self.mask is None, attn_mask=self.mask, scale=scale)
+        return found, logs
+
+    def _run_back(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> Sequence[Tensor]:
+        """Gradients of the rows of query, key and value, given output and log-sum-exp of the whole softmax."""
+        q, k, v = self._places((query, key, value))
+        g, o, logs = (self.queries.of(each) for each in (gradient, out, lse))
+        if self._by_products(q, k):
+            by_products = products.attend_back(g[0], q[0], k[0], v[0], o[0], logs[0], scale)
+            return [each[None] for each in by_products]
+        causal = self.causal and self.mask is None
+        found: Sequence[Tensor] = _flash_backward(g, q, k, v, o, logs, 0.0, causal, attn_mask=self.mask, scale=scale)
+        return found
+
+    def _places(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Its rows of query, key and value."""
+        query, key, value = values
+        return self.queries.of(query), self.keys.of(key), self.keys.of(value)
+
+    def _by_products(self, query: Tensor, key: Tensor) -> bool:
+        hides = self.causal or self.mask is not None
+        return not hides and len(query) == 1 and products.gains(query[0], key[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """All calls of a layer: first those of which each place is in one, then those that are joined to it."""
+
+    first: list[ShortRows | _Part]
+    cross: list[_Part]
+
+    @classmethod
+    def of(cls, trees: Trees, window: int | None, query: Tensor) -> "_Parts":
+        """Those of a lane; layers that are alike share them."""
+        halve = has_fast(query)
+        key = "parts", window, query.dtype, halve
+        if key not in trees.made:
+            trees.made[key] = cls._made(trees, window, query.dtype, halve=halve)
+        parts: _Parts = trees.made[key]
+        return parts
+
+    @classmethod
+    def _made(cls, trees: Trees, window: int | None, dtype: torch.dtype, *, halve: bool) -> "_Parts":
+        short, long, cross = list[Behind](), list[Row](), list[_Part]()
+        for tree in trees.trees:
+            prompt, *completions = rows_of(tree)
+            alone = Row(prompt.start, 0)
+            whole = tree.prompt + max(tree.rows, default=0) <= SHORT
+            for row in (prompt, *completions):
+                if row.length <= SHORT:
+                    short.append(Behind(row, prompt if whole and row is not prompt else alone))
+                elif halve and (window is None or row.length <= window):
+                    long += row.pieces(PIECE)
+                    cross += [_square(*halves) for halves in row.cuts(PIECE)]
+                else:
+                    long.append(row)
+            if not whole:
+                cross += _behind_prompt(tree, window, dtype)
+        own = [_Part(at, at, causal=True, mask=_band(at.length, window, dtype)) for at in Strip.of_rows(long)]
+        return cls([*ShortRows.of_rows(short, window, dtype), *own], cross)
+
+
+def _square(seen: Row, looking: Row) -> _Part:
+    return _Part(Strip(looking.start, 1, looking.length), Strip(seen.start, 1, seen.length), causal=False, mask=None)
+
+
+def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
+    """All completions of a tree with as much of its prompt as any of them sees."""
+    seen = tree.prompt if window is None else min(tree.prompt, window - 1)
+    queries = Strip(tree.start + tree.prompt, 1, sum(tree.rows))
+    if queries.length > 0 and seen > 0:
+        keys = Strip(queries.start - seen, 1, seen)
+        yield _Part(queries, keys, causal=False, mask=_reach(tree, seen, window, dtype))
+
+
+def _band(length: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Who sees whom in a row, where a window cuts: the last `window` tokens, itself included."""
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length)
+    behind = places[:, None] - places
+    return _additive((behind >= 0) & (behind < window), dtype)
+
+
+def _reach(tree: Tree, seen: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Which of the last `seen` tokens of the prompt a completion still sees, where a window cuts."""
+    if window is None or tree.prompt + max(tree.rows) <= window:
+        return None
+    ahead = torch.cat([torch.arange(length) for length in tree.rows])
+    return _additive(ahead[:, None] + seen - torch.arange(seen) < window, dtype)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite where hidden, so that a query that sees nothing gets a part of weight 0, not NaN."""
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
+
+
+class _Attention(Function):
+    """One layer's attention on the CPU; keeps its inputs, the output and the log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None
+    ) -> Tensor:
+        _, heads, length, _ = query.shape
+        out = torch.empty(length, heads, value.shape[-1], dtype=query.dtype).transpose(0, 1)
+        lse = torch.empty(length, heads, dtype=torch.promote_types(query.dtype, torch.float32)).transpose(0, 1)
+        parts, given = _Parts.of(trees, window, query), (query[0], key[0], value[0], scale)
+        for part in parts.first:
+            part.write(out, lse, *given)
+        for part in parts.cross:
+            part.join(out, lse, *given)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.settings = trees, scale, window
+        return out.transpose(0, 1)[None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        trees, scale, window = ctx.settings
+        given = (gradient[0].transpose(0, 1), query[0], key[0], value[0], out, lse, scale)
+        found = [_zeros(each[0]) for each in (query, key, value)]
+        parts = _Parts.of(trees, window, query)
+        for part in (*parts.first, *parts.cross):
+            part.add_gradients(found, *given)
+        return (*(each[None] for each in found), None, None, None)
+
+
+def _zeros(values: Tensor) -> Tensor:
+    """[heads, L, D] that lie in memory as [L, heads, D], as what the projections give."""
+    return torch.zeros_like(values.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
+
+
+def _merge(out: Tensor, lse: Tensor, found: Tensor, logs: Tensor) -> None:
+    """Join another part of the same softmax into `out` and its log-sum-exp, in place."""
+    total = torch.logaddexp(lse, logs)
+    out.copy_(out * (lse - total).exp_()[..., None] + found * (logs - total).exp_()[..., None])
+    lse.copy_(total)

@@ -1,0 +1,64 @@
+"""The rows of a lane: its prompts and completions, where they lie and how they are cut and bundled."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gvpo.update.layouts.tree import Tree
+
+
+class Row(NamedTuple):
+    """A prompt, a completion, or a piece of one."""
+
+    start: int
+    length: int
+
+    def pieces(self, least: int) -> list["Row"]:
+        """What is left of it when it is halved as long as halves have `least` tokens."""
+        return [piece for half in self._halves(least) for piece in half.pieces(least)] or [self]
+
+    def cuts(self, least: int) -> Iterator[tuple["Row", "Row"]]:
+        """All first and second halves: of the row, of its halves, and so on."""
+        if halves := self._halves(least):
+            yield halves[0], halves[1]
+        for half in halves:
+            yield from half.cuts(least)
+
+    def _halves(self, least: int) -> list["Row"]:
+        if self.length < 2 * least:
+            return []
+        half = self.length // 2
+        return [Row(self.start, half), Row(self.start + half, self.length - half)]
+
+
+def rows_of(tree: Tree) -> Iterator[Row]:
+    """The prompt, then each completion, also where one is empty."""
+    start = tree.start
+    for length in (tree.prompt, *tree.rows):
+        yield Row(start, length)
+        start += length
+
+
+@dataclass(frozen=True)
+class Strip:
+    """`count` rows of `length` places, one behind the other from `start` on."""
+
+    start: int
+    count: int
+    length: int
+
+    @classmethod
+    def of_rows(cls, rows: list[Row]) -> Iterator["Strip"]:
+        """As few as hold all rows: those of a length that follow each other without a gap share one."""
+        for _, run in groupby(enumerate(rows), lambda each: (each[1].length, each[1].start - each[0] * each[1].length)):
+            alike = [row for _, row in run]
+            yield cls(alike[0].start, len(alike), alike[0].length)
+
+    def of(self, values: Tensor) -> Tensor:
+        """A view [count, heads, length, ...] of [heads, L, ...]."""
+        end = self.start + self.count * self.length
+        heads, _, *size = values.shape
+        return values[:, self.start : end].view(heads, self.count, self.length, *size).transpose(0, 1)

@@ -1,0 +1,161 @@
+"""Attention of the shared layout: over the pairs that may see each other, and no others.
+
+A lane holds trees, one behind the other: a prompt and the completions that continue it.
+
+             P P P P a a a b b
+        P    ■                      prompt x itself          causal
+        P    ■ ■                    completion x itself      causal
+        P    ■ ■ ■                  completions x prompt     all of it, all completions in one call
+        P    ■ ■ ■ ■
+        a    ■ ■ ■ ■ ■              The last two are two parts of one softmax. Each gives an output of its own and a
+        a    ■ ■ ■ ■ ■ ■            log-sum-exp, from which the whole follows; and given the whole's, the backward of
+        a    ■ ■ ■ ■ ■ ■ ■          each part is exact by itself (as in ring attention, Liu et al. 2023).
+        b    ■ ■ ■ ■       ■
+        b    ■ ■ ■ ■       ■ ■      Nothing is computed for two siblings, and no mask is as large as the picture.
+
+On the CPU each part is computed in the way that is fastest there (`cpu_attention`); elsewhere it is FlexAttention, one
+call.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import AttentionInterface
+
+from gvpo.errors import ModelError
+from gvpo.model.runtime import compute_dtype
+from gvpo.update.attention.cpu.attention import on_cpu
+from gvpo.update.layouts.tree import Trees
+
+TREES = "gvpo_trees"
+"""The name of this attention among those of transformers, and of the keyword that brings the trees to it."""
+
+_NOT_DONE = ("softcap", "s_aux", "position_bias")
+"""What some architectures also want of attention, and this one does not do."""
+_IMPLEMENTATION = "_attn_implementation_internal"
+
+
+@contextmanager
+def tree_attention(model: nn.Module) -> Iterator[None]:
+    """Within it, `model(..., gvpo_trees=Trees)` attends over trees; its backward, which may recompute, belongs inside.
+
+    Args:
+        model: one of transformers whose attention goes through its `AttentionInterface`.
+    """
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    before = [(config, getattr(config, _IMPLEMENTATION)) for config in configs.values() if _chooses(config)]
+    for config, _ in before:
+        setattr(config, _IMPLEMENTATION, TREES)
+    try:
+        yield
+    finally:
+        for config, name in before:
+            setattr(config, _IMPLEMENTATION, name)
+
+
+def _chooses(config: Any) -> bool:
+    return hasattr(config, _IMPLEMENTATION)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The attention of one layer, as transformers calls it.
+
+    Args:
+        module: the layer.
+        query: [1, heads, L, D].
+        key: [1, key heads, L, D]; each serves heads / key heads of the query's.
+        value: [1, key heads, L, D].
+        attention_mask: not looked at; the trees say who sees whom.
+        dropout: must be 0.
+        scaling: of the scores; None: 1 / sqrt(D).
+        sliding_window: tokens that a query sees, itself included; None: all.
+        others: must bring the `Trees`.
+
+    Returns:
+        [1, L, heads, D], and no weights.
+
+    Raises:
+        ModelError: the layer wants something that is not done here.
+    """
+    trees: Trees | None = others.get(TREES)
+    if trees is None:
+        raise ModelError("the model does not hand keywords on to its attention")
+    unknown = ["dropout"] * bool(dropout) + [name for name in _NOT_DONE if others.get(name) is not None]
+    if unknown:
+        raise ModelError(f"its attention has {unknown[0]}")
+    _check_window(module, sliding_window)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    dtype = compute_dtype(value)
+    if query.device.type == "cpu":
+        return on_cpu(query, key, value, trees, scale, sliding_window).to(dtype), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
+    return flex(query, key, value, trees, scale, sliding_window), None
+
+
+AttentionInterface.register(TREES, attend)
+
+
+def _check_window(module: nn.Module, window: int | None) -> None:
+    """Some architectures tell a layer's window by its mask alone; rows shorter than the window would not show it."""
+    config: Any = getattr(module, "config", None)
+    expected = getattr(config, "sliding_window", None)
+    if kinds := getattr(config, "layer_types", None):
+        kind = kinds[module.layer_idx]
+        expected = expected if kind == "sliding_attention" else None
+    if window != expected:
+        raise ModelError(f"a layer with a sliding window of {expected} tokens told its attention {window}")
+
+
+def flex(
+    query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None, *, compiled: bool = True
+) -> Tensor:
+    """The same by FlexAttention: one kernel over the blocks of the picture that are not empty.
+
+    Args:
+        query: [1, heads, L, D].
+        key: [1, key heads, L, D].
+        value: [1, key heads, L, D].
+        trees: of the lane.
+        scale: of the scores.
+        window: tokens that a query sees.
+        compiled: False computes every score, slowly; for tests without a GPU.
+
+    Returns:
+        [1, L, heads, D].
+    """
+    if ("blocks", window) not in trees.made:
+        trees.made["blocks", window] = _block_mask(trees, window, query.device)
+    run = _compiled_flex() if compiled else flex_attention
+    grouped = query.shape[1] != key.shape[1]
+    out: Tensor = run(query, key, value, block_mask=trees.made["blocks", window], scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _block_mask(trees: Trees, window: int | None, device: torch.device) -> Any:
+    tree, owner, position = (torch.tensor(values, device=device) for values in trees.places())
+
+    def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        ancestor = (tree[q] == tree[k]) & ((owner[k] == 0) | (owner[q] == owner[k])) & (q >= k)
+        return ancestor if window is None else ancestor & (position[q] - position[k] < window)
+
+    return create_block_mask(visible, None, None, len(tree), len(tree), device=str(device))

@@ -1,0 +1,226 @@
+"""Which path is right for a model: what its configuration tells, and for the rest a comparison.
+
+Neither shared prompts nor the fused head is right for every model. Chunked attention, recurrent layers and logits that
+are scaled after the head are read from the configuration; besides, each fast path is compared once per model with the
+plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gvpo.errors import ConfigError, GvpoWarning, ModelError
+from gvpo.model.known_tokens import missing_tokens
+from gvpo.system_errors import is_out_of_memory
+from gvpo.types import Completion, Group
+from gvpo.update.forward import Path, arrange, attention_of, cut, token_scores, unwrap
+from gvpo.update.layouts.fork_cache import prompt_gradient, why_not_forked
+from gvpo.update.layouts.forked import NEVER, Fork
+
+PrefixSharing = Literal["auto", "on", "off"]
+
+_POST_PROCESSING = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+_LOCAL = re.compile(r"(window|block|chunk)_size$|^index_|^attention_types$")
+"""Settings by which architectures say that a token does not see all before it; `sliding_window` has its own test."""
+_STRETCHED = ("dynamic", "longrope")
+_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
+_HALF_FLOOR = 2e-2
+_GRADIENT_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-4}
+_HALF_GRADIENT_FLOOR = 0.2
+_NOISE_CAP = 0.1
+
+
+class FastPathWarning(GvpoWarning):
+    """A fast path disagrees with the plain one on this model and is not used."""
+
+
+_PLAIN = Path(shared=False, fused=False)
+_DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
+
+
+def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Path:
+    """The fastest path that is right for a model; at first use it is checked against the plain one.
+
+    Args:
+        model: a causal language model of transformers, wrapped (DDP, FSDP2) or not. Its dropout must be off.
+        prefix_sharing: "auto" shares prompts where that is right, "off" never, "on" or an error.
+
+    Raises:
+        ModelError: prefix_sharing is "on" and the model cannot share prompts.
+        ConfigError: prefix_sharing is something else.
+    """
+    if prefix_sharing not in ("auto", "on", "off"):
+        raise ConfigError(f"prefix_sharing is {prefix_sharing!r}; use 'auto', 'on' or 'off'")
+    path = replace(_PLAIN, fused=_fusable(unwrap(model)))
+    if path.fused and _disagreement(model, path):
+        path = _PLAIN
+    if prefix_sharing == "off":
+        return path
+    packed, forked = replace(path, shared=True), replace(path, shared=True, fork=Fork(call=0))
+    reason = why_not_shared(unwrap(model)) or _disagreement(model, packed)
+    if not reason:
+        return packed
+    other = why_not_forked(unwrap(model)) or _disagreement(model, forked)
+    if not other:
+        return replace(forked, fork=Fork(NEVER) if _sharded(model) else Fork())
+    if prefix_sharing == "on":
+        raise ModelError(
+            f"prefix_sharing='on' does not work with this model: {reason}, and its cache cannot be forked: {other}; "
+            "use 'auto' or 'off'"
+        )
+    return path
+
+
+def why_not_shared(model: Any) -> str:
+    """What in a model's configuration forbids shared prompts; "" if nothing does."""
+    config = model.config.get_text_config()
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if other:
+        return f"it has layers of type {', '.join(other)}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention caps its scores"
+    local = sorted(name for name, value in vars(config).items() if _LOCAL.search(name) and value)
+    if local:
+        return f"its attention is local ({', '.join(local)})"
+    if getattr(model, "_is_stateful", False):
+        return "it has recurrent layers"
+    return ""
+
+
+def length_limit(model: Any) -> int | None:
+    """Tokens up to which a row's positions do not depend on what else is in the forward; None if they never do.
+
+    Two kinds of rotary embedding stretch with the longest row of a forward. Rows beyond this go alone, so that the
+    micro-batch does not decide how they are stretched.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type"), *(part.get("rope_type") for part in rope.values() if isinstance(part, dict))}
+    if not kinds & set(_STRETCHED):
+        return None
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(original or config.max_position_embeddings)
+
+
+def _fusable(model: Any) -> bool:
+    """Whether logits are a linear layer of hidden states and nothing more, as far as the configuration tells."""
+    head = model.get_output_embeddings()
+    linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    config = model.config.get_text_config()
+    return linear and all(getattr(config, name, None) in (None, 1, 1.0) for name in _POST_PROCESSING)
+
+
+def _sharded(model: nn.Module) -> bool:
+    """Whether a forward gathers weights from other ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _disagreement(model: nn.Module, path: Path) -> str:
+    """How a path differs from the plain one on synthetic rows, found once per model; "" if it does not."""
+    known = _DISAGREEMENTS.setdefault(unwrap(model), {})
+    if path not in known:
+        found = _compare(model, path)
+        if found is None:
+            return ""
+        known[path] = found
+        if found:
+            shared = "shared prompts" if path.fork is None else "forked prompts"
+            what = shared if path.shared else "the head without logits"
+            warnings.warn(f"{what} not used: {found}", FastPathWarning, stacklevel=4)
+    return known[path]
+
+
+def _compare(model: nn.Module, path: Path) -> str | None:
+    """What speaks against a path, as seen on synthetic rows; "" if nothing.
+
+    None where the model's own log-probs are not finite: then nothing can be said, and the update says so.
+    """
+    groups = _synthetic_groups(unwrap(model))
+    with torch.autocast(unwrap(model).get_input_embeddings().weight.device.type, enabled=False):
+        with torch.no_grad():
+            alone = _logprobs(model, groups, _PLAIN, budget=1)
+        if not alone.isfinite().all():
+            return None
+        try:
+            found = _compare_logprobs(model, groups, path, alone)
+            return found or ("" if path.fork is None else _compare_gradients(model, groups[0], path))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
+            if is_out_of_memory(error):
+                raise
+            return f"the model fails with it ({error})"
+
+
+@torch.no_grad()
+def _compare_logprobs(model: nn.Module, groups: Sequence[Group], path: Path, alone: Tensor) -> str:
+    """Compare with the log-probs of rows that went alone; how far a plain batch is from them is the float noise."""
+    noise = (_logprobs(model, groups, _PLAIN, budget=4096) - alone).abs().max().item()
+    with attention_of(model, path):
+        difference = (_logprobs(model, groups, path, budget=4096) - alone).abs().max().item()
+    allowed = _floor(model, path) + 4 * min(noise, _NOISE_CAP)
+    return "" if difference <= allowed else f"log-probs differ by up to {difference:.2g} from the plain path's"
+
+
+def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
+    """Compare the gradient that reaches the prompt, which a state may lose without changing a log-prob.
+
+    First tokens are left out: the prompt predicts them itself, and their gradient could hide that of the states.
+    """
+    embedding, size = unwrap(model).get_input_embeddings(), len(group.prompt)
+    later = torch.tensor([place > 0 for row in group.completions for place in range(len(row.tokens))])
+    plain, fast = (
+        prompt_gradient(embedding, size, partial(_logprobs, model, [group], each, budget=4096), later)
+        for each in (path.unshared, path)
+    )
+    difference = ((fast - plain).norm() / plain.norm()).item()
+    allowed = _GRADIENT_FLOOR.get(embedding.weight.dtype, _HALF_GRADIENT_FLOOR)
+    return "" if difference <= allowed else f"the prompt's gradient differs by {difference:.1g} of the plain path's"
+
+
+def _floor(model: nn.Module, path: Path) -> float:
+    """How far right log-probs may differ. Layers with states compute in float32 whatever their weights are in."""
+    floor = _FLOOR.get(unwrap(model).get_input_embeddings().weight.dtype, _HALF_FLOOR)
+    return floor if path.fork is None else max(floor, _FLOOR[torch.float32])
+
+
+def _synthetic_groups(model: Any) -> Sequence[Group]:
+    """A few groups of unequal rows, of low token ids: special ones tend to be high. Torch's RNG is left alone.
+
+    The last prompt is longer than what a CPU's attention takes for short; a model of fewer positions goes without.
+    """
+    low, missing = range(min(model.get_input_embeddings().num_embeddings, 1000)), missing_tokens(model)
+    unknown = set() if missing is None else set(missing.among(low))
+    known = [token for token in low if token not in unknown]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return [known[place] for place in torch.randint(len(known), (count,), generator=generator).tolist()]
+
+    sizes = [(9, (7, 12, 1)), (3, (5, 4)), (1, (6,)), (140, (3, 5))]
+    if positions is not None and positions < 145:
+        del sizes[-1]
+    return [Group(tokens(prompt), [Completion(tokens(size)) for size in rows]) for prompt, rows in sizes]
+
+
+def _logprobs(model: nn.Module, groups: Sequence[Group], path: Path, budget: int) -> Tensor:
+    """Log-probs of all tokens of the groups, in order of rows."""
+    found = []
+    for microbatch in cut(groups, budget, path):
+        layout = arrange(model, microbatch, path)
+        found.append((layout.row * 1000 + layout.token, token_scores(model, layout, path).logprobs))
+    order = torch.cat([places for places, _ in found]).argsort()
+    return torch.cat([values for _, values in found])[order]

@@ -1,0 +1,1 @@
+"""Several processes: ranks, and weights that are replicated or split over them."""

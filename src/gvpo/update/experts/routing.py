@@ -1,0 +1,209 @@
+"""Which experts the tokens of a batch go to: recorded under one policy, compared or forced under the next.
+
+    record   score of the old policy    places of a layout ──▶ Experts of each completion
+    replay   its later updates          Experts of each completion ──▶ places of a layout
+
+A router sees places of a layout, and a layout depends on the token budget; so experts are kept by completion and token,
+and translated. Where completions share a prompt it has one routing, which all of them keep.
+
+The router's load is counted in the same forwards (`load`), over scored tokens: each by the place that predicts it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from gvpo.errors import ConfigError, MissingInput
+from gvpo.types import Group
+from gvpo.update.experts.load_balance import Load, load_of
+from gvpo.update.experts.routers import Choice, Taps, routers_of
+from gvpo.update.head import TokenScores
+from gvpo.update.layouts.fork_cache import Run
+from gvpo.update.layouts.forked import Call
+from gvpo.update.layouts.packed import Layout
+
+RoutingMode = Literal["free", "watch", "replay"]
+"""free: as the routers say. watch: also recorded, and compared with what is recorded already. replay: forced."""
+MODES = ("free", "watch", "replay")
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The experts that a completion's tokens and its prompt's went to, int16 on the CPU.
+
+    Args:
+        prompt: [layers, P, k]; one tensor for completions that shared their prompt.
+        own: [layers, C - 1, k]; the last token of a completion is only a target.
+    """
+
+    prompt: Tensor
+    own: Tensor
+
+
+class Routing:
+    """The experts of the passes over a batch.
+
+    Args:
+        model: the transformers model itself, not its wrapper.
+        groups: the batch; with several ranks, this rank's own part of it.
+        mode: "watch" or "replay"; "free" only counts the load.
+        on_policy: "replay" of completions without experts records them: this is the policy that they are replayed for.
+
+    Attributes:
+        load: what the current pass has counted so far; of this rank alone.
+        watched: experts are recorded and compared, besides.
+
+    Raises:
+        ModelError: the model has no routers that are known here.
+        MissingInput: there is nothing to replay.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], mode: RoutingMode, *, on_policy: bool) -> None:
+        rows = [(group, row) for group in groups for row in group.completions]
+        self._taps, self._device = Taps(routers_of(model)), next(model.parameters()).device
+        self._prompts = [len(group.prompt) for group, _ in rows]
+        self.watched, self._forced = mode != "free", mode == "replay"
+        self._kept: list[Experts | None] = [row.experts if self.watched else None for _, row in rows]
+        if self._forced:
+            _require_experts(groups, on_policy=on_policy)
+        masks = [torch.ones(len(r.tokens)) if r.mask is None else torch.as_tensor(r.mask).float() for _, r in rows]
+        self._scored = pad_sequence(masks, batch_first=True) if masks else torch.zeros(0, 0)
+        self._recorded: tuple[dict[int, Tensor], dict[int, Tensor]] = {}, {}
+        self._last: list[tuple[list[Choice], Tensor]] = []
+        self._settled = False
+        self._coefficients: Tensor | None = None
+        self.start_pass()
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Forwards, and backwards that compute layers again, belong inside."""
+        return self._taps.installed()
+
+    def start_pass(self) -> None:
+        """Every pass counts anew, until the counts are settled."""
+        if not self._settled:
+            first: Any = self._taps.routers[0]
+            self.load = Load.empty(len(self._taps.routers), first.num_experts, first.top_k, self._device)
+
+    def settle(self, coefficients: Tensor | None) -> None:
+        """The pass that counts is over; with coefficients [layers, E] there is a `term` to push from now on."""
+        self._settled, self._coefficients = True, coefficients
+
+    def experts(self) -> list[Experts | None]:
+        """What was recorded of each of the batch's rows; None of those without tokens."""
+        prompts, own = self._recorded
+        return [
+            Experts(prompts[row], own.get(row, prompts[row][:, :0])) if row in prompts else None
+            for row in range(len(self._prompts))
+        ]
+
+    def term(self) -> Tensor | None:
+        """What the last layout adds to the router loss's push; None where there is no such loss, or not yet.
+
+        It is the sum over its scored tokens of the settled coefficients times the routers' probabilities.
+        """
+        if self._coefficients is None:
+            return None
+        parts = [
+            choice.weighted(places, weights)
+            for choices, places in self._last
+            for choice, weights in zip(choices, self._coefficients, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    def around(self, run: Run) -> Run:
+        """The same forwards, their experts recorded, compared or forced."""
+        self._last = []
+
+        def routed(
+            inputs: dict[str, Any], places: Layout | Call, coefficients: Tensor | None
+        ) -> tuple[TokenScores, Any]:
+            kept = self._laid_out(places)
+            self._taps.begin(kept if self._forced else None)
+            result = run(inputs, places, coefficients)
+            self._note(places, kept)
+            return result
+
+        return routed
+
+    def _laid_out(self, places: Layout | Call) -> Tensor | None:
+        """[layers, N, k] the experts that are kept for each place, -1 where there are none; None if nowhere."""
+        if all(experts is None for experts in self._kept):
+            return None
+        shape = next(experts.prompt.shape for experts in self._kept if experts is not None)
+        kept = torch.full((shape[0], places.input_ids.numel(), shape[2]), -1, dtype=torch.int64)
+        prompts = set[int]()
+        for span in self._spans(places):
+            experts = self._kept[span.row]
+            if experts is None:
+                continue
+            if span.prompt is not None and span.prompt.stop not in prompts:
+                prompts.add(span.prompt.stop)
+                kept[:, span.prompt] = experts.prompt.long()
+            if len(span.own) > 0:
+                kept[:, span.own] = experts.own.long()
+        return kept.to(places.input_ids.device)
+
+    def _note(self, places: Layout | Call, kept: Tensor | None) -> None:
+        choices = [self._taps.choices[layer] for layer in range(len(self._taps.routers))]
+        scored = self._scored.to(places.row.device)[places.row, places.token] != 0
+        predicting = places.source[scored]
+        self._last.append((choices, predicting))
+        if self._settled:
+            return
+        self.load = self.load + load_of(choices, predicting, kept)
+        if self.watched:
+            self._record(places, torch.stack([choice.used for choice in choices]).to("cpu", torch.int16))
+
+    def _record(self, places: Layout | Call, used: Tensor) -> None:
+        prompts = dict[int, Tensor]()
+        for span in self._spans(places):
+            if span.prompt is not None:
+                shared = prompts.setdefault(span.prompt.stop, used[:, span.prompt].clone())
+                self._recorded[0][span.row] = shared
+            if len(span.own) > 0:
+                self._recorded[1][span.row] = used[:, span.own]
+
+    def _spans(self, places: Layout | Call) -> Iterator["_Span"]:
+        """Where each row's tokens are. They stand together, in order; the prompt's last place predicts the first."""
+        rows, sources, tokens = places.row.cpu(), places.source.cpu(), places.token.cpu()
+        starts = [0, *(rows.diff().nonzero()[:, 0] + 1).tolist()]
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            row, end = int(rows[start]), int(sources[start]) + 1
+            if int(tokens[start]) == 0:
+                yield _Span(row, slice(end - self._prompts[row], end), sources[start + 1 : stop])
+            else:
+                yield _Span(row, None, sources[start:stop])
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The places of a row in a call: its prompt's, if the call has it, and those of its own tokens but the last."""
+
+    row: int
+    prompt: slice | None
+    own: Tensor
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that does not exist.
+
+    Raises:
+        ConfigError: the message names those that do.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"routing is {mode!r}; use 'free', 'watch' or 'replay'")
+
+
+def _require_experts(groups: Sequence[Group], *, on_policy: bool) -> None:
+    rows = [row for group in groups for row in group.completions if len(row.tokens) > 0]
+    missing = sum(row.experts is None for row in rows)
+    if 0 < missing < len(rows) or (missing and not on_policy):
+        raise MissingInput(
+            f"routing='replay' and {missing} of {len(rows)} completions have no experts to replay: set "
+            "Completion.experts from gvpo.score(..., routing='watch') by the policy of the rollout"
+        )

@@ -1,0 +1,258 @@
+"""The group-exact update: score, weigh, push.
+
+Every objective here has the gradient  sum_{i,t} c_it * grad log pi(y_it), and c depends on the whole optimizer batch
+only through detached numbers. So, however the batch is cut:
+
+    score   log-probs of every row, without gradient              one forward a micro-batch
+    weigh   the objective once, on the whole batch:  c = d loss / d logprobs
+    push    backward of  sum c * logprobs                         one forward and backward a micro-batch
+
+The score pass is left out where one micro-batch holds everything (its forward serves both), and where it cannot matter:
+when c does not depend on the log-probs, as in the first, on-policy update of GVPO, GRPO and RLOO, and in `sft`.
+
+With several ranks (`gvpo.update.distributed.ranks`) the batch is that of all of them: each scores and pushes its own
+groups, the log-probs are combined in between, and every rank runs the objective on the whole batch, which knows nothing
+of ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gvpo.types import Group
+from gvpo.update.choose_path import PrefixSharing
+from gvpo.update.coefficients import Objective, Weighed, fixed_coefficients, same, weigh
+from gvpo.update.collate import Batch, collate
+from gvpo.update.distributed import fsdp, ranks
+from gvpo.update.distributed.ranks import Dealt
+from gvpo.update.experts.aux_loss import RouterLoss, routing_of
+from gvpo.update.experts.routing import Experts, RoutingMode
+from gvpo.update.passes import Forwards, Table, passes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a policy says of one completion of C tokens.
+
+    Args:
+        logprobs: [C] on the CPU, float32 (float64 of a float64 model), in nats.
+        entropy: [C] of the distribution each token was drawn from, in nats.
+        experts: where its tokens went in a mixture of experts, where that was watched; for `Completion.experts`.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    experts: Experts | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Row(Scored):
+    """A trained completion: its scores at the weights before the update, and how hard each token is pushed.
+
+    Args:
+        c: [C] d loss / d logprobs; 0 on masked tokens. A negative sum pushes the completion up.
+    """
+
+    c: Tensor
+
+
+@dataclass(frozen=True)
+class UpdateOutput:
+    """What `group_backward` found.
+
+    Args:
+        loss: scalar, detached. Where it is not finite the gradient is of no use: skip the update.
+        metrics: the objective's detached scalars.
+        rows: one a completion, groups in order, then completions in order.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    rows: list[Row]
+
+
+def score(
+    model: nn.Module,
+    groups: Sequence[Group] | Dealt,
+    *,
+    tokens_per_microbatch: int = 8192,
+    prefix_sharing: PrefixSharing = "auto",
+    temperature: float = 1.0,
+    routing: RoutingMode = "free",
+) -> list[Scored]:
+    """Log-probs and entropies of every completion, without gradient.
+
+    The same groups at the same budget are laid out as `group_backward` lays them out, so at unchanged weights the two
+    give the same log-probs bit by bit. Dropout is off; the model's mode is left as it is.
+
+    Args:
+        model: a causal language model; where its weights are, the work is done, and under the caller's autocast.
+        groups: the optimizer batch; with several ranks, this rank's own part of it, or the whole as `ranks.deal`
+            deals it.
+        tokens_per_microbatch: tokens a forward, padding included.
+        prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
+        temperature: log-probs are those of softmax(logits / temperature).
+        routing: of a mixture of experts. "watch" records the experts of each token; "replay" takes those in
+            `Completion.experts`.
+
+    Returns:
+        One `Scored` a completion, groups in order, then completions in order; of all ranks, on every rank.
+
+    Raises:
+        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
+        DataError: the batch has no completion.
+        MissingInput: routing="replay" without experts.
+        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
+    """
+    batch = ranks.gathered(groups)
+    watched = routing_of(model, batch, routing)
+    with passes(model), torch.no_grad():
+        forwards = Forwards.over(model, batch, tokens_per_microbatch, prefix_sharing, temperature, watched)
+        table = Table.of(batch.groups, forwards)
+        with forwards.prepared():
+            _fill(forwards, table)
+    rows = zip(*table.rows(), forwards.experts(), strict=True)
+    return [Scored(logprobs, entropy, experts=experts) for logprobs, entropy, experts in rows]
+
+
+def group_backward(
+    model: nn.Module,
+    groups: Sequence[Group] | Dealt,
+    objective: Objective,
+    *,
+    tokens_per_microbatch: int = 8192,
+    prefix_sharing: PrefixSharing = "auto",
+    temperature: float = 1.0,
+    on_policy: bool = False,
+    routing: RoutingMode = "free",
+    router_aux_coef: float = 0.0,
+) -> UpdateOutput:
+    """Add d loss / d parameters of the whole batch to `.grad`, exactly once, whatever the budget.
+
+    With several ranks every one calls this, with whole groups of its own, none too; the batch is that of all of them,
+    and each gets the same output and the gradient of the whole: the sum, where DDP and FSDP2 alone would average.
+
+    Args:
+        model: the policy; where its weights are, the work is done, and under the caller's autocast. On several ranks a
+            plain model that is the same on each, or one wrapped by DDP or split by FSDP2 over all of them.
+        groups: the optimizer batch, whole groups; with several ranks, this rank's own part of it, or the whole as
+            `ranks.deal` deals it.
+        objective: called as `objective(logprobs, **keywords)` with exactly the keywords that its signature names:
+            `functools.partial(gvpo.objectives.gvpo, beta=0.1)`, say. It sees the whole batch at once.
+        tokens_per_microbatch: tokens a forward, padding included; a limit of memory, never of the result.
+        prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
+        temperature: log-probs are those of softmax(logits / temperature).
+        on_policy: missing reference and old log-probs are those of this very policy, detached, and so are experts.
+        routing: of a mixture of experts. "watch" records the experts of each token and counts how many of those in
+            `Completion.experts` the routers would no longer choose; "replay" also takes those in their place.
+        router_aux_coef: weight of the load-balancing loss, over the scored tokens of the whole batch.
+
+    Returns:
+        The loss, the objective's metrics and a `Row` a completion. A loss that is not finite says: drop the gradient
+        and skip the update. Nothing was pushed then, unless a push without a score pass met it in a later micro-batch.
+
+    Raises:
+        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
+        DataError: the batch has no completion.
+        MissingLogprobs: reference or old log-probs are missing, from all rows and not on-policy, or from some.
+        MissingInput: the objective, or routing="replay", requires something else that the completions lack.
+        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
+    """
+    dealt = ranks.gathered(groups)
+    watched = routing_of(model, dealt, routing, router_aux_coef, on_policy=on_policy)
+    router = RouterLoss(watched, router_aux_coef)
+    with passes(model), torch.enable_grad(), fsdp.summed_gradients(model):
+        forwards = Forwards.over(model, dealt, tokens_per_microbatch, prefix_sharing, temperature, watched)
+        table = Table.of(dealt.groups, forwards)
+        batch = collate(dealt.groups, objective, dtype=table.dtype, device=table.device, on_policy=on_policy)
+        known = None if router.pushes else fixed_coefficients(objective, batch)
+        with forwards.prepared():
+            if known is not None:
+                weighed = _push_first(forwards, table, objective, batch, known)
+            elif forwards.count == 1:
+                weighed = _at_once(forwards, table, objective, batch, router)
+            else:
+                weighed = _score_first(forwards, table, objective, batch, router)
+    weighed = router.added_to(weighed)
+    parts = zip(*table.rows(), table.cut(weighed.c), forwards.experts(), strict=True)
+    rows = [Row(logprobs, entropy, c, experts=experts) for logprobs, entropy, c, experts in parts]
+    return UpdateOutput(weighed.loss, weighed.metrics, rows)
+
+
+@torch.no_grad()
+def _fill(forwards: Forwards, table: Table) -> None:
+    """The score pass. Older torch would serve the push from weights that autocast cast here, without gradient."""
+    with forwards.together():
+        for placed in forwards.layouts():
+            table.fill(placed, forwards.run(placed))
+    table.combine()
+    torch.clear_autocast_cache()
+
+
+def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
+    """Score, weigh, push."""
+    _fill(forwards, table)
+    router.settle()
+    weighed = weigh(objective, batch, table.logprobs)
+    if ranks.every(weighed.finite):
+        _push(forwards, weighed.c)
+    return weighed
+
+
+def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
+    """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
+    (placed,) = forwards.layouts()
+    with forwards.together():
+        scores = forwards.run(placed)
+        table.fill(placed, scores)
+    table.combine()
+    router.settle()
+    weighed = weigh(objective, batch, table.logprobs)
+    if ranks.every(weighed.finite):
+        with forwards.together(), torch.autocast(table.device.type, enabled=False):
+            term = forwards.router_term(placed)
+            roots, gradients = [scores.logprobs], [forwards.pushed(placed, weighed.c)]
+            if term is not None:
+                roots, gradients = [*roots, term], [*gradients, torch.ones_like(term)]
+            torch.autograd.backward(roots, gradients)
+    return weighed
+
+
+def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor) -> Weighed:
+    """Push with the known c, and evaluate the loss on the log-probs that the push gave.
+
+    c is then compared with what the objective says there; were the guess wrong, the difference would be pushed too.
+    """
+    finite = _push(forwards, known, table)
+    if finite:
+        table.combine()
+    else:
+        _fill(forwards, table)
+    weighed = weigh(objective, batch, table.logprobs)
+    if not finite:
+        return Weighed(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
+    if ranks.every(weighed.finite) and not ranks.every(same(weighed.c, known)):
+        _push(forwards, weighed.c - known)
+    return weighed
+
+
+def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
+    """Backward of sum(c * logprobs), micro-batch by micro-batch; whether that sum was finite on all ranks.
+
+    It stops where it is not, unless the ranks meet in each pass.
+    """
+    finite = True
+    with forwards.together():
+        for placed in forwards.layouts():
+            scores = forwards.run(placed, c)
+            if table is not None:
+                table.fill(placed, scores)
+            assert scores.weighted is not None
+            finite = finite and bool(scores.weighted.isfinite())
+            if not (finite or forwards.in_step):
+                break
+            with torch.autocast(c.device.type, enabled=False):
+                torch.autograd.backward(scores.weighted)
+    return ranks.every(finite)

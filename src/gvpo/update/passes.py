@@ -1,0 +1,273 @@
+"""What the passes of an update are made of: the forwards of a batch, and the table that they fill.
+
+    groups of this rank ──plan──▶ micro-batches ──layouts──▶ run ──▶ rows of the table [B, T] ──combine──▶ rows of all
+
+With several ranks each runs as many forwards as the others, in case that these meet in them (DDP, FSDP2): a rank with
+fewer micro-batches computes `IDLE` at the end, which goes to a row of its own that nobody reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.model.known_tokens import missing_tokens, refuse_missing
+from gvpo.model.matmul import fast_linears
+from gvpo.model.model import no_dropout
+from gvpo.model.runtime import compute_dtype
+from gvpo.types import Completion, Group
+from gvpo.update.choose_path import PrefixSharing, choose_path, length_limit
+from gvpo.update.distributed import fsdp, ranks
+from gvpo.update.distributed.ranks import Dealt
+from gvpo.update.experts.routing import Experts, Routing
+from gvpo.update.forward import Path, arrange, attention_of, cut, token_scores, unwrap, worth_sharing
+from gvpo.update.head import TokenScores
+from gvpo.update.layouts.forked import ForkedLayout
+from gvpo.update.layouts.packed import Layout, MicroBatch
+
+ONE_ROW = 1
+"""A budget that no two rows share."""
+
+IDLE = Group([0], [Completion([0])])
+"""What a rank computes, to no effect, while another has a micro-batch more."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A micro-batch's layout, and where its S tokens stand in the batch.
+
+    Args:
+        layout: of this rank's own rows, by their own numbers.
+        row: [S] int64, the row of the batch.
+        token: [S] int64, the place in that row.
+        idle: nobody reads what comes of it.
+    """
+
+    layout: Layout | ForkedLayout
+    row: Tensor
+    token: Tensor
+    idle: bool = False
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """This rank's forwards of a batch: the same list for every pass over it.
+
+    Args:
+        model: the policy.
+        path: how micro-batches go through it.
+        temperature: divides the logits.
+        microbatches: of this rank's own groups.
+        rows: the row of the batch, of B, that each row of the own groups is.
+        count: forwards of a pass, as many on every rank. Those past the micro-batches are idle: their row is number B.
+        idle_row: B.
+        routing: watches or forces the experts of a mixture; None leaves them alone.
+    """
+
+    model: nn.Module
+    path: Path
+    temperature: float
+    microbatches: list[MicroBatch]
+    rows: Tensor
+    count: int
+    idle_row: int
+    routing: Routing | None = None
+
+    @classmethod
+    def over(
+        cls,
+        model: nn.Module,
+        batch: Dealt,
+        budget: int,
+        prefix_sharing: PrefixSharing,
+        temperature: float,
+        routing: Routing | None = None,
+    ) -> "Forwards":
+        """Plan the passes over a batch; every rank calls this.
+
+        Raises:
+            ConfigError: a setting is out of range.
+            ModelError: prompts must be shared and cannot be.
+            DataError: a completion has a token that the policy's tokenizer does not have.
+        """
+        if not temperature > 0:
+            raise ConfigError(f"temperature is {temperature}; log-probs need one above 0, also of greedy samples")
+        if budget < 1:
+            raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
+        refuse_missing(missing_tokens(unwrap(model)), batch.own)
+        path = _agreed(choose_path(model, prefix_sharing))
+        if path.fork is not None and ranks.count() > 1 and fsdp.communicates(model):
+            path = _unforked(path, prefix_sharing)
+        limit = length_limit(unwrap(model))
+        if limit is not None and _longest(batch.groups) > limit:
+            path, budget = path.unshared, ONE_ROW
+        elif prefix_sharing == "auto" and not worth_sharing(batch.groups, path):
+            path = path.unshared
+        microbatches = cut(batch.own, budget, path)
+        rows = torch.tensor(batch.own_rows, dtype=torch.int64, device=_weight(model).device)
+        total = sum(len(group.completions) for group in batch.groups)
+        return cls(model, path, temperature, microbatches, rows, ranks.largest(len(microbatches)), total, routing)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The attention that the layouts need, and routers that listen; backwards, too, belong inside."""
+        routers = nullcontext() if self.routing is None else self.routing.installed()
+        model = unwrap(self.model)
+        linears = fast_linears(model, head=model.get_output_embeddings())
+        with attention_of(self.model, self.path), linears, routers:
+            yield
+
+    def layouts(self) -> Iterator[Placed]:
+        """The layouts of a pass, one forward each."""
+        if self.routing is not None:
+            self.routing.start_pass()
+        for microbatch in self.microbatches:
+            layout = arrange(self.model, microbatch, self.path)
+            yield Placed(layout, self.rows[layout.row], layout.token)
+        for _ in range(self.count - len(self.microbatches)):
+            (nothing,) = cut([IDLE], ONE_ROW, self.path)
+            layout = arrange(self.model, nothing, self.path)
+            yield Placed(layout, torch.full_like(layout.row, self.idle_row), layout.token, idle=True)
+
+    def run(self, placed: Placed, c: Tensor | None = None) -> TokenScores:
+        """One forward; with c [B, T] of the whole batch its `weighted` is what to push."""
+        coefficients = None if c is None else self.pushed(placed, c)
+        scores = token_scores(
+            self.model,
+            placed.layout,
+            self.path,
+            temperature=self.temperature,
+            coefficients=coefficients,
+            routing=None if placed.idle else self.routing,
+        )
+        term = self.router_term(placed)
+        if scores.weighted is None or term is None:
+            return scores
+        return replace(scores, weighted=scores.weighted + term)
+
+    def router_term(self, placed: Placed) -> Tensor | None:
+        """The router loss's part of what to push with the layout that was run last; None if it has none."""
+        term = None if placed.idle or self.routing is None else self.routing.term()
+        return None if term is None else term * fsdp.gradient_scale(self.model)
+
+    def experts(self) -> list[Experts | None]:
+        """The recorded experts of each row of the batch; None of other ranks' rows."""
+        found: list[Experts | None] = [None] * self.idle_row
+        if self.routing is not None:
+            for row, experts in zip(self.rows.tolist(), self.routing.experts(), strict=True):
+                found[row] = experts
+        return found
+
+    def pushed(self, placed: Placed, c: Tensor) -> Tensor:
+        """[S] what the layout's log-probs are multiplied with in the backward, of c [B, T]; 0 where it is idle."""
+        return F.pad(c, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the ranks meet in each forward: then none may leave out one, nor tell of an error before the end."""
+        return fsdp.communicates(self.model)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Where all ranks learn of an error on any."""
+        return nullcontext() if self.in_step else ranks.together()
+
+
+def _agreed(path: Path) -> Path:
+    """The fast paths that are right on every rank: what checks find may depend on the machine."""
+    shared, fused = ranks.every(path.shared), ranks.every(path.fused)
+    return replace(path if shared else path.unshared, fused=fused)
+
+
+def _unforked(path: Path, prefix_sharing: PrefixSharing) -> Path:
+    """A fork is several calls, as many as the rows ask for; where ranks meet in each call all must make as many."""
+    if prefix_sharing == "on":
+        raise ModelError("prefix_sharing='on' cannot fork prompts of a model that is split over ranks; use 'auto'")
+    return path.unshared
+
+
+def _weight(model: nn.Module) -> Tensor:
+    weight: Tensor = unwrap(model).get_input_embeddings().weight
+    return weight
+
+
+def _longest(groups: Sequence[Group]) -> int:
+    return max((len(g.prompt) + len(row.tokens) for g in groups for row in g.completions), default=0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Log-probs and entropies of the batch, filled micro-batch by micro-batch.
+
+    Args:
+        values: [2, B + 1, T], log-probs before entropies; the last row is for idle forwards.
+        lengths: tokens of each of the B rows.
+    """
+
+    values: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], forwards: Forwards) -> "Table":
+        """An empty table for the rows of all ranks.
+
+        Raises:
+            DataError: there is none.
+        """
+        lengths = tuple(len(row.tokens) for group in groups for row in group.completions)
+        if not lengths:
+            raise DataError("the batch has no completion; give at least one group with one")
+        weight = _weight(forwards.model)
+        dtype = torch.promote_types(compute_dtype(weight), torch.float32)
+        size = (2, len(lengths) + 1, max(1, *lengths))
+        return cls(torch.zeros(size, dtype=dtype, device=weight.device), lengths)
+
+    @property
+    def logprobs(self) -> Tensor:
+        """[B, T]."""
+        return self.values[0, :-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, or float64 of a float64 model."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.values.device
+
+    def fill(self, placed: Placed, scores: TokenScores) -> None:
+        """Note a layout's scores."""
+        self.values[0, placed.row, placed.token] = scores.logprobs.detach()
+        self.values[1, placed.row, placed.token] = scores.entropy.detach()
+
+    def combine(self) -> None:
+        """Add the rows that the other ranks have filled; here they are 0."""
+        ranks.sum_(self.values)
+
+    def cut(self, values: Tensor) -> list[Tensor]:
+        """The rows of a [B, T] on the CPU, without padding."""
+        return [row[:length].clone() for row, length in zip(values.cpu(), self.lengths, strict=True)]
+
+    def rows(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probs and entropies of each row."""
+        return self.cut(self.logprobs), self.cut(self.values[1, :-1])
+
+
+@contextmanager
+def passes(model: nn.Module) -> Iterator[None]:
+    """What holds during the passes of an update: dropout off, and no weight cast by autocast before or kept after.
+
+    Inside the caller's autocast context torch would otherwise reuse casts of weights that a step has since changed.
+    """
+    torch.clear_autocast_cache()
+    try:
+        with no_dropout(unwrap(model)):
+            yield
+    finally:
+        fsdp.reshard(model)
+        torch.clear_autocast_cache()

@@ -1,0 +1,335 @@
+"""Calls to workers and back: one loop that starts workers, hands them calls, and ends those that pass their deadline.
+
+    queue ──take──▶ worker ──reply──▶ queue.done          a late or dead worker is killed and replaced
+
+A worker is given its next calls before it has finished the last one where they are quick, so that it never waits for
+the pool. Knows nothing of rewards: what is called, and what follows from a failure, is the queue's.
+"""
+
+import math
+import os
+import select
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from gvpo.errors import RewardError
+from gvpo.workers.process import WorkerDied, WorkerProcess
+
+START_SECONDS = 120.0
+"""A worker imports the modules of the reward functions first; this is how long it may take."""
+START_ATTEMPTS = 3
+AHEAD = 0.02
+"""Seconds of work that a worker is given in advance."""
+LATE = 0.5
+"""Share of the timeout after which a call is likely to be killed, so that a spare worker is started."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one function, or one call per row.
+
+    Args:
+        function: its index.
+        group: the group that it is for.
+        rows: the rows of the group that it is given.
+        each: each row is a call of its own, with its own deadline; they travel together.
+        control: the completion is replaced by one that no policy wrote (see `blame.py`).
+        repeated: the same call failed before for want of memory, or with the worker.
+    """
+
+    function: int
+    group: int
+    rows: tuple[int, ...]
+    each: bool = False
+    control: bool = False
+    repeated: bool = False
+
+    def parts(self) -> "list[Call]":
+        """The calls that are answered one after the other."""
+        return [replace(self, rows=(row,)) for row in self.rows] if self.each else [self]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a call: values, or a failure of the whole call.
+
+    Args:
+        values: one a row; None where the function abstained or its value is of no use.
+        reasons: one a row: (kind, detail) where the value is of no use, else None.
+        failed: (kind, detail) of a failure of the whole call; values and reasons are then empty.
+        traceback: of an exception.
+        again: the rows may do better alone.
+        spent: the worker had no memory left, or ended: the call may do better in another one.
+        stated: the failure is one that gvpo states, which is about the data or the machine.
+    """
+
+    values: Sequence[float | None] = ()
+    reasons: Sequence[tuple[str, str] | None] = ()
+    failed: tuple[str, str] | None = None
+    traceback: str = ""
+    again: bool = False
+    spent: bool = False
+    stated: bool = False
+
+
+class Queue(Protocol):
+    """Where calls come from and their replies go."""
+
+    def __len__(self) -> int:
+        """How many calls wait."""
+        ...
+
+    def take(self) -> Call:
+        """The next call."""
+        ...
+
+    def payload(self, call: Call) -> bytes:
+        """The message to a worker for a call."""
+        ...
+
+    def done(self, call: Call, reply: Reply) -> None:
+        """Note the reply to a call or to a part of one; it may add calls."""
+        ...
+
+    def put_back(self, parts: Sequence[Call]) -> None:
+        """Take back parts of calls that were given to a worker and not made."""
+        ...
+
+
+class Dispatcher:
+    """Worker processes that live from their first use until `close`, or until this object or the program ends.
+
+    Args:
+        setup: what each worker reads first.
+        workers: processes at work at most; one more may be kept warm.
+        timeout: seconds a call may take.
+        log: file for the output of the functions; None drops it.
+    """
+
+    def __init__(self, setup: Mapping[str, Any], *, workers: int, timeout: float, log: Path | None) -> None:
+        self._setup, self._limit, self._timeout, self._log = setup, workers, timeout, log
+        self._workers: list[WorkerProcess] = []
+        self._pace: dict[int, float] = {}  # seconds that a call of a function takes
+        self._failed_starts = 0
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers, os.getpid())
+
+    def close(self) -> None:
+        """End all workers; the next `run` starts new ones."""
+        _kill_all(self._workers, os.getpid())
+
+    def run(self, queue: Queue) -> None:
+        """Make the queue's calls until none waits or runs.
+
+        Raises:
+            RewardError: workers do not start, or a function does not load in them.
+        """
+        try:
+            while len(queue) or any(worker.pending for worker in self._workers):
+                self._assign(queue)
+                self._attend(queue)
+        except BaseException:
+            self.close()  # what the workers are at is no longer wanted: Ctrl-C, or an error above
+            raise
+
+    def _assign(self, queue: Queue) -> None:
+        """Hand calls to workers that have little to do, and start workers for those that still wait."""
+        while len(queue) and (worker := self._least_loaded()) is not None:
+            if worker.pending or worker.is_alive():
+                self._give(worker, queue)
+            else:
+                self._drop(worker)
+        starting = sum(not worker.ready for worker in self._workers)
+        while len(self._workers) < self._limit and starting < len(queue):
+            self._start()
+            starting += 1
+        if self._spare_is_due() <= time.monotonic():
+            self._start()
+
+    def _least_loaded(self) -> WorkerProcess | None:
+        """The worker that may have the next call; None if all have enough."""
+        ready = [worker for worker in self._workers if worker.ready]
+        if sum(bool(worker.pending) for worker in ready) >= self._limit:
+            ready = [worker for worker in ready if worker.pending]
+        worker = min(ready, key=_load, default=None)
+        return worker if worker is not None and worker.load < AHEAD else None
+
+    def _give(self, worker: WorkerProcess, queue: Queue) -> None:
+        call = queue.take()
+        payload = queue.payload(call)
+        if not worker.pending:
+            worker.deadline = time.monotonic() + self._timeout
+        parts = call.parts()
+        worker.pending.extend(parts)
+        worker.load += len(parts) * self._pace.get(call.function, AHEAD)
+        worker.send(payload)
+
+    def _spare_is_due(self) -> float:
+        """When a worker is to be started that can take the place of a late one; infinity if there is one already."""
+        if len(self._workers) > self._limit:
+            return float("inf")
+        late = [worker.deadline for worker in self._workers if worker.pending]
+        return min(late, default=float("inf")) - (1 - LATE) * self._timeout
+
+    def _start(self) -> None:
+        try:
+            worker = WorkerProcess(self._setup, self._log)
+        except OSError as error:
+            raise RewardError(
+                f"a reward worker cannot be started: {error}; free memory, processes or disk, then go on with --resume"
+            ) from error
+        worker.deadline = time.monotonic() + START_SECONDS
+        self._workers.append(worker)
+
+    def _attend(self, queue: Queue) -> None:
+        """Wait for replies, deaths or the next deadline, and deal with them."""
+        active = [worker for worker in self._workers if worker.pending or not worker.ready]
+        for worker in _ready(active, self._spare_is_due()):
+            worker.flush()
+            self._listen(worker, queue)
+        now = time.monotonic()
+        for worker in [worker for worker in active if worker in self._workers and worker.deadline <= now]:
+            self._expire(worker, queue)
+
+    def _listen(self, worker: WorkerProcess, queue: Queue) -> bool:
+        """Deal with what a worker has written; return whether that was anything."""
+        try:
+            messages = worker.receive()
+            for message in messages:
+                self._hear(worker, message, queue)
+        except WorkerDied:
+            self._lose(worker, queue)
+            return True
+        return bool(messages)
+
+    def _hear(self, worker: WorkerProcess, message: Mapping[str, Any], queue: Queue) -> None:
+        if not worker.ready:
+            _require_loaded(message.get("problem"))
+            worker.ready, worker.deadline, self._failed_starts = True, float("inf"), 0
+            return
+        replies = _as_replies(message, len(worker.pending))
+        answered = [(worker.answered(), reply) for reply, _ in replies]
+        self._measure(
+            worker,
+            [
+                (call, seconds)
+                for (call, _), (reply, seconds) in zip(answered, replies, strict=True)
+                if reply.failed is None
+            ],
+        )
+        worker.deadline = time.monotonic() + self._timeout if worker.pending else float("inf")
+        if any(reply.spent for _, reply in answered):
+            self._drop(worker)
+            queue.put_back(worker.pending)
+        for call, reply in answered:
+            queue.done(call, reply)
+
+    def _measure(self, worker: WorkerProcess, taken: Sequence[tuple[Call, float]]) -> None:
+        """Learn how long calls take that succeed, the newest as much as all before, and what a worker has to do."""
+        for call, seconds in taken:
+            self._pace[call.function] = (self._pace.get(call.function, seconds) + seconds) / 2
+        worker.load = sum(self._pace.get(call.function, AHEAD) for call in worker.pending)
+
+    def _lose(self, worker: WorkerProcess, queue: Queue) -> None:
+        """A worker ended by itself: its call failed, or it did not get so far."""
+        place, end = worker.at_work(), self._drop(worker)
+        if worker.pending:
+            hint = "; the system may have run out of memory" if end == "signal SIGKILL" else ""
+            reply = Reply(failed=("died", f"ended its process ({end}{hint})"), again=True, spent=True)
+            _fail(worker, place, reply, queue)
+        elif not worker.ready:
+            self._count_failed_start(f"ended at once ({end})")
+
+    def _expire(self, worker: WorkerProcess, queue: Queue) -> None:
+        place = worker.at_work()
+        if not worker.ready:
+            self._drop(worker)
+            self._count_failed_start(f"was not ready after {START_SECONDS:g} s")
+        elif not self._listen(worker, queue):  # else it has answered in the meantime
+            self._drop(worker)
+            reply = Reply(failed=("timeout", f"gave no answer in {self._timeout:g} s"), again=True)
+            _fail(worker, place, reply, queue)
+
+    def _drop(self, worker: WorkerProcess) -> str:
+        self._workers.remove(worker)
+        return worker.kill()
+
+    def _count_failed_start(self, what: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= START_ATTEMPTS:
+            self._failed_starts = 0
+            raise RewardError(
+                f"a reward worker {what}, {START_ATTEMPTS} times; check that the modules of the reward functions "
+                "can be imported, and see the pool's log"
+            )
+
+
+def _load(worker: WorkerProcess) -> float:
+    return worker.load
+
+
+def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None:
+    """The call that a lost worker was making failed; all others that it had are made again."""
+    pending = list(worker.pending)
+    guilty = pending.pop(place)
+    queue.put_back(pending)
+    queue.done(guilty, reply)
+
+
+def _ready(workers: Sequence[WorkerProcess], until: float) -> list[WorkerProcess]:
+    """The workers whose pipes have something to read or room to write; waits for one of them, a deadline or `until`."""
+    if not workers:
+        return []
+    poll, by_descriptor = select.poll(), {}
+    for worker in workers:
+        poll.register(worker.replies, select.POLLIN)
+        by_descriptor[worker.replies] = worker
+        if worker.unsent:
+            poll.register(worker.requests, select.POLLOUT)
+            by_descriptor[worker.requests] = worker
+    until = min(until, *(worker.deadline for worker in workers))
+    milliseconds = max(math.ceil((until - time.monotonic()) * 1000), 0)
+    return list(dict.fromkeys(by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)))
+
+
+def _require_loaded(problem: Mapping[str, str] | None) -> None:
+    if problem is not None:
+        raise RewardError(
+            f"reward {problem['name']!r} cannot be loaded in a worker process: {problem['error']}; "
+            "its module must be importable, or define it in the script itself or in a file given by its path"
+        ) from RewardError(problem["traceback"])
+
+
+def _as_replies(message: Mapping[str, Any], most: int) -> list[tuple[Reply, float]]:
+    """The replies in a message, which may not be more than `most`, with the seconds that each call took.
+
+    Raises:
+        WorkerDied: the message is no such thing: something else wrote into the pipe.
+    """
+    try:
+        pairs = zip(message["replies"], message["seconds"], strict=True)
+        replies = [(_as_reply(reply), float(seconds)) for reply, seconds in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkerDied from error
+    if not 0 < len(replies) <= most:
+        raise WorkerDied
+    return replies
+
+
+def _as_reply(message: Mapping[str, Any]) -> Reply:
+    if "failed" in message:
+        kind, detail = message["failed"]
+        again, spent, stated = (bool(message.get(name)) for name in ("again", "spent", "stated"))
+        return Reply((), (), (kind, detail), message.get("traceback", ""), again, spent, stated)
+    reasons = [None if reason is None else (reason[0], reason[1]) for reason in message["reasons"]]
+    return Reply(message["values"], reasons)
+
+
+def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the program: the workers are not its own
+    while workers:
+        workers.pop().kill()

@@ -1,0 +1,132 @@
+"""Every shipped recipe loads, its objective builds, and what it names exists."""
+
+import re
+import warnings
+
+import pytest
+
+from gvpo.cli.train import find_recipe, shipped
+from gvpo.config import TrainConfig
+from gvpo.config.combinations import PAIRED, SUPERVISED
+from gvpo.config.recipe import dump_config, load_config, restore_config
+from gvpo.data import TASKS
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
+from gvpo.rewards import load
+from gvpo.rollout.problems import demonstrations, encode, held_out_problems, training_problems
+from gvpo.training.objective import build_objective, updates_per_step
+from gvpo.training.unused_settings import Regime, warn_of_unused
+from gvpo.training.warm_start import warm_start_config
+
+
+def recipe(name: str) -> TrainConfig:
+    return load_config(find_recipe(name))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_loads_and_comes_back_from_a_run_directory(name: str):
+    config = recipe(name)
+    assert restore_config(dump_config(config)).to_recipe() == config.to_recipe()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_objective_builds_without_a_warning(name: str):
+    config = recipe(name)
+    build_objective(config)
+    if config.warm_start_steps:
+        assert build_objective(warm_start_config(config)).name == "sft"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_rewards_and_its_task_exist(name: str):
+    config = recipe(name)
+    assert config.task is None or config.task in TASKS
+    assert all(callable(load(reward)) for reward in config.reward_funcs)
+    if config.reward_weights is not None:
+        assert len(config.reward_weights) == len(config.reward_funcs)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if recipe(name).vocabulary and recipe(name).task])
+def test_a_fresh_tokenizer_spells_its_prompts_and_answers_and_they_fit(name: str):
+    config = recipe(name).replace(train_problems=200, warm_start_demonstrations=200)
+    tokenizer = fresh_tokenizer(config.vocabulary or [])
+    problems = [*training_problems(config, None), *held_out_problems(config, None)]
+    prompts = encode(config, tokenizer, problems)
+    written = demonstrations(config, tokenizer, None)
+    for ids in [item.prompt for item in prompts] + [answer.tokens for _, answer in written]:
+        assert tokenizer.unk_token_id not in ids
+    assert max(len(answer.tokens) for _, answer in written) <= config.max_tokens
+    room = (config.model_init or {})["max_position_embeddings"] - config.max_tokens
+    assert max(len(item.prompt) for item in prompts) <= room
+
+
+def test_the_demo_is_gvpo_proper_and_its_rival_differs_in_the_objective_alone():
+    """With reference "previous" and one update a rollout GVPO would be RLOO."""
+    demo, rival = recipe("demo"), recipe("demo/rloo")
+    assert demo.objective == "gvpo"
+    assert demo.reference != "previous" or updates_per_step(demo) > 1
+    assert rival.objective == "rloo"
+    differing = [section for section, table in demo.to_recipe().items() if table != rival.to_recipe()[section]]
+    assert differing == ["objective"]
+
+
+def test_the_offline_arms_train_on_the_same_samples_each_at_its_own_learning_rate():
+    gvpo, grpo = recipe("demo/offline"), recipe("demo/offline-grpo")
+    assert (gvpo.objective, grpo.objective) == ("gvpo", "grpo")
+    assert gvpo.sample_groups == grpo.sample_groups == 1920
+    differing = [section for section, table in gvpo.to_recipe().items() if table != grpo.to_recipe()[section]]
+    assert differing == ["objective", "train"]
+    assert gvpo.replace(learning_rate=grpo.learning_rate).to_recipe()["train"] == grpo.to_recipe()["train"]
+
+
+def test_the_arms_of_the_mixture_differ_in_the_objective_and_in_what_happens_to_experts():
+    base = recipe("moe")
+    arms = {name: recipe(f"moe/{name}") for name in ("grpo", "grpo-replay", "gvpo")}
+    assert (base.objective, base.routing, updates_per_step(base)) == ("gspo", "watch", 2)
+    assert base.model_init is not None
+    assert base.model_init["num_experts"] >= 16
+    assert {name: (arm.objective, arm.routing) for name, arm in arms.items()} == {
+        "grpo": ("grpo", "watch"),
+        "grpo-replay": ("grpo", "replay"),
+        "gvpo": ("gvpo", "watch"),
+    }
+    for arm in arms.values():
+        differing = [section for section, table in base.to_recipe().items() if table != arm.to_recipe()[section]]
+        assert set(differing) <= {"objective", "train"}
+        assert arm.replace(routing="watch").to_recipe()["train"] == base.to_recipe()["train"]
+
+
+def test_a_cost_has_a_limit_and_no_weight():
+    constrained = recipe("constrained")
+    weights = dict(zip(constrained.reward_funcs, constrained.reward_weights or [], strict=True))
+    assert constrained.costs is not None
+    assert all(weights[name] == 0 for name in constrained.costs)
+
+
+def test_an_exclusion_lets_worked_answers_through():
+    config = recipe("exclusion").replace(warm_start_demonstrations=200)
+    (item,) = config.sampling_allow
+    tokenizer = fresh_tokenizer(config.vocabulary or [])
+    texts = [str(answer.text) for _, answer in demonstrations(config, tokenizer, None)]
+    assert len(texts) == 200
+    assert all(re.fullmatch(item.removeprefix("regex:"), text) for text in texts)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_settings_are_all_read(name: str):
+    config = recipe(name)
+    objective = build_objective(config)
+    written = objective.name in (*SUPERVISED, *PAIRED)
+    regime = Regime(
+        samples=not written and config.groups_data is None,
+        evaluates=bool(config.reward_funcs),
+        compares=config.eval_groups is not None or (written and config.eval_data is not None),
+        needs_reference=objective.needs_reference,
+        divides_by_length=objective.divides_by_length,
+        adapted=config.lora_rank is not None,
+        demonstrates=objective.name in SUPERVISED and config.task is not None,
+        train_passed=False,
+        eval_passed=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unused(config, regime)

@@ -1,0 +1,121 @@
+"""Settings: recipes in sections, the flat TrainConfig, layers of them, and errors that name the nearest key."""
+
+import json
+
+import pytest
+
+from gvpo.config import FIELDS, SECTIONS, TrainConfig
+from gvpo.config.recipe import dump_config, flatten, layer, load_config, parse_overrides, read_recipe, restore_config
+from gvpo.errors import ConfigError
+
+
+def test_sections_and_flat_fields_map_one_to_one():
+    assert len(set(FIELDS.values())) == len(FIELDS)
+    assert set(FIELDS.values()) == set(TrainConfig.model_fields)
+    assert {dotted.partition(".")[0] for dotted in FIELDS} == set(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    "dotted",
+    [
+        "run.dir",
+        "run.seed",
+        "train.steps",
+        "checkpoint.every",
+        "objective.name",
+        "objective.beta",
+        "sampling.group_size",
+    ],
+)
+def test_keys_that_everything_relies_on(dotted):
+    assert dotted in FIELDS
+
+
+def test_every_setting_survives_the_run_directory():
+    config = TrainConfig(
+        run_dir="runs/a", beta=0.2, reference="every:5", model_init={"architecture": "qwen2"}, reward_weights=[1.0]
+    )
+    assert restore_config(dump_config(config)) == config
+    assert json.loads(dump_config(config))["objective"]["reference"] == "every:5"
+
+
+def test_overrides_are_toml_values_or_text():
+    pairs = ["objective.beta=0.2", "run.dir=runs/a b", "eval.greedy=false", 'rewards.funcs=["gsm8k"]']
+    assert parse_overrides(pairs) == {
+        "beta": 0.2,
+        "run_dir": "runs/a b",
+        "eval_greedy": False,
+        "reward_funcs": ["gsm8k"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"betta": 1}, "unknown setting 'betta'; did you mean 'beta'"),
+        ({"beta": "much"}, r"objective.beta='much'.*valid number"),
+        ({"beta": -1}, r"objective.beta=-1.*greater than 0"),
+        ({"reference": "every:0"}, r"objective.reference='every:0'"),
+        ({"groups_per_update": 32}, "train.groups_per_update=32 is larger than train.prompts_per_step=16"),
+        ({"reward_funcs": ["a", "b"], "reward_weights": [1.0]}, "rewards.weights has 1 values for 2"),
+        ({"vocabulary": ["a"]}, "set model.init too"),
+        ({"model_path": "m", "model_init": {}}, "not both"),
+        ({"warm_start_steps": 3}, "warm_start needs data.task"),
+        ({"temperature": 0}, r"sampling.temperature=0"),
+    ],
+)
+def test_impossible_settings_name_the_key(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"objective": {"bata": 1}}, "'objective.bata'; did you mean 'objective.beta'"),
+        ({"objectiv": {"beta": 1}}, "'objectiv'; did you mean 'objective'"),
+        ({"steps": 3}, "unknown setting 'steps'"),
+    ],
+)
+def test_unknown_recipe_keys_name_the_nearest(recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        flatten(recipe)
+
+
+def test_an_override_without_a_value_says_how_to_write_one():
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        parse_overrides(["objective.beta"])
+
+
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "base.toml").write_text("[train]\nsteps = 7\nlearning_rate = 0.1\n")
+    (tmp_path / "arm.toml").write_text('extends = "base.toml"\n[train]\nsteps = 9\n')
+    config = load_config(tmp_path / "arm.toml", ["run.seed=3"])
+    assert (config.steps, config.learning_rate, config.seed) == (9, 0.1, 3)
+
+
+def test_another_objective_leaves_the_keywords_of_the_first_behind():
+    below = {"objective": "gvpo", "beta": 0.2, "reference": "initial", "steps": 3}
+    assert layer(below, {"objective": "rloo"}) == {"objective": "rloo", "reference": "initial", "steps": 3}
+    assert layer(below, {"objective": "gvpo"})["beta"] == 0.2
+    assert layer(below, {"steps": 4})["beta"] == 0.2
+    assert layer(below, {"objective": "rloo", "clip_low": 0.1})["clip_low"] == 0.1
+
+
+def test_errors_in_a_recipe_name_the_file(tmp_path):
+    path = tmp_path / "recipe.toml"
+    with pytest.raises(ConfigError, match=r"cannot read recipe .*recipe.toml"):
+        read_recipe(path)
+    path.write_text("[train\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_recipe(path)
+    path.write_text("[train]\nstep = 3\n")
+    with pytest.raises(ConfigError, match=r"recipe.toml: .*'train.step'; did you mean 'train.steps'"):
+        read_recipe(path)
+
+
+def test_replace_checks_again():
+    config = TrainConfig(prompts_per_step=4)
+    assert config.replace(steps=3).steps == 3
+    with pytest.raises(ConfigError):
+        config.replace(groups_per_update=5)

@@ -1,0 +1,91 @@
+"""Files of scored groups: what a crash leaves, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gvpo.errors import ConfigError, RunError
+from gvpo.rollout.group_file import GroupFile
+
+SETTINGS = {"model": "m", "n": 4, "temperature": 1.0}
+
+
+def begun(path: Path) -> GroupFile:
+    file = GroupFile(path / "out" / "groups.jsonl")
+    file.begin(SETTINGS, resume=False)
+    return file
+
+
+def test_what_is_appended_is_read_and_the_settings_stand_beside(tmp_path: Path):
+    file = begun(tmp_path)
+    assert file.rows() == []
+    file.append([{"id": "a", "rewards": [1.0, float("nan")]}])
+    file.append([{"id": "b"}])
+    assert file.rows() == [{"id": "a", "rewards": [1.0, None]}, {"id": "b"}]
+    assert file.finished() == {"a", "b"}
+    assert json.loads(file.settings_path.read_text()) == SETTINGS
+
+
+def test_a_torn_line_is_cut_and_its_problem_is_not_done(tmp_path: Path):
+    file = begun(tmp_path)
+    file.append([{"id": "a"}, {"id": "b"}])
+    with file.path.open("a") as torn:
+        torn.write('{"id": "c", "rew')
+    assert file.finished() == {"a", "b"}
+    file.begin(SETTINGS, resume=True)
+    file.append([{"id": "c"}])
+    assert [row["id"] for row in file.rows()] == ["a", "b", "c"]
+
+
+def test_a_file_that_is_there_is_never_begun_anew(tmp_path: Path):
+    file = begun(tmp_path)
+    file.append([{"id": "a"}])
+    with pytest.raises(RunError, match="is there already; go on with it by --resume"):
+        file.begin(SETTINGS, resume=False)
+    assert file.finished() == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 8}, "was made with n=4, and now it is 8"),
+        ({"temperature": 0.6}, "temperature=1.0, and now it is 0.6"),
+        ({"template": "r1"}, 'template=null, and now it is "r1"'),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, object], message: str):
+    file = begun(tmp_path)
+    file.append([{"id": "a"}])
+    with pytest.raises(RunError, match=message):
+        file.check({**SETTINGS, **change}, resume=True)
+    file.check(SETTINGS, resume=True)
+
+
+def test_settings_of_a_file_that_never_came_to_be_bind_nobody(tmp_path: Path):
+    file = begun(tmp_path)
+    file.begin({**SETTINGS, "n": 8}, resume=False)
+    assert json.loads(file.settings_path.read_text())["n"] == 8
+
+
+def test_groups_of_unknown_origin_are_refused(tmp_path: Path):
+    file = begun(tmp_path)
+    file.append([{"id": "a"}])
+    file.settings_path.unlink()
+    with pytest.raises(RunError, match=r"has no groups\.settings\.json beside it"):
+        file.check(SETTINGS, resume=True)
+
+
+def test_damage_is_named_by_its_line(tmp_path: Path):
+    file = begun(tmp_path)
+    file.append([{"id": "a"}, {"id": "b"}, {"id": "a"}])
+    with pytest.raises(RunError, match="line 3 has the id 'a' once more"):
+        file.rows()
+    file.path.write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
+    with pytest.raises(RunError, match="line 2 is damaged; remove that line"):
+        file.rows()
+
+
+def test_only_json_lines(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"give a name that ends in \.jsonl"):
+        GroupFile(tmp_path / "groups.parquet")

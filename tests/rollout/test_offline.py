@@ -1,0 +1,312 @@
+"""Offline training: on rows, on a file, on groups sampled once; without a sampler, and resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from gvpo import runfiles
+from gvpo.config import TrainConfig
+from gvpo.config.recipe import restore_config
+from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
+from gvpo.rollout.collect import Rollout
+from gvpo.rollout.logged_groups import NO_REWARD
+from gvpo.rollout.offline import OfflineSource, resolve_reference
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.trainer import Trainer
+from gvpo.training.warm_start import train_recipe
+from tests.training.toy import DIGITS, INIT, ROWS, config, lines, model, same, tokenizer, trainer, weights
+
+FINITE = "logged groups are finite"
+LOGGED = [
+    {"prompt": one, "completions": list(DIGITS), "rewards": [float(one == other) for other in DIGITS]} for one in DIGITS
+]
+quiet = pytest.mark.filterwarnings(f"ignore:{FINITE}")
+
+
+def offline(run_dir: Path, rows: Any = LOGGED, *, policy: Any = None, **settings: Any) -> Trainer:
+    """A trainer that has no rewards and nobody to evaluate."""
+    given = {"eval_problems": 0, "reference": "auto", **settings}
+    return Trainer(
+        policy if policy is not None else model(),
+        args=config(run_dir, **given),
+        train_dataset=rows,
+        processing_class=tokenizer(),
+    )
+
+
+@quiet
+def test_it_learns_from_rows_and_is_evaluated_live(tmp_path: Path):
+    """The reward of evaluation, a third of the places right, is .03 at the start and .33 where every first digit is."""
+    summary = trainer(
+        tmp_path,
+        data=LOGGED,
+        reference="auto",
+        steps=30,
+        prompts_per_step=10,
+        learning_rate=1e-2,
+        max_tokens=1,
+        eval_every=30,
+    ).train()
+    first, *_, last = lines(tmp_path)
+    assert first["eval/reward"] < 0.1
+    assert last["eval/reward"] > 0.2
+    assert summary["steps"] == 30
+
+
+@pytest.mark.parametrize("objective", ["sft", "poft", "dpo", "epa"])
+@pytest.mark.parametrize("temperature", [0.5, 0.999, 2.0])
+def test_objectives_of_written_answers_refuse_another_temperature(objective: str, temperature: float):
+    with pytest.raises(ConfigError, match=rf"{objective} .*sampling\.temperature={temperature:g} .*=1"):
+        TrainConfig(objective=objective, temperature=temperature)
+    assert TrainConfig(objective=objective, temperature=1).temperature == 1
+
+
+@quiet
+def test_logged_rows_that_nobody_is_known_to_have_sampled_refuse_another_temperature(tmp_path: Path):
+    """Text has no temperature. Recorded log-probs tell that a sampler at the run's temperature drew the rows."""
+    sampled = {"prompt": "1", "completions": [[3], [4]], "rewards": [1, 0], "sampler_logprobs": [[-1.0], [-2.0]]}
+    text = {"prompt": "1", "completions": ["3", "4"], "rewards": [1, 0]}
+    with pytest.raises(DataError, match=r"row 2: no `sampler_logprobs` .*sampling\.temperature=0\.5 .*=1"):
+        offline(tmp_path / "a", [sampled, text], temperature=0.5).check()
+    offline(tmp_path / "b", [sampled], temperature=0.5).check()
+    offline(tmp_path / "c", [sampled, text], temperature=1).check()
+
+
+@quiet
+def test_nothing_is_sampled_and_the_rewards_are_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(TransformersSampler, "sample", never)
+    rows = [{**ROWS[0], "completions": ["1", "2", "3"], "rewards": [4, None, 0]}, {**LOGGED[1], "rewards": [None] * 10}]
+    summary = offline(tmp_path, rows, steps=1, prompts_per_step=2, max_tokens=512).train()  # beyond the context of 64
+    (line,) = lines(tmp_path)
+    assert (line["reward/mean"], line["rows/failed"]) == (2.0, pytest.approx(11 / 13))
+    assert (line["groups/total"], line["groups/skipped"], line["train/updates"]) == (2, 1, 1)
+    assert not {"accuracy", "seconds/sampling", "sampler/mismatch"} & set(line)
+    assert summary["accuracy_after"] is None
+    written = {(row.group, row.row): row for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1))}
+    assert len(written) == 13
+    assert (written["row-1", 1].reward, written["row-1", 1].reason) == (None, NO_REWARD)
+    assert (written["row-1", 0].reward, written["row-1", 0].text) == (4.0, "1")
+    assert written["row-1", 0].source == "data"
+    assert dict(written["row-1", 0].columns) == {"digit": "0"}
+    assert written["row-1", 0].weight == pytest.approx(-(written["row-1", 2].weight or 0))
+    assert written["row-1", 0].ref_logprobs == pytest.approx(written["row-1", 0].logprobs)
+
+
+@quiet
+def test_epochs_go_through_every_group_and_decide_the_steps(tmp_path: Path):
+    summary = offline(tmp_path, epochs=2, prompts_per_step=4).train()
+    assert summary["steps"] == 5
+    assert restore_config((tmp_path / "config.json").read_text()).steps == 5
+    seen = [
+        row.group.partition("#")[0]
+        for step in runfiles.rollout_steps(tmp_path)
+        for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, step))
+        if row.row == 0
+    ]
+    assert sorted(seen) == sorted([f"row-{number}" for number in range(1, 11)] * 2)
+
+
+def test_epochs_count_problems_online_too(tmp_path: Path):
+    assert trainer(tmp_path, epochs=1, held=[], eval_problems=0).train()["steps"] == 3
+
+
+@quiet
+def test_rows_data_sets_and_files_give_the_same_run(tmp_path: Path):
+    file, parquet = tmp_path / "groups.jsonl", tmp_path / "groups.parquet"
+    file.write_text("".join(json.dumps(row) + "\n" for row in LOGGED))
+    datasets.Dataset.from_list(LOGGED).to_parquet(parquet)
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "rows": (LOGGED, {}),
+        "an iterator": (iter(LOGGED), {}),
+        "datasets": (datasets.Dataset.from_list(LOGGED), {}),
+        "path": (file, {}),
+        "settings": (None, {"groups_data": str(file)}),
+        "parquet": (None, {"groups_data": str(parquet)}),
+    }
+    ends = []
+    for name, (rows, settings) in kinds.items():
+        one = offline(tmp_path / name, rows, **settings)
+        one.train()
+        ends.append((lines(tmp_path / name), weights(one.model)))
+    assert all(end[0] == ends[0][0] and same(end[1], ends[0][1]) for end in ends)
+
+
+@quiet
+def test_old_logprobs_are_the_policys_at_the_start_of_the_step(tmp_path: Path):
+    offline(tmp_path, objective="grpo", passes=2, groups_per_update=2, steps=2, learning_rate=1e-2).train()
+    for step in (1, 2):
+        rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, step))
+        unmoved = {row.group for row in rows if row.old_logprobs == pytest.approx(row.logprobs, abs=1e-5)}
+        assert len(unmoved) == 2, "the groups of the step's first update, and not of its second"
+    assert [line["train/updates"] for line in lines(tmp_path)] == [4, 4]
+
+
+# the reference, and what cannot be asked for
+
+
+@quiet
+def test_the_reference_is_the_initial_policy_and_previous_is_refused(tmp_path: Path):
+    assert offline(tmp_path / "a").config.reference == "initial"
+    assert offline(tmp_path / "b", reference="every:5").config.reference == "every:5"
+    assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "previous"
+    with pytest.raises(ConfigError, match="offline none does"):
+        offline(tmp_path / "d", reference="previous")
+
+
+def test_auto_is_resolved_by_where_the_groups_come_from():
+    for settings, wanted in (
+        ({}, "previous"),
+        ({"groups_data": "x.jsonl"}, "initial"),
+        ({"sample_groups": 3}, "initial"),
+        ({"groups_data": "x.jsonl", "reference": "every:2"}, "every:2"),
+    ):
+        assert resolve_reference(TrainConfig(**settings)).reference == wanted
+    assert resolve_reference(TrainConfig(), given=True).reference == "initial"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups_data": "g.jsonl", "reference": "previous"}, "set it to 'initial' or 'every:N'"),
+        ({"sample_groups": 2, "reference": "previous"}, "set it to 'initial' or 'every:N'"),
+        ({"groups_data": "g.jsonl", "sample_groups": 2}, "data.groups or data.sample_groups, not both"),
+        ({"groups_data": "g.jsonl", "train_data": "t.jsonl"}, "data.groups or data.train, not both"),
+        ({"groups_data": "g.jsonl", "objective": "sft"}, "sft learns from answers, not from groups"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)
+
+
+def test_gvpo_warns_that_a_file_never_covers_the_reference(tmp_path: Path):
+    with pytest.warns(GvpoWarning, match=FINITE):
+        offline(tmp_path / "gvpo", steps=1).train()
+    offline(tmp_path / "grpo", steps=1, objective="grpo").train()  # a warning would be an error here
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([LOGGED[0], {**LOGGED[1], "completions": ["1" * 64, *DIGITS[1:]]}], "row 2: .* the model's context is 64"),
+        ([{**LOGGED[0], "completions": [[1], [99]], "rewards": [0, 1]}], "row 1: token id 99"),
+        ([{**LOGGED[0], "rewards": [None] * 9 + [1]}], "none has two completions with a reward"),
+        ([LOGGED[0], {**LOGGED[1], "rewards": [1]}], "row 2: `rewards` has 1 values for 10"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_found_before_there_is_a_run(tmp_path: Path, rows: Any, message: str):
+    with pytest.raises(DataError, match=message):
+        offline(tmp_path / "run", rows).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_groups_are_not_for_supervised_training(tmp_path: Path):
+    with pytest.raises(ConfigError, match="give rows with `prompt` and `completion`"):
+        offline(tmp_path, objective="sft")
+
+
+def test_held_out_problems_need_a_reward(tmp_path: Path):
+    with pytest.raises(ConfigError, match="eval_dataset needs a reward"):
+        Trainer(
+            model(),
+            args=config(tmp_path, objective="grpo"),
+            train_dataset=LOGGED,
+            eval_dataset=ROWS,
+            processing_class=tokenizer(),
+        ).train()
+
+
+@quiet
+def test_groups_of_one_are_no_matter_of_the_group_size(tmp_path: Path):
+    file = tmp_path / "groups.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in LOGGED))
+    offline(tmp_path / "run", None, groups_data=str(file), group_size=1, steps=1).train()
+    assert lines(tmp_path / "run")[0]["groups/skipped"] == 0
+
+
+# sampled once
+
+ONCE: dict[str, Any] = {"sample_groups": 6, "epochs": 2, "reference": "auto", "checkpoint_every": 1}
+
+
+@quiet
+def test_what_was_sampled_once_trains_another_run_the_same(tmp_path: Path):
+    one = trainer(tmp_path / "once", **ONCE)
+    assert one.train()["steps"] == 3
+    file = tmp_path / "once" / runfiles.GROUPS
+    assert len(file.read_text().splitlines()) == 6
+    settings = {name: value for name, value in ONCE.items() if name != "sample_groups"}
+    other = trainer(tmp_path / "file", data=None, groups_data=str(file), **settings)
+    other.train()
+    assert lines(tmp_path / "file") == lines(tmp_path / "once")
+    assert same(weights(one.model), weights(other.model))
+    assert lines(tmp_path / "once")[1]["accuracy"] == 0.0  # the parts came along with the rewards
+    (row, *_) = runfiles.read_rollouts(runfiles.rollout_path(tmp_path / "once", 1))
+    assert row.reward_parts == {"digits": row.reward}
+
+
+@quiet
+def test_a_run_that_sampled_once_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = trainer(tmp_path / "whole", **ONCE)
+    whole.train()
+    rollout = OfflineSource.rollout
+
+    def interrupted(source: OfflineSource, step: int) -> Rollout:
+        if step == 2:
+            raise RuntimeError("killed")
+        return rollout(source, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OfflineSource, "rollout", interrupted)
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer(tmp_path / "cut", **ONCE).train()
+    resumed = trainer(tmp_path / "cut", **ONCE)
+    resumed.train(resume=True)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+@quiet
+def test_groups_that_another_run_left_are_not_taken_for_this_ones(tmp_path: Path):
+    (tmp_path / runfiles.GROUPS).write_text("")
+    with pytest.raises(RunError, match="is there already; train on it with data"):
+        trainer(tmp_path, **ONCE).train()
+    assert (tmp_path / runfiles.GROUPS).read_text() == ""
+
+
+@quiet
+def test_rewards_that_mostly_fail_stop_it_before_the_file_is_written(tmp_path: Path):
+    def broken(completions: Any, **_: Any) -> list[Any]:
+        return [None] * len(completions)
+
+    with pytest.raises(RewardError, match="most rewards of the sampled groups failed"):
+        trainer(tmp_path, rewards=broken, **ONCE, held=[], eval_problems=0).train()
+    assert not (tmp_path / runfiles.GROUPS).exists()
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:AutoTokenizer loads")
+def test_a_recipe_with_a_warm_start_samples_once_after_it(tmp_path: Path):
+    settings = {
+        "task": "addition",
+        "vocabulary": [*DIGITS, "+", "=", "\n", "\\boxed{", "}"],
+        "model_init": {**INIT, "max_position_embeddings": 128},
+        "warm_start_steps": 2,
+        "warm_start_demonstrations": 20,
+        "train_problems": 20,
+        "eval_problems": 2,
+        "max_tokens": 8,
+        "objective": "grpo",
+    }
+    summary = train_recipe(config(tmp_path / "run", **{**ONCE, **settings}))
+    assert summary["steps"] == 3
+    assert restore_config((tmp_path / "run/config.json").read_text()).reference == "initial"
+    stage = restore_config((tmp_path / "run/warm-start/config.json").read_text())
+    assert (stage.sample_groups, stage.epochs, stage.steps) == (None, None, 2)

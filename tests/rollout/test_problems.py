@@ -1,0 +1,136 @@
+"""From what users give to problems with their prompts encoded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from gvpo.data import TASKS
+from gvpo.errors import ConfigError, DataError
+from gvpo.rollout.problems import demonstrations, encode, find_task, held_out_problems, training_problems
+from gvpo.types import Problem
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, turn_tokenizer
+from tests.training.toy import ROWS, config
+
+EXPECTED = [Problem(digit, f"row-{n}", {"digit": digit}) for n, digit in enumerate("0123456789", start=1)]
+
+
+def as_file(directory: Path) -> Path:
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["rows", "iterator", "datasets", "path", "text path", "problems"])
+def test_every_kind_of_data_set_gives_the_same_problems(tmp_path: Path, kind: str):
+    given: Any = {
+        "rows": lambda: ROWS,
+        "iterator": lambda: iter(ROWS),
+        "datasets": lambda: datasets.Dataset.from_list(ROWS),
+        "path": lambda: as_file(tmp_path),
+        "text path": lambda: str(as_file(tmp_path)),
+        "problems": lambda: EXPECTED,
+    }[kind]()
+    assert training_problems(config(), given) == EXPECTED
+
+
+def test_the_settings_file_is_read_and_a_given_data_set_goes_before_it(tmp_path: Path):
+    settings = config(train_data=str(as_file(tmp_path)), train_problems=3)
+    assert training_problems(settings, None) == EXPECTED[:3]
+    assert training_problems(settings, ROWS[5:6]) == [Problem("5", "row-1", {"digit": "5"})]
+
+
+def test_a_task_gives_training_and_held_out_problems_that_do_not_overlap():
+    settings = config(task="addition", task_options={"digits": 2}, train_problems=50, eval_problems=20, seed=3)
+    train, held = training_problems(settings, None), held_out_problems(settings, None)
+    assert train == TASKS["addition"].problems("train", 50, 3, digits=2)
+    assert held == TASKS["addition"].problems("eval", 20, 3, digits=2)
+    assert not {problem.id for problem in train} & {problem.id for problem in held}
+
+
+def test_held_out_problems_are_those_asked_for(tmp_path: Path):
+    assert held_out_problems(config(eval_data=str(as_file(tmp_path)), eval_problems=2), None) == EXPECTED[:2]
+    assert held_out_problems(config(eval_problems=0), ROWS) == []
+    assert held_out_problems(config(train_data=str(as_file(tmp_path))), None) == []
+
+
+def test_a_file_with_a_task_is_in_the_tasks_form(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) + "\n" for n in (7, 8, 9)))
+    settings = config(task="gsm8k", task_options={"instruction": "!"}, train_data=str(path), eval_data=str(path))
+    limited = settings.replace(train_problems=2, eval_problems=1)
+    train, held = training_problems(limited, None), held_out_problems(limited, None)
+    assert [(problem.prompt, problem.columns["answer"]) for problem in train] == [("7?!", "7"), ("8?!", "8")]
+    assert [problem.id for problem in held] == ["gsm8k/eval/1"]
+    assert training_problems(settings, ROWS[:1])[0].prompt == "0"  # a given data set is as it is
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: training_problems(config(), None), ConfigError, "set data.train or data.task"),
+        (lambda: training_problems(config(task="addition", train_data="x.jsonl"), None), ConfigError, "not both"),
+        (
+            lambda: training_problems(config(task="adition"), None),
+            ConfigError,
+            "'adition' does not exist; choose one of add",
+        ),
+        (lambda: training_problems(config(), [{"question": "1"}]), DataError, "rename 'question' to `prompt`"),
+        (lambda: training_problems(config(), "no/such.jsonl"), DataError, "there is no file"),
+        (lambda: training_problems(config(task="addition", task_options={"digit": 2}), None), ConfigError, "digits"),
+        (lambda: demonstrations(config(), byte_tokenizer(), ROWS), DataError, "row 1: there is no `completion`"),
+        (lambda: demonstrations(config(), byte_tokenizer(), None), ConfigError, "supervised training needs answers"),
+        (
+            lambda: encode(config(), byte_tokenizer(), [Problem([{"role": "user", "content": "x"}], "p7")]),
+            DataError,
+            "problem 'p7': the prompt needs a chat template",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_an_error(call: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_prompts_are_encoded_as_the_settings_say():
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    (item,) = encode(config(system_prompt="Be brief."), tokenizer, [Problem("2+2?", "a")])
+    assert tokenizer.decode(item.prompt) == "<bos>[system]Be brief.\n[user]2+2?\n[assistant]"
+    (item,) = encode(config(chat="plain"), tokenizer, [Problem("2+2?", "a")])
+    assert tokenizer.decode(item.prompt) == "2+2?"
+
+
+def test_find_task():
+    assert find_task(config()) is None
+    assert find_task(config(task="addition")) is TASKS["addition"]
+
+
+def test_written_answers_end_with_the_end_of_sequence():
+    tokenizer = byte_tokenizer()
+    rows = [{"prompt": "2+2=", "completion": "4"}]
+    ((item, answer),) = demonstrations(config(), tokenizer, rows)
+    assert (item.problem.prompt, tokenizer.decode(answer.tokens), answer.source) == ("2+2=", "4<eos>", "demonstration")
+
+
+def test_written_answers_end_as_the_template_ends_a_turn_unless_prompts_are_plain():
+    tokenizer = turn_tokenizer()
+    rows = [{"prompt": "2+2=", "completion": text} for text in ("4", "4<turn>", "4<eos>")]
+    answers = [tokenizer.decode(answer.tokens) for _, answer in demonstrations(config(), tokenizer, rows)]
+    assert answers == ["4<turn>", "4<turn>", "4<eos>"]
+    ((_, plain),) = demonstrations(config(chat="plain"), tokenizer, rows[:1])
+    assert tokenizer.decode(plain.tokens) == "4<eos>"
+
+
+def test_a_tasks_demonstrations_take_its_options_and_the_warm_starts():
+    settings = config(
+        task="addition",
+        task_options={"digits": 2},
+        warm_start_options={"forget_carry": 1.0},
+        warm_start_demonstrations=4,
+    )
+    written = demonstrations(settings, byte_tokenizer(), None)
+    expected = TASKS["addition"].demonstrations
+    assert expected is not None
+    assert [(item.problem, answer.text) for item, answer in written] == expected(4, 0, digits=2, forget_carry=1.0)

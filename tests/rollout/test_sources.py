@@ -1,0 +1,49 @@
+"""Where groups come from, and which of their rows can be used."""
+
+from gvpo.rewards import RewardPool
+from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.sources import DemonstrationSource, LiveSource, usable
+from gvpo.sampling.base import SamplingParams
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.types import Completion, Group
+from tests.training.toy import encoded, model, share, tokenizer
+
+
+def group(*rewards: float | None) -> Group:
+    return Group([1], [Completion([index], reward) for index, reward in enumerate(rewards)], id="g")
+
+
+def test_rows_without_a_reward_leave_and_groups_left_too_small_go_with_them():
+    kept = usable(
+        [group(1.0, None, 0.0), group(None, 1.0), group(0.0, 0.0), group(None, None)], rewarded=True, at_least=2
+    )
+    assert [(entry.index, entry.rows) for entry in kept] == [(0, (0, 2)), (2, (0, 1))]
+    assert [row.tokens for row in kept[0].group.completions] == [[0], [2]]
+
+
+def test_an_objective_that_compares_nothing_keeps_groups_of_one():
+    assert [entry.rows for entry in usable([group(None, 1.0)], rewarded=True, at_least=1)] == [(1,)]
+
+
+def test_without_rewards_every_row_is_used():
+    assert [entry.rows for entry in usable([group(None)], rewarded=False, at_least=1)] == [(0,)]
+
+
+def test_demonstrations_come_as_groups_of_one_in_the_orders_order():
+    answers = [Completion([index], source="demonstration") for index in range(10)]
+    order = ShuffledOrder(list(zip(encoded(), answers, strict=True)), per_step=4, seed=0)
+    rollout = DemonstrationSource(order).rollout(2)
+    assert [(g.id, g.completions[0]) for g in rollout.groups] == [(item.problem.id, row) for item, row in order.at(2)]
+    assert rollout.verdicts == []
+
+
+def test_the_live_source_gives_the_same_groups_again_and_others_at_another_step():
+    order = ShuffledOrder(encoded(), per_step=3, seed=0)
+    sampler, params = TransformersSampler(model(), tokenizer()), SamplingParams(group_size=2, max_tokens=3)
+    with RewardPool({"digits": share()}, workers=1) as pool:
+        source = LiveSource(order, sampler, params, pool, seed=0)
+        first, again, later = source.rollout(1), source.rollout(1), source.rollout(2)
+    assert first.groups == again.groups
+    assert first.verdicts == again.verdicts
+    assert [g.id for g in first.groups] == [item.problem.id for item in order.at(1)]
+    assert [row.version for g in later.groups for row in g.completions] == [2] * 6

@@ -1,0 +1,43 @@
+"""What the processor for vLLM says to a request before the engine has it; vLLM itself need not be installed."""
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gvpo.errors import ConfigError
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`ExclusionProcessor`, over empty stand-ins for what its module imports."""
+    names: dict[str, dict[str, Any]] = {
+        "vllm": {"SamplingParams": SimpleNamespace},
+        "vllm.tokenizers": {"cached_tokenizer_from_config": None},
+        "vllm.v1.sample.logits_processor": {"AdapterLogitsProcessor": object},
+    }
+    for name, contents in names.items():
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "gvpo.sampling.exclusion.vllm", raising=False)
+    import gvpo.sampling.exclusion.vllm
+
+    yield gvpo.decoding.vllm.ExclusionProcessor
+    sys.modules.pop("gvpo.sampling.exclusion.vllm")
+
+
+def request(*allow: str, ignore_eos: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(extra_args={"gvpo_allow": list(allow)}, ignore_eos=ignore_eos)
+
+
+def test_a_text_that_cannot_end_is_refused(processor: Any) -> None:
+    with pytest.raises(ConfigError, match="leave ignore_eos out"):
+        processor.validate_params(request("text:yes", ignore_eos=True))
+
+
+def test_other_requests_pass(processor: Any) -> None:
+    processor.validate_params(request("text:yes"))
+    processor.validate_params(request(ignore_eos=True))

@@ -1,0 +1,161 @@
+"""A recipe from start to end: a fresh model, its warm start, the run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError, RunError
+from gvpo.model.model import load_model
+from gvpo.rollout.sources import DemonstrationSource
+from gvpo.training.trainer import Trainer
+from gvpo.training.warm_start import train_recipe, warm_start_config
+from tests.training.toy import INIT, lines, same, stopped_at, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+
+VOCABULARY = [*"0123456789+=\n", "\\boxed{", "}"]
+
+
+def recipe(run_dir: Path, **settings: Any) -> TrainConfig:
+    small = {
+        "run_dir": run_dir,
+        "model_init": INIT,
+        "vocabulary": VOCABULARY,
+        "task": "addition",
+        "task_options": {"digits": 1},
+        "train_problems": 20,
+        "eval_problems": 5,
+        "warm_start_steps": 4,
+        "warm_start_batch": 8,
+        "warm_start_demonstrations": 40,
+        "group_size": 4,
+        "max_tokens": 10,
+        "reference": "initial",
+        "steps": 3,
+        "prompts_per_step": 4,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 2,
+        "reward_funcs": ["boxed_answer", "token_cost"],  # the second differs between rows from the start
+        "reward_workers": 1,
+    }
+    return TrainConfig(**{**small, **settings})
+
+
+def final_weights(run_dir: Path) -> Any:
+    return weights(load_model(json.loads((run_dir / "summary.json").read_text())["model"]))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "unbroken"
+    train_recipe(recipe(path))
+    return path
+
+
+def test_the_warm_start_is_a_run_of_its_own_and_the_run_starts_from_its_model(unbroken: Path):
+    warm = unbroken / "warm-start"
+    assert [line["step"] for line in lines(warm)] == [1, 2, 3, 4]
+    assert lines(warm)[-1]["train/loss"] < lines(warm)[0]["train/loss"]
+    assert json.loads((warm / "config.json").read_text())["objective"]["name"] == "sft"
+    assert [line["step"] for line in lines(unbroken)] == [0, 1, 2, 3]
+    assert lines(unbroken)[1]["kl/reference"] == pytest.approx(0.0, abs=1e-6)
+    assert not same(final_weights(unbroken), final_weights(warm))
+
+
+def test_the_warm_model_is_the_reference(unbroken: Path, tmp_path: Path):
+    """Training from the warm model by hand gives the same run."""
+    config = recipe(tmp_path, warm_start_steps=0)
+    start = json.loads((unbroken / "warm-start/summary.json").read_text())["model"]
+    Trainer(start, args=config).train()
+    assert lines(tmp_path) == lines(unbroken)
+
+
+def test_the_warm_starts_settings():
+    config = recipe(Path("here"), beta=0.3, warm_start_learning_rate=0.5, stop_at_accuracy=0.5, patience=1, passes=2)
+    stage = warm_start_config(config)
+    assert (stage.objective, stage.beta, stage.passes, stage.steps, stage.prompts_per_step) == ("sft", None, 1, 4, 8)
+    assert (stage.learning_rate, stage.run_dir, stage.warm_start_steps) == (0.5, Path("here/warm-start"), 0)
+    assert (stage.stop_at_accuracy, stage.patience, stage.eval_problems) == (None, None, 0)
+    assert (stage.seed, stage.task, stage.model_init) == (config.seed, config.task, config.model_init)
+
+
+def assert_same_run(run_dir: Path, unbroken: Path) -> None:
+    assert lines(run_dir) == lines(unbroken)
+    assert lines(run_dir / "warm-start") == lines(unbroken / "warm-start")
+    assert same(final_weights(run_dir), final_weights(unbroken))
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_stopped_in_its_warm_start_goes_on(tmp_path: Path, unbroken: Path, stop: int):
+    rollout = DemonstrationSource.rollout
+
+    def interrupted(source: DemonstrationSource, step: int) -> Any:
+        if step == stop:
+            raise KeyboardInterrupt
+        return rollout(source, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DemonstrationSource, "rollout", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe(tmp_path))
+    with pytest.raises(RunError, match="warm-start already holds a run"):
+        train_recipe(recipe(tmp_path))
+    train_recipe(recipe(tmp_path), resume=True)
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_stopped_after_its_warm_start_goes_on_also_elsewhere(tmp_path: Path, unbroken: Path, stop: int):
+    with stopped_at(stop):
+        train_recipe(recipe(tmp_path / "here"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    train_recipe(recipe(tmp_path / "there"), resume=True)
+    assert_same_run(tmp_path / "there", unbroken)
+
+
+def test_a_finished_recipe_trains_nothing_more(unbroken: Path):
+    before = (unbroken / "metrics.jsonl").read_bytes()
+    train_recipe(recipe(unbroken), resume=True)
+    assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+def test_seeds_make_other_models_and_other_runs(tmp_path: Path, unbroken: Path):
+    train_recipe(recipe(tmp_path, seed=1))
+    assert lines(tmp_path) != lines(unbroken)
+
+
+def test_without_a_warm_start_the_fresh_model_is_trained(tmp_path: Path):
+    train_recipe(recipe(tmp_path, warm_start_steps=0, steps=1))
+    assert not (tmp_path / "warm-start").exists()
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"model_init": None, "vocabulary": None}, ConfigError, "there is no model: set model.path"),
+        ({"vocabulary": None}, ConfigError, "model.init needs a tokenizer"),
+        ({"objective": "gvp0"}, ConfigError, "objective.name='gvp0' does not exist"),
+        ({"objective": "rloo", "beta": 0.1}, ConfigError, "objective.beta is not a keyword of rloo"),
+    ],
+)
+def test_what_cannot_work_is_found_before_the_warm_start(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+):
+    with pytest.raises(error, match=message):
+        train_recipe(recipe(tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_exists_is_not_written_over(unbroken: Path):
+    with pytest.raises(RunError, match="already holds a run"):
+        train_recipe(recipe(unbroken))
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
+    with pytest.raises(RunError, match="there is no run in"):
+        train_recipe(recipe(tmp_path / "none"), resume=True)
