@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+SITE := $(VENV)/.site
 
-.PHONY: help setup demo demo-rloo test test-slow check format docs bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
+.PHONY: help setup demo demo-rloo test test-slow check format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -42,6 +43,13 @@ format: $(READY)  ## rewrite files in the project's format
 
 docs: $(READY)  ## rewrite docs/reference/configuration.md from the settings
 	$(BIN)/python tools/configuration_page.py
+
+docs-site: $(SITE)  ## build the documentation site in build/site/html; a broken link is an error
+	$(BIN)/python tools/docs_site.py
+
+$(SITE): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@touch $@
 
 bench: bench-update bench-curves bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/internals/benchmarks.md, JSON into runs/bench
 
