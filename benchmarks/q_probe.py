@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gvpo.probe.curve import Scored, reward_curves
+from gvpo.probe.curve import ScoredCandidates, reward_curves
 from gvpo.probe.data import Candidates, read_candidates
 from gvpo.probe.fit import FitSettings
 from gvpo.probe.losses import LOSSES
@@ -28,10 +28,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def likeliest(held_out: Sequence[Candidates]) -> list[Scored]:
+def likeliest(held_out: Sequence[Candidates]) -> list[ScoredCandidates]:
     """Completions scored by their log-prob under the sampler, where the rows have it: a choice that needs no probe."""
     return [
-        Scored(np.array([sum(own) for own in one.row["sampler_logprobs"]]), np.array(one.rewards, dtype=np.float64))
+        ScoredCandidates(
+            np.array([sum(own) for own in one.row["sampler_logprobs"]]), np.array(one.rewards, dtype=np.float64)
+        )
         for one in held_out
         if one.row.get("sampler_logprobs") and None not in one.rewards
     ]

@@ -63,7 +63,7 @@ def main(run_dir: Path | None = None, steps: int = 60) -> dict[str, Any]:
             beta=0.05,
             reference="initial",
             reward_weights=[0.5, 1.0],
-            accuracy="starts_with",
+            accuracy_reward="starts_with",
             eval_problems=20,
         ),
         train_dataset=rows[:80],

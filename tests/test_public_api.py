@@ -27,7 +27,7 @@ def test_the_public_surface_changes_only_on_purpose():
         *("Completion", "Group", "PreferencePair", "Problem", "Verdict"),
         *("GvpoError", "GvpoWarning", "MissingLogprobs", "errors"),
         *("ObjectiveOutput", "objectives", "rewards"),
-        *("Scored", "UpdateOutput", "group_backward", "keep_freed_memory", "score"),
+        *("TokenLogprobs", "UpdateOutput", "group_backward", "keep_freed_memory", "score"),
         *("Request", "SamplingParams", "TransformersSampler"),
         *("TrainConfig", "Trainer", "load_model", "load_tokenizer", "push_to_hub", "write_report"),
     }

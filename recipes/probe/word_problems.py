@@ -18,7 +18,7 @@ from gvpo.data import TASKS
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import save_model
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded, collect
+from gvpo.rollout.collect import EncodedProblem, collect
 from gvpo.rollout.group_file import records
 
 NAMES, THINGS = ("Ann", "Ben", "Eve", "Tom"), ("pens", "eggs", "coins", "books")
@@ -90,7 +90,7 @@ def write_groups(path: Path, model: Path, items: Sequence[gvpo.Problem], k: int,
     """Sample and judge k completions of each problem, write them, and return the mean reward."""
     tokenizer = gvpo.load_tokenizer(model)
     sampler = gvpo.TransformersSampler(gvpo.load_model(model), tokenizer)
-    encoded = [Encoded(one, tuple(tokenizer(one.prompt).input_ids)) for one in items]
+    encoded = [EncodedProblem(one, tuple(tokenizer(one.prompt).input_ids)) for one in items]
     params = gvpo.SamplingParams(group_size=k, max_tokens=32)
     with RewardPool({"gsm8k": gvpo.rewards.gsm8k}, workers=1) as pool:
         rollout = collect(encoded, sampler, params, pool, seed=seed, step=0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gvpo.training.checkpoint.publish import push_to_hub
     from gvpo.training.trainer import Trainer
     from gvpo.types import Completion, Group, PreferencePair, Problem, Verdict
-    from gvpo.update.group_backward import Scored, UpdateOutput, group_backward, score
+    from gvpo.update.group_backward import TokenLogprobs, UpdateOutput, group_backward, score
 
 __all__ = [
     "Completion",
@@ -33,7 +33,7 @@ __all__ = [
     "Problem",
     "Request",
     "SamplingParams",
-    "Scored",
+    "TokenLogprobs",
     "TrainConfig",
     "Trainer",
     "TransformersSampler",
@@ -62,7 +62,7 @@ _HOME = {
     "Problem": "gvpo.types",
     "Request": "gvpo.sampling",
     "SamplingParams": "gvpo.sampling",
-    "Scored": "gvpo.update.group_backward",
+    "TokenLogprobs": "gvpo.update.group_backward",
     "TrainConfig": "gvpo.config",
     "Trainer": "gvpo.training.trainer",
     "TransformersSampler": "gvpo.sampling.transformers",

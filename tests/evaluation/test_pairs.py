@@ -5,15 +5,15 @@ import torch
 
 from gvpo.evaluation.pairs import pair_metrics
 from gvpo.types import Completion, Group
-from gvpo.update.group_backward import Scored
+from gvpo.update.group_backward import TokenLogprobs
 
 
 def answer(score: float) -> Completion:
     return Completion([1, 2], score, ref_logprobs=[-1.0, -1.0])
 
 
-def scored(log_ratio: float) -> Scored:
-    return Scored(torch.tensor([-1.0 + log_ratio, -1.0]), torch.zeros(2))
+def scored(log_ratio: float) -> TokenLogprobs:
+    return TokenLogprobs(torch.tensor([-1.0 + log_ratio, -1.0]), torch.zeros(2))
 
 
 def test_groups_weigh_the_same_and_a_tie_is_half():

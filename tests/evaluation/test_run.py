@@ -7,7 +7,7 @@ import pytest
 
 from gvpo.evaluation import Evaluation, evaluate, is_right
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.types import Completion, Problem
@@ -41,7 +41,7 @@ def judged(texts: Sequence[str], **weights: float) -> tuple[Evaluation, Scripted
     def short(completions: Any, **_: Any) -> list[float]:
         return [-float(len(text)) for text in completions]
 
-    problems = [Encoded(Problem("?", name), (1,)) for name in ("a", "b")]
+    problems = [EncodedProblem(Problem("?", name), (1,)) for name in ("a", "b")]
     sampler = Scripted(*texts)
     params = SamplingParams(group_size=len(texts))
     with RewardPool({"short": short, "right": right}, weights or None, workers=1) as pool:

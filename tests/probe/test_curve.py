@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvpo.errors import ConfigError, DataError
-from gvpo.probe.curve import Scored, doubling, expected_rewards, reward_curves
+from gvpo.probe.curve import ScoredCandidates, doubling, expected_rewards, reward_curves
 from gvpo.probe.select import weights
 
 Q = np.array([0.3, -0.1, 0.3, 0.9, 0.0, 0.2])
@@ -72,7 +72,7 @@ def prompts(count, size=8, skill=2.0, seed=0):
     rng = np.random.default_rng(seed)
     rewards = (rng.random((count, size)) < rng.random((count, 1))).astype(float)
     scores = skill * rewards + rng.normal(size=(count, size))
-    return [Scored(*pair) for pair in zip(scores, rewards, strict=True)]
+    return [ScoredCandidates(*pair) for pair in zip(scores, rewards, strict=True)]
 
 
 def test_curves_of_a_probe_lie_between_the_blind_and_the_best():

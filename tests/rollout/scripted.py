@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.sampling import Request, SamplingParams
 from gvpo.types import Completion, Problem
 
@@ -31,6 +31,6 @@ def _completion(text: str) -> Completion:
     )
 
 
-def asked(*names: str) -> list[Encoded]:
+def asked(*names: str) -> list[EncodedProblem]:
     """Problems whose answer is their name."""
-    return [Encoded(Problem(f"{name}?", name, {"answer": name}), (1,)) for name in names]
+    return [EncodedProblem(Problem(f"{name}?", name, {"answer": name}), (1,)) for name in names]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rollout.collect import Encoded, collect, reward_batch
+from gvpo.rollout.collect import EncodedProblem, collect, reward_batch
 from gvpo.sampling import Request, SamplingParams
 from gvpo.types import Completion, Problem
 
@@ -27,8 +27,8 @@ class Echo:
         ]
 
 
-def item(name: str, prompt: object = "?") -> Encoded:
-    return Encoded(Problem(prompt, name, {"answer": f"{name}/1"}), (7, 8))  # type: ignore[arg-type]
+def item(name: str, prompt: object = "?") -> EncodedProblem:
+    return EncodedProblem(Problem(prompt, name, {"answer": f"{name}/1"}), (7, 8))  # type: ignore[arg-type]
 
 
 def pool() -> RewardPool:

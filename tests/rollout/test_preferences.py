@@ -10,7 +10,7 @@ import pytest
 
 from gvpo.errors import DataError, GvpoWarning
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
-from gvpo.rollout.preferences import Compared, PreferenceSource, comparisons, drawn_by_softmax, with_weak_negatives
+from gvpo.rollout.preferences import Comparison, PreferenceSource, comparisons, drawn_by_softmax, with_weak_negatives
 from gvpo.types import Group
 from tests.training.toy import config, tokenizer
 
@@ -149,7 +149,7 @@ def test_weak_rows_follow_the_answers_and_each_row_keeps_the_log_probs_that_are_
 
 
 def test_epochs_take_every_prompt_once_and_a_second_visit_has_its_own_name():
-    made = PreferenceSource([Compared(logged) for logged in read(*ROWS[:3])], 3, 0, softmax=False)
+    made = PreferenceSource([Comparison(logged) for logged in read(*ROWS[:3])], 3, 0, softmax=False)
     assert sorted(group.id for group in made.rollout(1).groups) == ["row-1", "row-2", "row-3"]
-    twice = PreferenceSource([Compared(logged) for logged in read(*ROWS[:1])], 2, 0, softmax=False)
+    twice = PreferenceSource([Comparison(logged) for logged in read(*ROWS[:1])], 2, 0, softmax=False)
     assert [group.id for group in twice.rollout(1).groups] == ["row-1", "row-1#2"]

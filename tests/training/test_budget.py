@@ -298,7 +298,7 @@ def test_a_resumed_run_keeps_the_budget_that_was_found_or_backed_off_to(
     run = tmp_path / "run"
     settings: dict[str, Any] = {"tokens_per_microbatch": "auto", "checkpoint_every": 1, "eval_problems": 0}
     monkeypatch.setattr(module, "find_budget", None)
-    monkeypatch.setattr("gvpo.training.learner.find_budget", lambda *_, **__: module.Found(16, "said so"))
+    monkeypatch.setattr("gvpo.training.learner.find_budget", lambda *_, **__: module.MeasuredBudget(16, "said so"))
     with stopped_at(2):
         trainer(run, **settings, held=None).train()
     state = json.loads((run / "checkpoints/step-000001/trainer/state.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.training.checks import check_columns, check_demonstrations, check_files, check_fit, check_prompts
 from gvpo.training.warm_start import train_recipe
 from gvpo.types import Completion, Problem
@@ -16,8 +16,8 @@ from tests.training.toy import config, model, tokenizer
 CONTEXT = 64
 
 
-def prompt(length: int, name: str = "p") -> Encoded:
-    return Encoded(Problem("x", name), (3,) * length)
+def prompt(length: int, name: str = "p") -> EncodedProblem:
+    return EncodedProblem(Problem("x", name), (3,) * length)
 
 
 def test_a_prompt_may_leave_room_for_one_token():
@@ -48,7 +48,7 @@ def test_a_column_that_some_problems_have_is_enough():
     def judge(completions, answer):
         return [1.0] * len(completions)
 
-    having = Encoded(Problem("x", "a", {"answer": "1"}), (3,))
+    having = EncodedProblem(Problem("x", "a", {"answer": "1"}), (3,))
     with RewardPool({"judge": judge}) as pool:
         check_columns(pool, [prompt(1), having])
         check_columns(pool, [])

@@ -15,7 +15,7 @@ from gvpo.training import learner as module
 from gvpo.training.learner import Learner, Update
 from gvpo.training.objective import build_objective
 from gvpo.types import Completion, Group
-from gvpo.update.group_backward import Scored, group_backward, score
+from gvpo.update.group_backward import TokenLogprobs, group_backward, score
 from tests.training.toy import config, groups, model, same, weights, with_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore:GVPO with objective.reference")
@@ -34,7 +34,7 @@ def trained(updates: Sequence[Update]) -> list[Completion]:
     return [row for update in updates for entry in update.groups for row in entry.group.completions]
 
 
-def assert_scores(rows: Sequence[Completion], name: str, scored: Sequence[Scored]) -> None:
+def assert_scores(rows: Sequence[Completion], name: str, scored: Sequence[TokenLogprobs]) -> None:
     for row, expected in zip(rows, scored, strict=True):
         torch.testing.assert_close(torch.as_tensor(getattr(row, name)), expected.logprobs, rtol=0, atol=1e-5)
 

@@ -188,7 +188,7 @@ def test_a_function_of_weight_0_may_fail_and_is_only_logged(tmp_path: Path):
     def right(completions: Any, **_: Any) -> list[float]:
         return [float(index) for index in range(len(completions))]
 
-    settings = {"steps": 1, "reward_weights": [2.0, 0.0], "accuracy": "right"}
+    settings = {"steps": 1, "reward_weights": [2.0, 0.0], "accuracy_reward": "right"}
     trainer(tmp_path, rewards=[right, broken], held=[], eval_problems=0, **settings).train()
     (line,) = lines(tmp_path)
     assert line["rows/failed"] == 0.0

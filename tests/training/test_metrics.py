@@ -10,10 +10,10 @@ import torch
 from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.sources import TrainingGroup, usable
-from gvpo.training.learner import Learned, Update
+from gvpo.training.learner import StepResult, Update
 from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics, trained_rows
 from gvpo.types import Completion, Group, Problem, Verdict
-from gvpo.update.group_backward import Row, UpdateOutput
+from gvpo.update.group_backward import RowGradient, UpdateOutput
 
 NO_REWARD = Verdict(None, {"right": 1.0, "short": None}, "timeout: short gave no answer in 10 s")
 VERDICTS = [
@@ -68,7 +68,7 @@ def update(
 ) -> Update:
     """Every token at -1 with entropy 0.5; c is minus the reward on each token. The rows were sampled in step 7."""
     rows = [
-        Row(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
+        RowGradient(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
         for entry in entries
         for row in entry.group.completions
         for n in [len(row.tokens)]
@@ -79,7 +79,7 @@ def update(
 
 
 USED = [with_log_probs(entry) for entry in usable(GROUPS, rewarded=True, at_least=2)]
-LEARNED = Learned([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0, number=1)], scoring=0.25, updating=0.75)
+LEARNED = StepResult([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0, number=1)], scoring=0.25, updating=0.75)
 
 
 def test_the_line_of_a_step_made_by_hand():
@@ -125,14 +125,14 @@ def test_the_line_of_a_step_made_by_hand():
 
 
 def test_a_single_update_has_no_last_value():
-    line = step_metrics(ROLLOUT, Learned([update(USED, 1.0)], 0.0, 0.0), judge="right")
+    line = step_metrics(ROLLOUT, StepResult([update(USED, 1.0)], 0.0, 0.0), judge="right")
     assert not [key for key in line if key.endswith("/last")]
 
 
 def test_a_key_that_some_updates_lack_is_a_mean_over_the_others():
     given = [{"gvpo/a": 1.0}, {"gvpo/a": 3.0, "gvpo/b": 5.0}, {"gvpo/b": 7.0}]
     updates = [update(USED, 1.0, number=number, metrics=metrics) for number, metrics in enumerate(given)]
-    line = step_metrics(ROLLOUT, Learned(updates, 0.0, 0.0), judge=None)
+    line = step_metrics(ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
     assert (line["gvpo/a"], line["gvpo/b"], line["gvpo/b/last"]) == (2.0, 6.0, 7.0)
     assert "gvpo/a/last" not in line
 
@@ -157,32 +157,32 @@ def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
     ],
 )
 def test_the_certificate_is_that_of_own_samples_alone(entries, number, exact, there):
-    learned = Learned([update(entries, 1.0, number=number)], 0.0, 0.0)
+    learned = StepResult([update(entries, 1.0, number=number)], 0.0, 0.0)
     line = step_metrics(ROLLOUT, learned, judge=None, exact=exact)
     assert ("gvpo/certificate" in line) == there
 
 
 def test_skipped_updates_are_counted_and_left_out_of_the_means():
     updates = [update(USED[:1], math.nan, applied=False), update(USED[1:], 3.0)]
-    line = step_metrics(ROLLOUT, Learned(updates, 0.0, 0.0), judge=None)
+    line = step_metrics(ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
     assert (line["train/updates"], line["train/skipped_updates"], line["train/loss"]) == (1, 1, 3.0)
     assert "accuracy" not in line
 
 
 def test_a_step_without_updates_has_no_values_of_updates():
-    line = step_metrics(ROLLOUT, Learned([], 0.0, 0.0), judge="right")
+    line = step_metrics(ROLLOUT, StepResult([], 0.0, 0.0), judge="right")
     assert line["groups/skipped"] == 3
     assert not line.keys() & {"train/loss", "train/lr", "kl/reference", "entropy", "sampler/mismatch"}
 
 
 def test_without_a_reference_there_is_no_kl():
     entries = usable(GROUPS, rewarded=True, at_least=2)
-    assert "kl/reference" not in step_metrics(ROLLOUT, Learned([update(entries, 1.0)], 0.0, 0.0), judge=None)
+    assert "kl/reference" not in step_metrics(ROLLOUT, StepResult([update(entries, 1.0)], 0.0, 0.0), judge=None)
 
 
 def test_a_supervised_step_has_no_rewards():
     rollout = Rollout(GROUPS, [], ROLLOUT.problems)
-    line = step_metrics(rollout, Learned([update(USED, 1.0)], 0.0, 0.0), judge=None)
+    line = step_metrics(rollout, StepResult([update(USED, 1.0)], 0.0, 0.0), judge=None)
     assert not [key for key in line if key.startswith(("reward/", "rows/failed", "accuracy", "seconds/sampling"))]
 
 
@@ -215,7 +215,7 @@ def test_a_row_in_several_passes_is_told_of_as_its_first_update_saw_it():
 
 
 def test_the_weights_sign_is_the_direction_of_the_push():
-    rows = rollout_rows(1, ROLLOUT, Learned([update(USED, 1.0)], 0.0, 0.0), ["a", "b", "c"], beta=0.1)
+    rows = rollout_rows(1, ROLLOUT, StepResult([update(USED, 1.0)], 0.0, 0.0), ["a", "b", "c"], beta=0.1)
     assert [row.weight for row in rows if row.group == "problem-1"] == [2.0, 2.0]
 
 

@@ -9,11 +9,11 @@ import torch
 from gvpo.collapse import collapse_warning
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.sources import TrainingGroup
-from gvpo.training.learner import Learned, Update
+from gvpo.training.learner import StepResult, Update
 from gvpo.training.metrics import step_metrics
 from gvpo.training.off_policy import effective_share, is_on_policy, offpolicy_metrics
 from gvpo.types import Completion, Group
-from gvpo.update.group_backward import Row, UpdateOutput
+from gvpo.update.group_backward import RowGradient, UpdateOutput
 
 STEP = 5
 
@@ -34,7 +34,7 @@ def made(groups, *, number=1, version=STEP):
         )
         for index, rows in enumerate(groups)
     ]
-    results = [Row(torch.tensor([-1.0, -1.0]), torch.zeros(2), torch.zeros(2)) for rows in groups for _ in rows]
+    results = [RowGradient(torch.tensor([-1.0, -1.0]), torch.zeros(2), torch.zeros(2)) for rows in groups for _ in rows]
     return Update(entries, UpdateOutput(torch.tensor(0.0), {}, results), 1.0, 0.1, True, STEP, number)
 
 
@@ -133,7 +133,7 @@ def test_a_batch_whose_log_probs_fall_together_causes_the_warning(shift, warns):
     """The differences within groups, and so all centred metrics, are the same in each case."""
     update = made([[(shift + 1.0, 1.0), (shift - 1.0, 0.0)], [(shift + 0.5, 1.0), (shift, 0.0)]])
     rollout = Rollout([entry.group for entry in update.groups], [], [], {"sampling": 1.0})
-    line = step_metrics(rollout, Learned([update], 0.0, 0.0), judge=None)
+    line = step_metrics(rollout, StepResult([update], 0.0, 0.0), judge=None)
     assert line["offpolicy/logratio_mean"] == pytest.approx(shift + 0.125)
     assert line["offpolicy/ess"] == pytest.approx(
         offpolicy_metrics(made([[(1, 1), (-1, 0), (0.5, 1), (0, 0)]]))["offpolicy/ess"]

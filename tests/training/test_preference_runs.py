@@ -15,7 +15,7 @@ from gvpo.errors import ConfigError, DataError, GvpoWarning, RunError
 from gvpo.training import reference_scores
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
-from gvpo.training.signals import Stopped
+from gvpo.training.signals import RunStopped
 from gvpo.training.trainer import Trainer
 from gvpo.training.warm_start import train_recipe
 from gvpo.types import PreferencePair
@@ -186,7 +186,7 @@ def test_a_run_with_a_checkpoint_keeps_the_scores_of_its_own_start(tmp_path: Pat
 @finite
 @pytest.mark.parametrize(
     "settings",
-    [{}, {**WEAK, "positive": "softmax"}, {**WEAK, "reference": "every:2"}, {"objective": "gvpo"}],
+    [{}, {**WEAK, "chosen_by": "softmax"}, {**WEAK, "reference": "every:2"}, {"objective": "gvpo"}],
     ids=["dpo", "epa softmax", "epa every:2", "gvpo"],
 )
 def test_a_run_that_was_killed_resumes_bit_for_bit(
@@ -271,7 +271,7 @@ def test_preferences_can_be_sampled_once_and_ranked_by_rewards(tmp_path: Path):
     [
         ({"objective": "gvpo", "weak_negatives": 1}, "data.weak_negatives is for epa; gvpo has none"),
         ({"objective": "dpo", "weak_negatives": 1}, "data.weak_negatives is for epa; dpo has none"),
-        ({"objective": "grpo", "positive": "softmax"}, "data.positive is for dpo and epa"),
+        ({"objective": "grpo", "chosen_by": "softmax"}, "data.chosen_by is for dpo and epa"),
         ({"objective": "dpo", "weak_weight": 0.5}, "objective.weak_weight is not a keyword of dpo"),
         ({"objective": "dpo", "kl_in_reward": 0.5}, "kl_in_reward changes rewards and dpo has none"),
         ({"objective": "dpo", "reference": "previous"}, "offline none does"),
@@ -337,7 +337,7 @@ def test_scoring_that_is_asked_to_stop_keeps_what_is_done(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "score", interrupting)
-        with pytest.raises(Stopped, match="before the first step; 4 of 10 prompts are scored, and kept"):
+        with pytest.raises(RunStopped, match="before the first step; 4 of 10 prompts are scored, and kept"):
             preferring(tmp_path).train()
     calls = counted(monkeypatch)
     preferring(tmp_path).train(resume=True)

@@ -244,9 +244,9 @@ def second(completions: Any, **_: Any) -> list[float]:
         ((model(), "exact_mach"), {}, RewardError, "did you mean 'exact_match'"),
         (
             (),
-            {"settings": {"accuracy": "wrong"}},
+            {"settings": {"accuracy_reward": "wrong"}},
             ConfigError,
-            "rewards.accuracy='wrong' is not one of the rewards: digits",
+            "rewards.accuracy_reward='wrong' is not one of the rewards: digits",
         ),
         ((), {"peft_config": object()}, ModelError, "is object; only LoRA is supported"),
         ((), {"settings": {"objective": "gvp"}}, ConfigError, "choose one of"),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from gvpo.config import TrainConfig
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
-from gvpo.rollout.collect import Encoded, Rollout
+from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.sources import LiveSource
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
@@ -105,9 +105,9 @@ def with_reward(row: Any, reward: float | None) -> Any:
     return dataclasses.replace(row, reward=reward)
 
 
-def encoded(rows: Sequence[dict[str, str]] = ROWS) -> list[Encoded]:
+def encoded(rows: Sequence[dict[str, str]] = ROWS) -> list[EncodedProblem]:
     return [
-        Encoded(
+        EncodedProblem(
             Problem(row["prompt"], row["prompt"], {"digit": row["digit"]}), tuple(tokenizer()(row["prompt"]).input_ids)
         )
         for row in rows

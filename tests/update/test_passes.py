@@ -14,7 +14,7 @@ from gvpo.errors import ConfigError, DataError, MissingInput, MissingLogprobs, O
 from gvpo.objectives import ObjectiveOutput, grpo, gspo, gvpo, rloo, sft
 from gvpo.types import Completion, Group
 from gvpo.update import head as head
-from gvpo.update.group_backward import Scored, group_backward, score
+from gvpo.update.group_backward import TokenLogprobs, group_backward, score
 from tests.fakes import VOCABULARY, tiny_model
 from tests.naive import LargestTensor, double_precision, gradients, random_groups, relative_error
 
@@ -22,7 +22,7 @@ GROUPS = random_groups([(7, (5, 9, 1)), (1, (4, 2)), (12, (3, 11, 2, 6)), (3, (8
 SMALL, LARGE = 30, 10**6
 
 
-def with_logprobs(groups: Sequence[Group], scored: Sequence[Scored] | None, *names: str) -> list[Group]:
+def with_logprobs(groups: Sequence[Group], scored: Sequence[TokenLogprobs] | None, *names: str) -> list[Group]:
     """The groups with these log-probs set from scores, in order, or with none."""
     remaining = iter(scored or ())
 

@@ -13,7 +13,7 @@ from gvpo.messages import well_formed
 from gvpo.runfiles import write_text
 
 if TYPE_CHECKING:
-    from gvpo.data.check import Report, Row, Tokens
+    from gvpo.data.check import CheckedRow, Report, Tokens
     from gvpo.rewards import RewardPool
 
 SHOWN = 3
@@ -168,7 +168,7 @@ def _print(report: "Report", benchmarks: int) -> None:
     console.print(f"{report.rows} rows, {benchmarks} of benchmarks; {left} rows without a finding", highlight=False)
 
 
-def _line(row: "Row") -> str:
+def _line(row: "CheckedRow") -> str:
     return json.dumps(row.record, ensure_ascii=False, default=str) + "\n"
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gvpo.config import TrainConfig
     from gvpo.rewards import RewardFunc
-    from gvpo.rollout.collect import Encoded
+    from gvpo.rollout.collect import EncodedProblem
     from gvpo.rollout.group_file import GroupFile
     from gvpo.sampling import Sampler, SamplingParams
 
@@ -202,7 +202,7 @@ def _fill(
     config: "TrainConfig",
     functions: "Mapping[str, RewardFunc]",
     file: "GroupFile",
-    items: "Sequence[Encoded]",
+    items: "Sequence[EncodedProblem]",
     params: "SamplingParams",
     open_sampler: "Callable[[], Sampler]",
     at_once: int | None,

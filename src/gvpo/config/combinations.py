@@ -68,8 +68,8 @@ def impossible(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
 
 def _preferences(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
     yield (
-        c.positive != "best" and c.objective not in PAIRED,
-        f"data.positive is for {' and '.join(PAIRED)}; {c.objective} compares all answers",
+        c.chosen_by != "best" and c.objective not in PAIRED,
+        f"data.chosen_by is for {' and '.join(PAIRED)}; {c.objective} compares all answers",
     )
     yield (
         c.weak_negatives > 0 and c.objective != "epa",

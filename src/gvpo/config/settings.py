@@ -117,7 +117,7 @@ class DataConfig(Section):
     eval_groups: str | None = Field(
         default=None, description="held-out rows of the same form: how often implicit rewards rank them right"
     )
-    positive: Literal["best", "softmax"] = Field(
+    chosen_by: Literal["best", "softmax"] = Field(
         default="best",
         description="dpo and epa: the answer with the best score is the chosen one, or one drawn by softmax(scores)",
     )
@@ -190,7 +190,9 @@ class RewardConfig(Section):
         description="by function: the settings that it is made with; `reward` among them names what to make, so that "
         "one can be used twice",
     )
-    accuracy: str | None = Field(default=None, description="the function that judges right (> 0.5); default the first")
+    accuracy_reward: str | None = Field(
+        default=None, description="the function that judges right (> 0.5); default the first"
+    )
     reward_timeout: float = Field(default=10.0, gt=0, description="seconds a call may take")
     reward_workers: int = Field(default=2, ge=1, description="worker processes")
     reward_memory_limit: float = Field(default=4.0, gt=0, description="GiB that a worker may allocate")

@@ -15,7 +15,7 @@ from gvpo.evaluation.protocol import EvalProtocol
 from gvpo.evaluation.responses import Responses, of_text
 from gvpo.evaluation.templates import find_template
 from gvpo.model.weight_files import weights_fingerprint
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fill import fingerprint
 from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import Sampler, SamplingParams
@@ -202,7 +202,7 @@ def _job_of_responses(
     return Job(name, benchmark, items, params, group_file(out, name, benchmark), settings, at_once=protocol.at_once)
 
 
-def _settings(benchmark: Benchmark, items: Sequence[Encoded], params: SamplingParams | None) -> dict[str, Any]:
+def _settings(benchmark: Benchmark, items: Sequence[EncodedProblem], params: SamplingParams | None) -> dict[str, Any]:
     drawn = {} if params is None else asdict(params)
     asked = {"problems": len(items), "prompts_and_answers": fingerprint(items)}
     return {"benchmark": benchmark.name, "reward": benchmark.reward, **drawn, **asked}

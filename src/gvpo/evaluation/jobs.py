@@ -10,7 +10,7 @@ from gvpo.evaluation.benchmarks import Benchmark
 from gvpo.evaluation.results import Result, judged
 from gvpo.evaluation.templates import Template
 from gvpo.rewards import RewardPool, load
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fill import Watch, encode, fill
 from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import Sampler, SamplingParams
@@ -54,7 +54,7 @@ class Job:
 
     model: str
     benchmark: Benchmark
-    items: Sequence[Encoded]
+    items: Sequence[EncodedProblem]
     params: SamplingParams
     file: GroupFile
     settings: Mapping[str, Any] = field(repr=False)
@@ -65,7 +65,7 @@ class Job:
 
 def prompts(
     benchmark: Benchmark, problems: Sequence[Problem], template: Template, tokenizer: "PreTrainedTokenizerBase"
-) -> list[Encoded]:
+) -> list[EncodedProblem]:
     """The problems with the prompts that the template makes of them.
 
     Raises:
@@ -76,9 +76,9 @@ def prompts(
     return encode(tokenizer, asked, chat=template.form)
 
 
-def without_prompts(problems: Sequence[Problem]) -> list[Encoded]:
+def without_prompts(problems: Sequence[Problem]) -> list[EncodedProblem]:
     """The problems with a prompt of one token, which nothing reads: for responses that are there already."""
-    return [Encoded(problem, (0,)) for problem in problems]
+    return [EncodedProblem(problem, (0,)) for problem in problems]
 
 
 class Judges:

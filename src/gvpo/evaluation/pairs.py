@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 
 from gvpo.types import Completion, Group
-from gvpo.update.group_backward import Scored
+from gvpo.update.group_backward import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _Judged:
     log_ratio: float
 
 
-def pair_metrics(groups: Sequence[Group], scored: Sequence[Scored], beta: float) -> dict[str, float]:
+def pair_metrics(groups: Sequence[Group], scored: Sequence[TokenLogprobs], beta: float) -> dict[str, float]:
     """The eval/ keys of held-out preferences: means over groups of means over their pairs of unequal scores.
 
     Args:
@@ -46,7 +46,7 @@ def pair_metrics(groups: Sequence[Group], scored: Sequence[Scored], beta: float)
     }
 
 
-def _judge(row: Completion, scored: Scored) -> _Judged:
+def _judge(row: Completion, scored: TokenLogprobs) -> _Judged:
     ratio = scored.logprobs - torch.as_tensor(row.ref_logprobs)
     return _Judged(row.reward or 0.0, float(ratio.double().sum()))
 

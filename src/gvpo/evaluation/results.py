@@ -15,7 +15,7 @@ from gvpo.rollout.fill import has_failed
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedProblem:
     """One problem's samples.
 
     Args:
@@ -40,12 +40,12 @@ class Judged:
         return fmean(self.right)
 
 
-def judged(row: Mapping[str, Any], reward: str) -> Judged:
+def judged(row: Mapping[str, Any], reward: str) -> JudgedProblem:
     """A row of a groups file, as the reward of that name sees it."""
     completions = row["completions"]
     vote = VOTES.get(reward)
     known = all(isinstance(completion, list) for completion in completions)
-    return Judged(
+    return JudgedProblem(
         id=row["id"],
         right=[is_right(parts.get(reward)) for parts in row["reward_parts"]],
         votes=None if vote is None else [vote(text or "") for text in row["texts"]],
@@ -69,7 +69,7 @@ class Result:
 
     model: str
     benchmark: str
-    problems: Sequence[Judged]
+    problems: Sequence[JudgedProblem]
     ks: Sequence[int] | None = None
 
     @cached_property

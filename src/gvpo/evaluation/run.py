@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Collect, Encoded, Rollout, collect
+from gvpo.rollout.collect import Collect, EncodedProblem, Rollout, collect
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Problem
 
@@ -34,7 +34,7 @@ class Evaluation:
 
 
 def evaluate(
-    problems: Sequence[Encoded],
+    problems: Sequence[EncodedProblem],
     sampler: Sampler,
     params: SamplingParams,
     rewards: RewardPool,
@@ -74,5 +74,5 @@ def is_right(part: float | None) -> bool:
     return part is not None and part > RIGHT
 
 
-def _renamed(item: Encoded) -> Problem:
+def _renamed(item: EncodedProblem) -> Problem:
     return dataclasses.replace(item.problem, id=f"eval/{item.problem.id}")

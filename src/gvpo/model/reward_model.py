@@ -40,7 +40,7 @@ _UNLIMITED = 10**9
 """transformers writes a huge number where a tokenizer has no longest text."""
 
 
-class Row(NamedTuple):
+class RewardModelRow(NamedTuple):
     """A text as a reward model reads it.
 
     Args:
@@ -145,7 +145,7 @@ class RewardModel:
             completions: text, or `[{"role": "assistant", ...}]`.
         """
         verdicts: list[Verdict] = [Verdict(None)] * len(prompts)
-        readable: dict[int, Row] = {}
+        readable: dict[int, RewardModelRow] = {}
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 readable[row] = self.encode(prompt, completion)
@@ -165,7 +165,7 @@ class RewardModel:
         known = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
         return min(known, default=None)
 
-    def encode(self, prompt: Prompt, completion: "Completion") -> Row:
+    def encode(self, prompt: Prompt, completion: "Completion") -> RewardModelRow:
         """The tokens of a prompt with its completion, not cut.
 
         Raises:
@@ -176,15 +176,17 @@ class RewardModel:
         if self.form == "chat" or (self.form == "auto" and tokenizer.chat_template):
             asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             messages = [*asked, {"role": "assistant", "content": text}]
-            return Row(encode_prompt(tokenizer, messages, chat="chat", template_args=self._template_args), [])
+            return RewardModelRow(
+                encode_prompt(tokenizer, messages, chat="chat", template_args=self._template_args), []
+            )
         if not isinstance(prompt, str):
             raise DataError("the prompt is messages and the reward model has no chat template; give text prompts")
         pair = (prompt, text) if self.form == "pair" else (prompt + text,)
         read = tokenizer(*pair)
-        return Row(list(read["input_ids"]), list(read.get("token_type_ids", [])))
+        return RewardModelRow(list(read["input_ids"]), list(read.get("token_type_ids", [])))
 
     @torch.no_grad()
-    def scores(self, rows: Sequence[Row]) -> list[float]:
+    def scores(self, rows: Sequence[RewardModelRow]) -> list[float]:
         """The reward of each row."""
         found: dict[int, float] = {}
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row].ids))
@@ -201,7 +203,7 @@ class RewardModel:
             order = order[len(batch) :]
         return [found[row] for row in range(len(rows))]
 
-    def _forward(self, rows: Sequence[Row]) -> Tensor:
+    def _forward(self, rows: Sequence[RewardModelRow]) -> Tensor:
         """[n] float32 rewards of n rows, padded on the right."""
         ids = [row.ids for row in rows]
         with _padding(self.model, ids) as pad:
@@ -219,7 +221,7 @@ class RewardModel:
         width = max(map(len, rows))
         return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
 
-    def _settle_length(self, rows: dict[int, Row]) -> list[int]:
+    def _settle_length(self, rows: dict[int, RewardModelRow]) -> list[int]:
         """Cut what is too long; or else return the rows that are."""
         most = self.max_length
         long = [row for row, read in rows.items() if most is not None and len(read.ids) > most]
@@ -237,11 +239,11 @@ class RewardModel:
             )
         return []
 
-    def _cut(self, row: Row, most: int) -> Row:
+    def _cut(self, row: RewardModelRow, most: int) -> RewardModelRow:
         """The last tokens of a row, behind the token that begins every text."""
         first = int(row.ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
         start = len(row.ids) - (most - first)
-        return Row(*(part[:first] + part[start:] for part in row))
+        return RewardModelRow(*(part[:first] + part[start:] for part in row))
 
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:

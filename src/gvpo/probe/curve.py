@@ -21,7 +21,7 @@ RANDOM, BEST = "random", "best"
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCandidates:
     """A prompt's completions, judged and scored.
 
     Args:
@@ -101,7 +101,7 @@ def _chosen_in_orders(z: Floats, r: Floats, orders: int, rng: np.random.Generato
 
 
 def reward_curves(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredCandidates],
     *,
     betas: Sequence[float],
     ks: Sequence[int] | None = None,
@@ -136,7 +136,7 @@ def reward_curves(
     return {"ks": list(ks), "prompts": len(used), "left_out": len(scored) - len(used), "arms": arms}
 
 
-def _usual_size(scored: Sequence[Scored]) -> int:
+def _usual_size(scored: Sequence[ScoredCandidates]) -> int:
     """The completions that nine prompts in ten have, at least: a few that lost some must not cut all curves short."""
     return sorted(len(one.rewards) for one in scored)[len(scored) // 10] if scored else 0
 
@@ -147,7 +147,7 @@ def doubling(most: int) -> list[int]:
 
 
 def _curves(
-    used: Sequence[Scored], betas: Sequence[float], ks: Sequence[int], seed: int, orders: int
+    used: Sequence[ScoredCandidates], betas: Sequence[float], ks: Sequence[int], seed: int, orders: int
 ) -> dict[str, Floats]:
     """By arm, [prompts, len(ks)] expected rewards. All arms of a prompt see the same orders."""
 

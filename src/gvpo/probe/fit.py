@@ -69,7 +69,7 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A probe, and the mean loss of each epoch that had something to compare."""
 
     probe: QProbe
@@ -84,7 +84,7 @@ def fit_probe(
     *,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> Fitted:
+) -> FitResult:
     """Fit a probe. It starts at 0.
 
     Args:
@@ -117,7 +117,7 @@ def fit_probe(
         raise DataError(f"{settings.loss} drew no pair of unequal rewards in {settings.epochs} epochs; use more")
     facts = {**dataclasses.asdict(settings), "rows": len(rated), "prompts": len(np.unique(owners[rated]))}
     weight, bias = learner.on_raw_features()
-    return Fitted(QProbe(weight, bias, {**(metadata or {}), "fit": facts, "last_loss": losses[-1]}), losses)
+    return FitResult(QProbe(weight, bias, {**(metadata or {}), "fit": facts, "last_loss": losses[-1]}), losses)
 
 
 class _Learner:

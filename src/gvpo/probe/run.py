@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gvpo.errors import DataError
-from gvpo.probe.curve import Scored, reward_curves
+from gvpo.probe.curve import ScoredCandidates, reward_curves
 from gvpo.probe.data import Candidates
 from gvpo.probe.features import Progress, embed_all
-from gvpo.probe.fit import FitSettings, Fitted, fit_probe
+from gvpo.probe.fit import FitResult, FitSettings, fit_probe
 from gvpo.probe.qprobe import QProbe
 from gvpo.probe.select import choose_among
 from gvpo.probe.sources import Source
@@ -61,7 +61,7 @@ def fit_candidates(
     cache: str | Path | None = None,
     embedding: Progress | None = None,
     fitting: Progress | None = None,
-) -> Fitted:
+) -> FitResult:
     """Compute features of all completions that have a reward, and fit a probe.
 
     Args:
@@ -114,7 +114,7 @@ def evaluate_candidates(
     rewards = np.array(rows.rewards, dtype=np.float64)
     bounds = np.flatnonzero(np.diff(rows.group)) + 1
     pairs = zip(np.split(scores, bounds), np.split(rewards, bounds), strict=True)
-    result = reward_curves([Scored(*pair) for pair in pairs], betas=betas, ks=ks, seed=seed)
+    result = reward_curves([ScoredCandidates(*pair) for pair in pairs], betas=betas, ks=ks, seed=seed)
     return {**result, "left_out": len(candidates) - result["prompts"]}
 
 

@@ -80,7 +80,7 @@ class RewardBatch:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RewardSignature:
     """The arguments that a function asks for.
 
     Args:
@@ -94,7 +94,7 @@ class Wanted:
     everything: bool = True
 
     @classmethod
-    def by(cls, function: RewardFunc) -> "Wanted":
+    def by(cls, function: RewardFunc) -> "RewardSignature":
         """Read a function's signature; one that has none (some built-ins) gets everything."""
         columns = frozenset(getattr(function, "required_columns", ()))
         try:

@@ -16,7 +16,7 @@ from gvpo.types import Completion, Group, Problem, Verdict
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedProblem:
     """A problem with its prompt's token ids."""
 
     problem: Problem
@@ -47,7 +47,7 @@ class Collect(Protocol):
 
     def __call__(
         self,
-        items: Sequence[Encoded],
+        items: Sequence[EncodedProblem],
         sampler: Sampler,
         params: SamplingParams,
         rewards: RewardPool,
@@ -60,7 +60,7 @@ class Collect(Protocol):
 
 
 def collect(
-    items: Sequence[Encoded],
+    items: Sequence[EncodedProblem],
     sampler: Sampler,
     params: SamplingParams,
     rewards: RewardPool,

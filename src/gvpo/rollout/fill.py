@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from gvpo.errors import DataError, RewardError
 from gvpo.messages import tools_in
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded, Rollout, collect, reward_batch
+from gvpo.rollout.collect import EncodedProblem, Rollout, collect, reward_batch
 from gvpo.rollout.group_file import GroupFile, records
 from gvpo.sampling import Request, Sampler, SamplingParams
 from gvpo.types import Completion, Problem
@@ -46,7 +46,7 @@ def encode(
     system_prompt: str | None = None,
     chat: "ChatMode" = "auto",
     template_args: Mapping[str, Any] | None = None,
-) -> list[Encoded]:
+) -> list[EncodedProblem]:
     """Each problem with the token ids of its prompt; the keywords are those of `encode_prompt`.
 
     Raises:
@@ -63,7 +63,7 @@ def encode(
         except DataError as error:
             raise DataError(f"problem {problem.id!r}: {error}") from None
 
-    return [Encoded(problem, ids(problem)) for problem in problems]
+    return [EncodedProblem(problem, ids(problem)) for problem in problems]
 
 
 def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, 
     return {"tools": tools}
 
 
-def fingerprint(items: Sequence[Encoded]) -> str:
+def fingerprint(items: Sequence[EncodedProblem]) -> str:
     """A short name for problems, prompts and golds: equal for the same ones in the same order."""
     digest = hashlib.blake2b(digest_size=8)
     for item in items:
@@ -86,7 +86,7 @@ def fingerprint(items: Sequence[Encoded]) -> str:
 
 def fill(
     file: GroupFile,
-    items: Sequence[Encoded],
+    items: Sequence[EncodedProblem],
     open_sampler: Callable[[], Sampler],
     params: SamplingParams,
     rewards: RewardPool,
@@ -136,7 +136,7 @@ def fill(
             watch(rollout)
 
 
-def _check_ids(items: Sequence[Encoded]) -> None:
+def _check_ids(items: Sequence[EncodedProblem]) -> None:
     seen: set[str] = set()
     for item in items:
         if item.problem.id in seen:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gvpo.errors import DataError
 from gvpo.rewards.identity import identity
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def fingerprint(rows: Iterable[tuple[str, Sequence[int]]]) -> str:
     return digest.hexdigest()
 
 
-def judged(items: Iterable[Encoded]) -> Iterator[tuple[str, Sequence[int]]]:
+def judged(items: Iterable[EncodedProblem]) -> Iterator[tuple[str, Sequence[int]]]:
     """Name problems by all that decides their rewards, for a fingerprint: the prompt and every column."""
     return (
         (f"{item.problem.id} {identity((item.problem.prompt, dict(item.problem.columns)))}", item.prompt)

@@ -25,7 +25,7 @@ ROLE = "role"
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A prompt and all that its answers can be compared with.
 
     Args:
@@ -41,11 +41,11 @@ class Compared:
         """Every row, answers first: what the reference scores once."""
         return dataclasses.replace(self.logged.group, completions=[*self.logged.group.completions, *self.weak])
 
-    def with_rows(self, group: Group) -> "Compared":
+    def with_rows(self, group: Group) -> "Comparison":
         """The same with the rows of `group`, in the order that `self.group` has them."""
         count = len(self.logged.group.completions)
         own = dataclasses.replace(self.logged.group, completions=list(group.completions[:count]))
-        return Compared(dataclasses.replace(self.logged, group=own), list(group.completions[count:]))
+        return Comparison(dataclasses.replace(self.logged, group=own), list(group.completions[count:]))
 
 
 def comparisons(groups: Sequence[LoggedGroup], *, scores_differ: bool) -> list[LoggedGroup]:
@@ -90,7 +90,7 @@ def _compares(logged: LoggedGroup, *, scores_differ: bool) -> bool:
 
 def with_weak_negatives(
     groups: Sequence[LoggedGroup], count: int, *, seed: int, context: int | None = None
-) -> list[Compared]:
+) -> list[Comparison]:
     """Each group with answers to other prompts, the same ones in every epoch.
 
     An answer that any row gives to this prompt too is none, nor is one that does not fit behind it.
@@ -105,13 +105,13 @@ def with_weak_negatives(
         DataError: there are not as many answers to other prompts.
     """
     if count == 0:
-        return [Compared(logged) for logged in groups]
+        return [Comparison(logged) for logged in groups]
     pool = [(tuple(each.group.prompt), each.group.id, row) for each in groups for row in each.group.completions]
     answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for prompt, _, row in pool:
         answers.setdefault(prompt, set()).add(tuple(row.tokens))
     return [
-        Compared(logged, _drawn(logged.group, pool, answers[tuple(logged.group.prompt)], count, seed, context))
+        Comparison(logged, _drawn(logged.group, pool, answers[tuple(logged.group.prompt)], count, seed, context))
         for logged in groups
     ]
 
@@ -163,7 +163,7 @@ class PreferenceSource:
             positive, and those of lower scores are.
     """
 
-    def __init__(self, compared: Sequence[Compared], per_step: int, seed: int, *, softmax: bool) -> None:
+    def __init__(self, compared: Sequence[Comparison], per_step: int, seed: int, *, softmax: bool) -> None:
         self._compared, self._seed, self._softmax = list(compared), seed, softmax
         self._order = ShuffledOrder(range(len(compared)), per_step, seed)
 
@@ -183,7 +183,7 @@ class PreferenceSource:
         groups = [self._with_roles(item, name, step) for item, name in zip(items, names, strict=True)]
         return Rollout(groups, [], [item.logged.problem for item in items])
 
-    def _with_roles(self, item: Compared, name: str, step: int) -> Group:
+    def _with_roles(self, item: Comparison, name: str, step: int) -> Group:
         answers = item.logged.group.completions
         scores = [row.reward or 0.0 for row in answers]
         if self._softmax:

@@ -12,7 +12,7 @@ from gvpo.messages import answer_text
 from gvpo.rollout import fill
 from gvpo.rollout.aligned_scores import ALIGNED, aligned_scores, likeliest
 from gvpo.rollout.answer_ends import ended
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
         raise DataError(f"row {number}: {error}") from None
 
 
-def encode(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[Encoded]:
+def encode(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
+) -> list[EncodedProblem]:
     """Each problem with the token ids of its prompt, as the settings' template, system prompt and mode say.
 
     Raises:
@@ -128,7 +130,7 @@ def demonstrations(
     tokenizer: "PreTrainedTokenizerBase",
     dataset: Dataset | None,
     model: "PreTrainedModel | None" = None,
-) -> list[tuple[Encoded, Completion]]:
+) -> list[tuple[EncodedProblem, Completion]]:
     """Prompts with written answers for supervised training: rows with a `completion`, or the task's demonstrations.
 
     Rows with `chosen` and `rejected` give the chosen answers. Where `data.keep_share` is below 1, the likeliest rows

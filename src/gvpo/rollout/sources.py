@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded, Rollout, collect, distinct
+from gvpo.rollout.collect import EncodedProblem, Rollout, collect, distinct
 from gvpo.rollout.order import ShuffledOrder
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Completion, Group
@@ -29,7 +29,7 @@ class LiveSource:
 
     def __init__(
         self,
-        order: ShuffledOrder[Encoded],
+        order: ShuffledOrder[EncodedProblem],
         sampler: Sampler,
         params: SamplingParams,
         rewards: RewardPool,
@@ -45,7 +45,13 @@ class LiveSource:
 
 
 def collect_shared(
-    items: Sequence[Encoded], sampler: Sampler, params: SamplingParams, rewards: RewardPool, *, seed: int, step: int
+    items: Sequence[EncodedProblem],
+    sampler: Sampler,
+    params: SamplingParams,
+    rewards: RewardPool,
+    *,
+    seed: int,
+    step: int,
 ) -> Rollout:
     """`collect`, each rank for its share of the problems; all of them get the whole.
 
@@ -77,7 +83,7 @@ def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
 class DemonstrationSource:
     """Groups of one written answer each, for supervised training."""
 
-    def __init__(self, order: ShuffledOrder[tuple[Encoded, Completion]]) -> None:
+    def __init__(self, order: ShuffledOrder[tuple[EncodedProblem, Completion]]) -> None:
         self._order = order
 
     def rollout(self, step: int) -> Rollout:

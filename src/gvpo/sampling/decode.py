@@ -24,7 +24,7 @@ for by rows that are no longer computed."""
 
 
 @dataclass(frozen=True)
-class Row:
+class DecodingRow:
     """A completion to draw.
 
     Args:
@@ -38,13 +38,13 @@ class Row:
     key: Key
 
     @classmethod
-    def of(cls, request: Request, owner: int, row: int, limit: int, seed: int, step: int) -> "Row":
+    def of(cls, request: Request, owner: int, row: int, limit: int, seed: int, step: int) -> "DecodingRow":
         """Row number `row` of a request."""
         return cls(owner, limit, noise_key(seed, step, request.id, row))
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedRow:
     """R completions on the CPU, T the longest; past its length a row is noise.
 
     Args:
@@ -63,11 +63,11 @@ class Decoded:
 def decode(
     model: PreTrainedModel,
     prefilled: Prefilled,
-    rows: Sequence[Row],
+    rows: Sequence[DecodingRow],
     params: SamplingParams,
     stops: Sequence[int],
     exclusion: CompiledExclusion | None = None,
-) -> Decoded:
+) -> DecodedRow:
     """Draw all rows to their ends.
 
     Args:
@@ -84,7 +84,7 @@ def decode(
             batch.shrink()
             batch.advance()
     drawn = (batch.tokens[:, : batch.step], batch.logprobs[:, : batch.step], batch.lengths, batch.log_allowed)
-    return Decoded(*(values.cpu() for values in drawn))
+    return DecodedRow(*(values.cpu() for values in drawn))
 
 
 class _Batch:
@@ -94,7 +94,7 @@ class _Batch:
         self,
         model: PreTrainedModel,
         prefilled: Prefilled,
-        rows: Sequence[Row],
+        rows: Sequence[DecodingRow],
         params: SamplingParams,
         stops: Sequence[int],
         exclusion: CompiledExclusion | None,

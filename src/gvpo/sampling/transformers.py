@@ -24,7 +24,7 @@ from gvpo.model.matmul import fast_linears
 from gvpo.model.model import context_length, vocabulary_size
 from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
-from gvpo.sampling.decode import Row, decode
+from gvpo.sampling.decode import DecodingRow, decode
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.transformers import compile_exclusion
@@ -89,7 +89,7 @@ class TransformersSampler:
         with _sampling_mode(self.model):
             for batch in plan(requests, limits, params.group_size, self.tokens_per_batch):
                 rows = [
-                    Row.of(requests[index], owner, row, limits[index], seed, step)
+                    DecodingRow.of(requests[index], owner, row, limits[index], seed, step)
                     for owner, index in enumerate(batch)
                     for row in range(params.group_size)
                 ]
@@ -119,7 +119,9 @@ class TransformersSampler:
             limits.append(min(params.max_tokens, room))
         return limits
 
-    def _draw(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row], params: SamplingParams) -> list["_Drawn"]:
+    def _draw(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams
+    ) -> list["_Drawn"]:
         """Decode the rows of some prompts, together if the budget allows; the prompts are computed once."""
         prefilled = prefill(self.model, prompts, pad_id(self.tokenizer))
         width = max(map(len, prompts)) + max(row.limit for row in rows)
@@ -132,7 +134,7 @@ class TransformersSampler:
             drawn += self._decode(own, chunk, params)
         return drawn
 
-    def _decode(self, prefilled: Prefilled, rows: Sequence[Row], params: SamplingParams) -> list["_Drawn"]:
+    def _decode(self, prefilled: Prefilled, rows: Sequence[DecodingRow], params: SamplingParams) -> list["_Drawn"]:
         drawn = decode(self.model, prefilled, rows, params, self._stops(params), self.exclusion(params))
         if not bool(torch.isfinite(drawn.logprobs).all()):
             raise ModelError("the model's logits are not finite; its weights have diverged, go back to a checkpoint")

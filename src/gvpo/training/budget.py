@@ -57,7 +57,7 @@ class Budget:
         self.tokens: int | None = None if asked == "auto" else asked
         self.notes: list[str] = []
 
-    def resolve(self, find: Callable[[], "Found"]) -> None:
+    def resolve(self, find: Callable[[], "MeasuredBudget"]) -> None:
         """Find the budget, if it was left open and is not known yet."""
         if self.tokens is None:
             found = find()
@@ -118,7 +118,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredBudget:
     """A budget, and in words what it rests on."""
 
     tokens: int
@@ -127,7 +127,7 @@ class Found:
 
 def find_budget(
     probe: Callable[[Sequence[Group], int], object], groups: Sequence[Group], device: torch.device, *, owed: float = 0.0
-) -> Found:
+) -> MeasuredBudget:
     """The largest budget that is of use and fits in the memory that is free.
 
     Args:
@@ -143,7 +143,7 @@ def find_budget(
     smallest = 1 << (max(LEAST_PROBED, shape.width) - 1).bit_length()
     most = max(smallest, MOST_TOKENS.get(device.type, UNMEASURED))
     if not _fits(lambda: probe(shape.filling(smallest), smallest)):  # from here on the gradients exist
-        return Found(smallest, "the smallest that takes the longest row; memory ran out already there")
+        return MeasuredBudget(smallest, "the smallest that takes the longest row; memory ran out already there")
     release()
     room = USABLE * _free(device) - owed
     points: list[_Point] = []
@@ -155,7 +155,7 @@ def find_budget(
             break
         points.append(point)
     if not points or math.isnan(points[-1].peak):
-        return Found(max(smallest, UNMEASURED), "memory cannot be measured on this device")
+        return MeasuredBudget(max(smallest, UNMEASURED), "memory cannot be measured on this device")
     return _chosen(points, smallest, most, room)
 
 
@@ -211,13 +211,15 @@ class _Point:
     peak: float
 
 
-def _chosen(points: Sequence[_Point], smallest: int, most: int, room: float) -> Found:
+def _chosen(points: Sequence[_Point], smallest: int, most: int, room: float) -> MeasuredBudget:
     """The largest power of two whose peak, measured or extrapolated, fits."""
     chosen = smallest
     while 2 * chosen <= most and _peak_of(points, 2 * chosen) <= room:
         chosen *= 2
     peak = _peak_of(points, chosen) / GIB
-    return Found(chosen, f"about {peak:.2f} GiB at its peak, {max(0.0, room) / GIB:.2f} GiB can be planned with")
+    return MeasuredBudget(
+        chosen, f"about {peak:.2f} GiB at its peak, {max(0.0, room) / GIB:.2f} GiB can be planned with"
+    )
 
 
 def _peak_of(points: Sequence[_Point], budget: int) -> float:

@@ -14,7 +14,7 @@ from gvpo.errors import ConfigError
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
 from gvpo.rewards.identity import identity
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.offline import (
     OfflineSource,
@@ -34,7 +34,7 @@ from gvpo.rollout.sources import DemonstrationSource, LiveSource, Source
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checks import check_columns, check_demonstrations, check_prompts, warn_of_overlap
-from gvpo.training.loop import Held
+from gvpo.training.loop import EvalInputs
 from gvpo.types import Group, Problem
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Parts:
 
     source: Source
     items: int
-    held: Held | None
+    held: EvalInputs | None
     held_groups: Sequence[Group] = ()
     prompts: frozenset[tuple[int, ...]] = frozenset()
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Setup:
             sampler.check([], params)  # this and the next line find errors before the work
             sampler.exclusion(params)
             held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
-            held = Held(held_out, sampler, params, pool) if held_out and pool is not None else None
+            held = EvalInputs(held_out, sampler, params, pool) if held_out and pool is not None else None
             if self.eval_dataset is not None and pool is None:
                 raise ConfigError(
                     "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
@@ -136,12 +136,12 @@ class Setup:
             inputs = {**made.inputs, HELD_OUT: fingerprint([*judged(held_out), *_answers(compared)])}
             yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
 
-    def _judges(self, held: Held | None, made: Parts) -> dict[str, str]:
+    def _judges(self, held: EvalInputs | None, made: Parts) -> dict[str, str]:
         """Fingerprints of the rewards, where any of them is asked."""
         asked = held is not None or made.samples
         return {f"reward {name!r}": identity(function) for name, function in self.rewards.items()} if asked else {}
 
-    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[Encoded]:
+    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[EncodedProblem]:
         """The problems with their prompts, all of which the model and the rewards can do something with."""
         items = encode(self.config, self.tokenizer, problems)
         check_prompts(items, self.model)
@@ -149,7 +149,7 @@ class Setup:
             check_columns(pool, items)
         return items
 
-    def _supervised(self, held: Held | None) -> "Parts":
+    def _supervised(self, held: EvalInputs | None) -> "Parts":
         written = demonstrations(self.config, self.tokenizer, self.train_dataset, self.model)
         check_demonstrations(written, self.model)
         order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
@@ -160,7 +160,7 @@ class Setup:
         prompts = _prompts(item for item, _ in written)
         return Parts(DemonstrationSource(order), len(written), held, prompts=prompts, inputs={TRAINING: data})
 
-    def _offline(self, rows: Rows, held: Held | None) -> "Parts":
+    def _offline(self, rows: Rows, held: EvalInputs | None) -> "Parts":
         warn_of_finite_support(self.objective)
         logged = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
         check_temperature(self.config, logged)
@@ -173,7 +173,7 @@ class Setup:
         config = self.config
         if self.objective not in PAIRED:
             return OfflineSource(ShuffledOrder(groups, config.prompts_per_step, config.seed))
-        softmax = config.positive == "softmax"
+        softmax = config.chosen_by == "softmax"
         compared = with_weak_negatives(
             comparisons(groups, scores_differ=not softmax),
             config.weak_negatives,
@@ -187,7 +187,7 @@ class Setup:
         sampler: TransformersSampler,
         params: SamplingParams,
         pool: RewardPool,
-        held: Held | None,
+        held: EvalInputs | None,
         *,
         file: Path,
         resume: bool,
@@ -214,5 +214,5 @@ def _answers(groups: Sequence[Group]) -> Iterator[tuple[str, list[int]]]:
     return ((f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions)
 
 
-def _prompts(items: Iterable[Encoded | Group]) -> frozenset[tuple[int, ...]]:
+def _prompts(items: Iterable[EncodedProblem | Group]) -> frozenset[tuple[int, ...]]:
     return frozenset(tuple(item.prompt) for item in items)

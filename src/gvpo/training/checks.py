@@ -12,7 +12,7 @@ from gvpo.model.known_tokens import largest_id
 from gvpo.model.model import context_length, is_model, vocabulary_size
 from gvpo.model.tokenizer import is_tokenizer
 from gvpo.rewards import RewardBatch, RewardPool
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.types import Completion
 from gvpo.update.experts.routers import routers_of
 
@@ -100,7 +100,7 @@ def check_routing(config: TrainConfig, model: "PreTrainedModel") -> None:
         routers_of(model)
 
 
-def check_prompts(items: Sequence[Encoded], model: "PreTrainedModel") -> None:
+def check_prompts(items: Sequence[EncodedProblem], model: "PreTrainedModel") -> None:
     """Refuse prompts that leave no room for a completion, all of them before the first is sampled.
 
     Raises:
@@ -110,7 +110,7 @@ def check_prompts(items: Sequence[Encoded], model: "PreTrainedModel") -> None:
     _refuse_longer([(item.problem.id, len(item.prompt)) for item in items], context, room=1)
 
 
-def check_demonstrations(items: Iterable[tuple[Encoded, Completion]], model: "PreTrainedModel") -> None:
+def check_demonstrations(items: Iterable[tuple[EncodedProblem, Completion]], model: "PreTrainedModel") -> None:
     """Refuse prompts that do not fit into the context together with their answer.
 
     Raises:
@@ -143,7 +143,7 @@ def warn_of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Seq
         )
 
 
-def check_columns(pool: RewardPool, items: Sequence[Encoded]) -> None:
+def check_columns(pool: RewardPool, items: Sequence[EncodedProblem]) -> None:
     """Refuse rewards that need a column which no problem has.
 
     Raises:

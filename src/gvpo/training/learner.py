@@ -24,14 +24,14 @@ from gvpo.model.reference import Reference, make_reference
 from gvpo.objectives import kl_in_reward
 from gvpo.rollout.sources import TrainingGroup
 from gvpo.training import optimizer
-from gvpo.training.budget import Budget, Found, find_budget, probe_objective
+from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
 from gvpo.training.objective import BoundObjective, updates_per_step
 from gvpo.types import Group
 from gvpo.update.coefficients import Objective
 from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.experts.routing import RoutingMode
-from gvpo.update.group_backward import Scored, UpdateOutput, group_backward, score
+from gvpo.update.group_backward import TokenLogprobs, UpdateOutput, group_backward, score
 from gvpo.update.precision import autocast, is_half
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Learned:
+class StepResult:
     """All updates of a rollout, the seconds they took, and the token budget at their end.
 
     The budget is None where "auto" has not met a group yet.
@@ -107,7 +107,7 @@ class Learner:
             self._shard()
         self.optimizer = optimizer.make_optimizer(model, config)
 
-    def learn(self, groups: Sequence[TrainingGroup], step: int) -> Learned:
+    def learn(self, groups: Sequence[TrainingGroup], step: int) -> StepResult:
         """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
 
         Where memory runs out the token budget is halved and the update made again. Until the weights have moved, that
@@ -119,7 +119,7 @@ class Learner:
         started = time.perf_counter()
         self._refresh_reference(step)
         if not groups:
-            return Learned([], time.perf_counter() - started, 0.0, self.budget.tokens)
+            return StepResult([], time.perf_counter() - started, 0.0, self.budget.tokens)
         self.budget.resolve(lambda: self._find_budget(groups))
         batches, output, scored_at = self._attempt(functools.partial(self._start, groups, step), groups)
         updates = [self._apply(batches[0], output, step, number=0)]
@@ -130,9 +130,9 @@ class Learner:
             batch = batches[number % len(batches)]
             output = self._attempt(functools.partial(self._push, batch, on_policy=False), batch)
             updates.append(self._apply(batch, output, step, number=number))
-        return Learned(updates, scored_at - started, time.perf_counter() - scored_at, self.budget.tokens)
+        return StepResult(updates, scored_at - started, time.perf_counter() - scored_at, self.budget.tokens)
 
-    def score(self, groups: Sequence[Group]) -> list[Scored]:
+    def score(self, groups: Sequence[Group]) -> list[TokenLogprobs]:
         """Log-probs of groups under the policy as it is now, within the token budget.
 
         Raises:
@@ -171,7 +171,7 @@ class Learner:
         forget = functools.partial(self.optimizer.zero_grad, set_to_none=True)
         return self.budget.attempt(work, _plain(groups), forget)
 
-    def _find_budget(self, groups: Sequence[TrainingGroup]) -> Found:
+    def _find_budget(self, groups: Sequence[TrainingGroup]) -> MeasuredBudget:
         """Try micro-batches of growing size, as an update will make them; gradients are left as they were, none.
 
         Each rank tries for itself, and the smallest budget of all is taken.
@@ -242,7 +242,9 @@ class Learner:
         again = self.config.passes * len(batches) > 1
         return self._needs_old_pass(step) and (again or self.reference is not None or self.config.kl_in_reward > 0)
 
-    def _attach_old(self, batch: Sequence[TrainingGroup], scored: Sequence[Scored], step: int) -> list[TrainingGroup]:
+    def _attach_old(
+        self, batch: Sequence[TrainingGroup], scored: Sequence[TokenLogprobs], step: int
+    ) -> list[TrainingGroup]:
         """Old log-probs, which are the reference's too where it is the policy of the step's start; old experts."""
         attached = _attach(batch, "old_logprobs", scored)
         return _attach(attached, "ref_logprobs", scored) if self._refers_to_start(step) else attached
@@ -255,7 +257,7 @@ class Learner:
 
     def _score(
         self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int, routing: RoutingMode = "free"
-    ) -> list[Scored]:
+    ) -> list[TokenLogprobs]:
         with self.autocast():
             return score(
                 model,
@@ -316,7 +318,7 @@ def _plain(batch: Sequence[TrainingGroup]) -> list[Group]:
     return [entry.group for entry in batch]
 
 
-def _attach(batch: Sequence[TrainingGroup], name: str, scored: Sequence[Scored]) -> list[TrainingGroup]:
+def _attach(batch: Sequence[TrainingGroup], name: str, scored: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
     """The batch with each completion's `name` set from the scores, in order; with the old ones come old experts."""
     remaining = iter(scored)
 
@@ -332,9 +334,9 @@ def _with_completions(entry: TrainingGroup, changes: Sequence[dict[str, Any]]) -
     return dataclasses.replace(entry, group=dataclasses.replace(entry.group, completions=rows))
 
 
-def _scored(output: UpdateOutput) -> list[Scored]:
+def _scored(output: UpdateOutput) -> list[TokenLogprobs]:
     """An update's own log-probs as scores: what the policy gave just before it moved."""
-    return [Scored(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
+    return [TokenLogprobs(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
 
 
 def _with_kl_in_reward(batch: Sequence[TrainingGroup], beta: float) -> list[TrainingGroup]:

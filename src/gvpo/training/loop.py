@@ -17,7 +17,7 @@ from gvpo.model.round_trip import verify_round_trip
 from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.progress import StepProgress
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import Encoded, Rollout, failures
+from gvpo.rollout.collect import EncodedProblem, Rollout, failures
 from gvpo.rollout.logged_groups import NO_REWARD
 from gvpo.rollout.sampling_params import samples_exactly
 from gvpo.rollout.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
@@ -28,9 +28,9 @@ from gvpo.training.checkpoint.files import Checkpoints, TrainerState
 from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.constraints import with_inputs
-from gvpo.training.learner import Learned, Learner
+from gvpo.training.learner import Learner, StepResult
 from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics
-from gvpo.training.signals import Stopped, StopRequests
+from gvpo.training.signals import RunStopped, StopRequests
 from gvpo.training.trackers import Trackers
 from gvpo.types import Group
 from gvpo.update.distributed import fsdp, ranks
@@ -42,7 +42,7 @@ MAX_EMPTY_STEPS = 5
 
 
 @dataclass(frozen=True)
-class Held:
+class EvalInputs:
     """What evaluation needs.
 
     Args:
@@ -52,7 +52,7 @@ class Held:
         rewards: the pool.
     """
 
-    problems: Sequence[Encoded]
+    problems: Sequence[EncodedProblem]
     sampler: Sampler
     params: SamplingParams
     rewards: RewardPool
@@ -88,7 +88,7 @@ class Session:
         *,
         source: Source,
         judge: str | None,
-        held: Held | None,
+        held: EvalInputs | None,
         held_groups: Sequence[Group] = (),
         progress: StepProgress,
         trackers: Trackers,
@@ -181,7 +181,7 @@ class Session:
             )
         return groups
 
-    def _metrics(self, step: int, rollout: Rollout, learned: Learned, seconds: float) -> dict[str, Any]:
+    def _metrics(self, step: int, rollout: Rollout, learned: StepResult, seconds: float) -> dict[str, Any]:
         exact = samples_exactly(self.config)
         line = {"step": step, **step_metrics(rollout, learned, judge=self.judge, exact=exact)}
         line["seconds/total"] = seconds
@@ -196,7 +196,7 @@ class Session:
         every = self.config.rollouts_every
         return every > 0 and (self.state.step == 1 or self._is_due(every) or self._is_last())
 
-    def _write_rollouts(self, step: int, rollout: Rollout, learned: Learned) -> None:
+    def _write_rollouts(self, step: int, rollout: Rollout, learned: StepResult) -> None:
         def write() -> None:
             prompts = [_text(self.tokenizer, group.prompt) for group in rollout.groups]
             self.run.write_rollouts(step, rollout_rows(step, rollout, learned, prompts, self.learner.objective.beta))
@@ -315,7 +315,7 @@ class Session:
         if step > 0 and self._saved != step:
             self._save()
         done = f"after step {step} of {self.config.steps}, which is saved" if step > 0 else "before the first step"
-        raise Stopped(f"stopped {done}")
+        raise RunStopped(f"stopped {done}")
 
     def _finish(self) -> dict[str, Any]:
         if self._saved != self.state.step:

@@ -11,10 +11,10 @@ import torch
 from gvpo.evaluation import Evaluation, is_right
 from gvpo.rollout.collect import Rollout
 from gvpo.runfiles import RolloutRow
-from gvpo.training.learner import Learned, Update
+from gvpo.training.learner import StepResult, Update
 from gvpo.training.off_policy import is_on_policy, offpolicy_metrics
 from gvpo.types import Completion, Verdict
-from gvpo.update.group_backward import Row
+from gvpo.update.group_backward import RowGradient
 
 _MAX_LOG_RATIO = 20.0
 
@@ -23,25 +23,25 @@ _OF_OWN_SAMPLES = frozenset({"gvpo/certificate"})
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRow:
     """A row as its first update saw it: with the log-probs attached, and what the update gave it."""
 
     completion: Completion
-    row: Row
+    row: RowGradient
 
 
-def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], Trained]:
+def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]:
     """(group, row) in the rollout -> the row in the first update that had it."""
-    rows: dict[tuple[int, int], Trained] = {}
+    rows: dict[tuple[int, int], TrainedRow] = {}
     for update in updates:
         results = iter(update.output.rows)
         for entry in update.groups:
             for position, completion in zip(entry.rows, entry.group.completions, strict=True):
-                rows.setdefault((entry.index, position), Trained(completion, next(results)))
+                rows.setdefault((entry.index, position), TrainedRow(completion, next(results)))
     return rows
 
 
-def step_metrics(rollout: Rollout, learned: Learned, *, judge: str | None, exact: bool = True) -> dict[str, float]:
+def step_metrics(rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True) -> dict[str, float]:
     """Return the metrics line of a step, evaluation and wall-clock aside.
 
     Args:
@@ -85,7 +85,7 @@ def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
     return metrics
 
 
-def _group_metrics(rollout: Rollout, learned: Learned) -> dict[str, float]:
+def _group_metrics(rollout: Rollout, learned: StepResult) -> dict[str, float]:
     used = {entry.index for update in learned.updates for entry in update.groups}
     rewards = [[row.reward for row in group.completions if row.reward is not None] for group in rollout.groups]
     return {
@@ -106,7 +106,7 @@ def _length_metrics(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _policy_metrics(trained: Iterable[Trained]) -> dict[str, float]:
+def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
     kl, entropies, mismatch = [], [], []
     for item in trained:
         entropies.append(item.row.entropy)
@@ -122,7 +122,7 @@ def _policy_metrics(trained: Iterable[Trained]) -> dict[str, float]:
     return metrics
 
 
-def _k3(item: Trained) -> float:
+def _k3(item: TrainedRow) -> float:
     """KL(policy || reference) in nats by one sample: sum_t e^d - d - 1, d = ref - current, over scored tokens."""
     difference = torch.as_tensor(item.completion.ref_logprobs) - item.row.logprobs
     k3 = difference.clamp(max=_MAX_LOG_RATIO).exp() - difference - 1
@@ -174,7 +174,7 @@ def evaluation_metrics(sampled: Evaluation, greedy: Evaluation | None) -> dict[s
 
 
 def rollout_rows(
-    step: int, rollout: Rollout, learned: Learned, prompts: Sequence[str], beta: float
+    step: int, rollout: Rollout, learned: StepResult, prompts: Sequence[str], beta: float
 ) -> list[RolloutRow]:
     """One row per completion, failed ones included. `prompts`: each group's prompt as text."""
     trained = trained_rows(learned.updates)
@@ -207,7 +207,7 @@ def rollout_rows(
     return rows
 
 
-def _trained_facts(trained: Trained | None, beta: float) -> dict[str, Any]:
+def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
     """What only a row that was trained on has. Without a stored reference the reference is the row's own policy."""
     if trained is None:
         return {}
@@ -226,7 +226,7 @@ def _trained_facts(trained: Trained | None, beta: float) -> dict[str, Any]:
     }
 
 
-def _weight(completion: Completion, row: Row) -> float:
+def _weight(completion: Completion, row: RowGradient) -> float:
     """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0."""
     mask = _mask(completion)
     return -float((row.c * mask).sum() / mask.sum().clamp(min=1))

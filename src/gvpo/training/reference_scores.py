@@ -19,10 +19,10 @@ from gvpo.errors import RunError
 from gvpo.progress import StepProgress
 from gvpo.rollout.order import fingerprint
 from gvpo.training.learner import Learner
-from gvpo.training.signals import Stopped, StopRequests
+from gvpo.training.signals import RunStopped, StopRequests
 from gvpo.types import Completion, Group
 from gvpo.update.distributed import ranks
-from gvpo.update.group_backward import Scored
+from gvpo.update.group_backward import TokenLogprobs
 
 PART = 256
 """Groups a file: what is lost at most when a run is killed while it scores."""
@@ -64,7 +64,7 @@ def score_under_start(
     def done(count: int) -> None:
         progress.update(count, {})
         if count < len(groups) and ranks.some(stop.requested):
-            raise Stopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored, and kept")
+            raise RunStopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored, and kept")
 
     with StepProgress("reference", len(groups), console=console, unit="prompt") as progress:
         return with_reference_scores(groups, directory, name, start, learner.score, done)
@@ -75,7 +75,7 @@ def with_reference_scores(
     directory: Path,
     name: str,
     start: str | None,
-    score: Callable[[Sequence[Group]], list[Scored]],
+    score: Callable[[Sequence[Group]], list[TokenLogprobs]],
     done: Callable[[int], None],
 ) -> list[Group]:
     """The groups with `ref_logprobs` on every row, from the files where they are there already.
@@ -102,7 +102,7 @@ def with_reference_scores(
 
 
 def _read_or_made(
-    path: Path, part: Sequence[Group], start: str | None, score: Callable[[Sequence[Group]], list[Scored]]
+    path: Path, part: Sequence[Group], start: str | None, score: Callable[[Sequence[Group]], list[TokenLogprobs]]
 ) -> list[Tensor]:
     """[C] log-probs of each row of a part."""
     rows = [row for group in part for row in group.completions]

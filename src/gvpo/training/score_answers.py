@@ -23,7 +23,7 @@ from gvpo.model.tokenizer import load_tokenizer
 from gvpo.model.weight_files import weights_fingerprint
 from gvpo.progress import StepProgress, error_console
 from gvpo.rollout.aligned_scores import ALIGNED, MODELS
-from gvpo.rollout.collect import Encoded
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.order import fingerprint
 from gvpo.rollout.problems import demonstrations
 from gvpo.training.checkpoint.publish import model_in
@@ -140,7 +140,7 @@ class _Scorer:
 
     path: str
     tokenizer: "PreTrainedTokenizerBase"
-    written: Sequence[tuple[Encoded, Completion]]
+    written: Sequence[tuple[EncodedProblem, Completion]]
 
 
 def _scorer(path: str, config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> _Scorer:

@@ -23,7 +23,7 @@ NOTICE = b"\nstopping when this step is done and saved; once more stops now\n"
 NOW = b"\nstopping now, without this step: closing the workers; once more ends the process at once\n"
 
 
-class Stopped(KeyboardInterrupt):
+class RunStopped(KeyboardInterrupt):
     """A run was asked to stop, and has: the message says after which step, and how to go on."""
 
 

@@ -281,9 +281,9 @@ class Trainer:
         unknown = [name for name in self.config.costs or () if self.rewards and name not in self.rewards]
         if unknown:
             raise ConfigError(f"objective.costs names {unknown[0]!r}, which is none of {', '.join(self.rewards)}")
-        judge = self.config.accuracy
+        judge = self.config.accuracy_reward
         if judge is not None and judge not in self.rewards:
-            raise ConfigError(f"rewards.accuracy={judge!r} is not one of the rewards: {', '.join(self.rewards)}")
+            raise ConfigError(f"rewards.accuracy_reward={judge!r} is not one of the rewards: {', '.join(self.rewards)}")
         if samples or self._is_evaluated():
             check_ready(self.rewards.values())  # before a model is loaded, not at the first scoring
 
@@ -293,7 +293,7 @@ class Trainer:
         return self.config.eval_problems > 0 and any(source is not None for source in sources)
 
     def _judge(self) -> str | None:
-        return self.config.accuracy or next(iter(self.rewards), None)
+        return self.config.accuracy_reward or next(iter(self.rewards), None)
 
 
 def _steps(config: TrainConfig, epochs: int, items: int) -> int:

@@ -115,7 +115,7 @@ def warm_start_config(config: TrainConfig) -> TrainConfig:
         groups_data=None,
         eval_groups=None,
         sample_groups=None,
-        positive="best",
+        chosen_by="best",
         weak_negatives=0,
         keep_share=1.0,
         reference="previous",

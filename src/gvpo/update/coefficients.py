@@ -15,7 +15,7 @@ Objective = Callable[..., ObjectiveOutput]
 
 
 @dataclass(frozen=True)
-class Weighed:
+class ObjectiveGradient:
     """An objective's value on the batch and c [B, T], its gradient by the log-probs."""
 
     loss: Tensor
@@ -28,7 +28,7 @@ class Weighed:
         return bool(self.loss.isfinite() & self.c.isfinite().all())
 
 
-def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> Weighed:
+def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGradient:
     """Run the objective on the whole batch, with `logprobs` [B, T] as a leaf.
 
     c is 0 on masked tokens whatever the objective says of them, and everywhere if the loss ignores the log-probs.
@@ -45,7 +45,7 @@ def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> Weighed:
         if output.loss.requires_grad:
             (found,) = torch.autograd.grad(output.loss, leaf, allow_unused=True)
             c = c if found is None else found.masked_fill(batch.mask == 0, 0.0)
-    return Weighed(output.loss.detach(), output.metrics, c)
+    return ObjectiveGradient(output.loss.detach(), output.metrics, c)
 
 
 def fixed_coefficients(objective: Objective, batch: Batch) -> Tensor | None:

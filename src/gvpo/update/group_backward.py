@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from gvpo.types import Group
 from gvpo.update.choose_path import PrefixSharing
-from gvpo.update.coefficients import Objective, Weighed, fixed_coefficients, same, weigh
+from gvpo.update.coefficients import Objective, ObjectiveGradient, fixed_coefficients, same, weigh
 from gvpo.update.collate import Batch, collate
 from gvpo.update.distributed import fsdp, ranks
-from gvpo.update.distributed.ranks import Dealt
+from gvpo.update.distributed.ranks import RankBatch
 from gvpo.update.experts.aux_loss import RouterLoss, routing_of
 from gvpo.update.experts.routing import Experts, RoutingMode
 from gvpo.update.passes import Forwards, Table, passes
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenLogprobs:
     """What a policy says of one completion of C tokens.
 
     Args:
@@ -48,7 +48,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Row(Scored):
+class RowGradient(TokenLogprobs):
     """A trained completion: its scores at the weights before the update, and how hard each token is pushed.
 
     Args:
@@ -70,18 +70,18 @@ class UpdateOutput:
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    rows: list[Row]
+    rows: list[RowGradient]
 
 
 def score(
     model: nn.Module,
-    groups: Sequence[Group] | Dealt,
+    groups: Sequence[Group] | RankBatch,
     *,
     tokens_per_microbatch: int = 8192,
     prefix_sharing: PrefixSharing = "auto",
     temperature: float = 1.0,
     routing: RoutingMode = "free",
-) -> list[Scored]:
+) -> list[TokenLogprobs]:
     """Log-probs and entropies of every completion, without gradient.
 
     The same groups at the same budget are laid out as `group_backward` lays them out, so at unchanged weights the two
@@ -98,7 +98,7 @@ def score(
             `Completion.experts`.
 
     Returns:
-        One `Scored` a completion, groups in order, then completions in order; of all ranks, on every rank.
+        One `TokenLogprobs` a completion, groups in order, then completions in order; of all ranks, on every rank.
 
     Raises:
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
@@ -114,12 +114,12 @@ def score(
         with forwards.prepared():
             _fill(forwards, table)
     rows = zip(*table.rows(), forwards.experts(), strict=True)
-    return [Scored(logprobs, entropy, experts=experts) for logprobs, entropy, experts in rows]
+    return [TokenLogprobs(logprobs, entropy, experts=experts) for logprobs, entropy, experts in rows]
 
 
 def group_backward(
     model: nn.Module,
-    groups: Sequence[Group] | Dealt,
+    groups: Sequence[Group] | RankBatch,
     objective: Objective,
     *,
     tokens_per_microbatch: int = 8192,
@@ -150,8 +150,9 @@ def group_backward(
         router_aux_coef: weight of the load-balancing loss, over the scored tokens of the whole batch.
 
     Returns:
-        The loss, the objective's metrics and a `Row` a completion. A loss that is not finite says: drop the gradient
-        and skip the update. Nothing was pushed then, unless a push without a score pass met it in a later micro-batch.
+        The loss, the objective's metrics and one `RowGradient` per completion. If the loss is not finite, drop the
+        gradient and skip the update. Nothing was pushed then, unless a push without a score pass met the loss in a
+        later micro-batch.
 
     Raises:
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
@@ -177,7 +178,7 @@ def group_backward(
                 weighed = _score_first(forwards, table, objective, batch, router)
     weighed = router.added_to(weighed)
     parts = zip(*table.rows(), table.cut(weighed.c), forwards.experts(), strict=True)
-    rows = [Row(logprobs, entropy, c, experts=experts) for logprobs, entropy, c, experts in parts]
+    rows = [RowGradient(logprobs, entropy, c, experts=experts) for logprobs, entropy, c, experts in parts]
     return UpdateOutput(weighed.loss, weighed.metrics, rows)
 
 
@@ -191,7 +192,9 @@ def _fill(forwards: Forwards, table: Table) -> None:
     torch.clear_autocast_cache()
 
 
-def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
+def _score_first(
+    forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss
+) -> ObjectiveGradient:
     """Score, weigh, push."""
     _fill(forwards, table)
     router.settle()
@@ -201,7 +204,9 @@ def _score_first(forwards: Forwards, table: Table, objective: Objective, batch: 
     return weighed
 
 
-def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss) -> Weighed:
+def _at_once(
+    forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss
+) -> ObjectiveGradient:
     """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
     (placed,) = forwards.layouts()
     with forwards.together():
@@ -220,7 +225,9 @@ def _at_once(forwards: Forwards, table: Table, objective: Objective, batch: Batc
     return weighed
 
 
-def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor) -> Weighed:
+def _push_first(
+    forwards: Forwards, table: Table, objective: Objective, batch: Batch, known: Tensor
+) -> ObjectiveGradient:
     """Push with the known c, and evaluate the loss on the log-probs that the push gave.
 
     c is then compared with what the objective says there; were the guess wrong, the difference would be pushed too.
@@ -232,7 +239,7 @@ def _push_first(forwards: Forwards, table: Table, objective: Objective, batch: B
         _fill(forwards, table)
     weighed = weigh(objective, batch, table.logprobs)
     if not finite:
-        return Weighed(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
+        return ObjectiveGradient(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
     if ranks.every(weighed.finite) and not ranks.every(same(weighed.c, known)):
         _push(forwards, weighed.c - known)
     return weighed

@@ -22,7 +22,7 @@ from gvpo.model.runtime import compute_dtype
 from gvpo.types import Completion, Group
 from gvpo.update.choose_path import PrefixSharing, choose_path, length_limit
 from gvpo.update.distributed import fsdp, ranks
-from gvpo.update.distributed.ranks import Dealt
+from gvpo.update.distributed.ranks import RankBatch
 from gvpo.update.experts.routing import Experts, Routing
 from gvpo.update.forward import Path, arrange, attention_of, cut, token_scores, unwrap, worth_sharing
 from gvpo.update.head import TokenScores
@@ -37,7 +37,7 @@ IDLE = Group([0], [Completion([0])])
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedLayout:
     """A micro-batch's layout, and where its S tokens stand in the batch.
 
     Args:
@@ -81,7 +81,7 @@ class Forwards:
     def over(
         cls,
         model: nn.Module,
-        batch: Dealt,
+        batch: RankBatch,
         budget: int,
         prefix_sharing: PrefixSharing,
         temperature: float,
@@ -121,19 +121,19 @@ class Forwards:
         with attention_of(self.model, self.path), linears, routers:
             yield
 
-    def layouts(self) -> Iterator[Placed]:
+    def layouts(self) -> Iterator[PlacedLayout]:
         """The layouts of a pass, one forward each."""
         if self.routing is not None:
             self.routing.start_pass()
         for microbatch in self.microbatches:
             layout = arrange(self.model, microbatch, self.path)
-            yield Placed(layout, self.rows[layout.row], layout.token)
+            yield PlacedLayout(layout, self.rows[layout.row], layout.token)
         for _ in range(self.count - len(self.microbatches)):
             (nothing,) = cut([IDLE], ONE_ROW, self.path)
             layout = arrange(self.model, nothing, self.path)
-            yield Placed(layout, torch.full_like(layout.row, self.idle_row), layout.token, idle=True)
+            yield PlacedLayout(layout, torch.full_like(layout.row, self.idle_row), layout.token, idle=True)
 
-    def run(self, placed: Placed, c: Tensor | None = None) -> TokenScores:
+    def run(self, placed: PlacedLayout, c: Tensor | None = None) -> TokenScores:
         """One forward; with c [B, T] of the whole batch its `weighted` is what to push."""
         coefficients = None if c is None else self.pushed(placed, c)
         scores = token_scores(
@@ -149,7 +149,7 @@ class Forwards:
             return scores
         return replace(scores, weighted=scores.weighted + term)
 
-    def router_term(self, placed: Placed) -> Tensor | None:
+    def router_term(self, placed: PlacedLayout) -> Tensor | None:
         """The router loss's part of what to push with the layout that was run last; None if it has none."""
         term = None if placed.idle or self.routing is None else self.routing.term()
         return None if term is None else term * fsdp.gradient_scale(self.model)
@@ -162,7 +162,7 @@ class Forwards:
                 found[row] = experts
         return found
 
-    def pushed(self, placed: Placed, c: Tensor) -> Tensor:
+    def pushed(self, placed: PlacedLayout, c: Tensor) -> Tensor:
         """[S] what the layout's log-probs are multiplied with in the backward, of c [B, T]; 0 where it is idle."""
         return F.pad(c, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
 
@@ -240,7 +240,7 @@ class Table:
         """Where the model computes."""
         return self.values.device
 
-    def fill(self, placed: Placed, scores: TokenScores) -> None:
+    def fill(self, placed: PlacedLayout, scores: TokenScores) -> None:
         """Note a layout's scores."""
         self.values[0, placed.row, placed.token] = scores.logprobs.detach()
         self.values[1, placed.row, placed.token] = scores.entropy.detach()

@@ -16,7 +16,7 @@ from gvpo.model.model import checkpoint_activations
 from gvpo.objectives import gspo, gvpo
 from gvpo.types import Completion, Group
 from gvpo.update.experts.routers import routers_of
-from gvpo.update.group_backward import Scored, group_backward, score
+from gvpo.update.group_backward import TokenLogprobs, group_backward, score
 from tests.fakes import MIXTURES, tiny_model
 from tests.naive import double_precision, gradients, naive_scores, random_groups, relative_error
 
@@ -30,7 +30,7 @@ def rows_of(groups: Sequence[Group]) -> list[tuple[Group, Completion]]:
     return [(group, row) for group in groups for row in group.completions]
 
 
-def with_old(scored: Sequence[Scored]) -> list[Group]:
+def with_old(scored: Sequence[TokenLogprobs]) -> list[Group]:
     """GROUPS with these as the old policy's log-probs and experts."""
     remaining = iter(scored)
 

@@ -2,6 +2,6 @@
 
 from gvpo.data.check.check import Report, Tokens, check
 from gvpo.data.check.findings import Finding
-from gvpo.data.check.rows import Place, Row, read_rows
+from gvpo.data.check.rows import CheckedRow, Place, read_rows
 
-__all__ = ["Finding", "Place", "Report", "Row", "Tokens", "check", "read_rows"]
+__all__ = ["CheckedRow", "Finding", "Place", "Report", "Tokens", "check", "read_rows"]

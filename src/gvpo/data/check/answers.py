@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvpo.data.check.findings import Finding
-from gvpo.data.check.rows import ANSWER_COLUMNS, Row
+from gvpo.data.check.rows import ANSWER_COLUMNS, CheckedRow
 from gvpo.errors import DataError, RewardError
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.rewards.code.forms import Functions, read_tests
@@ -44,7 +44,7 @@ class _Case:
         wrong: the verdict on each wrong answer, by its name.
     """
 
-    rows: list[Row]
+    rows: list[CheckedRow]
     forms: list[str]
     reason: str = ""
     accepted: str | None = None
@@ -52,7 +52,7 @@ class _Case:
     wrong: dict[str, Verdict] = field(default_factory=dict)
 
     @property
-    def row(self) -> Row:
+    def row(self) -> CheckedRow:
         """The first of the rows."""
         return self.rows[0]
 
@@ -74,7 +74,9 @@ class _Case:
                 yield f"{name} pays {paid[wrong[0]]:g} for {' and '.join(wrong)}"
 
 
-def tried(rows: Sequence[Row], pool: RewardPool, progress: Callable[[int], None] | None = None) -> Iterator[Finding]:
+def tried(
+    rows: Sequence[CheckedRow], pool: RewardPool, progress: Callable[[int], None] | None = None
+) -> Iterator[Finding]:
     """Rows whose reference answer does not score 1 by the rewards of `pool`, and rows that pay a wrong answer.
 
     Args:
@@ -103,7 +105,7 @@ def tried(rows: Sequence[Row], pool: RewardPool, progress: Callable[[int], None]
     yield from sorted((each for case in cases for each in case.findings()), key=lambda each: order[each.place])
 
 
-def written(row: Row) -> list[str]:
+def written(row: CheckedRow) -> list[str]:
     """The forms in which the reference answer is given to the reward; none where the row has no answer."""
     forms = [row.record[name] for name in SOLUTIONS if isinstance(row.record.get(name), str)]
     if row.answer is None or not str(row.answer).strip():
@@ -112,9 +114,9 @@ def written(row: Row) -> list[str]:
     return list(dict.fromkeys([f"\\boxed{{{gold}}}", gold, str(row.answer), *forms]))
 
 
-def _cases(rows: Sequence[Row], columns: Sequence[str]) -> list[_Case]:
+def _cases(rows: Sequence[CheckedRow], columns: Sequence[str]) -> list[_Case]:
     """The rows, those together that are the same to a reward."""
-    alike: dict[str, list[Row]] = {}
+    alike: dict[str, list[CheckedRow]] = {}
     for row in rows:
         key = request_key(
             {"prompt": row.prompt, "answer": row.answer, **{name: row.record.get(name) for name in columns}}
@@ -173,13 +175,13 @@ def _note_wrong(case: _Case, verdicts: Mapping[str, Verdict]) -> None:
         case.reason = told or case.reason or reasons[0]
 
 
-def _wrong(row: Row) -> dict[str, str]:
+def _wrong(row: CheckedRow) -> dict[str, str]:
     """Answers that cannot be right, by their names."""
     stub = _stub(row)
     return {EMPTY: "", IDLE: "no idea"} | ({"functions that return nothing": stub} if stub else {})
 
 
-def _stub(row: Row) -> str:
+def _stub(row: CheckedRow) -> str:
     """Code that defines the functions that the row's tests call, and does nothing; "" without such tests."""
     if row.record.get("tests") is None:
         return ""
@@ -203,7 +205,7 @@ def _other(case: _Case, done: Sequence[_Case]) -> _Case | None:
     return next((each for each in candidates if each is not case and _differ(case.row, each.row)), None)
 
 
-def _differ(row: Row, other: Row) -> bool:
+def _differ(row: CheckedRow, other: CheckedRow) -> bool:
     """Return whether the answer of one row is known to be wrong for the other; of code, its tests tell."""
     if row.answer is None or other.answer is None:
         return row.answer is other.answer and row.record.get("tests") != other.record.get("tests")
@@ -220,12 +222,12 @@ def _numbers(answer: str) -> set[float]:
     return {float(number) for number in _NUMBER.findall(quotients)}
 
 
-def _golds(row: Row) -> list[str]:
+def _golds(row: CheckedRow) -> list[str]:
     answers = row.answer if isinstance(row.answer, list | tuple) else [row.answer]
     return [gold_text(answer).strip().casefold() for answer in answers]
 
 
-def _batch(row: Row, columns: Sequence[str], texts: Sequence[str]) -> RewardBatch:
+def _batch(row: CheckedRow, columns: Sequence[str], texts: Sequence[str]) -> RewardBatch:
     """What the reward sees; a column that only other rows have is null."""
     chat = not isinstance(row.prompt, str)
     given: dict[str, Any] = {name: row.record.get(name) for name in columns}

@@ -8,7 +8,7 @@ import numpy as np
 
 from gvpo.data.check.answers import tried
 from gvpo.data.check.findings import SIMILARITY, Finding, Kind, contamination, duplicates, without_prompt
-from gvpo.data.check.rows import Place, Row
+from gvpo.data.check.rows import CheckedRow, Place
 from gvpo.rewards import RewardPool
 from gvpo.types import Prompt
 
@@ -69,9 +69,9 @@ class Tokens:
 
 
 def check(
-    rows: Sequence[Row],
+    rows: Sequence[CheckedRow],
     *,
-    benchmarks: Sequence[Row] = (),
+    benchmarks: Sequence[CheckedRow] = (),
     pool: RewardPool | None = None,
     tokens: Tokens | None = None,
     similarity: float = SIMILARITY,
@@ -106,7 +106,7 @@ def check(
     return Report(len(rows), found, skipped, {unit: _percentiles(values) for unit, values in lengths.items()})
 
 
-def _too_long(rows: Sequence[Row], lengths: Sequence[int], context: int | None) -> list[Finding]:
+def _too_long(rows: Sequence[CheckedRow], lengths: Sequence[int], context: int | None) -> list[Finding]:
     asked = [row for row in rows if row.prompt is not None]
     return [
         Finding("too long", row.place, f"{length} tokens")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gvpo.data.check.overlap import Containment, counted, grams, jaccard
-from gvpo.data.check.rows import Place, Row
+from gvpo.data.check.rows import CheckedRow, Place
 from gvpo.rewards.math.math_answer import gold_text
 from gvpo.rewards.verifiers.boxed import same_answer
 
@@ -38,12 +38,12 @@ class Finding:
     share: float | None = None
 
 
-def without_prompt(rows: Sequence[Row]) -> Iterator[Finding]:
+def without_prompt(rows: Sequence[CheckedRow]) -> Iterator[Finding]:
     """Rows whose prompt is missing, empty or nothing that can be a prompt."""
     return (Finding("no prompt", row.place, row.problem) for row in rows if row.prompt is None)
 
 
-def duplicates(rows: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[Finding]:
+def duplicates(rows: Sequence[CheckedRow], similarity: float = SIMILARITY) -> Iterator[Finding]:
     """Rows that ask what an earlier row asks.
 
     A duplicate has the words of an earlier row. A near duplicate shares, with an earlier row that is neither, at least
@@ -52,8 +52,8 @@ def duplicates(rows: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[
     """
     asked = [row for row in rows if row.words]
     of_row = [grams(row.bare, GRAM) for row in asked]
-    index, first = Containment(counted(of_row), similarity), dict[tuple[str, ...], Row]()
-    kept: list[Row] = []
+    index, first = Containment(counted(of_row), similarity), dict[tuple[str, ...], CheckedRow]()
+    kept: list[CheckedRow] = []
     for row, own in zip(asked, of_row, strict=True):
         if row.words in first:
             yield _duplicate(row, first[row.words])
@@ -69,16 +69,16 @@ def duplicates(rows: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[
             kept.append(row)
 
 
-def _duplicate(row: Row, other: Row) -> Finding:
+def _duplicate(row: CheckedRow, other: CheckedRow) -> Finding:
     differs = _same_answers(row, other) is False
     return Finding("duplicate", row.place, f"{other.place}{', which has another answer' * differs}", other.place, 1.0)
 
 
-def _asks_the_same(row: Row, other: Row) -> bool:
+def _asks_the_same(row: CheckedRow, other: CheckedRow) -> bool:
     return row.numbers == other.numbers and _same_answers(row, other) is not False
 
 
-def _same_answers(row: Row, other: Row) -> bool | None:
+def _same_answers(row: CheckedRow, other: CheckedRow) -> bool | None:
     """Whether the answers are the same number or text; None where one of the rows has none."""
     if row.answer is None or other.answer is None:
         return None
@@ -86,7 +86,9 @@ def _same_answers(row: Row, other: Row) -> bool | None:
     return left == right or same_answer(left, right)
 
 
-def contamination(rows: Sequence[Row], benchmarks: Sequence[Row], similarity: float = SIMILARITY) -> Iterator[Finding]:
+def contamination(
+    rows: Sequence[CheckedRow], benchmarks: Sequence[CheckedRow], similarity: float = SIMILARITY
+) -> Iterator[Finding]:
     """Rows that hold a benchmark's problem: its words, or at least `similarity` of its grams and all its numbers."""
     asked = [row for row in rows if row.words]
     held_out = [row for row in benchmarks if row.words]
@@ -106,6 +108,6 @@ def contamination(rows: Sequence[Row], benchmarks: Sequence[Row], similarity: fl
             yield _contaminated(row, other, share, f"{share:.2f} of")
 
 
-def _contaminated(row: Row, other: Row, share: float, how: str) -> Finding:
+def _contaminated(row: CheckedRow, other: CheckedRow, share: float, how: str) -> Finding:
     answers = {True: ", the same answer", False: ", another answer", None: ""}[_same_answers(row, other)]
     return Finding("contamination", row.place, f"{how} {other.place}{answers}", other.place, share)

@@ -29,7 +29,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckedRow:
     """A row of a data set.
 
     Args:
@@ -63,7 +63,7 @@ class Row:
 
 def read_rows(
     data: str, *, split: str = "train", prompt_column: str | None = None, answer_column: str | None = None
-) -> list[Row]:
+) -> list[CheckedRow]:
     """All rows of a file, of the data files in a directory, or of a data set on the hub.
 
     Args:
@@ -95,7 +95,7 @@ def _data_files(directory: Path) -> list[str]:
 
 def _rows(
     data: str, records: Sequence[Mapping[str, Any]], prompt_column: str | None, answer_column: str | None
-) -> list[Row]:
+) -> list[CheckedRow]:
     if not records:
         raise DataError(f"{data} has no rows; give a file with some")
     asked = _column(data, records, "prompt", prompt_column, PROMPT_COLUMNS)
@@ -106,7 +106,7 @@ def _rows(
     texts = [None if prompt is None else prompt_text(prompt) for prompt, _ in prompts]
     start, end = common_frame([text for text in texts if text is not None])
     return [
-        Row(
+        CheckedRow(
             place=Place(data, number),
             record=record,
             prompt=prompt,

@@ -7,10 +7,10 @@ from typing import Any
 import cloudpickle
 
 from gvpo.errors import RewardError
-from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 
 
-def require_columns(names: Sequence[str], wanted: Sequence[Wanted], batches: Sequence[RewardBatch]) -> None:
+def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], batches: Sequence[RewardBatch]) -> None:
     """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting.
 
     Raises:

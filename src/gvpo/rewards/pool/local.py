@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from gvpo.errors import GvpoError
-from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 from gvpo.types import Verdict
 from gvpo.workers.dispatch import Reply
 from gvpo.workers.worker import checked
@@ -32,7 +32,7 @@ def is_local(function: RewardFunc | LocalReward) -> TypeGuard[LocalReward]:
     return isinstance(function, LocalReward)
 
 
-def judge_locally(reward: LocalReward, wanted: Wanted, batches: Sequence[RewardBatch]) -> Reply:
+def judge_locally(reward: LocalReward, wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Reply:
     """One call of a local reward for the rows of some groups, in order.
 
     Raises:
@@ -58,7 +58,7 @@ def _reason(text: str) -> tuple[str, str] | None:
     return (kind, detail) if text else None
 
 
-def _arguments(wanted: Wanted, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
+def _arguments(wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
     """The arguments of all groups one after the other; a column that a group lacks is None there."""
     parts = [wanted.arguments(batch) for batch in batches]
     names = sorted({name for part in parts for name in part})

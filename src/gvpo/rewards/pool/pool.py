@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted, check_ready
+from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature, check_ready
 from gvpo.rewards.pool.checks import check_limits, checked_weights, pickled, require_columns
 from gvpo.rewards.pool.local import is_local
 from gvpo.rewards.pool.outcomes import Failure
@@ -103,7 +103,7 @@ class RewardPool:
         Raises:
             RewardError: a function needs a column that none of the groups has.
         """
-        wanted = [Wanted.by(function) for function in self._functions.values()]
+        wanted = [RewardSignature.by(function) for function in self._functions.values()]
         require_columns(list(self._functions), wanted, batches)
 
     def close(self) -> None:

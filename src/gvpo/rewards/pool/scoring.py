@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gvpo.rewards.base import RewardBatch, RewardFunc, Wanted
+from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 from gvpo.rewards.pool.checks import cannot_send, require_columns
 from gvpo.rewards.pool.local import is_local, judge_locally
 from gvpo.rewards.pool.outcomes import Outcomes
@@ -36,7 +36,7 @@ class Scoring:
 
     def __init__(self, functions: Mapping[str, RewardFunc], batches: Sequence[RewardBatch], workers: int) -> None:
         self._names, self._functions, self._batches = list(functions), list(functions.values()), batches
-        self._wanted = [Wanted.by(function) for function in self._functions]
+        self._wanted = [RewardSignature.by(function) for function in self._functions]
         self._local = {n: function for n, function in enumerate(self._functions) if is_local(function)}
         self._sent = [function for function in range(len(self._names)) if function not in self._local]
         self._alone = {n for n, function in enumerate(self._functions) if getattr(function, "row_by_row", False)}

@@ -34,7 +34,7 @@ END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class GuestExit:
     """How a guest ended.
 
     Args:
@@ -73,7 +73,7 @@ class Jail:
         stdout: int | None = None,
         verdict: int | None = None,
     ) -> None:
-        self._ended: Ended | None = None
+        self._ended: GuestExit | None = None
         self._said = b""
         with contextlib.ExitStack() as mine, contextlib.ExitStack() as on_error:
             message = sealed(json.dumps(payload).encode())
@@ -101,12 +101,12 @@ class Jail:
     ) -> None:
         self.end()
 
-    def wait(self, seconds: float) -> Ended:
+    def wait(self, seconds: float) -> GuestExit:
         """How the guest ended; it is given `seconds` more."""
         self._wait(seconds)
         return self.end()
 
-    def end(self) -> Ended:
+    def end(self) -> GuestExit:
         """End the guest if it still runs, with everything that it started, and say how it ended."""
         if self._ended is None:
             os.close(self._lifeline)
@@ -161,10 +161,10 @@ def sealed(data: bytes) -> int:
     return descriptor
 
 
-def _ended(status: bytes) -> Ended:
+def _ended(status: bytes) -> GuestExit:
     """The first word of the supervisor, which is the only one unless the jail did not close."""
     try:
         said, _ = json.JSONDecoder().raw_decode(status.decode())
     except ValueError:
-        return Ended(None, "its supervisor ended without a word")
-    return Ended(said.get("code"), said.get("error", ""), said.get("seconds", 0.0))
+        return GuestExit(None, "its supervisor ended without a word")
+    return GuestExit(said.get("code"), said.get("error", ""), said.get("seconds", 0.0))

@@ -11,7 +11,7 @@ from gvpo.errors import RewardError
 from gvpo.rewards.sandbox.guest import BROKEN, PASSED
 from gvpo.rewards.sandbox.isolation import is_isolated
 from gvpo.rewards.sandbox.limits import Limits
-from gvpo.rewards.sandbox.process import Ended, Jail, sealed
+from gvpo.rewards.sandbox.process import GuestExit, Jail, sealed
 from gvpo.workers.deadline import seconds_left
 
 START_SECONDS = 10.0
@@ -125,7 +125,7 @@ def _deadline(limits: Limits) -> float:
     return time.monotonic() + min(limits.wall + START_SECONDS, seconds_left() - RESERVE)
 
 
-def _checked(ended: Ended) -> Ended:
+def _checked(ended: GuestExit) -> GuestExit:
     if ended.error:
         raise RewardError(
             f"the sandbox for code cannot be built: {ended.error}; see `gvpo docs reward-functions`, Code"

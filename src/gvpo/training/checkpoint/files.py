@@ -78,7 +78,7 @@ class TrainerState:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint that passed its checksums; the model is at `path`."""
 
     path: Path
@@ -143,7 +143,7 @@ class Checkpoints:
             ) from error
         return target
 
-    def newest(self) -> Loaded | None:
+    def newest(self) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
 
         Returns:
@@ -225,7 +225,7 @@ def _reason(error: Exception) -> str:
     return " ".join(words.split())
 
 
-def load(path: Path, *, verified: bool = False) -> Loaded:
+def load(path: Path, *, verified: bool = False) -> LoadedCheckpoint:
     """Read a checkpoint.
 
     Args:
@@ -241,7 +241,7 @@ def load(path: Path, *, verified: bool = False) -> Loaded:
         verify(path)
     reference = path / "trainer/reference.safetensors"
     try:
-        return Loaded(
+        return LoadedCheckpoint(
             path=path,
             state=TrainerState(**json.loads((path / "trainer/state.json").read_text())),
             optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),

@@ -11,7 +11,7 @@ from gvpo.errors import CheckpointError, GvpoError, RunError
 from gvpo.model import lora
 from gvpo.model.model import load_model
 from gvpo.system_errors import is_out_of_memory
-from gvpo.training.checkpoint.files import Checkpoints, Loaded, TrainerState, load
+from gvpo.training.checkpoint.files import Checkpoints, LoadedCheckpoint, TrainerState, load
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
 from gvpo.update.distributed import fsdp, ranks
@@ -112,9 +112,9 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> Trainer
     return loaded.state
 
 
-def _newest(checkpoints: Checkpoints) -> Loaded | None:
+def _newest(checkpoints: Checkpoints) -> LoadedCheckpoint | None:
     """The newest whole checkpoint, found and verified by the first rank; the others only read it."""
-    found: list[Loaded] = []
+    found: list[LoadedCheckpoint] = []
 
     def find() -> Path | None:
         checkpoints.clean()
@@ -128,7 +128,7 @@ def _newest(checkpoints: Checkpoints) -> Loaded | None:
     return load(path, verified=True)
 
 
-def _restore_fitting(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
+def _restore_fitting(loaded: LoadedCheckpoint, learner: Learner, config: TrainConfig) -> None:
     try:
         _restore_learner(loaded, learner, config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # whatever torch says of other names and shapes
@@ -140,7 +140,7 @@ def _restore_fitting(loaded: Loaded, learner: Learner, config: TrainConfig) -> N
         ) from error
 
 
-def _restore_learner(loaded: Loaded, learner: Learner, config: TrainConfig) -> None:
+def _restore_learner(loaded: LoadedCheckpoint, learner: Learner, config: TrainConfig) -> None:
     _restore_weights(loaded.path, learner, config)
     fsdp.load_optimizer(learner.optimizer, loaded.optimizer)
     learner.non_finite = loaded.state.non_finite

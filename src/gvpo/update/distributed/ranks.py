@@ -216,7 +216,7 @@ def _channel() -> torch.device:
 
 
 @dataclass(frozen=True)
-class Dealt:
+class RankBatch:
     """A batch that every rank holds, each group of which one rank computes.
 
     Args:
@@ -239,7 +239,7 @@ class Dealt:
         return [row for row, owner in enumerate(owners) if owner == rank()]
 
 
-def deal(groups: Sequence[Group]) -> Dealt:
+def deal(groups: Sequence[Group]) -> RankBatch:
     """Share out whole groups, the same on every rank: the longest first, each to the rank with the fewest tokens yet.
 
     Args:
@@ -250,15 +250,15 @@ def deal(groups: Sequence[Group]) -> Dealt:
     for index in sorted(range(len(groups)), key=lambda index: (-lengths[index], index)):
         owners[index] = loads.index(min(loads))
         loads[owners[index]] += lengths[index]
-    return Dealt(groups, owners)
+    return RankBatch(groups, owners)
 
 
-def gathered(groups: "Sequence[Group] | Dealt") -> Dealt:
+def gathered(groups: "Sequence[Group] | RankBatch") -> RankBatch:
     """The batch of which each rank gives its own groups, in order of ranks; a batch that is dealt already stays."""
-    if isinstance(groups, Dealt):
+    if isinstance(groups, RankBatch):
         return groups
     parts = gather(list(groups))
-    return Dealt([group for part in parts for group in part], [i for i, part in enumerate(parts) for _ in part])
+    return RankBatch([group for part in parts for group in part], [i for i, part in enumerate(parts) for _ in part])
 
 
 def require_same_weights(model: torch.nn.Module) -> None:

@@ -11,16 +11,16 @@ from dataclasses import replace
 from torch import nn
 
 from gvpo.errors import ConfigError
-from gvpo.update.coefficients import Weighed
+from gvpo.update.coefficients import ObjectiveGradient
 from gvpo.update.distributed import ranks
-from gvpo.update.distributed.ranks import Dealt
+from gvpo.update.distributed.ranks import RankBatch
 from gvpo.update.experts.load_balance import Load
 from gvpo.update.experts.routing import Routing, RoutingMode, check_mode
 from gvpo.update.forward import unwrap
 
 
 def routing_of(
-    model: nn.Module, batch: Dealt, mode: RoutingMode, coefficient: float = 0.0, *, on_policy: bool = False
+    model: nn.Module, batch: RankBatch, mode: RoutingMode, coefficient: float = 0.0, *, on_policy: bool = False
 ) -> Routing | None:
     """What watches the routers of a model during the passes over a batch; None where nothing is asked of them.
 
@@ -64,7 +64,7 @@ class RouterLoss:
         self._load = self._routing.load.of(flat)
         self._routing.settle(self._coefficient * self._load.balance_gradient() if self.pushes else None)
 
-    def added_to(self, weighed: Weighed) -> Weighed:
+    def added_to(self, weighed: ObjectiveGradient) -> ObjectiveGradient:
         """What the objective gave, with this loss and the metrics of routing added."""
         if self._load is None:
             self.settle()

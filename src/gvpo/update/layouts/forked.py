@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvpo.types import Group
-from gvpo.update.layouts.packed import MicroBatch, Piece, Row, Tokens
+from gvpo.update.layouts.packed import MicroBatch, PackedRow, Piece, Tokens
 
 CALL_TOKENS = 128
 """Tokens that one more call of a model is worth: its fixed cost, small beside a real prompt."""
@@ -142,7 +142,7 @@ def _pieces(groups: Sequence[Group], budget: int, fork: Fork) -> Iterator[Piece]
     index = count()
     for group in groups:
         prompt = np.asarray(group.prompt, dtype=np.int64)
-        rows = [Row(next(index), np.asarray(row.tokens, dtype=np.int64)) for row in group.completions]
+        rows = [PackedRow(next(index), np.asarray(row.tokens, dtype=np.int64)) for row in group.completions]
         ordered = [row for _, row in _longest_first((0, row) for row in rows if len(row.tokens))]
         widths = np.array([_width([row]) for row in ordered])
         cost = float(len(prompt)) if fork.call == NEVER else NEVER
@@ -150,11 +150,11 @@ def _pieces(groups: Sequence[Group], budget: int, fork: Fork) -> Iterator[Piece]
             yield Piece(prompt, tuple(ordered[part]))
 
 
-def _longest_first(rows: Iterable[tuple[int, Row]]) -> list[tuple[int, Row]]:
+def _longest_first(rows: Iterable[tuple[int, PackedRow]]) -> list[tuple[int, PackedRow]]:
     return sorted(rows, key=lambda each: -len(each[1].tokens))
 
 
-def _width(rows: Sequence[Row]) -> int:
+def _width(rows: Sequence[PackedRow]) -> int:
     """Tokens of the longest of some rows; a last token is only a target."""
     return max(_SHORTEST, *(len(row.tokens) - 1 for row in rows))
 
@@ -218,7 +218,7 @@ def _prompt_call(pieces: Sequence[Piece], device: torch.device) -> Call:
     )
 
 
-def _rows_call(rows: Sequence[tuple[int, Row]], device: torch.device) -> Call:
+def _rows_call(rows: Sequence[tuple[int, PackedRow]], device: torch.device) -> Call:
     width = _width([row for _, row in rows])
     input_ids = np.zeros((len(rows), width), dtype=np.int64)
     for lane, (_, row) in enumerate(rows):

@@ -33,7 +33,7 @@ Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """A completion to lay out.
 
     Args:
@@ -55,7 +55,7 @@ class Piece:
     """
 
     prompt: Tokens
-    rows: tuple[Row, ...]
+    rows: tuple[PackedRow, ...]
 
     @property
     def length(self) -> int:
@@ -144,8 +144,8 @@ def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
     index = count()
     for group in groups:
         prompt = np.asarray(group.prompt, dtype=np.int64)
-        every = [Row(next(index), np.asarray(row.tokens, dtype=np.int64)) for row in group.completions]
-        rows, length = list[Row](), len(prompt)
+        every = [PackedRow(next(index), np.asarray(row.tokens, dtype=np.int64)) for row in group.completions]
+        rows, length = list[PackedRow](), len(prompt)
         for row in sorted((row for row in every if len(row.tokens) > 0), key=lambda row: -len(row.tokens)):
             added = len(row.tokens) - 1
             if rows and length + added > budget:
@@ -204,7 +204,7 @@ class _Canvas:
         self.position_ids[where] = np.arange(position, position + len(tokens))
         self.drawn[where] = 1
 
-    def _score(self, lane: int, last: int, start: int, row: Row) -> None:
+    def _score(self, lane: int, last: int, start: int, row: PackedRow) -> None:
         """Note where a completion is predicted: its first token by the prompt's last, the others by the one before."""
         count = len(row.tokens)
         source = np.arange(start - 1, start + count - 1, dtype=np.int64)

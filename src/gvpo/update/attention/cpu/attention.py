@@ -26,7 +26,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from gvpo.model.matmul import has_fast
 from gvpo.update.attention.cpu import products
-from gvpo.update.attention.cpu.rows import Row, Strip, rows_of
+from gvpo.update.attention.cpu.rows import LaneRow, Strip, rows_of
 from gvpo.update.attention.cpu.short_rows import Behind, ShortRows
 from gvpo.update.layouts.tree import Tree, Trees
 
@@ -141,10 +141,10 @@ class _Parts:
 
     @classmethod
     def _made(cls, trees: Trees, window: int | None, dtype: torch.dtype, *, halve: bool) -> "_Parts":
-        short, long, cross = list[Behind](), list[Row](), list[_Part]()
+        short, long, cross = list[Behind](), list[LaneRow](), list[_Part]()
         for tree in trees.trees:
             prompt, *completions = rows_of(tree)
-            alone = Row(prompt.start, 0)
+            alone = LaneRow(prompt.start, 0)
             whole = tree.prompt + max(tree.rows, default=0) <= SHORT
             for row in (prompt, *completions):
                 if row.length <= SHORT:
@@ -160,7 +160,7 @@ class _Parts:
         return cls([*ShortRows.of_rows(short, window, dtype), *own], cross)
 
 
-def _square(seen: Row, looking: Row) -> _Part:
+def _square(seen: LaneRow, looking: LaneRow) -> _Part:
     return _Part(Strip(looking.start, 1, looking.length), Strip(seen.start, 1, seen.length), causal=False, mask=None)
 
 

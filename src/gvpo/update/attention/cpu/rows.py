@@ -10,35 +10,35 @@ from torch import Tensor
 from gvpo.update.layouts.tree import Tree
 
 
-class Row(NamedTuple):
+class LaneRow(NamedTuple):
     """A prompt, a completion, or a piece of one."""
 
     start: int
     length: int
 
-    def pieces(self, least: int) -> list["Row"]:
+    def pieces(self, least: int) -> list["LaneRow"]:
         """What is left of it when it is halved as long as halves have `least` tokens."""
         return [piece for half in self._halves(least) for piece in half.pieces(least)] or [self]
 
-    def cuts(self, least: int) -> Iterator[tuple["Row", "Row"]]:
+    def cuts(self, least: int) -> Iterator[tuple["LaneRow", "LaneRow"]]:
         """All first and second halves: of the row, of its halves, and so on."""
         if halves := self._halves(least):
             yield halves[0], halves[1]
         for half in halves:
             yield from half.cuts(least)
 
-    def _halves(self, least: int) -> list["Row"]:
+    def _halves(self, least: int) -> list["LaneRow"]:
         if self.length < 2 * least:
             return []
         half = self.length // 2
-        return [Row(self.start, half), Row(self.start + half, self.length - half)]
+        return [LaneRow(self.start, half), LaneRow(self.start + half, self.length - half)]
 
 
-def rows_of(tree: Tree) -> Iterator[Row]:
+def rows_of(tree: Tree) -> Iterator[LaneRow]:
     """The prompt, then each completion, also where one is empty."""
     start = tree.start
     for length in (tree.prompt, *tree.rows):
-        yield Row(start, length)
+        yield LaneRow(start, length)
         start += length
 
 
@@ -51,7 +51,7 @@ class Strip:
     length: int
 
     @classmethod
-    def of_rows(cls, rows: list[Row]) -> Iterator["Strip"]:
+    def of_rows(cls, rows: list[LaneRow]) -> Iterator["Strip"]:
         """As few as hold all rows: those of a length that follow each other without a gap share one."""
         for _, run in groupby(enumerate(rows), lambda each: (each[1].length, each[1].start - each[0] * each[1].length)):
             alike = [row for _, row in run]

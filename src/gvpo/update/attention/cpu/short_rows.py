@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gvpo.model.matmul import slices
 from gvpo.update.attention.cpu.products import powers_
-from gvpo.update.attention.cpu.rows import Row
+from gvpo.update.attention.cpu.rows import LaneRow
 
 PADDED = 1.25
 """How much longer than itself, and 4 tokens more, a row may be padded."""
@@ -34,8 +34,8 @@ BLOCK_ELEMENTS = 2**20
 class Behind(NamedTuple):
     """A row that sees itself, causally, and a prefix, which may be empty."""
 
-    row: Row
-    prefix: Row
+    row: LaneRow
+    prefix: LaneRow
 
     @property
     def keys(self) -> int:
