@@ -264,14 +264,53 @@ def test_ratios_are_coloured_where_there_is_a_reference(browser):
     browser.wait("document.querySelectorAll('.text .token').length === 0")
 
 
-def test_the_pointer_tells_the_values_of_a_curve(browser):
-    assert browser.texts(".chart .keys b")[0] == "0.75"
-    box = browser.evaluate(
+def hover(browser: Browser, share: float) -> None:
+    """Moves the mouse over the first chart, to a share of its width."""
+    place = browser.evaluate(
         "(() => { const svg = document.querySelector('.chart svg'); svg.scrollIntoView({block: 'center'});"
-        "const box = svg.getBoundingClientRect(); return [box.x + box.width * 0.15, box.y + box.height / 2]; })()"
+        "const box = svg.getBoundingClientRect();"
+        f"return [box.x + box.width * {share}, box.y + box.height / 2]; }})()"
     )
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
-    assert browser.texts(".chart .keys b")[0] == "0.5 @1"
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+
+
+def places(browser: Browser) -> list[list[float]]:
+    """Where the page has its charts, legends and headings: left, top, width and height of each."""
+    return browser.evaluate(
+        "[...document.querySelectorAll('h2, .chart, .keys, .keys li, .keys b, svg, #groups')].map((node) => {"
+        "const box = node.getBoundingClientRect(); return [box.x, box.y + scrollY, box.width, box.height]; })"
+    )
+
+
+def test_the_pointer_shows_the_values_of_a_curve(browser):
+    assert browser.texts(".chart .keys b")[0] == "0.75"
+    hover(browser, 0.15)
+    assert browser.texts(".chart .keys b")[0] == "0.5"
+    assert browser.texts(".chart.hover .cursor text") == ["1"]
+    ends = browser.evaluate("document.querySelector('.chart svg').dataset.y.split(' ').map(Number)")
+    height = ends[2] + (0.5 - ends[0]) / (ends[1] - ends[0]) * (ends[3] - ends[2])
+    assert attribute(browser, ".chart.hover .cursor circle", "cx") == ["46"]
+    assert float(attribute(browser, ".chart.hover .cursor circle", "cy")[0]) == pytest.approx(height, abs=0.01)
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    assert browser.texts(".chart .keys b")[0] == "0.75"
+    assert browser.texts(".chart.hover") == []
+
+
+def test_nothing_moves_under_the_pointer(chromium, tmp_path):
+    paths = [make_run(tmp_path / name, steps=60, seed=seed) for seed, name in enumerate("ab")]
+    for runs in (paths[:1], paths):
+        page = write_report(runs, tmp_path / "all.html")
+        for width in (600, 1280):
+            chromium.look(width=width)
+            chromium.open(page)
+            hover(chromium, 0.5)  # scrolls there
+            chromium.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+            before = places(chromium)
+            for share in (0.12, 0.3, 0.5, 0.7, 0.97):
+                hover(chromium, share)
+                assert len(chromium.texts(".chart.hover")) > 10
+                assert places(chromium) == before
+    chromium.look()
 
 
 def test_runs_can_be_changed(chromium, tmp_path):

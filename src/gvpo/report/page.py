@@ -91,7 +91,7 @@ def _key(chart: Chart, name: str, *, alone: bool) -> str:
     """A line of the legend: a metric's name, where there are several, and the last value of each run."""
     label = "" if alone else f"{escape(name)} "
     values = [
-        (_swatch(one), f'<b data-series="{index}">{_last(one, chart)}</b> ')
+        (_swatch(one), _value(one, index, chart))
         for index, one in enumerate(chart.series)
         if one.name == name
     ]
@@ -107,9 +107,11 @@ def _swatch(series: Series) -> str:
     return f'<i class="key c{series.color % COLORS} k{series.dash % DASHES}"{title}></i>'
 
 
-def _last(series: Series, chart: Chart) -> str:
-    finite = [y for _, y in series.points if math.isfinite(y)]
-    return number(finite[-1], percent=chart.percent) if finite else ""
+def _value(series: Series, index: int, chart: Chart) -> str:
+    """Return the last value of a line, with room for any value of it: the legend must not wrap anew under a pointer."""
+    texts = [number(y, percent=chart.percent) for _, y in series.points if math.isfinite(y)]
+    room = max(map(len, texts), default=0) + 0.5
+    return f'<b data-series="{index}" style="width:{room}ch">{texts[-1] if texts else ""}</b> '
 
 
 def _chart_data(chart: Chart) -> dict[str, Any]:

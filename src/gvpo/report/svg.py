@@ -122,6 +122,12 @@ def x_scale(chart: Chart, width: float = WIDTH) -> Scale:
     return Scale(low, high, LEFT, width - RIGHT)
 
 
+def y_scale(chart: Chart, height: float = HEIGHT) -> Scale:
+    """Return the vertical scale: from the first tick to the last."""
+    ticks = y_ticks(chart)
+    return Scale(ticks[0], ticks[-1], height - BOTTOM, TOP)
+
+
 def y_ticks(chart: Chart) -> list[float]:
     """Ticks of the vertical axis; the first and the last are its ends."""
     series = stack(chart.series) if chart.stacked else chart.series
@@ -163,8 +169,7 @@ def segments(points: Sequence[Point]) -> Iterator[list[Point]]:
 def plot(chart: Chart, width: float = WIDTH, height: float = HEIGHT) -> str:
     """The axes and the series of a chart, without its title; SVG elements for a drawing of that size."""
     ticks = y_ticks(chart)
-    across = x_scale(chart, width)
-    up = Scale(ticks[0], ticks[-1], height - BOTTOM, TOP)
+    across, up = x_scale(chart, width), y_scale(chart, height)
     parts = [*_y_axis(ticks, up, width, percent=chart.percent), *_x_axis(chart.across, across, height)]
     if chart.stacked:
         parts += _areas(chart.series, across, up)
@@ -174,12 +179,29 @@ def plot(chart: Chart, width: float = WIDTH, height: float = HEIGHT) -> str:
 
 
 def inline(chart: Chart) -> str:
-    """A chart as an <svg> for a page; `data-x` tells scripts how x values map to the drawing: low high start end."""
-    scale = x_scale(chart)
-    ends = " ".join(f"{value:.10g}" for value in (scale.low, scale.high, scale.start, scale.end))
+    """Return a chart as an <svg> for a page, with a hidden cursor that the page's script moves.
+
+    `data-x` and `data-y` tell the script how values map to the drawing: low, high, start, end.
+    """
+    across, up = x_scale(chart), y_scale(chart)
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
-        f'data-x="{ends}">{plot(chart)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="-9" x2="-9"/></svg>'
+        f'data-x="{_ends(across)}" data-y="{_ends(up)}">{plot(chart)}{_cursor(chart)}</svg>'
+    )
+
+
+def _ends(scale: Scale) -> str:
+    return " ".join(f"{value:.10g}" for value in (scale.low, scale.high, scale.start, scale.end))
+
+
+def _cursor(chart: Chart) -> str:
+    """Return a line with room for its step, and a dot per series; areas on top of each other get no dots."""
+    bottom = HEIGHT - BOTTOM
+    drawn = () if chart.stacked else chart.series
+    dots = "".join(f'<circle class="dot c{one.color % COLORS}" r="4"/>' for one in drawn)
+    return (
+        f'<g class="cursor"><line y1="{TOP}" y2="{bottom}"/>{dots}'
+        f'<text class="tick" y="{bottom + 15}" text-anchor="middle"></text></g>'
     )
 
 

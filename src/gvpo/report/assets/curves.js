@@ -1,59 +1,87 @@
 // Values under the pointer: one pointer moves the cursor of every chart to the same step.
 
+/** A linear scale from the text "low high start end". */
+function readScale(text) {
+  const [low, high, start, end] = text.split(" ").map(Number);
+  return {
+    low, high, start, end,
+    place: (value) => start + ((value - low) / (high - low)) * (end - start),
+    value: (place) => low + ((place - start) / (end - start)) * (high - low),
+  };
+}
+
+/** The index of the number in a rising list that is nearest to `x`. */
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] <= x) low = middle; else high = middle;
+  }
+  return x - xs[low] <= xs[high] - x ? low : high;
+}
+
+/** A chart of the page: shows the values at a step in its legend, where each value has room of a fixed width. */
+class Curves {
+  constructor(figure, { percent, series }) {
+    this.figure = figure;
+    this.percent = percent;
+    this.series = series;
+    this.svg = figure.querySelector("svg");
+    this.across = readScale(this.svg.dataset.x);
+    this.up = readScale(this.svg.dataset.y);
+    const cursor = this.svg.querySelector(".cursor");
+    this.line = cursor.querySelector("line");
+    this.label = cursor.querySelector("text");
+    this.dots = [...cursor.querySelectorAll("circle")];
+    this.values = [...figure.querySelectorAll(".keys b")].map((node) => ({ node, last: node.textContent }));
+  }
+
+  /** The step under a place of the window. */
+  stepAt(clientX) {
+    const box = this.svg.getBoundingClientRect();
+    const place = ((clientX - box.left) / box.width) * this.svg.viewBox.baseVal.width;
+    const inside = Math.min(this.across.end, Math.max(this.across.start, place));
+    return Math.round(this.across.value(inside));
+  }
+
+  show(step) {
+    const inside = step >= this.across.low && step <= this.across.high;
+    this.figure.classList.toggle("hover", inside);
+    if (!inside) return this.rest();
+    const place = this.across.place(step);
+    this.line.setAttribute("x1", place);
+    this.line.setAttribute("x2", place);
+    this.label.setAttribute("x", place);
+    this.label.textContent = step;
+    for (const { node } of this.values) this.read(node, Number(node.dataset.series), step);
+  }
+
+  /** Writes a series' value at the measured step nearest to `step`, and marks that point. */
+  read(node, number, step) {
+    const { x, y } = this.series[number];
+    const at = nearest(x, step);
+    node.textContent = format(y[at], this.percent);
+    const dot = this.dots[number];
+    if (!dot) return;
+    dot.toggleAttribute("hidden", y[at] === null);
+    dot.setAttribute("cx", this.across.place(x[at]));
+    dot.setAttribute("cy", this.up.place(y[at] ?? this.up.low));
+  }
+
+  /** Shows the last values again. */
+  rest() {
+    this.figure.classList.remove("hover");
+    for (const { node, last } of this.values) node.textContent = last;
+  }
+}
+
 function followPointer(data) {
-  const charts = [...document.querySelectorAll(".chart")].map((figure) => {
-    const svg = figure.querySelector("svg");
-    const [low, high, start, end] = svg.dataset.x.split(" ").map(Number);
-    return {
-      figure, svg, low, high, start, end,
-      width: svg.viewBox.baseVal.width,
-      cursor: svg.querySelector(".cursor"),
-      values: [...figure.querySelectorAll(".keys b")].map((node) => ({
-        node, last: node.textContent, series: Number(node.dataset.series),
-      })),
-      ...data.charts[Number(figure.dataset.chart)],
-    };
-  });
-
-  function nearest(xs, x) {
-    let low = 0, high = xs.length - 1;
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (xs[middle] <= x) low = middle; else high = middle;
-    }
-    return x - xs[low] <= xs[high] - x ? low : high;
-  }
-
-  function point(step) {
-    for (const chart of charts) {
-      const inside = step >= chart.low && step <= chart.high;
-      chart.figure.classList.toggle("hover", inside);
-      if (!inside) continue;
-      const at = chart.start + ((step - chart.low) / (chart.high - chart.low)) * (chart.end - chart.start);
-      chart.cursor.setAttribute("x1", at);
-      chart.cursor.setAttribute("x2", at);
-      for (const value of chart.values) {
-        const series = chart.series[value.series];
-        const found = nearest(series.x, step);
-        value.node.textContent = `${format(series.y[found], chart.percent)} @${series.x[found]}`;
-      }
-    }
-  }
-
-  function leave() {
-    for (const chart of charts) {
-      chart.figure.classList.remove("hover");
-      for (const value of chart.values) value.node.textContent = value.last;
-    }
-  }
-
+  const charts = [...document.querySelectorAll(".chart")].map((figure) => new Curves(figure, data.charts[Number(figure.dataset.chart)]));
   for (const chart of charts) {
     chart.svg.addEventListener("pointermove", (event) => {
-      const box = chart.svg.getBoundingClientRect();
-      const at = ((event.clientX - box.left) / box.width) * chart.width;
-      const share = Math.min(1, Math.max(0, (at - chart.start) / (chart.end - chart.start)));
-      point(Math.round(chart.low + share * (chart.high - chart.low)));
+      const step = chart.stepAt(event.clientX);
+      for (const each of charts) each.show(step);
     });
-    chart.svg.addEventListener("pointerleave", leave);
+    chart.svg.addEventListener("pointerleave", () => charts.forEach((each) => each.rest()));
   }
 }
