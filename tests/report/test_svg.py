@@ -112,6 +112,15 @@ def test_a_line_that_is_constant_up_to_rounding_has_room():
     assert ticks[0] < -0.024 < ticks[-1]
 
 
+def test_a_constant_line_at_a_bound_has_room_on_the_other_side_alone():
+    def ends(value: float) -> tuple[float, float]:
+        ticks = y_ticks(Chart("t", "", [Series("s", [(1, value), (2, value)])], low=0.0))
+        return ticks[0], ticks[-1]
+
+    assert ends(0.0) == (0.0, 1.0)
+    assert ends(5.0) == (0.0, 5.0)
+
+
 def test_a_trend_makes_the_points_faint():
     svg = plot(Chart("t", "", [Series("s", [(0, 0.0), (1, 1.0)], trend=[(0, 0.5), (1, 0.5)])]))
     faint, bold = elements(svg, "path", "line")

@@ -90,11 +90,7 @@ def _card(chart: Chart, index: int) -> str:
 def _key(chart: Chart, name: str, *, alone: bool) -> str:
     """A line of the legend: a metric's name, where there are several, and the last value of each run."""
     label = "" if alone else f"{escape(name)} "
-    values = [
-        (_swatch(one), _value(one, index, chart))
-        for index, one in enumerate(chart.series)
-        if one.name == name
-    ]
+    values = [(_swatch(one), _value(one, index, chart)) for index, one in enumerate(chart.series) if one.name == name]
     if chart.series[0].run:
         return f"<li>{label}{''.join(swatch + value for swatch, value in values)}</li>"
     swatch, value = values[0]

@@ -138,7 +138,7 @@ def y_ticks(chart: Chart) -> list[float]:
     low, high = min(values, default=0.0), max(values, default=1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal up to rounding
         margin = abs(low) * 0.1 or 1.0
-        low, high = low - margin, high + margin
+        low, high = low if low == chart.low else low - margin, high if high == chart.high else high + margin
     return nice_ticks(low, high)
 
 
