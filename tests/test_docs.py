@@ -1,11 +1,13 @@
 """The documents say what is so: links, settings, metrics, recipes, commands and snippets are checked against the code.
 
 A python block whose first line is `# runs` is run; the blocks of a page share their names, and find the demo's run in
-`runs/demo`. All others must compile. `toml` blocks are recipes. Lines of `sh` and plain blocks that begin with `gvpo`
-or `make` are commands.
+`runs/demo`. All others must compile. `toml` blocks are recipes. Lines of `sh` and plain blocks that begin with `gvpo`,
+`make` or `torchrun` are commands, and so are the lines after `$ ` in `console` blocks: they must parse. A `console`
+block after the line `<!-- runs -->` is run, and must print what it shows; `...` stands for any text.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gvpo.cli.main import COMMANDS
+from gvpo.cli.main import _parser
 from gvpo.cli.train import find_recipe
 from gvpo.config import FIELDS, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
@@ -101,21 +103,74 @@ def test_toml_blocks_are_recipes(page):
         TrainConfig(**flatten(recipe))
 
 
+def commands(page):
+    """The lines of `sh` and plain blocks that begin with a command, and those after a prompt in `console` blocks."""
+    plain = "".join(blocks(page, "(?:sh)?")).replace("\\\n", " ").splitlines()
+    prompted = [
+        command for block in set(blocks(page, "console")) - set(runnable(page)) for command, _ in transcript(block)
+    ]
+    lines = [line for line in plain if re.match(r"(?:[A-Z_]+=\S+ )*(?:gvpo|make|torchrun) ", line)] + prompted
+    return [part.strip() for line in lines for part in re.split(r" (?:\||&&|>) ", line)]
+
+
+def transcript(block):
+    """The commands of a console block, each with its output."""
+    for part in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
 @every_page
-def test_commands_exist(page):
-    lines = "".join(blocks(page, "(?:sh)?")).replace("\\\n", " ").splitlines()
+def test_commands_parse(page):
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for line in lines:
-        if not line.startswith(("make ", "gvpo ")):
-            continue
+    for line in commands(page):
         words = shlex.split(line, comments=True)
-        if words[:1] == ["make"]:
+        while re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        if words[0] == "make":
             assert all(re.search(rf"^{word}:", targets, re.MULTILINE) for word in words[1:] if "=" not in word), line
-        if words[:1] == ["gvpo"]:
-            assert words[1] in COMMANDS or words[1].startswith("-"), line
-        if words[:2] == ["gvpo", "train"]:
-            parse_overrides([word for word in words[3:] if not word.startswith("-")])
-            assert words[2].endswith(".toml") or find_recipe(words[2]), line
+        if words[0] == "torchrun":
+            words = ["gvpo", *words[words.index("gvpo.cli.main") + 1 :]]
+        if words[0] == "gvpo" and not {"--version", "--help"} & set(words):
+            parse(words[1:], line)
+
+
+def parse(words, line):
+    """Parse a command of gvpo as its parser does, with its recipe and settings."""
+    options, late = _parser(words).parse_known_args(words)
+    assert not any(word.startswith("-") for word in late), line
+    if words[0] == "train":
+        parse_overrides([*options.settings, *late])
+        assert options.recipe.endswith(".toml") or find_recipe(options.recipe), line
+
+
+def runnable(page):
+    """The console blocks that are marked to be run."""
+    return re.findall(r"^<!-- runs -->\n```console\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+def test_marked_commands_print_what_the_page_shows(page, demo):
+    (demo / "bin").mkdir(exist_ok=True)
+    script = demo / "bin/gvpo"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m gvpo.cli.main "$@"\n')
+    script.chmod(0o755)
+    environment = os.environ | {"PATH": f"{demo / 'bin'}:{os.environ['PATH']}", "COLUMNS": "100"}
+    for block in runnable(page):
+        for command, expected in transcript(block):
+            finished = subprocess.run(
+                command,
+                shell=True,
+                cwd=demo,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=120,
+            )
+            printed = "\n".join(line.rstrip() for line in finished.stdout.splitlines()).strip()
+            pattern = ".*".join(map(re.escape, expected.strip().split("...")))
+            assert re.fullmatch(pattern, printed, re.DOTALL), f"$ {command}\n{printed}"
 
 
 @pytest.mark.filterwarnings("ignore::gvpo.errors.GvpoWarning")
