@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
 
-.PHONY: help setup demo demo-rloo test test-slow check format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
+.PHONY: help setup demo demo-rloo test test-slow check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+prose: $(READY)  ## find English that CONTRIBUTING.md asks us not to write
+	$(BIN)/python -m tools.prose
 
 format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
