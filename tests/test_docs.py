@@ -226,3 +226,9 @@ def test_the_run_directory_page_lists_every_file(demo):
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = {page for pages in docs_site.navigation().values() for page in pages}
     assert sorted({str(page.relative_to(ROOT)) for page in PAGES} - listed) == []
+
+
+@every_page
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"(?<![\w./-])(?:src|tests|benchmarks|tools|examples)/[\w/-]+\.\w+", page.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
