@@ -109,6 +109,7 @@ def test_groups_whose_rewards_differ_come_first(browser):
     assert listed(browser) == ["sum=", "mild=", "dead="]
     assert browser.texts(".filters button") == ["rewards differ 2", "dead 1", "truncated 1", "failed 1"]
     assert browser.texts(".brief") == ["mean 0.5 · 1 failed · 1 truncated", "mean 0.375", "mean 1 · dead"]
+    assert browser.texts(".cells span") == ["3 completions", "2 completions", "2 completions"]
 
 
 def test_a_group_shows_all_that_is_known_of_its_completions(browser):
@@ -359,6 +360,41 @@ def test_only_what_is_in_view_is_in_the_page(chromium, tmp_path):
     prompt(chromium, "g1499=")
     assert listed(chromium)[-1] == "g1499="
     assert chromium.evaluate("document.querySelectorAll('.item').length") < 40
+
+
+@pytest.mark.parametrize(
+    ("size", "counted"),
+    [(1, "1 completion"), (16, "16 completions"), (64, "64 completions"), (200, "64 of 200 shown")],
+)
+def test_a_group_of_any_size_is_shown_whole(chromium, tmp_path, size, counted):
+    """The list has a square per completion, or says how many of them have one; the group has a card per completion."""
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    rows = [
+        row("g", i, reward=float(i % 2) if i % 3 else None, reason="" if i % 3 else "timeout", finish_reason="length")
+        for i in range(size)
+    ]
+    run.write_rollouts(1, rows)
+    page = write_report([run.path], run.report_path)
+    for width in (600, 1280):
+        chromium.look(width=width)
+        chromium.open(page)
+        chromium.click("#all-steps")
+        chromium.wait("document.querySelector('.brief').textContent.startsWith('step 1')")
+        cut = chromium.evaluate(
+            "[...document.querySelectorAll('.item, .item *')].filter((node) => node.scrollWidth > node.clientWidth + 1"
+            " && getComputedStyle(node).display !== 'inline').map((node) => node.className)"
+        )
+        assert cut == []
+        squares = chromium.evaluate(
+            "(() => { const room = document.querySelector('.item').getBoundingClientRect();"
+            "const boxes = [...document.querySelectorAll('.cells i')].map((node) => node.getBoundingClientRect());"
+            "const seen = (box) => box.width >= 2 && box.left >= room.left && box.right <= room.right;"
+            "return boxes.filter(seen).length; })()"
+        )
+        assert squares == min(size, 64)
+        assert chromium.texts(".cells span") == [counted]
+        assert len(chromium.texts(".row")) == size
+    chromium.look()
 
 
 @pytest.mark.parametrize("width", [320, 700, 1280])

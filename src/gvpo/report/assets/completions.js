@@ -8,12 +8,24 @@ const ROW_SORTS = {
   length: ["length", (row) => -row.length],
 };
 
+const MOST_CELLS = 64;
+
 /** From --bad at the lowest reward of the run to --good at its highest; grey where there is only one. */
 function tint(node, reward, [low, high]) {
   if (reward === null || !(high > low)) return node;
   node.style.setProperty("--share", `${Math.round((100 * (reward - low)) / (high - low))}%`);
   node.classList.add("tinted");
   return node;
+}
+
+/** A square per completion in the colour of its reward, for as many as a line has room for, and how many there are. */
+function cellNodes(store, group) {
+  const begin = store.rowStarts[group], size = store.sizes[group], shown = Math.min(size, MOST_CELLS);
+  const cells = store.reward.slice(begin, begin + shown).map((reward) => {
+    return tint(element("i", { class: reward === null ? "none" : "" }), reward, store.rewards);
+  });
+  const words = shown < size ? `${shown} of ${size.toLocaleString("en")} shown` : counted(size, "completion");
+  return [...cells, element("span", {}, words)];
 }
 
 function rewardNode(row, extremes) {

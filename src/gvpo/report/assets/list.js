@@ -1,6 +1,6 @@
 // A list of any length that holds only the items in view: one height for all, placed by their numbers.
 
-const ITEM_HEIGHT = 50;
+const ITEM_HEIGHT = 68;
 const BEYOND = 6;
 
 class VirtualList {

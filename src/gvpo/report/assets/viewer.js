@@ -128,21 +128,19 @@ class Viewer {
     this.status.textContent = text;
   }
 
+  /** A line of the list: the prompt, a square per completion, and facts in words. */
   item(group) {
     const { store, state } = this;
     const fact = store.facts[group];
-    const cells = store.reward.slice(store.rowStarts[group], Math.min(store.rowStarts[group + 1], store.rowStarts[group] + 32));
     const words = [
       state.all ? `step ${store.steps[store.stepOf(group)]}` : "",
       fact.mean === null ? "no reward" : `mean ${format(fact.mean)}`,
       fact.dead ? "dead" : "", fact.failed ? `${fact.failed} failed` : "", fact.truncated ? `${fact.truncated} truncated` : "",
-    ];
+    ].filter(Boolean).join(" · ");
     return [
       element("div", { class: "excerpt" }, store.excerpts[group] || store.ids[group]),
-      element("div", { class: "brief" },
-        element("span", { class: "cells", "aria-hidden": "true" },
-          cells.map((reward) => tint(element("i", { class: reward === null ? "none" : "" }), reward, store.rewards))),
-        words.filter(Boolean).join(" · ")),
+      element("div", { class: "cells", "aria-hidden": "true" }, cellNodes(store, group)),
+      element("div", { class: "brief", title: words }, words),
     ];
   }
 
