@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gvpo import model_config
 from gvpo.errors import ModelError
 from gvpo.planning import read_architecture
 from gvpo.planning.files import local_config
@@ -95,3 +96,22 @@ def test_local_configurations(tmp_path):
         local_config(tmp_path)
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     assert local_config(tmp_path) == local_config(tmp_path / "config.json") == {"hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("keys", "shares", "linear"),
+    [
+        ({}, True, True),
+        ({"attn_logit_softcapping": 50.0}, False, True),
+        ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, False, True),
+        ({"attention_chunk_size": 8192}, False, True),
+        ({"logit_scale": 0.25}, True, False),
+        ({"final_logit_softcapping": 30.0}, True, False),
+        ({"lm_head_multiplier": 1.0}, True, True),
+    ],
+)
+def test_a_config_json_gets_the_answer_of_the_loaded_configuration(keys, shares, linear):
+    found = read_architecture({**SIZES, "model_type": "llama", **keys})
+    assert (found.shares_prompts, found.fused_head) == (shares, linear)
+    loaded = AutoConfig.for_model("llama", **SIZES, **keys)
+    assert (not model_config.why_not_shared(loaded), model_config.logits_are_linear(loaded)) == (shares, linear)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvpo.errors import ModelError
+from gvpo.model_config import logits_are_linear, why_not_shared
 
 Config = Mapping[str, Any]
 
@@ -24,8 +25,6 @@ _OTHER_NAMES = {
 }
 _FULL_EXPERTS = ("mixtral", "olmoe")
 """Types whose experts are as large as `intermediate_size` says, whatever else a configuration has."""
-
-_UNFUSED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,8 @@ def _architecture(config: Config, kind: str, traits: _Traits, notes: list[str]) 
         gated=traits.gated,
         parameters=layers * layer + vocabulary * hidden * (1 if tied else 2) + extra,
         layer_parameters=layer,
-        shares_prompts=_shares_prompts(config),
-        fused_head=all(config.get(name) in (None, 1, 1.0) for name in _UNFUSED),
+        shares_prompts=not why_not_shared(config),
+        fused_head=logits_are_linear(config),
         softcapped=bool(config.get("final_logit_softcapping")),
         notes=tuple(notes),
         **shape,
@@ -235,12 +234,6 @@ def _layer_parameters(
     routed = experts["experts"] * hidden * (3 * experts["expert_intermediate"] + 1)  # each with its row of the router
     shared = 3 * hidden * experts["shared_intermediate"] + (hidden if experts["shared_intermediate"] else 0)
     return attention + norms + biases + routed + shared
-
-
-def _shares_prompts(config: Config) -> bool:
-    """The planner's view of `gvpo.update.choose_path.why_not_shared`, without a model."""
-    kinds = set(config.get("layer_types") or ())
-    return kinds <= {"full_attention", "sliding_attention"} and config.get("attn_logit_softcapping") is None
 
 
 def _number(config: Config, name: str) -> int:

@@ -5,7 +5,6 @@ are scaled after the head are read from the configuration; besides, each fast pa
 plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 """
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gvpo import model_config
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.system_errors import is_out_of_memory
@@ -27,15 +27,6 @@ from gvpo.update.layouts.forked import NEVER, Fork
 
 PrefixSharing = Literal["auto", "on", "off"]
 
-_POST_PROCESSING = (
-    "final_logit_softcapping",
-    "logits_scaling",
-    "logit_scale",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-_LOCAL = re.compile(r"(window|block|chunk)_size$|^index_|^attention_types$")
-"""Settings by which architectures say that a token does not see all before it; `sliding_window` has its own test."""
 _STRETCHED = ("dynamic", "longrope")
 _FLOOR = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_FLOOR = 2e-2
@@ -86,19 +77,9 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
 
 
 def why_not_shared(model: Any) -> str:
-    """What in a model's configuration forbids shared prompts; "" if nothing does."""
-    config = model.config.get_text_config()
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    if other:
-        return f"it has layers of type {', '.join(other)}"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return "its attention caps its scores"
-    local = sorted(name for name, value in vars(config).items() if _LOCAL.search(name) and value)
-    if local:
-        return f"its attention is local ({', '.join(local)})"
-    if getattr(model, "_is_stateful", False):
-        return "it has recurrent layers"
-    return ""
+    """Return what forbids that completions share their prompt by attention; "" if nothing does."""
+    reason = model_config.why_not_shared(model.config.get_text_config())
+    return reason or ("it has recurrent layers" if getattr(model, "_is_stateful", False) else "")
 
 
 def length_limit(model: Any) -> int | None:
@@ -117,11 +98,10 @@ def length_limit(model: Any) -> int | None:
 
 
 def _fusable(model: Any) -> bool:
-    """Whether logits are a linear layer of hidden states and nothing more, as far as the configuration tells."""
+    """Return whether logits are a linear layer of hidden states and nothing more, as far as can be told in advance."""
     head = model.get_output_embeddings()
     linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
-    config = model.config.get_text_config()
-    return linear and all(getattr(config, name, None) in (None, 1, 1.0) for name in _POST_PROCESSING)
+    return linear and model_config.logits_are_linear(model.config.get_text_config())
 
 
 def _sharded(model: nn.Module) -> bool:
