@@ -57,6 +57,8 @@ CASES = {
     "sitting": ("comment", ["a sitting"], ["it sits", "a setting"]),
     "anew": ("comment", ["made anew"], ["a new one"]),
     "on the spot": ("comment", ["made on the spot"], ["a spot"]),
+    "beside": ("comment", ["written beside it"], ["besides it"]),
+    "likeliest": ("comment", ["the likeliest token", "likelier here"], ["the most likely token"]),
     "but for": ("comment", ["equal but for rounding"], ["nothing but rows for it"]),
     "none too": ("comment", ["groups, none too"], ["none of them, too"]),
     "else": ("comment", ["It is empty. Else it fails"], ["or else it fails", "Else if"]),

@@ -134,6 +134,8 @@ RULES = (
     Rule("sitting", _ALL, r"\b[Ss]ittings?\b", '"session", or "process"'),
     Rule("anew", _ALL, r"\banew\b", '"again"'),
     Rule("on the spot", _ALL, r"\bon the spot\b", '"created by the run" or "generated"'),
+    Rule("beside", _ALL, r"\bbeside\b", '"next to", "in the same folder", "with", "compared with" or "in addition to"'),
+    Rule("likeliest", _ALL, r"\blikel(?:iest|ier)\b", '"most likely" or "more likely"'),
     Rule("but for", _SENTENCES, r"\bbut for\b", '"except for"'),
     Rule("none too", _ALL, r"\bnone,? too\b", '"an empty list is allowed"'),
     Rule("else", _SENTENCES, _OPENING + r"Else,? (?!if\b)", '"Otherwise, "'),
