@@ -50,7 +50,7 @@ RECIPES = {
     "binary.toml": "binary.toml is not valid TOML: 'utf-8' codec can't decode",
     "typo.toml": "typo.toml: unknown setting 'checkpoint.evry'; did you mean 'checkpoint.every'?",
     "section.toml": "section.toml: unknown setting 'sampler'; did you mean 'sampling'?",
-    "flat.toml": "flat.toml: unknown setting 'steps'; did you mean 'train.steps'?",
+    "flat.toml": "flat.toml: unknown setting 'steps'; did you mean 'train.steps' or 'warm_start.steps'?",
     "list.toml": "list.toml: 'train' is a section; write [train] with its keys below",
     "orphan.toml": "cannot read recipe nowhere.toml, which orphan.toml extends: No such file or directory; correct",
     "loop.toml": "recipe loop.toml extends itself, through pool.toml; remove one `extends`",
@@ -62,7 +62,7 @@ RECIPES = {
 SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
     "sampler.group_size=3": "unknown setting 'sampler.group_size'; did you mean 'sampling.group_size'?",
     "train.stpes=3": "unknown setting 'train.stpes'; did you mean 'train.steps'?",
-    "steps=3": "unknown setting 'steps'; did you mean 'train.steps'?",
+    "steps=3": "unknown setting 'steps'; did you mean 'train.steps' or 'warm_start.steps'?",
     "=3": "'=3' is not a setting; write it as section.key=value",
     "train.steps": "'train.steps' is not a setting; write it as section.key=value",
     "train.steps=": "train.steps='': Input should be a valid integer",

@@ -1,11 +1,11 @@
 """`gvpo docs [PAGE]`: print a page of the documentation of this version."""
 
 import argparse
-import difflib
 from pathlib import Path
 
 from gvpo.cli.shipped import shipped_directory
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,8 @@ def run(options: argparse.Namespace) -> int:
     elif options.page in found:
         print(found[options.page].read_text(encoding="utf-8"), end="")
     else:
-        near = difflib.get_close_matches(options.page, found, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`gvpo docs` lists all pages"
-        raise ConfigError(f"there is no page {options.page!r}; {hint}")
+        hint = did_you_mean(options.page, found, "`gvpo docs` lists all pages")
+        raise ConfigError(f"there is no page {options.page!r}{hint}")
     return 0
 
 

@@ -11,7 +11,6 @@ Knows nothing of torch, models or objectives; what an objective's keywords may b
 (`gvpo.training.objective`).
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gvpo.config.combinations import impossible
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 
 
 class Section(BaseModel):
@@ -434,6 +434,5 @@ _WANTED = {
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """The message for a setting that does not exist; the nearest that does is named."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    """Return the message for a setting that does not exist; it names the nearest one that does."""
+    return f"unknown setting {name!r}{did_you_mean(name, known)}"

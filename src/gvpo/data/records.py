@@ -1,6 +1,5 @@
 """Rows of a data set, wherever they lie, and the problems that they are."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from gvpo.data.readers import COMPRESSIONS, READERS, kind_of, read_file
 from gvpo.errors import DataError
 from gvpo.hub import from_hub
 from gvpo.messages import plain_messages, unicode_text, well_formed
+from gvpo.nearest import nearest
 from gvpo.types import Problem, Prompt
 
 Record = Mapping[str, Any]
@@ -103,7 +103,7 @@ def _suggestion(columns: list[str]) -> str:
     if not columns:
         return "; it has no columns at all"
     known = [name for name in OTHER_NAMES if name in columns]
-    near = [*difflib.get_close_matches("prompt", columns, n=1), *known]
+    near = [*nearest("prompt", columns), *known]
     if near:
         return f"; rename {near[0]!r} to `prompt`, or name it with data.prompt_column"
     return f"; its columns are {', '.join(map(repr, columns))}"

@@ -5,7 +5,6 @@ r"""Benchmarks by name: where their rows are, what is asked, what is right, how 
 What is put around a question is a template's business (templates.py).
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from gvpo.data import TASKS, load_records, problems_from_records
 from gvpo.data.tasks.gsm8k import HUB_ID as GSM8K_HUB_ID
 from gvpo.data.tasks.mbpp import INSTRUCTION as ASK_FOR_CODE
 from gvpo.errors import ConfigError, DataError
+from gvpo.nearest import did_you_mean
 from gvpo.rewards.math.math_answer import gold_text
 from gvpo.types import Problem
 
@@ -160,9 +160,8 @@ def find_benchmark(name: str, reward: str | None = None) -> Benchmark:
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     if Path(name).suffix not in KINDS and "/" not in name:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(BENCHMARKS)}, or give a file"
-        raise ConfigError(f"there is no benchmark {name!r}; {hint}")
+        hint = did_you_mean(name, BENCHMARKS, f"choose one of {', '.join(BENCHMARKS)}, or give a file")
+        raise ConfigError(f"there is no benchmark {name!r}{hint}")
     if reward is None:
         raise ConfigError(f"the benchmark {name} is your own, so say what is right: --reward NAME")
     called = Path(name.partition("#")[0].partition(":")[0]).stem
@@ -182,8 +181,8 @@ def check_places(data: Sequence[str], names: Sequence[str]) -> None:
     known = [*names, *BENCHMARKS]
     for name in [given.partition("=")[0] for given in data if "=" in given]:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or names
-            raise ConfigError(f"--data {name}=... is for no benchmark; did you mean {near[0]!r}?")
+            hint = did_you_mean(name, known, f"this evaluation asks {', '.join(names)}")
+            raise ConfigError(f"--data {name}=... is for no benchmark{hint}")
 
 
 def load_problems(benchmark: Benchmark, data: Sequence[str] = ()) -> list[Problem]:

@@ -3,8 +3,7 @@
 Knows transformers' auto classes and nothing of training; reading a tokenizer is `gvpo.model.tokenizer`.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from gvpo.model.endings import ending
 from gvpo.model.generation_config import restore, save_beside, settle
 from gvpo.model.quantization import Quantization, quantization_config, stay_trainable
 from gvpo.model.tokenizer import not_found
+from gvpo.nearest import did_you_mean
 
 _AUTO: Any = AutoModelForCausalLM
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -222,22 +222,18 @@ def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
         raise ModelError('init names no architecture; add architecture = "qwen2", say')
     architecture = str(keys.pop("architecture"))
     if architecture not in CONFIG_MAPPING or CONFIG_MAPPING[architecture] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        near = _nearest(architecture, set(CONFIG_MAPPING.keys()) - {architecture})
+        near = did_you_mean(architecture, sorted(set(CONFIG_MAPPING.keys()) - {architecture}))
         raise ModelError(f"init.architecture={architecture!r} is no causal language model of transformers{near}")
     known = {*vars(AutoConfig.for_model(architecture)), *CONFIG_MAPPING[architecture].attribute_map, "rope_theta"}
+    public = [name for name in known if not name.startswith("_")]
     for key in keys:
         if key not in known:
-            raise ModelError(f"init.{key} is not a key of the {architecture} config{_nearest(key, known)}")
+            raise ModelError(f"init.{key} is not a key of the {architecture} config{did_you_mean(key, public)}")
     try:
         # token ids that were not given stay unset: the defaults belong to another tokenizer
         return AutoConfig.for_model(architecture, **{**dict.fromkeys(_TOKEN_IDS), **keys})
     except Exception as error:  # its validators raise classes of their own
         raise ModelError(f"init is not a valid {architecture} config: {one_line(error)}") from error
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, [name for name in known if not name.startswith("_")], n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:

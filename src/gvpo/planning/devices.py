@@ -4,7 +4,6 @@ Data sheets: NVIDIA's for A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RT
 (float16 of the T4, which has no bfloat16).
 """
 
-import difflib
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 
 GIB = 2**30
 TERA = 1e12
@@ -90,8 +90,7 @@ def _named(name: str) -> Device:
     if plain == "cpu":
         return this_cpu()
     if plain not in GPUS:
-        near = difflib.get_close_matches(plain, GPUS, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(plain, GPUS)
         raise ConfigError(f"there is no GPU {name!r} in the table{guess}; choose one of {', '.join(GPUS)}, or cpu")
     return GPUS[plain]
 

@@ -1,6 +1,5 @@
 """Rewards by name, as recipes write them."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,6 +13,7 @@ from typing import Any
 import cloudpickle
 
 from gvpo.errors import RewardError
+from gvpo.nearest import did_you_mean
 from gvpo.rewards.base import RewardFunc, blames_text
 from gvpo.rewards.code.code import code_reward, code_tests
 from gvpo.rewards.judges.judge import judge
@@ -146,7 +146,7 @@ def _named(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
     module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
     function = getattr(module, attribute, None)
     if not callable(function):
-        near = _nearest(attribute, [key for key, value in vars(module).items() if callable(value)])
+        near = did_you_mean(attribute, [key for key, value in vars(module).items() if callable(value)])
         raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}{near}")
     return function  # type: ignore[no-any-return]  # any callable may be a reward
 
@@ -157,15 +157,10 @@ def _built_in(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
     if name not in REWARDS:
         known = sorted([*REWARDS, *makers])
         raise RewardError(
-            f"there is no reward {name!r}{_nearest(name, known)}; choose one of {', '.join(known)}, "
+            f"there is no reward {name!r}{did_you_mean(name, known)}; choose one of {', '.join(known)}, "
             "or give module:function or file.py:function"
         )
     return REWARDS[name]
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _module(place: str, name: str) -> ModuleType:

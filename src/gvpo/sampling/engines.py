@@ -3,12 +3,12 @@
 An engine is imported when it is opened. Another one is a function in `ENGINES` that gives a `Sampler`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 from gvpo.sampling.base import Sampler
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ def check_engine(name: str) -> None:
         ConfigError: there is none; the nearest is named.
     """
     if name not in ENGINES:
-        near = difflib.get_close_matches(name, ENGINES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ENGINES)}"
-        raise ConfigError(f"there is no engine {name!r}; {hint}")
+        hint = did_you_mean(name, ENGINES, f"choose one of {', '.join(ENGINES)}")
+        raise ConfigError(f"there is no engine {name!r}{hint}")
 
 
 def _transformers(model: str, tokenizer: "PreTrainedTokenizerBase", options: EngineOptions) -> Sampler:

@@ -25,7 +25,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delitem(sys.modules, "gvpo.sampling.exclusion.vllm", raising=False)
     import gvpo.sampling.exclusion.vllm
 
-    yield gvpo.decoding.vllm.ExclusionProcessor
+    yield gvpo.sampling.exclusion.vllm.ExclusionProcessor
     sys.modules.pop("gvpo.sampling.exclusion.vllm")
 
 

@@ -1,6 +1,5 @@
 """What a task is: where its problems come from, the reward that judges them, and worked answers if it has some."""
 
-import difflib
 import functools
 import hashlib
 import inspect
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 from gvpo.types import Problem
 
 Split = Literal["train", "eval"]
@@ -103,9 +103,8 @@ def checked_options(task: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
             for name in set(options) - set(inspect.signature(function).parameters):
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
-                raise ConfigError(f"the task {task!r} has no option {name!r}; {hint}")
+                hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
+                raise ConfigError(f"the task {task!r} has no option {name!r}{hint}")
             return function(*args, **options)
 
         return cast(F, checked)

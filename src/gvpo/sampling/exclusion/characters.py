@@ -4,13 +4,13 @@ Unicode's tables are those of the `regex` library, which transformers brings.
 """
 
 import codecs
-import difflib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import regex
 
 from gvpo.errors import ConfigError
+from gvpo.nearest import did_you_mean
 
 NAMED = {
     "letters": r"\p{L}",
@@ -110,8 +110,7 @@ def _class(name: str) -> str:
 def _unknown(name: str) -> str:
     if name.startswith("["):
         return f"{name!r} is not a class of characters; write one as [a-z.,!]"
-    near = difflib.get_close_matches(name.lower(), NAMED, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(name, NAMED)
     return (
         f"there are no characters called {name!r}{meant}; use {', '.join(NAMED)}, a Unicode script (Hangul), a "
         f"general category (Lu) or a class ([a-z]), or text:{name} for a string"

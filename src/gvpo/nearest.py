@@ -1,0 +1,96 @@
+"""The known name that a misspelled one stands for, and the words "did you mean" of every message.
+
+    beta          objective.beta    the name is what follows the dot in a known one
+    train.stpes   train.steps       every word is spelled almost alike
+    stpes         train.steps       every word after the dot is
+    forget        forget_carry      the name is the first or the last words of one known name
+    max_steps     nothing           `max_tokens` shares one of two words, which says nothing
+
+Words are compared by difflib's ratio, which alone would suggest `max_tokens` for `max_steps`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
+from itertools import takewhile
+
+ALIKE = 0.75
+"""Similarity from which two words count as one that is misspelled; 1 is equality."""
+
+JOINED_ALIKE = 0.9
+"""The same for whole names whose words are separated differently, such as `groupsize`."""
+
+STEM, ENDING = 5, 3
+"""Words with so many first letters in common, and at most so many others each, are alike: family, families."""
+
+MOST = 3
+"""Maximum number of names in a suggestion."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the end of a message about an unknown name: "; did you mean 'objective.beta'?".
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+        otherwise: What to say where none of them is close; "" says nothing.
+    """
+    near = nearest(name, known)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+    return f"; {hint}" if hint else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that an unknown one most likely stands for, the best first; [] where none is close.
+
+    There are several only where the name is what follows the dot in each of them.
+    """
+    names = list(dict.fromkeys(known))
+    best = _most_alike(name, {each: each for each in names})
+    ends = {each: _end(each) for each in names}
+    same_end = [each for each in names if ends[each] == _end(name)]
+    if same_end:
+        return best if best and best[0] in same_end else sorted(same_end, key=len)[:MOST]
+    return best or _most_alike(_end(name), ends) or _only_extension(name, names)
+
+
+def _most_alike(name: str, spellings: Mapping[str, str]) -> list[str]:
+    """Return the known name whose spelling is most like `name`, if it is alike at all."""
+    alike = {known: _likeness(name, spelling) for known, spelling in spellings.items()}
+    best = max(alike, key=alike.__getitem__, default=None)
+    return [] if best is None or alike[best] < ALIKE else [best]
+
+
+def _only_extension(name: str, names: list[str]) -> list[str]:
+    """Return the one known name that begins or ends with the words of `name`."""
+    words = _words(name)
+    longer = [each for each in names if words and words in (_words(each)[: len(words)], _words(each)[-len(words) :])]
+    return longer if len(longer) == 1 else []
+
+
+def _likeness(name: str, other: str) -> float:
+    """Return how alike the least similar of the names' words are; 0 for names with another number of words."""
+    words, others = _words(name), _words(other)
+    if len(words) == len(others) > 0:
+        return min(_word_likeness(*pair) for pair in zip(words, others, strict=True))
+    joined = _ratio("".join(words), "".join(others))
+    return joined if joined >= JOINED_ALIKE else 0.0
+
+
+def _word_likeness(word: str, other: str) -> float:
+    stem = sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(word, other, strict=False)))
+    same_stem = stem >= STEM and max(len(word), len(other)) - stem <= ENDING
+    return max(_ratio(word, other), ALIKE if same_stem else 0.0)
+
+
+def _ratio(word: str, other: str) -> float:
+    return SequenceMatcher(None, word, other, autojunk=False).ratio()
+
+
+def _end(name: str) -> str:
+    """Return what follows the last dot, in the one spelling that is compared."""
+    return "_".join(_words(name.rpartition(".")[2]))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.lower())
