@@ -65,7 +65,7 @@ def test_resume_may_stand_anywhere_and_goes_on(
 ):
     run_dir = tmp_path / "demo"
     with monkeypatch.context() as patch:
-        patch.setattr("gvpo.rollout.sources.LiveSource.rollout", _interrupt)
+        patch.setattr("gvpo.rollout.sources.live.LiveSource.rollout", _interrupt)
         assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 130
     assert "gvpo: stopped at once; go on with: gvpo train demo/rloo " in capsys.readouterr().err
     assert not (run_dir / "summary.json").exists()

@@ -12,7 +12,7 @@ from gvpo.rollout.collect import Rollout
 from gvpo.rollout.group_file import records
 from gvpo.rollout.logged_groups import NO_REWARD, LoggedGroup, logged_groups
 from gvpo.rollout.order import ShuffledOrder
-from gvpo.rollout.sources import LiveSource
+from gvpo.rollout.sources.live import LiveSource
 from gvpo.runfiles import to_json
 from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler

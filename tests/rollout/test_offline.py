@@ -13,7 +13,8 @@ from gvpo.config.recipe import restore_config
 from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.logged_groups import NO_REWARD
-from gvpo.rollout.offline import OfflineSource, resolve_reference
+from gvpo.rollout.offline import resolve_reference
+from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.trainer import Trainer
 from gvpo.training.warm_start import train_recipe

@@ -10,7 +10,8 @@ import pytest
 
 from gvpo.errors import DataError, GvpoWarning
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
-from gvpo.rollout.preferences import Comparison, PreferenceSource, comparisons, drawn_by_softmax, with_weak_negatives
+from gvpo.rollout.preferences import Comparison, comparisons, with_weak_negatives
+from gvpo.rollout.sources.preferences import PreferenceSource, drawn_by_softmax
 from gvpo.types import Group
 from tests.training.toy import config, tokenizer
 

@@ -14,7 +14,7 @@ import torch
 
 from gvpo.errors import TrainingError
 from gvpo.planning import devices
-from gvpo.rollout.sources import usable
+from gvpo.rollout.usable import usable
 from gvpo.training import budget as module
 from gvpo.training.allocator import keep_freed_memory, release
 from gvpo.training.budget import Budget, find_budget

@@ -13,7 +13,7 @@ import torch
 
 from gvpo import runfiles
 from gvpo.errors import CheckpointError, GvpoError, GvpoWarning, RunError, TrainingError
-from gvpo.rollout.sources import LiveSource
+from gvpo.rollout.sources.live import LiveSource
 from gvpo.runfiles import RolloutRow
 from gvpo.system_errors import explained, is_out_of_memory
 from gvpo.training.checkpoint.files import Checkpoints, TrainerState, load, verify

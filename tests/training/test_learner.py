@@ -10,7 +10,7 @@ import torch
 
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
-from gvpo.rollout.sources import TrainingGroup, usable
+from gvpo.rollout.usable import TrainingGroup, usable
 from gvpo.training import learner as module
 from gvpo.training.learner import Learner, Update
 from gvpo.training.objective import build_objective

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gvpo.rollout.sources import TrainingGroup, usable
+from gvpo.rollout.usable import TrainingGroup, usable
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
 from gvpo.update.group_backward import score

@@ -14,8 +14,8 @@ from gvpo import runfiles
 from gvpo.collapse import collapse_warning
 from gvpo.errors import RewardError, RoundTripError, TrainingError
 from gvpo.evaluation import Evaluation
-from gvpo.rollout import sources
 from gvpo.rollout.collect import Rollout
+from gvpo.rollout.usable import usable
 from gvpo.training import loop as module
 from tests.training.toy import DIGITS, ROWS, lines, model, same, trainer, weights
 
@@ -170,9 +170,7 @@ def test_the_reference_is_refreshed_also_in_a_step_without_a_usable_group(
 ):
     """The weights stand still in step 3, so what step 4 compares with is the policy itself."""
     calls = iter(range(1, 5))
-    monkeypatch.setattr(
-        module, "usable", lambda groups, **how: [] if next(calls) == 3 else sources.usable(groups, **how)
-    )
+    monkeypatch.setattr(module, "usable", lambda groups, **how: [] if next(calls) == 3 else usable(groups, **how))
     settings = {"steps": 4, "reference": "every:2", "learning_rate": 0.03}
     trainer(tmp_path, **settings, held=[], eval_problems=0).train()
     _, second, third, fourth = lines(tmp_path)

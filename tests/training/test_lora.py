@@ -15,7 +15,7 @@ from gvpo.errors import ConfigError, ModelError, RoundTripError, RunError
 from gvpo.model import lora
 from gvpo.model.model import load_model, save_model
 from gvpo.model.reference import AdapterReference
-from gvpo.rollout.sources import TrainingGroup
+from gvpo.rollout.usable import TrainingGroup
 from gvpo.training.checkpoint.files import verify
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective

@@ -9,7 +9,7 @@ import torch
 
 from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout, failures
-from gvpo.rollout.sources import TrainingGroup, usable
+from gvpo.rollout.usable import TrainingGroup, usable
 from gvpo.training.learner import StepResult, Update
 from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics, trained_rows
 from gvpo.types import Completion, Group, Problem, Verdict

@@ -8,7 +8,7 @@ import torch
 
 from gvpo.collapse import collapse_warning
 from gvpo.rollout.collect import Rollout
-from gvpo.rollout.sources import TrainingGroup
+from gvpo.rollout.usable import TrainingGroup
 from gvpo.training.learner import StepResult, Update
 from gvpo.training.metrics import step_metrics
 from gvpo.training.off_policy import effective_share, is_on_policy, offpolicy_metrics

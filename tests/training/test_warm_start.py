@@ -10,7 +10,7 @@ import pytest
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
 from gvpo.model.model import load_model
-from gvpo.rollout.sources import DemonstrationSource
+from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.training.trainer import Trainer
 from gvpo.training.warm_start import train_recipe, warm_start_config
 from tests.training.toy import INIT, lines, same, stopped_at, weights

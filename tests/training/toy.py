@@ -16,7 +16,7 @@ from gvpo.config import TrainConfig
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
 from gvpo.rollout.collect import EncodedProblem, Rollout
-from gvpo.rollout.sources import LiveSource
+from gvpo.rollout.sources.live import LiveSource
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.trainer import Trainer

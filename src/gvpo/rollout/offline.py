@@ -5,27 +5,20 @@ data.sample_groups ──once, by the starting policy──▶ <run>/groups.json
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED
-from gvpo.data import is_comparison, is_pair, load_records
+from gvpo.data import is_comparison, is_pair
 from gvpo.data.given_rows import Rows, read_rows
-from gvpo.errors import ConfigError, DataError, GvpoWarning, RewardError, RunError
+from gvpo.errors import ConfigError, DataError, GvpoWarning
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.model import context_length, vocabulary_size
-from gvpo.rollout.collect import Rollout, distinct, failures
-from gvpo.rollout.group_file import records
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
-from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.preferences import comparisons
 from gvpo.rollout.problems import numbered
-from gvpo.rollout.sources import MAX_FAILED_SHARE, Source
 from gvpo.types import Group
-from gvpo.update.distributed import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,61 +115,6 @@ def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> Non
             f"row {first}: no `sampler_logprobs` say that it was sampled, and sampling.temperature="
             f"{config.temperature:g} would divide the logits that are trained; set sampling.temperature=1"
         )
-
-
-class OfflineSource:
-    """Groups that were logged: shuffled epochs over them, a function of seed and step."""
-
-    def __init__(self, order: ShuffledOrder[LoggedGroup]) -> None:
-        self._order = order
-
-    def rollout(self, step: int) -> Rollout:
-        """The groups of this step, with the rewards that came with them."""
-        items = self._order.at(step)
-        names = distinct([item.group.id for item in items])
-        groups = [item.named(name).group for item, name in zip(items, names, strict=True)]
-        return Rollout(groups, [item.verdicts for item in items], [item.problem for item in items])
-
-
-class SampledOnceSource:
-    """Groups that the run's starting policy samples once; they are kept in a file, and trained on from it.
-
-    Args:
-        path: the file, in the form that `data.groups` reads.
-        live: its first rollout is what is sampled.
-        read: rows of the file -> the source to train from.
-        resumed: the file may be there from an earlier sitting.
-    """
-
-    def __init__(self, path: Path, live: Source, read: Callable[[Records], Source], *, resumed: bool) -> None:
-        self._path, self._live, self._read, self._resumed = path, live, read, resumed
-        self._source: Source | None = None
-
-    def rollout(self, step: int) -> Rollout:
-        """The groups of this step, sampled now if it is the first.
-
-        Raises:
-            RewardError: most rewards failed.
-            RunError: there is a file already that this run did not write.
-        """
-        if self._source is None:
-            if not ranks.on_first(self._path.exists):
-                self._sample()
-            elif not self._resumed:
-                raise RunError(
-                    f"{self._path} is there already; train on it with data.groups, or choose another run.dir"
-                )
-            self._source = self._read(load_records(self._path))
-        return self._source.rollout(step)
-
-    def _sample(self) -> None:
-        rollout = self._live.rollout(1)
-        verdicts = [verdict for group in rollout.verdicts for verdict in group]
-        if sum(verdict.reward is None for verdict in verdicts) > MAX_FAILED_SHARE * len(verdicts):
-            raise RewardError(f"most rewards of the sampled groups failed: {failures(rollout)}")
-        text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
-        ranks.on_first(lambda: runfiles.write_text(self._path, text))
-        self._resumed = True
 
 
 def held_out_groups(

@@ -17,20 +17,23 @@ from gvpo.rewards.identity import identity
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.offline import (
-    OfflineSource,
     Records,
-    SampledOnceSource,
     check_temperature,
     held_out_groups,
     offline_groups,
     warn_of_finite_support,
 )
 from gvpo.rollout.order import ShuffledOrder, fingerprint, judged
-from gvpo.rollout.preferences import PreferenceSource, comparisons, with_weak_negatives
+from gvpo.rollout.preferences import comparisons, with_weak_negatives
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sampling_params import sampling_params
-from gvpo.rollout.sources import DemonstrationSource, LiveSource, Source
+from gvpo.rollout.sources.base import Source
+from gvpo.rollout.sources.demonstrations import DemonstrationSource
+from gvpo.rollout.sources.live import LiveSource
+from gvpo.rollout.sources.offline import OfflineSource
+from gvpo.rollout.sources.preferences import PreferenceSource
+from gvpo.rollout.sources.sampled_once import SampledOnceSource
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checks import check_columns, check_demonstrations, check_prompts, warn_of_overlap

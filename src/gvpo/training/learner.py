@@ -22,7 +22,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
 from gvpo.objectives import kl_in_reward
-from gvpo.rollout.sources import TrainingGroup
+from gvpo.rollout.usable import TrainingGroup
 from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints

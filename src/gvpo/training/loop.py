@@ -18,9 +18,11 @@ from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.progress import StepProgress
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout, failures
+from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.logged_groups import NO_REWARD
 from gvpo.rollout.sampling_params import samples_exactly
-from gvpo.rollout.sources import MAX_FAILED_SHARE, Source, TrainingGroup, collect_shared, usable
+from gvpo.rollout.sources.base import Source
+from gvpo.rollout.usable import MAX_FAILED_SHARE, TrainingGroup, usable
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.card import model_card

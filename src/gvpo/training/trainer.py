@@ -29,9 +29,9 @@ from gvpo.model.tokenizer import load_tokenizer
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import check_ready
 from gvpo.rollout.offline import given_records, resolve_reference
-from gvpo.rollout.preferences import PreferenceSource
 from gvpo.rollout.problems import training_stops
 from gvpo.rollout.rewards import RewardFuncs, reward_functions
+from gvpo.rollout.sources.preferences import PreferenceSource
 from gvpo.system_errors import explained
 from gvpo.training.adapter import check_adapter, starting_policy
 from gvpo.training.allocator import keep_freed_memory

@@ -103,7 +103,7 @@ def test_a_finished_run_trains_nothing_more(tmp_path: Path, unbroken: Any):
     shutil.copytree(unbroken("initial")[0], path)
     before = (path / "metrics.jsonl").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gvpo.rollout.sources.LiveSource.rollout", None)
+        patch.setattr("gvpo.rollout.sources.live.LiveSource.rollout", None)
         assert_same_run(path, *run(path, "initial", resume=True), unbroken("initial"))
     assert (path / "metrics.jsonl").read_bytes() == before
 

@@ -1,32 +1,13 @@
-"""Where groups come from, and which of their rows can be used."""
+"""Where groups come from."""
 
 from gvpo.rewards import RewardPool
 from gvpo.rollout.order import ShuffledOrder
-from gvpo.rollout.sources import DemonstrationSource, LiveSource, usable
+from gvpo.rollout.sources.demonstrations import DemonstrationSource
+from gvpo.rollout.sources.live import LiveSource
 from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
-from gvpo.types import Completion, Group
+from gvpo.types import Completion
 from tests.training.toy import encoded, model, share, tokenizer
-
-
-def group(*rewards: float | None) -> Group:
-    return Group([1], [Completion([index], reward) for index, reward in enumerate(rewards)], id="g")
-
-
-def test_rows_without_a_reward_leave_and_groups_left_too_small_go_with_them():
-    kept = usable(
-        [group(1.0, None, 0.0), group(None, 1.0), group(0.0, 0.0), group(None, None)], rewarded=True, at_least=2
-    )
-    assert [(entry.index, entry.rows) for entry in kept] == [(0, (0, 2)), (2, (0, 1))]
-    assert [row.tokens for row in kept[0].group.completions] == [[0], [2]]
-
-
-def test_an_objective_that_compares_nothing_keeps_groups_of_one():
-    assert [entry.rows for entry in usable([group(None, 1.0)], rewarded=True, at_least=1)] == [(1,)]
-
-
-def test_without_rewards_every_row_is_used():
-    assert [entry.rows for entry in usable([group(None)], rewarded=False, at_least=1)] == [(0,)]
 
 
 def test_demonstrations_come_as_groups_of_one_in_the_orders_order():

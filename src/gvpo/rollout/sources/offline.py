@@ -1,0 +1,19 @@
+"""Groups that were logged."""
+
+from gvpo.rollout.collect import Rollout, distinct
+from gvpo.rollout.logged_groups import LoggedGroup
+from gvpo.rollout.order import ShuffledOrder
+
+
+class OfflineSource:
+    """Groups that were logged: shuffled epochs over them, a function of seed and step."""
+
+    def __init__(self, order: ShuffledOrder[LoggedGroup]) -> None:
+        self._order = order
+
+    def rollout(self, step: int) -> Rollout:
+        """The groups of this step, with the rewards that came with them."""
+        items = self._order.at(step)
+        names = distinct([item.group.id for item in items])
+        groups = [item.named(name).group for item, name in zip(items, names, strict=True)]
+        return Rollout(groups, [item.verdicts for item in items], [item.problem for item in items])

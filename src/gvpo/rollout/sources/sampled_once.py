@@ -1,0 +1,55 @@
+"""Groups that the starting policy samples once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gvpo import runfiles
+from gvpo.data import load_records
+from gvpo.errors import RewardError, RunError
+from gvpo.rollout.collect import Rollout, failures
+from gvpo.rollout.group_file import records
+from gvpo.rollout.offline import Records
+from gvpo.rollout.sources.base import Source
+from gvpo.rollout.usable import MAX_FAILED_SHARE
+from gvpo.update.distributed import ranks
+
+
+class SampledOnceSource:
+    """Groups that the run's starting policy samples once; they are kept in a file, and trained on from it.
+
+    Args:
+        path: the file, in the form that `data.groups` reads.
+        live: its first rollout is what is sampled.
+        read: rows of the file -> the source to train from.
+        resumed: the file may be there from an earlier sitting.
+    """
+
+    def __init__(self, path: Path, live: Source, read: Callable[[Records], Source], *, resumed: bool) -> None:
+        self._path, self._live, self._read, self._resumed = path, live, read, resumed
+        self._source: Source | None = None
+
+    def rollout(self, step: int) -> Rollout:
+        """The groups of this step, sampled now if it is the first.
+
+        Raises:
+            RewardError: most rewards failed.
+            RunError: there is a file already that this run did not write.
+        """
+        if self._source is None:
+            if not ranks.on_first(self._path.exists):
+                self._sample()
+            elif not self._resumed:
+                raise RunError(
+                    f"{self._path} is there already; train on it with data.groups, or choose another run.dir"
+                )
+            self._source = self._read(load_records(self._path))
+        return self._source.rollout(step)
+
+    def _sample(self) -> None:
+        rollout = self._live.rollout(1)
+        verdicts = [verdict for group in rollout.verdicts for verdict in group]
+        if sum(verdict.reward is None for verdict in verdicts) > MAX_FAILED_SHARE * len(verdicts):
+            raise RewardError(f"most rewards of the sampled groups failed: {failures(rollout)}")
+        text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
+        ranks.on_first(lambda: runfiles.write_text(self._path, text))
+        self._resumed = True

@@ -1,0 +1,24 @@
+"""Which rows of a rollout can be trained on."""
+
+from gvpo.rollout.usable import usable
+from gvpo.types import Completion, Group
+
+
+def group(*rewards: float | None) -> Group:
+    return Group([1], [Completion([index], reward) for index, reward in enumerate(rewards)], id="g")
+
+
+def test_rows_without_a_reward_leave_and_groups_left_too_small_go_with_them():
+    kept = usable(
+        [group(1.0, None, 0.0), group(None, 1.0), group(0.0, 0.0), group(None, None)], rewarded=True, at_least=2
+    )
+    assert [(entry.index, entry.rows) for entry in kept] == [(0, (0, 2)), (2, (0, 1))]
+    assert [row.tokens for row in kept[0].group.completions] == [[0], [2]]
+
+
+def test_an_objective_that_compares_nothing_keeps_groups_of_one():
+    assert [entry.rows for entry in usable([group(None, 1.0)], rewarded=True, at_least=1)] == [(1,)]
+
+
+def test_without_rewards_every_row_is_used():
+    assert [entry.rows for entry in usable([group(None)], rewarded=False, at_least=1)] == [(0,)]
