@@ -1,8 +1,10 @@
 import math
 from pathlib import Path
 
-from gvpo.report.charts import MAX_POINTS, SPECS, build, sections, smooth, spec_for, thin
+from gvpo.report.catalogue import spec_for
+from gvpo.report.charts import build, sections
 from gvpo.report.data import Run
+from gvpo.report.thinning import MAX_POINTS, smooth, thin
 
 
 def run(name: str, *lines: dict) -> Run:
@@ -19,11 +21,11 @@ def test_nothing_to_draw():
 
 
 def test_unknown_metrics_are_shown_too():
-    line = {"step": 1, "own": 3.0, "grpo/ratio": 1.0, "grpo/ratio/last": 2.0, "text": "x", "flag": True}
+    line = {"step": 1, "own_metric": 3.0, "grpo/new_value": 1.0, "grpo/new_value/last": 2.0, "text": "x", "flag": True}
     found = sections([run("a", line)])
     assert {name: [chart.title for chart in charts] for name, charts in found.items()} == {
-        "Objective": ["grpo/ratio"],
-        "Other metrics": ["own", "grpo/ratio/last"],
+        "Objective": ["GRPO: new value"],
+        "Other metrics": ["Own metric", "GRPO: new value, last update"],
     }
     assert found["Objective"][0].series[0].points == [(1.0, 1.0)]
 
@@ -31,7 +33,7 @@ def test_unknown_metrics_are_shown_too():
 def test_reward_parts_have_a_chart_when_there_are_several():
     several = run("a", {"step": 1, "reward/mean": 1.0, "reward/boxed": 0.5, "reward/format": 1.0})
     titles = [chart.title for chart in sections([several])["Learning"]]
-    assert titles == ["Reward", "Reward parts"]
+    assert titles == ["Reward", "Reward functions"]
     single = run("a", {"step": 1, "reward/mean": 1.0, "reward/boxed": 1.0})
     assert [chart.title for chart in sections([single])["Learning"]] == ["Reward"]
 
@@ -92,8 +94,3 @@ def test_thinning_keeps_spikes_and_the_last_point():
     assert {(1234.0, 9.0), (4321.0, -9.0)} <= set(kept)
     assert kept[-1] == points[-1]
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
-
-
-def test_each_metric_has_one_chart():
-    keys = [key for spec in SPECS for key in spec.metrics]
-    assert len(keys) == len(set(keys))

@@ -82,12 +82,22 @@ def test_the_page_says_what_was_run_and_what_came_of_it(demo):
 def test_the_page_has_the_curves(demo):
     page = Page(render(demo))
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    for title in ("Accuracy", "Reward", "KL to the reference", "Certificate", "Seconds per step", "Gradient norm"):
+    for title in ("Accuracy", "Reward", "KL to the reference", "Time per step", "Gradient norm"):
         assert title in labels
     charts = page.json["charts"]
     assert len(charts) == len(labels)
     accuracy = charts[labels.index("Accuracy")]
     assert accuracy["series"][1]["x"] == list(range(20, 201, 20))
+
+
+def test_charts_have_titles_and_keep_the_keys_of_their_metrics_as_captions(demo):
+    page = render(demo)
+    titles = re.findall(r"<figcaption[^>]*>(.*?) <", page)
+    captions = re.findall(r'<code class="metrics" title="(.*?)">(.*?)</code>', page)
+    assert len(titles) == len(captions) == page.count("<svg ")
+    assert not [title for title in titles if "/" in title or "_" in title]
+    assert captions[titles.index("Accuracy")] == ("accuracy, eval/accuracy, eval/accuracy_greedy",) * 2
+    assert captions[titles.index("Gradient norm")] == ("train/grad_norm",) * 2
 
 
 def test_the_page_has_every_group_of_every_rollout_file(demo):
@@ -287,7 +297,7 @@ def test_the_optimum_stands_beside_the_log_ratio_of_all_rows(tmp_path):
     run.append_metrics({"step": 1, "gvpo/logratio_mean": -2.0, "gvpo/logratio_optimum": -4.9, "offpolicy/ess": 0.5})
     charts = {chart.title: chart for chart in sections([load_run(run.path)])["Objective"]}
     assert {one.name: list(one.points) for one in charts["Log-ratio to the reference"].series} == {
-        "all rows": [(1.0, -2.0)],
-        "all rows at the optimum": [(1.0, -4.9)],
+        "all completions": [(1.0, -2.0)],
+        "optimum": [(1.0, -4.9)],
     }
     assert list(charts["Effective sample size"].series[0].points) == [(1.0, 0.5)]

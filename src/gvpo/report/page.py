@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from gvpo.report import charts
+from gvpo.report.catalogue import OTHER
 from gvpo.report.data import Run
 from gvpo.report.header import header
 from gvpo.report.svg import COLORS, DASHES, Chart, Series, inline, number
@@ -72,7 +73,7 @@ def embed(data: Any) -> str:
 def _section(name: str, found: Sequence[Chart], numbers: Iterator[int]) -> str:
     """A heading and its charts, each with its place in the page's data."""
     cards = "".join(_card(chart, next(numbers)) for chart in found)
-    if name == charts.OTHER:
+    if name == OTHER:
         return f'<details class="more"><summary>{name}</summary><div class="charts">{cards}</div></details>'
     return f'<section><h2>{name}</h2><div class="charts">{cards}</div></section>'
 
@@ -81,9 +82,11 @@ def _card(chart: Chart, index: int) -> str:
     names = dict.fromkeys(one.name for one in chart.series)
     keys = "".join(_key(chart, name, alone=len(names) == 1) for name in names)
     unit = f"<small>{escape(chart.unit)}</small>" if chart.unit else ""
+    metrics = escape(", ".join(chart.metrics))
     return (
         f'<figure class="chart" data-chart="{index}"><figcaption title="{escape(chart.hint)}">{escape(chart.title)} '
-        f'{unit}</figcaption><ul class="keys">{keys}</ul>{inline(chart)}</figure>'
+        f'{unit}</figcaption><ul class="keys">{keys}</ul>{inline(chart)}'
+        f'<code class="metrics" title="{metrics}">{metrics}</code></figure>'
     )
 
 

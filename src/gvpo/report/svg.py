@@ -62,6 +62,7 @@ class Chart:
         percent: label 0.5 as 50%.
         hint: one sentence for the reader.
         across: what the x axis counts.
+        metrics: keys of the metrics that are drawn.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Chart:
     percent: bool = False
     hint: str = ""
     across: str = "step"
+    metrics: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _y_axis(ticks: Sequence[float], up: Scale, width: float, *, percent: bool) -
 def _x_axis(name: str, across: Scale, height: float) -> Iterator[str]:
     inside = [t for t in nice_ticks(across.low, across.high) if across.low <= t <= across.high and t == int(t)]
     y = _n(height - BOTTOM + 15)
-    yield f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">{escape(name)}</text>'
+    yield f'<text class="tick" x="{LEFT - 14}" y="{y}" text-anchor="end">{escape(name)}</text>'
     for tick in inside:
         yield f'<text class="tick" x="{_n(across(tick))}" y="{y}" text-anchor="middle">{number(tick)}</text>'
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gvpo.errors import RunError
-from gvpo.report.charts import build, spec_for
+from gvpo.report.catalogue import spec_for
+from gvpo.report.charts import build
 from gvpo.report.data import load_runs
 from gvpo.report.figure import figure
 from gvpo.report.page import render
