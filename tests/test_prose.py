@@ -176,6 +176,7 @@ def test_the_command_prints_findings_or_counts_and_exits_with_1(tmp_path, capsys
         ('raise E("one")', 'raise E("two" "three")'),
         ('E(f"{a} is {b:.2f}")', 'E(f"of {b:.2f} "\n  f"{a} remains")'),
         ("a = 1  # one", "a = 1"),
+        ("def test_a(b): pass", "def test_c(b): pass"),
     ],
 )
 def test_words_are_not_code(before, after):
@@ -192,6 +193,7 @@ def test_words_are_not_code(before, after):
         ('E(f"{a!r}")', 'E(f"{a}")'),
         ('E("one" if a else "")', 'E("one" if b else "")'),
         ("a = 1", "a = 2"),
+        ("def a(b): pass", "def c(b): pass"),
         ('a = "1"', "a = 1"),
     ],
 )

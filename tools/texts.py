@@ -13,6 +13,8 @@ from typing import NamedTuple
 ROOMS = ("src", "tests", "docs", "recipes", "benchmarks", "tools", "examples")
 """The folders that are read, besides the Markdown files at the root."""
 
+SUFFIXES = (".py", ".md", ".toml", ".sh")
+
 STAND_IN = "§"
 """The sign that replaces a name, a formula or a quotation."""
 
@@ -56,8 +58,8 @@ def texts(root: Path, wanted: set[Path]) -> Iterator[Text]:
 
 
 def files(root: Path) -> list[Path]:
-    """Return the Python, Markdown and TOML files of the repository at `root`."""
-    below = (path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in (".py", ".md", ".toml"))
+    """Return the Python, Markdown, TOML and shell files of the repository at `root`."""
+    below = (path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in SUFFIXES)
     return sorted([*root.glob("*.md"), *below])
 
 
