@@ -3,40 +3,19 @@
 Names are imported when they are first used: most need torch or transformers, which take seconds to import.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gvpo import lazy
 
 if TYPE_CHECKING:
-    from gvpo.sampling.exclusion.exclusion import CompiledExclusion, effective_size, log_acceptance, sequence_weights
-    from gvpo.sampling.exclusion.spec import Exclusion, parse_exclusion
-    from gvpo.sampling.exclusion.transformers import ExclusionLogitsProcessor, compile_exclusion, score_allowed
+    from gvpo.sampling.exclusion.exclusion import CompiledExclusion as CompiledExclusion
+    from gvpo.sampling.exclusion.exclusion import effective_size as effective_size
+    from gvpo.sampling.exclusion.exclusion import log_acceptance as log_acceptance
+    from gvpo.sampling.exclusion.exclusion import sequence_weights as sequence_weights
+    from gvpo.sampling.exclusion.spec import Exclusion as Exclusion
+    from gvpo.sampling.exclusion.spec import parse_exclusion as parse_exclusion
+    from gvpo.sampling.exclusion.transformers import ExclusionLogitsProcessor as ExclusionLogitsProcessor
+    from gvpo.sampling.exclusion.transformers import compile_exclusion as compile_exclusion
+    from gvpo.sampling.exclusion.transformers import score_allowed as score_allowed
 
-__all__ = [
-    "CompiledExclusion",
-    "Exclusion",
-    "ExclusionLogitsProcessor",
-    "compile_exclusion",
-    "effective_size",
-    "log_acceptance",
-    "parse_exclusion",
-    "score_allowed",
-    "sequence_weights",
-]
-
-_MODULES = {
-    "CompiledExclusion": "exclusion",
-    "Exclusion": "spec",
-    "ExclusionLogitsProcessor": "transformers",
-    "compile_exclusion": "transformers",
-    "effective_size": "exclusion",
-    "log_acceptance": "exclusion",
-    "parse_exclusion": "spec",
-    "score_allowed": "transformers",
-    "sequence_weights": "exclusion",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__all__, __getattr__, __dir__ = lazy.exports(__name__)
