@@ -79,6 +79,11 @@ class GvpoWarning(UserWarning):
     """The root of what the library warns of: a setting that works and rarely means what it says, a fall-back taken."""
 
 
-def one_line(error: BaseException) -> str:
-    """Return what an error says, on one line and not too long."""
-    return " ".join(str(error).split())[:300].rstrip(".")
+def one_line(error: BaseException, most: int | None = 300) -> str:
+    """Return what an error says on one line, without the last full stop; its class's name if it says nothing.
+
+    Args:
+        error: The error.
+        most: Maximum number of characters; None keeps all of them.
+    """
+    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__

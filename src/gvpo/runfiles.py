@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gvpo.errors import RunError
+from gvpo.errors import RunError, one_line
 from gvpo.types import FloatSequence
 
 CONFIG = "config.json"
@@ -364,8 +364,9 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
     try:
         table = parquet.read_table(path, columns=names, use_threads=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"cannot read rollouts {path}: {reason}; remove the file, the run can do without") from error
+        raise RunError(
+            f"cannot read rollouts {path}: {one_line(error)}; remove the file, the run can do without"
+        ) from error
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, one_line
 
 OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 _STYLES = {OK: "green", MISSING: "yellow", BROKEN: "red", NOTE: "yellow"}
@@ -158,7 +158,7 @@ def why_not_imported(name: str) -> str:
     try:
         importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:  # a broken installation can raise anything
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"{type(error).__name__}: {one_line(error)}"
     return ""
 
 

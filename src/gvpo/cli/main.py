@@ -71,11 +71,11 @@ def _run(words: list[str]) -> int:
 
 def _explained(error: Exception) -> str | None:
     """Return an error as one line; None if it is a fault of the program."""
-    from gvpo.errors import GvpoError
+    from gvpo.errors import GvpoError, one_line
     from gvpo.system_errors import refusal
 
     if isinstance(error, GvpoError):
-        return " ".join(str(error).split())
+        return one_line(error, most=None)
     refused = refusal(error)
     return None if refused is None else f"{refused}; free what it names, then run the command again"
 

@@ -11,7 +11,7 @@ from gvpo import runfiles
 from gvpo.cli.shipped import shipped_directory
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import load_config
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, one_line
 
 INTERRUPTED = 130
 """The exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
@@ -59,8 +59,8 @@ def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path
     try:
         return str(write_report([run_dir], out))
     except Exception as error:  # whatever a damaged file does to a page
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"not written ({reason}); the run is safe, write it with: {shlex.join(['gvpo', 'report', str(run_dir)])}"
+        command = shlex.join(["gvpo", "report", str(run_dir)])
+        return f"not written ({one_line(error)}); the run is safe, write it with: {command}"
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:

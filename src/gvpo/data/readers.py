@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gvpo.errors import DataError
+from gvpo.errors import DataError, one_line
 
 Row = dict[str, Any]
 
@@ -215,8 +215,7 @@ def _read_parquet(path: Path) -> list[Row]:
     except UnicodeDecodeError:
         raise  # named as text that is not UTF-8
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a parquet file that can be read: {reason}") from None
+        raise DataError(f"{path} is not a parquet file that can be read: {one_line(error)}") from None
 
 
 _TextReader = Callable[[IO[bytes], str], list[Row]]

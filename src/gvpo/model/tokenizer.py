@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
+from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError, one_line
 from gvpo.hub import from_hub, may_be_hub_id
 from gvpo.messages import plain_messages, unicode_text
 from gvpo.types import Prompt
@@ -199,9 +199,8 @@ def _load(load: Callable[[str], Any], path: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # damaged files raise whatever their parsers do; tokenizers raises plain Exception
         if not Path(path).is_dir():
             raise ModelError(not_found("tokenizer", path, error)) from error
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"cannot load the tokenizer in {path}: {reason}; save it anew with tokenizer.save_pretrained"
+            f"cannot load the tokenizer in {path}: {one_line(error)}; save it anew with tokenizer.save_pretrained"
         ) from error
     return tokenizer
 
@@ -216,7 +215,7 @@ def not_found(what: str, path: str, error: Exception) -> str:
     """
     if not may_be_hub_id(path):
         return f"there is no directory {path!r} to load a {what} from; check the path"
-    reason = " ".join(str(error).split()).partition(". ")[0][:160]
+    reason = one_line(error).partition(". ")[0][:160]
     return (
         f"there is no directory {path!r}, and no {what} of that name could be had from the hub or its cache "
         f"({reason}); check the name and the connection, or give a local directory"
@@ -291,7 +290,7 @@ def _encode_chat(
     try:
         text = tokenizer.apply_chat_template(messages, **{**settings, "tokenize": False})
     except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from error
+        raise DataError(f"the chat template refuses the prompt: {one_line(error)}") from error
     ids = tokenizer(unicode_text(str(text)), add_special_tokens=False).input_ids  # the template has written BOS
     return list(ids)
 

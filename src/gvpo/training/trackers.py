@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import dump_config
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, one_line
 from gvpo.training.checkpoint.run_directory import RunDirectory
 
 TRACKERS_FILE = "trackers.json"
@@ -44,7 +44,7 @@ def _check_wandb_login() -> None:
     try:
         known = wandb.login(prompt=False)  # asks the server whether it takes the key
     except Exception as error:  # its errors have no common root
-        raise _wandb_fails(_one_line(error)) from error
+        raise _wandb_fails(one_line(error)) from error
     if not known:
         raise _wandb_fails("there is no login on this machine")
 
@@ -82,7 +82,7 @@ class Trackers:
                 tracker.log(values, step=int(line["step"]))
             except Exception as error:  # whatever a network or an account can do; the run matters more
                 self._running.remove(tracker)
-                self._say(f"tracker {tracker.name} failed and is left out from here on: {_one_line(error)}")
+                self._say(f"tracker {tracker.name} failed and is left out from here on: {one_line(error)}")
 
     def __enter__(self) -> Self:
         """Nothing: the trackers run already."""
@@ -96,7 +96,7 @@ class Trackers:
             try:
                 tracker.finish()
             except Exception as failure:
-                self._say(f"tracker {tracker.name} did not finish: {_one_line(failure)}")
+                self._say(f"tracker {tracker.name} did not finish: {one_line(failure)}")
 
 
 def _tensorboard(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
@@ -120,7 +120,7 @@ def _wandb(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
         tracker.start()
         tracker.store_init_configuration(config.to_recipe())
     except Exception as error:  # its errors have no common root
-        raise _wandb_fails(_one_line(error), ", and go on with --resume") from error
+        raise _wandb_fails(one_line(error), ", and go on with --resume") from error
     return tracker
 
 
@@ -150,7 +150,3 @@ def _place(running: list[GeneralTracker]) -> str:
     """Where to look: the run's page, or its directory when offline."""
     run = next(tracker.tracker for tracker in running if tracker.name == "wandb")
     return str(run.url or f"offline, in {run.dir}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, GvpoWarning, RunError
+from gvpo.errors import ConfigError, GvpoWarning, RunError, one_line
 from gvpo.model import lora
 
 PRIVATE_TO_THE_RUN = "trainer"
@@ -50,7 +50,7 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, to
         page = api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, _public_files(checkpoint), commit_message=f"gvpo: {checkpoint.name}")
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"cannot push {checkpoint} to {repo_id}: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(f"cannot push {checkpoint} to {repo_id}: {one_line(error)}") from error
     return str(page)
 
 
@@ -89,7 +89,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: {one_line(error)}") from None
     if "/" not in repo_id:
         raise ConfigError(f"checkpoint.push_to_hub={repo_id!r} has no owner; write it as owner/name")
     if token is None and huggingface_hub.get_token() is None:
@@ -122,7 +122,7 @@ def check_account(config: TrainConfig) -> None:
     try:
         account = huggingface_hub.HfApi(token=None).whoami()
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise ConfigError(f"the hub does not accept the token: {reason}; run `hf auth login`") from error
         warnings.warn(

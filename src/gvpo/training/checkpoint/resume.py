@@ -7,7 +7,7 @@ from typing import Any
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import restore_config
-from gvpo.errors import CheckpointError, GvpoError, RunError
+from gvpo.errors import CheckpointError, GvpoError, RunError, one_line
 from gvpo.model import lora
 from gvpo.model.model import load_model
 from gvpo.system_errors import is_out_of_memory
@@ -82,10 +82,9 @@ def _settings(file: Path) -> TrainConfig:
     try:
         return restore_config(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{file} cannot be read ({reason}); put the one there that another run with the same settings writes, then "
-            "go on with --resume"
+            f"{file} cannot be read ({one_line(error)}); put the one there that another run with the same settings "
+            "writes, then go on with --resume"
         ) from error
 
 
@@ -135,7 +134,7 @@ def _restore_fitting(loaded: LoadedCheckpoint, learner: Learner, config: TrainCo
         if isinstance(error, GvpoError) or is_out_of_memory(error):
             raise
         raise CheckpointError(
-            f"{loaded.path} does not fit the model that is trained ({' '.join(str(error).split())[:200]}); remove it "
+            f"{loaded.path} does not fit the model that is trained ({one_line(error)}); remove it "
             "to go on from the one before"
         ) from error
 
