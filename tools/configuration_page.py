@@ -3,7 +3,6 @@
 `python tools/configuration_page.py` writes it; tests/test_docs.py fails while it is out of date.
 """
 
-import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from gvpo.config import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig
-from gvpo.objectives import OBJECTIVES
+from gvpo.config import FIELDS, OBJECTIVE_KEYWORDS, OBJECTIVES, SECTIONS, TrainConfig
+from gvpo.config.objectives import INPUT_OF
+from gvpo.training.constraints import MULTIPLIER_RATE
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 
@@ -125,10 +125,10 @@ def _keyword_table() -> Iterator[str]:
 
 
 def _keyword_default(name: str, keyword: str) -> str:
-    parameter = inspect.signature(OBJECTIVES[name]).parameters.get(keyword)
-    if parameter is None:
-        return ""
-    return "required" if parameter.default is inspect.Parameter.empty else str(parameter.default)
+    spec = OBJECTIVES[name]
+    if keyword in INPUT_OF and spec.takes(keyword):
+        return str(MULTIPLIER_RATE) if keyword == "multiplier_rate" else "required"
+    return str(spec.keywords.get(keyword, ""))
 
 
 def undescribed() -> list[str]:

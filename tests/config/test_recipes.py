@@ -7,7 +7,6 @@ import pytest
 
 from gvpo.cli.train import find_recipe, shipped
 from gvpo.config import TrainConfig
-from gvpo.config.combinations import PAIRED, SUPERVISED
 from gvpo.config.recipe import dump_config, load_config, restore_config
 from gvpo.data import TASKS
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
@@ -115,7 +114,7 @@ def test_an_exclusion_lets_worked_answers_through():
 def test_its_settings_are_all_read(name: str):
     config = recipe(name)
     objective = build_objective(config)
-    written = objective.name in (*SUPERVISED, *PAIRED)
+    written = objective.spec.learns_from != "groups"
     regime = Regime(
         samples=not written and config.groups_data is None,
         evaluates=bool(config.reward_funcs),
@@ -123,7 +122,7 @@ def test_its_settings_are_all_read(name: str):
         needs_reference=objective.needs_reference,
         divides_by_length=objective.divides_by_length,
         adapted=config.lora_rank is not None,
-        demonstrates=objective.name in SUPERVISED and config.task is not None,
+        demonstrates=objective.spec.learns_from == "answers" and config.task is not None,
         train_passed=False,
         eval_passed=False,
     )

@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
-from gvpo.objectives import OBJECTIVES, certificate, gvpo_weights, kl_in_reward
+from gvpo.config import OBJECTIVES
+from gvpo.objectives import certificate, gvpo_weights, kl_in_reward
 from gvpo.objectives.clip import LARGEST_LOG_RATIO
 from tests.objectives.batches import gradient, make_batch, pick, roles_of
 
 REQUIRED = {"dr_grpo": {"max_length": 8}, "constrained_grpo": {"multipliers": [0.5, 2.0]}}
+FUNCTIONS = {name: spec.load() for name, spec in OBJECTIVES.items()}
 OPTIONS = [(name, {}) for name in sorted(OBJECTIVES)] + [
     *((name, {"kl_coef": 0.1}) for name in ("grpo", "dapo", "dr_grpo", "rloo")),
     *((name, {"clip_high": math.inf, "clip_low": math.inf}) for name in ("grpo", "gspo", "gspo_token", "gsspo")),
@@ -21,7 +23,7 @@ RATIO = ("constrained_grpo", "dapo", "dr_grpo", "grpo", "gspo", "gspo_token", "g
 
 def inputs_for(name, batch, **options):
     """The tensors of a batch that an objective takes, the first row of each group the chosen one, and its options."""
-    takes = inspect.signature(OBJECTIVES[name]).parameters
+    takes = inspect.signature(FUNCTIONS[name]).parameters
     roles = {"role": roles_of(batch["group"], weak=name == "epa")} if "role" in takes else {}
     return pick(batch, *(key for key in batch if key in takes), **roles, **REQUIRED.get(name, {}), **options)
 
@@ -39,8 +41,8 @@ def far_apart(nats, dtype=torch.float32):
 def test_loss_gradient_and_metrics_are_finite_at_any_log_ratio(name, options, nats, dtype):
     for sign in (1, -1):
         inputs = inputs_for(name, far_apart(sign * nats, dtype), **options)
-        output = OBJECTIVES[name](**inputs)
-        slope = gradient(OBJECTIVES[name], inputs)
+        output = FUNCTIONS[name](**inputs)
+        slope = gradient(FUNCTIONS[name], inputs)
         assert output.loss.isfinite()
         assert all(value.isfinite() for value in output.metrics.values())
         assert slope.isfinite().all()
@@ -59,7 +61,7 @@ def test_a_large_ratio_has_the_gradient_of_the_bound_and_a_clipped_one_none(name
     rest |= {"segments": torch.zeros(2, 1, dtype=torch.int64)} if name == "gsspo" else {}
     at_bound = {**tokens, "logprobs": torch.tensor([[LARGEST_LOG_RATIO - 1.0], [-1.0]])}
     better, worse = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    slope = functools.partial(gradient, OBJECTIVES[name])
+    slope = functools.partial(gradient, FUNCTIONS[name])
     assert slope({**tokens, **rest, "rewards": worse})[0] > 0, "a worse row is pushed down"
     torch.testing.assert_close(
         slope({**tokens, **rest, "rewards": worse}), slope({**at_bound, **rest, "rewards": worse})
@@ -71,23 +73,21 @@ def test_a_large_ratio_has_the_gradient_of_the_bound_and_a_clipped_one_none(name
 def test_below_the_bound_nothing_changes():
     tokens = {"logprobs": torch.tensor([[28.0], [-1.0]]), "old_logprobs": torch.full((2, 1), -1.0)}
     rest = {"group": torch.tensor([0, 0]), "mask": torch.ones(2, 1), "rewards": torch.tensor([0.0, 1.0])}
-    loss = OBJECTIVES["rloo"](**tokens, **rest).loss
+    loss = FUNCTIONS["rloo"](**tokens, **rest).loss
     torch.testing.assert_close(loss, torch.tensor((math.exp(29.0) - 1.0) / 2))
 
 
 @pytest.mark.parametrize("offset", [2.0**24, 1e9, -1e9, 2.0**40])
-@pytest.mark.parametrize(
-    "name", [name for name in sorted(OBJECTIVES) if "rewards" in inspect.signature(OBJECTIVES[name]).parameters]
-)
+@pytest.mark.parametrize("name", [name for name in sorted(OBJECTIVES) if "rewards" in OBJECTIVES[name].needs])
 def test_a_large_offset_of_the_rewards_changes_nothing(name, offset):
     batch = make_batch(dtype=torch.float32)
     batch["rewards"] = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
     batch["costs"] = torch.stack([1 - batch["rewards"], batch["rewards"]], dim=1)
     moved = {**batch, "rewards": batch["rewards"] + offset, "costs": batch["costs"] + offset}
-    plain, shifted = (gradient(OBJECTIVES[name], inputs_for(name, each)) for each in (batch, moved))
+    plain, shifted = (gradient(FUNCTIONS[name], inputs_for(name, each)) for each in (batch, moved))
     assert plain.abs().sum() > 0
     torch.testing.assert_close(shifted, plain)
-    assert OBJECTIVES[name](**inputs_for(name, moved)).loss.dtype == torch.float32
+    assert FUNCTIONS[name](**inputs_for(name, moved)).loss.dtype == torch.float32
 
 
 def test_weights_certificate_and_penalised_rewards_keep_small_differences_on_a_large_offset():

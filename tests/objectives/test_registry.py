@@ -11,22 +11,24 @@ import pytest
 import torch
 
 from gvpo import objectives
-from gvpo.errors import ObjectiveError, ShapeError
-from gvpo.objectives import OBJECTIVES
+from gvpo.config import OBJECTIVE_KEYWORDS, OBJECTIVES
+from gvpo.config.objectives import INPUT_OF
+from gvpo.errors import GroupTooSmall, ObjectiveError, ShapeError
 from tests.objectives.batches import gradient, make_batch, pick, roles_of
 
 REQUIRED = {"dr_grpo": {"max_length": 8}, "constrained_grpo": {"multipliers": [0.5, 2.0]}}
 """Keywords that are not tensors and have no default."""
+FUNCTIONS = {name: spec.load() for name, spec in OBJECTIVES.items()}
 PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
 
 
 def bound(name):
-    return functools.partial(OBJECTIVES[name], **REQUIRED.get(name, {}))
+    return functools.partial(FUNCTIONS[name], **REQUIRED.get(name, {}))
 
 
 def inputs_for(name, batch):
     """What an objective takes of a batch; in each group the first row is the chosen one."""
-    takes = inspect.signature(OBJECTIVES[name]).parameters
+    takes = inspect.signature(FUNCTIONS[name]).parameters
     roles = {"role": roles_of(batch["group"], weak=name == "epa")} if "role" in takes else {}
     return pick(batch, *(key for key in batch if key in takes), **roles)
 
@@ -48,15 +50,40 @@ def test_the_names_that_recipes_use():
 
 @every
 def test_keywords_are_keyword_only_and_documented(name):
-    first, *others = inspect.signature(OBJECTIVES[name]).parameters.values()
+    first, *others = inspect.signature(FUNCTIONS[name]).parameters.values()
     assert first.name == "logprobs"
     assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
-    assert "arXiv" in OBJECTIVES[name].__doc__
+    assert "arXiv" in FUNCTIONS[name].__doc__
+
+
+@every
+def test_the_table_says_what_the_signature_says(name):
+    spec = OBJECTIVES[name]
+    takes = inspect.signature(FUNCTIONS[name]).parameters
+    required = {key for key, each in takes.items() if each.default is inspect.Parameter.empty}
+    optional = {key: each.default for key, each in takes.items() if key not in required}
+    inputs = {"ref_logprobs", "advantages"}
+    assert required - {"logprobs", "mask", "group"} == set(spec.needs)
+    assert spec.keywords == {key: value for key, value in optional.items() if key not in inputs}
+    assert set(spec.keywords) <= set(OBJECTIVE_KEYWORDS) - set(INPUT_OF)
+    assert ("kl_coef" in spec.keywords) == ("ref_logprobs" in optional)
+    assert spec.paper in FUNCTIONS[name].__doc__
+
+
+@every
+def test_a_group_that_is_smaller_than_the_table_says_is_refused(name):
+    batch = make_batch()
+    alone = {key: value[:1] for key, value in inputs_for(name, {**batch, "group": torch.arange(9)}).items()}
+    if OBJECTIVES[name].min_group == 1:
+        assert bound(name)(**alone).loss.isfinite()
+    else:
+        with pytest.raises(GroupTooSmall):
+            bound(name)(**alone)
 
 
 def test_presets_show_their_own_defaults():
     def defaults(name):
-        return {key: value.default for key, value in inspect.signature(OBJECTIVES[name]).parameters.items()}
+        return {key: value.default for key, value in inspect.signature(FUNCTIONS[name]).parameters.items()}
 
     assert (defaults("dapo")["clip_low"], defaults("dapo")["clip_high"]) == (0.2, 0.28)
     assert defaults("dapo")["reduction"] == "token_mean"
@@ -81,7 +108,7 @@ def test_every_metric_and_keyword_is_explained_on_the_objectives_page(name):
     # A page may send its reader on: "As [`grpo`](grpo.md#metrics)".
     text += "".join((pages / page).read_text(encoding="utf-8") for page in re.findall(r"\((\w+\.md)#", text))
     batch = make_batch()
-    explained = [*bound(name)(**inputs_for(name, batch)).metrics, *inspect.signature(OBJECTIVES[name]).parameters]
+    explained = [*bound(name)(**inputs_for(name, batch)).metrics, *inspect.signature(FUNCTIONS[name]).parameters]
     assert [word for word in explained if f"`{word}`" not in text] == []
 
 

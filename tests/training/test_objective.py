@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
+from gvpo.config import OBJECTIVES
 from gvpo.errors import ConfigError, GvpoWarning
-from gvpo.objectives import OBJECTIVES
 from gvpo.training.objective import build_objective, updates_per_step
 from tests.training.toy import config
 
@@ -17,7 +17,7 @@ NEEDED = {"gsspo": {"segment_at": "1"}, "constrained_grpo": {"costs": {"share": 
 def test_every_objective_builds_from_its_name_and_what_it_needs(name: str):
     built = build_objective(config(objective=name, **NEEDED.get(name, {})))
     assert built.name == name
-    assert built.centred == (name not in ("sft", "poft"))
+    assert built.spec.min_group == (1 if name in ("sft", "poft") else 2)
     assert built.needs_reference == (name in ("gvpo", "dpo", "epa"))
     assert built.needs_old == (name not in ("gvpo", "dpo", "epa", "sft", "poft"))
 
@@ -64,7 +64,7 @@ def test_what_cannot_work_is_an_error(settings: dict[str, object], message: str)
 
 @pytest.mark.parametrize("name", ["sft", "poft"])
 def test_written_answers_are_groups_of_one(name: str):
-    assert not build_objective(config(objective=name, group_size=1)).centred
+    assert build_objective(config(objective=name, group_size=1)).spec.min_group == 1
 
 
 @pytest.mark.parametrize(

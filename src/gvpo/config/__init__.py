@@ -1,5 +1,15 @@
 """What a run can be told: settings, the rules between them, and recipes as files."""
 
-from gvpo.config.settings import FIELDS, OBJECTIVE_INPUTS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig, unknown_setting
+from gvpo.config.objectives import OBJECTIVES, ObjectiveSpec, find_objective
+from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig, unknown_setting
 
-__all__ = ["FIELDS", "OBJECTIVE_INPUTS", "OBJECTIVE_KEYWORDS", "SECTIONS", "TrainConfig", "unknown_setting"]
+__all__ = [
+    "FIELDS",
+    "OBJECTIVES",
+    "OBJECTIVE_KEYWORDS",
+    "SECTIONS",
+    "ObjectiveSpec",
+    "TrainConfig",
+    "find_objective",
+    "unknown_setting",
+]

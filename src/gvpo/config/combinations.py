@@ -6,6 +6,8 @@ Some are known only when a run begins (offline groups may come as an argument): 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gvpo.config.objectives import find_objective, learning_from, taking
+
 if TYPE_CHECKING:
     from gvpo.config.settings import TrainConfig
 
@@ -16,10 +18,6 @@ FIXED_COSTS = (
     "objective.costs needs live samples: of logged groups the rates never change, and multipliers would grow for ever; "
     "leave out data.groups and data.sample_groups"
 )
-SUPERVISED = ("poft", "sft")
-"""Objectives that learn from one written answer a prompt."""
-PAIRED = ("dpo", "epa")
-"""Objectives that compare a chosen answer with others: offline alone."""
 GROUPS_FOR_SFT = (
     "{name} learns from answers, not from groups; give rows with `prompt` and `completion`, or set data.task"
 )
@@ -55,9 +53,10 @@ def impossible(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
     yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"
     yield offline and c.reference == "previous", NO_SAMPLER
     yield offline and c.costs is not None, FIXED_COSTS
-    yield offline and c.objective in SUPERVISED, GROUPS_FOR_SFT.format(name=c.objective)
+    learns_from = find_objective(c.objective).learns_from
+    yield offline and learns_from == "answers", GROUPS_FOR_SFT.format(name=c.objective)
     yield (
-        c.objective in (*SUPERVISED, *PAIRED) and c.temperature != 1,
+        learns_from != "groups" and c.temperature != 1,
         f"{c.objective} learns from written answers, and sampling.temperature={c.temperature:g} would divide the "
         "logits that it trains; set sampling.temperature=1",
     )
@@ -67,17 +66,18 @@ def impossible(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
 
 
 def _preferences(c: "TrainConfig") -> Iterable[tuple[bool, str]]:
+    spec = find_objective(c.objective)
     yield (
-        c.chosen_by != "best" and c.objective not in PAIRED,
-        f"data.chosen_by is for {' and '.join(PAIRED)}; {c.objective} compares all answers",
+        c.chosen_by != "best" and spec.learns_from != "pairs",
+        f"data.chosen_by is for {' and '.join(learning_from('pairs'))}; {c.objective} compares all answers",
     )
     yield (
-        c.weak_negatives > 0 and c.objective != "epa",
-        f"data.weak_negatives is for epa; {c.objective} has none",
+        c.weak_negatives > 0 and not spec.takes("weak_weight"),
+        f"data.weak_negatives is for {' and '.join(taking('weak_weight'))}; {c.objective} has none",
     )
     yield (
-        c.keep_share < 1 and c.objective not in SUPERVISED,
-        f"data.keep_share is for {' and '.join(SUPERVISED)}; filter the data of {c.objective} beforehand",
+        c.keep_share < 1 and spec.learns_from != "answers",
+        f"data.keep_share is for {' and '.join(learning_from('answers'))}; filter the data of {c.objective} beforehand",
     )
 
 

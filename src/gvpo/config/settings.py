@@ -7,8 +7,7 @@ other: a field's name is its key, with the section in front where the key alone 
     [objective]  beta = 0.2                       beta=0.2,
     [checkpoint] every = 50                       checkpoint_every=50)
 
-Knows nothing of torch, models or objectives; what an objective's keywords may be is checked where it is built
-(`gvpo.training.objective`).
+Knows nothing of torch and models, and the objectives by their table alone (`gvpo.config.objectives`).
 """
 
 from collections.abc import Iterable
@@ -337,9 +336,7 @@ SECTIONS: dict[str, type[Section]] = {
 OBJECTIVE_KEYWORDS = tuple(
     name for name in ObjectiveConfig.model_fields if name not in ("objective", "reference", "kl_in_reward")
 )
-"""The keywords that settings can bind on an objective; which of them it takes, its signature says."""
-OBJECTIVE_INPUTS = ("segment_at", "costs", "multiplier_rate")
-"""Those of them from which the trainer makes what the objective is given."""
+"""Settings of an objective; `gvpo.config.objectives` says which objective takes which."""
 
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}

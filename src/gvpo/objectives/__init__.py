@@ -1,7 +1,8 @@
 """Objectives: pure functions from log-probs and rewards to a loss and its metrics, one paper a file.
 
 Each takes `logprobs` [B, T] (rows are completions) and keywords, and is differentiable through `logprobs` only. None
-knows a model, a device or a config; docs/reference/objectives/ has a page for each.
+knows a model, a device or a config; docs/reference/objectives/ has a page for each. The table of the objectives that
+recipes can name is `gvpo.config.OBJECTIVES`.
 """
 
 from gvpo.objectives.base import Objective, ObjectiveOutput
@@ -16,25 +17,7 @@ from gvpo.objectives.kl_in_reward import kl_in_reward
 from gvpo.objectives.poft import poft
 from gvpo.objectives.sft import sft
 
-OBJECTIVES: dict[str, Objective] = {
-    "constrained_grpo": constrained_grpo,
-    "dapo": dapo,
-    "dpo": dpo_rows,
-    "dr_grpo": dr_grpo,
-    "epa": epa_rows,
-    "grpo": grpo,
-    "gspo": gspo,
-    "gspo_token": gspo_token,
-    "gsspo": gsspo,
-    "gvpo": gvpo,
-    "poft": poft,
-    "rloo": rloo,
-    "sft": sft,
-}
-"""Objectives by the name that recipes use (`objective.name`)."""
-
 __all__ = [
-    "OBJECTIVES",
     "Objective",
     "ObjectiveOutput",
     "certificate",

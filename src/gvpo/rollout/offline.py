@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import TrainConfig
-from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER, SUPERVISED
+from gvpo.config import TrainConfig, find_objective
+from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER
 from gvpo.data import is_comparison, is_pair
 from gvpo.data.given_rows import Rows, read_rows
 from gvpo.errors import ConfigError, DataError, GvpoWarning
@@ -45,7 +45,7 @@ def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
         return None
     if config.costs is not None:
         raise ConfigError(FIXED_COSTS)
-    if config.objective not in SUPERVISED:
+    if find_objective(config.objective).learns_from != "answers":
         return rows.first(config.train_problems)
     if is_pair(rows.items[0]):  # it is its chosen answer
         return None
@@ -169,12 +169,12 @@ def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int
 
 
 def warn_of_finite_support(objective: str) -> None:
-    """GVPO's optimum needs samples that cover the reference policy, which a file of groups never does."""
-    if objective == "gvpo":
+    """Warn of an optimum that needs samples covering the reference policy, which a file of groups never does."""
+    if find_objective(objective).needs_support:
         warnings.warn(
-            "logged groups are finite and never cover the reference policy, so GVPO's unique optimum is not what this "
-            "run goes to: completions outside the data are not held back; watch eval/accuracy and stop early "
-            "(`gvpo docs offline`)",
+            f"logged groups are finite and never cover the reference policy, so {objective.upper()}'s unique optimum "
+            "is not what this run goes to: completions outside the data are not held back; watch eval/accuracy and "
+            "stop early (`gvpo docs offline`)",
             GvpoWarning,
             stacklevel=3,
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gvpo.config import TrainConfig
+from gvpo.config import TrainConfig, find_objective
 from gvpo.data import TASKS, Split, Task, problems_from_records, with_prompt
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError, DataError
@@ -150,7 +150,7 @@ def demonstrations(
         ]
     )
     kept = likeliest(written, config.keep_share)
-    needed = config.objective == "poft"
+    needed = ALIGNED in find_objective(config.objective).needs
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
     end = answer_ending(config, tokenizer, model)
     answers = [

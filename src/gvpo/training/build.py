@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig
-from gvpo.config.combinations import PAIRED, SUPERVISED
+from gvpo.config import TrainConfig, find_objective
 from gvpo.data.given_rows import Dataset, Rows
 from gvpo.errors import ConfigError
 from gvpo.model.model import context_length
@@ -126,7 +125,7 @@ class Setup:
                     "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
                 )
             compared = held_out_groups(self.config, self.tokenizer, self.model, self.eval_rows)
-            if self.objective in SUPERVISED:
+            if find_objective(self.objective).learns_from == "answers":
                 made = self._supervised(held)
             elif self.logged is not None:
                 made = self._offline(self.logged, held)
@@ -174,7 +173,7 @@ class Setup:
 
     def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
         config = self.config
-        if self.objective not in PAIRED:
+        if find_objective(self.objective).learns_from != "pairs":
             return OfflineSource(ShuffledOrder(groups, config.prompts_per_step, config.seed))
         softmax = config.chosen_by == "softmax"
         compared = with_weak_negatives(

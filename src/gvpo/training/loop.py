@@ -173,8 +173,7 @@ class Session:
             if rollout.traceback:
                 self.progress.say(rollout.traceback)
             raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
-        centred = self.learner.objective.centred
-        groups = usable(rollout.groups, rewarded=rewarded, at_least=2 if centred else 1)
+        groups = usable(rollout.groups, rewarded=rewarded, at_least=self.learner.objective.spec.min_group)
         self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
         if self.state.empty_steps >= MAX_EMPTY_STEPS:
             raise TrainingError(

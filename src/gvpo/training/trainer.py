@@ -15,7 +15,6 @@ from rich.console import Console
 
 from gvpo import runfiles
 from gvpo.config import TrainConfig
-from gvpo.config.combinations import PAIRED, SUPERVISED
 from gvpo.config.recipe import dump_config
 from gvpo.data import is_comparison
 from gvpo.data.given_rows import Dataset, read_rows
@@ -112,7 +111,7 @@ class Trainer:
         compares = held is not None and bool(held.items) and is_comparison(held.items[0])
         self._eval_rows = held if compares else None
         self._eval_dataset = held.items if held is not None and not compares else None
-        samples = self.objective.name not in SUPERVISED and self._logged is None
+        samples = self.objective.spec.learns_from != "answers" and self._logged is None
         self._check_rewards(samples=samples)
         self.model = starting_policy(model, self.config, peft_config)
         ranks.require_same_weights(self.model)
@@ -203,7 +202,7 @@ class Trainer:
             needs_reference=self.objective.needs_reference,
             divides_by_length=self.objective.divides_by_length,
             adapted=lora.is_adapted(self.model),
-            demonstrates=self.objective.name in SUPERVISED and self.config.task is not None,
+            demonstrates=self.objective.spec.learns_from == "answers" and self.config.task is not None,
             train_passed=self._train_dataset is not None,
             eval_passed=self._eval_dataset is not None,
         )
@@ -271,7 +270,7 @@ class Trainer:
         )
 
     def _check_rewards(self, *, samples: bool) -> None:
-        if self.objective.name in PAIRED and samples and self.config.sample_groups is None:
+        if self.objective.spec.learns_from == "pairs" and samples and self.config.sample_groups is None:
             raise ConfigError(
                 f"{self.objective.name} learns from preferences, not from live samples: set data.groups to rows with "
                 "`prompt`, `chosen` and `rejected`, or pass them as train_dataset"

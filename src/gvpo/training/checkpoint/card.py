@@ -4,16 +4,13 @@ Written as README.md in the checkpoint, the form that the Hugging Face hub shows
 run's state and the environment; local paths are cut to their last part, since cards are published.
 """
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
-from gvpo.config.combinations import PAIRED, SUPERVISED
+from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig, find_objective
 from gvpo.model.lora import Adapter
-from gvpo.objectives import OBJECTIVES
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.run_directory import environment
 
@@ -58,7 +55,7 @@ def _metadata(config: TrainConfig, start: str, adapter: Adapter | None) -> str:
     library, base = ("transformers", start) if adapter is None else ("peft", adapter.base)
     lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     lines += ["tags:", "- gvpo", *(["- lora"] if adapter is not None else [])]
-    lines += ["- reinforcement-learning"] if config.objective not in (*SUPERVISED, *PAIRED) else []
+    lines += ["- reinforcement-learning"] if find_objective(config.objective).learns_from == "groups" else []
     if _is_hub_id(base):
         lines.append(f"base_model: {base}")
     if config.train_data is not None and _is_hub_id(config.train_data):
@@ -104,9 +101,9 @@ def _reference(config: TrainConfig) -> str:
 
 def _keywords(config: TrainConfig) -> Mapping[str, Any]:
     """The objective's keywords as they were: the settings', else its own defaults."""
-    takes = inspect.signature(OBJECTIVES[config.objective]).parameters
-    settings = {name: getattr(config, name) for name in OBJECTIVE_KEYWORDS if name in takes}
-    resolved = {name: takes[name].default if value is None else value for name, value in settings.items()}
+    spec = find_objective(config.objective)
+    settings = {name: getattr(config, name) for name in OBJECTIVE_KEYWORDS if spec.takes(name)}
+    resolved = {name: spec.keywords.get(name) if value is None else value for name, value in settings.items()}
     if config.kl_in_reward > 0:
         resolved["kl_in_reward"] = config.kl_in_reward
     return {name: value for name, value in resolved.items() if value is not None}

@@ -1,0 +1,207 @@
+"""The objectives that settings can name: where each function is, what it learns from and what it needs.
+
+This table loads no torch, so settings can be checked and documented without it. The functions themselves are in
+`gvpo.objectives`, and `tests/objectives/test_registry.py` compares each entry with the signature of its function.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from gvpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gvpo.objectives import ObjectiveOutput
+
+INPUT_OF = {"segment_at": "segments", "costs": "costs", "multiplier_rate": "costs"}
+"""Settings from which the trainer makes an input of the objective, and that input."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """Describe an objective: everything about it that is known before its function is called.
+
+    Args:
+        function: The place of the function, "module:function".
+        summary: What it does, in a few words.
+        paper: Its arXiv number.
+        learns_from: "groups" of completions with rewards, written "answers", or "pairs": one chosen answer per prompt
+            and the answers that it is compared with.
+        needs: Inputs that the function requires besides log-probs, mask and group.
+        keywords: Keywords of the function that settings can bind, with their defaults.
+        min_group: Smallest number of completions that a group can have.
+        needs_support: Its optimum is unique only if the samples cover the reference policy.
+        at_reference: What it amounts to while the policy equals its reference, if it then is another objective.
+    """
+
+    function: str
+    summary: str
+    paper: str
+    learns_from: Literal["groups", "answers", "pairs"] = "groups"
+    needs: tuple[str, ...] = ("rewards",)
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    min_group: int = 2
+    needs_support: bool = False
+    at_reference: str | None = None
+
+    def load(self) -> "Callable[..., ObjectiveOutput]":
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., ObjectiveOutput] = getattr(importlib.import_module(module), name)
+        return function
+
+    def takes(self, setting: str) -> bool:
+        """Return whether a setting changes this objective: it is one of its keywords, or an input is made from it."""
+        return setting in self.keywords or INPUT_OF.get(setting) in self.needs
+
+    def reads_reference(self, keywords: Mapping[str, Any]) -> bool:
+        """Return whether it reads the reference's log-probs, which some objectives do for a KL term alone."""
+        return "ref_logprobs" in self.needs or keywords.get("kl_coef", 0.0) > 0
+
+    def preset(self, function: str, *, summary: str, paper: str, **keywords: Any) -> "ObjectiveSpec":
+        """Return the entry of the same objective with other defaults."""
+        defaults = {**self.keywords, **keywords}
+        return dataclasses.replace(self, function=function, summary=summary, paper=paper, keywords=defaults)
+
+
+_GRPO = ObjectiveSpec(
+    "gvpo.objectives.grpo:grpo",
+    summary="clipped ratio times the group's standardised advantage",
+    paper="2402.03300",
+    needs=("old_logprobs", "rewards"),
+    keywords={
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "scale_rewards": True,
+        "baseline": "mean",
+        "reduction": "sequence_mean",
+        "max_length": None,
+        "kl_coef": 0.0,
+    },
+)
+_GSPO = ObjectiveSpec(
+    "gvpo.objectives.gspo:gspo",
+    summary="GRPO with one ratio per completion",
+    paper="2507.18071",
+    needs=("old_logprobs", "rewards"),
+    keywords={"clip_low": 3e-4, "clip_high": 4e-4, "scale_rewards": True},
+)
+
+OBJECTIVES: dict[str, ObjectiveSpec] = {
+    "gvpo": ObjectiveSpec(
+        "gvpo.objectives.gvpo:gvpo",
+        summary="match implicit rewards to rewards within a group",
+        paper="2504.19599",
+        needs=("ref_logprobs", "rewards"),
+        keywords={"beta": 0.1, "variance_weight": 1.0, "covariance_weight": 1.0},
+        needs_support=True,
+        at_reference="beta times RLOO: beta only scales the gradient",
+    ),
+    "grpo": _GRPO,
+    "dr_grpo": _GRPO.preset(
+        "gvpo.objectives.grpo:dr_grpo",
+        summary="GRPO without std and without length normalisation",
+        paper="2503.20783",
+        scale_rewards=False,
+        reduction="constant",
+    ),
+    "dapo": _GRPO.preset(
+        "gvpo.objectives.grpo:dapo",
+        summary="GRPO with a higher upper clip and a mean over all tokens",
+        paper="2503.14476",
+        clip_high=0.28,
+        reduction="token_mean",
+    ),
+    "rloo": _GRPO.preset(
+        "gvpo.objectives.grpo:rloo",
+        summary="REINFORCE with a leave-one-out baseline",
+        paper="2402.14740",
+        clip_low=float("inf"),
+        clip_high=float("inf"),
+        scale_rewards=False,
+        baseline="leave_one_out",
+        reduction="constant",
+        max_length=1,
+    ),
+    "gspo": _GSPO,
+    "gspo_token": _GSPO.preset(
+        "gvpo.objectives.gspo:gspo_token", summary="GSPO with an advantage per token", paper="2507.18071"
+    ),
+    "gsspo": ObjectiveSpec(
+        "gvpo.objectives.gsspo:gsspo",
+        summary="one ratio per segment: GRPO at one end, GSPO at the other",
+        paper="2602.01202",
+        needs=("old_logprobs", "rewards", "segments"),
+        keywords={"clip_low": 0.2, "clip_high": 0.2, "scale_rewards": True},
+    ),
+    "constrained_grpo": ObjectiveSpec(
+        "gvpo.objectives.constrained_grpo:constrained_grpo",
+        summary="GRPO's reward against costs under limits",
+        paper="2602.05863",
+        needs=("old_logprobs", "rewards", "costs", "multipliers"),
+        keywords={
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "reduction": "sequence_mean",
+            "max_length": None,
+            "reward_multiplier": 1.0,
+        },
+    ),
+    "dpo": ObjectiveSpec(
+        "gvpo.objectives.dpo:dpo_rows",
+        summary="raise the better answer over the worse",
+        paper="2305.18290",
+        learns_from="pairs",
+        needs=("ref_logprobs", "role"),
+        keywords={"beta": 0.1},
+    ),
+    "epa": ObjectiveSpec(
+        "gvpo.objectives.epa:epa_rows",
+        summary="raise the chosen answer over strong and weak negatives at once",
+        paper="2412.13862",
+        learns_from="pairs",
+        needs=("ref_logprobs", "role"),
+        keywords={"beta": 0.1, "weak_weight": 1.0},
+    ),
+    "poft": ObjectiveSpec(
+        "gvpo.objectives.poft:poft",
+        summary="make written answers likelier than under aligned models",
+        paper="2412.12865",
+        learns_from="answers",
+        needs=("aligned_mean_logprobs",),
+        min_group=1,
+    ),
+    "sft": ObjectiveSpec(
+        "gvpo.objectives.sft:sft",
+        summary="likelihood of written answers",
+        paper="2203.02155",
+        learns_from="answers",
+        needs=(),
+        keywords={"reduction": "token_mean"},
+        min_group=1,
+    ),
+}
+"""Objectives by the name that recipes use (`objective.name`)."""
+
+
+def find_objective(name: str) -> ObjectiveSpec:
+    """Return the entry of a name.
+
+    Raises:
+        ConfigError: there is no such objective.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name]
+
+
+def learning_from(kind: str) -> list[str]:
+    """Return the names of the objectives that learn from groups, answers or pairs."""
+    return [name for name, spec in OBJECTIVES.items() if spec.learns_from == kind]
+
+
+def taking(setting: str) -> list[str]:
+    """Return the names of the objectives that a setting changes."""
+    return [name for name, spec in OBJECTIVES.items() if spec.takes(setting)]
