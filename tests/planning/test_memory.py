@@ -120,6 +120,6 @@ def test_a_checkpoint_on_the_disk_is_as_large_as_said(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc, which only Linux has")
 @pytest.mark.parametrize("name", ["qwen2-short", "llama-2048"])
 def test_a_real_step_needs_what_is_predicted(name):
-    """The published table has all cases: docs/guides/doctor.md."""
+    """The published table has all cases: docs/internals/measurements.md."""
     peak = max(plan_check.measure(name).values())
     assert plan_check.predicted(plan_check.CASES[name])[1].peak / plan_check.MIB == pytest.approx(peak, rel=0.2)
