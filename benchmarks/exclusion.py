@@ -3,9 +3,9 @@
     python benchmarks/exclusion.py
 
 Trains a small model on the letters of this repository's pages, then continues texts of theirs without the letter "e",
-by each implementation and with the same noise. docs/internals/measurements.md explains the columns. Then what the masked
-softmax itself changes: the log-prob of whole short texts drawn by it, plain and weighted by `sequence_weights`, beside
-texts drawn freely of which those with the letter are thrown away.
+by each implementation and with the same noise. docs/internals/measurements.md explains the columns. It also
+measures what the masked softmax itself changes: the log-prob of whole short texts sampled by it, plain and weighted by
+`sequence_weights`, compared with texts sampled freely of which those with the letter are discarded.
 """
 
 import argparse
