@@ -118,10 +118,11 @@ class Browser:
 
     # What a reader does
 
-    def open(self, path: Path) -> None:
-        """Loads a local file and waits until its groups are shown."""
+    def open(self, path: Path, fragment: str = "") -> None:
+        """Loads a local file, at a place of it, and waits until its groups are shown."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         self.wait("performance.getEntriesByName('groups-shown').length > 0")
 
     def evaluate(self, expression: str) -> Any:

@@ -107,13 +107,13 @@ def test_the_page_loads_nothing_but_itself(browser, page):
 def test_groups_whose_rewards_differ_come_first(browser):
     status(browser, "3 groups")
     assert listed(browser) == ["sum=", "mild=", "dead="]
-    assert browser.texts(".filters button") == ["rewards differ 2", "dead 1", "truncated 1", "failed 1"]
-    assert browser.texts(".brief") == ["mean 0.5 · 1 failed · 1 truncated", "mean 0.375", "mean 1 · dead"]
+    assert browser.texts(".filters button") == ["rewards differ 2", "rewards equal 1", "truncated 1", "failed 1"]
+    assert browser.texts(".brief") == ["mean 0.5 · 1 failed · 1 truncated", "mean 0.375", "mean 1 · rewards equal"]
     assert browser.texts(".cells span") == ["3 completions", "2 completions", "2 completions"]
 
 
 def test_a_group_shows_all_that_is_known_of_its_completions(browser):
-    assert browser.texts(".row .reward") == ["1", "0", "none"]
+    assert browser.texts(".row .reward") == ["1", "0", "no reward"]
     assert browser.texts(".row .weight") == ["+2.00", "\u22121.00", "not trained on"]
     assert attribute(browser, ".push i", "class") == ["up", "down"]
     assert attribute(browser, ".push i", "style") == ["width: 50%;", "width: 25%;"]
@@ -135,15 +135,15 @@ def test_hostile_text_stays_text(browser):
 
 
 def test_filters_narrow_the_list_and_can_be_released(browser):
-    browser.click("[data-filter=dead]")
+    browser.click("[data-filter=equal]")
     status(browser, "1 of 3 groups")
     assert listed(browser) == ["dead="]
     prompt(browser, "dead=")
-    assert browser.texts(".tag") == ["dead: all rewards equal"]
+    assert browser.texts(".tag") == ["all rewards are equal"]
     browser.click("[data-filter=failed]")
     status(browser, "0 of 3 groups")
-    assert "release a filter" in browser.texts(".detail")[0]
-    browser.click("[data-filter=dead]")
+    assert "turn off a filter" in browser.texts(".detail")[0]
+    browser.click("[data-filter=equal]")
     status(browser, "1 of 3 groups")
     prompt(browser, "sum=")
     browser.click("[data-filter=failed]")
@@ -151,16 +151,16 @@ def test_filters_narrow_the_list_and_can_be_released(browser):
 
 
 def test_sorting_groups_and_completions(browser):
-    browser.choose("sort by", "mean")
+    browser.choose("sort groups by", "mean")
     browser.wait("document.querySelector('.excerpt').textContent === 'dead='")
     assert listed(browser) == ["dead=", "sum=", "mild="]
     browser.click(".turn")
     browser.wait("document.querySelector('.excerpt').textContent === 'mild='")
     assert listed(browser) == ["mild=", "sum=", "dead="]
     prompt(browser, "sum=")  # what is looked at stays
-    browser.choose("completions by", "length")
+    browser.choose("sort completions by", "length")
     browser.wait("document.querySelector('.row').ariaLabel === 'completion 3'")
-    browser.choose("completions by", "weight")
+    browser.choose("sort completions by", "weight")
     browser.wait("document.querySelector('.row').ariaLabel === 'completion 1'")
     assert attribute(browser, ".row", "aria-label") == ["completion 1", "completion 2", "completion 3"]
 
@@ -323,7 +323,7 @@ def test_runs_can_be_changed(chromium, tmp_path):
     chromium.wait(f"![null, undefined, {before[0]!r}].includes(document.querySelector('.detail .prompt')?.textContent)")
     assert attribute(chromium, ".choice button", "aria-pressed") == ["false", "true", "false"]
     chromium.click(".choice button:nth-child(3)")
-    chromium.wait("document.querySelector('#viewer .empty')?.textContent === 'No rollouts were written.'")
+    chromium.wait("document.querySelector('#viewer .empty')?.textContent === 'The run has written no rollouts.'")
     assert chromium.errors() == []
 
 

@@ -29,7 +29,7 @@ function cellNodes(store, group) {
 }
 
 function rewardNode(row, extremes) {
-  if (row.reward === null) return row.reason ? element("span", { class: "reward none", title: row.reason }, "none") : "";
+  if (row.reward === null) return row.reason ? element("span", { class: "reward none", title: row.reason }, "no reward") : "";
   return tint(element("span", { class: "reward", title: "reward" }, format(row.reward)), row.reward, extremes);
 }
 
@@ -43,11 +43,11 @@ function weightNodes(row, { largest, unit }) {
 
 function factNodes(row) {
   const facts = [
-    ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "part of the reward"]),
-    ...(row.implicit === null ? [] : [[`implicit ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio"]]),
+    ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "value of this reward function"]),
+    ...(row.implicit === null ? [] : [[`implicit ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio to the reference"]]),
     [counted(row.length, "token"), "length"],
-    [row.finish, "why it ended"],
-    [`${row.source}, version ${row.version}`, "where it comes from, and the step of the policy that sampled it"],
+    [row.finish, "why the completion ended"],
+    [`${row.source}, version ${row.version}`, "source, and the step of the policy that sampled it"],
   ];
   const nodes = facts.map(([text, title]) => element("span", { title }, text));
   if (row.finish === "length") nodes.push(element("span", { class: "warn" }, "truncated"));
@@ -65,7 +65,7 @@ function departure(text, best) {
 function plainText(text, best) {
   const wrong = best.length ? departure(text, best) : -1;
   return text.split("\n").flatMap((line, index) => {
-    const shown = index === wrong && line !== "" ? element("mark", { title: "no better completion has this line" }, line) : line;
+    const shown = index === wrong && line !== "" ? element("mark", { title: "No completion with the best reward contains this line." }, line) : line;
     return index ? ["\n", shown] : [shown];
   });
 }
@@ -97,7 +97,7 @@ function completionNode(row, found, best, scale, paint) {
 
 function groupTags(fact) {
   return [
-    fact.dead ? "dead: all rewards equal" : "",
+    fact.equal ? "all rewards are equal" : "",
     fact.failed ? `${fact.failed} failed` : "",
     fact.truncated ? `${fact.truncated} truncated` : "",
   ].filter(Boolean).map((text) => element("span", { class: "tag" }, text));
@@ -110,6 +110,7 @@ function aboutNode(store, group, texts) {
   return element("div", { class: "about-group" },
     element("pre", { class: long ? "prompt long" : "prompt" }, prompt.trim() || "(empty prompt)"),
     element("span", { title: "id of the group" }, store.ids[group]),
+    element("a", { href: addressOf(store, group), title: "The address of this group. Copy it to show the group to somebody." }, "link"),
     element("span", {}, `step ${store.steps[store.stepOf(group)]}`),
     Object.entries(texts?.columns ?? {}).map(([name, value]) => element("span", { class: "column", title: value }, `${name} ${value}`)),
     fact.mean === null ? "" : element("span", {}, `mean reward ${format(fact.mean)}`),
@@ -140,4 +141,17 @@ function groupNodes(store, group, found, { paint, order }) {
     note ? element("p", { class: "empty" }, note) : null,
     element("div", { class: wide ? "rows wide" : "rows" }, cards),
   ].filter(Boolean);
+}
+
+/** How to read the cards. `unit` is the unit of their weights. */
+function helpNodes(paint, unit) {
+  if (paint) {
+    return ["Tokens: ", ...paintLegend(paint), ". A token without text of its own, such as the stop token, is a small box."];
+  }
+  return [
+    `Each card is a completion, with its reward and its weight in the update${unit === 1 ? "" : ` (in units of ${unit.toExponential(0)})`}. A bar `,
+    element("span", { class: "up" }, "to the right"), " makes the completion more likely, a bar ",
+    element("span", { class: "down" }, "to the left"), " makes it less likely. A ", element("mark", {}, "marked"),
+    " line is the first one that no completion with the group's best reward contains.",
+  ];
 }

@@ -44,14 +44,10 @@ function select(label, options, chosen, choose) {
   return element("label", {}, element("span", {}, label), element("select", { on: { change: (event) => choose(event.target.value) } }, nodes));
 }
 
-/** Buttons of which one is pressed. */
+/** Buttons of which one is pressed: their node, and `press(index)`, which presses one without telling `choose`. */
 function choice(label, texts, chosen, choose) {
-  const buttons = texts.map((text, index) => {
-    const press = () => {
-      buttons.forEach((button, other) => button.setAttribute("aria-pressed", other === index));
-      choose(index);
-    };
-    return element("button", { type: "button", "aria-pressed": String(index === chosen), on: { click: press } }, text);
-  });
-  return element("div", { class: "choice", role: "group", "aria-label": label }, buttons);
+  const buttons = texts.map((text, index) => element("button", { type: "button", on: { click: () => choose(index) } }, text));
+  const press = (index) => buttons.forEach((button, other) => button.setAttribute("aria-pressed", String(other === index)));
+  press(chosen);
+  return { node: element("div", { class: "choice", role: "group", "aria-label": label }, buttons), press };
 }

@@ -2,7 +2,7 @@
 
 const FILTERS = {
   differing: ["rewards differ", (fact) => fact.differing],
-  dead: ["dead", (fact) => fact.dead],
+  equal: ["rewards equal", (fact) => fact.equal],
   truncated: ["truncated", (fact) => fact.truncated > 0],
   failed: ["failed", (fact) => fact.failed > 0],
 };

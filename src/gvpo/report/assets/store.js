@@ -27,9 +27,11 @@ function pieceOf(starts, place) {
 }
 
 class Store {
-  constructor(number, index) {
+  /** `several` tells whether the page has other runs too. */
+  constructor(number, index, several) {
     Object.assign(this, index);
     this.number = number;
+    this.several = several;
     this.count = index.sizes.length;
     this.rowStarts = begins(index.sizes);
     this.stepStarts = begins(index.groups);
@@ -58,7 +60,7 @@ class Store {
       best: rewards.length ? high : null,
       weight, failed, truncated,
       length: lengths.reduce((sum, length) => sum + length, 0) / lengths.length,
-      dead: rewards.length > 1 && low === high,
+      equal: rewards.length > 1 && low === high,
       differing: high > low,
     };
   }
