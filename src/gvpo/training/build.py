@@ -27,7 +27,7 @@ from gvpo.rollout.preferences import comparisons, with_weak_negatives
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sampling_params import sampling_params
-from gvpo.rollout.sources.base import Source
+from gvpo.rollout.sources.base import Source, StatelessSource
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.rollout.sources.live import LiveSource
 from gvpo.rollout.sources.offline import OfflineSource
@@ -135,6 +135,7 @@ class Setup:
             if not resume:
                 evaluated = [*(item.prompt for item in held_out), *(group.prompt for group in compared)]
                 warn_of_overlap(made.prompts, evaluated)
+            stack.callback(made.source.close)
             inputs = {**made.inputs, HELD_OUT: fingerprint([*judged(held_out), *_answers(compared)])}
             yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
 
@@ -203,7 +204,7 @@ class Setup:
         if config.sample_groups is None:
             return Parts(live, len(problems), held, prompts=_prompts(problems), inputs=inputs)
 
-        def read(records: Records) -> Source:
+        def read(records: Records) -> StatelessSource:
             return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
 
         warn_of_finite_support(self.objective)

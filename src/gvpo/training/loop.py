@@ -145,6 +145,7 @@ class Session:
         rollout = with_inputs(rollout, self.config, self.tokenizer)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
+        self.source.commit(step)
         for note in self.learner.budget.take_notes():
             self.progress.say(note)
         self.state.step = step
@@ -281,11 +282,12 @@ class Session:
         weights = fsdp.full_on_first(model.state_dict(keep_vars=True)) if split else None
         moments = fsdp.full_optimizer(optimizer) if split else optimizer.state_dict()
         copied = reference.state_dict() if reference is not None else None
+        source = self.source.state_dict()
         if split and copied is not None:
             copied = fsdp.full_on_first(copied)
         return ranks.on_first(
             lambda: self.checkpoints.save(
-                self.state, model, self.tokenizer, moments, copied, card=self._card(), weights=weights
+                self.state, model, self.tokenizer, moments, copied, card=self._card(), weights=weights, source=source
             )
         )
 

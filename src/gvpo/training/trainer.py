@@ -185,7 +185,7 @@ class Trainer:
                 )
                 ranks.on_first(lambda: warn_of_short_disk(self.config, learner, path))
                 parts = self._with_reference(parts, learner, start, run, stop)
-                state = restore(run, learner, self.config) if resume else TrainerState()
+                state = restore(run, learner, parts.source, self.config) if resume else TrainerState()
                 ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
                 return self._session(run, learner, state, parts, stop)
 

@@ -2,10 +2,11 @@
 
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.sources.base import StatelessSource
 from gvpo.types import Completion, Group
 
 
-class DemonstrationSource:
+class DemonstrationSource(StatelessSource):
     """Groups of one written answer each, for supervised training."""
 
     def __init__(self, order: ShuffledOrder[tuple[EncodedProblem, Completion]]) -> None:

@@ -4,10 +4,11 @@ from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.sources.base import StatelessSource
 from gvpo.sampling import Sampler, SamplingParams
 
 
-class LiveSource:
+class LiveSource(StatelessSource):
     """Groups sampled from the live policy and scored by the reward pool."""
 
     def __init__(

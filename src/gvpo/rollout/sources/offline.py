@@ -3,9 +3,10 @@
 from gvpo.rollout.collect import Rollout, distinct
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.sources.base import StatelessSource
 
 
-class OfflineSource:
+class OfflineSource(StatelessSource):
     """Groups that were logged: shuffled epochs over them, a function of seed and step."""
 
     def __init__(self, order: ShuffledOrder[LoggedGroup]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from gvpo.rollout.collect import Rollout, distinct
 from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.preferences import Comparison
+from gvpo.rollout.sources.base import StatelessSource
 from gvpo.sampling.noise import noise_key, uniforms
 from gvpo.types import Completion, Group
 
@@ -15,7 +16,7 @@ ROLE = "role"
 """The objectives' keyword, in a completion's extras."""
 
 
-class PreferenceSource:
+class PreferenceSource(StatelessSource):
     """Rows with roles: shuffled epochs over the comparisons, a function of seed and step.
 
     Args:

@@ -9,12 +9,12 @@ from gvpo.errors import RewardError, RunError
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.group_file import records
 from gvpo.rollout.offline import Records
-from gvpo.rollout.sources.base import Source
+from gvpo.rollout.sources.base import StatelessSource
 from gvpo.rollout.usable import MAX_FAILED_SHARE
 from gvpo.update.distributed import ranks
 
 
-class SampledOnceSource:
+class SampledOnceSource(StatelessSource):
     """Groups that the run's starting policy samples once; they are kept in a file, and trained on from it.
 
     Args:
@@ -24,9 +24,11 @@ class SampledOnceSource:
         resumed: the file may be there from an earlier sitting.
     """
 
-    def __init__(self, path: Path, live: Source, read: Callable[[Records], Source], *, resumed: bool) -> None:
+    def __init__(
+        self, path: Path, live: StatelessSource, read: Callable[[Records], StatelessSource], *, resumed: bool
+    ) -> None:
         self._path, self._live, self._read, self._resumed = path, live, read, resumed
-        self._source: Source | None = None
+        self._source: StatelessSource | None = None
 
     def rollout(self, step: int) -> Rollout:
         """The groups of this step, sampled now if it is the first.

@@ -7,6 +7,7 @@ checkpoints/step-000100/
   trainer/state.json                                 step, updates, seconds, best so far, ...
   trainer/optimizer.pt
   trainer/reference.safetensors                      where the reference is stored; empty: the adapter switched off
+  trainer/source.pt                                  where the source of groups has a state
   trainer/manifest.json                              sha256 of every other file
 """
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "trainer/manifest.json"
 REQUIRED = {"trainer/state.json", "trainer/optimizer.pt"}
+SOURCE = "source.pt"
 MODEL = {"config.json", lora.CONFIG_FILE}
 """One of these: a whole model or an adapter."""
 _DAMAGE = (errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
@@ -79,12 +81,13 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that passed its checksums; the model is at `path`."""
+    """A checkpoint that passed its checksums; the model is at `path`. `source` is {} where none was stored."""
 
     path: Path
     state: TrainerState
     optimizer: dict[str, Any]
     reference: dict[str, torch.Tensor] | None
+    source: dict[str, Any]
 
 
 class Checkpoints:
@@ -111,6 +114,7 @@ class Checkpoints:
         reference: Mapping[str, torch.Tensor] | None,
         card: str | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write a checkpoint, with its model card if there is one; it appears under its name only when it is whole.
 
@@ -128,7 +132,7 @@ class Checkpoints:
             save_model(model, tokenizer, beside, weights=weights)
             if card is not None:
                 (beside / "README.md").write_text(card, encoding="utf-8")
-            _write_trainer(beside / "trainer", state, optimizer, reference)
+            _write_trainer(beside / "trainer", state, optimizer, reference, source)
             (beside / MANIFEST).write_text(json.dumps(_checksums(beside), indent=2))
             _sync(beside)
             self._put(beside, target)
@@ -198,12 +202,19 @@ def _write_trainer(
     state: TrainerState,
     optimizer: Mapping[str, Any],
     reference: Mapping[str, torch.Tensor] | None,
+    source: Mapping[str, Any] | None,
 ) -> None:
-    with (directory / "optimizer.pt").open("wb", buffering=0) as raw, io.BufferedWriter(raw, _BUFFER) as file:
-        torch.save(dict(optimizer), file)  # given a path instead, torch's zip writer hides the system's error
+    _write_pickle(directory / "optimizer.pt", optimizer)
+    if source:
+        _write_pickle(directory / SOURCE, source)
     if reference is not None:
         safetensors.torch.save_file(dict(reference), directory / "reference.safetensors")
     (directory / "state.json").write_text(json.dumps(asdict(state), indent=2))
+
+
+def _write_pickle(path: Path, values: Mapping[str, Any]) -> None:
+    with path.open("wb", buffering=0) as raw, io.BufferedWriter(raw, _BUFFER) as file:
+        torch.save(dict(values), file)  # given a path instead, torch's zip writer hides the system's error
 
 
 def _is_refused_write(error: BaseException) -> bool:
@@ -239,16 +250,17 @@ def load(path: Path, *, verified: bool = False) -> LoadedCheckpoint:
     """
     if not verified:
         verify(path)
-    reference = path / "trainer/reference.safetensors"
+    reference, source = path / "trainer/reference.safetensors", path / "trainer" / SOURCE
     try:
         return LoadedCheckpoint(
             path=path,
             state=TrainerState(**json.loads((path / "trainer/state.json").read_text())),
             optimizer=torch.load(path / "trainer/optimizer.pt", weights_only=True),
             reference=safetensors.torch.load_file(reference) if reference.exists() else None,
+            source=torch.load(source, weights_only=True) if source.exists() else {},
         )
     except pickle.UnpicklingError as error:
-        reason = "trainer/optimizer.pt holds objects that are not tensors or numbers"
+        reason = "a .pt file in trainer/ contains objects that are neither tensors nor plain values"
         raise CheckpointError(f"checkpoint {path} cannot be read by this version: {reason}") from error
     except OSError as error:
         raise _unreadable(path, "", error) from error

@@ -10,6 +10,7 @@ from gvpo.config.recipe import restore_config
 from gvpo.errors import CheckpointError, GvpoError, RunError, one_line
 from gvpo.model import lora
 from gvpo.model.model import load_model
+from gvpo.rollout.sources.base import Source
 from gvpo.system_errors import is_out_of_memory
 from gvpo.training.checkpoint.files import Checkpoints, LoadedCheckpoint, TrainerState, load
 from gvpo.training.checkpoint.run_directory import RunDirectory
@@ -92,12 +93,15 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in config.to_recipe().items() for key, value in table.items()}
 
 
-def restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> TrainerState:
-    """Weights, optimizer, reference and state of the newest whole checkpoint; a run without one starts over.
+def restore(run: RunDirectory, learner: Learner, source: Source, config: TrainConfig) -> TrainerState:
+    """Restore weights, optimizer, reference, source and state of the newest whole checkpoint, if there is one.
+
+    A run without a checkpoint starts over.
 
     Args:
         run: its directory.
         learner: what the weights go into.
+        source: where the groups of the next steps come from.
         config: the run's settings.
 
     Raises:
@@ -108,6 +112,7 @@ def restore(run: RunDirectory, learner: Learner, config: TrainConfig) -> Trainer
     if loaded is None:
         return TrainerState()
     _restore_fitting(loaded, learner, config)
+    source.load_state_dict(loaded.source)
     return loaded.state
 
 
