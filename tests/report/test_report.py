@@ -13,9 +13,10 @@ import pytest
 
 from gvpo.errors import RunError
 from gvpo.report import write_figure, write_report
+from gvpo.report.asset_files import SCRIPTS, asset
 from gvpo.report.charts import sections
 from gvpo.report.data import load_run
-from gvpo.report.page import SCRIPTS, asset, embed
+from gvpo.report.page import embed
 from gvpo.runfiles import RolloutRow
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from tests.report.synthetic import CONFIG, chain, make_run

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from gvpo.report.page import asset
+from gvpo.report.asset_files import asset
 from gvpo.report.svg import COLORS, DASHES, LEFT, TOP, Chart, Series, plot
 
 PANEL_WIDTH, PANEL_HEIGHT = 440, 250

@@ -7,10 +7,10 @@ escaped here, and what scripts show travels as JSON, plain or packed, and only e
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 from string import Template
 from typing import Any
 
+from gvpo.report.asset_files import asset, script, style
 from gvpo.report.cards import anchor, curves, curves_data
 from gvpo.report.charts import sections
 from gvpo.report.data import Run
@@ -18,42 +18,20 @@ from gvpo.report.header import header
 from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import to_json
 
-STYLES = ("chart.css", "report.css", "groups.css")
-SCRIPTS = (
-    "dom.js",
-    "curves.js",
-    "store.js",
-    "query.js",
-    "address.js",
-    "contents.js",
-    "tokens.js",
-    "list.js",
-    "completions.js",
-    "controls.js",
-    "viewer.js",
-    "start.js",
-)
-"""The page's scripts, joined in this order into one: they share a scope, which no other script sees."""
-
-
-def asset(name: str) -> str:
-    """Return the text of a file in report/assets."""
-    return resources.files("gvpo.report").joinpath("assets", name).read_text(encoding="utf-8")
-
 
 def render(runs: Sequence[Run]) -> str:
     """Return the page's HTML."""
     found = sections(runs)
     return Template(asset("report.html")).substitute(
         title=escape(" / ".join(run.name for run in runs)),
-        style="".join(asset(name) for name in STYLES),
+        style=style(),
         header=header(runs),
         contents=_contents([*found, "Groups", "Settings"]),
         curves=curves(found) or _empty("No metrics yet."),
         settings="".join(_settings(run) for run in runs),
         data=embed({"runs": [run.name for run in runs], "charts": curves_data(found)}),
         packed="\n".join(_packed(name, text) for name, text in viewer_data(runs).items()),
-        script="\n".join(asset(name) for name in SCRIPTS),
+        script=script(),
     )
 
 
