@@ -14,7 +14,7 @@ from gvpo.rewards import load
 from gvpo.rollout.problems import demonstrations, encode, held_out_problems, training_problems
 from gvpo.training.objective import build_objective, updates_per_step
 from gvpo.training.unused_settings import Regime, warn_of_unused
-from gvpo.training.warm_start import warm_start_config
+from gvpo.training.warm_start import warm_start_settings
 
 
 def recipe(name: str) -> TrainConfig:
@@ -32,7 +32,7 @@ def test_its_objective_builds_without_a_warning(name: str):
     config = recipe(name)
     build_objective(config)
     if config.warm_start_steps:
-        assert build_objective(warm_start_config(config)).name == "sft"
+        assert build_objective(warm_start_settings(config)).name == "sft"
 
 
 @pytest.mark.parametrize("name", shipped())

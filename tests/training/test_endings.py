@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from gvpo.errors import GvpoWarning
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.merge import merge_adapter
 from gvpo.model.model import load_model
@@ -15,7 +14,7 @@ from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.engines import open_engine
 from gvpo.training.trainer import Trainer
 from tests.model.test_endings import CHATML
-from tests.training.toy import DIGITS, INIT, config, share
+from tests.training.toy import DIGITS, INIT, config, noticed, share
 
 ROWS = [{"prompt": digit, "completion": digit} for digit in DIGITS]
 SETTINGS: dict[str, Any] = {"eval_problems": 0, "prompts_per_step": 10, "learning_rate": 1e-2, "max_tokens": 8}
@@ -114,5 +113,5 @@ def test_it_is_said_at_the_start_if_nothing_ends_an_answer(tmp_path: Path):
     tokenizer.chat_template = tokenizer.eos_token = None
     model = chatml_model(tokenizer)
     model.generation_config.eos_token_id = None
-    with pytest.warns(GvpoWarning, match="nothing ends an answer"):
+    with noticed("nothing ends an answer"):
         trainer(tmp_path / "run", tokenizer, model=model, steps=1).train()

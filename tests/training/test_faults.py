@@ -20,7 +20,7 @@ from gvpo.training.checkpoint.files import Checkpoints, TrainerState, load, veri
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
 from tests.training.faults import InlinePool, Killed, faulty_disk, forbidden, full_disk, killed
-from tests.training.toy import lines, model, same, tokenizer, trainer, weights
+from tests.training.toy import lines, model, noticed, same, tokenizer, trainer, weights
 
 SETTINGS: dict[str, Any] = {
     "steps": 3,
@@ -261,7 +261,7 @@ def test_no_whole_checkpoint_at_all_is_an_error_and_nothing_is_cut(tmp_path: Pat
         file.write_bytes(b"")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with (
-        pytest.warns(GvpoWarning, match=r"model\.safetensors is not what was written"),
+        noticed(r"model\.safetensors is not what was written"),
         pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; restore one, or remove that directory"),
     ):
         run(tmp_path)
@@ -272,7 +272,7 @@ def test_a_damaged_last_checkpoint_is_written_anew_when_the_run_ends_again(tmp_p
     run(tmp_path, checkpoint_keep=3)
     weights_file = tmp_path / "checkpoints/step-000003/model.safetensors"
     weights_file.write_bytes(b"")
-    with pytest.warns(GvpoWarning, match="step-000003 is damaged"):
+    with noticed("step-000003 is damaged"):
         run(tmp_path, checkpoint_keep=3, checkpoint_every=0)
     assert load(tmp_path / "checkpoints/step-000003").state.step == 3
     assert lines(tmp_path) == lines(unbroken[0])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gvpo import runfiles
-from gvpo.errors import ConfigError, DataError, GvpoWarning, RunError
+from gvpo.errors import ConfigError, DataError, RunError
 from gvpo.training import reference_scores
 from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.learner import Learner
@@ -19,7 +19,7 @@ from gvpo.training.signals import RunStopped
 from gvpo.training.trainer import Trainer
 from gvpo.training.warm_start import train_recipe
 from gvpo.types import PreferencePair
-from tests.training.toy import DIGITS, INIT, config, lines, model, same, tokenizer, trainer, weights
+from tests.training.toy import DIGITS, INIT, config, lines, model, noticed, same, tokenizer, trainer, weights
 
 PAIRS = [{"prompt": one, "chosen": one, "rejected": str((int(one) + 1) % 10)} for one in DIGITS]
 SCORED = [
@@ -27,7 +27,6 @@ SCORED = [
     for one in DIGITS
 ]
 WEAK: dict[str, Any] = {"objective": "epa", "weak_negatives": 2}
-finite = pytest.mark.filterwarnings("ignore:logged groups are finite")
 
 
 def preferring(run_dir: Path, rows: Any = PAIRS, *, held: Any = None, policy: Any = None, **settings: Any) -> Trainer:
@@ -40,7 +39,6 @@ def preferring(run_dir: Path, rows: Any = PAIRS, *, held: Any = None, policy: An
     )
 
 
-@finite
 @pytest.mark.parametrize("settings", [{}, WEAK, {"objective": "gvpo"}], ids=["dpo", "epa", "gvpo"])
 def test_each_learns_the_same_preferences_and_held_out_pairs_show_it(tmp_path: Path, settings: dict[str, Any]):
     rows = SCORED if settings.get("objective") == "gvpo" else PAIRS
@@ -183,7 +181,6 @@ def test_a_run_with_a_checkpoint_keeps_the_scores_of_its_own_start(tmp_path: Pat
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-@finite
 @pytest.mark.parametrize(
     "settings",
     [{}, {**WEAK, "chosen_by": "softmax"}, {**WEAK, "reference": "every:2"}, {"objective": "gvpo"}],
@@ -252,7 +249,7 @@ def test_pairs_objects_files_and_settings_give_the_same_run(tmp_path: Path):
 
 def test_rows_whose_answers_are_the_same_are_left_out(tmp_path: Path):
     rows = [*PAIRS, {"prompt": "11", "chosen": "1", "rejected": "1"}]
-    with pytest.warns(GvpoWarning, match="1 of 11 rows"):
+    with noticed("1 of 11 rows"):
         preferring(tmp_path, rows, epochs=1, prompts_per_step=5).train()
     assert lines(tmp_path)[-1]["step"] == 2
 
@@ -299,7 +296,6 @@ def test_bad_rows_are_found_before_there_is_a_run(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-@finite
 def test_a_recipe_trains_and_evaluates_from_files(tmp_path: Path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))

@@ -11,13 +11,13 @@ import torch
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import restore_config
-from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError, RewardError, RunError
+from gvpo.errors import ConfigError, DataError, ModelError, RewardError, RunError
 from gvpo.model.model import load_model, save_model
 from gvpo.model.tokenizer import load_tokenizer
 from gvpo.training.trainer import Trainer, free_directory, reward_functions
 from gvpo.types import Problem
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
-from tests.training.toy import DIGITS, ROWS, config, lines, model, same, share, tokenizer, trainer, weights
+from tests.training.toy import DIGITS, ROWS, config, lines, model, noticed, same, share, tokenizer, trainer, weights
 
 LEARNS: dict[str, dict[str, Any]] = {
     "gvpo": {"beta": 0.05},
@@ -40,7 +40,7 @@ def test_it_learns(tmp_path: Path, objective: str):
 
 
 def test_what_a_recipe_excludes_is_never_drawn(tmp_path: Path):
-    with pytest.warns(GvpoWarning, match="an exclusion"):
+    with noticed("an exclusion"):
         trainer(tmp_path, steps=2, max_tokens=6, sampling_allow=["[0-7]"], sampling_ban=["text:22"], **NO_EVAL).train()
     texts = [row.text or "" for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))]
     assert {letter for text in texts for letter in text} == set("01234567")

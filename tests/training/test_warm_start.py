@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
 from gvpo.model.model import load_model
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.training.trainer import Trainer
-from gvpo.training.warm_start import train_recipe, warm_start_config
+from gvpo.training.warm_start import SHARED, train_recipe, warm_start_settings
 from tests.training.toy import INIT, lines, same, stopped_at, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
@@ -74,13 +75,48 @@ def test_the_warm_model_is_the_reference(unbroken: Path, tmp_path: Path):
     assert lines(tmp_path) == lines(unbroken)
 
 
-def test_the_warm_starts_settings():
-    config = recipe(Path("here"), beta=0.3, warm_start_learning_rate=0.5, stop_at_accuracy=0.5, patience=1, passes=2)
-    stage = warm_start_config(config)
-    assert (stage.objective, stage.beta, stage.passes, stage.steps, stage.prompts_per_step) == ("sft", None, 1, 4, 8)
-    assert (stage.learning_rate, stage.run_dir, stage.warm_start_steps) == (0.5, Path("here/warm-start"), 0)
-    assert (stage.stop_at_accuracy, stage.patience, stage.eval_problems) == (None, None, 0)
-    assert (stage.seed, stage.task, stage.model_init) == (config.seed, config.task, config.model_init)
+def test_a_warm_start_has_its_own_settings_shares_some_and_has_defaults_for_all_others():
+    config = recipe(Path("here"), beta=0.3, warm_start_learning_rate=0.5, passes=2, seed=3, adam_beta2=0.95)
+    stage = warm_start_settings(config)
+    own = {"run_dir": Path("here/warm-start"), "objective": "sft", "eval_problems": 0, "rollouts_every": 0}
+    own |= {"steps": 4, "prompts_per_step": 8, "learning_rate": 0.5, "checkpoint_verify": False}
+    shared = {name: getattr(config, name) for name in SHARED}
+    assert shared["seed"] == 3
+    assert shared["adam_beta2"] == 0.95
+    assert stage == TrainConfig(**own, **shared)
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [("gsm8k", {"question": "1+2?", "answer": "It is 3.\n#### 3"}), ("countdown", {"nums": [1, 2], "target": 3})],
+)
+def test_a_warm_start_learns_from_demonstrations_of_the_task_where_the_run_has_rows_of_its_own(
+    tmp_path: Path, task: str, row: dict[str, Any]
+):
+    """The demonstrations come from the task, the problems of the run from the file."""
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    other = {"question": "4+4?", "answer": "It is 8.\n#### 8"}
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(json.dumps(other) + "\n")
+    settings = {
+        "task": task,
+        "task_options": {},
+        "warm_start_options": {"path": str(tmp_path)} if task == "gsm8k" else {},
+        "train_data": str(tmp_path / "own.jsonl"),
+        "train_problems": None,
+        "eval_problems": 0,
+        "warm_start_steps": 1,
+        "steps": 1,
+        "prompts_per_step": 1,
+        "model_init": {**INIT, "max_position_embeddings": 2048},
+        "vocabulary": [chr(code) for code in range(32, 127)] + ["\n"],
+        "reward_funcs": ["token_cost"],
+    }
+    train_recipe(recipe(tmp_path / "run", **settings))
+    (warm,) = lines(tmp_path / "run/warm-start")
+    assert warm["groups/total"] == 8
+    (prompt,) = {row.prompt for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path / "run", 1))}
+    assert ("1+2?" if task == "gsm8k" else "numbers 1, 2,") in prompt
 
 
 def assert_same_run(run_dir: Path, unbroken: Path) -> None:

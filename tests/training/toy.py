@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
@@ -126,6 +128,17 @@ def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@contextmanager
+def noticed(*patterns: str) -> Iterator[list[str]]:
+    """Collect the notices that runs print in this context; one matches each pattern."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notices, "show", lambda message, *_: said.append(message))
+        yield said
+    for pattern in patterns:
+        assert any(re.search(pattern, message) for message in said), (pattern, said)
 
 
 @contextmanager

@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done. 2: an error that the user can mend, printed in one line. 130: interrupted.
     """
+    from gvpo import notices
     from gvpo.terminal import lasting_streams
 
-    with lasting_streams():
+    with lasting_streams(), notices.handled(notices.show):
         return _run(list(sys.argv[1:] if arguments is None else arguments))
 
 

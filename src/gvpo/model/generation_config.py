@@ -5,14 +5,13 @@ example, and refuses to save the same config later. So it is repaired before it 
 """
 
 import copy
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from gvpo.errors import GvpoWarning
+from gvpo import notices
 from gvpo.model.tokenizer import token_ids
 
 GENERATION_CONFIG = "generation_config.json"
@@ -52,11 +51,9 @@ def savable(config: GenerationConfig) -> GenerationConfig:
     asking = [name for name in _SAMPLING if name in settings]
     changes = [f"{' and '.join(asking)} set do_sample to true"] if wanted is not settings else []
     changes += [f"{name} is left out" for name in dropped]
-    warnings.warn(
+    notices.warn(
         f"transformers cannot save the model's generation config as it is, so {', '.join(changes)}: checkpoints get "
-        "the changed one, and training does not use it; correct generation_config.json to choose for yourself",
-        GvpoWarning,
-        stacklevel=2,
+        "the changed one, and training does not use it; correct generation_config.json to choose for yourself"
     )
     return kept
 

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gvpo import notices
 from gvpo.config import TrainConfig
-from gvpo.errors import GvpoWarning, ModelError, RoundTripError, one_line
+from gvpo.errors import ModelError, RoundTripError, one_line
 from gvpo.model.weight_files import note_origin, origin_of, warn_of_changed_base
 
 if TYPE_CHECKING:
@@ -326,10 +326,8 @@ def _prepare(model: "PreTrainedModel") -> None:
         inner = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding.original_module
         embedding.num_embeddings = inner.num_embeddings
     if model.get_output_embeddings() in set(layers_of(model)):
-        warn(
-            "the adapter changes the model's head, so updates hold its full logits; leave the head out to save memory",
-            GvpoWarning,
-            stacklevel=3,
+        notices.warn(
+            "the adapter changes the model's head, so updates hold its full logits; leave the head out to save memory"
         )
 
 

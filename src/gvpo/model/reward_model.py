@@ -7,7 +7,6 @@ logit as it is: its weight in the sum of rewards is where to scale it.
 """
 
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.errors import DataError, GvpoWarning, ModelError, one_line
+from gvpo import notices
+from gvpo.errors import DataError, ModelError, one_line
 from gvpo.hub import from_hub
 from gvpo.model.model import context_length, moved_to, quietly
 from gvpo.model.tokenizer import encode_prompt, load_tokenizer, not_found
@@ -231,11 +231,9 @@ class RewardModel:
             rows[row] = self._cut(rows[row], most)
         if long and not self._warned:
             self._warned = True
-            warnings.warn(
+            notices.warn(
                 f"the reward model reads {most} tokens, and {len(long)} of {len(rows)} texts are longer: their "
-                'beginning is cut off, now and later; too_long="fail" takes such rows out instead',
-                GvpoWarning,
-                stacklevel=2,
+                'beginning is cut off, now and later; too_long="fail" takes such rows out instead'
             )
         return []
 

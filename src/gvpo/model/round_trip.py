@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.errors import GvpoWarning, ModelError, RoundTripError, one_line
+from gvpo import notices
+from gvpo.errors import ModelError, RoundTripError, one_line
 from gvpo.model import adapter_kinds, lora
 from gvpo.model.model import load_model, next_logprobs, pretrained, vocabulary_size
 from gvpo.model.tokenizer import load_tokenizer, tokenizer_difference
@@ -240,9 +241,7 @@ def _moved(model: PreTrainedModel) -> Iterator[None]:
 def warn_of_nameless_base(model: PreTrainedModel) -> None:
     """Say at the start of a run that nobody will find the base of its adapter."""
     if lora.is_adapted(model) and not lora.named_base(model):
-        warnings.warn(
+        notices.warn(
             "the base model was not loaded from anywhere, so its adapter can name none and is lost without it; "
-            "save it with save_pretrained and load it from there",
-            GvpoWarning,
-            stacklevel=3,
+            "save it with save_pretrained and load it from there"
         )

@@ -4,7 +4,6 @@ Knows transformers' tokenizers and chat templates; nothing of models.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from gvpo import notices
 from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError, one_line
 from gvpo.hub import from_hub, may_be_hub_id
 from gvpo.messages import plain_messages, unicode_text
@@ -83,11 +83,10 @@ def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
     plain = _load(PreTrainedTokenizerFast.from_pretrained, path)
     if still := _difference_from_file(raw, plain):
         raise ModelError(f"no class of transformers reads the tokenizer of {path} as its tokenizer.json says: {still}")
-    warnings.warn(
+    notices.warn(
         f"AutoTokenizer loads {path} as {type(tokenizer).__name__}, which is not what its tokenizer.json says "
         f"({difference}); using tokenizer.json. Elsewhere load it with PreTrainedTokenizerFast.from_pretrained",
         TokenizerWarning,
-        stacklevel=3,
     )
     return plain
 

@@ -4,12 +4,11 @@ An adapter records that name of its base, and whoever loads it later is warned i
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from gvpo.errors import GvpoWarning
+from gvpo import notices
 from gvpo.hub import cached_commit
 
 _PIECES, _PIECE = 64, 4096
@@ -70,9 +69,7 @@ def warn_of_changed_base(model: object, trained_on: str, adapter: str | Path, na
     """
     now = origin_of(model).files
     if trained_on and now and now != trained_on:
-        warnings.warn(
+        notices.warn(
             f"the weight files in {name} are not those that the adapter in {adapter} was trained on, so it may give "
-            "other answers than in training; restore them, or name the directory of the base that it was trained on",
-            GvpoWarning,
-            stacklevel=2,
+            "other answers than in training; restore them, or name the directory of the base that it was trained on"
         )

@@ -1,13 +1,13 @@
 """Features from a model of Hugging Face: the hidden state of a layer at a token of the completion."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
-from gvpo.errors import ConfigError, GvpoWarning
+from gvpo import notices
+from gvpo.errors import ConfigError
 from gvpo.model.endings import ending
 from gvpo.model.hidden_states import fingerprint, hidden_states, layer_count, resolve_layer
 from gvpo.model.model import context_length
@@ -88,11 +88,9 @@ class HiddenFeatures:
         cut = 0 if context is None else sum(len(ids) > context for ids, _ in rows)
         if context is None or not cut:
             return list(rows)
-        warnings.warn(
+        notices.warn(
             f"{cut} of {len(rows)} texts are longer than the model's context of {context} tokens and lost their "
-            "beginning; use shorter ones, or a model that reads more",
-            GvpoWarning,
-            stacklevel=3,
+            "beginning; use shorter ones, or a model that reads more"
         )
         return [(ids[-context:], min(completion, context)) for ids, completion in rows]
 

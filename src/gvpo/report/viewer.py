@@ -6,13 +6,13 @@ are spread over the run, the ends first. What is left out stays in the rollout f
 
 import gzip
 import json
-import warnings
 from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from gvpo.errors import GvpoWarning, RunError
+from gvpo import notices
+from gvpo.errors import RunError
 from gvpo.report.data import Run
 from gvpo.report.groups import StepGroups, read_step, run_index, text_blocks, token_blocks
 from gvpo.report.tokens import Pieces
@@ -57,7 +57,7 @@ def _readable_steps(run: Run) -> list[StepGroups]:
 
 
 def _warn_of_damage(error: RunError) -> None:
-    warnings.warn(f"{error}; the report leaves it out", GvpoWarning, stacklevel=4)
+    notices.warn(f"{error}; the report leaves it out")
 
 
 def pack(value: Any) -> str:

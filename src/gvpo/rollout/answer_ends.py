@@ -1,11 +1,10 @@
 """Written answers end at their first end token: what comes after it, such as padding, is not trained on."""
 
 import dataclasses
-import warnings
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from gvpo.errors import GvpoWarning
+from gvpo import notices
 from gvpo.types import Completion
 
 if TYPE_CHECKING:
@@ -33,11 +32,9 @@ def ended(
         if kept is not row
     ]
     if longer:
-        warnings.warn(
+        notices.warn(
             f"{len(longer)} written answers have tokens after their first end token, which are left out; the first is "
-            f"in row {longer[0]}",
-            GvpoWarning,
-            stacklevel=3,
+            f"in row {longer[0]}"
         )
     return found
 

@@ -4,15 +4,15 @@ data.groups, rows ──logged_groups──▶ OfflineSource
 data.sample_groups ──once, by the starting policy──▶ <run>/groups.jsonl ──▶ SampledOnceSource
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gvpo import notices
 from gvpo.config import TrainConfig, find_objective
 from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER
 from gvpo.data import is_comparison, is_pair
 from gvpo.data.given_rows import Rows, read_rows
-from gvpo.errors import ConfigError, DataError, GvpoWarning
+from gvpo.errors import ConfigError, DataError
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.model import context_length, vocabulary_size
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
@@ -171,10 +171,8 @@ def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int
 def warn_of_finite_support(objective: str) -> None:
     """Warn of an optimum that needs samples covering the reference policy, which a file of groups never does."""
     if find_objective(objective).needs_support:
-        warnings.warn(
+        notices.warn(
             f"logged groups are finite and never cover the reference policy, so {objective.upper()}'s unique optimum "
             "is not what this run goes to: completions outside the data are not held back; watch eval/accuracy and "
-            "stop early (`gvpo docs offline`)",
-            GvpoWarning,
-            stacklevel=3,
+            "stop early (`gvpo docs offline`)"
         )

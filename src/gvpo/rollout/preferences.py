@@ -7,13 +7,13 @@ All draws are functions of the seed and the prompt's name (the positive's also o
 """
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gvpo.errors import DataError, GvpoWarning
+from gvpo import notices
+from gvpo.errors import DataError
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.sampling.noise import noise_key
 from gvpo.types import Completion, Group
@@ -59,11 +59,9 @@ def comparisons(groups: Sequence[LoggedGroup], *, scores_differ: bool) -> list[L
         raise DataError("no row can be trained on: none has two different answers of different scores")
     if len(usable) < len(groups):
         first = next(place for place, logged in enumerate(kept) if not _compares(logged, scores_differ=scores_differ))
-        warnings.warn(
+        notices.warn(
             f"{len(groups) - len(usable)} of {len(groups)} rows have no two different answers of different scores and "
-            f"are left out; the first is {groups[first].group.id!r}",
-            GvpoWarning,
-            stacklevel=2,
+            f"are left out; the first is {groups[first].group.id!r}"
         )
     return usable
 

@@ -8,7 +8,6 @@ row's tokens depend on (seed, step, prompt id, row) and the weights; its batch c
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gvpo.errors import DataError, GvpoWarning, ModelError
+from gvpo import notices
+from gvpo.errors import DataError, ModelError
 from gvpo.model import endings
 from gvpo.model.known_tokens import restrict
 from gvpo.model.matmul import fast_linears
@@ -102,7 +102,7 @@ class TransformersSampler:
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise what `sample` would raise of these requests, and warn of endings in doubt, before hours of it."""
         if self.ending.doubt and not params.stop_token_ids:
-            warnings.warn(self.ending.doubt, GvpoWarning, stacklevel=2)
+            notices.warn(self.ending.doubt)
         self._limits(requests, params)
 
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:

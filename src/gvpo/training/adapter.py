@@ -1,7 +1,7 @@
 """The policy that a run starts from: the model loaded and placed, with its LoRA adapter where it trains one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,16 +15,6 @@ from gvpo.update.distributed.fsdp import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ALL_WEIGHTS: dict[str, Any] = {
-    "lora_rank": None,
-    "lora_alpha": None,
-    "lora_target_modules": [],
-    "lora_path": None,
-    "lora_quantization": "none",
-    "lora_base_dtype": "float32",
-}
-"""Settings of a run without an adapter."""
 
 
 def check_adapter(config: TrainConfig, peft_config: object | None) -> None:

@@ -1,13 +1,13 @@
 """What can be found wrong before anything is trained: a model, its tokenizer, the settings and the prompts together."""
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.data import is_data_set, require_file
-from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError
+from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.model.known_tokens import largest_id
 from gvpo.model.model import context_length, is_model, vocabulary_size
 from gvpo.model.tokenizer import is_tokenizer
@@ -135,11 +135,9 @@ def warn_of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Seq
     """Warn of held-out prompts that are trained on: what is measured on them is memory too."""
     shared = sum(tuple(prompt) in trained for prompt in held_out)
     if shared:
-        warnings.warn(
+        notices.warn(
             f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not tell what "
-            "the model can do beyond them; hold other rows out",
-            GvpoWarning,
-            stacklevel=3,
+            "the model can do beyond them; hold other rows out"
         )
 
 

@@ -1,12 +1,12 @@
 """The loop of a run: roll out, learn, log, evaluate, save, until the steps are done or there is a reason to stop."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gvpo import notices
 from gvpo.collapse import CollapseWatch
 from gvpo.config import TrainConfig
 from gvpo.errors import GvpoError, RewardError, TrainingError
@@ -14,7 +14,6 @@ from gvpo.evaluation import evaluate
 from gvpo.evaluation.pairs import pair_metrics
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip
-from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.progress import StepProgress
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout, failures
@@ -304,13 +303,10 @@ class Session:
         return self.config.model_path or ("" if made else str(self.learner.model.name_or_path))
 
     def _verify(self, path: Path) -> None:
-        """Load the checkpoint back; what other programs must mind when they load it is said, not warned of."""
+        """Load the checkpoint back, and say what other programs must mind when they load it."""
         texts = _texts(self.tokenizer, self._newest) if self._newest is not None else []
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", TokenizerWarning)
+        with notices.handled(lambda note, _: self.progress.say(f"note: {note}")):
             verify_round_trip(self.learner.model, self.tokenizer, path, texts)
-        for note in notes:
-            self.progress.say(f"note: {note.message}")
 
     def _stop(self) -> NoReturn:
         """Save what there is. Before the first step there is nothing: the run starts over when it goes on."""

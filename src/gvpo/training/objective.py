@@ -1,13 +1,13 @@
 """From settings to an objective: the callable, and what it needs besides log-probs."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gvpo import notices
 from gvpo.config import OBJECTIVE_KEYWORDS, ObjectiveSpec, TrainConfig, find_objective
 from gvpo.config.objectives import INPUT_OF
-from gvpo.errors import ConfigError, GvpoWarning
+from gvpo.errors import ConfigError
 from gvpo.objectives import ObjectiveOutput
 from gvpo.rollout.sampling_params import sampling_params
 from gvpo.sampling import ratio_warning, support_warning
@@ -100,22 +100,18 @@ def updates_per_step(config: TrainConfig) -> int:
 def _warn_of_hollow_settings(config: TrainConfig, objective: BoundObjective) -> None:
     name, at_reference = objective.name, objective.spec.at_reference
     if at_reference is not None and config.reference == "previous" and updates_per_step(config) == 1:
-        warnings.warn(
+        notices.warn(
             f"{name.upper()} with objective.reference='previous' and one update per rollout is {at_reference}; "
-            "set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
-            GvpoWarning,
-            stacklevel=3,
+            "set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step"
         )
     if config.kl_in_reward > 0 and config.reference == "previous":
-        warnings.warn(
+        notices.warn(
             "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are those of the policy "
-            "before the step, which is the reference; set reference='initial' or 'every:N'",
-            GvpoWarning,
-            stacklevel=3,
+            "before the step, which is the reference; set reference='initial' or 'every:N'"
         )
     params = sampling_params(config)
     cut_off = support_warning(params) if objective.spec.needs_support else None
     if objective.needs_old and config.groups_data is None:
         cut_off = ratio_warning(params, name)
     if cut_off is not None:
-        warnings.warn(cut_off, GvpoWarning, stacklevel=3)
+        notices.warn(cut_off)

@@ -6,19 +6,18 @@ Trainer(model, reward_funcs, args, train_dataset).train()
 import contextlib
 import dataclasses
 import functools
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from gvpo import runfiles
+from gvpo import notices, runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import dump_config
 from gvpo.data import is_comparison
 from gvpo.data.given_rows import Dataset, read_rows
-from gvpo.errors import ConfigError, GvpoWarning
+from gvpo.errors import ConfigError
 from gvpo.model import lora
 from gvpo.model.base_fingerprint import base_fingerprint
 from gvpo.model.generation_config import settle
@@ -96,34 +95,35 @@ class Trainer:
         model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
         ranks.start((args or TrainConfig()).rank_timeout)
-        given = self._asked = args or TrainConfig()
-        rows = read_rows(given, train_dataset, most=given.train_problems) if train_dataset is not None else None
-        self._logged = given_records(given, rows)
-        self.config = resolve_reference(given, given=self._logged is not None)
-        check_adapter(self.config, peft_config)
-        check_files(self.config)
-        check_trackers(self.config)
-        check_hub(self.config)
-        self.objective = build_objective(self.config)
-        self.rewards = reward_functions(self.config, reward_funcs)
-        most = given.eval_problems
-        held = read_rows(given, eval_dataset, most=most, held_out=True) if eval_dataset is not None else None
-        compares = held is not None and bool(held.items) and is_comparison(held.items[0])
-        self._eval_rows = held if compares else None
-        self._eval_dataset = held.items if held is not None and not compares else None
-        samples = self.objective.spec.learns_from != "answers" and self._logged is None
-        self._check_rewards(samples=samples)
-        self.model = starting_policy(model, self.config, peft_config)
-        ranks.require_same_weights(self.model)
-        self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
-        if lora.is_adapted(self.model) and self.config.checkpoint_verify:
-            _say_what_takes_time(self.model)
-            ranks.on_first(lambda: rehearse_adapter(self.model, self.tokenizer))
-        check_routing(self.config, self.model)
-        check_fit(self.config, self.model, self.tokenizer, samples=samples)
-        settle(self.model, training_stops(self.config, self.tokenizer, self.model))
-        restrict(self.model, self.tokenizer)
-        self._train_dataset = rows.items if rows is not None else None
+        with notices.collected(quiet=not ranks.is_first()) as self._notices:
+            given = self._asked = args or TrainConfig()
+            rows = read_rows(given, train_dataset, most=given.train_problems) if train_dataset is not None else None
+            self._logged = given_records(given, rows)
+            self.config = resolve_reference(given, given=self._logged is not None)
+            check_adapter(self.config, peft_config)
+            check_files(self.config)
+            check_trackers(self.config)
+            check_hub(self.config)
+            self.objective = build_objective(self.config)
+            self.rewards = reward_functions(self.config, reward_funcs)
+            most = given.eval_problems
+            held = read_rows(given, eval_dataset, most=most, held_out=True) if eval_dataset is not None else None
+            compares = held is not None and bool(held.items) and is_comparison(held.items[0])
+            self._eval_rows = held if compares else None
+            self._eval_dataset = held.items if held is not None and not compares else None
+            samples = self.objective.spec.learns_from != "answers" and self._logged is None
+            self._check_rewards(samples=samples)
+            self.model = starting_policy(model, self.config, peft_config)
+            ranks.require_same_weights(self.model)
+            self.tokenizer = processing_class or load_tokenizer(_tokenizer_path(model, self.config))
+            if lora.is_adapted(self.model) and self.config.checkpoint_verify:
+                _say_what_takes_time(self.model)
+                ranks.on_first(lambda: rehearse_adapter(self.model, self.tokenizer))
+            check_routing(self.config, self.model)
+            check_fit(self.config, self.model, self.tokenizer, samples=samples)
+            settle(self.model, training_stops(self.config, self.tokenizer, self.model))
+            restrict(self.model, self.tokenizer)
+            self._train_dataset = rows.items if rows is not None else None
 
     def check(self) -> None:
         """Find what cannot work in settings, model, data and rewards; trains nothing and writes nothing.
@@ -131,8 +131,7 @@ class Trainer:
         Raises:
             GvpoError: as `train` would.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GvpoWarning)  # `train` says them
+        with notices.handled(self._notices.add):  # `train` prints them
             path = self.config.run_dir or Path("runs")
             ranks.on_first(lambda: check_place(path))
             ranks.on_first(lambda: check_account(self.config))
@@ -158,8 +157,8 @@ class Trainer:
         """
         if self.model.device.type == "cpu":
             keep_freed_memory()
-        warn_of_nameless_base(self.model)
-        with ranks.explained():
+        with notices.handled(self._notices.add), ranks.explained():
+            warn_of_nameless_base(self.model)
             return self._train(resume=resume)
 
     def _train(self, *, resume: bool) -> dict[str, Any]:
@@ -179,6 +178,7 @@ class Trainer:
                 ranks.on_first(lambda: try_save(self.config, self.model, self.tokenizer, path))
                 inputs = {**parts.inputs, **self._base()}
                 run = ranks.on_first(lambda: self._run_directory(path, inputs, resume=resume))
+                self._notices.begin()
                 start = None if any(run.checkpoints.glob("step-*")) else policy_name(self.model)
                 learner = Learner(
                     self.model, self.objective, self.config, reference_given=self._stores_reference(parts)

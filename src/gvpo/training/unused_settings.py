@@ -4,10 +4,10 @@ Only what differs from its default was set to some end. Settings that are refuse
 `gvpo.config.combinations`.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gvpo import notices
 from gvpo.config import FIELDS, TrainConfig
 from gvpo.errors import GvpoWarning
 
@@ -48,10 +48,8 @@ def warn_of_unused(config: TrainConfig, regime: Regime) -> None:
     for unread, names, why in _rules(config, regime):
         found = [name for name in FIELDS if unread and _is_among(name, names) and _is_set(config, FIELDS[name])]
         if found:
-            warnings.warn(
-                f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}",
-                UnusedSettingWarning,
-                stacklevel=3,
+            notices.warn(
+                f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}", UnusedSettingWarning
             )
 
 

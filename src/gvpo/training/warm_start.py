@@ -1,17 +1,15 @@
 """A recipe from start to end: make or load the model, warm it up if asked, train it."""
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo import runfiles
-from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig
+from gvpo import notices, runfiles
+from gvpo.config import TrainConfig
 from gvpo.errors import CheckpointError, ConfigError, RunError
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
 from gvpo.model.tokenizer import load_tokenizer
 from gvpo.rollout.offline import resolve_reference
-from gvpo.training.adapter import ALL_WEIGHTS
 from gvpo.training.checkpoint.files import verify
 from gvpo.training.checkpoint.publish import check_hub, model_in
 from gvpo.training.checkpoint.run_directory import RunDirectory
@@ -20,7 +18,6 @@ from gvpo.training.objective import build_objective
 from gvpo.training.signals import StopRequests
 from gvpo.training.trackers import check_trackers
 from gvpo.training.trainer import Trainer, free_directory
-from gvpo.training.unused_settings import UnusedSettingWarning
 from gvpo.update.distributed import ranks
 
 if TYPE_CHECKING:
@@ -45,19 +42,20 @@ def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]
     """
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
-    start = ranks.on_first(lambda: config.model_path and model_in(config.model_path))
-    config = resolve_reference(config.replace(run_dir=run_dir, model_path=start))
-    ranks.on_first(lambda: _require_place(run_dir, resume=resume))
-    build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
-    check_files(config)
-    check_trackers(config)
-    check_hub(config)
-    if config.warm_start_steps > 0 and not resume:
-        _check_run_after_warm_start(config)
-    with StopRequests():  # a request in the warm start's last moments also stops the run after it
-        model, tokenizer = _starting_model(config, resume=resume)
-        began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
-        return Trainer(model, args=config, processing_class=tokenizer).train(resume=began)
+    with notices.collected(quiet=not ranks.is_first()):
+        start = ranks.on_first(lambda: config.model_path and model_in(config.model_path))
+        config = resolve_reference(config.replace(run_dir=run_dir, model_path=start))
+        ranks.on_first(lambda: _require_place(run_dir, resume=resume))
+        build_objective(config)  # a wrong objective is found before the warm start, and what else cannot work
+        check_files(config)
+        check_trackers(config)
+        check_hub(config)
+        if config.warm_start_steps > 0 and not resume:
+            _check_run_after_warm_start(config)
+        with StopRequests():  # a request in the warm start's last moments also stops the run after it
+            model, tokenizer = _starting_model(config, resume=resume)
+            began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
+            return Trainer(model, args=config, processing_class=tokenizer).train(resume=began)
 
 
 def _require_place(run_dir: Path, *, resume: bool) -> None:
@@ -72,7 +70,7 @@ def _starting_model(config: TrainConfig, *, resume: bool) -> "tuple[PreTrainedMo
     """The model that the run starts from, and its tokenizer."""
     tokenizer = _tokenizer(config)
     if config.warm_start_steps > 0:
-        return _finished_warm_start(warm_start_config(config), tokenizer, resume=resume), tokenizer
+        return _finished_warm_start(warm_start_settings(config), tokenizer, resume=resume), tokenizer
     return _given_model(config, tokenizer), tokenizer
 
 
@@ -105,41 +103,31 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def warm_start_config(config: TrainConfig) -> TrainConfig:
-    """The settings of the supervised stage that makes the starting model."""
-    return config.replace(
+SHARED = (
+    *("seed", "rank_timeout"),
+    *("model_path", "model_init", "vocabulary", "tokenizer", "compute_dtype", "attention", "gradient_checkpointing"),
+    *("task", "task_options", "warm_start_demonstrations", "warm_start_options"),
+    *("chat", "system_prompt", "template_args", "stop_token_ids"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "router_aux_coef"),
+    *("tokens_per_microbatch", "prefix_sharing", "sharding"),
+)
+"""Settings that a warm start takes from its run: the model, the demonstrations, the prompts, and how updates work."""
+
+
+def warm_start_settings(config: TrainConfig) -> TrainConfig:
+    """Return the settings of the stage that makes the starting model; all that are not named here are the defaults."""
+    return TrainConfig(
         run_dir=Path(config.run_dir or ".") / WARM_START,
         objective="sft",
-        **dict.fromkeys(OBJECTIVE_KEYWORDS),
-        kl_in_reward=0.0,
-        groups_data=None,
-        eval_groups=None,
-        sample_groups=None,
-        chosen_by="best",
-        weak_negatives=0,
-        keep_share=1.0,
-        reference="previous",
-        temperature=1.0,
-        routing="free",
         steps=config.warm_start_steps,
-        epochs=None,
         prompts_per_step=config.warm_start_batch,
-        groups_per_update=None,
-        passes=1,
         learning_rate=config.warm_start_learning_rate,
         schedule=config.warm_start_schedule,
         warmup_updates=config.warm_start_warmup,
         eval_problems=0,
-        eval_every=0,
-        patience=None,
-        stop_at_accuracy=None,
         rollouts_every=0,
-        checkpoint_every=0,
         checkpoint_verify=False,
-        warm_start_steps=0,
-        **ALL_WEIGHTS,
-        trackers=[],
-        push_to_hub=None,
+        **{name: getattr(config, name) for name in SHARED},
     )
 
 
@@ -150,9 +138,7 @@ def _finished_warm_start(stage: TrainConfig, tokenizer: "PreTrainedTokenizerBase
         return str(model)
     began = resume and ranks.on_first(lambda: runfiles.is_run(directory))
     trainer = Trainer(_given_model(stage, tokenizer), args=stage, processing_class=tokenizer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedSettingWarning)  # the settings are those of the run that follows
-        return str(trainer.train(resume=began)["model"])
+    return str(trainer.train(resume=began)["model"])
 
 
 def _whole_model(directory: Path) -> Path | None:

@@ -5,7 +5,6 @@ are scaled after the head are read from the configuration; besides, each fast pa
 plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gvpo import model_config
+from gvpo import model_config, notices
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.system_errors import is_out_of_memory
@@ -120,7 +119,7 @@ def _disagreement(model: nn.Module, path: Path) -> str:
         if found:
             shared = "shared prompts" if path.fork is None else "forked prompts"
             what = shared if path.shared else "the head without logits"
-            warnings.warn(f"{what} not used: {found}", FastPathWarning, stacklevel=4)
+            notices.warn(f"{what} not used: {found}", FastPathWarning)
     return known[path]
 
 

@@ -13,7 +13,7 @@ from gvpo.model.lora import Adapter
 from gvpo.training.checkpoint.card import model_card
 from gvpo.training.checkpoint.files import TrainerState, load
 from tests.fakes import byte_tokenizer
-from tests.training.toy import tokenizer, trainer
+from tests.training.toy import noticed, tokenizer, trainer
 
 STATE = TrainerState(step=40, before={"eval/accuracy": 0.25}, latest={"eval/accuracy": 0.75, "eval/accuracy_greedy": 1})
 
@@ -140,7 +140,7 @@ def test_a_resumed_run_writes_the_same_card(tmp_path: Path):
             (run / "summary.json").unlink()
             for file in (run / "checkpoints/step-000002").rglob("*.json"):
                 file.unlink()
-            with pytest.warns(Warning, match="trying the one before"):
+            with noticed("trying the one before"):
                 trainer(run, **settings).train(resume=True)
         else:
             trainer(run, **settings).train()

@@ -17,7 +17,7 @@ from gvpo.errors import ConfigError, GvpoWarning, RunError
 from gvpo.model.model import save_model
 from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.trainer import Trainer
-from tests.training.toy import model, tokenizer, trainer
+from tests.training.toy import model, noticed, tokenizer, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0, "steps": 1}
 
@@ -155,7 +155,7 @@ def test_accounts_that_may_write_pass(tmp_path: Path, hub: Hub, known: dict[str,
 
 def test_a_hub_that_does_not_answer_at_the_start_is_warned_of(tmp_path: Path, hub: Hub):
     hub.account, hub.status = None, 503
-    with pytest.warns(GvpoWarning, match="does not say whether me/model can be pushed"):
+    with noticed("does not say whether me/model can be pushed"):
         trainer(tmp_path / "run", push_to_hub="me/model", **NO_EVAL).train()
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gvpo import runfiles
-from gvpo.errors import GvpoWarning, RunError
+from gvpo.errors import RunError
 from gvpo.training.checkpoint.files import Checkpoints
-from tests.training.toy import lines, model, same, stopped_at, trainer, weights
+from tests.training.toy import lines, model, noticed, same, stopped_at, trainer, weights
 
 STEPS = 5
 COMMON: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
         run(tmp_path, "every two")
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.warns(GvpoWarning, match="step-000004 is damaged: model.safetensors"):
+    with noticed("step-000004 is damaged: model.safetensors"):
         resumed = run(tmp_path, "every two", resume=True)
     assert_same_run(tmp_path, *resumed, unbroken("every two"))
     loaded = Checkpoints(tmp_path / "checkpoints", 2).newest()

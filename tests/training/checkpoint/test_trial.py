@@ -19,7 +19,7 @@ from gvpo.model.model import save_model
 from gvpo.training.checkpoint import trial
 from gvpo.training.loop import Session
 from gvpo.training.trainer import Trainer
-from tests.training.toy import config, model, share, tokenizer, trainer
+from tests.training.toy import config, model, noticed, share, tokenizer, trainer
 
 NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0, "steps": 2}
 
@@ -123,7 +123,7 @@ def test_sampling_settings_without_do_sample_cost_no_run(tmp_path: Path):
     save_model(model(), tokenizer(), start)
     file = start / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.6, "top_p": 0.9}))
-    with pytest.warns(GvpoWarning, match="temperature and top_p set do_sample to true"):
+    with noticed("temperature and top_p set do_sample to true"):
         ran = trainer(tmp_path / "run", policy=str(start), **NO_EVAL).train()
     written = json.loads((Path(ran["model"]) / "generation_config.json").read_text())
     assert (written["temperature"], written["top_p"], written["do_sample"]) == (0.6, 0.9, True)
@@ -170,7 +170,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_warned_of(
     free = size * count - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     settings = {**NO_EVAL, "checkpoint_every": every, "checkpoint_keep": 3}
-    with pytest.warns(GvpoWarning, match=f"and {count} checkpoints of .* may be there at once"):
+    with noticed(f"and {count} checkpoints of .* may be there at once"):
         trainer(tmp_path / "short", **settings).train()
     free += 1
     trainer(tmp_path / "enough", **settings).train()

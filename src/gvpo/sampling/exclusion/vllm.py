@@ -7,7 +7,6 @@ vLLM applies it before penalties, temperature, min-p, top-k and top-p. Its worke
 of what it returns is computed by `gvpo.sampling.exclusion.score_allowed`.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from vllm import SamplingParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from gvpo.errors import ConfigError, GvpoWarning
+from gvpo import notices
+from gvpo.errors import ConfigError
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion, State, exclude
 from gvpo.sampling.exclusion.regexes import check_expressions
 from gvpo.sampling.exclusion.spec import Exclusion, parse_exclusion
@@ -91,7 +91,7 @@ class _Request:
             self._seen = len(output_ids)
             return exclude(logits[None], [self._state], self._exclusion).scores[0]
         except ConfigError as error:  # an exception here would end the engine, and all other requests
-            warnings.warn(f"a request goes on without its exclusion: {error}", GvpoWarning, stacklevel=2)
+            notices.warn(f"a request goes on without its exclusion: {error}")
             return logits
 
 

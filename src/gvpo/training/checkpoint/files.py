@@ -18,7 +18,6 @@ import json
 import os
 import pickle
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gvpo.errors import CheckpointError, GvpoWarning, ModelError, RunError
+from gvpo import notices
+from gvpo.errors import CheckpointError, ModelError, RunError
 from gvpo.model import lora
 from gvpo.model.model import save_model
 from gvpo.system_errors import is_out_of_memory, system_error
@@ -162,7 +162,7 @@ class Checkpoints:
                 return load(path)
             except CheckpointError as error:
                 damaged = error
-                warnings.warn(f"{error}; trying the one before", GvpoWarning, stacklevel=2)
+                notices.warn(f"{error}; trying the one before")
         if damaged is not None:
             raise CheckpointError(
                 f"no checkpoint in {self._directory} is whole; restore one, or remove that directory to train from the "

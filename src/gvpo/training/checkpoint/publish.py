@@ -5,7 +5,6 @@ Knows huggingface_hub and the run directory's layout; what it uploads was saved 
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in utils' own __init__
 
-from gvpo import runfiles
+from gvpo import notices, runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, GvpoWarning, RunError, one_line
+from gvpo.errors import ConfigError, RunError, one_line
 from gvpo.model import lora
 
 PRIVATE_TO_THE_RUN = "trainer"
@@ -71,11 +70,9 @@ def _adapter_settings(file: Path) -> bytes:
     base = Path(name)
     if not name or not (base.is_absolute() or base.is_dir()):
         return text.encode()
-    warnings.warn(
+    notices.warn(
         f"the adapter's base model is a directory of this machine, so the uploaded adapter names it {base.name!r} and "
-        "nobody can load it from that; upload the base, too, or a merged model (gvpo merge)",
-        GvpoWarning,
-        stacklevel=2,
+        "nobody can load it from that; upload the base, too, or a merged model (gvpo merge)"
     )
     return json.dumps({**settings, "base_model_name_or_path": base.name}, indent=2, sort_keys=True).encode()
 
@@ -125,11 +122,9 @@ def check_account(config: TrainConfig) -> None:
         reason = one_line(error)
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise ConfigError(f"the hub does not accept the token: {reason}; run `hf auth login`") from error
-        warnings.warn(
+        notices.warn(
             f"the hub does not say whether {config.push_to_hub} can be pushed at the end ({reason}); if it cannot, "
-            "the model stays in the run's directory",
-            GvpoWarning,
-            stacklevel=2,
+            "the model stays in the run's directory"
         )
         return
     _require_writer(account, config.push_to_hub)

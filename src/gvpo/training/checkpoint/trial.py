@@ -6,16 +6,15 @@ The model card is tried by the session, and what a push to the hub needs by `gvp
 import contextlib
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gvpo import runfiles
+from gvpo import notices, runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import GvpoWarning, RunError
+from gvpo.errors import RunError
 from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.model.trial_save import rehearse_save
 from gvpo.training.learner import Learner
@@ -42,10 +41,10 @@ def try_save(
         ModelError, RoundTripError: No checkpoint could be written or read.
         RunError: The directory cannot be written.
     """
-    with _temporary() if run is None else _inside(run) as directory, warnings.catch_warnings():
-        warnings.simplefilter("ignore", TokenizerWarning)  # the first checkpoint's reader says it
-        with _refusals_of(run or directory):
-            rehearse_save(model, tokenizer, directory, reload=config.checkpoint_verify)
+    place = _temporary() if run is None else _inside(run)
+    # the reader of the first checkpoint says what tokenizers warn of
+    with place as directory, _refusals_of(run or directory), notices.without(TokenizerWarning):
+        rehearse_save(model, tokenizer, directory, reload=config.checkpoint_verify)
 
 
 def check_place(run: Path) -> None:
@@ -62,11 +61,9 @@ def warn_of_short_disk(config: TrainConfig, learner: Learner, run: Path) -> None
     one, count = _checkpoint_bytes(learner), _checkpoints_at_once(config)
     free = shutil.disk_usage(run).free
     if one * count > free:
-        warnings.warn(
+        notices.warn(
             f"the disk of {run} has {_gigabytes(free)} free, and {count} checkpoints of {_gigabytes(one)} may be there "
-            "at once; make room, choose another run.dir, or lower checkpoint.keep",
-            GvpoWarning,
-            stacklevel=2,
+            "at once; make room, choose another run.dir, or lower checkpoint.keep"
         )
 
 

@@ -1,0 +1,100 @@
+"""Notices: what the library warns of. A run prints each of them once; elsewhere they are Python warnings.
+
+warn(message) ──▶ the handler of the context, if there is one ──▶ `gvpo: warning: message` on standard error
+              └─▶ warnings.warn
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from gvpo.errors import GvpoWarning
+from gvpo.terminal import lasting_error
+
+Handler = Callable[[str, type[GvpoWarning]], None]
+"""Takes a message and its category."""
+
+_handler: ContextVar[Handler | None] = ContextVar("handler", default=None)
+
+
+def warn(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
+    """Give a message to the handler of the context; without one it becomes a Python warning."""
+    handler = _handler.get()
+    if handler is None:
+        warnings.warn(message, category, stacklevel=3)
+    else:
+        handler(message, category)
+
+
+@contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """Give what is warned of in this context to `handler`."""
+    token = _handler.set(handler)
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+@contextmanager
+def without(category: type[GvpoWarning]) -> Iterator[None]:
+    """Drop the warnings of a category in this context, and pass on all others."""
+    outer = _handler.get()
+
+    def pass_on(message: str, kind: type[GvpoWarning]) -> None:
+        if issubclass(kind, category):
+            return
+        if outer is None:
+            warnings.warn(message, kind, stacklevel=4)
+        else:
+            outer(message, kind)
+
+    with handled(pass_on):
+        yield
+
+
+class Notices:
+    """The notices of a run, each once: kept while it is prepared, printed when it begins and from then on.
+
+    A run that is refused prints its error alone.
+
+    Args:
+        quiet: Print nothing, as ranks other than the first do.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._began = quiet, False
+        self._seen: dict[str, None] = {}
+
+    def add(self, message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
+        """Keep a notice, or print it if the run has begun; one that is known already is dropped."""
+        if message not in self._seen:
+            self._seen[message] = None
+            if self._began:
+                self._print(message)
+
+    def begin(self) -> None:
+        """Print what was kept."""
+        if not self._began:
+            self._began = True
+            for message in self._seen:
+                self._print(message)
+
+    def _print(self, message: str) -> None:
+        if not self._quiet:
+            show(message)
+
+
+def show(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
+    """Print a notice at once, as commands do that prepare nothing."""
+    print(f"gvpo: warning: {message}", file=lasting_error(), flush=True)
+
+
+@contextmanager
+def collected(*, quiet: bool = False) -> Iterator[Notices]:
+    """Collect what is warned of in this context; within another one it is that one, so that nothing is said twice."""
+    outer = getattr(_handler.get(), "__self__", None)
+    found = outer if isinstance(outer, Notices) else Notices(quiet=quiet)
+    with handled(found.add):
+        yield found
