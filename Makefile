@@ -44,8 +44,9 @@ format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## rewrite docs/reference/configuration.md from the settings
+docs: $(READY)  ## rewrite docs/reference/configuration.md from the settings and the tables of objectives from theirs
 	$(BIN)/python tools/configuration_page.py
+	$(BIN)/python tools/objectives_table.py
 
 docs-site: $(SITE)  ## build the documentation site in build/site/html; a broken link is an error
 	$(BIN)/python tools/docs_site.py

@@ -22,7 +22,7 @@ from gvpo.cli.train import find_recipe
 from gvpo.config import FIELDS, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
 from gvpo.runfiles import read_metrics
-from tools import configuration_page, docs_site
+from tools import configuration_page, docs_site, objectives_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
@@ -191,6 +191,15 @@ def test_the_configuration_page_is_current():
     assert configuration_page.PAGE.read_text(encoding="utf-8") == configuration_page.page(), (
         "run `python tools/configuration_page.py`"
     )
+
+
+@pytest.mark.parametrize("page", objectives_table.pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tables_of_objectives_are_current(page):
+    assert page.read_text(encoding="utf-8") == objectives_table.filled(page), "run `python tools/objectives_table.py`"
+
+
+def test_the_index_of_objectives_has_the_table():
+    assert ROOT / "docs/reference/objectives/README.md" in objectives_table.pages()
 
 
 def test_every_setting_says_what_it_is():

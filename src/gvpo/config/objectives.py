@@ -167,7 +167,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     ),
     "poft": ObjectiveSpec(
         "gvpo.objectives.poft:poft",
-        summary="make written answers likelier than under aligned models",
+        summary="make written answers more likely than aligned models do",
         paper="2412.12865",
         learns_from="answers",
         needs=("aligned_mean_logprobs",),

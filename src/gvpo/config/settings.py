@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gvpo.config.combinations import impossible
+from gvpo.config.objectives import OBJECTIVES, learning_from, taking
 from gvpo.errors import ConfigError
 from gvpo.nearest import did_you_mean
 
@@ -118,16 +119,21 @@ class DataConfig(Section):
     )
     chosen_by: Literal["best", "softmax"] = Field(
         default="best",
-        description="dpo and epa: the answer with the best score is the chosen one, or one drawn by softmax(scores)",
+        description="Choice of the chosen answer: the one with the best score, or one drawn by softmax(scores) "
+        f"({', '.join(learning_from('pairs'))})",
     )
     weak_negatives: int = Field(
-        default=0, ge=0, description="epa: answers to other prompts that each prompt gets as negatives"
+        default=0,
+        ge=0,
+        description="Number of answers to other prompts that each prompt gets as negatives "
+        f"({', '.join(taking('weak_weight'))})",
     )
     keep_share: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="sft and poft: share of the rows to keep, the likeliest under aligned models (`gvpo score`)",
+        description="Share of the rows to keep: those most likely under aligned models, by `gvpo score` "
+        f"({', '.join(learning_from('answers'))})",
     )
     sample_groups: int | None = Field(
         default=None, ge=1, description="train offline on this many groups, sampled once from the starting model"
@@ -197,13 +203,17 @@ class RewardConfig(Section):
     reward_memory_limit: float = Field(default=4.0, gt=0, description="GiB that a worker may allocate")
 
 
+def _keyword(setting: str, text: str, **bounds: Any) -> Any:
+    """Return the field of an objective's keyword; its description names the objectives that take it."""
+    return Field(default=None, description=f"{text} ({', '.join(taking(setting))})", **bounds)
+
+
 class ObjectiveConfig(Section):
     """[objective] The formula. Keywords left out keep the objective's own default."""
 
     objective: str = Field(
         default="gvpo",
-        description="gvpo | grpo | dr_grpo | dapo | rloo | gspo | gspo_token | gsspo | constrained_grpo | dpo | epa | "
-        "poft | sft",
+        description=f"Name of the objective: {', '.join(OBJECTIVES)}",
     )
     reference: str = Field(
         default="auto",
@@ -211,39 +221,34 @@ class ObjectiveConfig(Section):
         description="the policy of the step's start (previous), of the run's start (initial), refreshed each N steps "
         "(every:N); auto: initial offline, else previous",
     )
-    beta: float | None = Field(
-        default=None, gt=0, description="reward per nat: how strong the pull to the reference is"
+    beta: float | None = _keyword("beta", "Strength of the pull to the reference, in reward per nat", gt=0)
+    variance_weight: float | None = _keyword("variance_weight", "Weight of the variance term, for ablations")
+    covariance_weight: float | None = _keyword("covariance_weight", "Weight of the covariance term, for ablations")
+    clip_low: float | None = _keyword("clip_low", "Lower half-width of the clip range, 1 - clip_low", ge=0)
+    clip_high: float | None = _keyword("clip_high", "Upper half-width of the clip range, 1 + clip_high", ge=0)
+    scale_rewards: bool | None = _keyword(
+        "scale_rewards", "Division of advantages by the standard deviation of the group"
     )
-    variance_weight: float | None = Field(default=None, description="of GVPO's variance term, for ablations")
-    covariance_weight: float | None = Field(default=None, description="of GVPO's covariance term, for ablations")
-    clip_low: float | None = Field(default=None, ge=0, description="ratios are clipped below 1 - clip_low")
-    clip_high: float | None = Field(default=None, ge=0, description="ratios are clipped above 1 + clip_high")
-    scale_rewards: bool | None = Field(default=None, description="divide by the standard deviation of the group")
-    baseline: Literal["mean", "leave_one_out"] | None = Field(
-        default=None, description="what rewards are compared with"
+    baseline: Literal["mean", "leave_one_out"] | None = _keyword("baseline", "Value that a reward is compared with")
+    reduction: Literal["sequence_mean", "token_mean", "constant"] | None = _keyword(
+        "reduction", "Average over tokens and completions"
     )
-    reduction: Literal["sequence_mean", "token_mean", "constant"] | None = Field(
-        default=None, description="how tokens are averaged"
+    max_length: int | None = _keyword(
+        "max_length", "Divisor of the constant reduction; default sampling.max_tokens", ge=1
     )
-    max_length: int | None = Field(
-        default=None, ge=1, description="divisor of the constant reduction; default sampling.max_tokens"
+    kl_coef: float | None = _keyword("kl_coef", "Weight of a KL penalty in the loss", ge=0)
+    weak_weight: float | None = _keyword("weak_weight", "Weight of the weak negatives", ge=0)
+    segment_at: str | None = _keyword(
+        "segment_at", "Text that ends a segment: a token that contains it is the last of its segment", min_length=1
     )
-    kl_coef: float | None = Field(default=None, ge=0, description="weight of a KL penalty in the loss")
-    weak_weight: float | None = Field(default=None, ge=0, description="how much EPA's weak negatives count")
-    segment_at: str | None = Field(
-        default=None, min_length=1, description="gsspo: a token with this text in it is the last of a segment"
+    costs: dict[str, Annotated[float, Field(ge=0)]] | None = _keyword(
+        "costs", "Limits, { name of a reward function = largest mean }; give these functions the weight 0"
     )
-    costs: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
-        default=None,
-        description="constrained_grpo: {name of a reward function = what its mean may be}; give it the weight 0",
+    reward_multiplier: float | None = _keyword(
+        "reward_multiplier", "Weight of the standardised reward against those of the costs", ge=0
     )
-    reward_multiplier: float | None = Field(
-        default=None, ge=0, description="constrained_grpo: weight of the standardised reward beside those of the costs"
-    )
-    multiplier_rate: float | None = Field(
-        default=None,
-        ge=0,
-        description="constrained_grpo: a cost's weight grows by this times its excess, each step; default 0.1",
+    multiplier_rate: float | None = _keyword(
+        "multiplier_rate", "Growth of a cost's weight per step and per unit of its excess; default 0.1", ge=0
     )
     kl_in_reward: float = Field(
         default=0.0, ge=0, description="beta of a KL penalty taken off the rewards (old log-probs)"

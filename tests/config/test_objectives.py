@@ -1,0 +1,62 @@
+"""The table of objectives: what settings alone can know of them."""
+
+import pytest
+
+from gvpo.config import OBJECTIVE_KEYWORDS, OBJECTIVES, TrainConfig, find_objective
+from gvpo.config.objectives import INPUT_OF, learning_from, taking
+from gvpo.errors import ConfigError
+
+
+def test_the_names_and_what_they_learn_from():
+    assert {name: spec.learns_from for name, spec in OBJECTIVES.items() if spec.learns_from != "groups"} == {
+        "dpo": "pairs",
+        "epa": "pairs",
+        "poft": "answers",
+        "sft": "answers",
+    }
+    assert learning_from("pairs") == ["dpo", "epa"]
+    assert len(learning_from("groups")) == 9
+
+
+def test_an_unknown_name_is_refused_by_the_settings_already():
+    with pytest.raises(ConfigError, match=r"^objective.name='gpo' does not exist; choose one of .*, gvpo, poft"):
+        TrainConfig(objective="gpo")
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("beta", ["gvpo", "dpo", "epa"]),
+        ("weak_weight", ["epa"]),
+        ("segment_at", ["gsspo"]),
+        ("costs", ["constrained_grpo"]),
+        ("multiplier_rate", ["constrained_grpo"]),
+    ],
+)
+def test_a_setting_knows_the_objectives_that_take_it(setting, names):
+    assert taking(setting) == names
+
+
+@pytest.mark.parametrize("setting", OBJECTIVE_KEYWORDS)
+def test_the_text_of_a_keyword_names_the_objectives_that_take_it(setting):
+    text = TrainConfig.model_fields[setting].description or ""
+    assert taking(setting)
+    assert text.endswith(f" ({', '.join(taking(setting))})")
+
+
+def test_inputs_that_are_made_from_settings_belong_to_an_objective():
+    assert set(INPUT_OF) < set(OBJECTIVE_KEYWORDS)
+    assert all(any(needed in spec.needs for spec in OBJECTIVES.values()) for needed in INPUT_OF.values())
+
+
+def test_the_reference_is_read_always_or_for_a_kl_term_alone():
+    assert find_objective("gvpo").reads_reference({})
+    assert find_objective("grpo").reads_reference({"kl_coef": 0.1})
+    assert not find_objective("grpo").reads_reference({"kl_coef": 0.0})
+    assert not find_objective("sft").reads_reference({})
+
+
+def test_a_preset_has_the_facts_of_its_objective_and_defaults_of_its_own():
+    grpo, dapo = find_objective("grpo"), find_objective("dapo")
+    assert (dapo.needs, dapo.min_group) == (grpo.needs, grpo.min_group)
+    assert {key for key, value in dapo.keywords.items() if value != grpo.keywords[key]} == {"clip_high", "reduction"}
