@@ -50,11 +50,11 @@ def is_isolated() -> bool:
     if allowed:
         raise RewardError(
             f"{ALLOW_VARIABLE}=1 is refused for root, as untrusted code would run as root ({problem}); run gvpo as "
-            "another user (docker run --user 1000), or allow it to make namespaces (`gvpo docs reward-functions`, Code)"
+            "another user (docker run --user 1000), or allow it to make namespaces (`gvpo docs code-tests`)"
         )
     raise RewardError(
         f"code cannot be isolated on this machine ({problem}); allow it to make namespaces "
-        f"(`gvpo docs reward-functions`, Code), or set {ALLOW_VARIABLE}=1, "
+        f"(`gvpo docs code-tests`), or set {ALLOW_VARIABLE}=1, "
         "as another user than root, to run untrusted code with limits only"
     )
 

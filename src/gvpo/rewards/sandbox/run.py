@@ -127,9 +127,7 @@ def _deadline(limits: Limits) -> float:
 
 def _checked(ended: GuestExit) -> GuestExit:
     if ended.error:
-        raise RewardError(
-            f"the sandbox for code cannot be built: {ended.error}; see `gvpo docs reward-functions`, Code"
-        )
+        raise RewardError(f"the sandbox for code cannot be built: {ended.error}; see `gvpo docs code-tests`")
     return ended
 
 
