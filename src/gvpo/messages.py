@@ -118,17 +118,27 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def answer_text(written: Any) -> str:
-    """Return a completion as text: itself, or what the one message of the assistant says.
+def answer_text(written: Any, prompt: Any = None) -> str:
+    """Return a completion as text: itself, or what the message of the assistant says.
+
+    Args:
+        written: Text, a message, or a list of one message, before which those of the prompt may be repeated.
+        prompt: The prompt that it answers, as text or messages.
 
     Raises:
-        DataError: it is something else, or its message holds more than text.
+        DataError: It is something else, or its message contains more than text.
     """
     if isinstance(written, str):
         return unicode_text(written)
-    if not isinstance(written, list | tuple) or len(written) != 1 or not isinstance(written[0], Mapping):
+    messages = [written] if isinstance(written, Mapping) else written
+    if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[-1], Mapping):
         raise _no_answer(written)
-    message = written[0]
+    if len(messages) > 1 and not _repeats(messages[:-1], prompt):
+        raise DataError(
+            f"a completion is {len(messages)} messages, and those before the last are not the prompt; give the message "
+            "of the assistant alone"
+        )
+    message = messages[-1]
     if beyond := [name for name in BEYOND_CONTENT if message.get(name)]:
         raise DataError(
             f"a completion has `{beyond[0]}` besides its content, which would not be trained on; write it into the "
@@ -137,6 +147,16 @@ def answer_text(written: Any) -> str:
     if message.get("role") != "assistant" or "content" not in message:
         raise _no_answer(written)
     return content_text(message["content"])
+
+
+def _repeats(messages: Sequence[Any], prompt: Any) -> bool:
+    """Return whether messages are those of the prompt; a prompt that is text is one message of the user."""
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return isinstance(asked, list | tuple) and _spoken(messages) == _spoken(asked)
+
+
+def _spoken(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in plain_messages(messages)]
 
 
 def _no_answer(written: Any) -> DataError:

@@ -229,9 +229,10 @@ def _told(rows: "Sequence[Mapping[str, Any]]") -> str:
 
 
 def _select(options: argparse.Namespace, rows: "Sequence[Mapping[str, Any]]") -> None:
+    from gvpo.data import write_groups
     from gvpo.rollout.select import select
 
     chosen = select(options.select, rows, above=options.above, most=options.most)
-    runfiles.write_text(options.selected, "".join(f"{runfiles.to_json(row)}\n" for row in chosen))
+    write_groups(options.selected, chosen)
     prompts = len({runfiles.to_json(row["prompt"]) for row in chosen})
     print(f"{options.selected}: {len(chosen)} rows of {prompts} prompts ({options.select})")

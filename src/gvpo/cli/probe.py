@@ -141,9 +141,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
+    from gvpo.data import write_groups
     from gvpo.probe.data import read_candidates
-    from gvpo.probe.run import as_lines, select_candidates
-    from gvpo.runfiles import write_text
+    from gvpo.probe.run import select_candidates
 
     probe = _loaded(options.probe)
     source = _source_of(probe, options)
@@ -158,7 +158,7 @@ def _select(options: argparse.Namespace) -> None:
             cache=_cache(options.probe, options),
             embedding=embedding,
         )
-    write_text(options.out, as_lines(rows))
+    write_groups(options.out, rows)
     print(f"selected one of {min(len(one.completions) for one in candidates)} or more for {len(rows)} prompts")
     print(f"wrote {options.out}")
 

@@ -111,8 +111,8 @@ class DataConfig(Section):
     rewards_column: str | None = Field(default=None, description="column that is read as `rewards`")
     groups_data: str | None = Field(
         default=None,
-        description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`, or preferences: "
-        "`prompt`, `chosen` and `rejected`",
+        description="train offline on logged groups: rows with `prompt`, `completions` and `rewards`, preferences: "
+        "`prompt`, `chosen` and `rejected`, or the directory of a run",
     )
     eval_groups: str | None = Field(
         default=None, description="held-out rows of the same form: how often implicit rewards rank them right"

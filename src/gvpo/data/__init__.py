@@ -1,7 +1,8 @@
 """What is asked: built-in tasks by name, and rows of any data set as problems."""
 
+from gvpo.data.group_rows import GroupRow, WrittenCompletion, completion_text, group_record, read_groups, write_groups
 from gvpo.data.preferences import as_group, is_comparison, is_pair, per_completion, with_prompt
-from gvpo.data.records import load_records, problems_from_records, require_file
+from gvpo.data.records import load_records, numbered, problems_from_records, require_file
 from gvpo.data.tables import is_data_set, rows_of
 from gvpo.data.tasks.addition import ADDITION
 from gvpo.data.tasks.arithmetic import ARITHMETIC
@@ -31,16 +32,23 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 __all__ = [
     "TASKS",
+    "GroupRow",
     "Split",
     "Task",
+    "WrittenCompletion",
     "as_group",
+    "completion_text",
+    "group_record",
     "is_comparison",
     "is_data_set",
     "is_pair",
     "load_records",
+    "numbered",
     "per_completion",
     "problems_from_records",
+    "read_groups",
     "require_file",
     "rows_of",
     "with_prompt",
+    "write_groups",
 ]

@@ -1,15 +1,18 @@
 """Rows of a data set, wherever they lie, and the problems that they are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gvpo.data.readers import COMPRESSIONS, READERS, kind_of, read_file
+from gvpo.data.run_groups import are_rollouts, groups_of_rollouts, is_rollout_directory, read_run_groups
 from gvpo.errors import DataError
 from gvpo.hub import from_hub
 from gvpo.messages import plain_messages, unicode_text, well_formed
 from gvpo.nearest import nearest
 from gvpo.types import Problem, Prompt
+
+T = TypeVar("T")
 
 Record = Mapping[str, Any]
 """One row: `prompt`, perhaps `id`, and the columns that the rewards need."""
@@ -19,11 +22,12 @@ OTHER_NAMES = ("question", "problem", "instruction", "query", "input", "text", "
 
 
 def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str, Any]]:
-    """All rows of a file or of a data set on the hub.
+    """Return all rows of a file, of a data set on the hub, or of a run.
 
     Args:
-        path_or_id: a .jsonl, .json (a list of objects), .csv or .parquet file, text also compressed (.jsonl.gz); or a
-            hub id, `owner/name`, with `:config` and `#split` after it where they are needed (`openai/gsm8k:main#test`).
+        path_or_id: a .jsonl, .json (a list of objects), .csv or .parquet file, text also compressed (.jsonl.gz); a run
+            directory or one of its rollout files, whose rows are the groups that the run was trained on; or a hub id,
+            `owner/name`, with `:config` and `#split` after it where they are needed (`openai/gsm8k:main#test`).
         split: of a hub data set whose id names none.
 
     Returns:
@@ -33,16 +37,20 @@ def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str,
         DataError: there is no such file or data set, or it cannot be read; a bad line is named by its number.
     """
     require_file(path_or_id)
-    return _from_hub(str(path_or_id), split) if kind_of(path_or_id) is None else read_file(Path(path_or_id))
+    path = Path(path_or_id)
+    if is_rollout_directory(path):
+        return read_run_groups(path)
+    if kind_of(path) is None:
+        return _from_hub(str(path_or_id), split)
+    rows = read_file(path)
+    return groups_of_rollouts(rows) if are_rollouts(rows) else rows
 
 
 def require_file(path_or_id: str | Path) -> None:
-    """Nothing, if `load_records` can try: a file of a kind that it reads is there, or this is no file but a hub id.
-
-    Raises:
-        DataError: the file is missing, or of another kind.
-    """
+    """Raise DataError unless `load_records` can try: a file of a kind that it reads, a run, or the name of a hub id."""
     path = Path(path_or_id)
+    if is_rollout_directory(path):
+        return
     if kind_of(path) is not None and not path.exists():
         raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
     if kind_of(path) is None and path.exists():
@@ -124,10 +132,29 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         advice = "write one" if isinstance(prompt, str) else "give it a message"
         raise DataError(f"row {number} has an empty prompt; remove the row or {advice}")
+    if are_token_ids(prompt):
+        raise DataError(f"the prompt of row {number} is token ids, which only groups may have; give text or messages")
     try:
         return unicode_text(prompt) if isinstance(prompt, str) else plain_messages(prompt)
     except DataError as error:
         raise DataError(f"the prompt of row {number}: {error}") from None
+
+
+def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
+    """Return what `read` makes of a row.
+
+    Raises:
+        DataError: The error of `read`, with the row's number.
+    """
+    try:
+        return read(*args)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from None
+
+
+def are_token_ids(value: Any) -> bool:
+    """Return whether a prompt or a completion is written as token ids."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(item) is int for item in value)
 
 
 def _from_hub(name: str, split: str) -> list[dict[str, Any]]:

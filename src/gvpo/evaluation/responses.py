@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gvpo.data import completion_text, read_groups
 from gvpo.errors import DataError
-from gvpo.messages import answer_text
 from gvpo.sampling import Request, SamplingParams
 from gvpo.types import Completion, FinishReason, Problem
 
-COLUMNS = ("texts", "responses", "completions", "response", "completion")
-"""What the responses of a row may be called; the first that is there counts."""
+SEVERAL = ("responses", "completions", "texts")
+COLUMNS = (*SEVERAL, "response", "completion")
+"""What the responses of a row may be called, the first three for a list; the first that is there counts."""
 
 
 class Responses:
@@ -73,28 +74,30 @@ def of_text(text: str, *, tokens: Sequence[int] = (), reason: FinishReason = "st
     return Completion(tokens, text=text, finish_reason=reason, source="responses")
 
 
-def _texts(given: Any, column: str, where: str) -> list[str]:
-    """Return a row's responses as texts: one or several, each text or the one message of the assistant."""
-    one = not isinstance(given, list) or all(isinstance(part, Mapping) for part in given)
-    written = [given] if one and given else given
-    if not written or not all(isinstance(each, str | list) for each in written):
-        raise DataError(f"{where}: `{column}` has to be text or a list of texts")
-    try:
-        return [answer_text(each) for each in written]
-    except DataError as error:
-        raise DataError(f"{where}: `{column}`: {error}") from None
-
-
 def _completions(row: Mapping[str, Any], where: str) -> list[Completion]:
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise DataError(f"{where} has no responses; give `responses`, a list of texts, or `response`")
-    given = _texts(row[column], column, where)
-    reasons = row.get("finish_reasons") or ["stop"] * len(given)
-    tokens = row["completions"] if column == "texts" and "completions" in row else [()] * len(given)
-    if not len(reasons) == len(tokens) == len(given):
-        raise DataError(f"{where} has {len(given)} responses, and another number of finish reasons or completions")
+    try:
+        (read,) = read_groups([_as_group(row, column)])
+        texts = [completion_text(written) for written in read.completions]
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('row 1: ')}") from None
     return [
-        of_text(text, tokens=ids if isinstance(ids, list) else (), reason="length" if reason == "length" else "stop")
-        for text, ids, reason in zip(given, tokens, reasons, strict=True)
+        of_text(text, tokens=written.tokens or (), reason=written.finish_reason)
+        for text, written in zip(texts, read.completions, strict=True)
     ]
+
+
+def _as_group(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return the row as a group without rewards, which an evaluation gives anew."""
+    given = row[column]
+    several = column in SEVERAL and isinstance(given, list | tuple) and not _is_one(given)
+    kept = {name: row[name] for name in ("texts", "finish_reasons") if row.get(name) is not None}
+    return {**kept, "prompt": row.get("prompt") or "?", "completions": list(given) if several else [given]}
+
+
+def _is_one(given: Sequence[Any]) -> bool:
+    """Return whether a list is the messages of one response; messages of the assistant alone are a response each."""
+    roles = [part.get("role") if isinstance(part, Mapping) else None for part in given]
+    return None not in roles and set(roles) != {"assistant"} and bool(roles)

@@ -20,7 +20,6 @@ from gvpo.probe.qprobe import QProbe
 from gvpo.probe.select import choose_among
 from gvpo.probe.sources import Source
 from gvpo.probe.store import Features, FeatureStore
-from gvpo.runfiles import to_json
 from gvpo.types import Prompt
 
 
@@ -161,8 +160,3 @@ def _selected(one: Candidates, scores: NDArray[np.float64], beta: float, seed: i
         "scores": choice.scores.tolist(),
         "weights": choice.weights.tolist(),
     }
-
-
-def as_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as JSON lines."""
-    return "".join(to_json(row) + "\n" for row in rows)

@@ -1,23 +1,20 @@
 """A file of scored groups, one JSON line a problem, and beside it the settings that it is made with.
 
-    groups.jsonl            rows as rollout/logged_groups.py reads them back (docs/guides/offline.md)
+    groups.jsonl            rows as data/group_rows.py reads them back (docs/guides/offline.md)
     groups.settings.json    going on with other settings is refused
 
 Knows files; nothing of models or rewards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gvpo import runfiles
+from gvpo.data.group_rows import group_record, json_lines
 from gvpo.errors import ConfigError, RunError
 from gvpo.rollout.collect import Rollout
-from gvpo.types import Completion
-
-_LOG_ALLOWED = "log_allowed"
-"""What a sampler with an exclusion calls the log P(allowed) of a completion; -inf becomes null in the file."""
 
 
 @dataclass(frozen=True)
@@ -101,45 +98,19 @@ class GroupFile:
         Raises:
             RunError: the file cannot be written.
         """
-        text = "".join(f"{runfiles.to_json(row)}\n" for row in rows)
-        runfiles.append(self.path, text.encode("utf-8", errors="replace"))
+        runfiles.append(self.path, json_lines(rows).encode("utf-8", errors="replace"))
 
 
 def records(rollout: Rollout, *, logprobs: bool = True) -> Iterator[dict[str, Any]]:
-    """Groups as rows that `logged_groups` reads back: token ids as sampled, their texts beside them for people.
+    """Yield the groups as rows that `gvpo.data.read_groups` reads back.
 
     Args:
         rollout: the groups.
-        logprobs: whether to keep the sampler's log-probs, most of a file's bytes.
+        logprobs: keep the sampler's log-probs, which are most of a file's bytes.
     """
     for group, verdicts, problem in zip(rollout.groups, rollout.verdicts, rollout.problems, strict=True):
-        rows = group.completions
-        record = {
-            **problem.columns,
-            "id": group.id,
-            "prompt": problem.prompt,
-            "completions": [list(row.tokens) or row.text for row in rows],
-            "texts": [row.text for row in rows],
-            "rewards": [verdict.reward for verdict in verdicts],
-            "reward_parts": [dict(verdict.parts) for verdict in verdicts],
-            "reasons": [verdict.reason for verdict in verdicts],
-            "finish_reasons": [row.finish_reason for row in rows],
-            "sources": [row.source for row in rows],
-        }
-        if any(_LOG_ALLOWED in row.extras for row in rows):
-            record[_LOG_ALLOWED] = [row.extras.get(_LOG_ALLOWED) for row in rows]
-        yield {**record, "sampler_logprobs": [_logprobs(row) for row in rows]} if logprobs else record
-
-
-def _logprobs(row: Completion) -> list[float] | None:
-    values = row.sampler_logprobs
-    return None if values is None else [float(values[index]) for index in range(len(values))]
+        yield group_record(group, verdicts, problem, logprobs=logprobs)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def texts(row: Mapping[str, Any]) -> Sequence[str]:
-    """The completions of a row as text."""
-    return [text or "" for text in row["texts"]]

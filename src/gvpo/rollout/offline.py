@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from gvpo import notices
 from gvpo.config import TrainConfig, find_objective
 from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER
-from gvpo.data import is_comparison, is_pair
+from gvpo.data import is_comparison, is_pair, numbered
 from gvpo.data.given_rows import Rows, read_rows
 from gvpo.errors import ConfigError, DataError
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.model import context_length, vocabulary_size
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
 from gvpo.rollout.preferences import comparisons
-from gvpo.rollout.problems import numbered
 from gvpo.types import Group
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
 """From what users give (a task, a file, a data set) to problems with their prompts encoded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gvpo.config import TrainConfig, find_objective
-from gvpo.data import TASKS, Split, Task, problems_from_records, with_prompt
+from gvpo.data import TASKS, Split, Task, numbered, problems_from_records, with_prompt
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError, DataError
 from gvpo.messages import answer_text
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gvpo.model.endings import Ending
-
-T = TypeVar("T")
 
 
 def find_task(config: TrainConfig) -> Task | None:
@@ -96,18 +94,6 @@ def _from_records(records: Sequence[Mapping[str, Any]]) -> list[Problem]:
     return problems_from_records([numbered(number, with_prompt, row) for number, row in enumerate(records, start=1)])
 
 
-def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
-    """Return what `read` makes of a row.
-
-    Raises:
-        DataError: that of `read`, with the row's number.
-    """
-    try:
-        return read(*args)
-    except DataError as error:
-        raise DataError(f"row {number}: {error}") from None
-
-
 def encode(
     config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
 ) -> list[EncodedProblem]:
@@ -175,7 +161,7 @@ def _completion_text(problem: Problem) -> str:
     written = problem.columns.get("completion")
     if written is None:
         raise DataError("there is no `completion` text; supervised rows need `prompt` and `completion`, or `messages`")
-    return answer_text(written)
+    return answer_text(written, problem.prompt)
 
 
 def _answer(

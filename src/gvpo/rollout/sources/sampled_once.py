@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from gvpo import runfiles
-from gvpo.data import load_records
+from gvpo.data import load_records, write_groups
 from gvpo.errors import RewardError, RunError
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.group_file import records
@@ -52,6 +51,5 @@ class SampledOnceSource(StatelessSource):
         verdicts = [verdict for group in rollout.verdicts for verdict in group]
         if sum(verdict.reward is None for verdict in verdicts) > MAX_FAILED_SHARE * len(verdicts):
             raise RewardError(f"most rewards of the sampled groups failed: {failures(rollout)}")
-        text = "".join(f"{runfiles.to_json(record)}\n" for record in records(rollout))
-        ranks.on_first(lambda: runfiles.write_text(self._path, text))
+        ranks.on_first(lambda: write_groups(self._path, records(rollout)))
         self._resumed = True

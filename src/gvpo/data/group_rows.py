@@ -1,0 +1,249 @@
+"""Rows with several completions of a prompt, as training, probes, evaluation and selection read and write them.
+
+    file, run or data set ──load_records──▶ records ──read_groups──▶ GroupRow
+    Group, Verdicts, Problem ──group_record──▶ record ──write_groups──▶ file
+
+docs/guides/offline.md has the columns. Knows nothing of tokenizers, so a prompt or a completion is text, token ids, or
+both.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from gvpo import runfiles
+from gvpo.data.preferences import as_group, per_completion
+from gvpo.data.records import are_token_ids, numbered, problems_from_records
+from gvpo.errors import DataError
+from gvpo.messages import answer_text, unicode_text
+from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
+
+LOG_ALLOWED = "log_allowed"
+"""What a sampler with an exclusion calls the log P(allowed) of a completion; -inf becomes null in the file."""
+
+PER_COMPLETION = (
+    *("completions", "texts", "rewards", "reward_parts", "reasons", "finish_reasons", "sources", "sampler_logprobs"),
+    LOG_ALLOWED,
+)
+"""Columns of a group that have one value per completion."""
+
+OWN = frozenset({"id", "prompt", *PER_COMPLETION})
+"""Columns that mean something here; all others are kept with the group, for reports."""
+
+PROMPT_TEXT = "prompt_text"
+"""Column of the text of a prompt that is token ids; an ordinary column where the prompt is text."""
+
+
+@dataclass(frozen=True)
+class WrittenCompletion:
+    """A completion as a row has it; C is its number of tokens.
+
+    Args:
+        text: What it reads; None where the row has token ids alone.
+        tokens: Its C token ids; None where the row has text.
+        reward: Its reward; None where there is none.
+        parts: Each reward function's own value by name.
+        finish_reason: Why it ended.
+        source: Who wrote it; None where the row does not say.
+        sampler_logprobs: C log-probs (nats) that its sampler reported; None where the row has none.
+    """
+
+    text: str | None
+    tokens: Sequence[int] | None = None
+    reward: float | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    finish_reason: FinishReason = "stop"
+    source: str | None = None
+    sampler_logprobs: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A prompt and its completions as a row has them.
+
+    Args:
+        problem: The prompt, the id, and the columns that are not `OWN`. The prompt is "" where the row has token ids
+            and no `prompt_text`.
+        completions: At least one.
+        prompt_tokens: The prompt's token ids, where the row has them.
+    """
+
+    problem: Problem
+    completions: Sequence[WrittenCompletion]
+    prompt_tokens: Sequence[int] | None = None
+
+
+def read_groups(records: Sequence[Any], *, rewarded: bool = False) -> list[GroupRow]:
+    """Return rows as groups, in order.
+
+    Args:
+        records: Rows of any form that `gvpo.data.as_group` knows: groups, pairs, scores, ranks. A completion is text,
+            the assistant's message (alone, in a list, or after the prompt's messages) or a list of token ids.
+        rewarded: Rows without `rewards` are refused.
+
+    Raises:
+        DataError: A row is of no such form; the message names its number, counted from 1.
+    """
+    grouped = [numbered(number, as_group, record) for number, record in enumerate(records, start=1)]
+    readable = [numbered(number, _with_readable_prompt, record) for number, record in enumerate(grouped, start=1)]
+    problems = problems_from_records(readable)
+    return [
+        numbered(number, _group_row, problem, record, rewarded)
+        for number, (problem, record) in enumerate(zip(problems, grouped, strict=True), start=1)
+    ]
+
+
+def completion_text(completion: WrittenCompletion) -> str:
+    """Return what a completion reads.
+
+    Raises:
+        DataError: The row has its token ids alone.
+    """
+    if completion.text is None:
+        raise DataError(
+            f"a completion is {str(completion.tokens)[:40]!r}; give text, a message of the assistant, or token ids "
+            "with the column `texts` beside them"
+        )
+    return completion.text
+
+
+def group_record(
+    group: Group, verdicts: Sequence[Verdict], problem: Problem, *, logprobs: bool = True
+) -> dict[str, Any]:
+    """Return a group as a row that `read_groups` reads back: token ids as sampled, their texts beside them for people.
+
+    Args:
+        group: The prompt's id and its completions.
+        verdicts: One per completion.
+        problem: The prompt as it was written, and its columns.
+        logprobs: Keep the sampler's log-probs, which are most of a file's bytes.
+    """
+    rows = group.completions
+    record = {
+        **problem.columns,
+        "id": group.id,
+        "prompt": problem.prompt,
+        "completions": [list(row.tokens) or row.text for row in rows],
+        "texts": [row.text for row in rows],
+        "rewards": [verdict.reward for verdict in verdicts],
+        "reward_parts": [dict(verdict.parts) for verdict in verdicts],
+        "reasons": [verdict.reason for verdict in verdicts],
+        "finish_reasons": [row.finish_reason for row in rows],
+        "sources": [row.source for row in rows],
+    }
+    if any(LOG_ALLOWED in row.extras for row in rows):
+        record[LOG_ALLOWED] = [row.extras.get(LOG_ALLOWED) for row in rows]
+    return {**record, "sampler_logprobs": [_logprobs(row) for row in rows]} if logprobs else record
+
+
+def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, in one indivisible step.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    runfiles.write_text(path, json_lines(records))
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as JSON lines."""
+    return "".join(f"{runfiles.to_json(record)}\n" for record in records)
+
+
+def _logprobs(row: Completion) -> list[float] | None:
+    values = row.sampler_logprobs
+    return None if values is None else [float(values[index]) for index in range(len(values))]
+
+
+def _with_readable_prompt(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row with a prompt that `problems_from_records` accepts in place of token ids."""
+    if not are_token_ids(record.get("prompt")):
+        return record
+    _checked_ids(record["prompt"])
+    return {**record, "prompt": _PLACEHOLDER}
+
+
+_PLACEHOLDER = "token ids"
+
+
+def _group_row(problem: Problem, record: Mapping[str, Any], rewarded: bool) -> GroupRow:
+    others = {name: value for name, value in problem.columns.items() if name not in OWN}
+    if not are_token_ids(record["prompt"]):
+        completions = _completions(record, problem.prompt, rewarded)
+        return GroupRow(Problem(problem.prompt, problem.id, others), completions)
+    text = others.pop(PROMPT_TEXT, None)
+    prompt = unicode_text(text) if isinstance(text, str) else ""
+    completions = _completions(record, prompt, rewarded)
+    return GroupRow(Problem(prompt, problem.id, others), completions, list(record["prompt"]))
+
+
+def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list[WrittenCompletion]:
+    for name in ("completions", "rewards") if rewarded else ("completions",):
+        if not isinstance(record.get(name), list | tuple):
+            raise DataError(f"there is no list `{name}`; a logged group has `prompt`, `completions` and `rewards`")
+    count = len(record["completions"])
+    if count == 0:
+        raise DataError("`completions` is empty; give at least two, or remove the row")
+    with_ids = any(map(are_token_ids, record["completions"]))
+    texts = per_completion(record, "texts", count) if with_ids else [None] * count
+    parts = _each_is(record, "reward_parts", count, Mapping, '`reward_parts` are objects, {"right": 1}')
+    logprobs = _each_is(
+        record, "sampler_logprobs", count, Sequence, "`sampler_logprobs` are lists, one log-prob a token"
+    )
+    others = [per_completion(record, name, count) for name in ("completions", "rewards", "finish_reasons", "sources")]
+    return [
+        WrittenCompletion(
+            *_text_and_ids(written, text, prompt),
+            reward=_reward(reward),
+            parts=dict(part or {}),
+            finish_reason=_finish_reason(reason),
+            source=None if not source else str(source),
+            sampler_logprobs=values,
+        )
+        for written, reward, reason, source, text, part, values in zip(*others, texts, parts, logprobs, strict=True)
+    ]
+
+
+def _each_is(record: Mapping[str, Any], name: str, count: int, kind: type, expected: str) -> list[Any]:
+    values = per_completion(record, name, count)
+    for value in values:
+        if value is not None and not isinstance(value, kind):
+            raise DataError(f"{expected}; one is {str(value)[:40]!r}")
+    return values
+
+
+def _text_and_ids(written: Any, text: Any, prompt: Any) -> tuple[str | None, list[int] | None]:
+    if are_token_ids(written):
+        return (unicode_text(text) if isinstance(text, str) else None), _checked_ids(written)
+    return answer_text(written, prompt), None
+
+
+def _checked_ids(ids: Sequence[int]) -> list[int]:
+    if min(ids) < 0:
+        raise DataError(f"token id {min(ids)} is negative; token ids begin at 0")
+    return list(ids)
+
+
+def _finish_reason(value: Any) -> FinishReason:
+    known: tuple[FinishReason, ...] = get_args(FinishReason)
+    if value is None:
+        return "stop"
+    for reason in known:
+        if value == reason:
+            return reason
+    raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a completion that was cut")
+
+
+def _reward(value: Any) -> float | None:
+    """Return a reward as a number. Null, or NaN, as which data frames write null, is none."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise DataError(
+            f"a reward is {str(value)[:40]!r} ({type(value).__name__}); give numbers, null where there is none"
+        )
+    if math.isinf(value):
+        raise DataError("a reward is infinite; give finite numbers, null where there is none")
+    return None if math.isnan(value) else float(value)

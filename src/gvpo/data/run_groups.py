@@ -1,0 +1,85 @@
+"""The rollout files of a run as rows of groups: `runs/a`, `runs/a/rollouts` or one `rollouts/step-000010.parquet`.
+
+A prompt and its completions are token ids, with their texts beside them. The same problem is a group of its own in
+each step, so a group's id is that of the step and that of the problem: `step-000010/row-3`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gvpo.errors import DataError
+from gvpo.runfiles import ROLLOUTS, is_run, rollout_path, rollout_steps, rollout_table, step_name
+
+_PER_COMPLETION = {
+    "tokens": "completions",
+    "text": "texts",
+    "reward": "rewards",
+    "reward_parts": "reward_parts",
+    "reason": "reasons",
+    "finish_reason": "finish_reasons",
+    "source": "sources",
+    "sampler_logprobs": "sampler_logprobs",
+}
+"""Columns of a rollout file -> columns of a group."""
+
+_IDENTITY = ("step", "group", "row", "prompt", "prompt_tokens")
+_READ = (*_IDENTITY, *_PER_COMPLETION, "mask", "columns")
+
+
+def is_rollout_directory(path: Path) -> bool:
+    """Return whether a path is a run, or the directory of its rollout files."""
+    return path.is_dir() and (is_run(path) or (path.name == ROLLOUTS and is_run(path.parent)))
+
+
+def read_run_groups(path: Path) -> list[dict[str, Any]]:
+    """Return the groups of a run, step by step.
+
+    Raises:
+        DataError: The run has no rollout files, or a completion is trained on only in part.
+        RunError: A file is damaged.
+    """
+    run = path if is_run(path) else path.parent
+    steps = rollout_steps(run)
+    if not steps:
+        raise DataError(f"the run {run} has no rollout files; train.rollouts_every says which steps write one")
+    return [
+        group
+        for step in steps
+        for group in groups_of_rollouts(rollout_table(rollout_path(run, step), _READ).to_pylist())
+    ]
+
+
+def are_rollouts(rows: list[dict[str, Any]]) -> bool:
+    """Return whether the rows of a file are the completions of a rollout file."""
+    return bool(rows) and all(name in rows[0] for name in (*_IDENTITY, *_PER_COMPLETION))
+
+
+def groups_of_rollouts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the completions of rollout files as groups, in the order of the files.
+
+    Raises:
+        DataError: A completion has tokens that were not scored, such as a tool's output.
+    """
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["step"], row["group"]), []).append(row)
+    return [_group(f"{step_name(step)}/{name}", members) for (step, name), members in groups.items()]
+
+
+def _group(name: str, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = sorted(rows, key=lambda row: row["row"])
+    if any(row.get("mask") is not None and not all(row["mask"]) for row in rows):
+        raise DataError(f"group {name!r} has completions with masked tokens, which rows of groups cannot say yet")
+    first = rows[0]
+    values = {column: [row[own] for row in rows] for own, column in _PER_COMPLETION.items()}
+    values["completions"] = [row["tokens"] or row["text"] for row in rows]
+    values["reward_parts"] = [json.loads(parts) for parts in values["reward_parts"]]
+    return {
+        **json.loads(first.get("columns") or "{}"),
+        "id": name,
+        "prompt": first["prompt_tokens"],
+        "prompt_text": first["prompt"],
+        **values,
+    }
