@@ -22,8 +22,7 @@ import gvpo
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError
 from gvpo.runfiles import read_metrics
-from gvpo.training.objective import build_objective
-from tests.training.toy import config, trainer
+from tests.training.toy import trainer
 from tools import configuration_page, objectives_table
 
 assert Path(gvpo.__file__).is_relative_to(sys.argv[1])
@@ -32,9 +31,9 @@ assert trainer(run, steps=1, objective="raft").train()["objective"] == "raft"
 assert read_metrics(run / "metrics.jsonl")[-1]["raft/best_reward"] >= 0
 assert "| Objective | raft |" in next(run.rglob("README.md")).read_text()
 with pytest.raises(ConfigError, match="objective.beta is not a keyword of raft; it takes none of these"):
-    build_objective(config(objective="raft", beta=0.1))
+    trainer(None, objective="raft", beta=0.1)
 with pytest.raises(ConfigError, match="raft compares a prompt's completions: set sampling.group_size to 2 or more"):
-    build_objective(config(objective="raft", group_size=1))
+    trainer(None, objective="raft", group_size=1)
 with pytest.raises(ConfigError, match="choose one of .*raft"):
     TrainConfig(objective="graft")
 assert "raft" in TrainConfig.model_fields["objective"].description
