@@ -13,7 +13,7 @@ from gvpo.planning.workload import rectangles
 from gvpo.sampling import cache
 from gvpo.types import Completion, Group
 from gvpo.update import head
-from gvpo.update.layouts.packed import lay_out, plan
+from gvpo.update.layouts.packed import Rows, Trees
 
 CPU = Device("cpu", "cpu", 0, 1, 1)
 GPU = Device("gpu", "cuda", 0, 1, 1)
@@ -40,12 +40,10 @@ def work(**sizes):
 def test_micro_batches_are_those_of_the_update(budget, shared):
     workload = work(tokens_per_microbatch=budget)
     groups = [Group([1] * 12, [Completion([1] * 9) for _ in range(8)]) for _ in range(5)]
+    layout = Trees() if shared else Rows()
     real = [
-        (
-            *lay_out(pieces, shared=shared, device=torch.device("cpu")).input_ids.shape,
-            9 * sum(len(p.rows) for p in pieces),
-        )
-        for pieces in plan(groups, budget, shared=shared)
+        (*layout.lay_out(pieces, torch.device("cpu")).input_ids.shape, 9 * sum(len(p.rows) for p in pieces))
+        for pieces in layout.cut(groups, budget)
     ]
     found = [(shape.lanes, shape.length, shape.scored) for shape in rectangles(workload, shared=shared)]
     assert found == real

@@ -21,7 +21,7 @@ from gvpo.training.learner import Learner
 from gvpo.training.trainer import Trainer
 from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.group_backward import UpdateOutput, group_backward, score
-from gvpo.update.passes import Forwards, PlacedLayout
+from gvpo.update.passes import Forwards, PlacedCalls
 from tests.fakes import tiny_model
 from tests.naive import double_precision, gradients, random_groups, relative_error
 from tests.training import toy
@@ -200,7 +200,7 @@ def short_of_memory(rank: int, tokens: int, path: Path, **settings: Any) -> dict
     """On one rank, forwards of more than so many scored tokens do not fit."""
     run = Forwards.run
 
-    def small(forwards: Forwards, placed: PlacedLayout, *words: Any) -> Any:
+    def small(forwards: Forwards, placed: PlacedCalls, *words: Any) -> Any:
         if ranks.rank() == rank and len(placed.row) > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return run(forwards, placed, *words)

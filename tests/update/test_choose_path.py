@@ -19,12 +19,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gvpo.errors import ConfigError, ModelError
 from gvpo.update import forward
 from gvpo.update.attention.tree_attention import TREES
-from gvpo.update.choose_path import FastPathWarning, choose_path, length_limit, why_not_shared
-from gvpo.update.forward import Path, arrange, attention_of, token_scores
+from gvpo.update.choose_path import FastPathWarning, choose_path, length_limit
+from gvpo.update.forward import Path, token_scores
 from gvpo.update.head import TokenScores, head_logprobs
-from gvpo.update.layouts.forked import Fork
-from gvpo.update.layouts.packed import plan
-from gvpo.update.layouts.tree import Tree, Trees
+from gvpo.update.layouts.forest import Forest, Tree
+from gvpo.update.layouts.forked import Forked
+from gvpo.update.layouts.packed import Rows, Trees
 from tests.fakes import CONFIGS, tiny_model
 from tests.naive import naive_scores, random_groups
 
@@ -36,21 +36,21 @@ def error_of(model: PreTrainedModel, path: Path, *, temperature: float = 1.0) ->
     groups = random_groups(SIZES)
     true = torch.cat([naive_scores(model, group, row, temperature)[0] for group in groups for row in group.completions])
     found = torch.full((len([r for g in groups for r in g.completions]), 9), torch.nan, dtype=true.dtype)
-    for microbatch in plan(groups, 40, shared=path.shared):
-        layout = arrange(model, microbatch, path)
-        with attention_of(model, path):
-            found[layout.row, layout.token] = token_scores(model, layout, path, temperature=temperature).logprobs
+    for microbatch in path.layout.cut(groups, 40):
+        calls = path.layout.lay_out(microbatch, torch.device("cpu"))
+        with path.layout.attention(model):
+            found[calls.row, calls.token] = token_scores(model, calls, path, temperature=temperature).logprobs
     return float((found[~found.isnan()] - true).abs().max())
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_dense_models_share_prompts(kind: str):
     model = tiny_model(kind)
-    assert choose_path(model) == Path(shared=True, fused=True)
-    assert choose_path(model, "off") == Path(shared=False, fused=True)
+    assert choose_path(model) == Path(Trees(), fused=True)
+    assert choose_path(model, "off") == Path(Rows(), fused=True)
 
 
-@pytest.mark.parametrize("path", [Path(s, f) for s in (True, False) for f in (True, False)])
+@pytest.mark.parametrize("path", [Path(layout, fused) for layout in (Trees(), Rows()) for fused in (True, False)])
 def test_every_path_gives_the_plain_log_probs(path: Path):
     with torch.no_grad():
         assert error_of(tiny_model("llama", dtype=torch.float64), path, temperature=0.7) < 1e-6
@@ -67,7 +67,7 @@ def gemma3(**settings: Any) -> PreTrainedModel:
 def test_sliding_windows_share_too():
     for model in (tiny_model("mistral", dtype=torch.float64), gemma3()):
         path = choose_path(model, "on")
-        assert path == Path(shared=True, fused=True)
+        assert path == Path(Trees(), fused=True)
         with torch.no_grad():
             assert error_of(model, path) < 1e-5
 
@@ -82,13 +82,13 @@ def test_a_window_that_the_attention_is_not_told_of_does_not_share(monkeypatch: 
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, TREES, forgetful)
     with pytest.warns(FastPathWarning, match="a layer with a sliding window of 100 tokens told its attention None"):
-        assert choose_path(model).fork is not None
+        assert choose_path(model).layout == Forked()
 
 
 def test_other_layer_types_do_not_share():
     model = gemma3()
     model.config.layer_types = ["full_attention", "chunked_attention"]
-    assert why_not_shared(model) == "it has layers of type chunked_attention"
+    assert Trees().why_not(model) == "it has layers of type chunked_attention"
 
 
 def test_local_attention_by_another_name_does_not_share():
@@ -104,8 +104,8 @@ def test_local_attention_by_another_name_does_not_share():
         eos_token_id=2,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    assert "its attention is local (attention_types, window_size)" in why_not_shared(model)
-    assert choose_path(model).fork is not None
+    assert "its attention is local (attention_types, window_size)" in Trees().why_not(model)
+    assert choose_path(model).layout == Forked()
 
 
 def test_rotary_embeddings_that_stretch_tell_up_to_where_they_do_not():
@@ -121,7 +121,7 @@ def test_eager_attention_shares_too():
     model = tiny_model("llama", dtype=torch.float64)
     model.set_attn_implementation("eager")
     path = choose_path(model)
-    assert path.shared
+    assert path.layout == Trees()
     with torch.no_grad():
         assert error_of(model, path) < 1e-6
 
@@ -165,7 +165,7 @@ def test_a_hidden_change_of_the_logits_is_found_and_said_once():
     model = DoctoredHead(tiny_model("llama"))
     with pytest.warns(FastPathWarning, match="head without logits not used: log-probs differ by up to"):
         path = choose_path(model)
-    assert path == Path(shared=True, fused=False)
+    assert path == Path(Trees(), fused=False)
     assert choose_path(model) == path  # and no second warning: warnings are errors here
 
 
@@ -177,7 +177,7 @@ def ignore_trees(model: PreTrainedModel) -> None:
         def causal(*args: Any, attend: Any = attend, **kwargs: Any) -> Any:
             if trees := kwargs.get(TREES):
                 whole = Tree(0, sum(each.prompt + sum(each.rows) for each in trees.trees), ())
-                kwargs[TREES] = Trees((whole,))
+                kwargs[TREES] = Forest((whole,))
             return attend(*args, **kwargs)
 
         layer.self_attn.forward = causal
@@ -193,7 +193,7 @@ def test_a_model_that_ignores_the_trees_falls_back_and_says_so(scale: float, dty
     ignore_trees(model)
     with pytest.warns(FastPathWarning, match="shared prompts not used: log-probs differ"):
         path = choose_path(model)
-    assert path == Path(shared=True, fused=True, fork=Fork())  # its own attention knows no trees
+    assert path == Path(Forked(), fused=True)  # its own attention knows no trees
     model.gradient_checkpointing_enable()
     with pytest.raises(ModelError, match=r"log-probs differ .* and its cache .* use 'auto' or 'off'"):
         choose_path(model, "on")
@@ -206,7 +206,7 @@ def test_a_model_that_ignores_positions_falls_back():
         x, torch.arange(position_ids.shape[-1])[None].expand_as(position_ids)
     )
     with pytest.warns(FastPathWarning, match="(shared|forked) prompts not used"):
-        assert not choose_path(model).shared
+        assert choose_path(model).layout == Rows()
 
 
 def test_a_model_that_fails_on_the_fast_path_falls_back():
@@ -220,7 +220,7 @@ def test_a_model_that_fails_on_the_fast_path_falls_back():
 
     model.model.forward = picky
     with pytest.warns(FastPathWarning, match="shared prompts not used: .*only 2D masks here"):
-        assert choose_path(model).fork is not None
+        assert choose_path(model).layout == Forked()
 
 
 def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path():
@@ -236,7 +236,7 @@ def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path():
     with pytest.raises(torch.OutOfMemoryError):
         choose_path(model)
     model.model.forward = inner
-    assert choose_path(model).shared
+    assert choose_path(model).layout == Trees()
 
 
 def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
@@ -244,12 +244,12 @@ def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
     inner = model.model.forward
     model.model.forward = lambda *args, gvpo_trees=None, **kwargs: inner(*args, **kwargs)
     with pytest.warns(FastPathWarning, match="does not hand keywords on to its attention"):
-        assert choose_path(model).fork is not None
+        assert choose_path(model).layout == Forked()
 
 
 def test_the_models_own_attention_is_back_afterwards():
     model = tiny_model("llama")
-    with attention_of(model, choose_path(model)):
+    with choose_path(model).layout.attention(model):
         assert model.config._attn_implementation == TREES
     assert model.config._attn_implementation == "sdpa"
     ids = torch.arange(10)[None]
@@ -273,13 +273,13 @@ def test_the_fused_head_multiplies_in_what_autocast_says(dtype: torch.dtype, mon
         return head_logprobs(*args, **kwargs)
 
     monkeypatch.setattr(forward, "head_logprobs", spy)
-    model, path = tiny_model("llama", dtype=dtype), Path(shared=True, fused=True)
-    (microbatch,) = plan(random_groups(SIZES[:1]), 100, shared=True)
-    layout = arrange(model, microbatch, path)
-    with attention_of(model, path):
-        token_scores(model, layout, path)
+    model, path = tiny_model("llama", dtype=dtype), Path(Trees(), fused=True)
+    (microbatch,) = path.layout.cut(random_groups(SIZES[:1]), 100)
+    calls = path.layout.lay_out(microbatch, torch.device("cpu"))
+    with path.layout.attention(model):
+        token_scores(model, calls, path)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            token_scores(model, layout, path)
+            token_scores(model, calls, path)
     inside = torch.float64 if dtype == torch.float64 else torch.bfloat16
     assert seen == [dtype, inside]
 

@@ -80,7 +80,7 @@ class Rectangle:
 
 
 def rectangles(workload: Workload, *, shared: bool) -> list[Rectangle]:
-    """The micro-batches of an optimizer batch, as `gvpo.update.layouts.packed.plan` cuts groups of equal lengths."""
+    """Return the micro-batches of an optimizer batch, as `gvpo.update.layouts.packed` cuts groups of equal lengths."""
     answer = max(0, workload.completion_tokens - 1)  # the last token is only a target
     pieces = [rows for rows, count in _pieces(workload, answer, shared=shared) for _ in range(count)]
     made = []

@@ -13,16 +13,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from gvpo import model_config, notices
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.system_errors import is_out_of_memory
 from gvpo.types import Completion, Group
-from gvpo.update.forward import Path, arrange, attention_of, cut, token_scores, unwrap
-from gvpo.update.layouts.fork_cache import prompt_gradient, why_not_forked
-from gvpo.update.layouts.forked import NEVER, Fork
+from gvpo.update.forward import Path, embedding_weight, token_scores, unwrap
+from gvpo.update.layouts.base import Layout
+from gvpo.update.layouts.fork_cache import prompt_gradient
+from gvpo.update.layouts.forked import Forked
+from gvpo.update.layouts.packed import ROWS, Trees
 
 PrefixSharing = Literal["auto", "on", "off"]
 
@@ -38,7 +39,10 @@ class FastPathWarning(GvpoWarning):
     """A fast path disagrees with the plain one on this model and is not used."""
 
 
-_PLAIN = Path(shared=False, fused=False)
+_PLAIN = Path(ROWS, fused=False)
+_SHARING: Sequence[tuple[Layout, Layout]] = ((Trees(), Trees()), (Forked(call_tokens=0), Forked()))
+"""Layouts that share prompts, the fastest first: the one that is checked, with as many calls as it can have, and the
+one that is used."""
 _DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
 
 
@@ -56,29 +60,22 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
     if prefix_sharing not in ("auto", "on", "off"):
         raise ConfigError(f"prefix_sharing is {prefix_sharing!r}; use 'auto', 'on' or 'off'")
     path = replace(_PLAIN, fused=_fusable(unwrap(model)))
-    if path.fused and _disagreement(model, path):
+    if path.fused and _disagreement(model, path, "the head without logits"):
         path = _PLAIN
     if prefix_sharing == "off":
         return path
-    packed, forked = replace(path, shared=True), replace(path, shared=True, fork=Fork(call=0))
-    reason = why_not_shared(unwrap(model)) or _disagreement(model, packed)
-    if not reason:
-        return packed
-    other = why_not_forked(unwrap(model)) or _disagreement(model, forked)
-    if not other:
-        return replace(forked, fork=Fork(NEVER) if _sharded(model) else Fork())
+    reasons = []
+    for checked, used in _SHARING:
+        reason = checked.why_not(unwrap(model)) or _disagreement(model, replace(path, layout=checked), checked.name)
+        if not reason:
+            return replace(path, layout=used)
+        reasons.append(reason)
     if prefix_sharing == "on":
         raise ModelError(
-            f"prefix_sharing='on' does not work with this model: {reason}, and its cache cannot be forked: {other}; "
-            "use 'auto' or 'off'"
+            f"prefix_sharing='on' does not work with this model: {reasons[0]}, and its cache cannot be forked: "
+            f"{reasons[1]}; use 'auto' or 'off'"
         )
     return path
-
-
-def why_not_shared(model: Any) -> str:
-    """Return what forbids that completions share their prompt by attention; "" if nothing does."""
-    reason = model_config.why_not_shared(model.config.get_text_config())
-    return reason or ("it has recurrent layers" if getattr(model, "_is_stateful", False) else "")
 
 
 def length_limit(model: Any) -> int | None:
@@ -103,13 +100,14 @@ def _fusable(model: Any) -> bool:
     return linear and model_config.logits_are_linear(model.config.get_text_config())
 
 
-def _sharded(model: nn.Module) -> bool:
-    """Whether a forward gathers weights from other ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+def _disagreement(model: nn.Module, path: Path, what: str) -> str:
+    """Return how a path differs from the plain one on synthetic rows, found once per model; "" if it does not.
 
-
-def _disagreement(model: nn.Module, path: Path) -> str:
-    """How a path differs from the plain one on synthetic rows, found once per model; "" if it does not."""
+    Args:
+        model: the policy.
+        path: the path to check.
+        what: the part of the path that a warning names.
+    """
     known = _DISAGREEMENTS.setdefault(unwrap(model), {})
     if path not in known:
         found = _compare(model, path)
@@ -117,8 +115,6 @@ def _disagreement(model: nn.Module, path: Path) -> str:
             return ""
         known[path] = found
         if found:
-            shared = "shared prompts" if path.fork is None else "forked prompts"
-            what = shared if path.shared else "the head without logits"
             notices.warn(f"{what} not used: {found}", FastPathWarning)
     return known[path]
 
@@ -129,14 +125,14 @@ def _compare(model: nn.Module, path: Path) -> str | None:
     None where the model's own log-probs are not finite: then nothing can be said, and the update says so.
     """
     groups = _synthetic_groups(unwrap(model))
-    with torch.autocast(unwrap(model).get_input_embeddings().weight.device.type, enabled=False):
+    with torch.autocast(embedding_weight(model).device.type, enabled=False):
         with torch.no_grad():
             alone = _logprobs(model, groups, _PLAIN, budget=1)
         if not alone.isfinite().all():
             return None
         try:
             found = _compare_logprobs(model, groups, path, alone)
-            return found or ("" if path.fork is None else _compare_gradients(model, groups[0], path))
+            return found or ("" if path.layout.one_call else _compare_gradients(model, groups[0], path))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
             if is_out_of_memory(error):
                 raise
@@ -147,7 +143,7 @@ def _compare(model: nn.Module, path: Path) -> str | None:
 def _compare_logprobs(model: nn.Module, groups: Sequence[Group], path: Path, alone: Tensor) -> str:
     """Compare with the log-probs of rows that went alone; how far a plain batch is from them is the float noise."""
     noise = (_logprobs(model, groups, _PLAIN, budget=4096) - alone).abs().max().item()
-    with attention_of(model, path):
+    with path.layout.attention(unwrap(model)):
         difference = (_logprobs(model, groups, path, budget=4096) - alone).abs().max().item()
     allowed = _floor(model, path) + 4 * min(noise, _NOISE_CAP)
     return "" if difference <= allowed else f"log-probs differ by up to {difference:.2g} from the plain path's"
@@ -171,8 +167,8 @@ def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
 
 def _floor(model: nn.Module, path: Path) -> float:
     """How far right log-probs may differ. Layers with states compute in float32 whatever their weights are in."""
-    floor = _FLOOR.get(unwrap(model).get_input_embeddings().weight.dtype, _HALF_FLOOR)
-    return floor if path.fork is None else max(floor, _FLOOR[torch.float32])
+    floor = _FLOOR.get(embedding_weight(model).dtype, _HALF_FLOOR)
+    return floor if path.layout.one_call else max(floor, _FLOOR[torch.float32])
 
 
 def _synthetic_groups(model: Any) -> Sequence[Group]:
@@ -197,9 +193,9 @@ def _synthetic_groups(model: Any) -> Sequence[Group]:
 
 def _logprobs(model: nn.Module, groups: Sequence[Group], path: Path, budget: int) -> Tensor:
     """Log-probs of all tokens of the groups, in order of rows."""
-    found = []
-    for microbatch in cut(groups, budget, path):
-        layout = arrange(model, microbatch, path)
-        found.append((layout.row * 1000 + layout.token, token_scores(model, layout, path).logprobs))
+    found, device = [], embedding_weight(model).device
+    for microbatch in path.layout.cut(groups, budget):
+        calls = path.layout.lay_out(microbatch, device)
+        found.append((calls.row * 1000 + calls.token, token_scores(model, calls, path).logprobs))
     order = torch.cat([places for places, _ in found]).argsort()
     return torch.cat([values for _, values in found])[order]

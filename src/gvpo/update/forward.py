@@ -2,17 +2,17 @@
 
 Two things make the update cheap, and each has a plain twin:
 
-    shared prompts   the prompt of a group is computed once (`packing`, `attention`; of recurrent models `forking`)
-                                                        plain: each completion behind its own prompt
-    fused head       no logits tensor (`logprobs`)      plain: the model's own logits
+    shared prompts   the prompt of a group is computed once (`layouts.packed.Trees`; of recurrent models, `Forked`)
+                                                        plain: each completion after its own prompt (`Rows`)
+    fused head       no logits tensor (`head`)          plain: the model's own logits
 
-Which of them is right for a model, `paths` finds out.
+`choose_path` finds out which of them is right for a model.
 
 Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,13 +23,10 @@ from torch import Tensor, nn
 from gvpo.errors import ModelError
 from gvpo.model.known_tokens import Missing, missing_tokens
 from gvpo.model.runtime import compute_dtype
-from gvpo.types import Group
-from gvpo.update.attention.tree_attention import TREES, tree_attention
 from gvpo.update.experts.routing import Routing
 from gvpo.update.head import TokenScores, head_logprobs, logits_logprobs, weighted_sum
-from gvpo.update.layouts.fork_cache import Run, forked_scores
-from gvpo.update.layouts.forked import NEVER, Call, Fork, ForkedLayout, lay_out_forked, pays, plan_forked
-from gvpo.update.layouts.packed import Layout, MicroBatch, lay_out, plan
+from gvpo.update.layouts.base import Call, Calls, Layout, Run
+from gvpo.update.layouts.packed import ROWS
 
 
 @dataclass(frozen=True)
@@ -37,43 +34,22 @@ class Path:
     """How micro-batches go through a model.
 
     Args:
-        shared: prompts are shared by the completions of a group.
+        layout: how groups become calls of the model.
         fused: the head gives log-probs, not logits.
-        fork: how prompts are shared by forking their cache; None shares them by attention, if at all.
     """
 
-    shared: bool
+    layout: Layout
     fused: bool
-    fork: Fork | None = None
 
     @property
     def unshared(self) -> "Path":
-        """The same without shared prompts."""
-        return replace(self, shared=False, fork=None)
-
-
-def cut(groups: Sequence[Group], budget: int, path: Path) -> list[MicroBatch]:
-    """Cut groups into micro-batches of at most `budget` tokens, for a path."""
-    return plan(groups, budget, shared=path.shared) if path.fork is None else plan_forked(groups, budget, path.fork)
-
-
-def worth_sharing(groups: Sequence[Group], path: Path) -> bool:
-    """Whether these groups gain by a path's way to share prompts; the same for every pass over them.
-
-    Attention to trees costs nothing, a fork costs calls. Ranks that gather each other's weights do not decide each for
-    itself.
-    """
-    return path.fork is None or path.fork.call == NEVER or pays(groups)
-
-
-def attention_of(model: nn.Module, path: Path) -> AbstractContextManager[None]:
-    """What a path's forwards and their backwards have to run in."""
-    return tree_attention(unwrap(model)) if path.shared and path.fork is None else nullcontext()
+        """The same with a prompt for each row."""
+        return replace(self, layout=ROWS)
 
 
 def token_scores(
     model: nn.Module,
-    layout: Layout | ForkedLayout,
+    calls: Calls,
     path: Path,
     *,
     temperature: float = 1.0,
@@ -83,73 +59,60 @@ def token_scores(
     """Run one micro-batch.
 
     Args:
-        model: the policy; within `attention_of(model, path)`.
-        layout: the micro-batch, on the model's device, laid out for `path`.
-        path: from `paths.choose_path`.
+        model: the policy; within `path.layout.attention`.
+        calls: the micro-batch, on the model's device, from `path.layout.lay_out`.
+        path: from `choose_path`.
         temperature: divides the logits.
         coefficients: [S] c = d loss / d logprobs when known: then the backward of `weighted` is what is wanted.
         routing: records or forces the experts of a mixture, within its `installed`.
 
     Returns:
-        Scores of the layout's S tokens, in its order.
+        Scores of the micro-batch's S tokens, in the order of `calls`.
     """
     run: Run = partial(_fused_scores if path.fused else _plain_scores, model, temperature)
-    if routing is not None:
-        run = routing.around(run)
-    if isinstance(layout, ForkedLayout):
-        return forked_scores(run, layout, coefficients)
-    return run(_inputs(layout), layout, coefficients)[0]
-
-
-def arrange(model: nn.Module, microbatch: MicroBatch, path: Path) -> Layout | ForkedLayout:
-    """Lay out a micro-batch on a model's device."""
-    device = unwrap(model).get_input_embeddings().weight.device
-    if path.fork is not None:
-        return lay_out_forked(microbatch, path.fork, device)
-    return lay_out(microbatch, shared=path.shared, device=device)
+    return calls.scores(run if routing is None else routing.around(run), coefficients)
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The transformers model inside DDP's wrapper; hooks are not called on it, so only look at it."""
+    """Return the transformers model inside DDP's wrapper; hooks are not called on it, so only look at it."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def _inputs(layout: Layout) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "use_cache": False}
-    if layout.trees is None:
-        return inputs | {"attention_mask": layout.attention_mask}
-    nothing = torch.zeros(1, 1, 1, 1, device=layout.input_ids.device)  # a 4D mask is handed on as it is
-    return inputs | {"position_ids": layout.position_ids, "attention_mask": nothing, TREES: layout.trees}
+def embedding_weight(model: nn.Module) -> Tensor:
+    """Return the weight that embeds tokens: its device and dtype are those of the model."""
+    weight: Tensor = unwrap(model).get_input_embeddings().weight
+    return weight
 
 
-def _call(model: nn.Module, inputs: dict[str, Any]) -> Any:
+def _output(model: nn.Module, call: Call) -> Any:
+    inputs = call.inputs
     if getattr(unwrap(model).config, "output_router_logits", False):
         inputs = {**inputs, "output_router_logits": False}  # its router loss would count padding and needs a 2D mask
     return model(**inputs)
 
 
 def _plain_scores(
-    model: nn.Module, temperature: float, inputs: dict[str, Any], places: Layout | Call, coefficients: Tensor | None
+    model: nn.Module, temperature: float, call: Call, coefficients: Tensor | None
 ) -> tuple[TokenScores, Any]:
-    """Call the model and score the places from its logits."""
-    output = _call(model, inputs)
-    chosen = output.logits.reshape(-1, output.logits.shape[-1])[places.source]
+    """Call the model and score the tokens from its logits."""
+    output = _output(model, call)
+    chosen = output.logits.reshape(-1, output.logits.shape[-1])[call.source]
     with torch.autocast(chosen.device.type, enabled=False):
         missing = missing_tokens(unwrap(model))
         chosen = chosen if missing is None else missing.known(chosen)
-        logprobs, entropy = logits_logprobs(chosen, places.target, temperature=temperature)
+        logprobs, entropy = logits_logprobs(chosen, call.target, temperature=temperature)
         weighted = None if coefficients is None else weighted_sum(logprobs, coefficients)
     return TokenScores(logprobs, entropy, weighted), output
 
 
 def _fused_scores(
-    model: nn.Module, temperature: float, inputs: dict[str, Any], places: Layout | Call, coefficients: Tensor | None
+    model: nn.Module, temperature: float, call: Call, coefficients: Tensor | None
 ) -> tuple[TokenScores, Any]:
-    """Call the model with a head that scores the places."""
-    count = len(places.target)
+    """Call the model with a head that scores the call."""
+    count = len(call.target)
     inner = unwrap(model)
-    with _scoring_head(inner.get_output_embeddings(), places, temperature, coefficients, missing_tokens(inner)):
-        output = _call(model, inputs)
+    with _scoring_head(inner.get_output_embeddings(), call, temperature, coefficients, missing_tokens(inner)):
+        output = _output(model, call)
     packed = output.logits
     if packed.shape != (2 * count + (coefficients is not None),):
         raise ModelError(f"the model reshaped what its head gave, to {tuple(packed.shape)}; report this model")
@@ -160,12 +123,12 @@ def _fused_scores(
 @contextmanager
 def _scoring_head(
     head: nn.Linear,
-    layout: Layout | Call,
+    call: Call,
     temperature: float,
     coefficients: Tensor | None,
     missing: Missing | None,
 ) -> Iterator[None]:
-    """Make the head return what is wanted of the layout's tokens, [logprobs | entropy | weighted], instead of logits.
+    """Make the head return [logprobs | entropy | weighted] of the call's tokens instead of logits.
 
     It stays the module's own `forward`, called by the model: its weight may be sharded until a hook gathers it.
     """
@@ -173,10 +136,10 @@ def _scoring_head(
     def forward(hidden: Tensor) -> Tensor:
         bias = head.bias if missing is None else missing.bias(head.weight, head.bias)
         scores = head_logprobs(
-            hidden.reshape(-1, hidden.shape[-1])[layout.source],
+            hidden.reshape(-1, hidden.shape[-1])[call.source],
             head.weight,
             bias,
-            layout.target,
+            call.target,
             temperature=temperature,
             coefficients=coefficients,
             dtype=compute_dtype(head.weight),

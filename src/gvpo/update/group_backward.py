@@ -186,7 +186,7 @@ def group_backward(
 def _fill(forwards: Forwards, table: Table) -> None:
     """The score pass. Older torch would serve the push from weights that autocast cast here, without gradient."""
     with forwards.together():
-        for placed in forwards.layouts():
+        for placed in forwards.placed():
             table.fill(placed, forwards.run(placed))
     table.combine()
     torch.clear_autocast_cache()
@@ -208,7 +208,7 @@ def _at_once(
     forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss
 ) -> ObjectiveGradient:
     """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
-    (placed,) = forwards.layouts()
+    (placed,) = forwards.placed()
     with forwards.together():
         scores = forwards.run(placed)
         table.fill(placed, scores)
@@ -252,7 +252,7 @@ def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
     """
     finite = True
     with forwards.together():
-        for placed in forwards.layouts():
+        for placed in forwards.placed():
             scores = forwards.run(placed, c)
             if table is not None:
                 table.fill(placed, scores)

@@ -1,6 +1,6 @@
 """What the passes of an update are made of: the forwards of a batch, and the table that they fill.
 
-    groups of this rank ──plan──▶ micro-batches ──layouts──▶ run ──▶ rows of the table [B, T] ──combine──▶ rows of all
+    groups of this rank ──cut──▶ micro-batches ──lay out──▶ run ──▶ rows of the table [B, T] ──combine──▶ rows of all
 
 With several ranks each runs as many forwards as the others, in case that these meet in them (DDP, FSDP2): a rank with
 fewer micro-batches computes `IDLE` at the end, which goes to a row of its own that nobody reads.
@@ -24,10 +24,10 @@ from gvpo.update.choose_path import PrefixSharing, choose_path, length_limit
 from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.distributed.ranks import RankBatch
 from gvpo.update.experts.routing import Experts, Routing
-from gvpo.update.forward import Path, arrange, attention_of, cut, token_scores, unwrap, worth_sharing
+from gvpo.update.forward import Path, embedding_weight, token_scores, unwrap
 from gvpo.update.head import TokenScores
-from gvpo.update.layouts.forked import ForkedLayout
-from gvpo.update.layouts.packed import Layout, MicroBatch
+from gvpo.update.layouts.base import Calls, MicroBatch
+from gvpo.update.layouts.packed import ROWS
 
 ONE_ROW = 1
 """A budget that no two rows share."""
@@ -37,17 +37,17 @@ IDLE = Group([0], [Completion([0])])
 
 
 @dataclass(frozen=True)
-class PlacedLayout:
-    """A micro-batch's layout, and where its S tokens stand in the batch.
+class PlacedCalls:
+    """The calls of a micro-batch, and where its S tokens are in the batch.
 
     Args:
-        layout: of this rank's own rows, by their own numbers.
+        calls: of this rank's own rows, by their own numbers.
         row: [S] int64, the row of the batch.
         token: [S] int64, the place in that row.
         idle: nobody reads what comes of it.
     """
 
-    layout: Layout | ForkedLayout
+    calls: Calls
     row: Tensor
     token: Tensor
     idle: bool = False
@@ -100,15 +100,15 @@ class Forwards:
             raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
         refuse_missing(missing_tokens(unwrap(model)), batch.own)
         path = _agreed(choose_path(model, prefix_sharing))
-        if path.fork is not None and ranks.count() > 1 and fsdp.communicates(model):
+        if not path.layout.one_call and ranks.count() > 1 and fsdp.communicates(model):
             path = _unforked(path, prefix_sharing)
         limit = length_limit(unwrap(model))
         if limit is not None and _longest(batch.groups) > limit:
             path, budget = path.unshared, ONE_ROW
-        elif prefix_sharing == "auto" and not worth_sharing(batch.groups, path):
+        elif prefix_sharing == "auto" and not path.layout.pays(batch.groups):
             path = path.unshared
-        microbatches = cut(batch.own, budget, path)
-        rows = torch.tensor(batch.own_rows, dtype=torch.int64, device=_weight(model).device)
+        microbatches = path.layout.cut(batch.own, budget)
+        rows = torch.tensor(batch.own_rows, dtype=torch.int64, device=embedding_weight(model).device)
         total = sum(len(group.completions) for group in batch.groups)
         return cls(model, path, temperature, microbatches, rows, ranks.largest(len(microbatches)), total, routing)
 
@@ -118,27 +118,28 @@ class Forwards:
         routers = nullcontext() if self.routing is None else self.routing.installed()
         model = unwrap(self.model)
         linears = fast_linears(model, head=model.get_output_embeddings())
-        with attention_of(self.model, self.path), linears, routers:
+        with self.path.layout.attention(model), linears, routers:
             yield
 
-    def layouts(self) -> Iterator[PlacedLayout]:
-        """The layouts of a pass, one forward each."""
+    def placed(self) -> Iterator[PlacedCalls]:
+        """Lay out the micro-batches of a pass, one forward each."""
         if self.routing is not None:
             self.routing.start_pass()
+        layout, device = self.path.layout, embedding_weight(self.model).device
         for microbatch in self.microbatches:
-            layout = arrange(self.model, microbatch, self.path)
-            yield PlacedLayout(layout, self.rows[layout.row], layout.token)
+            calls = layout.lay_out(microbatch, device)
+            yield PlacedCalls(calls, self.rows[calls.row], calls.token)
         for _ in range(self.count - len(self.microbatches)):
-            (nothing,) = cut([IDLE], ONE_ROW, self.path)
-            layout = arrange(self.model, nothing, self.path)
-            yield PlacedLayout(layout, torch.full_like(layout.row, self.idle_row), layout.token, idle=True)
+            (nothing,) = layout.cut([IDLE], ONE_ROW)
+            calls = layout.lay_out(nothing, device)
+            yield PlacedCalls(calls, torch.full_like(calls.row, self.idle_row), calls.token, idle=True)
 
-    def run(self, placed: PlacedLayout, c: Tensor | None = None) -> TokenScores:
+    def run(self, placed: PlacedCalls, c: Tensor | None = None) -> TokenScores:
         """One forward; with c [B, T] of the whole batch its `weighted` is what to push."""
         coefficients = None if c is None else self.pushed(placed, c)
         scores = token_scores(
             self.model,
-            placed.layout,
+            placed.calls,
             self.path,
             temperature=self.temperature,
             coefficients=coefficients,
@@ -149,7 +150,7 @@ class Forwards:
             return scores
         return replace(scores, weighted=scores.weighted + term)
 
-    def router_term(self, placed: PlacedLayout) -> Tensor | None:
+    def router_term(self, placed: PlacedCalls) -> Tensor | None:
         """The router loss's part of what to push with the layout that was run last; None if it has none."""
         term = None if placed.idle or self.routing is None else self.routing.term()
         return None if term is None else term * fsdp.gradient_scale(self.model)
@@ -162,7 +163,7 @@ class Forwards:
                 found[row] = experts
         return found
 
-    def pushed(self, placed: PlacedLayout, c: Tensor) -> Tensor:
+    def pushed(self, placed: PlacedCalls, c: Tensor) -> Tensor:
         """[S] what the layout's log-probs are multiplied with in the backward, of c [B, T]; 0 where it is idle."""
         return F.pad(c, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
 
@@ -177,21 +178,20 @@ class Forwards:
 
 
 def _agreed(path: Path) -> Path:
-    """The fast paths that are right on every rank: what checks find may depend on the machine."""
-    shared, fused = ranks.every(path.shared), ranks.every(path.fused)
+    """Keep what is right on every rank: what checks find may depend on the machine."""
+    shared, fused = ranks.every(path.layout != ROWS), ranks.every(path.fused)
     return replace(path if shared else path.unshared, fused=fused)
 
 
 def _unforked(path: Path, prefix_sharing: PrefixSharing) -> Path:
-    """A fork is several calls, as many as the rows ask for; where ranks meet in each call all must make as many."""
+    """Leave out a layout of several calls: where ranks meet in each call, all must make as many.
+
+    Raises:
+        ModelError: prompts must be shared.
+    """
     if prefix_sharing == "on":
         raise ModelError("prefix_sharing='on' cannot fork prompts of a model that is split over ranks; use 'auto'")
     return path.unshared
-
-
-def _weight(model: nn.Module) -> Tensor:
-    weight: Tensor = unwrap(model).get_input_embeddings().weight
-    return weight
 
 
 def _longest(groups: Sequence[Group]) -> int:
@@ -220,7 +220,7 @@ class Table:
         lengths = tuple(len(row.tokens) for group in groups for row in group.completions)
         if not lengths:
             raise DataError("the batch has no completion; give at least one group with one")
-        weight = _weight(forwards.model)
+        weight = embedding_weight(forwards.model)
         dtype = torch.promote_types(compute_dtype(weight), torch.float32)
         size = (2, len(lengths) + 1, max(1, *lengths))
         return cls(torch.zeros(size, dtype=dtype, device=weight.device), lengths)
@@ -240,7 +240,7 @@ class Table:
         """Where the model computes."""
         return self.values.device
 
-    def fill(self, placed: PlacedLayout, scores: TokenScores) -> None:
+    def fill(self, placed: PlacedCalls, scores: TokenScores) -> None:
         """Note a layout's scores."""
         self.values[0, placed.row, placed.token] = scores.logprobs.detach()
         self.values[1, placed.row, placed.token] = scores.entropy.detach()

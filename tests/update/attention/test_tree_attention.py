@@ -12,7 +12,7 @@ from gvpo.model import matmul
 from gvpo.update.attention.cpu import attention, short_rows
 from gvpo.update.attention.cpu import products as product_attention
 from gvpo.update.attention.tree_attention import TREES, attend, flex
-from gvpo.update.layouts.tree import Tree, Trees
+from gvpo.update.layouts.forest import Forest, Tree
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 CASES = {
@@ -50,20 +50,20 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(product_attention, "gains", lambda *_: True)
 
 
-def trees_of(case: str) -> Trees:
+def trees_of(case: str) -> Forest:
     return laid(CASES[case])
 
 
-def laid(shapes: list[tuple[int, tuple[int, ...]]]) -> Trees:
-    """Trees of (prompt, rows), one behind the other."""
+def laid(shapes: list[tuple[int, tuple[int, ...]]]) -> Forest:
+    """Forest of (prompt, rows), one behind the other."""
     made, start = [], 0
     for prompt, rows in shapes:
         made.append(Tree(start, prompt, rows))
         start += prompt + sum(rows)
-    return Trees(tuple(made))
+    return Forest(tuple(made))
 
 
-def visible(trees: Trees, window: int | None) -> Tensor:
+def visible(trees: Forest, window: int | None) -> Tensor:
     """[L, L], pair by pair from the definition."""
     places = [
         (number, owner, (tree.prompt if owner else 0) + place)
@@ -95,7 +95,7 @@ def dense(leaves: list[Tensor], seen: Tensor, scale: float) -> Tensor:
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
-def over_trees(leaves: list[Tensor], trees: Trees, window: int | None, **others: object) -> Tensor:
+def over_trees(leaves: list[Tensor], trees: Forest, window: int | None, **others: object) -> Tensor:
     module = nn.Module()
     module.config = type("Config", (), {"sliding_window": window})()  # type: ignore[assignment]
     query, key, value = (each.transpose(1, 2) for each in leaves)
@@ -103,7 +103,7 @@ def over_trees(leaves: list[Tensor], trees: Trees, window: int | None, **others:
     return found
 
 
-def check(trees: Trees, window: int | None) -> None:
+def check(trees: Forest, window: int | None) -> None:
     """Hold output and gradients against one softmax."""
     seen = visible(trees, window)
     leaves = inputs(len(seen))
@@ -136,7 +136,7 @@ def test_any_lane(seed: int):
 
 
 def test_long_rows_in_float32_go_through_products(monkeypatch: pytest.MonkeyPatch):
-    trees = Trees((Tree(0, 700, (520, 90, 300, 90)), Tree(1700, 20, (30, 25))))
+    trees = Forest((Tree(0, 700, (520, 90, 300, 90)), Tree(1700, 20, (30, 25))))
     seen = visible(trees, None)
     wide = inputs(len(seen))
     leaves = [each.detach().float().requires_grad_() for each in wide]
@@ -197,7 +197,7 @@ def test_siblings_cost_nothing(length: int):
     """Ten times the completions: ten times the pairs, not a hundred."""
 
     def cost(rows: int) -> int:
-        trees = Trees((Tree(0, length, (length,) * rows),))
+        trees = Forest((Tree(0, length, (length,) * rows),))
         leaves = inputs(length + length * rows, torch.float32)
         with torch.profiler.profile(record_shapes=True) as profile:
             over_trees(leaves, trees, None).sum().backward()

@@ -1,6 +1,5 @@
 """Prompts shared by forking a cache: which models may, and that calls do not change what comes out."""
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path as FilePath
@@ -19,15 +18,16 @@ from transformers.cache_utils import LinearAttentionLayer
 from gvpo.errors import ModelError
 from gvpo.objectives import gvpo, sft
 from gvpo.update.choose_path import FastPathWarning, choose_path
-from gvpo.update.forward import Path, arrange, cut, token_scores
+from gvpo.update.forward import Path, token_scores
 from gvpo.update.group_backward import group_backward
 from gvpo.update.layouts.fork_cache import prompt_gradient
-from gvpo.update.layouts.forked import CALL_TOKENS, NEVER, Fork
+from gvpo.update.layouts.forked import Forked
+from gvpo.update.layouts.packed import Rows
 from tests.fakes import RECURRENT, VOCABULARY, tiny_model
 from tests.naive import double_precision, gradients, naive_scores, naive_update, random_groups, relative_error
 
 GROUPS = random_groups([(7, (5, 9, 1)), (12, (3, 41, 2, 6)), (7, (4, 2)), (1, (30, 2)), (12, (0, 8, 8))])
-FORKED = Path(shared=True, fused=True, fork=Fork(call=0))
+CPU = torch.device("cpu")
 _MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 
 
@@ -44,18 +44,18 @@ def mamba() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(MambaConfig(**_MAMBA)).train()
 
 
-@pytest.mark.parametrize("fork", [Fork(0), Fork(NEVER)])
+@pytest.mark.parametrize("layout", [Forked(0), Forked(10**6)])
 @pytest.mark.parametrize("kind", [*RECURRENT, "gemma3", "mistral"])
-def test_log_probs_and_gradients_are_the_naive_ones_however_rows_are_cut(kind: str, fork: Fork):
-    model, path = tiny_model(kind, dtype=torch.float64), dataclasses.replace(FORKED, fork=fork)
+def test_log_probs_and_gradients_are_the_naive_ones_however_rows_are_cut(kind: str, layout: Forked):
+    model, path = tiny_model(kind, dtype=torch.float64), Path(layout, fused=True)
     rows = [(group, row) for group in GROUPS for row in group.completions]
     found = torch.zeros(len(rows), 41, dtype=torch.float64)
     with double_precision(model):
-        for microbatch in cut(GROUPS, 10**6, path):
-            layout = arrange(model, microbatch, path)
-            scores = token_scores(model, layout, path)
-            (scores.logprobs * (1 + layout.token)).sum().backward()
-            found[layout.row, layout.token] = scores.logprobs.detach()
+        for microbatch in layout.cut(GROUPS, 10**6):
+            calls = layout.lay_out(microbatch, CPU)
+            scores = token_scores(model, calls, path)
+            (scores.logprobs * (1 + calls.token)).sum().backward()
+            found[calls.row, calls.token] = scores.logprobs.detach()
         forked = gradients(model)
         model.zero_grad()
         true = pad_sequence([naive_scores(model, group, row, 1.0)[0] for group, row in rows], batch_first=True)
@@ -76,7 +76,7 @@ def test_the_prompt_is_computed_once():
 
 def test_auto_forks_only_where_that_is_cheaper():
     model = tiny_model("lfm2")
-    assert choose_path(model).fork is not None
+    assert choose_path(model).layout == Forked()
     for sizes, shapes in {(200, (7, 7)): [(1, 200), (2, 6)], (200, (7,)): [(1, 206)], (5, (7, 7)): [(2, 11)]}.items():
         seen: list[Any] = []
         hook = model.get_input_embeddings().register_forward_pre_hook(
@@ -99,10 +99,10 @@ def test_a_model_without_attention_is_exact():
 @pytest.mark.parametrize("fused", [True, False])
 def test_one_token_completions_are_predicted_by_the_prompt_alone(fused: bool):
     model, groups = tiny_model("lfm2", dtype=torch.float64), random_groups([(5, (1, 1))])
-    path = dataclasses.replace(FORKED, fused=fused)
-    (microbatch,) = cut(groups, 100, path)
-    layout = arrange(model, microbatch, path)
-    scores = token_scores(model, layout, path, coefficients=torch.ones(2, dtype=torch.float64))
+    path = Path(Forked(), fused)
+    (microbatch,) = path.layout.cut(groups, 100)
+    calls = path.layout.lay_out(microbatch, CPU)
+    scores = token_scores(model, calls, path, coefficients=torch.ones(2, dtype=torch.float64))
     true = [naive_scores(model, groups[0], row, 1.0)[0] for row in groups[0].completions]
     torch.testing.assert_close(scores.logprobs, torch.cat(true).detach(), rtol=0, atol=1e-10)
     assert scores.weighted is not None
@@ -116,7 +116,7 @@ def test_one_token_completions_are_predicted_by_the_prompt_alone(fused: bool):
 def test_a_model_that_forgets_its_state_is_found_out():
     model = mamba()
     with pytest.warns(FastPathWarning, match="forked prompts not used: log-probs differ by up to"):
-        assert choose_path(model) == Path(shared=False, fused=True)
+        assert choose_path(model) == Path(Rows(), fused=True)
     with pytest.raises(ModelError, match=r"layers of type linear_attention, and its cache cannot be forked: log-probs"):
         choose_path(model, "on")
 
@@ -143,7 +143,7 @@ def test_a_state_that_loses_its_gradient_is_found_out(
         for parameter in model.parameters():
             parameter.mul_(scale if parameter.ndim > 1 else 1.0)
     with pytest.warns(FastPathWarning, match="forked prompts not used: the prompt's gradient differs by"):
-        assert choose_path(model) == Path(shared=False, fused=True)
+        assert choose_path(model) == Path(Rows(), fused=True)
 
 
 def test_the_prompts_gradient_is_that_of_the_embedding():
@@ -167,7 +167,7 @@ def test_the_check_leaves_no_trace_and_needs_no_trained_embedding(kind: str):
     before = torch.get_rng_state()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
-        assert choose_path(model) == Path(shared=True, fused=True, fork=Fork())
+        assert choose_path(model) == Path(Forked(), fused=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks
@@ -178,21 +178,21 @@ def test_the_check_leaves_no_trace_and_needs_no_trained_embedding(kind: str):
 def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose_path(tiny_model(kind, dtype=dtype)).fork is not None
+        assert choose_path(tiny_model(kind, dtype=dtype)).layout == Forked()
 
 
 def test_gradient_checkpointing_keeps_no_cache_so_prompts_are_repeated():
     model = tiny_model("lfm2", dtype=torch.float64)
     true = naive_update(model, GROUPS, gvpo)
-    assert choose_path(model).fork is not None
+    assert choose_path(model).layout == Forked()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert choose_path(model) == Path(shared=False, fused=True)
+    assert choose_path(model) == Path(Rows(), fused=True)
     with pytest.raises(ModelError, match="keep no cache under gradient checkpointing"):
         choose_path(model, "on")
     group_backward(model, GROUPS, gvpo)
     assert relative_error(gradients(model), true.gradients) < 1e-6
     model.gradient_checkpointing_disable()
-    assert choose_path(model).fork is not None
+    assert choose_path(model).layout == Forked()
 
 
 def test_a_model_that_returns_no_cache_is_refused():
@@ -200,7 +200,7 @@ def test_a_model_that_returns_no_cache_is_refused():
     inner = model.model.forward
     model.model.forward = lambda *args, **kwargs: inner(*args, **{**kwargs, "use_cache": False})
     with pytest.warns(FastPathWarning, match="the model returns no cache of transformers"):
-        assert not choose_path(model).shared
+        assert choose_path(model).layout == Rows()
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_hooks_of_wrappers_fire_and_the_gradient_is_the_same(wrapper: str):
         for layer in wrapped.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(wrapped, mesh=mesh)
-    assert choose_path(model).fork == Fork(NEVER if wrapper == "fsdp2" else CALL_TOKENS)
+    assert choose_path(model).layout == Forked()
     group_backward(model, GROUPS, gvpo, prefix_sharing="on", tokens_per_microbatch=80)
     found = {
         name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in gradients(wrapped).items()

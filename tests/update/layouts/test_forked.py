@@ -7,50 +7,54 @@ import pytest
 import torch
 
 from gvpo.types import Completion, Group
-from gvpo.update.layouts.forked import NEVER, Fork, ForkedLayout, _cut, lay_out_forked, pays, plan_forked
+from gvpo.update.layouts.fork_cache import ForkedCalls
+from gvpo.update.layouts.forked import _FEWEST, Forked, _cut
 from tests.naive import random_groups
 
 CPU = torch.device("cpu")
 GROUPS = random_groups([(7, (5, 9, 1)), (12, (3, 41, 2, 6)), (7, (4, 2)), (1, (30, 2)), (12, (0, 8, 8))])
 
 
-def tokens(layout: ForkedLayout) -> int:
-    return sum(call.input_ids.numel() for call in layout.calls)
+def tokens(calls: ForkedCalls) -> int:
+    return sum(call.input_ids.numel() for call in calls.calls)
 
 
-@pytest.mark.parametrize("fork", [Fork(0), Fork(), Fork(NEVER)])
+@pytest.mark.parametrize("layout", [Forked(0), Forked(), Forked(10**6)])
 @pytest.mark.parametrize("budget", [1, 30, 80, 10**6])
-def test_every_completion_with_a_token_lies_in_one_micro_batch_within_the_budget(budget: int, fork: Fork):
+def test_every_completion_with_a_token_lies_in_one_micro_batch_within_the_budget(budget: int, layout: Forked):
     rows = [row for group in GROUPS for row in group.completions]
     seen = []
-    for microbatch in plan_forked(GROUPS, budget, fork):
+    for microbatch in layout.cut(GROUPS, budget):
         assert len({len(piece.prompt) for piece in microbatch}) == 1
         alone = len(microbatch) == 1 and len(microbatch[0].rows) == 1
-        layout = lay_out_forked(microbatch, fork, CPU)
-        assert alone or tokens(layout) <= budget
-        seen += zip(layout.row.tolist(), layout.token.tolist(), strict=True)
-        target = torch.cat([call.target for call in layout.calls])
-        assert target.tolist() == [rows[i].tokens[t] for i, t in zip(layout.row, layout.token, strict=True)]
+        calls = layout.lay_out(microbatch, CPU)
+        assert alone or tokens(calls) <= budget
+        seen += zip(calls.row.tolist(), calls.token.tolist(), strict=True)
+        target = torch.cat([call.target for call in calls.calls])
+        assert target.tolist() == [rows[i].tokens[t] for i, t in zip(calls.row, calls.token, strict=True)]
     assert sorted(seen) == [(i, t) for i, row in enumerate(rows) for t in range(len(row.tokens))]
 
 
 def test_a_worked_layout():
     groups = [Group([3, 4], [Completion([5]), Completion([6, 7, 8, 9])]), Group([10, 11], [Completion([12, 13, 14])])]
-    (microbatch,) = plan_forked(groups, 100, Fork(NEVER))
-    layout = lay_out_forked(microbatch, Fork(NEVER), CPU)
-    (rows,) = layout.rows
+    (microbatch,) = Forked().cut(groups, 100)
+    layout = Forked().lay_out(microbatch, CPU)
+    (continuation,) = layout.rows
+    rows = continuation.call
     assert layout.prompts.input_ids.tolist() == [[3, 4], [10, 11]]
     assert layout.prompts.source.tolist() == [1, 1, 3]
     assert layout.prompts.target.tolist() == [6, 5, 12]
     assert rows.input_ids.tolist() == [[6, 7, 8], [12, 13, 0], [0, 0, 0]]
-    assert rows.parent.tolist() == [0, 1, 0]
+    assert continuation.parent.tolist() == [0, 1, 0]
     assert rows.source.tolist() == [0, 1, 2, 3, 4]
     assert rows.target.tolist() == [7, 8, 9, 13, 14]
     assert layout.row.tolist() == [1, 0, 2, 1, 1, 1, 2, 2]
     assert layout.token.tolist() == [0, 0, 0, 1, 2, 3, 1, 2]
 
 
-@pytest.mark.parametrize(("cost", "most"), [(0, NEVER), (3, NEVER), (10, 20), (3, 1), (NEVER, 20), (NEVER, NEVER)])
+@pytest.mark.parametrize(
+    ("cost", "most"), [(0, np.inf), (3, np.inf), (10, 20), (3, 1), (_FEWEST, 20), (_FEWEST, np.inf)]
+)
 def test_rows_are_cut_where_that_costs_the_fewest_tokens(cost: float, most: float):
     widths = np.array([17, 9, 9, 8, 4, 2, 2])
 
@@ -66,20 +70,15 @@ def test_rows_are_cut_where_that_costs_the_fewest_tokens(cost: float, most: floa
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(widths)))
 
 
-def test_a_long_tail_goes_in_calls_of_its_own_or_behind_the_prompt_again():
+def test_a_long_tail_goes_in_a_call_of_its_own():
     groups = random_groups([(100, (300, 20, 20, 20, 20, 20))])
-    (microbatch,) = plan_forked(groups, 10**6, Fork())
-    layout = lay_out_forked(microbatch, Fork(), CPU)
-    assert [tuple(call.input_ids.shape) for call in layout.rows] == [(1, 299), (5, 19)]
-    uniform = [lay_out_forked(each, Fork(NEVER), CPU) for each in plan_forked(groups, 10**6, Fork(NEVER))]
-    assert [[tuple(call.input_ids.shape) for call in each.calls] for each in uniform] == [
-        [(1, 100), (1, 299)],
-        [(1, 100), (5, 19)],
-    ]
+    (microbatch,) = Forked().cut(groups, 10**6)
+    calls = Forked().lay_out(microbatch, CPU)
+    assert [tuple(call.input_ids.shape) for call in calls.calls] == [(1, 100), (1, 299), (5, 19)]
 
 
 def test_prompts_pay_when_they_are_long_and_repeated():
-    assert pays(random_groups([(200, (5, 5, 5))]))
-    assert pays(random_groups([(9, (5,) * 8)] * 4))
-    assert not pays(random_groups([(9, (5,) * 8)]))
-    assert not pays(random_groups([(200, (5,)), (200, (5, 0)), (200, ())]))
+    assert Forked().pays(random_groups([(200, (5, 5, 5))]))
+    assert Forked().pays(random_groups([(9, (5,) * 8)] * 4))
+    assert not Forked().pays(random_groups([(9, (5,) * 8)]))
+    assert not Forked().pays(random_groups([(200, (5,)), (200, (5, 0)), (200, ())]))

@@ -30,7 +30,7 @@ from transformers import AttentionInterface
 from gvpo.errors import ModelError
 from gvpo.model.runtime import compute_dtype
 from gvpo.update.attention.cpu.attention import on_cpu
-from gvpo.update.layouts.tree import Trees
+from gvpo.update.layouts.forest import Forest
 
 TREES = "gvpo_trees"
 """The name of this attention among those of transformers, and of the keyword that brings the trees to it."""
@@ -42,7 +42,7 @@ _IMPLEMENTATION = "_attn_implementation_internal"
 
 @contextmanager
 def tree_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, `model(..., gvpo_trees=Trees)` attends over trees; its backward, which may recompute, belongs inside.
+    """Within it, `model(..., gvpo_trees=Forest)` attends over trees; its backward, which may recompute, belongs inside.
 
     Args:
         model: one of transformers whose attention goes through its `AttentionInterface`.
@@ -84,7 +84,7 @@ def attend(
         dropout: must be 0.
         scaling: of the scores; None: 1 / sqrt(D).
         sliding_window: tokens that a query sees, itself included; None: all.
-        others: must bring the `Trees`.
+        others: must bring the `Forest`.
 
     Returns:
         [1, L, heads, D], and no weights.
@@ -92,8 +92,8 @@ def attend(
     Raises:
         ModelError: the layer wants something that is not done here.
     """
-    trees: Trees | None = others.get(TREES)
-    if trees is None:
+    forest: Forest | None = others.get(TREES)
+    if forest is None:
         raise ModelError("the model does not hand keywords on to its attention")
     unknown = ["dropout"] * bool(dropout) + [name for name in _NOT_DONE if others.get(name) is not None]
     if unknown:
@@ -102,9 +102,9 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = compute_dtype(value)
     if query.device.type == "cpu":
-        return on_cpu(query, key, value, trees, scale, sliding_window).to(dtype), None
+        return on_cpu(query, key, value, forest, scale, sliding_window).to(dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
-    return flex(query, key, value, trees, scale, sliding_window), None
+    return flex(query, key, value, forest, scale, sliding_window), None
 
 
 AttentionInterface.register(TREES, attend)
@@ -122,7 +122,14 @@ def _check_window(module: nn.Module, window: int | None) -> None:
 
 
 def flex(
-    query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None, *, compiled: bool = True
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: Forest,
+    scale: float,
+    window: int | None,
+    *,
+    compiled: bool = True,
 ) -> Tensor:
     """The same by FlexAttention: one kernel over the blocks of the picture that are not empty.
 
@@ -130,7 +137,7 @@ def flex(
         query: [1, heads, L, D].
         key: [1, key heads, L, D].
         value: [1, key heads, L, D].
-        trees: of the lane.
+        forest: of the lane.
         scale: of the scores.
         window: tokens that a query sees.
         compiled: False computes every score, slowly; for tests without a GPU.
@@ -138,11 +145,11 @@ def flex(
     Returns:
         [1, L, heads, D].
     """
-    if ("blocks", window) not in trees.made:
-        trees.made["blocks", window] = _block_mask(trees, window, query.device)
+    if ("blocks", window) not in forest.made:
+        forest.made["blocks", window] = _block_mask(forest, window, query.device)
     run = _compiled_flex() if compiled else flex_attention
     grouped = query.shape[1] != key.shape[1]
-    out: Tensor = run(query, key, value, block_mask=trees.made["blocks", window], scale=scale, enable_gqa=grouped)
+    out: Tensor = run(query, key, value, block_mask=forest.made["blocks", window], scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
@@ -151,8 +158,8 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _block_mask(trees: Trees, window: int | None, device: torch.device) -> Any:
-    tree, owner, position = (torch.tensor(values, device=device) for values in trees.places())
+def _block_mask(forest: Forest, window: int | None, device: torch.device) -> Any:
+    tree, owner, position = (torch.tensor(values, device=device) for values in forest.places())
 
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ancestor = (tree[q] == tree[k]) & ((owner[k] == 0) | (owner[q] == owner[k])) & (q >= k)

@@ -23,9 +23,7 @@ from gvpo.types import Group
 from gvpo.update.experts.load_balance import Load, load_of
 from gvpo.update.experts.routers import Choice, Taps, routers_of
 from gvpo.update.head import TokenScores
-from gvpo.update.layouts.fork_cache import Run
-from gvpo.update.layouts.forked import Call
-from gvpo.update.layouts.packed import Layout
+from gvpo.update.layouts.base import Call, Run
 
 RoutingMode = Literal["free", "watch", "replay"]
 """free: as the routers say. watch: also recorded, and compared with what is recorded already. replay: forced."""
@@ -119,25 +117,23 @@ class Routing:
         """The same forwards, their experts recorded, compared or forced."""
         self._last = []
 
-        def routed(
-            inputs: dict[str, Any], places: Layout | Call, coefficients: Tensor | None
-        ) -> tuple[TokenScores, Any]:
-            kept = self._laid_out(places)
+        def routed(call: Call, coefficients: Tensor | None) -> tuple[TokenScores, Any]:
+            kept = self._laid_out(call)
             self._taps.begin(kept if self._forced else None)
-            result = run(inputs, places, coefficients)
-            self._note(places, kept)
+            result = run(call, coefficients)
+            self._note(call, kept)
             return result
 
         return routed
 
-    def _laid_out(self, places: Layout | Call) -> Tensor | None:
+    def _laid_out(self, call: Call) -> Tensor | None:
         """[layers, N, k] the experts that are kept for each place, -1 where there are none; None if nowhere."""
         if all(experts is None for experts in self._kept):
             return None
         shape = next(experts.prompt.shape for experts in self._kept if experts is not None)
-        kept = torch.full((shape[0], places.input_ids.numel(), shape[2]), -1, dtype=torch.int64)
+        kept = torch.full((shape[0], call.input_ids.numel(), shape[2]), -1, dtype=torch.int64)
         prompts = set[int]()
-        for span in self._spans(places):
+        for span in self._spans(call):
             experts = self._kept[span.row]
             if experts is None:
                 continue
@@ -146,31 +142,31 @@ class Routing:
                 kept[:, span.prompt] = experts.prompt.long()
             if len(span.own) > 0:
                 kept[:, span.own] = experts.own.long()
-        return kept.to(places.input_ids.device)
+        return kept.to(call.input_ids.device)
 
-    def _note(self, places: Layout | Call, kept: Tensor | None) -> None:
+    def _note(self, call: Call, kept: Tensor | None) -> None:
         choices = [self._taps.choices[layer] for layer in range(len(self._taps.routers))]
-        scored = self._scored.to(places.row.device)[places.row, places.token] != 0
-        predicting = places.source[scored]
+        scored = self._scored.to(call.row.device)[call.row, call.token] != 0
+        predicting = call.source[scored]
         self._last.append((choices, predicting))
         if self._settled:
             return
         self.load = self.load + load_of(choices, predicting, kept)
         if self.watched:
-            self._record(places, torch.stack([choice.used for choice in choices]).to("cpu", torch.int16))
+            self._record(call, torch.stack([choice.used for choice in choices]).to("cpu", torch.int16))
 
-    def _record(self, places: Layout | Call, used: Tensor) -> None:
+    def _record(self, call: Call, used: Tensor) -> None:
         prompts = dict[int, Tensor]()
-        for span in self._spans(places):
+        for span in self._spans(call):
             if span.prompt is not None:
                 shared = prompts.setdefault(span.prompt.stop, used[:, span.prompt].clone())
                 self._recorded[0][span.row] = shared
             if len(span.own) > 0:
                 self._recorded[1][span.row] = used[:, span.own]
 
-    def _spans(self, places: Layout | Call) -> Iterator["_Span"]:
+    def _spans(self, call: Call) -> Iterator["_Span"]:
         """Where each row's tokens are. They stand together, in order; the prompt's last place predicts the first."""
-        rows, sources, tokens = places.row.cpu(), places.source.cpu(), places.token.cpu()
+        rows, sources, tokens = call.row.cpu(), call.source.cpu(), call.token.cpu()
         starts = [0, *(rows.diff().nonzero()[:, 0] + 1).tolist()]
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
             row, end = int(rows[start]), int(sources[start]) + 1

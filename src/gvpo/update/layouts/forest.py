@@ -20,14 +20,14 @@ class Tree:
 
 
 @dataclass(frozen=True, eq=False)
-class Trees:
+class Forest:
     """The trees of a lane, in order, without a gap; and what a kernel has made of them, kept for all layers."""
 
     trees: tuple[Tree, ...]
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def places(self) -> tuple[list[int], list[int], list[int]]:
-        """Of each place: its tree, whose it is (0: the prompt's), and its position."""
+        """Return three values for each place: its tree, whose it is (0: the prompt's), and its position."""
         tree, owner, position = list[int](), list[int](), list[int]()
         for number, each in enumerate(self.trees):
             for whose, length in enumerate((each.prompt, *each.rows)):

@@ -21,6 +21,7 @@ transformers' own caches write states in place, which the backward of the call b
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,49 +31,70 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 
 from gvpo.errors import ModelError
 from gvpo.update.head import TokenScores
-from gvpo.update.layouts.forked import Call, ForkedLayout
-from gvpo.update.layouts.packed import Layout
+from gvpo.update.layouts.base import Call, Run
 
 _CACHES = ("past_key_values", "cache_params")
 """Names under which models return their cache and take it back."""
 
-Run = Callable[[dict[str, Any], Layout | Call, Tensor | None], tuple[TokenScores, Any]]
-"""A call of the model: its inputs, the tokens to score, their coefficients; gives scores and the model's output."""
 
-
-def why_not_forked(model: Any) -> str:
-    """What forbids forked prompts before anything is tried; "" if nothing does."""
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
-        return "its layers keep no cache under gradient checkpointing"
-    return ""
-
-
-def forked_scores(run: Run, layout: ForkedLayout, coefficients: Tensor | None) -> TokenScores:
-    """Run the calls of a micro-batch, the rows behind forks of the prompts' cache.
+@dataclass(frozen=True)
+class Continuation:
+    """A call for n rows that go on from prompts.
 
     Args:
-        run: calls the model.
-        layout: from `lay_out_forked`.
-        coefficients: [S] c = d loss / d logprobs when known.
-
-    Returns:
-        Scores of the layout's S tokens, in its order; gradients flow through the forks.
-
-    Raises:
-        ModelError: the model returns no cache that can be forked.
+        call: the rows' own tokens; the cache is missing from its inputs.
+        parent: [n] int64, the prompt that each row goes on from, of the m in the first call.
     """
-    sizes = [len(call.target) for call in layout.calls]
-    shares = [None] * len(sizes) if coefficients is None else list(torch.split(coefficients, sizes))
-    scores, output = run({"input_ids": layout.prompts.input_ids, "use_cache": True}, layout.prompts, shares[0])
-    name, cache = _cache_of(output)
-    every = [scores]
-    for call, share in zip(layout.rows, shares[1:], strict=True):
-        every.append(run(_continued(layout.prompts, call, name, cache), call, share)[0])
-    return _joined(every)
+
+    call: Call
+    parent: Tensor
+
+
+@dataclass(frozen=True)
+class ForkedCalls:
+    """A micro-batch as calls: the prompts [m, P], then rows that go on from them.
+
+    `row` and `token` are those of all its tokens, call by call.
+    """
+
+    prompts: Call
+    rows: tuple[Continuation, ...]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """All calls, in order."""
+        return (self.prompts, *(each.call for each in self.rows))
+
+    @property
+    def row(self) -> Tensor:
+        """[S] int64, the completion of each scored token."""
+        return torch.cat([call.row for call in self.calls])
+
+    @property
+    def token(self) -> Tensor:
+        """[S] int64, its place in that completion."""
+        return torch.cat([call.token for call in self.calls])
+
+    def scores(self, run: Run, coefficients: Tensor | None) -> TokenScores:
+        """Score the tokens: the prompts first, then each call of rows with a fork of the prompts' cache.
+
+        Gradients flow through the forks.
+
+        Raises:
+            ModelError: the model returns no cache that can be forked.
+        """
+        sizes = [len(call.target) for call in self.calls]
+        shares = [None] * len(sizes) if coefficients is None else list(torch.split(coefficients, sizes))
+        first, output = run(self.prompts, shares[0])
+        name, cache = _cache_of(output)
+        found = [first]
+        for rows, share in zip(self.rows, shares[1:], strict=True):
+            found.append(run(_continued(self.prompts, rows, name, cache), share)[0])
+        return _joined(found)
 
 
 def prompt_gradient(embedding: nn.Module, prompt: int, logprobs: Callable[[], Tensor], chosen: Tensor) -> Tensor:
-    """The gradient of a sum of log-probs by the embedded tokens of the one prompt that they belong to.
+    """Return the gradient of a sum of log-probs by the embedded tokens of the one prompt that they belong to.
 
     A state that loses its gradient gives the right log-probs all the same; here it shows. Parameters are not asked, so
     no hook that synchronises their gradients fires.
@@ -95,7 +117,7 @@ def prompt_gradient(embedding: nn.Module, prompt: int, logprobs: Callable[[], Te
 
 @contextmanager
 def _recorded(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives, as leaves that have a gradient."""
+    """Record what a module returns, as leaves that have a gradient."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -110,7 +132,7 @@ def _recorded(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _cache_of(output: Any) -> tuple[str, Cache]:
-    """The cache that a model returned, and the name of the input that takes it."""
+    """Return the name of the input that takes the cache which a model returned, and the cache."""
     for name in _CACHES:
         cache = output.get(name)
         if isinstance(cache, Cache):
@@ -118,28 +140,23 @@ def _cache_of(output: Any) -> tuple[str, Cache]:
     raise ModelError("the model returns no cache of transformers")
 
 
-def _continued(prompts: Call, call: Call, name: str, cache: Cache) -> dict[str, Any]:
-    """Inputs of rows that go on from the prompts' cache."""
-    start, width = prompts.input_ids.shape[1], call.input_ids.shape[1]
-    positions = torch.arange(start, start + width, device=call.input_ids.device)
-    fork = partial(_expand, count=len(prompts.parent), parent=call.parent)
-    return {
-        "input_ids": call.input_ids,
-        "position_ids": positions.expand_as(call.input_ids),
-        "use_cache": True,
-        name: _forked(cache, fork),
-    }
+def _continued(prompts: Call, rows: Continuation, name: str, cache: Cache) -> Call:
+    """Return the call of rows that go on from the prompts' cache, the input called `name`."""
+    ids, (count, start) = rows.call.input_ids, prompts.input_ids.shape
+    positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
+    forked = _forked(cache, partial(_expand, count=count, parent=rows.parent))
+    return replace(rows.call, inputs={"input_ids": ids, "position_ids": positions, "use_cache": True, name: forked})
 
 
 def _expand(state: Tensor, count: int, parent: Tensor) -> Tensor:
-    """The state [m, ...] of m prompts as that of n rows; what has no batch dimension stays."""
+    """Repeat the state [m, ...] of m prompts for n rows; what has no batch dimension stays."""
     if state.ndim < 2 or state.shape[0] != count:
         return state
     return state.expand(len(parent), *state.shape[1:]) if count == 1 else state.index_select(0, parent)
 
 
 def _forked(value: Any, fork: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a cache, or of a part of one, whose tensors went through `fork` and that writes nothing in place."""
+    """Copy a cache, or a part of one, with its tensors passed through `fork`; the copy writes nothing in place."""
     if isinstance(value, Tensor):
         return fork(value)
     if isinstance(value, dict):
@@ -157,12 +174,12 @@ def _forked(value: Any, fork: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _convolved(states: dict[int, Tensor], inputs: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-    """What a convolution over new inputs [n, D, L] sees: the state before them, then they. Nothing is kept."""
+    """Return what a convolution over new inputs [n, D, L] sees: the state before them, then they. Nothing is kept."""
     return torch.cat([states[state_idx], inputs], dim=-1)
 
 
 def _passed(state: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-    """A recurrence's state after the rows, which nothing goes on from."""
+    """Return a recurrence's state after the rows unchanged: nothing goes on from it."""
     return state
 
 

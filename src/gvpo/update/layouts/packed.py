@@ -1,146 +1,124 @@
 """From groups to tokens: how prompts and completions lie in the micro-batches of an update.
 
-A micro-batch is within the token budget. Two layouts:
+A micro-batch is within the token budget. Two layouts, each one call of the model:
 
-    shared   one lane of whole groups behind one another, each prompt once, then its completions; nothing is padded
+    trees    one lane of whole groups one after another, each prompt once, then its completions; nothing is padded
 
                             P P P P │ a a a │ b b │ c c c c ║ Q Q │ d d d │ e e ║ R R │ f f
                  position   0 1 2 3   4 5 6   4 5   4 5 6 7   0 1   2 3 4   2 3   0 1   2 3
 
              positions restart after the prompt; a token sees its own prompt and its own completion, and neither a
-             sibling nor another group (`attention`)
+             sibling nor another group (`tree_attention`)
 
-    rows     each completion behind a prompt of its own, alone in its lane, longest first, padded on the right
+    rows     each completion after a prompt of its own, alone in its lane, longest first, padded on the right
 
 The last token of a completion is only a target: nothing follows it, so it is not laid out. A group over the budget is
 cut into parts, each with the prompt again; a completion that is over the budget alone goes alone. Everything here is a
 function of the groups, the budget and the layout only, so two passes over the same groups compute the same, bit by bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from gvpo import model_config
 from gvpo.types import Group
-from gvpo.update.layouts.tree import Tree, Trees
-
-Tokens = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """A completion to lay out.
-
-    Args:
-        index: its place in the batch: groups in order, then completions in order.
-        tokens: its C >= 1 token ids.
-    """
-
-    index: int
-    tokens: Tokens
+from gvpo.update.attention.tree_attention import TREES, tree_attention
+from gvpo.update.layouts.base import Call, MicroBatch, PackedRow, Piece, Tokens
+from gvpo.update.layouts.forest import Forest, Tree
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A prompt and completions of its group: what is laid out without a gap.
+class Rows:
+    """Each completion in a lane of its own, after a prompt of its own: right for every model."""
 
-    Args:
-        prompt: P token ids.
-        rows: at least one completion.
-    """
+    name: ClassVar[str] = "a prompt for each row"
+    one_call: ClassVar[bool] = True
 
-    prompt: Tokens
-    rows: tuple[PackedRow, ...]
+    def why_not(self, model: Any) -> str:
+        """Return "": nothing forbids it."""
+        return ""
 
-    @property
-    def length(self) -> int:
-        """Tokens that the piece takes: the last token of each completion is only a target."""
-        return len(self.prompt) + sum(len(row.tokens) - 1 for row in self.rows)
+    def pays(self, groups: Sequence[Group]) -> bool:
+        """Return True: it is what the others are compared with."""
+        return True
+
+    def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
+        """Cut groups into micro-batches, the longest rows first."""
+        pieces = _longest_first(_pieces(groups, 0))
+        microbatches = list[MicroBatch]()
+        while pieces:
+            fitting = max(1, budget // pieces[0].length)
+            microbatches.append(tuple(pieces[:fitting]))
+            pieces = pieces[fitting:]
+        return microbatches
+
+    def lay_out(self, microbatch: MicroBatch, device: torch.device) -> Call:
+        """Write a micro-batch as [n, L] with a mask [n, L], 0 on padding; the model's own positions are right."""
+        canvas = _Canvas(len(microbatch), max(piece.length for piece in microbatch))
+        for lane, piece in enumerate(microbatch):
+            canvas.draw(piece, lane, 0)
+        return canvas.call(device, {"attention_mask": torch.from_numpy(canvas.drawn).to(device)})
+
+    def attention(self, model: Any) -> AbstractContextManager[None]:
+        """Return a context that leaves the model's attention as it is."""
+        return nullcontext()
 
 
-MicroBatch = tuple[Piece, ...]
-"""Pieces: behind one another in the one lane of the shared layout, or one of a single row in each lane."""
+ROWS = Rows()
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A micro-batch as tensors: the model's inputs and where its S scored tokens are.
+class Trees:
+    """Whole groups in one lane, each prompt once, by attention over trees."""
 
-    Args:
-        input_ids: [n, L] int64; n is 1 where prompts are shared.
-        attention_mask: rows: [n, L] int64, 0 on padding; None where prompts are shared.
-        position_ids: [n, L] int64 where positions restart, None where the model's own (0, 1, 2, ...) are right.
-        trees: who sees whom, where prompts are shared.
-        source: [S] int64 into the flattened [n * L]: the position whose output predicts the token.
-        target: [S] int64, the token's id.
-        row: [S] int64, the completion it belongs to.
-        token: [S] int64, its place in that completion.
-    """
+    name: ClassVar[str] = "shared prompts"
+    one_call: ClassVar[bool] = True
 
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-    trees: Trees | None
-    source: Tensor
-    target: Tensor
-    row: Tensor
-    token: Tensor
+    def why_not(self, model: Any) -> str:
+        """Return what in a model forbids attention over trees; "" if nothing does."""
+        reason = model_config.why_not_shared(model.config.get_text_config())
+        return reason or ("it has recurrent layers" if getattr(model, "_is_stateful", False) else "")
 
+    def pays(self, groups: Sequence[Group]) -> bool:
+        """Return True: attention over trees costs nothing."""
+        return True
 
-def plan(groups: Sequence[Group], budget: int, *, shared: bool) -> list[MicroBatch]:
-    """Cut groups into micro-batches of at most `budget` tokens, padding included.
+    def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
+        """Cut groups into micro-batches, the longest pieces first."""
+        pieces = _longest_first(_pieces(groups, budget))
+        microbatches = list[MicroBatch]()
+        while pieces:
+            microbatch, pieces = _fill(pieces, budget)
+            microbatches.append(microbatch)
+        return microbatches
 
-    Args:
-        groups: the optimizer batch. Completions without tokens have nothing to score and are left out.
-        budget: tokens a micro-batch; exceeded only by a single completion that does not fit with its prompt.
-        shared: prompts shared by the completions of a group, or one completion a lane.
+    def lay_out(self, microbatch: MicroBatch, device: torch.device) -> Call:
+        """Write a micro-batch as [1, L], with positions [1, L] that restart and the forest that says who sees whom."""
+        canvas = _Canvas(1, sum(piece.length for piece in microbatch))
+        start = 0
+        for piece in microbatch:
+            canvas.draw(piece, 0, start)
+            start += piece.length
+        inputs = {
+            "position_ids": torch.from_numpy(canvas.position_ids).to(device),
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # a 4D mask is handed on as it is
+            TREES: Forest(tuple(canvas.trees)),
+        }
+        return canvas.call(device, inputs)
 
-    Returns:
-        Micro-batches, the longest pieces first; each non-empty completion lies in exactly one.
-    """
-    pieces = sorted(_pieces(groups, budget if shared else 0), key=lambda piece: -piece.length)
-    microbatches = []
-    while pieces:
-        microbatch, pieces = _fill(pieces, budget, shared)
-        microbatches.append(microbatch)
-    return microbatches
-
-
-def lay_out(microbatch: MicroBatch, *, shared: bool, device: torch.device) -> Layout:
-    """Write a micro-batch as tensors.
-
-    Args:
-        microbatch: pieces, from `plan`.
-        shared: the layout that the plan was made for.
-        device: where the tensors go.
-    """
-    lengths = [piece.length for piece in microbatch]
-    canvas = _Canvas(1, sum(lengths)) if shared else _Canvas(len(lengths), max(lengths))
-    for index, piece in enumerate(microbatch):
-        canvas.draw(piece, *((0, sum(lengths[:index])) if shared else (index, 0)))
-
-    def move(values: Tokens) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
-    return Layout(
-        input_ids=move(canvas.input_ids),
-        attention_mask=None if shared else move(canvas.drawn),
-        position_ids=move(canvas.position_ids) if shared else None,
-        trees=Trees(tuple(canvas.trees)) if shared else None,
-        source=move(np.concatenate(canvas.source)),
-        target=move(np.concatenate(canvas.target)),
-        row=move(np.concatenate(canvas.row)),
-        token=move(np.concatenate(canvas.token)),
-    )
+    def attention(self, model: Any) -> AbstractContextManager[None]:
+        """Return a context in which the model attends over trees."""
+        return tree_attention(model)
 
 
 def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
-    """Cut each group into pieces within the budget, equal lengths together; a budget of 0 gives one row a piece."""
+    """Cut each group into pieces within the budget, equal lengths together; a budget of 0 gives one row per piece."""
     index = count()
     for group in groups:
         prompt = np.asarray(group.prompt, dtype=np.int64)
@@ -157,24 +135,25 @@ def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
             yield Piece(prompt, tuple(rows))
 
 
-def _fill(pieces: list[Piece], budget: int, shared: bool) -> tuple[MicroBatch, list[Piece]]:
+def _longest_first(pieces: Iterable[Piece]) -> list[Piece]:
+    return sorted(pieces, key=lambda piece: -piece.length)
+
+
+def _fill(pieces: list[Piece], budget: int) -> tuple[MicroBatch, list[Piece]]:
     """Fill a micro-batch, the longest piece first and then each that still fits; return it and what is left."""
-    longest = pieces[0].length
-    room = budget if shared else budget // longest * longest
+    room = budget - pieces[0].length
     taken, rest = pieces[:1], []
-    room -= longest
     for piece in pieces[1:]:
-        size = piece.length if shared else longest
-        if size <= room:
+        if piece.length <= room:
             taken.append(piece)
-            room -= size
+            room -= piece.length
         else:
             rest.append(piece)
     return tuple(taken), rest
 
 
 class _Canvas:
-    """The arrays of one layout while pieces are drawn on them."""
+    """The arrays of one call while pieces are drawn on them."""
 
     def __init__(self, lanes: int, length: int) -> None:
         self.length = length
@@ -182,13 +161,10 @@ class _Canvas:
         self.position_ids = np.zeros((lanes, length), dtype=np.int64)
         self.drawn = np.zeros((lanes, length), dtype=np.int64)
         self.trees: list[Tree] = []
-        self.source: list[Tokens] = []
-        self.target: list[Tokens] = []
-        self.row: list[Tokens] = []
-        self.token: list[Tokens] = []
+        self.scored: dict[str, list[Tokens]] = {"source": [], "target": [], "row": [], "token": []}
 
     def draw(self, piece: Piece, lane: int, start: int) -> None:
-        """Draw a piece into a lane, from a place on."""
+        """Draw a piece into a lane, starting at a place."""
         prompt = len(piece.prompt)
         self.trees.append(Tree(start, prompt, tuple(len(row.tokens) - 1 for row in piece.rows)))
         self._write(lane, start, piece.prompt, position=0)
@@ -197,6 +173,12 @@ class _Canvas:
             self._write(lane, start, row.tokens[:-1], position=prompt)
             self._score(lane, last, start, row)
             start += len(row.tokens) - 1
+
+    def call(self, device: torch.device, inputs: dict[str, Any]) -> Call:
+        """Return what was drawn, with further inputs of the model, on a device."""
+        own = {"input_ids": torch.from_numpy(self.input_ids).to(device), "use_cache": False}
+        scored = {name: torch.from_numpy(np.concatenate(parts)).to(device) for name, parts in self.scored.items()}
+        return Call({**own, **inputs}, **scored)
 
     def _write(self, lane: int, start: int, tokens: Tokens, *, position: int) -> None:
         where = (lane, slice(start, start + len(tokens)))
@@ -209,7 +191,7 @@ class _Canvas:
         count = len(row.tokens)
         source = np.arange(start - 1, start + count - 1, dtype=np.int64)
         source[0] = last
-        self.source.append(source + lane * self.length)
-        self.target.append(row.tokens)
-        self.row.append(np.full(count, row.index, dtype=np.int64))
-        self.token.append(np.arange(count, dtype=np.int64))
+        self.scored["source"].append(source + lane * self.length)
+        self.scored["target"].append(row.tokens)
+        self.scored["row"].append(np.full(count, row.index, dtype=np.int64))
+        self.scored["token"].append(np.arange(count, dtype=np.int64))

@@ -28,7 +28,7 @@ from gvpo.model.matmul import has_fast
 from gvpo.update.attention.cpu import products
 from gvpo.update.attention.cpu.rows import LaneRow, Strip, rows_of
 from gvpo.update.attention.cpu.short_rows import Behind, ShortRows
-from gvpo.update.layouts.tree import Tree, Trees
+from gvpo.update.layouts.forest import Forest, Tree
 
 SHORT = 128
 """Tokens up to which rows are gathered: the kernel is not faster, and one call takes them all."""
@@ -40,14 +40,14 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def on_cpu(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None) -> Tensor:
+def on_cpu(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float, window: int | None) -> Tensor:
     """Attention over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
 
     Args:
         query: [1, heads, L, D].
         key: [1, key heads, L, D]; each serves heads / key heads of the query's.
         value: [1, key heads, L, D].
-        trees: of the lane.
+        forest: of the lane.
         scale: of the scores.
         window: tokens that a query sees, itself included; None: all.
 
@@ -56,7 +56,7 @@ def on_cpu(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float
     """
     wide = torch.promote_types(value.dtype, torch.float32)
     given = [values.to(wide) for values in (query, key, value)]
-    found: Tensor = _Attention.apply(*given, trees, scale, window)  # type: ignore[no-untyped-call]
+    found: Tensor = _Attention.apply(*given, forest, scale, window)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -130,19 +130,19 @@ class _Parts:
     cross: list[_Part]
 
     @classmethod
-    def of(cls, trees: Trees, window: int | None, query: Tensor) -> "_Parts":
+    def of(cls, forest: Forest, window: int | None, query: Tensor) -> "_Parts":
         """Those of a lane; layers that are alike share them."""
         halve = has_fast(query)
         key = "parts", window, query.dtype, halve
-        if key not in trees.made:
-            trees.made[key] = cls._made(trees, window, query.dtype, halve=halve)
-        parts: _Parts = trees.made[key]
+        if key not in forest.made:
+            forest.made[key] = cls._made(forest, window, query.dtype, halve=halve)
+        parts: _Parts = forest.made[key]
         return parts
 
     @classmethod
-    def _made(cls, trees: Trees, window: int | None, dtype: torch.dtype, *, halve: bool) -> "_Parts":
+    def _made(cls, forest: Forest, window: int | None, dtype: torch.dtype, *, halve: bool) -> "_Parts":
         short, long, cross = list[Behind](), list[LaneRow](), list[_Part]()
-        for tree in trees.trees:
+        for tree in forest.trees:
             prompt, *completions = rows_of(tree)
             alone = LaneRow(prompt.start, 0)
             whole = tree.prompt + max(tree.rows, default=0) <= SHORT
@@ -200,28 +200,28 @@ class _Attention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float, window: int | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float, window: int | None
     ) -> Tensor:
         _, heads, length, _ = query.shape
         out = torch.empty(length, heads, value.shape[-1], dtype=query.dtype).transpose(0, 1)
         lse = torch.empty(length, heads, dtype=torch.promote_types(query.dtype, torch.float32)).transpose(0, 1)
-        parts, given = _Parts.of(trees, window, query), (query[0], key[0], value[0], scale)
+        parts, given = _Parts.of(forest, window, query), (query[0], key[0], value[0], scale)
         for part in parts.first:
             part.write(out, lse, *given)
         for part in parts.cross:
             part.join(out, lse, *given)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.settings = trees, scale, window
+        ctx.settings = forest, scale, window
         return out.transpose(0, 1)[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
-        trees, scale, window = ctx.settings
+        forest, scale, window = ctx.settings
         given = (gradient[0].transpose(0, 1), query[0], key[0], value[0], out, lse, scale)
         found = [_zeros(each[0]) for each in (query, key, value)]
-        parts = _Parts.of(trees, window, query)
+        parts = _Parts.of(forest, window, query)
         for part in (*parts.first, *parts.cross):
             part.add_gradients(found, *given)
         return (*(each[None] for each in found), None, None, None)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gvpo.update.layouts.tree import Tree
+from gvpo.update.layouts.forest import Tree
 
 
 class LaneRow(NamedTuple):
