@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gvpo.model import matmul
-from gvpo.model.matmul import fast_linears, gradient_of_weight, is_fast, linear, product
+from gvpo.model.cpu import matmul, operators
+from gvpo.model.cpu.matmul import fast_linears, gradient_of_weight, is_fast, linear, product
 
-if matmul._onednn() is None:
+if operators.linear_pointwise() is None:
     pytest.skip("this torch has no oneDNN", allow_module_level=True)
 
 

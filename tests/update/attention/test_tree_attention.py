@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gvpo.errors import ModelError
-from gvpo.model import matmul
+from gvpo.model.cpu import matmul
 from gvpo.update.attention.cpu import attention, short_rows
 from gvpo.update.attention.cpu import products as product_attention
 from gvpo.update.attention.tree_attention import TREES, attend, flex

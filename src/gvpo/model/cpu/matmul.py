@@ -10,10 +10,9 @@ for narrower dtypes, does: on an AMD EPYC with AVX-512 most products took half t
 Elsewhere, for other dtypes and for small products all of this is what torch.nn.functional.linear does.
 """
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,46 +20,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
-X86 = ("x86_64", "AMD64")
-"""Machines on which torch brings both libraries."""
+from gvpo.model.cpu import operators
 
 LEAST = 2**22
 """Multiplications of a product that is worth oneDNN's overhead: more than torch.mm's, and most for a new shape."""
 
 
-@cache
-def _onednn() -> Any:
-    """Its `x @ weight.T + bias`, and what may follow, as torch's compiler calls it; None where torch may lack it."""
-    if platform.machine() not in X86 or not torch._C._has_mkldnn:
-        return None
-    try:
-        return torch.ops.mkldnn._linear_pointwise
-    except AttributeError:
-        return None
-
-
 def is_fast(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN takes the product of [M, K] and [K, N]."""
+    """Return whether oneDNN takes the product of [M, K] and [K, N]."""
     large = left.numel() * right.shape[-1] >= LEAST
     return large and _is_dense(left) and _is_dense(right) and has_fast(left, right)
 
 
 def has_fast(*values: Tensor) -> bool:
-    """Whether oneDNN is here and takes values of such a dtype on such a device."""
+    """Return whether oneDNN is here and takes values of such a dtype on such a device."""
     return (
         all(each.dtype == torch.float32 and each.device.type == "cpu" for each in values)
         and bool(torch.backends.mkldnn.enabled)
-        and _onednn() is not None
+        and operators.linear_pointwise() is not None
     )
 
 
 def _is_dense(matrix: Tensor) -> bool:
-    """Contiguous, or a transposed view of what is; for other strides oneDNN has no fast code."""
+    """Return whether a matrix or its transpose is contiguous; for other strides oneDNN has no fast code."""
     return matrix.is_contiguous() or matrix.T.is_contiguous()
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None, *, times: Tensor | None = None) -> Tensor:
-    """(Left @ right + bias) * times, without a gradient.
+    """Return (left @ right + bias) * times, without a gradient.
 
     Args:
         left: [M, K].
@@ -78,7 +65,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None, *, times: T
 
 
 def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
-    """change.T @ x: what a linear layer's weight gets.
+    """Return change.T @ x: the gradient of a linear layer's weight.
 
     Args:
         change: [T, out], the gradient of the layer's output.
@@ -94,17 +81,14 @@ def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
     return _multiply(change.T, x.T)
 
 
-def slices(count: int, size: int) -> Iterator[slice]:
-    """Blocks of `size` of `count` rows; the last one may be shorter."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, times: Tensor | None = None) -> Tensor:
+    onednn = operators.linear_pointwise()
+    assert onednn is not None
     found: Tensor
     if times is None:
-        found = _onednn().default(x, weight, bias, "none", [], "")
+        found = onednn.alone(x, weight, bias, "none", [], "")
     else:
-        found = _onednn().binary(x, times, weight, bias, "mul")
+        found = onednn.binary(x, times, weight, bias, "mul")
     return found
 
 
@@ -129,7 +113,7 @@ class _Linear(Function):
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What a layer computes, differentiable.
+    """Return what a layer computes, differentiable.
 
     Args:
         layer: of weight [out, in].
@@ -147,7 +131,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 @contextmanager
 def fast_linears(model: nn.Module, head: nn.Module | None = None) -> Iterator[None]:
-    """Within it the linear layers of a model compute by `linear`; backwards belong inside only if they recompute.
+    """Let the linear layers of a model compute by `linear` inside; backwards belong inside only if they recompute.
 
     Args:
         model: the policy.

@@ -13,8 +13,8 @@ A lane holds trees, one behind the other: a prompt and the completions that cont
         b    ■ ■ ■ ■       ■
         b    ■ ■ ■ ■       ■ ■      Nothing is computed for two siblings, and no mask is as large as the picture.
 
-On the CPU each part is computed in the way that is fastest there (`cpu_attention`); elsewhere it is FlexAttention, one
-call.
+On a CPU each part is computed in the way that is fastest there (`cpu.attention`, imported on CPUs only); elsewhere it
+is FlexAttention, one call.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,6 @@ from transformers import AttentionInterface
 
 from gvpo.errors import ModelError
 from gvpo.model.runtime import compute_dtype
-from gvpo.update.attention.cpu.attention import on_cpu
 from gvpo.update.layouts.forest import Forest
 
 TREES = "gvpo_trees"
@@ -102,6 +101,8 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = compute_dtype(value)
     if query.device.type == "cpu":
+        from gvpo.update.attention.cpu.attention import on_cpu
+
         return on_cpu(query, key, value, forest, scale, sliding_window).to(dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)  # under autocast rotary positions are float32
     return flex(query, key, value, forest, scale, sliding_window), None
@@ -159,10 +160,5 @@ def _compiled_flex() -> Any:
 
 
 def _block_mask(forest: Forest, window: int | None, device: torch.device) -> Any:
-    tree, owner, position = (torch.tensor(values, device=device) for values in forest.places())
-
-    def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        ancestor = (tree[q] == tree[k]) & ((owner[k] == 0) | (owner[q] == owner[k])) & (q >= k)
-        return ancestor if window is None else ancestor & (position[q] - position[k] < window)
-
-    return create_block_mask(visible, None, None, len(tree), len(tree), device=str(device))
+    length = sum(tree.prompt + sum(tree.rows) for tree in forest.trees)
+    return create_block_mask(forest.visible(window, device), None, None, length, length, device=str(device))

@@ -1,7 +1,11 @@
 """Who sees whom in a lane of the shared layout: prompts, and the completions that continue them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,18 @@ class Forest:
                 owner += [whose] * length
                 position += range(first, first + length)
         return tree, owner, position
+
+    def visible(self, window: int | None, device: torch.device) -> Callable[..., Tensor]:
+        """Return the function of (batch, head, query, key) that tells which places of queries see which of keys.
+
+        Args:
+            window: tokens that a query sees, itself included; None: all.
+            device: where the places are.
+        """
+        tree, owner, position = (torch.tensor(values, device=device) for values in self.places())
+
+        def visible(batch: Any, head: Any, q: Tensor, k: Tensor) -> Tensor:
+            ancestor = (tree[q] == tree[k]) & ((owner[k] == 0) | (owner[q] == owner[k])) & (q >= k)
+            return ancestor if window is None else ancestor & (position[q] - position[k] < window)
+
+        return visible

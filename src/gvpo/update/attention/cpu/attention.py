@@ -6,7 +6,7 @@ A part is one call: rows of queries, each with its row of keys.
              short, each with its prompt
     own      longer rows with themselves, causal: PyTorch's flash kernel
     cross    the other completions of a tree with its prompt; and of a long row that was cut in two, again and again
-             while that pays, the second half with the first: by products where they are faster (`product_attention`)
+             while that pays, the second half with the first: by products where they are faster (`products`)
 
                  ■                       own: the triangles of the last pieces
                  ■ ■                     cross: the squares
@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from gvpo.model.matmul import has_fast
+from gvpo.model.cpu import operators
+from gvpo.model.cpu.matmul import has_fast
 from gvpo.update.attention.cpu import products
 from gvpo.update.attention.cpu.rows import LaneRow, Strip, rows_of
 from gvpo.update.attention.cpu.short_rows import Behind, ShortRows
@@ -35,9 +37,6 @@ SHORT = 128
 
 PIECE = 256
 """Least tokens of half a row: of less, products are not faster than the kernel."""
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def on_cpu(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float, window: int | None) -> Tensor:
@@ -56,8 +55,28 @@ def on_cpu(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: flo
     """
     wide = torch.promote_types(value.dtype, torch.float32)
     given = [values.to(wide) for values in (query, key, value)]
+    if operators.flash_attention() is None:
+        return _dense(given, forest, scale, window)
     found: Tensor = _Attention.apply(*given, forest, scale, window)  # type: ignore[no-untyped-call]
     return found
+
+
+def _flash() -> operators.FlashAttention:
+    flash = operators.flash_attention()
+    assert flash is not None
+    return flash
+
+
+def _dense(given: Sequence[Tensor], forest: Forest, scale: float, window: int | None) -> Tensor:
+    """Return the same by PyTorch's public attention under a mask [L, L] of the whole lane, which is slow."""
+    query, key, value = given
+    if ("dense", window) not in forest.made:
+        places = torch.arange(query.shape[2])
+        forest.made["dense", window] = forest.visible(window, query.device)(None, None, places[:, None], places)
+    mask = forest.made["dense", window]
+    with torch.autocast(query.device.type, enabled=False):
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    return found.transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +115,9 @@ class _Part:
         if self._by_products(q, k):
             found, logs = products.attend(q[0], k[0], v[0], scale)
             return found[None], logs[None]
-        found, logs = _flash(q, k, v, 0.0, self.causal and self.mask is None, attn_mask=self.mask, scale=scale)
+        found, logs = _flash().forward(
+            q, k, v, 0.0, self.causal and self.mask is None, attn_mask=self.mask, scale=scale
+        )
         return found, logs
 
     def _run_back(
@@ -109,7 +130,8 @@ class _Part:
             by_products = products.attend_back(g[0], q[0], k[0], v[0], o[0], logs[0], scale)
             return [each[None] for each in by_products]
         causal = self.causal and self.mask is None
-        found: Sequence[Tensor] = _flash_backward(g, q, k, v, o, logs, 0.0, causal, attn_mask=self.mask, scale=scale)
+        back = _flash().backward
+        found: Sequence[Tensor] = back(g, q, k, v, o, logs, 0.0, causal, attn_mask=self.mask, scale=scale)
         return found
 
     def _places(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gvpo.model.matmul import has_fast, product, slices
+from gvpo.model.cpu.matmul import has_fast, product
+from gvpo.model.matmul import slices
 
 BLOCK_ELEMENTS = 2**20
 """Scores that exist at a time: enough for the products, and nearly what a cache holds."""

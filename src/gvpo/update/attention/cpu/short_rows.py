@@ -8,7 +8,7 @@ padded on the right; a mask hides what a query may not see:
         query 1      . . . .   . .                     What a query of the padding finds is dropped,
         padding      . . . .   . .                     and its gradient is 0.
 
-The formulas and the powers of 2 are those of `product_attention`. Here, too, query heads that share a key's go in
+The formulas and the powers of 2 are those of `products`. Here, too, query heads that share a key's go in
 together, one below the other.
 """
 
