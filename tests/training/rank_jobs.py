@@ -71,7 +71,9 @@ def _update(
     return {
         "gradient": relative_error(found, expected),
         "loss": float((output.loss - true.loss).abs()),
-        "c": max(_gap(one.c, true.rows[row].c) for one, row in zip(output.rows, rows, strict=True)),
+        "c": max(
+            _gap(one.coefficients, true.rows[row].coefficients) for one, row in zip(output.rows, rows, strict=True)
+        ),
         "logprobs": max(
             _gap(one.logprobs, true.rows[row].logprobs) for one, row in zip(output.rows, rows, strict=True)
         ),

@@ -87,7 +87,9 @@ def test_clipping_is_really_met():
     output = group_backward(
         tiny_model("llama", dtype=torch.float64), near_old("llama", 0.2), grpo, temperature=TEMPERATURE
     )
-    clipped = float(sum((row.c == 0).sum() for row in output.rows)) / sum(len(row.c) for row in output.rows)
+    clipped = float(sum((row.coefficients == 0).sum() for row in output.rows)) / sum(
+        len(row.coefficients) for row in output.rows
+    )
     assert 0.2 < clipped < 0.8  # masked tokens are a fifth
 
 
@@ -114,8 +116,8 @@ def test_the_coefficients_are_the_gradient_by_the_log_probs_and_zero_where_maske
         changed = Completion(wanted.tokens, wanted.reward, wanted.mask, moved)
         groups = [Group(g.prompt, [changed if row is wanted else row for row in g.completions]) for g in GROUPS]
         slope = (group_backward(model, groups, gvpo).loss - output.loss) / step
-        assert output.rows[5].c[token].item() == pytest.approx(-slope.item(), abs=1e-6)
-        assert (output.rows[5].c[token] == 0) == (wanted.mask is not None and wanted.mask[token] == 0)
+        assert output.rows[5].coefficients[token].item() == pytest.approx(-slope.item(), abs=1e-6)
+        assert (output.rows[5].coefficients[token] == 0) == (wanted.mask is not None and wanted.mask[token] == 0)
 
 
 def test_gradients_are_added_to_what_is_there():
@@ -137,7 +139,7 @@ def test_empty_completions_and_groups_count_as_rows_and_nothing_else():
         true = naive_update(model, groups, gvpo)
     assert relative_error(found, true.gradients) < 1e-10
     assert output.loss.item() == pytest.approx(true.loss.item(), rel=1e-10)
-    assert [len(row.c) for row in output.rows] == [0, 2]
+    assert [len(row.coefficients) for row in output.rows] == [0, 2]
 
 
 def test_a_batch_without_any_token_has_a_loss_and_no_gradient():

@@ -106,7 +106,7 @@ def test_on_policy_is_the_same_as_the_models_own_log_probs(objective: Callable[.
     assert tied.loss.item() == pytest.approx(given.loss.item(), rel=1e-6)
     assert relative_error(gradients(model), expected) < 1e-6
     for one, other in zip(tied.rows, given.rows, strict=True):
-        torch.testing.assert_close(one.c, other.c, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(one.coefficients, other.coefficients, rtol=1e-6, atol=1e-9)
 
 
 PRECISIONS = {
@@ -275,7 +275,7 @@ def test_what_an_objective_says_of_masked_tokens_is_not_pushed():
     output = group_backward(tiny_model("llama"), GROUPS, careless)
     rows = [row for group in GROUPS for row in group.completions]
     for found, row in zip(output.rows, rows, strict=True):
-        assert ((found.c == 0) == (torch.tensor(row.mask) == 0)).all()
+        assert ((found.coefficients == 0) == (torch.tensor(row.mask) == 0)).all()
 
 
 def test_a_loss_that_no_log_prob_reaches_pushes_nothing():

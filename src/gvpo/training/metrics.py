@@ -229,7 +229,7 @@ def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
 def _weight(completion: Completion, row: RowGradient) -> float:
     """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0."""
     mask = _mask(completion)
-    return -float((row.c * mask).sum() / mask.sum().clamp(min=1))
+    return -float((row.coefficients * mask).sum() / mask.sum().clamp(min=1))
 
 
 def _mask(completion: Completion) -> torch.Tensor:

@@ -16,16 +16,22 @@ Objective = Callable[..., ObjectiveOutput]
 
 @dataclass(frozen=True)
 class ObjectiveGradient:
-    """An objective's value on the batch and c [B, T], its gradient by the log-probs."""
+    """An objective's value on the batch, and its gradient c = d loss / d logprobs.
+
+    Args:
+        loss: scalar, detached.
+        metrics: the objective's.
+        coefficients: [B, T] c.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    c: Tensor
+    coefficients: Tensor
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient can be used."""
-        return bool(self.loss.isfinite() & self.c.isfinite().all())
+        """True if loss and gradient can be used."""
+        return bool(self.loss.isfinite() & self.coefficients.isfinite().all())
 
 
 def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGradient:
@@ -41,23 +47,23 @@ def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGrad
             raise ObjectiveError(
                 f"the objective returned a {type(output).__name__}; return ObjectiveOutput(loss, metrics)"
             )
-        c = torch.zeros_like(leaf)
+        coefficients = torch.zeros_like(leaf)
         if output.loss.requires_grad:
             (found,) = torch.autograd.grad(output.loss, leaf, allow_unused=True)
-            c = c if found is None else found.masked_fill(batch.mask == 0, 0.0)
-    return ObjectiveGradient(output.loss.detach(), output.metrics, c)
+            coefficients = coefficients if found is None else found.masked_fill(batch.mask == 0, 0.0)
+    return ObjectiveGradient(output.loss.detach(), output.metrics, coefficients)
 
 
 def fixed_coefficients(objective: Objective, batch: Batch) -> Tensor | None:
-    """c, if it does not depend on the log-probs: if two quite different random ones give it bit by bit alike."""
+    """Return c, if two quite different random log-probs give it bit by bit alike; None if it depends on them."""
     generator = torch.Generator().manual_seed(0)
     near, far = (-scale * torch.rand(batch.mask.shape, generator=generator).to(batch.mask) for scale in (0.1, 10.0))
-    first, second = weigh(objective, batch, near).c, weigh(objective, batch, far).c
+    first, second = (weigh(objective, batch, logprobs).coefficients for logprobs in (near, far))
     fixed = torch.equal(first, second) and bool(first.isfinite().all())
     return first if ranks.every(fixed) else None
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Equal but for the rounding of a few operations."""
+    """Return whether two tensors are equal except for the rounding of a few operations."""
     rounding = 64 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=rounding, atol=rounding * float(other.abs().max()))

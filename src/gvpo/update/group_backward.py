@@ -52,10 +52,10 @@ class RowGradient(TokenLogprobs):
     """A trained completion: its scores at the weights before the update, and how hard each token is pushed.
 
     Args:
-        c: [C] d loss / d logprobs; 0 on masked tokens. A negative sum pushes the completion up.
+        coefficients: [C] d loss / d logprobs; 0 on masked tokens. A negative sum pushes the completion up.
     """
 
-    c: Tensor
+    coefficients: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def group_backward(
             else:
                 weighed = _score_first(forwards, table, objective, batch, router)
     weighed = router.added_to(weighed)
-    parts = zip(*table.rows(), table.cut(weighed.c), forwards.experts(), strict=True)
-    rows = [RowGradient(logprobs, entropy, c, experts=experts) for logprobs, entropy, c, experts in parts]
+    parts = zip(*table.rows(), table.cut(weighed.coefficients), forwards.experts(), strict=True)
+    rows = [RowGradient(logprobs, entropy, pushed, experts=experts) for logprobs, entropy, pushed, experts in parts]
     return UpdateOutput(weighed.loss, weighed.metrics, rows)
 
 
@@ -200,7 +200,7 @@ def _score_first(
     router.settle()
     weighed = weigh(objective, batch, table.logprobs)
     if ranks.every(weighed.finite):
-        _push(forwards, weighed.c)
+        _push(forwards, weighed.coefficients)
     return weighed
 
 
@@ -218,7 +218,7 @@ def _at_once(
     if ranks.every(weighed.finite):
         with forwards.together(), torch.autocast(table.device.type, enabled=False):
             term = forwards.router_term(placed)
-            roots, gradients = [scores.logprobs], [forwards.pushed(placed, weighed.c)]
+            roots, gradients = [scores.logprobs], [forwards.pushed(placed, weighed.coefficients)]
             if term is not None:
                 roots, gradients = [*roots, term], [*gradients, torch.ones_like(term)]
             torch.autograd.backward(roots, gradients)
@@ -239,13 +239,13 @@ def _push_first(
         _fill(forwards, table)
     weighed = weigh(objective, batch, table.logprobs)
     if not finite:
-        return ObjectiveGradient(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.c)
-    if ranks.every(weighed.finite) and not ranks.every(same(weighed.c, known)):
-        _push(forwards, weighed.c - known)
+        return ObjectiveGradient(torch.full_like(weighed.loss, torch.nan), weighed.metrics, weighed.coefficients)
+    if ranks.every(weighed.finite) and not ranks.every(same(weighed.coefficients, known)):
+        _push(forwards, weighed.coefficients - known)
     return weighed
 
 
-def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
+def _push(forwards: Forwards, coefficients: Tensor, table: Table | None = None) -> bool:
     """Backward of sum(c * logprobs), micro-batch by micro-batch; whether that sum was finite on all ranks.
 
     It stops where it is not, unless the ranks meet in each pass.
@@ -253,13 +253,13 @@ def _push(forwards: Forwards, c: Tensor, table: Table | None = None) -> bool:
     finite = True
     with forwards.together():
         for placed in forwards.placed():
-            scores = forwards.run(placed, c)
+            scores = forwards.run(placed, coefficients)
             if table is not None:
                 table.fill(placed, scores)
             assert scores.weighted is not None
             finite = finite and bool(scores.weighted.isfinite())
             if not (finite or forwards.in_step):
                 break
-            with torch.autocast(c.device.type, enabled=False):
+            with torch.autocast(coefficients.device.type, enabled=False):
                 torch.autograd.backward(scores.weighted)
     return ranks.every(finite)

@@ -136,18 +136,13 @@ def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0)
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     logprobs = F.log_softmax(wide.clamp_min(torch.finfo(wide.dtype).min), dim=-1)
-    entropy = _entropy(logprobs.detach(), logprobs.detach().exp())
+    entropy = -torch.linalg.vecdot(logprobs.detach().exp(), logprobs.detach())
     return picked(logprobs, target), entropy
 
 
 def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
     """sum(c * logprobs) over [S], where a token with c = 0 does not count even if its log-prob is minus infinity."""
     return (coefficients * logprobs.masked_fill(coefficients == 0, 0.0)).sum()
-
-
-def _entropy(logprobs: Tensor, probs: Tensor) -> Tensor:
-    negative: Tensor = torch.linalg.vecdot(probs, logprobs)
-    return -negative
 
 
 class _Head:

@@ -134,15 +134,14 @@ class Forwards:
             calls = layout.lay_out(nothing, device)
             yield PlacedCalls(calls, torch.full_like(calls.row, self.idle_row), calls.token, idle=True)
 
-    def run(self, placed: PlacedCalls, c: Tensor | None = None) -> TokenScores:
-        """One forward; with c [B, T] of the whole batch its `weighted` is what to push."""
-        coefficients = None if c is None else self.pushed(placed, c)
+    def run(self, placed: PlacedCalls, coefficients: Tensor | None = None) -> TokenScores:
+        """Run one forward; with coefficients [B, T] of the whole batch its `weighted` is what to push."""
         scores = token_scores(
             self.model,
             placed.calls,
             self.path,
             temperature=self.temperature,
-            coefficients=coefficients,
+            coefficients=None if coefficients is None else self.pushed(placed, coefficients),
             routing=None if placed.idle else self.routing,
         )
         term = self.router_term(placed)
@@ -163,9 +162,9 @@ class Forwards:
                 found[row] = experts
         return found
 
-    def pushed(self, placed: PlacedCalls, c: Tensor) -> Tensor:
-        """[S] what the layout's log-probs are multiplied with in the backward, of c [B, T]; 0 where it is idle."""
-        return F.pad(c, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
+    def pushed(self, placed: PlacedCalls, coefficients: Tensor) -> Tensor:
+        """Return [S] the factors of the calls' log-probs in the backward, from [B, T]; 0 where they are idle."""
+        return F.pad(coefficients, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
 
     @property
     def in_step(self) -> bool:

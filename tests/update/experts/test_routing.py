@@ -130,7 +130,7 @@ def test_at_unchanged_weights_every_ratio_is_exactly_one(kind: str, sharing: Any
     assert output.metrics["moe/changed"].item() == 0.0
     for before, row, other in zip(scored, output.rows, free.rows, strict=True):
         assert torch.equal(before.logprobs, row.logprobs)
-        assert torch.equal(row.c, other.c)
+        assert torch.equal(row.coefficients, other.coefficients)
 
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])

@@ -47,7 +47,9 @@ def tree_attention(model: nn.Module) -> Iterator[None]:
         model: one of transformers whose attention goes through its `AttentionInterface`.
     """
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    before = [(config, getattr(config, _IMPLEMENTATION)) for config in configs.values() if _chooses(config)]
+    before = [
+        (config, getattr(config, _IMPLEMENTATION)) for config in configs.values() if hasattr(config, _IMPLEMENTATION)
+    ]
     for config, _ in before:
         setattr(config, _IMPLEMENTATION, TREES)
     try:
@@ -55,10 +57,6 @@ def tree_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name in before:
             setattr(config, _IMPLEMENTATION, name)
-
-
-def _chooses(config: Any) -> bool:
-    return hasattr(config, _IMPLEMENTATION)
 
 
 def attend(
@@ -147,7 +145,9 @@ def flex(
         [1, L, heads, D].
     """
     if ("blocks", window) not in forest.made:
-        forest.made["blocks", window] = _block_mask(forest, window, query.device)
+        length = query.shape[2]
+        visible = forest.visible(window, query.device)
+        forest.made["blocks", window] = create_block_mask(visible, None, None, length, length, str(query.device))
     run = _compiled_flex() if compiled else flex_attention
     grouped = query.shape[1] != key.shape[1]
     out: Tensor = run(query, key, value, block_mask=forest.made["blocks", window], scale=scale, enable_gqa=grouped)
@@ -157,8 +157,3 @@ def flex(
 @cache
 def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
-
-
-def _block_mask(forest: Forest, window: int | None, device: torch.device) -> Any:
-    length = sum(tree.prompt + sum(tree.rows) for tree in forest.trees)
-    return create_block_mask(forest.visible(window, device), None, None, length, length, device=str(device))
