@@ -1,8 +1,8 @@
-"""Which path is right for a model: what its configuration tells, and for the rest a comparison.
+"""Choose the path that is right for a model, by its configuration and a comparison.
 
 Neither shared prompts nor the fused head is right for every model. Chunked attention, recurrent layers and logits that
-are scaled after the head are read from the configuration; besides, each fast path is compared once per model with the
-plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+are scaled after the head are read from the configuration. In addition, each fast path is compared once per model with
+the plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
 """
 
 from collections.abc import Sequence
@@ -47,11 +47,11 @@ _DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionar
 
 
 def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Path:
-    """The fastest path that is right for a model; at first use it is checked against the plain one.
+    """Return the fastest path that is right for a model; at first use it is checked against the plain one.
 
     Args:
         model: a causal language model of transformers, wrapped (DDP, FSDP2) or not. Its dropout must be off.
-        prefix_sharing: "auto" shares prompts where that is right, "off" never, "on" or an error.
+        prefix_sharing: "auto" shares prompts where that is right, "off" never; "on" raises an error where it is wrong.
 
     Raises:
         ModelError: prefix_sharing is "on" and the model cannot share prompts.
@@ -79,7 +79,7 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
 
 
 def length_limit(model: Any) -> int | None:
-    """Tokens up to which a row's positions do not depend on what else is in the forward; None if they never do.
+    """Return up to how many tokens a row's positions do not depend on the rest of the forward; None if they never do.
 
     Two kinds of rotary embedding stretch with the longest row of a forward. Rows beyond this go alone, so that the
     micro-batch does not decide how they are stretched.
@@ -120,9 +120,9 @@ def _disagreement(model: nn.Module, path: Path, what: str) -> str:
 
 
 def _compare(model: nn.Module, path: Path) -> str | None:
-    """What speaks against a path, as seen on synthetic rows; "" if nothing.
+    """Return what is wrong with a path on synthetic rows; "" if nothing is.
 
-    None where the model's own log-probs are not finite: then nothing can be said, and the update says so.
+    Return None where the model's own log-probs are not finite: nothing can be compared, and the update reports it.
     """
     groups = _synthetic_groups(unwrap(model))
     with torch.autocast(embedding_weight(model).device.type, enabled=False):
@@ -166,15 +166,15 @@ def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
 
 
 def _floor(model: nn.Module, path: Path) -> float:
-    """How far right log-probs may differ. Layers with states compute in float32 whatever their weights are in."""
+    """Return how far right log-probs may differ. Layers with states compute in float32 whatever their weights are."""
     floor = _FLOOR.get(embedding_weight(model).dtype, _HALF_FLOOR)
     return floor if path.layout.one_call else max(floor, _FLOOR[torch.float32])
 
 
 def _synthetic_groups(model: Any) -> Sequence[Group]:
-    """A few groups of unequal rows, of low token ids: special ones tend to be high. Torch's RNG is left alone.
+    """Return a few groups of unequal rows of low token ids: special ones tend to be high. Leave torch's RNG alone.
 
-    The last prompt is longer than what a CPU's attention takes for short; a model of fewer positions goes without.
+    The last prompt is longer than what a CPU's attention takes for short; a model with fewer positions goes without it.
     """
     low, missing = range(min(model.get_input_embeddings().num_embeddings, 1000)), missing_tokens(model)
     unknown = set() if missing is None else set(missing.among(low))
@@ -192,7 +192,7 @@ def _synthetic_groups(model: Any) -> Sequence[Group]:
 
 
 def _logprobs(model: nn.Module, groups: Sequence[Group], path: Path, budget: int) -> Tensor:
-    """Log-probs of all tokens of the groups, in order of rows."""
+    """Return log-probs of all tokens of the groups, in order of rows."""
     found, device = [], embedding_weight(model).device
     for microbatch in path.layout.cut(groups, budget):
         calls = path.layout.lay_out(microbatch, device)

@@ -3,12 +3,12 @@
 Every objective here has the gradient  sum_{i,t} c_it * grad log pi(y_it), and c depends on the whole optimizer batch
 only through detached numbers. So, however the batch is cut:
 
-    score   log-probs of every row, without gradient              one forward a micro-batch
+    score   log-probs of every row, without gradient              one forward per micro-batch
     weigh   the objective once, on the whole batch:  c = d loss / d logprobs
-    push    backward of  sum c * logprobs                         one forward and backward a micro-batch
+    push    backward of  sum c * logprobs                         one forward and backward per micro-batch
 
-The score pass is left out where one micro-batch holds everything (its forward serves both), and where it cannot matter:
-when c does not depend on the log-probs, as in the first, on-policy update of GVPO, GRPO and RLOO, and in `sft`.
+The score pass is left out where one micro-batch contains everything (its forward serves both), and where it cannot
+matter: when c does not depend on the log-probs, as in the first, on-policy update of GVPO, GRPO and RLOO, and in `sft`.
 
 With several ranks (`gvpo.update.distributed.ranks`) the batch is that of all of them: each scores and pushes its own
 groups, the log-probs are combined in between, and every rank runs the objective on the whole batch, which knows nothing
@@ -34,12 +34,12 @@ from gvpo.update.passes import Forwards, Table, passes
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """What a policy says of one completion of C tokens.
+    """A policy's scores of one completion of C tokens.
 
     Args:
         logprobs: [C] on the CPU, float32 (float64 of a float64 model), in nats.
         entropy: [C] of the distribution each token was drawn from, in nats.
-        experts: where its tokens went in a mixture of experts, where that was watched; for `Completion.experts`.
+        experts: the experts that its tokens went to, if they were watched; for `Completion.experts`.
     """
 
     logprobs: Tensor
@@ -60,12 +60,12 @@ class RowGradient(TokenLogprobs):
 
 @dataclass(frozen=True)
 class UpdateOutput:
-    """What `group_backward` found.
+    """The result of `group_backward`.
 
     Args:
         loss: scalar, detached. Where it is not finite the gradient is of no use: skip the update.
         metrics: the objective's detached scalars.
-        rows: one a completion, groups in order, then completions in order.
+        rows: one per completion, groups in order, then completions in order.
     """
 
     loss: Tensor
@@ -82,23 +82,23 @@ def score(
     temperature: float = 1.0,
     routing: RoutingMode = "free",
 ) -> list[TokenLogprobs]:
-    """Log-probs and entropies of every completion, without gradient.
+    """Return log-probs and entropies of every completion, without gradient.
 
     The same groups at the same budget are laid out as `group_backward` lays them out, so at unchanged weights the two
     give the same log-probs bit by bit. Dropout is off; the model's mode is left as it is.
 
     Args:
-        model: a causal language model; where its weights are, the work is done, and under the caller's autocast.
+        model: a causal language model; it runs on the device of its weights, under the caller's autocast.
         groups: the optimizer batch; with several ranks, this rank's own part of it, or the whole as `ranks.deal`
             deals it.
-        tokens_per_microbatch: tokens a forward, padding included.
+        tokens_per_microbatch: tokens per forward, padding included.
         prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
         temperature: log-probs are those of softmax(logits / temperature).
-        routing: of a mixture of experts. "watch" records the experts of each token; "replay" takes those in
-            `Completion.experts`.
+        routing: how a mixture of experts is treated. "watch" records the experts of each token; "replay"
+            takes those in `Completion.experts`.
 
     Returns:
-        One `TokenLogprobs` a completion, groups in order, then completions in order; of all ranks, on every rank.
+        One `TokenLogprobs` per completion of all ranks, groups in order, then completions in order, on every rank.
 
     Raises:
         ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
@@ -131,23 +131,23 @@ def group_backward(
 ) -> UpdateOutput:
     """Add d loss / d parameters of the whole batch to `.grad`, exactly once, whatever the budget.
 
-    With several ranks every one calls this, with whole groups of its own, none too; the batch is that of all of them,
-    and each gets the same output and the gradient of the whole: the sum, where DDP and FSDP2 alone would average.
+    With several ranks, each calls this with whole groups of its own; an empty list is allowed. The batch is that of all
+    of them, and each gets the same output and the gradient of the whole: the sum, where DDP and FSDP2 would average.
 
     Args:
-        model: the policy; where its weights are, the work is done, and under the caller's autocast. On several ranks a
+        model: the policy; it runs on the device of its weights, under the caller's autocast. On several ranks it is a
             plain model that is the same on each, or one wrapped by DDP or split by FSDP2 over all of them.
         groups: the optimizer batch, whole groups; with several ranks, this rank's own part of it, or the whole as
             `ranks.deal` deals it.
         objective: called as `objective(logprobs, **keywords)` with exactly the keywords that its signature names:
-            `functools.partial(gvpo.objectives.gvpo, beta=0.1)`, say. It sees the whole batch at once.
-        tokens_per_microbatch: tokens a forward, padding included; a limit of memory, never of the result.
+            for example `functools.partial(gvpo.objectives.gvpo, beta=0.1)`. It sees the whole batch at once.
+        tokens_per_microbatch: tokens per forward, padding included; a limit of memory, never of the result.
         prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
         temperature: log-probs are those of softmax(logits / temperature).
-        on_policy: missing reference and old log-probs are those of this very policy, detached, and so are experts.
-        routing: of a mixture of experts. "watch" records the experts of each token and counts how many of those in
-            `Completion.experts` the routers would no longer choose; "replay" also takes those in their place.
-        router_aux_coef: weight of the load-balancing loss, over the scored tokens of the whole batch.
+        on_policy: missing reference and old log-probs, and experts, are taken from the current policy, detached.
+        routing: how a mixture of experts is treated. "watch" records the experts of each token and counts how many
+            in `Completion.experts` the routers would no longer choose; "replay" also takes those in their place.
+        router_aux_coef: weight of the load-balancing loss over the scored tokens of the whole batch.
 
     Returns:
         The loss, the objective's metrics and one `RowGradient` per completion. If the loss is not finite, drop the
@@ -184,7 +184,7 @@ def group_backward(
 
 @torch.no_grad()
 def _fill(forwards: Forwards, table: Table) -> None:
-    """The score pass. Older torch would serve the push from weights that autocast cast here, without gradient."""
+    """Run the score pass. Older torch would reuse weights that autocast cast here, without gradient, in the push."""
     with forwards.together():
         for placed in forwards.placed():
             table.fill(placed, forwards.run(placed))
@@ -207,7 +207,7 @@ def _score_first(
 def _at_once(
     forwards: Forwards, table: Table, objective: Objective, batch: Batch, router: RouterLoss
 ) -> ObjectiveGradient:
-    """One micro-batch (on each rank) holds everything: weigh between its forward and its backward."""
+    """Weigh between the forward and the backward of the one micro-batch that contains everything (on each rank)."""
     (placed,) = forwards.placed()
     with forwards.together():
         scores = forwards.run(placed)
@@ -230,7 +230,7 @@ def _push_first(
 ) -> ObjectiveGradient:
     """Push with the known c, and evaluate the loss on the log-probs that the push gave.
 
-    c is then compared with what the objective says there; were the guess wrong, the difference would be pushed too.
+    Then compare c with the objective's there, and push the difference if the guess was wrong.
     """
     finite = _push(forwards, known, table)
     if finite:
@@ -246,9 +246,9 @@ def _push_first(
 
 
 def _push(forwards: Forwards, coefficients: Tensor, table: Table | None = None) -> bool:
-    """Backward of sum(c * logprobs), micro-batch by micro-batch; whether that sum was finite on all ranks.
+    """Run the backward of sum(c * logprobs) by micro-batches, and return whether that sum was finite on all ranks.
 
-    It stops where it is not, unless the ranks meet in each pass.
+    It stops where the sum is not finite, unless the ranks meet in each pass.
     """
     finite = True
     with forwards.together():

@@ -1,7 +1,7 @@
 """Log-probs and entropies of chosen tokens, without the logits of all of them.
 
-The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here they exist a chunk of tokens at a time,
-in a buffer that all chunks share, and in the width of log-probs a block of a chunk at a time:
+The logits of a batch (tokens x vocabulary) are by far its largest tensor. Here one chunk of tokens exists at
+a time, in a buffer that all chunks share, and one block of a chunk at a time in the width of log-probs:
 
     hidden [S, H] ──chunk──▶ logits [C, V] ──block──▶ probabilities [B, V] ──▶ log-prob and entropy of each token
                                   ▲                         │
@@ -9,9 +9,9 @@ in a buffer that all chunks share, and in the width of log-probs a block of a ch
 
 The gradient of a log-prob with respect to its logits is (onehot - p) / temperature, so it needs the same chunk again:
 
-- coefficients c = d loss / d logprobs known beforehand: the gradients of sum(c * logprobs) are formed at once, in the
-  forward, while the chunk is there; the backward only scales them. Three matmuls a token.
-- not known: the backward computes the chunk's logits a second time. Four matmuls a token.
+- coefficients c = d loss / d logprobs known in advance: the gradients of sum(c * logprobs) are formed at once, in the
+  forward, while the chunk is there; the backward only scales them. Three matmuls per token.
+- not known: the backward computes the chunk's logits a second time. Four matmuls per token.
 
 A chunk is large, for the matmuls: each reads and writes the gradient of the head's weight once. A block is small, so
 that the passes over it (copy, largest logit, softmax, its largest value, two for the entropy) stay in a CPU's cache.
@@ -31,23 +31,23 @@ from torch.autograd.function import Function, once_differentiable
 from gvpo.model.matmul import gradient_of_weight, is_fast, product, slices
 
 CHUNK_BYTES = {"cpu": 2**26}
-"""Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, small beside the model."""
+"""Bytes of a chunk's logits by device type: enough rows to keep a matmul busy, and small compared with the model."""
 
 DEFAULT_CHUNK_BYTES = 2**28
 
 BLOCK_ELEMENTS = {"cpu": 2**20}
-"""Elements of a block by device type: what a cache holds; elsewhere a block is a chunk, for few kernels."""
+"""Elements of a block by device type: what fits a cache; elsewhere a block is a chunk, for few kernels."""
 
 PRODUCT_ELEMENTS = 2**20
-"""Of a product that is added to a sum of another dtype or order, on a CPU: what a cache holds."""
+"""Elements, on a CPU, of a product that is added to a sum of another dtype or order: what fits a cache."""
 
 FEWEST_ROWS = 128
-"""Of a chunk: below this many, reading and writing the gradient of the head's weight is what takes time."""
+"""Rows of a chunk: with fewer, most time goes to reading and writing the gradient of the head's weight."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the head says of S tokens.
+    """The head's scores of S tokens.
 
     Args:
         logprobs: [S] float32 or float64.
@@ -62,7 +62,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How the head computes: temperature, tokens a chunk, tokens a block, the matmuls' dtype, and how many ids it has.
+    """How the head computes: temperature, tokens per chunk and per block, the matmuls' dtype, and how many ids it has.
 
     Rows of the weight past the vocabulary are padding: they are not multiplied, and their gradient is 0.
     """
@@ -99,7 +99,7 @@ def head_logprobs(
     dtype: torch.dtype | None = None,
     vocabulary: int | None = None,
 ) -> TokenScores:
-    """Log-probs of `target` under softmax((hidden @ weight.T + bias) / temperature).
+    """Return log-probs of `target` under softmax((hidden @ weight.T + bias) / temperature).
 
     Args:
         hidden: [S, H] the model's output before the head.
@@ -108,8 +108,8 @@ def head_logprobs(
         target: [S] int64 token ids.
         temperature: divides the logits.
         coefficients: [S] c of sum(c * logprobs), when known and a gradient is wanted.
-        dtype: of the matmuls; None takes the weight's.
-        vocabulary: How many ids there are, from 0; the rows after them are left out. None: as many as rows.
+        dtype: dtype of the matmuls; None takes the weight's.
+        vocabulary: number of ids, from 0; the rows after them are left out. None: as many as rows.
 
     Returns:
         The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted`
@@ -124,7 +124,7 @@ def head_logprobs(
 
 
 def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probs of `target` and entropies from logits that exist: the plain way, differentiable by autograd.
+    """Return log-probs of `target` and entropies from logits that exist: the plain way, differentiable by autograd.
 
     Args:
         logits: [S, V], any float dtype; minus infinity is a token that cannot be drawn.
@@ -141,7 +141,7 @@ def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0)
 
 
 def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
-    """sum(c * logprobs) over [S], where a token with c = 0 does not count even if its log-prob is minus infinity."""
+    """Return sum(c * logprobs) over [S]; a token with c = 0 does not count even if its log-prob is minus infinity."""
     return (coefficients * logprobs.masked_fill(coefficients == 0, 0.0)).sum()
 
 
@@ -168,7 +168,7 @@ class _Head:
         self._probs = None if settings.dtype == settings.wide else torch.empty_like(self._logits)
 
     def each_chunk(self, hidden: Tensor, target: Tensor, use: Callable[["_Chunk"], None]) -> None:
-        """Chunk by chunk what the head says; a chunk is good until `use` returns.
+        """Score chunk by chunk; a chunk is valid until `use` returns.
 
         Args:
             hidden: [S, H].
@@ -185,7 +185,7 @@ class _Head:
         return _Chunk(part, rows, logprobs, entropy, chunk)
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        """[C, V]: rows @ weight.T + bias, in memory that all chunks share if the product can be told where to go."""
+        """Return [C, V] rows @ weight.T + bias, in memory that all chunks share if the product can write there."""
         if is_fast(rows, self.weight.T):
             return product(rows, self.weight.T, self.bias)
         if self._chunk is None:
@@ -196,7 +196,7 @@ class _Head:
         return torch.addmm(self.bias, rows, self.weight.T, out=chunk)
 
     def _scored(self, block: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of a block [B, V] of a chunk, which is used up."""
+        """Return log-probs and entropies of a block [B, V] of a chunk, which is used up."""
         logits = self._logits[: len(block)].copy_(block)
         if self.settings.temperature != 1.0:
             logits /= self.settings.temperature
@@ -215,7 +215,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What the head says of C tokens.
+    """The head's scores of C tokens.
 
     Args:
         part: where they are among all.
@@ -247,7 +247,7 @@ def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torc
 
 
 def picked(values: Tensor, target: Tensor) -> Tensor:
-    """Of each row of values [S, V] the one at target [S]."""
+    """Return from each row of values [S, V] the one at target [S]."""
     return values.gather(1, target[:, None])[:, 0]
 
 
@@ -284,7 +284,7 @@ class _Gradients:
             self.weight = total if self.weight is None else self.weight
 
     def take(self, scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        """The gradients of hidden, weight and bias, times `scale` if given, in the dtypes of those; good for once."""
+        """Return the gradients of hidden, weight and bias, times `scale` if given, in their dtypes; call it once."""
         parts: tuple[Tensor | None, ...] = (self.hidden, self.weight, self.bias)
         if scale is not None and scale != 1:
             parts = tuple(None if part is None else part.mul_(scale) for part in parts)

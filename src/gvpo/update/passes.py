@@ -1,8 +1,8 @@
-"""What the passes of an update are made of: the forwards of a batch, and the table that they fill.
+"""The parts of an update's passes: the forwards of a batch, and the table that they fill.
 
     groups of this rank ──cut──▶ micro-batches ──lay out──▶ run ──▶ rows of the table [B, T] ──combine──▶ rows of all
 
-With several ranks each runs as many forwards as the others, in case that these meet in them (DDP, FSDP2): a rank with
+With several ranks each runs as many forwards as the others, because they may meet in them (DDP, FSDP2): a rank with
 fewer micro-batches computes `IDLE` at the end, which goes to a row of its own that nobody reads.
 """
 
@@ -33,7 +33,7 @@ ONE_ROW = 1
 """A budget that no two rows share."""
 
 IDLE = Group([0], [Completion([0])])
-"""What a rank computes, to no effect, while another has a micro-batch more."""
+"""Group that a rank computes, to no effect, while another has one micro-batch more."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PlacedCalls:
         calls: of this rank's own rows, by their own numbers.
         row: [S] int64, the row of the batch.
         token: [S] int64, the place in that row.
-        idle: nobody reads what comes of it.
+        idle: nobody reads their scores.
     """
 
     calls: Calls
@@ -114,7 +114,7 @@ class Forwards:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """The attention that the layouts need, and routers that listen; backwards, too, belong inside."""
+        """Set up the attention that the layout needs, and routers that listen; backwards, too, belong inside."""
         routers = nullcontext() if self.routing is None else self.routing.installed()
         model = unwrap(self.model)
         linears = fast_linears(model, head=model.get_output_embeddings())
@@ -150,12 +150,12 @@ class Forwards:
         return replace(scores, weighted=scores.weighted + term)
 
     def router_term(self, placed: PlacedCalls) -> Tensor | None:
-        """The router loss's part of what to push with the layout that was run last; None if it has none."""
+        """Return the router loss's part of what to push with the calls that were run last; None if it has none."""
         term = None if placed.idle or self.routing is None else self.routing.term()
         return None if term is None else term * fsdp.gradient_scale(self.model)
 
     def experts(self) -> list[Experts | None]:
-        """The recorded experts of each row of the batch; None of other ranks' rows."""
+        """Return the recorded experts of each row of the batch, None for rows of other ranks."""
         found: list[Experts | None] = [None] * self.idle_row
         if self.routing is not None:
             for row, experts in zip(self.rows.tolist(), self.routing.experts(), strict=True):
@@ -168,11 +168,11 @@ class Forwards:
 
     @property
     def in_step(self) -> bool:
-        """Whether the ranks meet in each forward: then none may leave out one, nor tell of an error before the end."""
+        """True if the ranks meet in each forward: then none may leave one out, or report an error before the end."""
         return fsdp.communicates(self.model)
 
     def together(self) -> AbstractContextManager[None]:
-        """Where all ranks learn of an error on any."""
+        """Return a context at whose end all ranks learn of an error on any."""
         return nullcontext() if self.in_step else ranks.together()
 
 
@@ -211,7 +211,7 @@ class Table:
 
     @classmethod
     def of(cls, groups: Sequence[Group], forwards: Forwards) -> "Table":
-        """An empty table for the rows of all ranks.
+        """Return an empty table for the rows of all ranks.
 
         Raises:
             DataError: there is none.
@@ -240,7 +240,7 @@ class Table:
         return self.values.device
 
     def fill(self, placed: PlacedCalls, scores: TokenScores) -> None:
-        """Note a layout's scores."""
+        """Write the scores of a micro-batch."""
         self.values[0, placed.row, placed.token] = scores.logprobs.detach()
         self.values[1, placed.row, placed.token] = scores.entropy.detach()
 
@@ -249,17 +249,17 @@ class Table:
         ranks.sum_(self.values)
 
     def cut(self, values: Tensor) -> list[Tensor]:
-        """The rows of a [B, T] on the CPU, without padding."""
+        """Return the rows of values [B, T] on the CPU, without padding."""
         return [row[:length].clone() for row, length in zip(values.cpu(), self.lengths, strict=True)]
 
     def rows(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Log-probs and entropies of each row."""
+        """Return log-probs and entropies of each row."""
         return self.cut(self.logprobs), self.cut(self.values[1, :-1])
 
 
 @contextmanager
 def passes(model: nn.Module) -> Iterator[None]:
-    """What holds during the passes of an update: dropout off, and no weight cast by autocast before or kept after.
+    """Turn dropout off during the passes of an update, and let autocast reuse no weight cast before or after them.
 
     Inside the caller's autocast context torch would otherwise reuse casts of weights that a step has since changed.
     """

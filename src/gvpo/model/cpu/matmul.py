@@ -116,7 +116,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Return what a layer computes, differentiable.
 
     Args:
-        layer: of weight [out, in].
+        layer: a layer with weight [out, in].
         x: [..., in].
 
     Returns:

@@ -1,6 +1,6 @@
 """Attention of the shared layout: over the pairs that may see each other, and no others.
 
-A lane holds trees, one behind the other: a prompt and the completions that continue it.
+A lane contains trees, one after the other: a prompt and the completions that continue it.
 
              P P P P a a a b b
         P    ■                      prompt x itself          causal
@@ -35,13 +35,13 @@ TREES = "gvpo_trees"
 """The name of this attention among those of transformers, and of the keyword that brings the trees to it."""
 
 _NOT_DONE = ("softcap", "s_aux", "position_bias")
-"""What some architectures also want of attention, and this one does not do."""
+"""Keywords of attention that some architectures need, and that this one does not support."""
 _IMPLEMENTATION = "_attn_implementation_internal"
 
 
 @contextmanager
 def tree_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, `model(..., gvpo_trees=Forest)` attends over trees; its backward, which may recompute, belongs inside.
+    """Let `model(..., gvpo_trees=Forest)` attend over trees inside; its backward, which may recompute, belongs inside.
 
     Args:
         model: one of transformers whose attention goes through its `AttentionInterface`.
@@ -70,7 +70,7 @@ def attend(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of one layer, as transformers calls it.
+    """Compute the attention of one layer, as transformers calls it.
 
     Args:
         module: the layer.
@@ -79,7 +79,7 @@ def attend(
         value: [1, key heads, L, D].
         attention_mask: not looked at; the trees say who sees whom.
         dropout: must be 0.
-        scaling: of the scores; None: 1 / sqrt(D).
+        scaling: factor of the scores; None: 1 / sqrt(D).
         sliding_window: tokens that a query sees, itself included; None: all.
         others: must bring the `Forest`.
 
@@ -110,7 +110,7 @@ AttentionInterface.register(TREES, attend)
 
 
 def _check_window(module: nn.Module, window: int | None) -> None:
-    """Some architectures tell a layer's window by its mask alone; rows shorter than the window would not show it."""
+    """Refuse a layer whose window is told by its mask alone; rows shorter than the window would not show it."""
     config: Any = getattr(module, "config", None)
     expected = getattr(config, "sliding_window", None)
     if kinds := getattr(config, "layer_types", None):
@@ -130,14 +130,14 @@ def flex(
     *,
     compiled: bool = True,
 ) -> Tensor:
-    """The same by FlexAttention: one kernel over the blocks of the picture that are not empty.
+    """Compute the same by FlexAttention: one kernel over the blocks of the picture that are not empty.
 
     Args:
         query: [1, heads, L, D].
         key: [1, key heads, L, D].
         value: [1, key heads, L, D].
-        forest: of the lane.
-        scale: of the scores.
+        forest: trees of the lane.
+        scale: factor of the scores.
         window: tokens that a query sees.
         compiled: False computes every score, slowly; for tests without a GPU.
 

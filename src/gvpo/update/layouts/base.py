@@ -40,7 +40,7 @@ class Piece:
 
     Args:
         prompt: P token ids.
-        rows: at least one completion.
+        rows: completions, at least one.
     """
 
     prompt: Tokens

@@ -1,4 +1,4 @@
-"""Who sees whom in a lane of the shared layout: prompts, and the completions that continue them."""
+"""Who sees whom in a lane of `Trees`: prompts, and the completions that continue them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """Where a prompt and its completions lie in a lane.
+    """The places of a prompt and its completions in a lane.
 
     Args:
         start: the prompt's first place.

@@ -1,7 +1,7 @@
 """Shared prompts for models with a state: the prompt of a group runs once, and its cache is forked.
 
-A recurrent layer takes one token after the other, so no mask can hide a sibling from it. Completions are rows, then,
-and each goes on from what the prompt left: keys and values of attention, states of convolutions and recurrences.
+A recurrent layer takes one token after the other, so no mask can hide a sibling from it. So completions are rows, and
+each continues from what the prompt left: keys and values of attention, states of convolutions and recurrences.
 
     first call       │ P P P P │─┬─▶ a a a a        second call: rows of similar length, padded on the right
                                  ├─▶ b b b .
@@ -12,8 +12,8 @@ and each goes on from what the prompt left: keys and values of attention, states
 
 All calls of a micro-batch are one graph: the gradient of a row flows through the fork into the prompt's call, where the
 rows' gradients are summed. So one backward serves, and memory ends with the token budget: a group over it is cut into
-micro-batches, each with the prompt again. Prompts of one length share a micro-batch; others would need padding before
-their states.
+micro-batches, each with the prompt again. Prompts share a micro-batch if they have the same length; others would need
+padding before their states.
 
 transformers' own caches write states in place, which the backward of the call before would miss; a forked one does not.
 """
@@ -39,11 +39,11 @@ _CACHES = ("past_key_values", "cache_params")
 
 @dataclass(frozen=True)
 class Continuation:
-    """A call for n rows that go on from prompts.
+    """A call for n rows that continue prompts.
 
     Args:
         call: the rows' own tokens; the cache is missing from its inputs.
-        parent: [n] int64, the prompt that each row goes on from, of the m in the first call.
+        parent: [n] int64, the prompt that each row continues, of the m in the first call.
     """
 
     call: Call
@@ -52,7 +52,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class ForkedCalls:
-    """A micro-batch as calls: the prompts [m, P], then rows that go on from them.
+    """A micro-batch as calls: the prompts [m, P], then rows that continue them.
 
     `row` and `token` are those of all its tokens, call by call.
     """
@@ -141,7 +141,7 @@ def _cache_of(output: Any) -> tuple[str, Cache]:
 
 
 def _continued(prompts: Call, rows: Continuation, name: str, cache: Cache) -> Call:
-    """Return the call of rows that go on from the prompts' cache, the input called `name`."""
+    """Return the call of rows that continue from the prompts' cache, the input called `name`."""
     ids, (count, start) = rows.call.input_ids, prompts.input_ids.shape
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
     forked = _forked(cache, partial(_expand, count=count, parent=rows.parent))
@@ -179,7 +179,7 @@ def _convolved(states: dict[int, Tensor], inputs: Tensor, state_idx: int = 0, **
 
 
 def _passed(state: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-    """Return a recurrence's state after the rows unchanged: nothing goes on from it."""
+    """Return a recurrence's state after the rows unchanged: nothing continues from it."""
     return state
 
 

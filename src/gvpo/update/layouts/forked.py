@@ -1,6 +1,6 @@
 """How rows that fork from a prompt are put into the calls of a model: see the drawing in `fork_cache`.
 
-A micro-batch is one call for prompts of one length and calls for the rows that go on from them. Rows of similar length
+A micro-batch is one call for prompts of one length and calls for the rows that continue them. Rows of similar length
 go together, padded on the right: what follows a row's end is not scored and reaches nothing that is. A call has a fixed
 cost, so rows are cut where that saves more padding than a call is worth.
 
@@ -24,7 +24,7 @@ from gvpo.update.layouts.base import Call, MicroBatch, PackedRow, Piece, Tokens
 from gvpo.update.layouts.fork_cache import Continuation, ForkedCalls
 
 CALL_TOKENS = 128
-"""Tokens that one more call of a model is worth: its fixed cost, small beside a real prompt."""
+"""Tokens that one more call of a model is worth: its fixed cost, small compared with a real prompt."""
 
 _FEWEST = 2.0**40
 """Cost of a part, in tokens, at which rows are cut into as few parts as possible."""
@@ -35,7 +35,7 @@ _SHORTEST = 2
 
 @dataclass(frozen=True)
 class Forked:
-    """Prompts in one call, and rows in further calls that go on from forks of its cache.
+    """Prompts in one call, and rows in further calls that continue from forks of its cache.
 
     Args:
         call_tokens: tokens that a further call for the rows of a micro-batch is worth.

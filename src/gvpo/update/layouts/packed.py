@@ -1,4 +1,4 @@
-"""From groups to tokens: how prompts and completions lie in the micro-batches of an update.
+"""From groups to tokens: where prompts and completions are in the micro-batches of an update.
 
 A micro-batch is within the token budget. Two layouts, each one call of the model:
 

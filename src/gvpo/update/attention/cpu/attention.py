@@ -13,7 +13,7 @@ A part is one call: rows of queries, each with its row of keys.
                  □ □ ■
                  □ □ ■ ■
 
-Short and own parts hold each place once; a cross part is joined to what they found.
+Short and own parts contain each place once; a cross part is joined to what they found.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,14 +40,14 @@ PIECE = 256
 
 
 def on_cpu(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float, window: int | None) -> Tensor:
-    """Attention over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
+    """Attend over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
 
     Args:
         query: [1, heads, L, D].
         key: [1, key heads, L, D]; each serves heads / key heads of the query's.
         value: [1, key heads, L, D].
-        forest: of the lane.
-        scale: of the scores.
+        forest: trees of the lane.
+        scale: factor of the scores.
         window: tokens that a query sees, itself included; None: all.
 
     Returns:
@@ -110,7 +110,7 @@ class _Part:
             lane += share
 
     def _run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part alone."""
+        """Return output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part alone."""
         q, k, v = self._places((query, key, value))
         if self._by_products(q, k):
             found, logs = products.attend(q[0], k[0], v[0], scale)
@@ -123,7 +123,7 @@ class _Part:
     def _run_back(
         self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
     ) -> Sequence[Tensor]:
-        """Gradients of the rows of query, key and value, given output and log-sum-exp of the whole softmax."""
+        """Return gradients of the rows of query, key and value, given output and log-sum-exp of the whole softmax."""
         q, k, v = self._places((query, key, value))
         g, o, logs = (self.queries.of(each) for each in (gradient, out, lse))
         if self._by_products(q, k):
@@ -135,7 +135,7 @@ class _Part:
         return found
 
     def _places(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Its rows of query, key and value."""
+        """Return its rows of query, key and value."""
         query, key, value = values
         return self.queries.of(query), self.keys.of(key), self.keys.of(value)
 
@@ -153,7 +153,7 @@ class _Parts:
 
     @classmethod
     def of(cls, forest: Forest, window: int | None, query: Tensor) -> "_Parts":
-        """Those of a lane; layers that are alike share them."""
+        """Return the parts of a lane; layers that are alike share them."""
         halve = has_fast(query)
         key = "parts", window, query.dtype, halve
         if key not in forest.made:
@@ -187,7 +187,7 @@ def _square(seen: LaneRow, looking: LaneRow) -> _Part:
 
 
 def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
-    """All completions of a tree with as much of its prompt as any of them sees."""
+    """Yield the part of all completions of a tree with as much of its prompt as any of them sees."""
     seen = tree.prompt if window is None else min(tree.prompt, window - 1)
     queries = Strip(tree.start + tree.prompt, 1, sum(tree.rows))
     if queries.length > 0 and seen > 0:
@@ -196,7 +196,7 @@ def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterat
 
 
 def _band(length: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Who sees whom in a row, where a window cuts: the last `window` tokens, itself included."""
+    """Return who sees whom in a row, where a window cuts: the last `window` tokens, itself included."""
     if window is None or length <= window:
         return None
     places = torch.arange(length)
@@ -205,7 +205,7 @@ def _band(length: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _reach(tree: Tree, seen: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Which of the last `seen` tokens of the prompt a completion still sees, where a window cuts."""
+    """Return which of the last `seen` tokens of the prompt a completion still sees, where a window cuts."""
     if window is None or tree.prompt + max(tree.rows) <= window:
         return None
     ahead = torch.cat([torch.arange(length) for length in tree.rows])
@@ -213,7 +213,7 @@ def _reach(tree: Tree, seen: int, window: int | None, dtype: torch.dtype) -> Ten
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Finite where hidden, so that a query that sees nothing gets a part of weight 0, not NaN."""
+    """Return a mask that is finite where hidden, so that a query that sees nothing gets weight 0 and not NaN."""
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
@@ -250,7 +250,7 @@ class _Attention(Function):
 
 
 def _zeros(values: Tensor) -> Tensor:
-    """[heads, L, D] that lie in memory as [L, heads, D], as what the projections give."""
+    """Return zeros [heads, L, D] that are [L, heads, D] in memory, as what the projections give."""
     return torch.zeros_like(values.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
 
 

@@ -23,26 +23,26 @@ from gvpo.model.cpu.matmul import has_fast, product
 from gvpo.model.matmul import slices
 
 BLOCK_ELEMENTS = 2**20
-"""Scores that exist at a time: enough for the products, and nearly what a cache holds."""
+"""Scores that exist at a time: enough for the products, and nearly what fits a cache."""
 
 FEWEST_KEYS, FEWEST_SCORES = 128, 2**17
-"""Of a product; below either, the flash kernel is about as fast or faster."""
+"""Sizes of a product below which the flash kernel is about as fast or faster."""
 
 
 def gains(query: Tensor, key: Tensor) -> bool:
-    """Whether this is the faster way for query [heads, L, D] and key [key heads, S, D]."""
+    """Return whether this is the faster way for query [heads, L, D] and key [key heads, S, D]."""
     shared, keys = len(query) // len(key), key.shape[1]
     return keys >= FEWEST_KEYS and shared * query.shape[1] * keys >= FEWEST_SCORES and has_fast(query, key)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of every query on every key.
+    """Attend with every query to every key.
 
     Args:
         query: [heads, L, D].
         key: [key heads, S, D].
         value: [key heads, S, E].
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         Output [heads, L, E] and the log-sum-exp [heads, L] of the scores.
@@ -77,7 +77,7 @@ def powers_(scores: Tensor) -> tuple[Tensor, Tensor]:
 def attend_back(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attend`, also where it is a part of a larger softmax.
+    """Return the gradients of `attend`, also where it is a part of a larger softmax.
 
     Args:
         gradient: [heads, L, E] of the output.
@@ -86,7 +86,7 @@ def attend_back(
         value: [key heads, S, E].
         out: [heads, L, E] of the whole softmax.
         lse: [heads, L] of the whole softmax.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         Those of query, key and value.
@@ -109,12 +109,12 @@ def attend_back(
 
 
 def _shared(values: Tensor, key: Tensor) -> Tensor:
-    """[key heads, heads / key heads * L, ...] of [heads, L, ...]: the rows that see the same keys."""
+    """Return [key heads, heads / key heads * L, ...] of [heads, L, ...]: the rows that see the same keys."""
     return values.reshape(len(key), -1, *values.shape[2:]).contiguous()
 
 
 def _powers(key: Tensor, scale: float) -> Tensor:
-    """The keys so scaled that their scores are exponents of 2."""
+    """Scale the keys so that their scores are exponents of 2."""
     return key.contiguous() * (scale / math.log(2))
 
 

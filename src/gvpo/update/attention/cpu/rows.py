@@ -1,4 +1,4 @@
-"""The rows of a lane: its prompts and completions, where they lie and how they are cut and bundled."""
+"""The rows of a lane: its prompts and completions, where they are and how they are cut and bundled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class LaneRow(NamedTuple):
     length: int
 
     def pieces(self, least: int) -> list["LaneRow"]:
-        """What is left of it when it is halved as long as halves have `least` tokens."""
+        """Return what is left of it when it is halved as long as halves have `least` tokens."""
         return [piece for half in self._halves(least) for piece in half.pieces(least)] or [self]
 
     def cuts(self, least: int) -> Iterator[tuple["LaneRow", "LaneRow"]]:
-        """All first and second halves: of the row, of its halves, and so on."""
+        """Yield all first and second halves: of the row, of its halves, and so on."""
         if halves := self._halves(least):
             yield halves[0], halves[1]
         for half in halves:
@@ -35,7 +35,7 @@ class LaneRow(NamedTuple):
 
 
 def rows_of(tree: Tree) -> Iterator[LaneRow]:
-    """The prompt, then each completion, also where one is empty."""
+    """Yield the prompt, then each completion, also where one is empty."""
     start = tree.start
     for length in (tree.prompt, *tree.rows):
         yield LaneRow(start, length)
@@ -44,7 +44,7 @@ def rows_of(tree: Tree) -> Iterator[LaneRow]:
 
 @dataclass(frozen=True)
 class Strip:
-    """`count` rows of `length` places, one behind the other from `start` on."""
+    """`count` rows of `length` places, one after the other from `start` on."""
 
     start: int
     count: int
@@ -52,13 +52,13 @@ class Strip:
 
     @classmethod
     def of_rows(cls, rows: list[LaneRow]) -> Iterator["Strip"]:
-        """As few as hold all rows: those of a length that follow each other without a gap share one."""
+        """Yield as few strips as contain all rows: those of the same length without a gap between them share one."""
         for _, run in groupby(enumerate(rows), lambda each: (each[1].length, each[1].start - each[0] * each[1].length)):
             alike = [row for _, row in run]
             yield cls(alike[0].start, len(alike), alike[0].length)
 
     def of(self, values: Tensor) -> Tensor:
-        """A view [count, heads, length, ...] of [heads, L, ...]."""
+        """Return a view [count, heads, length, ...] of [heads, L, ...]."""
         end = self.start + self.count * self.length
         heads, _, *size = values.shape
         return values[:, self.start : end].view(heads, self.count, self.length, *size).transpose(0, 1)

@@ -62,7 +62,7 @@ class ShortRows:
 
     @classmethod
     def of_rows(cls, rows: list[Behind], window: int | None, dtype: torch.dtype) -> Iterator["ShortRows"]:
-        """All rows that are not empty, in as few as padding allows."""
+        """Yield all rows that are not empty, in as few batches as padding allows."""
         rows = sorted((each for each in rows if each.row.length > 0), key=lambda each: -each.row.length)
         while rows:
             yield cls._of_alike([each for each in rows if _alike(each, rows[0])], window, dtype)
@@ -91,7 +91,7 @@ class ShortRows:
             query: [heads, L, D].
             key: [key heads, L, D].
             value: [key heads, L, E].
-            scale: of the scores.
+            scale: factor of the scores.
         """
         at = self._indices(len(query), len(key))
         queries, keys, values = _take(query, at.queries), _take(key, at.keys), _take(value, at.keys)
@@ -126,7 +126,7 @@ class ShortRows:
             value: [key heads, L, E].
             out: [heads, L, E].
             lse: [heads, L].
-            scale: of the scores.
+            scale: factor of the scores.
         """
         at = self._indices(len(query), len(key))
         queries, keys, values = _take(query, at.queries), _take(key, at.keys), _take(value, at.keys)
@@ -157,7 +157,7 @@ class ShortRows:
 
 @dataclass(frozen=True, eq=False)
 class _Indices:
-    """Where the rows lie among [L x heads], for so many heads.
+    """The places of the rows in [L x heads], for a number of heads.
 
     Args:
         queries: [R, key heads, heads / key heads, C].
@@ -194,12 +194,12 @@ def _alike(one: Behind, other: Behind) -> bool:
 
 
 def _tokens(lane: Tensor) -> Tensor:
-    """[L x heads, ...] of [heads, L, ...]; a view where one token's heads lie side by side."""
+    """Return [L x heads, ...] of [heads, L, ...]; a view where one token's heads are side by side."""
     return lane.transpose(0, 1).flatten(0, 1)
 
 
 def _take(lane: Tensor, index: Tensor) -> Tensor:
-    """A copy [*index, ...] of [heads, L, ...]."""
+    """Copy [*index, ...] out of [heads, L, ...]."""
     return _tokens(lane).index_select(0, index.flatten()).view(*index.shape, *lane.shape[2:])
 
 
