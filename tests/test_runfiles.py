@@ -237,6 +237,23 @@ def test_rollout_file_has_the_documented_schema(tmp_path):
     assert types["sampler_logprobs"] == "list<element: float>"
 
 
+def test_a_file_without_a_schema_version_is_of_the_first_and_a_newer_one_is_refused(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "step-000001.parquet"
+    runfiles.write_rollouts(path, [ROW])
+    table = parquet.read_table(path)
+    assert table.schema.metadata[b"gvpo.rollout_schema"] == b"1"
+    parquet.write_table(table.replace_schema_metadata(None), path)
+    assert runfiles.read_rollouts(path)[0].text == ROW.text
+    for version in ("2", "next"):
+        parquet.write_table(table.replace_schema_metadata({"gvpo.rollout_schema": version}), path)
+        with pytest.raises(
+            RunError, match=f"has version {version} of the rollout files, and this gvpo reads .* up to 1"
+        ):
+            runfiles.rollout_table(path, ["reward"])
+
+
 def test_some_columns(tmp_path):
     path = tmp_path / "step-000001.parquet"
     runfiles.write_rollouts(path, [ROW])

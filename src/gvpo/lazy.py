@@ -34,6 +34,12 @@ def exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[],
     return sorted(homes), load, lambda: sorted({*vars(module), *homes})
 
 
+def named(target: str) -> Any:
+    """Import what "module:name" names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def _imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Yield each name that is imported under `if TYPE_CHECKING`, and the module that defines it."""
     for block in tree.body:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.errors import RunError, one_line
-from gvpo.types import FloatSequence
+from gvpo.types import FinishReason, FloatSequence
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -59,7 +59,7 @@ class RolloutRow:
         sampler_logprobs: C log-probs that the sampler reported.
         entropy: C entropies (nats) of the policy's next-token distributions.
         mask: C values, 1 on scored tokens; None is all ones.
-        finish_reason: "stop" or "length".
+        finish_reason: why it ended.
         source: where the completion comes from: "live", "demonstration", a file's name, ...
         version: the rollout step of the policy that sampled it.
         columns: the problem's other columns.
@@ -83,7 +83,7 @@ class RolloutRow:
     sampler_logprobs: FloatSequence | None = None
     entropy: FloatSequence | None = None
     mask: FloatSequence | None = None
-    finish_reason: str = "stop"
+    finish_reason: FinishReason = "stop"
     source: str = "live"
     version: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +101,10 @@ _ARROW_TYPES = {
     ),
 }
 _JSON_COLUMNS = ("reward_parts", "columns")
+
+ROLLOUT_SCHEMA = 1
+"""Version of the columns of rollout files. It is in a file's metadata; a file without one is of version 1."""
+_SCHEMA_KEY = b"gvpo.rollout_schema"
 
 
 def step_name(step: int) -> str:
@@ -367,6 +371,7 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
         raise RunError(
             f"cannot read rollouts {path}: {one_line(error)}; remove the file, the run can do without"
         ) from error
+    _require_known_schema(path, table.schema.metadata or {})
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table
@@ -385,7 +390,17 @@ def _schema() -> Any:
         "list<int32>": pa.list_(pa.int32()),
         "list<float32>": pa.list_(pa.float32()),
     }
-    return pa.schema([(name, types[kind]) for name, kind in _ARROW_TYPES.items()])
+    columns = [(name, types[kind]) for name, kind in _ARROW_TYPES.items()]
+    return pa.schema(columns, metadata={_SCHEMA_KEY: str(ROLLOUT_SCHEMA).encode()})
+
+
+def _require_known_schema(path: Path, metadata: Mapping[bytes, bytes]) -> None:
+    version = metadata.get(_SCHEMA_KEY, b"1").decode(errors="replace")
+    if not version.isdecimal() or int(version) > ROLLOUT_SCHEMA:
+        raise RunError(
+            f"{path} has version {version} of the rollout files, and this gvpo reads versions up to {ROLLOUT_SCHEMA}; "
+            "read it with the gvpo that wrote it, or a newer one"
+        )
 
 
 def _cell(name: str, value: Any) -> Any:

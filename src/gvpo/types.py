@@ -5,7 +5,7 @@ Problem ──sample──▶ Completion × k ──reward──▶ Group ──
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from gvpo.errors import DataError
 
@@ -15,8 +15,17 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """A prompt as users write it: text, or a list of chat messages."""
 
-FinishReason = Literal["stop", "length"]
-"""Why sampling ended: a stop token was drawn, or the maximum length was reached."""
+FinishReason = Literal["stop", "length", "turns", "context", "abort"]
+"""Why a completion ended:
+
+- `stop`: with a token or a text that ends an answer.
+- `length`: it reached the maximum number of tokens, or filled the model's context.
+- `turns`: it reached the maximum number of turns.
+- `context`: the environment's next text did not fit into the model's context.
+- `abort`: the sampling engine gave it up. It is a fragment that the policy did not end, and is never trained on.
+"""
+
+FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 
 class FloatSequence(Protocol):
@@ -55,7 +64,7 @@ class Completion:
         experts: where each token went in a mixture of experts, as `gvpo.score(..., routing="watch")` found it.
         extras: further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: the decoded completion.
-        finish_reason: "stop" or "length".
+        finish_reason: why it ended.
         source: where it comes from: "live", "demonstration", a file's name, ...
         version: the rollout step of the policy that sampled it.
 

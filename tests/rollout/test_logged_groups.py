@@ -16,6 +16,7 @@ from gvpo.rollout.sources.live import LiveSource
 from gvpo.runfiles import to_json
 from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
+from gvpo.types import FINISH_REASONS
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import config, encoded, model, share, tokenizer
 
@@ -49,6 +50,13 @@ def test_a_completion_that_was_cut_gets_no_end_token_and_one_that_has_it_no_seco
     (one,) = read({**ROW, "completions": ["11", "2" + end], "finish_reasons": ["length", None]})
     assert [row.tokens for row in one.group.completions] == [ids("11"), [*ids("2"), END]]
     assert [row.finish_reason for row in one.group.completions] == ["length", "stop"]
+
+
+def test_every_finish_reason_is_read_and_only_a_stop_gets_an_end_token():
+    completions, rewards = [str(place) for place in range(5)], [1.0] * 5
+    (one,) = read({**ROW, "completions": completions, "rewards": rewards, "finish_reasons": list(FINISH_REASONS)})
+    assert [row.finish_reason for row in one.group.completions] == ["stop", "length", "turns", "context", "abort"]
+    assert [row.tokens[-1] == END for row in one.group.completions] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(

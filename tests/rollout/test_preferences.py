@@ -39,6 +39,13 @@ def test_the_best_is_chosen_and_only_worse_answers_are_negatives():
     assert rollout.problems[0].prompt == "1"
 
 
+def test_an_aborted_answer_is_neither_chosen_nor_a_negative():
+    row = {"prompt": "1", "completions": ["1", "2", "3"], "rewards": [1.0, 0.5, 0.0]}
+    record = {**row, "finish_reasons": ["abort", "stop", "stop"]}
+    groups = comparisons(logged_groups(config(), tokenizer(), [record], source="data"), scores_differ=True)
+    assert texts(source(groups).rollout(1).groups[0]) == [("2", "chosen"), ("3", "strong")]
+
+
 def test_the_same_answer_twice_counts_once():
     groups = comparisons(read(("1", ["1", "1", "2"], [1.0, 0.0, 0.5])), scores_differ=True)
     assert texts(source(groups).rollout(1).groups[0]) == [("1", "chosen"), ("2", "strong")]

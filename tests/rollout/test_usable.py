@@ -1,7 +1,9 @@
 """Which rows of a rollout can be trained on."""
 
+import pytest
+
 from gvpo.rollout.usable import usable
-from gvpo.types import Completion, Group
+from gvpo.types import FINISH_REASONS, Completion, Group
 
 
 def group(*rewards: float | None) -> Group:
@@ -22,3 +24,12 @@ def test_an_objective_that_compares_nothing_keeps_groups_of_one():
 
 def test_without_rewards_every_row_is_used():
     assert [entry.rows for entry in usable([group(None)], rewarded=False, at_least=1)] == [(0,)]
+
+
+@pytest.mark.parametrize("rewarded", [True, False])
+def test_an_aborted_row_is_never_trained_on_whatever_its_reward(rewarded: bool):
+    rows = [Completion([place], 1.0, finish_reason=reason) for place, reason in enumerate(FINISH_REASONS)]
+    (kept,) = usable([Group([1], rows)], rewarded=rewarded, at_least=1)
+    assert [row.finish_reason for row in kept.group.completions] == ["stop", "length", "turns", "context"]
+    aborted = Group([1], [rows[-1], rows[-1], rows[0]])
+    assert usable([aborted], rewarded=rewarded, at_least=2) == []

@@ -1,5 +1,7 @@
 """Engines by name, stop texts, and what tells weights apart."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from gvpo.errors import ConfigError
 from gvpo.evaluation.templates import STOPS_OF_A_FUNCTION
 from gvpo.model.model import save_model
 from gvpo.model.weight_files import weights_fingerprint
-from gvpo.sampling import Request, SamplingParams
+from gvpo.sampling import Request, SamplingParams, StreamingSampler, UpdatableSampler
 from gvpo.sampling.engines import ENGINES, EngineOptions, open_engine
 from gvpo.sampling.stops import StopTexts
 from gvpo.sampling.transformers import TransformersSampler
@@ -36,6 +38,65 @@ def test_an_unknown_engine_names_the_nearest():
     with pytest.raises(ConfigError, match="there is no engine 'transformer'; did you mean 'transformers'"):
         open_engine("transformer", "", tokenizer())
     assert "transformers" in ENGINES
+
+
+ECHO = '''
+from gvpo.types import Completion
+
+class Echo:
+    """Answers with the prompt; its weights are a version number."""
+
+    def __init__(self):
+        self.version = 0
+
+    def sample(self, requests, params, *, seed, step):
+        return [[self.row(request)] * params.group_size for request in requests]
+
+    def stream(self, requests, params, *, seed, step):
+        for place in reversed(range(len(requests))):
+            yield place, [self.row(requests[place])] * params.group_size
+
+    def update(self, weights, version):
+        self.version = version
+
+    def row(self, request):
+        tokens = list(request.prompt)
+        return Completion(tokens, sampler_logprobs=[0.0] * len(tokens), text="", version=self.version)
+
+def open_sampler(model, tokenizer, options):
+    return Echo()
+'''
+
+
+def test_an_engine_of_ones_own_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "echo_engine.py").write_text(ECHO)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENGINES, "echo", "echo_engine:open_sampler")
+    sampler = open_engine("echo", "", tokenizer())
+    requests, params = [Request("a", (1, 2)), Request("b", (3,))], SamplingParams(group_size=2)
+    assert [len(rows) for rows in sampler.sample(requests, params, seed=0, step=1)] == [2, 2]
+    assert isinstance(sampler, StreamingSampler)
+    assert [(place, rows[0].tokens) for place, rows in sampler.stream(requests, params, seed=0, step=1)] == [
+        (1, [3]),
+        (0, [1, 2]),
+    ]
+    assert isinstance(sampler, UpdatableSampler)
+    sampler.update([], version=7)
+    assert sampler.sample(requests, params, seed=0, step=1)[0][0].version == 7
+    with pytest.raises(ConfigError, match="did you mean 'echo'"):
+        open_engine("ech", "", tokenizer())
+
+
+def test_the_transformers_sampler_claims_neither_to_stream_nor_to_keep_weights_of_its_own():
+    own = TransformersSampler(model(), tokenizer())
+    assert not isinstance(own, StreamingSampler)
+    assert not isinstance(own, UpdatableSampler)
+
+
+def test_the_table_of_engines_loads_no_torch():
+    code = "import sys, gvpo.sampling.engines as e; e.check_engine('transformers'); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_weights_are_told_from_other_weights(tmp_path: Path):

@@ -5,11 +5,11 @@ This table loads no torch, so settings can be checked and documented without it.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from gvpo import lazy
 from gvpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class ObjectiveSpec:
 
     def load(self) -> "Callable[..., ObjectiveOutput]":
         """Import the function."""
-        module, _, name = self.function.partition(":")
-        function: Callable[..., ObjectiveOutput] = getattr(importlib.import_module(module), name)
+        function: Callable[..., ObjectiveOutput] = lazy.named(self.function)
         return function
 
     def takes(self, setting: str) -> bool:

@@ -11,14 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gvpo import runfiles
 from gvpo.data.preferences import as_group, per_completion
 from gvpo.data.records import are_token_ids, numbered, problems_from_records
 from gvpo.errors import DataError
 from gvpo.messages import answer_text, unicode_text
-from gvpo.types import Completion, FinishReason, Group, Problem, Verdict
+from gvpo.types import FINISH_REASONS, Completion, FinishReason, Group, Problem, Verdict
 
 LOG_ALLOWED = "log_allowed"
 """What a sampler with an exclusion calls the log P(allowed) of a completion; -inf becomes null in the file."""
@@ -227,10 +227,9 @@ def _checked_ids(ids: Sequence[int]) -> list[int]:
 
 
 def _finish_reason(value: Any) -> FinishReason:
-    known: tuple[FinishReason, ...] = get_args(FinishReason)
     if value is None:
         return "stop"
-    for reason in known:
+    for reason in FINISH_REASONS:
         if value == reason:
             return reason
     raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a completion that was cut")

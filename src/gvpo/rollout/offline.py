@@ -17,6 +17,7 @@ from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.model import context_length, vocabulary_size
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
 from gvpo.rollout.preferences import comparisons
+from gvpo.rollout.usable import is_usable
 from gvpo.types import Group
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -
 
 
 def _rewarded(logged: LoggedGroup) -> int:
-    return sum(row.reward is not None for row in logged.group.completions)
+    return sum(map(is_usable, logged.group.completions))
 
 
 def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int | None) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from gvpo import notices
 from gvpo.errors import DataError
 from gvpo.rollout.logged_groups import LoggedGroup
+from gvpo.rollout.usable import is_usable
 from gvpo.sampling.noise import noise_key
 from gvpo.types import Completion, Group
 
@@ -70,7 +71,7 @@ def _different(logged: LoggedGroup) -> LoggedGroup:
     seen: set[tuple[int, ...]] = set()
     rows = []
     for row in logged.group.completions:
-        if row.reward is not None and tuple(row.tokens) not in seen:
+        if is_usable(row) and tuple(row.tokens) not in seen:
             seen.add(tuple(row.tokens))
             rows.append(row)
     return dataclasses.replace(logged, group=dataclasses.replace(logged.group, completions=rows))

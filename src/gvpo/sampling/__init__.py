@@ -1,5 +1,21 @@
 """Draw completions: the protocol, its settings and noise. `gvpo.sampling.transformers` samples with transformers."""
 
-from gvpo.sampling.base import Request, Sampler, SamplingParams, ratio_warning, support_warning
+from gvpo.sampling.base import (
+    Request,
+    Sampler,
+    SamplingParams,
+    StreamingSampler,
+    UpdatableSampler,
+    ratio_warning,
+    support_warning,
+)
 
-__all__ = ["Request", "Sampler", "SamplingParams", "ratio_warning", "support_warning"]
+__all__ = [
+    "Request",
+    "Sampler",
+    "SamplingParams",
+    "StreamingSampler",
+    "UpdatableSampler",
+    "ratio_warning",
+    "support_warning",
+]

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gvpo.errors import ConfigError
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.types import Completion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ class Request:
 
 
 class Sampler(Protocol):
-    """Draws completions from a policy."""
+    """Draws completions from a policy.
+
+    A sampler that can give groups as they finish is also a `StreamingSampler`, and one that keeps a copy of the weights
+    is also an `UpdatableSampler`. It has those methods only if it does what they say.
+    """
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
@@ -76,7 +83,51 @@ class Sampler(Protocol):
             step: the rollout's number; with the seed, a prompt's id and the row it fixes the noise.
 
         Returns:
-            For each request its rows: text decoded, sampler log-probs set, no reward yet, version `step`.
+            For each request its rows. Each row has its tokens (the stop token included), its text, one log-prob in nats
+            per token of the full distribution, and why it ended. It has no reward yet. Its version is `step`, or that
+            of the newest `update`.
+
+        Raises:
+            DataError: a prompt is empty or leaves no room in the model's context, or two requests have the same id.
+            ModelError: the model cannot be sampled.
+            ConfigError: the engine cannot draw as `params` say.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingSampler(Sampler, Protocol):
+    """Gives each group when all of its rows are drawn, so that rewards need not wait for the slowest group."""
+
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Draw what `sample` draws with the same arguments, and yield it as it is finished.
+
+        Yields:
+            The position of a request in `requests`, and its rows in order. Each request comes once, in any order.
+
+        Raises:
+            GvpoError: as `sample`. Groups that were yielded before stay valid.
+        """
+        ...
+
+
+@runtime_checkable
+class UpdatableSampler(Sampler, Protocol):
+    """Keeps a copy of the policy's weights, which an `update` replaces."""
+
+    def update(self, weights: "Iterable[tuple[str, Tensor]]", version: int) -> None:
+        """Replace the weights. On return, everything that is drawn is drawn from the new ones, with no older cache.
+
+        Args:
+            weights: name and tensor of each entry of the policy's `state_dict()`, tied ones included; whole tensors,
+                also where ranks hold parts. They may be read during the call only.
+            version: number of completed training steps of the policy that the weights belong to; no smaller than the
+                last one. Rows that are drawn from now on have this version.
+
+        Raises:
+            ModelError: a name is unknown or missing, or a shape differs. The sampler must not be used afterwards.
         """
         ...
 

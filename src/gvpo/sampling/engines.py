@@ -1,12 +1,13 @@
 """Sampling engines by name: what a command line or a recipe calls them, and how they are opened.
 
-An engine is imported when it is opened. Another one is a function in `ENGINES` that gives a `Sampler`.
+An engine is one module with a function that returns a `Sampler`, and one line in `ENGINES`. The module is imported when
+the engine is opened, so this one loads neither torch nor the engine's package (docs/internals/adding.md).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gvpo import lazy
 from gvpo.errors import ConfigError
 from gvpo.nearest import did_you_mean
 from gvpo.sampling.base import Sampler
@@ -31,10 +32,16 @@ class EngineOptions:
     tokens_per_batch: int = 65_536
 
 
+ENGINES = {
+    "transformers": "gvpo.sampling.transformers:open_sampler",
+}
+"""By name: "module:function" that opens the engine, called with model, tokenizer and `EngineOptions`."""
+
+
 def open_engine(
     name: str, model: str, tokenizer: "PreTrainedTokenizerBase", options: EngineOptions | None = None
 ) -> Sampler:
-    """A sampler of a model.
+    """Return a sampler of a model.
 
     Args:
         name: a key of `ENGINES`.
@@ -47,33 +54,16 @@ def open_engine(
         ModelError: the model cannot be loaded.
     """
     check_engine(name)
-    return ENGINES[name](model, tokenizer, options or EngineOptions())
+    sampler: Sampler = lazy.named(ENGINES[name])(model, tokenizer, options or EngineOptions())
+    return sampler
 
 
 def check_engine(name: str) -> None:
-    """Nothing, if there is an engine of that name.
+    """Raise an error if there is no engine of that name.
 
     Raises:
-        ConfigError: there is none; the nearest is named.
+        ConfigError: there is none; the message suggests the nearest name.
     """
     if name not in ENGINES:
         hint = did_you_mean(name, ENGINES, f"choose one of {', '.join(ENGINES)}")
         raise ConfigError(f"there is no engine {name!r}{hint}")
-
-
-def _transformers(model: str, tokenizer: "PreTrainedTokenizerBase", options: EngineOptions) -> Sampler:
-    import torch
-
-    from gvpo.model.model import load_model
-    from gvpo.sampling.transformers import TransformersSampler
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = options.dtype == "bfloat16" or (options.dtype == "auto" and device != "cpu")
-    loaded = load_model(model, dtype=torch.bfloat16 if half else torch.float32, device=device)
-    return TransformersSampler(loaded, tokenizer, tokens_per_batch=options.tokens_per_batch)
-
-
-ENGINES: dict[str, Callable[[str, "PreTrainedTokenizerBase", EngineOptions], Sampler]] = {
-    "transformers": _transformers,
-}
-"""By name: how an engine is opened."""

@@ -21,10 +21,11 @@ from gvpo.errors import DataError, ModelError
 from gvpo.model import endings
 from gvpo.model.known_tokens import restrict
 from gvpo.model.matmul import fast_linears
-from gvpo.model.model import context_length, vocabulary_size
+from gvpo.model.model import context_length, load_model, vocabulary_size
 from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import DecodingRow, decode
+from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.transformers import compile_exclusion
@@ -171,6 +172,18 @@ class TransformersSampler:
     def _without_end(self, tokens: list[int]) -> list[int]:
         """Return the tokens of the text: the template's end is none of them, even if the tokenizer does not skip it."""
         return tokens[:-1] if tokens[-1] == self.ending.written else tokens
+
+
+def open_sampler(model: str, tokenizer: PreTrainedTokenizerBase, options: EngineOptions) -> TransformersSampler:
+    """Load a model and return its sampler: what `ENGINES` names.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = options.dtype == "bfloat16" or (options.dtype == "auto" and device != "cpu")
+    loaded = load_model(model, dtype=torch.bfloat16 if half else torch.float32, device=device)
+    return TransformersSampler(loaded, tokenizer, tokens_per_batch=options.tokens_per_batch)
 
 
 @dataclass(frozen=True)
