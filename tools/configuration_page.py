@@ -20,10 +20,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python tools/configuration_page.py` from src/gvpo/config/settings.py; change the settings there. -->
+<!-- Written by `python tools/configuration_page.py` from src/gvpo/config/sections.py; change the settings there. -->
 
-A recipe is TOML in the sections below, and names only what differs from the defaults. The same settings are flat in
-Python. A field's name is its key, with the section in front where the key alone would be ambiguous:
+A recipe is TOML in the sections below and contains only the settings that differ from the defaults. In Python the same
+settings have no sections. The name of a field is its key, prefixed with the section if the key alone is ambiguous:
 
 | Recipe | Command line | Python |
 |---|---|---|
@@ -31,19 +31,19 @@ Python. A field's name is its key, with the section in front where the key alone
 | `[objective]` `beta = 0.2` | `objective.beta=0.2` | `TrainConfig(beta=0.2)` |
 | `[checkpoint]` `every = 50` | `checkpoint.every=50` | `TrainConfig(checkpoint_every=50)` |
 
-- On the command line a value is TOML where it can be (`eval.greedy=false`, `rewards.funcs=["gsm8k"]`), and text where
-  it cannot (`run.dir=runs/a`).
-- `extends = "other.toml"` at the top of a recipe takes the rest from a recipe beside it.
-- The command line goes over the recipe, the recipe over the one that it extends. A layer that names another objective
-  leaves the keywords of the one below behind.
-- A misspelt key is an error that names the nearest one.
+- On the command line a value is parsed as TOML (`eval.greedy=false`, `rewards.funcs=["gsm8k"]`), or taken as text if it
+  is not valid TOML (`run.dir=runs/a`).
+- `extends = "other.toml"` at the top of a recipe inherits from a recipe in the same folder.
+- Command-line settings override the recipe, and the recipe overrides the one that it extends. A layer that names
+  another objective drops the objective keywords of the layers below.
+- A misspelled key is an error that suggests the closest key.
 """
 
 KEYWORDS = """\
 ### Keywords by objective
 
-What the keywords above are where they are left out; empty where the objective does not take them, and setting one there
-is an error. With the `constant` reduction a `max_length` of None is `sampling.max_tokens`.
+This table contains the default of each keyword per objective. An empty cell means that the objective does not accept
+the keyword; setting it is an error. With the reduction `constant`, a `max_length` of None means `sampling.max_tokens`.
 """
 
 _PLAIN: dict[Any, str] = {
@@ -59,7 +59,7 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([INTRODUCTION, *map(_section, SECTIONS)])
 
 
@@ -68,7 +68,7 @@ def _section(name: str) -> str:
     about = (model.__doc__ or "").partition("] ")[2]
     keys = {field: dotted for dotted, field in FIELDS.items()}
     rows = [_row(keys[field], field, info) for field, info in model.model_fields.items()]
-    table = ["| Key | In Python | Value | Default | What it is |", "|---|---|---|---|---|", *rows]
+    table = ["| Key | In Python | Value | Default | Description |", "|---|---|---|---|---|", *rows]
     more = [KEYWORDS, *_keyword_table(), ""] if name == "objective" else []
     return "\n".join([f"## [{name}]", "", about, "", *table, "", *more])
 
@@ -79,7 +79,7 @@ def _row(dotted: str, field: str, info: FieldInfo) -> str:
 
 
 def _value(info: FieldInfo) -> str:
-    """What may stand there: its type and its bounds."""
+    """Return the type and the bounds of a setting."""
     return ", ".join([_kind(info.annotation), *_bounds(info)])
 
 
@@ -116,7 +116,7 @@ def _default(field: str, info: FieldInfo) -> str:
 
 
 def _keyword_table() -> Iterator[str]:
-    """A row a keyword, a column an objective."""
+    """Yield one row per keyword, with one column per objective."""
     names = sorted(OBJECTIVES)
     yield "| Keyword | " + " | ".join(f"[`{name}`](objectives/{name}.md)" for name in names) + " |"
     yield "|---" * (len(names) + 1) + "|"
@@ -132,7 +132,7 @@ def _keyword_default(name: str, keyword: str) -> str:
 
 
 def undescribed() -> list[str]:
-    """Settings without a word about what they are."""
+    """Return the settings without a description."""
     return [field for field, info in TrainConfig.model_fields.items() if not info.description]
 
 

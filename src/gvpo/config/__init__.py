@@ -1,7 +1,8 @@
 """What a run can be told: settings, the rules between them, and recipes as files."""
 
 from gvpo.config.objectives import OBJECTIVES, ObjectiveSpec, find_objective
-from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig, unknown_setting
+from gvpo.config.sections import SECTIONS
+from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting
 
 __all__ = [
     "FIELDS",

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, SECTIONS, TrainConfig, unknown_setting
+from gvpo.config.sections import SECTIONS
+from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting
 from gvpo.errors import ConfigError
 
 
