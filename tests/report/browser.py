@@ -86,7 +86,7 @@ class Browser:
         os.close(self._answers)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Sends a command and waits for its answer."""
+        """Send a command and wait for its answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -119,21 +119,21 @@ class Browser:
     # What a reader does
 
     def open(self, path: Path, fragment: str = "") -> None:
-        """Loads a local file, at a place of it, and waits until its groups are shown."""
+        """Load a local file with a fragment, and wait until its groups are shown."""
         self.events.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         self.wait("performance.getEntriesByName('groups-shown').length > 0")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression in the page; a promise's when it is kept."""
+        """Return the value of an expression in the page, or the value of a promise."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise PageError(found["exceptionDetails"].get("exception", {}).get("description", "the script failed"))
         return found["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Waits until an expression is true."""
+        """Wait until an expression is true."""
         until = time.monotonic() + self._timeout
         while not self.evaluate(condition):
             if time.monotonic() > until:
@@ -141,11 +141,11 @@ class Browser:
             time.sleep(0.02)
 
     def texts(self, selector: str) -> list[str]:
-        """The text of each element that a selector finds."""
+        """Return the text of each element that a selector finds."""
         return self.evaluate(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")
 
     def click(self, selector: str) -> None:
-        """Clicks into the middle of the first such element, with the mouse."""
+        """Click into the middle of the first such element, with the mouse."""
         place = self.evaluate(
             f"(() => {{ const node = document.querySelector({selector!r}); node.scrollIntoView({{block: 'center'}});"
             "const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
@@ -154,17 +154,17 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
     def press(self, key: str, times: int = 1) -> None:
-        """Presses a key in whatever has the focus."""
+        """Press a key in the element that has the focus."""
         for _ in range(times):
             for kind in ("rawKeyDown", "keyUp"):
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
     def type(self, text: str) -> None:
-        """Types into whatever has the focus."""
+        """Type into the element that has the focus."""
         self.call("Input.insertText", text=text)
 
     def choose(self, label: str, value: str) -> None:
-        """Takes a value of the drop-down list with a label."""
+        """Choose a value of the drop-down list with a label."""
         script = (
             "(label, value) => {"
             "const named = (node) => node.textContent.startsWith(label);"
@@ -176,13 +176,13 @@ class Browser:
         self.evaluate(f"({script})({label!r}, {value!r})")
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Sets the window and the theme."""
+        """Set the window and the theme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
 
     def screenshot(self, path: Path, *, whole: bool = False) -> Path:
-        """Writes a PNG of the window, or of the whole page."""
+        """Write a PNG of the window, or of the whole page."""
         found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
         return path
@@ -190,7 +190,7 @@ class Browser:
     # What went wrong
 
     def errors(self) -> list[str]:
-        """Exceptions and refusals (of the content security policy, say) since the page was opened."""
+        """Return exceptions since the page was opened, and refusals such as those of the content security policy."""
         self.evaluate("0")  # events that are under way arrive before this answer
         thrown = [
             e["params"]["exceptionDetails"]["text"]
@@ -202,6 +202,6 @@ class Browser:
         return [*thrown, *logged]
 
     def requests(self) -> list[str]:
-        """The addresses that the page asked for since it was opened, itself included."""
+        """Return the addresses that the page asked for since it was opened, its own included."""
         self.evaluate("0")
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]

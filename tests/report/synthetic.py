@@ -1,4 +1,4 @@
-"""A run directory as training would leave it, without training: column addition with forgotten carries."""
+"""A run directory like one of training, but without training: column addition with forgotten carries."""
 
 import json
 import math
@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def chain(a: int, b: int, forgotten: set[int] = frozenset()) -> str:
-    """The worked sum, right to left; at the columns in `forgotten` the carry is dropped.
+    """Return the worked sum, from right to left; at the columns in `forgotten` the carry is dropped.
 
     >>> print(chain(489, 636))
     9+6+0=15
@@ -134,11 +134,11 @@ def metrics(step: int, steps: int, rng: np.random.Generator) -> dict[str, float]
 
 
 def make_run(path: Path, *, steps: int = 200, seed: int = 0, rollouts_every: int = 50, finished: bool = True) -> Path:
-    """Writes a run directory through the trainer's own writers."""
+    """Write a run directory with the trainer's own writers."""
     rng = np.random.default_rng(seed)
     run = RunDirectory.create(path, config=json.dumps(CONFIG))
     for step in range(1, steps + 1):
-        # the many lines are written at once: an fsync each would take longer than the rest of the test
+        # most lines are appended without fsync, which would take longer than the rest of the test
         line = metrics(step, steps, rng)
         if step == steps:
             run.append_metrics(line)

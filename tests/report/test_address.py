@@ -16,7 +16,7 @@ ODD = "a/b+c=d&e#f %41 é“”<b>"
 
 
 def step_rows(step: int, *groups: str) -> list:
-    """Groups of two completions each, whose rewards differ more the later they come in the file."""
+    """Return groups of two completions; the later a group comes in the file, the more its rewards differ."""
     return [
         row(name, i, step, prompt=f"{step} {place}", reward=float(i * place))
         for place, name in enumerate(groups, start=1)
@@ -26,7 +26,7 @@ def step_rows(step: int, *groups: str) -> list:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A page of one run, and a page of two."""
+    """Write a page of one run, and a page of two."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [RunDirectory.create(folder / name, config="{}") for name in ("first", "second run")]
     for run, groups in zip(runs, (["x", ODD, "x"], ["x", "y"]), strict=True):
@@ -58,7 +58,7 @@ def in_view(browser: Browser, selector: str) -> bool:
 
 
 def encoded(browser: Browser, text: str) -> str:
-    """The text as a browser encodes it, slashes and the like left readable."""
+    """Return a text as the address contains it."""
     return browser.evaluate(f"encodeURIComponent({text!r})").replace("%2F", "/").replace("%2B", "+")
 
 

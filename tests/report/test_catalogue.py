@@ -10,7 +10,7 @@ NOT_CHARTS = {"groups/total", "seconds/total"}
 
 
 def documented() -> list[str]:
-    """The keys in the first column of the tables that document metrics, with an example for NAME."""
+    """Return the keys in the first column of the tables that document metrics, with an example for NAME."""
     pages = [DOCS / "reference/run-directory.md", *sorted((DOCS / "reference/objectives").glob("*.md"))]
     lines = [line for page in pages for line in page.read_text().splitlines() if line.startswith("| `")]
     keys = [key for line in lines for key in re.findall(r"`([a-z_]+/[\w]+)`", line.split("|")[1])]

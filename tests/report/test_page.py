@@ -22,7 +22,7 @@ STOP = 256
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Token b is byte b, token 256 the stop token."""
+    """Return a tokenizer whose token b is byte b, and whose token 256 is the stop token."""
     tokenizer = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,7 +88,7 @@ def listed(browser: Browser) -> list[str]:
 
 
 def status(browser: Browser, text: str) -> None:
-    """Waits until the line above the list says so."""
+    """Wait until the line above the list says so."""
     browser.wait(f"document.querySelector('.status').textContent === {text!r}")
 
 
@@ -108,7 +108,11 @@ def test_groups_whose_rewards_differ_come_first(browser):
     status(browser, "3 groups")
     assert listed(browser) == ["sum=", "mild=", "dead="]
     assert browser.texts(".filters button") == ["rewards differ 2", "rewards equal 1", "truncated 1", "failed 1"]
-    assert browser.texts(".brief") == ["mean 0.5 · 1 failed · 1 truncated", "mean 0.375", "mean 1 · rewards equal"]
+    assert browser.texts(".brief") == [
+        "mean 0.5 · 1 failed · 1 truncated",
+        "mean 0.375",
+        "mean 1 · rewards equal",
+    ]
     assert browser.texts(".cells span") == ["3 completions", "2 completions", "2 completions"]
 
 
@@ -120,8 +124,8 @@ def test_a_group_shows_all_that_is_known_of_its_completions(browser):
     assert browser.texts(".row mark") == ["8+3+0=11"]  # the forgotten carry
     assert browser.texts(".about-group .column") == ["answer 1125"]
     facts = browser.texts(".facts")
-    assert facts[0] == f"implicit +0.100{len(RIGHT) + 1} tokensstoplive, version 0"
-    assert facts[1].startswith("boxed 0implicit \u22120.100")
+    assert facts[0] == f"implicit reward +0.100{len(RIGHT) + 1} tokensstoplive, policy of step 0"
+    assert facts[1].startswith("boxed 0implicit reward \u22120.100")
     assert facts[2].endswith("truncatedtimeout")
 
 
@@ -266,7 +270,7 @@ def test_ratios_are_coloured_where_there_is_a_reference(browser):
 
 
 def hover(browser: Browser, share: float) -> None:
-    """Moves the mouse over the first chart, to a share of its width."""
+    """Move the mouse over the first chart, to a share of its width."""
     place = browser.evaluate(
         "(() => { const svg = document.querySelector('.chart svg'); svg.scrollIntoView({block: 'center'});"
         "const box = svg.getBoundingClientRect();"
@@ -276,7 +280,7 @@ def hover(browser: Browser, share: float) -> None:
 
 
 def places(browser: Browser) -> list[list[float]]:
-    """Where the page has its charts, legends and headings: left, top, width and height of each."""
+    """Return left, top, width and height of the charts, legends and headings of the page."""
     return browser.evaluate(
         "[...document.querySelectorAll('h2, .chart, .keys, .keys li, .keys b, svg, #groups')].map((node) => {"
         "const box = node.getBoundingClientRect(); return [box.x, box.y + scrollY, box.width, box.height]; })"
@@ -327,7 +331,7 @@ def test_runs_can_be_changed(chromium, tmp_path):
     assert chromium.errors() == []
 
 
-def test_what_is_left_out_is_said(chromium, tmp_path, monkeypatch):
+def test_the_page_tells_what_was_left_out(chromium, tmp_path, monkeypatch):
     run = RunDirectory.create(tmp_path / "run", config="{}")
     for step in (2, 3, 4):
         run.write_rollouts(step, later_step(step))

@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
 
 def unpack(html: str, name: str):
-    """The JSON in a packed block of the page."""
+    """Return the JSON in a packed block of the page."""
     (text,) = re.findall(rf'<script type="text/plain" id="{name}">(.*?)</script>', html)
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
@@ -72,7 +72,7 @@ def test_the_synthetic_chains_are_right():
     assert chain(489, 636, {1}) == "9+6+0=15\n8+3+0=11\n4+6+1=11\n\\boxed{1115}"
 
 
-def test_the_page_says_what_was_run_and_what_came_of_it(demo):
+def test_the_header_shows_the_settings_and_the_result(demo):
     html = render(demo)
     header = html[html.index("<header>") : html.index("</header>")]
     assert "<h1>demo</h1>" in header
@@ -165,14 +165,14 @@ def test_several_runs_are_overlaid(tmp_path):
     assert "20, not finished" in html
     page = Page(html)
     assert page.json["runs"] == [unpack(html, f"index-{i}")["name"] for i in range(2)] == ["x/demo", "y/demo"]
-    assert all(len(chart["series"]) % 2 == 0 for chart in page.json["charts"])  # each metric once a run
+    assert all(len(chart["series"]) % 2 == 0 for chart in page.json["charts"])  # each metric once per run
 
 
-# Runs that are not what one hopes for
+# Runs that are unfinished or damaged
 
 
 def started(run: RunDirectory) -> None:
-    """Nothing has happened yet."""
+    """Leave a run in which nothing has happened yet."""
 
 
 def evaluated(run: RunDirectory) -> None:
@@ -231,7 +231,7 @@ def test_degenerate_runs_render(tmp_path, happen):
         assert unpack(html, "index-0")["coded"]["reason"] == {"names": ["timeout"], "codes": [0, 0]}
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_a_path_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="is not a run directory"):
         write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(RunError, match="at least one run"):
@@ -282,8 +282,8 @@ def test_figure_of_missing_metrics_is_refused(demo, tmp_path):
         write_figure([demo], tmp_path / "f.svg", ["nothing/here"])
 
 
-def test_what_the_metrics_warn_of_stands_at_the_top(tmp_path):
-    """Of an unfinished run too, and by the name of the run where there are several."""
+def test_warnings_about_the_metrics_are_at_the_top(tmp_path):
+    """An unfinished run has them too; with several runs they name the run."""
     falling = {"step": 1, "train/updates": 8, "offpolicy/logratio_best": -4.2, "seconds/sampling": 1.0}
     good, bad = (RunDirectory.create(tmp_path / name, config=json.dumps(CONFIG)) for name in ("good", "bad"))
     good.append_metrics({**falling, "offpolicy/logratio_best": 0.2})
@@ -293,7 +293,7 @@ def test_what_the_metrics_warn_of_stands_at_the_top(tmp_path):
     assert render(good.path, bad.path).count("<b>Warning</b> bad, step 1: the best answers") == 1
 
 
-def test_the_optimum_stands_beside_the_log_ratio_of_all_rows(tmp_path):
+def test_the_optimum_and_the_log_ratio_share_a_chart(tmp_path):
     run = RunDirectory.create(tmp_path / "run", config=json.dumps(CONFIG))
     run.append_metrics({"step": 1, "gvpo/logratio_mean": -2.0, "gvpo/logratio_optimum": -4.9, "offpolicy/ess": 0.5})
     charts = {chart.title: chart for chart in sections([load_run(run.path)])["Objective"]}

@@ -82,10 +82,10 @@ def test_an_interval_is_a_shade_within_the_axes():
     assert ">k &lt;</text>" in svg
 
 
-def test_bands_lie_on_each_other():
+def test_areas_are_stacked():
     a, b = Series("a", [(0, 1.0), (1, 1.0)]), Series("b", [(0, 1.0), (1, math.nan)], color=1)
     assert [one.points for one in stack([a, b])] == [[(0, 1.0), (1, 1.0)], [(0, 2.0), (1, 1.0)]]
-    # y 0..2 -> 186..10, so 1 lies at 98; the upper band's lower edge is the lower band's upper edge
+    # y 0..2 -> 186..10, so 1 is at 98; the upper band's lower edge is the lower band's upper edge
     lower, upper = elements(plot(Chart("t", "", [a, b], stacked=True)), "path", "area")
     assert lower["d"] == "M46,98L410,98L410,186L46,186Z"
     assert upper["d"] == "M46,10L410,98L410,98L46,98Z"

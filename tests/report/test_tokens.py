@@ -22,7 +22,7 @@ def byte_level(merges: list[tuple[str, str]] = ()) -> Tokenizer:
 
 
 def sentencepiece() -> Tokenizer:
-    """As Llama's: a mark for spaces, bytes for what is not in the vocabulary, the first space dropped."""
+    """Return a tokenizer like that of Llama: a mark for spaces, bytes for unknown text, and no first space."""
     pieces = ["<unk>", "▁", "▁the", "▁sum", "e", "!", *(f"<0x{byte:02X}>" for byte in range(256))]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
@@ -37,7 +37,7 @@ def units(text: str) -> int:
 
 
 def cut(text: str, lengths: list[int]) -> list[str]:
-    """The text in pieces, as the page's script cuts it."""
+    """Return the text in pieces, as the page's script cuts it."""
     data, at, pieces = text.encode("utf-16-le"), 0, []
     for length in lengths:
         pieces.append(data[2 * at : 2 * (at + length)].decode("utf-16-le"))
@@ -104,7 +104,7 @@ def test_the_newest_checkpoints_tokenizer_is_used(tmp_path):
     assert Pieces.of(load_run(run.path)).lengths(tokens, "abc") == [2, 1]
 
 
-def test_the_starting_models_tokenizer_will_do(tmp_path):
+def test_the_starting_models_tokenizer_is_used_without_a_checkpoint(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     config = f'{{"model": {{"path": "{tmp_path.as_posix()}"}}}}'
     run = RunDirectory.create(tmp_path / "run", config=config)

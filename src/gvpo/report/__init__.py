@@ -1,4 +1,4 @@
-"""Looks at runs: one HTML page, or a figure, from run directories. Reads files only, and imports no torch."""
+"""Reports about runs: an HTML page or a figure, made from run directories. It reads files only and imports no torch."""
 
 from gvpo.report.write import write_figure, write_report
 

@@ -65,7 +65,7 @@ def _swatch(series: Series) -> str:
 
 
 def _value(series: Series, index: int, chart: Chart) -> str:
-    """Return the last value of a line, with room for any value of it: the legend must not wrap anew under a pointer."""
+    """Return the last value of a line, with room for each of its values, so that the legend wraps the same with all."""
     texts = [number(y, percent=chart.percent) for _, y in series.points if math.isfinite(y)]
     room = max(map(len, texts), default=0) + 0.5
     return f'<b data-series="{index}" style="width:{room}ch">{texts[-1] if texts else ""}</b> '

@@ -1,4 +1,4 @@
-"""Reads run directories for the report; a run that has just begun, crashed or has no rewards as far as it got."""
+"""Run directories as the report reads them, also of a run that has just begun, has crashed, or has no rewards."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from gvpo import runfiles
 from gvpo.errors import RunError
 
 _HUGE = 1e300
-"""Larger values are drawn as gaps: their differences would overflow."""
+"""Size from which values are drawn as gaps, because their differences would overflow."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run say.
+    """The files of a run.
 
     Args:
         name: the directory's name.
@@ -37,16 +37,16 @@ class Run:
 
     @property
     def keys(self) -> list[str]:
-        """The metrics that have at least one number, in order of appearance."""
+        """Return the metrics that have at least one number, in order of appearance."""
         return list(dict.fromkeys(key for line in self.metrics for key, value in line.items() if is_number(value)))
 
     @property
     def last_step(self) -> int:
-        """The last step in the metrics; 0 without any."""
+        """Return the last step in the metrics; 0 without any."""
         return int(max((line["step"] for line in self.metrics if is_number(line.get("step"))), default=0))
 
     def points(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of the lines that have `key`; NaN where the value was not finite."""
+        """Return (step, value) of the lines that have `key`, with NaN where the value was not finite."""
         return [
             (float(line["step"]), float(line[key]) if is_number(line[key]) else math.nan)
             for line in self.metrics
@@ -54,18 +54,18 @@ class Run:
         ]
 
     def setting(self, section: str, key: str) -> Any:
-        """A value of the configuration; None where it is not set."""
+        """Return a value of the configuration; None if it is not set."""
         table = self.config.get(section)
         return table.get(key) if isinstance(table, Mapping) else None
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a metric's value can be drawn."""
+    """Return whether a metric's value can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def load_run(path: str | Path) -> Run:
-    """Reads a run directory.
+    """Read a run directory.
 
     Raises:
         RunError: `path` is not a run directory, or one of its files is damaged.
@@ -85,7 +85,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Reads several runs; those whose directories share a name get their parent's in front.
+    """Read several runs. If directories share a name, the parent's name is put in front.
 
     Raises:
         RunError: no path is given, or one cannot be read.

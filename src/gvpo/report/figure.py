@@ -1,4 +1,4 @@
-"""Curves as one standalone SVG file, for a README or a paper: its own background, fonts and colours."""
+"""Curves as one standalone SVG file for a README or a paper, with its own background, fonts and colours."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _FIGURE_CSS = """
 
 
 def figure(panels: Sequence[Chart]) -> str:
-    """The charts side by side."""
+    """Return the charts side by side, as SVG text."""
     legends = [legend_rows(chart) for chart in panels]
     head = _TITLE + _ROW * max(len(rows) for rows in legends)
     width = len(panels) * (PANEL_WIDTH + _GAP) + _GAP
@@ -39,7 +39,7 @@ def figure(panels: Sequence[Chart]) -> str:
 
 
 def legend_rows(chart: Chart) -> list[list[Series]]:
-    """The series of a chart in rows that fit its width."""
+    """Return the series of a chart in rows that fit its width."""
     rows: list[list[Series]] = []
     room = 0.0
     for series in chart.series:
@@ -79,7 +79,7 @@ def _width(series: Series) -> float:
 
 
 def _style() -> str:
-    """The chart's style sheet with its variables filled in: not every SVG viewer knows them."""
+    """Return the chart's style sheet with its variables filled in, since not every SVG viewer knows variables."""
     css = asset("chart.css") + _FIGURE_CSS
     values = dict(re.findall(r"(--[\w-]+): ([^;]+);", css))
     rules = css[css.index("}") + 1 :]

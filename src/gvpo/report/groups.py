@@ -1,7 +1,7 @@
 """Rollout files as the columns of the report's group viewer: plain JSON values, no markup.
 
-A run becomes an index, the facts by which groups are sorted and filtered, and blocks of texts and of tokens, which the
-page unpacks when a group of theirs is looked at.
+A run becomes an index, which contains the facts by which groups are sorted and filtered, and blocks of texts and of
+tokens. The page unpacks a block when one of its groups is shown.
 """
 
 import json
@@ -20,10 +20,10 @@ from gvpo.runfiles import rollout_path, rollout_table
 Array = NDArray[np.float64]
 
 BLOCK_ROWS = 1024
-"""A block holds the groups that begin within about so many completions."""
+"""A block contains the groups that begin within about this many completions."""
 
 _HUGE = 1e12
-"""Log-probs beyond it are shown as it; no token has one, and their thousandths would overflow."""
+"""Log-probs are clipped to this size; no token has a larger one, and its thousandths would overflow."""
 
 _FACTS = ("reward", "weight", "implicit_reward", "version", "finish_reason", "source", "reason", "reward_parts")
 _TEXTS = ("group", "row", "prompt", "text", "columns")
@@ -38,7 +38,7 @@ class StepGroups:
         step: its step.
         bounds: the rows at which groups begin, and the number of rows: group g is rows bounds[g] to bounds[g + 1].
         blocks: the groups at which blocks begin, and the number of groups.
-        facts: columns of the index: "id" and "prompt" a value each group, the rest a value each completion.
+        facts: columns of the index: "id" and "prompt" with a value per group, the others with a value per completion.
     """
 
     step: int
@@ -48,7 +48,7 @@ class StepGroups:
 
 
 def read_step(run: Run, step: int) -> StepGroups:
-    """Reads all but the texts and the tokens.
+    """Read the groups of a step, without their texts and tokens.
 
     Raises:
         RunError: the rollout file is damaged.
@@ -70,13 +70,13 @@ def _taken(table: Any, name: str, rows: Sequence[int]) -> list[Any]:
 
 
 def _bounds(groups: Sequence[str], rows: Sequence[int]) -> list[int]:
-    """Where groups begin: another id, or the same one anew; and the end."""
+    """Return the row at which each group begins, where the id changes or the row number falls, and the end."""
     begins = [at for at in range(len(groups)) if at == 0 or groups[at] != groups[at - 1] or rows[at] <= rows[at - 1]]
     return [*begins, len(groups)]
 
 
 def _blocks(bounds: Sequence[int]) -> list[int]:
-    """The first group of each block; and the number of groups."""
+    """Return the first group of each block, and the number of groups."""
     begins = [0]
     for group, row in enumerate(bounds[:-1]):
         if row - bounds[begins[-1]] >= BLOCK_ROWS:
@@ -85,13 +85,13 @@ def _blocks(bounds: Sequence[int]) -> list[int]:
 
 
 def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
-    """The facts of all groups of a run, in columns.
+    """Return the facts of all groups of a run, in columns.
 
     Returns:
-        "steps": the steps; "groups": how many groups each has; "blocks": the number of groups of each block;
-        "ids", "excerpts", "sizes": a value each group; "reward", "weight", "implicit", "length", "version", and in
-        "coded" "finish", "source", "reason" (names, and a number each), and in "parts" each part of the reward: a
-        value each completion.
+        "steps": the steps; "groups": number of groups per step; "blocks": number of groups per block; "ids",
+        "excerpts", "sizes": a value per group. With a value per completion: "reward", "weight", "implicit", "length",
+        "version"; in "coded": "finish", "source", "reason" (the names, and the number of its name); in "parts": each
+        part of the reward.
     """
     facts = {
         name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")
@@ -116,7 +116,7 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
 
 
 def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
-    """Of each block the prompts and columns of its groups, and the texts of its completions."""
+    """Yield the prompts and columns of the groups of each block, and the texts of their completions."""
     table = rollout_table(rollout_path(run.path, groups.step), _TEXTS)
     for begin, end in _block_rows(groups):
         firsts = [row for row in groups.bounds[:-1] if begin <= row < end]
@@ -128,12 +128,12 @@ def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
 
 
 def token_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator[dict[str, Any]]:
-    """Of each block the tokens of its completions: a list, or null where unknown, each completion.
+    """Yield the tokens of each block: a list per completion, or null where they are unknown.
 
     Yields:
-        "lengths": how much of the text each token is (`Pieces.lengths`); "logprobs": thousandths of a nat, the
-        sampler's where the trainer has none; "ratios": the same of log-prob minus the reference's; "masks": only
-        where not all tokens are scored.
+        "lengths": the length of each token in the text (`Pieces.lengths`); "logprobs": thousandths of a nat, those
+        of the sampler where the trainer has none; "ratios": log-prob minus that of the reference, in the same unit;
+        "masks": null where all tokens are scored.
     """
     table = rollout_table(rollout_path(run.path, groups.step), _TOKENS)
     for begin, end in _block_rows(groups):
@@ -153,7 +153,7 @@ def _token_block(table: Any, pieces: Pieces | None) -> dict[str, Any]:
 
 
 def _arrays(column: Any) -> list[Array | None]:
-    """A column of lists as arrays; None where there is no list."""
+    """Return a column of lists as arrays, with None where there is no list."""
     lists = column.combine_chunks()
     values = lists.values.to_numpy(zero_copy_only=False).astype(np.float64)
     bounds = pairwise(lists.offsets.to_pylist())
@@ -167,12 +167,12 @@ def _block_rows(groups: StepGroups) -> Iterator[tuple[int, int]]:
 
 
 def _difference(a: Array | None, b: Array | None) -> Array | None:
-    """Token by token, `a` less `b`; None where one of them is missing."""
+    """Return `a` minus `b`, token by token; None if one of them is missing."""
     return None if a is None or b is None or len(a) != len(b) else a - b
 
 
 def _thousandths(rows: Sequence[Array | None]) -> list[list[int | None] | None]:
-    """Values in thousandths, null where not finite; computed end to end, since a call each row is what takes time."""
+    """Return values in thousandths, null where not finite; all rows at once, since a call per row is slow."""
     values = np.concatenate([np.empty(0), *(row for row in rows if row is not None)])
     finite = np.isfinite(values)
     whole = np.rint(1000 * np.clip(np.where(finite, values, 0), -_HUGE, _HUGE)).astype(np.int64)
@@ -184,33 +184,36 @@ def _thousandths(rows: Sequence[Array | None]) -> list[list[int | None] | None]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Five digits are enough to look at; null where there is no finite number."""
+    """Return a value with five digits, which are enough for a reader; null where there is no finite number."""
     return float(f"{value:.5g}") if is_number(value) else None
 
 
 def _coded(values: Sequence[str]) -> dict[str, list[Any]]:
-    """A column of few different texts: the texts, and the number of its text each row."""
+    """Return a column that has few different texts as these texts, and the number of the text in each row."""
     numbers: dict[str, int] = {}
     codes = [numbers.setdefault(value, len(numbers)) for value in values]
     return {"names": [_cut(name, 2000) for name in numbers], "codes": codes}
 
 
 def _parts(texts: Sequence[str]) -> dict[str, list[float | None]]:
-    """JSON objects as columns; rows have few different ones, so each is read once."""
+    """Return JSON objects as columns. Rows have few different ones, so each is parsed once."""
     read = {text: {name: _rounded(value) for name, value in json.loads(text).items()} for text in dict.fromkeys(texts)}
     names = dict.fromkeys(name for row in read.values() for name in row)
     return {name: [read[text].get(name) for text in texts] for name in names}
 
 
 def _excerpts(prompts: Sequence[str], limit: int = 100) -> list[str]:
-    """The first words of each prompt in which they differ: a template's preamble tells groups apart nowhere."""
+    """Return the beginning of each prompt after the words that all prompts share, such as those of a template."""
     shared = _common_beginning(min(prompts), max(prompts)) if len(set(prompts)) > 1 else ""
     skipped = max(shared.rfind(" "), shared.rfind("\n")) + 1
     return [" ".join(prompt[skipped : skipped + 2 * limit].split())[:limit] for prompt in prompts]
 
 
 def _common_beginning(a: str, b: str) -> str:
-    """What two texts share; of the first and the last in alphabetical order, what all between them share."""
+    """Return what two texts share at their beginning.
+
+    If they are the first and the last of some texts in alphabetical order, all of those texts share it.
+    """
     differing = (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return a[: next(differing, min(len(a), len(b)))]
 

@@ -1,4 +1,4 @@
-"""The top of a report: what was run and what came of it, as big numbers for one run and as a table for several."""
+"""The top of a report: the settings and the result, as big numbers for one run and as a table for several."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from gvpo.report.svg import COLORS
 
 
 def header(runs: Sequence[Run]) -> str:
-    """The header's HTML, with what the runs' metrics warn of."""
+    """Return the header's HTML, with the warnings that follow from the metrics."""
     return (_single(runs[0]) if len(runs) == 1 else _several(runs)) + "".join(_warnings(runs))
 
 
@@ -41,7 +41,7 @@ def _table_row(run: Run, index: int) -> str:
 
 
 def _figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    """(label, value, note) of the big numbers; only those that exist."""
+    """Yield (label, value, note) of each big number that exists."""
     for label, kind in (("held-out accuracy, sampled", "accuracy"), ("held-out accuracy, greedy", "accuracy_greedy")):
         before, after = before_and_after(run, kind)
         if after is not None:
@@ -57,7 +57,7 @@ def _figure(label: str, value: str, note: str) -> str:
 
 
 def before_and_after(run: Run, kind: str) -> tuple[float | None, float | None]:
-    """Held-out `accuracy` or `accuracy_greedy` before and after: from the summary, else the evaluations so far."""
+    """Return held-out `accuracy` or `accuracy_greedy` before and after: from the summary, else from the evaluations."""
     evaluated = [y for _, y in run.points(f"eval/{kind}") if math.isfinite(y)]
     before = run.summary.get(f"{kind}_before", evaluated[0] if len(evaluated) > 1 else None)
     after = run.summary.get(f"{kind}_after", evaluated[-1] if evaluated else None)

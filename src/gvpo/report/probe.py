@@ -12,7 +12,7 @@ _NAMES = {"random": "a random one", "best": "the best of k"}
 
 
 def reward_figure(result: Mapping[str, Any]) -> str:
-    """The figure of an evaluation as `gvpo probe eval --out` writes it, as SVG text."""
+    """Return the figure of an evaluation, as `gvpo probe eval --out` writes it, as SVG text."""
     series = [
         Series(
             name=_NAMES.get(name, f"probe, {name}"),
@@ -28,7 +28,7 @@ def reward_figure(result: Mapping[str, Any]) -> str:
 
 
 def write_reward_figure(result: Mapping[str, Any], out: str | Path) -> Path:
-    """Writes `reward_figure` to a file and returns its path.
+    """Write `reward_figure` to a file and return its path.
 
     Raises:
         RunError: the file cannot be written.

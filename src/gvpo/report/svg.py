@@ -1,7 +1,7 @@
-"""Line charts as SVG text: scales, ticks, axes, series, legends. No data formats, no colours of its own.
+"""Line charts as SVG text: scales, ticks, axes and series. It knows no data formats and no colours.
 
 Colours and fonts come from CSS classes (assets/chart.css), so that the same drawing follows a page's light or dark
-theme, and stands alone in a figure.
+theme, and works alone in a figure.
 """
 
 import math
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from html import escape
 
 COLORS = 8
-"""How many series colours the style sheet has; further series start again."""
+"""Number of series colours in the style sheet; further series start again."""
 
 DASHES = 3
-"""How many dash patterns it has."""
+"""Number of dash patterns in the style sheet."""
 
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
@@ -28,13 +28,13 @@ class Series:
     """One line of a chart.
 
     Args:
-        name: what the legend says.
+        name: name in the legend.
         points: (x, y), x rising; a y of NaN breaks the line.
         color: number of its colour.
         dash: number of its dash pattern; 0 is a full line.
-        dots: mark every point (few, measured values).
-        trend: a smoothed version, drawn bold over the then faint points; () for none.
-        run: the run it belongs to, where several are drawn.
+        dots: mark every point, for a few measured values.
+        trend: a smoothed version, drawn bold over points that are then faint; () for none.
+        run: name of its run, if several runs are drawn.
         band: (low, high) at each point, drawn as a shade behind the line; () for none.
     """
 
@@ -54,10 +54,10 @@ class Chart:
 
     Args:
         title: what is drawn.
-        unit: of the y axis.
-        series: at least one point among them.
-        low: the y axis starts here, if the data do not go lower; None: wherever the data start.
-        high: the same for the upper end.
+        unit: unit of the y axis.
+        series: lines with at least one point among them.
+        low: start of the y axis, if the data do not go lower; None for the start of the data.
+        high: end of the y axis, in the same way.
         stacked: draw areas on top of each other; the series then share their x values.
         percent: label 0.5 as 50%.
         hint: one sentence for the reader.
@@ -87,12 +87,12 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where a value of the data lies in the drawing."""
+        """Return the place of a value in the drawing."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` intervals.
+    """Return multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` intervals.
 
     >>> nice_ticks(0.0, 0.83)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -105,7 +105,7 @@ def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
 
 
 def number(value: float, *, percent: bool = False) -> str:
-    """A value in at most about six characters: 0.0312, 12.5k, 84%."""
+    """Return a value as a text of about six characters: 0.0312, 12.5k, 84%."""
     if percent:
         return f"{100 * value:.3g}%"
     if value != 0 and abs(value) < 1e-3:
@@ -116,7 +116,7 @@ def number(value: float, *, percent: bool = False) -> str:
 
 
 def x_scale(chart: Chart, width: float = WIDTH) -> Scale:
-    """The horizontal scale: exactly the range of the data."""
+    """Return the horizontal scale, which is exactly the range of the data."""
     values = [x for series in chart.series for x, _ in series.points]
     low, high = min(values), max(values)
     if low == high:
@@ -131,7 +131,7 @@ def y_scale(chart: Chart, height: float = HEIGHT) -> Scale:
 
 
 def y_ticks(chart: Chart) -> list[float]:
-    """Ticks of the vertical axis; the first and the last are its ends."""
+    """Return the ticks of the vertical axis; the first and the last are its ends."""
     series = stack(chart.series) if chart.stacked else chart.series
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
     values += [bound for one in series for ends in one.band for bound in ends]
@@ -145,7 +145,7 @@ def y_ticks(chart: Chart) -> list[float]:
 
 
 def stack(series: Sequence[Series]) -> list[Series]:
-    """Each series on top of the ones before it; a gap counts as 0."""
+    """Return each series on top of those before it; a gap counts as 0."""
     total: dict[float, float] = {}
     stacked = []
     for one in series:
@@ -156,7 +156,7 @@ def stack(series: Sequence[Series]) -> list[Series]:
 
 
 def segments(points: Sequence[Point]) -> Iterator[list[Point]]:
-    """The unbroken stretches of a line."""
+    """Yield the unbroken stretches of a line."""
     stretch: list[Point] = []
     for point in points:
         if math.isfinite(point[1]):
@@ -169,7 +169,7 @@ def segments(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 
 def plot(chart: Chart, width: float = WIDTH, height: float = HEIGHT) -> str:
-    """The axes and the series of a chart, without its title; SVG elements for a drawing of that size."""
+    """Return the axes and the series of a chart as SVG elements, without its title."""
     ticks = y_ticks(chart)
     across, up = x_scale(chart, width), y_scale(chart, height)
     parts = [*_y_axis(ticks, up, width, percent=chart.percent), *_x_axis(chart.across, across, height)]
@@ -241,7 +241,7 @@ def _line(series: Series, across: Scale, up: Scale) -> Iterator[str]:
 
 
 def _areas(series: Sequence[Series], across: Scale, up: Scale) -> Iterator[str]:
-    """Filled bands, each between the total before it and its own."""
+    """Yield filled bands, each between the total before it and its own total."""
     below = [(x, 0.0) for x, _ in series[0].points]
     for one in stack(series):
         outline = _path([*one.points, *reversed(below)], across, up)
@@ -258,6 +258,6 @@ def _dot(point: Point, color: str, across: Scale, up: Scale) -> str:
 
 
 def _n(value: float) -> str:
-    """A coordinate to a tenth of a unit."""
+    """Return a coordinate, rounded to a tenth of a unit."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text

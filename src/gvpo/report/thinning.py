@@ -1,4 +1,4 @@
-"""Curves made readable: a smoothed version of a noisy one, and fewer points for a long one."""
+"""Readable curves: a smoothed version of a noisy curve, and fewer points for a long one."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ MAX_POINTS = 800
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """A centred running mean over a twentieth of the curve (at least 5 points).
+    """Return a centred running mean over a twentieth of the curve, and over at least 5 points.
 
     Gaps are left out of the means and stay gaps; at the ends the window is cut short.
     """
@@ -28,7 +28,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> Sequence[Point]:
-    """At most about `limit` points: the last, and of each stretch the lowest and the highest, so that spikes stay."""
+    """Return about `limit` points: the lowest and the highest of each stretch, so that spikes stay, and the last."""
     if len(points) <= limit:
         return points
     size = math.ceil(2 * len(points) / limit)

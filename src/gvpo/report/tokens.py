@@ -1,7 +1,7 @@
-"""Where the tokens of a completion lie in its text, by the tokenizer that a checkpoint of the run holds.
+"""The place of each token in the text of its completion, according to the tokenizer of a checkpoint of the run.
 
-Rollout files hold token ids, and texts decoded as a whole. Here each id gets the bytes that it adds to a text, from
-tokenizer.json alone; where the bytes of a row do not make up its text exactly, nothing is claimed about that row.
+Rollout files contain token ids, and texts that were decoded as a whole. Each id gets the bytes that it adds to a text,
+from tokenizer.json alone. If the bytes of a completion are not exactly its text, its tokens have no place.
 """
 
 import json
@@ -36,7 +36,7 @@ class Pieces:
 
     @classmethod
     def of(cls, run: Run) -> Self | None:
-        """Those of a run's newest checkpoint, else of the model it started from; None if no tokenizer can be read."""
+        """Return those of a run's newest checkpoint, else of its starting model; None if neither can be read."""
         from tokenizers import Tokenizer
 
         path = next((path for path in _candidates(run) if path.is_file()), None)
@@ -44,20 +44,20 @@ class Pieces:
             return None
         try:
             return cls(Tokenizer.from_file(str(path)))
-        except Exception:  # the library raises bare ones; the report can do without colours
+        except Exception:  # the library raises plain exceptions; the report works without colours
             return None
 
     def lengths(self, tokens: Sequence[int], text: str) -> list[int] | None:
-        """How much of `text` each token is.
+        """Return the length of each token in `text`.
 
         Args:
             tokens: C token ids.
-            text: what they decode to, special tokens left out.
+            text: decoded text of the tokens, without special tokens.
 
         Returns:
-            C lengths in UTF-16 code units, as JavaScript counts; their sum is the text's. 0 for special tokens and for
-            tokens that end within a character, which belongs to the token that completes it. None where the tokens'
-            bytes are not the text's.
+            C lengths in UTF-16 code units, as JavaScript counts; their sum is the length of the text. Special tokens
+            have length 0, and so have tokens that end within a character, which belongs to the token that completes
+            it. None if the bytes of the tokens are not those of the text.
         """
         for token in set(tokens) - self._cache.keys():
             self._cache[token] = self._decoded(token)
@@ -84,7 +84,7 @@ class Pieces:
 
 
 def _candidates(run: Run) -> list[Path]:
-    """Where the run's tokenizer may lie, best first."""
+    """Return the files that may contain the run's tokenizer, best first."""
     checkpoints = sorted((run.path / runfiles.CHECKPOINTS).glob(f"step-*/{TOKENIZER}"), reverse=True)
     named = (run.setting("model", "tokenizer"), run.setting("model", "path"))
     return [*checkpoints, *(Path(name) / TOKENIZER for name in named if isinstance(name, str))]
@@ -92,9 +92,9 @@ def _candidates(run: Run) -> list[Path]:
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level vocabularies (GPT-2's and its heirs') write the 256 bytes.
+    """Return the characters with which byte-level vocabularies, such as that of GPT-2, write the 256 bytes.
 
-    Printable Latin-1 characters stand for themselves; the other bytes, in order, for the characters from 256 on.
+    Printable Latin-1 characters are written as themselves; the other bytes, in order, as the characters from 256 on.
     """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(shown))
@@ -102,8 +102,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _code_units(text: str, sizes: Sequence[int]) -> list[int]:
-    """Lengths in UTF-8 bytes as lengths in UTF-16 code units; a split character goes to its last token."""
-    complete = []  # after so many bytes, the code units of the characters that are complete
+    """Convert lengths in UTF-8 bytes to UTF-16 code units; a split character belongs to its last token."""
+    complete = []  # index: number of bytes; value: code units of the characters that are complete by then
     units = 0
     for character in text:
         complete += [units] * len(character.encode("utf-8", errors="replace"))

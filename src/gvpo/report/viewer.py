@@ -1,7 +1,8 @@
-"""What the page holds for its group viewer: compressed blocks, as many as fit.
+"""The data of the page's group viewer: compressed blocks, as many as fit.
 
-Facts of all groups are always there. Texts and tokens are large: each kind has an allowance, given to steps that
-are spread over the run, the ends first. What is left out stays in the rollout files, and the page says so.
+The page always contains the facts of all groups. Texts and tokens are large: each kind has an allowance, which is given
+to steps that are spread over the run, the first and the last step first. The page says what was left out, and names the
+rollout file that has it.
 """
 
 import gzip
@@ -19,14 +20,14 @@ from gvpo.report.tokens import Pieces
 
 TEXT_BYTES = 48_000_000
 TOKEN_BYTES = 32_000_000
-"""What texts and tokens may add to a page, over all its runs, in bytes."""
+"""Bytes that texts and tokens may add to a page, over all of its runs."""
 
 LEVEL = 4
-"""Of compression. Level 6 makes blocks 7 to 14% shorter in several times the time, most of that of writing a page."""
+"""Level of compression. Level 6 makes blocks 7 to 14% shorter, but takes several times as long."""
 
 
 def viewer_data(runs: Sequence[Run], *, text_bytes: int = TEXT_BYTES, token_bytes: int = TOKEN_BYTES) -> dict[str, str]:
-    """The viewer's data by the names under which its script looks for them.
+    """Return the viewer's data by the names under which its script looks for them.
 
     Args:
         runs: the runs of the page.
@@ -34,8 +35,8 @@ def viewer_data(runs: Sequence[Run], *, text_bytes: int = TEXT_BYTES, token_byte
         token_bytes: the allowance of tokens.
 
     Returns:
-        Compressed JSON, as `pack` makes it: `index-R` for run R, and for its block B `text-R-B` and `tokens-R-B`;
-        blocks that did not fit are not there. A step whose rollout file is damaged is left out, with a warning.
+        Compressed JSON, as `pack` returns it: `index-R` for run R, and for its block B `text-R-B` and `tokens-R-B`.
+        Blocks that do not fit are missing. A step whose rollout file is damaged is left out, with a warning.
     """
     packed: dict[str, str] = {}
     for number, run in enumerate(runs):
@@ -61,7 +62,7 @@ def _warn_of_damage(error: RunError) -> None:
 
 
 def pack(value: Any) -> str:
-    """JSON, gzip and base64: short, and safe inside any element. The same value gives the same text."""
+    """Return a value as JSON, gzip and base64: short, safe inside any element, and the same every time."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return b64encode(gzip.compress(text.encode("utf-8", errors="replace"), LEVEL, mtime=0)).decode()
 
@@ -82,7 +83,7 @@ def _first_block(steps: Sequence[StepGroups], at: int) -> int:
 
 
 def _fill(name: str, found: Iterable[tuple[int, Iterable[Any]]], allowance: int) -> dict[str, str]:
-    """Pack blocks in the order they come, until the allowance is spent; what comes after is not even read."""
+    """Pack blocks in the given order until the allowance is spent; the remaining blocks are not read."""
     packed: dict[str, str] = {}
     for first, blocks in found:
         for number, block in enumerate(_undamaged(blocks), start=first):
@@ -95,7 +96,7 @@ def _fill(name: str, found: Iterable[tuple[int, Iterable[Any]]], allowance: int)
 
 
 def _undamaged(blocks: Iterable[Any]) -> Iterator[Any]:
-    """Yield the blocks of a rollout file up to damage, of which the user is warned."""
+    """Yield the blocks of a rollout file up to the first damaged one, about which the user is warned."""
     try:
         yield from blocks
     except RunError as error:
@@ -103,7 +104,7 @@ def _undamaged(blocks: Iterable[Any]) -> Iterator[Any]:
 
 
 def spread(count: int) -> list[int]:
-    """0 to count - 1 so that any beginning of the list lies evenly: both ends, then the middles of the gaps."""
+    """Return 0 to count - 1 with both ends first, then the middles of the gaps, so that every beginning is even."""
     order = list(range(count)) if count <= 2 else [0, count - 1]
     gaps = deque([(0, count - 1)])
     while gaps:

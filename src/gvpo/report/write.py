@@ -1,4 +1,4 @@
-"""Writes reports and figures of run directories to files."""
+"""Write reports and figures of run directories to files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +35,13 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 def write_figure(
     runs: Sequence[str | Path], out: str | Path, metrics: Sequence[str] = ("reward/mean", "accuracy")
 ) -> Path:
-    """Writes curves as a standalone SVG file on a light background.
+    """Write curves as a standalone SVG file on a light background.
 
     Args:
         runs: run directories.
         out: the file to write; replaced if it exists.
-        metrics: keys of metrics.jsonl, one panel each; a panel shows what the report's chart of that metric shows,
-            held-out accuracy beside the training one, say.
+        metrics: keys of metrics.jsonl, with one panel per key. A panel shows the report's chart of that metric: for
+            `accuracy` it includes held-out accuracy.
 
     Returns:
         `out`.

@@ -1,4 +1,4 @@
-// One group: its prompt and its completions, each with reward, weight and facts.
+// A group: its prompt and its completions, each with reward, weight and facts.
 
 const ROW_SORTS = {
   place: ["order of the file", (row) => row.place],
@@ -10,7 +10,7 @@ const ROW_SORTS = {
 
 const MOST_CELLS = 64;
 
-/** From --bad at the lowest reward of the run to --good at its highest; grey where there is only one. */
+/** Colours a node from --bad at the lowest reward of the run to --good at the highest; it stays grey if there is only one reward. */
 function tint(node, reward, [low, high]) {
   if (reward === null || !(high > low)) return node;
   node.style.setProperty("--share", `${Math.round((100 * (reward - low)) / (high - low))}%`);
@@ -44,10 +44,10 @@ function weightNodes(row, { largest, unit }) {
 function factNodes(row) {
   const facts = [
     ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "value of this reward function"]),
-    ...(row.implicit === null ? [] : [[`implicit ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio to the reference"]]),
+    ...(row.implicit === null ? [] : [[`implicit reward ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio to the reference"]]),
     [counted(row.length, "token"), "length"],
     [row.finish, "why the completion ended"],
-    [`${row.source}, version ${row.version}`, "source, and the step of the policy that sampled it"],
+    [`${row.source}, policy of step ${row.version}`, "source of the completion, and the step of the policy that sampled it"],
   ];
   const nodes = facts.map(([text, title]) => element("span", { title }, text));
   if (row.finish === "length") nodes.push(element("span", { class: "warn" }, "truncated"));
@@ -55,7 +55,7 @@ function factNodes(row) {
   return element("div", { class: "facts" }, nodes);
 }
 
-/** The first line of a text that no completion with the group's best reward has; -1 if it shares no line with them. */
+/** The index of the first line that no completion with the group's best reward contains; -1 if the text shares no line with them. */
 function departure(text, best) {
   const known = new Set(best.flatMap((other) => other.split("\n")));
   const lines = text.split("\n");
@@ -70,7 +70,7 @@ function plainText(text, best) {
   });
 }
 
-/** Colours a card's tokens when it comes near the screen: a group may have tens of thousands. */
+/** Colours the tokens of a card when it comes near the screen, since a group may have tens of thousands of tokens. */
 const onSight = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (!isIntersecting) continue;
@@ -88,7 +88,7 @@ function textNode(text, tokens, best, paint) {
   return body;
 }
 
-/** `found` is {texts, tokens}, each null where the page does not hold it; `paint` what colours the tokens, or "". */
+/** `found` is {texts, tokens}, each null if the page does not contain it; `paint` is what colours the tokens, or "". */
 function completionNode(row, found, best, scale, paint) {
   const body = found.texts ? textNode(found.texts.texts[row.place], found.tokens?.[row.place], best, paint) : "";
   const top = element("div", { class: "top" }, rewardNode(row, scale.rewards), weightNodes(row, scale.weight));
@@ -117,7 +117,7 @@ function aboutNode(store, group, texts) {
     groupTags(fact));
 }
 
-/** Why something that was asked for is not shown; null if all of it is. */
+/** The reason why something that was asked for is not shown; null if everything is shown. */
 function absence(store, group, found, paint) {
   if (!found.texts) return `The texts of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;
   if (paint && !found.tokens) return `The tokens of this group were left out, to keep the page small. They are in ${store.fileOf(group)}.`;

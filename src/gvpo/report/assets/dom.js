@@ -1,4 +1,4 @@
-// Making nodes and writing numbers. Texts of runs are untrusted: they only ever become text nodes and attributes.
+// Nodes and numbers. Texts of runs are untrusted: they only ever become text nodes and attributes.
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);

@@ -1,10 +1,10 @@
-// A list of any length that holds only the items in view: one height for all, placed by their numbers.
+// A list of any length that contains only the items in view: all have one height, and their numbers place them.
 
 const ITEM_HEIGHT = 68;
 const BEYOND = 6;
 
 class VirtualList {
-  /** `draw(value)` gives an item's content, `choose(value)` is told which one was chosen. */
+  /** `draw(value)` returns the content of an item; `choose(value)` is called with the one that was chosen. */
   constructor(label, draw, choose) {
     this.draw = draw;
     this.choose = choose;
@@ -21,7 +21,7 @@ class VirtualList {
     new ResizeObserver(() => this.paint()).observe(this.node);
   }
 
-  /** Shows other values, and the chosen one among them, without telling `choose`. */
+  /** Shows other values, with the chosen one among them, without calling `choose`. */
   show(values, chosen) {
     this.values = values;
     this.chosen = values.indexOf(chosen);

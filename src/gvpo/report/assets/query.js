@@ -21,7 +21,7 @@ function scopeOf(store, step, all) {
   return Array.from({ length: end - begin }, (_, index) => begin + index);
 }
 
-/** How many groups of a scope each filter would leave. */
+/** The number of groups in a scope that each filter would leave. */
 function countsOf(store, scope) {
   return Object.fromEntries(Object.entries(FILTERS).map(([name, [, holds]]) => {
     return [name, scope.reduce((sum, group) => sum + holds(store.facts[group]), 0)];
@@ -33,7 +33,7 @@ function filtered(store, scope, names) {
   return scope.filter((group) => tests.every((holds) => holds(store.facts[group])));
 }
 
-/** Groups without the value come last, either way; ties stay in the order of the file. */
+/** Groups without the value come last in both orders; ties stay in the order of the file. */
 function sorted(store, groups, name, descending) {
   const key = SORTS[name][1];
   if (!key) return descending ? [...groups].reverse() : groups;
@@ -45,8 +45,8 @@ function sorted(store, groups, name, descending) {
   });
 }
 
-/** The groups among some whose prompt, completions, columns, id or reasons hold a text, upper and lower case alike.
- * Calls `progress` with the share searched; gives up with null when `current()` is false. */
+/** The groups whose prompt, completions, columns, id or reasons contain a text, in upper or lower case.
+ * It calls `progress` with the share that was searched, and returns null as soon as `current()` is false. */
 async function search(store, groups, text, progress, current) {
   const needle = text.toLowerCase();
   const holds = (value) => value.toLowerCase().includes(needle);

@@ -1,4 +1,4 @@
-// The groups of a run: columns of facts, and blocks of texts and tokens that are unpacked when they are looked at.
+// The groups of a run: columns of facts, and blocks of texts and tokens that are unpacked when they are shown.
 
 const KEPT_BLOCKS = 64;
 
@@ -9,7 +9,7 @@ async function unpack(name) {
   return JSON.parse(await new Response(stream).text());
 }
 
-/** Where each of some consecutive pieces begins, and where the last one ends. */
+/** The places at which consecutive pieces begin, and the end of the last one. */
 function begins(sizes) {
   const found = new Int32Array(sizes.length + 1);
   sizes.forEach((size, index) => { found[index + 1] = found[index] + size; });
@@ -41,7 +41,7 @@ class Store {
     this.cache = new Map();
   }
 
-  /** What groups are sorted and filtered by. */
+  /** The facts by which groups are sorted and filtered. */
   summary(group) {
     const begin = this.rowStarts[group], end = this.rowStarts[group + 1];
     const rewards = this.reward.slice(begin, end).filter((reward) => reward !== null);
@@ -69,7 +69,7 @@ class Store {
     return pieceOf(this.stepStarts, group);
   }
 
-  /** The file that a group's step is in. */
+  /** The rollout file of a group. */
   fileOf(group) {
     return `${this.name}/rollouts/step-${String(this.steps[this.stepOf(group)]).padStart(6, "0")}.parquet`;
   }

@@ -30,7 +30,7 @@ function tokenNode(paint, value, number, text, scored) {
   return element("span", { class: ["token", ...kinds].filter(Boolean).join(" "), title }, text);
 }
 
-/** The text of a completion in coloured tokens, or as it is with a strip of its tokens below. */
+/** The text of a completion in coloured tokens; if tokens have no place in it, the plain text with a strip of tokens below. */
 function paintedText(paint, text, tokens) {
   const values = tokens[paint];
   const scored = (number) => !tokens.mask || tokens.mask[number] > 0;

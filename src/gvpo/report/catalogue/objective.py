@@ -150,7 +150,7 @@ _PAIRS = (
         "nats per token",
         {"poft/margin": "margin"},
         OBJECTIVE,
-        "Above 0 the policy finds the answers likelier than the aligned models do.",
+        "Above 0 the answers are more likely under the policy than under the aligned models.",
     ),
     Spec(
         "Margin on training pairs",
