@@ -101,7 +101,7 @@ class Began(Exception):  # it stands for the run that would begin
     [
         (["demmo"], "there is no recipe 'demmo'; give a file, or one of constrained, demo, "),
         (["demo", "objective.beat=0.1"], "unknown setting 'objective.beat'; did you mean 'objective.beta'?"),
-        (["demo", "beta"], "'beta' is not a setting; write it as section.key=value"),
+        (["demo", "beta"], "'beta' is not a setting; write section.key=value"),
         (["demo", "train.steps=many"], "train.steps='many': "),
         (["demo", "objective.name=rlo"], "objective.name='rlo' does not exist; choose one of"),
         (["demo", "objective.clip_low=0.1"], "objective.clip_low is not a keyword of gvpo"),

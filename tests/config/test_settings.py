@@ -119,3 +119,33 @@ def test_replace_checks_again():
     assert config.replace(steps=3).steps == 3
     with pytest.raises(ConfigError):
         config.replace(groups_per_update=5)
+
+
+def test_a_single_value_is_a_list_of_one_where_the_setting_is_a_list():
+    pairs = ["rewards.funcs=math_answer", "rewards.weights=0.5", "sampling.allow=Hangul, digits"]
+    found = parse_overrides(pairs)
+    assert found == {"reward_funcs": ["math_answer"], "reward_weights": [0.5], "sampling_allow": ["Hangul, digits"]}
+    assert parse_overrides(["rewards.weights=[1, 0.5]"]) == {"reward_weights": [1, 0.5]}
+    assert parse_overrides(["data.train=a"]) == {"train_data": "a"}
+
+
+def test_a_key_inside_a_table_sets_that_key_only(tmp_path):
+    pairs = [
+        "rewards.options.length_penalty.limit=9",
+        "rewards.options.length_penalty.margin=1",
+        "data.task_options.n=2",
+    ]
+    assert parse_overrides(pairs) == {
+        "reward_options": {"length_penalty": {"limit": 9, "margin": 1}},
+        "task_options": {"n": 2},
+    }
+    path = tmp_path / "recipe.toml"
+    path.write_text('[rewards]\nfuncs = ["length_penalty"]\n[rewards.options.length_penalty]\nlimit = 5\nmargin = 4\n')
+    assert load_config(path, pairs[:1]).reward_options == {"length_penalty": {"limit": 9, "margin": 4}}
+    assert load_config(path).reward_options == {"length_penalty": {"limit": 5, "margin": 4}}
+
+
+@pytest.mark.parametrize("pair", ["rewards.funcs.first=a", "rewards.options.=1", "rewards.optoins.a.b=1", "data=1"])
+def test_a_key_inside_what_is_not_a_table_is_unknown(pair):
+    with pytest.raises(ConfigError, match="unknown setting"):
+        parse_overrides([pair])

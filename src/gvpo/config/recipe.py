@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from gvpo.config.sections import SECTIONS
 from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting
@@ -36,21 +36,60 @@ def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["objective.beta=0.2", "run.dir=runs/a"]` as TrainConfig fields; values are TOML, or else text.
+def parse_overrides(pairs: Sequence[str], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return `section.key=value` settings as TrainConfig fields; values are TOML, or else text.
+
+    For a setting that is a list, a single value makes a list of one. A key inside a table sets that key only.
+
+        rewards.funcs=math_answer                  ["math_answer"]
+        rewards.options.length_penalty.limit=512   {"length_penalty": {"limit": 512}}
+
+    Args:
+        pairs: Settings as written on a command line.
+        below: Settings under them, whose tables keep their other keys.
 
     Raises:
-        ConfigError: not `key=value`, or an unknown key.
+        ConfigError: If one is not `key=value`, or its key is unknown.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
         dotted, equals, raw = pair.partition("=")
         if not equals or not dotted:
-            raise ConfigError(f"{pair!r} is not a setting; write it as section.key=value, objective.beta=0.2 say")
-        if dotted not in FIELDS:
-            raise ConfigError(unknown_setting(dotted, FIELDS))
-        settings[FIELDS[dotted]] = parse_value(raw)
+            raise ConfigError(f"{pair!r} is not a setting; write section.key=value, for example objective.beta=0.2")
+        field, inside = _find_field(dotted)
+        if inside:
+            table = settings.get(field, (below or {}).get(field))
+            settings[field] = _with_value(table, inside, parse_value(raw))
+        else:
+            value = parse_value(raw)
+            settings[field] = [value] if _is_a(field, list) and not isinstance(value, list) else value
     return settings
+
+
+def _find_field(dotted: str) -> tuple[str, list[str]]:
+    """Return the field that a key sets, and the keys inside it if it is a table.
+
+    Raises:
+        ConfigError: If there is no such setting.
+    """
+    section, *keys = dotted.split(".")
+    field = FIELDS.get(f"{section}.{keys[0]}") if keys else None
+    if field is None or not all(keys) or (keys[1:] and not _is_a(field, dict)):
+        raise ConfigError(unknown_setting(dotted, FIELDS))
+    return field, keys[1:]
+
+
+def _is_a(field: str, kind: type) -> bool:
+    """Return whether the values of a field, other than None, are of this kind."""
+    annotation = TrainConfig.model_fields[field].annotation
+    return any(get_origin(part) is kind for part in (annotation, *get_args(annotation)))
+
+
+def _with_value(table: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return a copy of a table with one value set, in tables inside it if there are several keys."""
+    first, *rest = keys
+    copy = dict(table) if isinstance(table, Mapping) else {}
+    return {**copy, first: _with_value(copy.get(first), rest, value) if rest else value}
 
 
 def parse_value(raw: str) -> Any:
@@ -94,7 +133,8 @@ def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The recipe at `path` with `section.key=value` overrides on top."""
-    return TrainConfig(**layer(read_recipe(path), parse_overrides(overrides)))
+    recipe = read_recipe(path)
+    return TrainConfig(**layer(recipe, parse_overrides(overrides, recipe)))
 
 
 def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
