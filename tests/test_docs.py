@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from gvpo.cli.main import _parser
+from gvpo.cli.options import given_settings
 from gvpo.cli.train import find_recipe
 from gvpo.config import FIELDS, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
@@ -142,6 +143,8 @@ def parse(words, line):
     if words[0] == "train":
         parse_overrides([*options.settings, *late])
         assert options.recipe.endswith(".toml") or find_recipe(options.recipe), line
+    elif hasattr(options, "reads"):
+        given_settings(options)
 
 
 def runnable(page):

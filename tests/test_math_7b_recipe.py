@@ -107,7 +107,11 @@ def test_on_a_small_model_it_trains_goes_on_evaluates_and_collects(tmp_path: Pat
         (tmp_path / f"out/data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     rows_of_amc = [{"problem": f"{n}+1?", "answer": float(n + 1)} for n in range(2)]
     (tmp_path / "amc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of_amc))
-    variables |= {"BENCHMARKS": "amc", "BENCHMARK_DATA": "amc=amc.jsonl", "EVAL": "--max-tokens 4 --workers 1"}
+    variables |= {
+        "BENCHMARKS": "amc",
+        "BENCHMARK_DATA": "amc=amc.jsonl",
+        "EVAL": "sampling.max_tokens=4 rewards.workers=1",
+    }
     first = reproduce("data", "train", "evaluate", "result", cwd=tmp_path, **variables)
     assert first.returncode == 0, first.stderr
     assert "data: out/data is there" in first.stdout

@@ -17,7 +17,7 @@
 #   BENCHMARKS   names, as `gvpo eval --benchmark`       the paper's five
 #   BENCHMARK_DATA  directory or NAME=FILE with their rows   none: the hub
 #   TEMPLATE  of the benchmarks' prompts                 auto
-#   EVAL      more options for `gvpo eval`               none
+#   EVAL      more words for `gvpo eval`                 none
 #   GVPO, PYTHON  the commands                           gvpo, python
 #   TOKENS_PER_SECOND  measured by you, for `cost`       none
 set -euo pipefail

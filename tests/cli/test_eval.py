@@ -24,7 +24,7 @@ real = pytest.mark.skipif(
 isolated = pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
 NEXT = dict(zip(DIGITS, DIGITS[1:] + DIGITS[0], strict=True))
 MATHS = "aime24,amc,math500,minerva,olympiadbench,gsm8k"
-CHECK = ["--data", str(REAL), "--check", "--workers", "2"]
+CHECK = ["--data", str(REAL), "--check", "rewards.workers=2"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
-OWN = ["--benchmark", "digits.jsonl", "--reward", "exact_match", "--max-tokens", "3", "--workers", "1"]
+OWN = ["--benchmark", "digits.jsonl", "rewards.funcs=exact_match", "sampling.max_tokens=3", "rewards.workers=1"]
 
 
 def summary(out: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def summary(out: str) -> dict[str, Any]:
 
 
 def test_two_models_side_by_side(capsys: pytest.CaptureFixture[str]):
-    words = ["eval", "base", "taught", *OWN, "--n", "4", "--k", "1,4", "--temperature", "1", "--out", "pair"]
+    words = ["eval", "base", "taught", *OWN, "eval.samples=4", "--k", "1,4", "sampling.temperature=1", "--out", "pair"]
     assert main(words) == 0
     base, taught = summary("pair")["results"]
     assert (base["model"], taught["model"], taught["benchmark"]) == ("base", "taught", "digits")
@@ -93,7 +93,7 @@ def test_one_sample_is_greedy(capsys: pytest.CaptureFixture[str]):
 
 
 def test_it_goes_on_and_another_model_joins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    words = ["eval", "base", *OWN, "--n", "2", "--out", "broken", "--at-once", "3"]
+    words = ["eval", "base", *OWN, "eval.samples=2", "--out", "broken", "--save-every", "3"]
     sample = TransformersSampler.sample
     calls: list[int] = []
 
@@ -106,17 +106,17 @@ def test_it_goes_on_and_another_model_joins(monkeypatch: pytest.MonkeyPatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(TransformersSampler, "sample", stops)
         assert main(words) == 130
-    assert "stopped; go on with: gvpo eval" in capsys.readouterr().err
+    assert "stopped; resume with: gvpo eval" in capsys.readouterr().err
     assert calls == [3, 3, 3]
     half = Path("broken/base/digits.jsonl").read_text()
     assert len(half.splitlines()) == 6
     assert main(words) == 2
     assert "is there already; go on with it by --resume" in capsys.readouterr().err
-    assert main([*words, "--resume", "--seed", "1"]) == 2
+    assert main([*words, "--resume", "run.seed=1"]) == 2
     assert "was made with seed=0, and now it is 1" in capsys.readouterr().err
     assert main([*words, "taught", "--resume"]) == 0
     assert Path("broken/base/digits.jsonl").read_text().startswith(half)
-    assert main(["eval", "base", *OWN, "--n", "2", "--out", "whole"]) == 0
+    assert main(["eval", "base", *OWN, "eval.samples=2", "--out", "whole"]) == 0
     assert Path("broken/base/digits.jsonl").read_bytes() == Path("whole/base/digits.jsonl").read_bytes()
     assert len(summary("broken")["results"]) == 2
 
@@ -157,10 +157,9 @@ def test_a_chat_model_on_real_questions(place: Path):
             str(REAL),
             "--limit",
             "2",
-            "--workers",
-            "1",
+            "rewards.workers=1",
         ]
-        assert main([*words, "--template", template, "--max-tokens", "4", "--n", "2", "--out", template]) == 0
+        assert main([*words, "--template", template, "sampling.max_tokens=4", "eval.samples=2", "--out", template]) == 0
         for found in summary(template)["results"]:
             assert (found["problems"], found["samples"], found["avg"]["mean"]) == (2, 2, 0.0)
             assert found["length"] <= 4
@@ -200,21 +199,30 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
     [
         (["--benchmark", "aime"], "there is nothing to evaluate: name a MODEL, or give --responses FILE or --check"),
         (["base", "--benchmark", "aime"], "there is no benchmark 'aime'; did you mean 'aime24'?"),
-        (["base", "--benchmark", "digits.jsonl"], "say what is right: --reward NAME"),
-        (["base", *OWN, "--k", "one"], "--k one: write numbers, 1,8,32 say"),
-        (["base", *OWN, "--k", "0"], "--k 0: k is at least 1"),
-        (["base", *OWN, "--limit", "0"], "--limit 0: take at least 1 problem"),
+        (["base", "--benchmark", "digits.jsonl"], "name its reward: rewards.funcs=NAME"),
+        (["base", *OWN, 'rewards.funcs=["exact_match", "gsm8k"]'], "rewards.funcs has 2 rewards"),
+        (
+            ["base", *OWN, "data.groups=x"],
+            "gvpo eval does not read data.groups; it reads run.seed, model.compute_dtype",
+        ),
+        (["base", *OWN, "temprature=1"], "unknown setting 'temprature'; did you mean 'sampling.temperature'?"),
+        (["base", *OWN, "sampling.top_p=2"], "sampling.top_p=2: Input should be less than or equal to 1"),
         (["base", "--benchmark", ",", *OWN[2:]], "--benchmark names nothing; give a benchmark, or a file"),
-        (["base", *OWN, "--n", "0"], "--n 0: give at least 1"),
-        (["base", *OWN, "--at-once", "-1"], "--at-once -1: give at least 1"),
+        (["base", *OWN, "eval.samples=0"], "eval.samples=0: Input should be greater than or equal to 1"),
         (["base", *OWN, "--data", "digit=x.jsonl"], "--data digit=... is for no benchmark; did you mean 'digits'?"),
-        (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is judged by gsm8k; drop it"),
-        (["base", *OWN[:3], "length_penalty"], "the reward 'length_penalty' needs options, and eval has none"),
-        (["base", *OWN[:3], "reward_model"], "the reward 'reward_model' needs options, and eval has none"),
+        (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is scored by gsm8k; drop it"),
+        (
+            ["base", *OWN[:2], "rewards.funcs=length_penalty"],
+            "the reward 'length_penalty' needs options, and eval has none",
+        ),
+        (
+            ["base", *OWN[:2], "rewards.funcs=reward_model"],
+            "the reward 'reward_model' needs options, and eval has none",
+        ),
         (["base", "base", *OWN], "base is named twice; name each once"),
         (["base", "./base", *OWN], "base and ./base would both write never/base/digits.jsonl"),
         (["base", *OWN, "--engine", "vlm"], "there is no engine 'vlm'"),
-        (["base", *OWN, "--n", "2", "--temperature", "0"], "2 samples at temperature 0 are the same one"),
+        (["base", *OWN, "eval.samples=2", "sampling.temperature=0"], "2 samples at temperature 0 are the same one"),
         (["base", *OWN, "--template", "qwen-math"], "the template 'qwen-math' does not fit digits; take chat or plain"),
         (["base", *OWN, "--template", "chat"], "the prompt needs a chat template and the tokenizer has none"),
         (
@@ -222,7 +230,7 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
             "digits.jsonl row 1 has no text `prompt` or no text `completion`",
         ),
         (["--responses", "none.jsonl", *OWN], "there is no file none.jsonl"),
-        (["--responses", ".", *OWN[:-2], "--reward", "number_match"], None),
+        (["--responses", ".", *OWN, "rewards.funcs=number_match"], None),
         (["--check", *OWN], "digits is your own benchmark, so its right answers are not known"),
         (["nowhere/at/all", *OWN], "there is no directory 'nowhere/at/all'"),
     ],
@@ -235,3 +243,20 @@ def test_what_cannot_work_is_one_line(words: list[str], message: str | None, cap
     assert (code, shown.count("\n")) == (2, 1), shown
     assert shown.startswith(f"gvpo: error: {message}") or message in shown
     assert not Path("never").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--k", "one"], "argument --k: 'one' is not a whole number of at least 1; see gvpo eval --help"),
+        (["--k", "1,0"], "argument --k: '0' is not a whole number of at least 1"),
+        (["--limit", "0"], "argument --limit: '0' is not a whole number of at least 1"),
+        (["--save-every", "-1"], "argument --save-every: '-1' is not a whole number of at least 1"),
+    ],
+)
+def test_flags_that_count_something_are_at_least_1(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "base", *OWN, *words])
+    shown = capsys.readouterr().err
+    assert (ended.value.code, shown.count("\n")) == (2, 1)
+    assert shown.startswith(f"gvpo: error: {message}")

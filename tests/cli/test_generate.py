@@ -43,8 +43,8 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-GIVEN = ["generate", "start", "--prompts", "prompts.jsonl", "--max-tokens", "3", "--workers", "1"]
-JUDGED = [*GIVEN, "--rewards", "judge.py:digits"]
+GIVEN = ["generate", "start", "--prompts", "prompts.jsonl", "sampling.max_tokens=3", "rewards.workers=1"]
+JUDGED = [*GIVEN, "rewards.funcs=judge.py:digits"]
 
 
 def rows(path: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def small(run: str, **settings: Any) -> TrainConfig:
 
 
 def test_training_takes_the_groups_as_they_are(capsys: pytest.CaptureFixture[str]):
-    assert main([*JUDGED, "--n", "6", "--out", "groups.jsonl"]) == 0
+    assert main([*JUDGED, "sampling.group_size=6", "--out", "groups.jsonl"]) == 0
     found = rows("groups.jsonl")
     assert [row["digit"] for row in found] == [row["digit"] for row in ROWS]
     assert all(len(row["completions"]) == len(row["rewards"]) == len(row["sampler_logprobs"]) == 6 for row in found)
@@ -76,13 +76,13 @@ def test_training_takes_the_groups_as_they_are(capsys: pytest.CaptureFixture[str
 
 def test_it_samples_as_a_run_would(place: Path):
     """The same completions as the sampler draws for these ids, whatever the parts."""
-    assert main([*JUDGED, "--n", "3", "--out", "parts.jsonl", "--at-once", "1", "--seed", "5"]) == 0
-    assert main([*JUDGED, "--n", "3", "--out", "once.jsonl", "--seed", "5"]) == 0
+    assert main([*JUDGED, "sampling.group_size=3", "--out", "parts.jsonl", "--save-every", "1", "run.seed=5"]) == 0
+    assert main([*JUDGED, "sampling.group_size=3", "--out", "once.jsonl", "run.seed=5"]) == 0
     assert [row["texts"] for row in rows("parts.jsonl")] == [row["texts"] for row in rows("once.jsonl")]
 
 
 def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixture[str]):
-    words = [*JUDGED, "--n", "16", "--out", "many.jsonl"]
+    words = [*JUDGED, "sampling.group_size=16", "--out", "many.jsonl"]
     assert main([*words, "--select", "right", "--above", "0.3", "--selected", "right.jsonl"]) == 0
     assert "rows of" in capsys.readouterr().out
     right = rows("right.jsonl")
@@ -114,8 +114,7 @@ def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixtu
 def test_mixed_groups_train_too():
     words = [
         *JUDGED,
-        "--n",
-        "8",
+        "sampling.group_size=8",
         "--out",
         "all.jsonl",
         "--select",
@@ -134,7 +133,12 @@ def test_mixed_groups_train_too():
 
 
 def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
-    words = [*GIVEN, "--rewards", "judge.py:digits,judge.py:short", "--weights", "1,0.5", "--n", "2"]
+    words = [
+        *GIVEN,
+        'rewards.funcs=["judge.py:digits", "judge.py:short"]',
+        "rewards.weights=[1, 0.5]",
+        "sampling.group_size=2",
+    ]
     assert main([*words, "--limit", "3", "--out", "weighed.jsonl"]) == 0
     found = rows("weighed.jsonl")
     assert len(found) == 3
@@ -144,16 +148,16 @@ def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
-    named = [*GIVEN, "--rewards", "length_penalty", "--n", "2", "--limit", "2", "--out", "brief.jsonl"]
-    options = ["--reward-option", "length_penalty.limit=1", "--reward-option", "length_penalty.margin=1"]
+    named = [*GIVEN, "rewards.funcs=length_penalty", "sampling.group_size=2", "--limit", "2", "--out", "brief.jsonl"]
+    options = ["rewards.options.length_penalty.limit=1", "rewards.options.length_penalty.margin=1"]
     assert main([*named, *options]) == 0
     assert all(reward == -1 for row in rows("brief.jsonl") for reward in row["rewards"])
-    assert main([*named, *options[2:], "--reward-option", "length_penalty.limit=2", "--resume"]) == 2
+    assert main([*named, *options[1:], "rewards.options.length_penalty.limit=2", "--resume"]) == 2
     assert "was made with reward_options=" in capsys.readouterr().err
 
 
 def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
-    words = [*JUDGED, "--n", "2", "--out", "broken.jsonl", "--at-once", "4"]
+    words = [*JUDGED, "sampling.group_size=2", "--out", "broken.jsonl", "--save-every", "4"]
     sample = TransformersSampler.sample
     calls: list[int] = []
 
@@ -166,12 +170,12 @@ def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransformersSampler, "sample", stops)
         assert main(words) == 130
-    assert "go on with: gvpo generate" in capsys.readouterr().err
+    assert "resume with: gvpo generate" in capsys.readouterr().err
     assert len(rows("broken.jsonl")) == 4
-    assert main([*words, "--resume", "--temperature", "0.5"]) == 2
+    assert main([*words, "--resume", "sampling.temperature=0.5"]) == 2
     assert "was made with temperature=1.0, and now it is 0.5" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
-    assert main([*JUDGED, "--n", "2", "--out", "unbroken.jsonl"]) == 0
+    assert main([*JUDGED, "sampling.group_size=2", "--out", "unbroken.jsonl"]) == 0
     told = ("id", "completions", "texts", "rewards", "finish_reasons")  # log-probs differ by a batch's float rounding
     broken, unbroken = (
         [{name: row[name] for name in told} for row in rows(f"{name}.jsonl")] for name in ("broken", "unbroken")
@@ -185,17 +189,31 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
     save_model(tiny_model(), byte_tokenizer(), place / "bytes")
     questions = [{"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(3)]
     (place / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    common = ["generate", "bytes", "--n", "2", "--max-tokens", "4", "--workers", "1", "--top-p", "0.9"]
-    assert main([*common, "--prompts", "gsm8k.jsonl", "--task", "gsm8k", "--out", "task.jsonl"]) == 0
+    common = [
+        "generate",
+        "bytes",
+        "sampling.group_size=2",
+        "sampling.max_tokens=4",
+        "rewards.workers=1",
+        "sampling.top_p=0.9",
+    ]
+    assert main([*common, "--prompts", "gsm8k.jsonl", "data.task=gsm8k", "--out", "task.jsonl"]) == 0
     assert "top_p=0.9 never draws some tokens" in capsys.readouterr().err
     assert [set(parts) for row in rows("task.jsonl") for parts in row["reward_parts"]] == [{"gsm8k"}] * 6
-    assert main([*common, "--task", "addition", "--limit", "2", "--out", "made.jsonl"]) == 0
+    assert main([*common, "data.task=addition", "--limit", "2", "--out", "made.jsonl"]) == 0
     assert len(rows("made.jsonl")) == 2
 
 
 def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
-    words = ["generate", "start", "--prompts", "prompts.jsonl", "--rewards", "judge.py:digits", "--temperature", "0"]
-    assert main([*words, "--max-tokens", "1", "--out", "greedy.jsonl"]) == 0
+    words = [
+        "generate",
+        "start",
+        "--prompts",
+        "prompts.jsonl",
+        "rewards.funcs=judge.py:digits",
+        "sampling.temperature=0",
+    ]
+    assert main([*words, "sampling.max_tokens=1", "--out", "greedy.jsonl"]) == 0
     policy, reader = model(), tokenizer()
     for row, problem in zip(rows("greedy.jsonl"), ROWS, strict=True):
         prompt = torch.tensor([reader.encode(problem["prompt"])])
@@ -205,13 +223,13 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "start", "--out", "x.jsonl"], "there is nothing to answer: give --prompts FILE, or --task NAME"),
-        ([*GIVEN, "--out", "x.jsonl"], "there is nobody to judge: give --rewards NAME, or --task NAME"),
+        (["generate", "start", "--out", "x.jsonl"], "there are no prompts: give --prompts FILE, or set data.task"),
+        ([*GIVEN, "--out", "x.jsonl"], "there is no reward: set rewards.funcs, or data.task"),
         ([*JUDGED, "--out", "x.parquet"], "x.parquet has to be JSON lines"),
-        ([*JUDGED, "--out", "x.jsonl", "--select", "best"], "--select and --selected go together"),
+        ([*JUDGED, "--out", "x.jsonl", "--select", "best"], "--select and --selected are used together"),
         (
             [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "y.csv"],
-            "--selected y.csv has to be JSON lines",
+            "--selected y.csv must be JSON lines",
         ),
         (
             [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "x.jsonl"],
@@ -221,18 +239,25 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
             [*JUDGED, "--out", "x.jsonl", "--select", "best", "--selected", "start/config.json/y.jsonl"],
             "start/config.json is not a directory; name another place",
         ),
-        ([*JUDGED, "--out", "x.jsonl", "--most", "0"], "--most 0: keep at least 1 answer"),
-        ([*JUDGED, "--out", "x.jsonl", "--weights", "a"], "--weights a: write numbers, 1,0.5 say"),
-        ([*JUDGED, "--out", "x.jsonl", "--weights", "1,2"], "has 2 values for 1 rewards"),
-        ([*GIVEN, "--out", "x.jsonl", "--rewards", "digitz"], "there is no reward 'digitz'"),
-        ([*JUDGED, "--out", "x.jsonl", "--n", "0"], "--n 0: give at least 1"),
-        ([*JUDGED, "--out", "x.jsonl", "--n", "2", "--temperature", "0"], "--n 2: greedy answers are all the same"),
-        ([*JUDGED, "--out", "x.jsonl", "--temperature", "-1"], "temperature=-1.0: use 0 (greedy) or more"),
-        ([*JUDGED, "--out", "x.jsonl", "--at-once", "-1"], "--at-once -1: give at least 1"),
-        ([*JUDGED, "--out", "x.jsonl", "--reward-option", "limit=1"], "--reward-option limit=1: write NAME.KEY=VALUE"),
-        ([*JUDGED, "--out", "x.jsonl", "--reward-option", "digit.x=1"], "is for none of rewards.funcs"),
-        ([*JUDGED, "--out", "x.jsonl", "--task", "adition"], "choose one of"),
-        ([*GIVEN, "--out", "x.jsonl", "--rewards", "exact_match"], "needs a column 'answer'"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.weights=a"], "rewards.weights.0='a': Input should be a valid number"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.weights=[1,2]"], "has 2 values for 1 rewards"),
+        ([*JUDGED, "--out", "x.jsonl", "train.steps=2"], "gvpo generate does not read train.steps; it reads run.seed"),
+        ([*JUDGED, "--out", "x.jsonl", "start"], "'start' is not a setting; write section.key=value"),
+        ([*GIVEN[:3], "none.jsonl", "--out", "x.jsonl", *JUDGED[4:]], "there is no file none.jsonl"),
+        ([*GIVEN, "--out", "x.jsonl", "rewards.funcs=digitz"], "there is no reward 'digitz'"),
+        (
+            [*JUDGED, "--out", "x.jsonl", "sampling.group_size=0"],
+            "sampling.group_size=0: Input should be greater than or equal to 1",
+        ),
+        (
+            [*JUDGED, "--out", "x.jsonl", "sampling.group_size=2", "sampling.temperature=0"],
+            "sampling.group_size=2: greedy answers are all the same",
+        ),
+        ([*JUDGED, "--out", "x.jsonl", "sampling.temperature=-1"], "temperature=-1.0: use 0 (greedy) or more"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.options.limit=1"], "rewards.options.limit=1: give a table"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.options.digit.x=1"], "is for none of rewards.funcs"),
+        ([*JUDGED, "--out", "x.jsonl", "data.task=adition"], "choose one of"),
+        ([*GIVEN, "--out", "x.jsonl", "rewards.funcs=exact_match"], "needs a column 'answer'"),
     ],
 )
 def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
@@ -244,24 +269,24 @@ def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: py
 
 
 def test_an_exclusion_holds_and_is_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
-    asked = [*JUDGED, "--n", "4", "--ban", "text:1", "--ban", "text:2", "--out", "without.jsonl"]
+    asked = [*JUDGED, "sampling.group_size=4", 'sampling.ban=["text:1", "text:2"]', "--out", "without.jsonl"]
     assert main(asked) == 0
     drawn = "".join(text for row in rows("without.jsonl") for text in row["texts"])
     assert drawn
     assert not set(drawn) & {"1", "2"}
     assert "an exclusion" in capsys.readouterr().err
     assert main([*asked, "--resume"]) == 0
-    assert main([*JUDGED, "--n", "4", "--ban", "text:1", "--out", "without.jsonl", "--resume"]) == 2
+    assert main([*JUDGED, "sampling.group_size=4", "sampling.ban=text:1", "--out", "without.jsonl", "--resume"]) == 2
     assert "exclusion" in capsys.readouterr().err
 
 
 def test_log_allowed_is_kept_where_there_is_an_exclusion_and_training_ignores_it():
-    assert main([*JUDGED, "--n", "4", "--ban", "text:1", "--out", "excluded.jsonl"]) == 0
+    assert main([*JUDGED, "sampling.group_size=4", "sampling.ban=text:1", "--out", "excluded.jsonl"]) == 0
     found = rows("excluded.jsonl")
     sums = [value for row in found for value in row["log_allowed"]]
     assert all(len(row["log_allowed"]) == len(row["completions"]) for row in found)
     assert all(value < 0 for value in sums)
-    assert main([*JUDGED, "--n", "4", "--out", "free.jsonl"]) == 0
+    assert main([*JUDGED, "sampling.group_size=4", "--out", "free.jsonl"]) == 0
     assert not any("log_allowed" in row for row in rows("free.jsonl"))
     logged = logged_groups(small("ignored"), tokenizer(), found, source="file")
     assert not any("log_allowed" in one.problem.columns for one in logged)

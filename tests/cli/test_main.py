@@ -1,12 +1,17 @@
 """`gvpo`: its commands and its errors."""
 
-from importlib import metadata
+import re
+from importlib import import_module, metadata
+from pathlib import Path
 
 import pytest
 
+from gvpo.cli import eval as cli_eval
 from gvpo.cli import train
 from gvpo.cli.main import COMMANDS, main
+from gvpo.config import FIELDS
 from gvpo.errors import ConfigError
+from tests.test_public_api import modules_after
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
@@ -45,6 +50,58 @@ def test_words_that_are_no_command_are_one_line_and_exit_code_2(
     assert shown.startswith(f"gvpo: error: {message}")
     assert shown.endswith("--help\n")
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "a", "b", "run.seed=1", "--benchmark", "x=1.jsonl", "--check", "run.seed=2"],
+        ["eval", "run.seed=1", "a", "--check", "run.seed=2", "--benchmark", "x=1.jsonl", "b"],
+        ["eval", "--benchmark=x=1.jsonl", "a", "run.seed=1", "--check", "b", "run.seed=2"],
+    ],
+)
+def test_settings_may_be_anywhere_among_the_words_of_a_command(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    """The value of a flag is never a setting, and a switch has no value."""
+    seen = []
+    monkeypatch.setattr(cli_eval, "run", lambda options: bool(seen.append(options)))
+    assert main(words) == 0
+    assert (seen[0].models, seen[0].settings) == (["a", "b"], ["run.seed=1", "run.seed=2"])
+    assert (seen[0].benchmark, seen[0].check) == ("x=1.jsonl", True)
+
+
+def test_a_path_with_an_equals_sign_is_not_a_setting(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(cli_eval, "run", lambda options: bool(seen.append(options)))
+    assert main(["eval", "runs/lr=1", "./lr=1", "--benchmark", "gsm8k"]) == 0
+    assert (seen[0].models, seen[0].settings) == (["runs/lr=1", "./lr=1"], [])
+
+
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_the_help_of_a_command_lists_the_settings_that_it_reads(command: str, capsys: pytest.CaptureFixture[str]):
+    reads = import_module(f"gvpo.cli.{command}").READS
+    assert set(reads) <= set(FIELDS)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out.partition("\nsettings:\n")[2]
+    assert [line.split()[0] for line in shown.splitlines() if re.match(r"  \w", line)] == list(reads)
+
+
+def test_wrong_settings_and_files_are_found_before_torch_is_loaded(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    commands = [
+        ["generate", "m", "--prompts", "none.jsonl", "--out", "o.jsonl", "rewards.funcs=exact_match"],
+        ["generate", "m", "--prompts", "rows.jsonl", "--out", "o.jsonl", "train.steps=1"],
+        ["eval", "m", "--benchmark", "none.jsonl", "rewards.funcs=exact_match"],
+        ["eval", "m", "--benchmark", "gsm8k", "sampling.top_p=2"],
+    ]
+    code = f"""
+import os
+from gvpo.cli.main import main
+os.chdir({str(tmp_path)!r})
+for words in {commands!r}:
+    assert main(words) == 2
+"""
+    assert not modules_after(code) & {"torch", "transformers"}
 
 
 def test_an_error_that_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,6 @@
-"""`gvpo generate MODEL --prompts FILE --rewards NAME --out groups.jsonl`: scored groups to train on."""
+"""`gvpo generate MODEL --prompts FILE --out groups.jsonl rewards.funcs=NAME`: scored groups to train on."""
 
 import argparse
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.errors import ConfigError
+from gvpo.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,157 +18,163 @@ if TYPE_CHECKING:
     from gvpo.rollout.collect import EncodedProblem
     from gvpo.rollout.group_file import GroupFile
     from gvpo.sampling import Sampler, SamplingParams
+    from gvpo.types import Problem
 
-SAMPLES, MAX_TOKENS = 8, 1024
+GROUP_SIZE, MAX_TOKENS = 8, 1024
 SELECTIONS = ("best", "mixed", "right")
+READS = {
+    "run.seed": "",
+    "model.compute_dtype": "",
+    "data.task": "",
+    "data.task_options": "",
+    "data.prompt_column": "",
+    "data.answer_column": "",
+    "data.chat": "",
+    "data.system_prompt": "",
+    "data.template_args": "",
+    "sampling.group_size": f"{GROUP_SIZE}, or 1 at temperature 0",
+    "sampling.max_tokens": str(MAX_TOKENS),
+    "sampling.temperature": "1; 0 is greedy",
+    "sampling.top_p": "",
+    "sampling.top_k": "",
+    "sampling.allow": "",
+    "sampling.ban": "",
+    "sampling.tokens_per_batch": "",
+    "rewards.funcs": "the task's reward",
+    "rewards.weights": "",
+    "rewards.options": "",
+    "rewards.timeout": "",
+    "rewards.workers": "one per core, at most 8",
+    "rewards.memory_limit": "",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    from gvpo.cli.options import add_engine, add_pool, add_sampling
+    """Add the arguments of the command."""
+    from gvpo.cli.options import add_settings, add_work, positive
 
-    parser.add_argument("model", metavar="MODEL", help="directory, run or hub id")
-    parser.add_argument("--prompts", metavar="FILE", help="file or hub id with rows of `prompt`, or of --task")
-    parser.add_argument("--task", metavar="NAME", help="a built-in task: the form of the rows, or its own problems")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where the scored groups go")
-    parser.add_argument("--resume", action="store_true", help="go on with --out")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
-    parser.add_argument("--system-prompt", metavar="TEXT", help="as data.system_prompt of a recipe")
-    parser.add_argument("--chat", choices=("auto", "chat", "plain"), default="auto", help="as data.chat of a recipe")
-    add_sampling(parser, samples=f"completions a prompt (default: {SAMPLES}, or 1 with --temperature 0)")
-    parser.add_argument("--allow", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
-    parser.add_argument("--ban", action="append", default=[], metavar="ITEM", help="as of gvpo decode")
-    add_engine(parser)
-    add_pool(parser)
-    parser.add_argument("--rewards", metavar="NAME,...", help="who judges, as rewards.funcs (default: the task's)")
-    parser.add_argument("--weights", metavar="W,...", help="of the rewards, as rewards.weights")
+    parser.add_argument("model", metavar="MODEL", help="Model directory, run directory or Hub model ID")
+    add_settings(parser, READS)
+    parser.add_argument("--prompts", metavar="FILE", help="File or Hub dataset ID with rows of `prompt`")
     parser.add_argument(
-        "--reward-option",
-        action="append",
-        default=[],
-        metavar="NAME.KEY=VALUE",
-        help="a reward's setting, as rewards.options: length_penalty.limit=512",
+        "--out", type=Path, required=True, metavar="FILE.jsonl", help="Output file for the scored groups"
     )
-    group = parser.add_argument_group("selection, when all groups are there")
-    group.add_argument("--select", choices=SELECTIONS, help="right or best answers for sft, or groups with both kinds")
-    group.add_argument("--selected", type=Path, metavar="FILE.jsonl", help="where they go")
-    group.add_argument("--above", type=float, metavar="R", help="good rewards are above R (default: 0.5; best: any)")
-    group.add_argument("--most", type=int, metavar="N", help="answers a prompt at most (default: right all, best 1)")
+    parser.add_argument("--resume", action="store_true", help="Continue an unfinished --out file")
+    parser.add_argument("--limit", type=positive, metavar="N", help="Use only the first N prompts")
+    add_work(parser)
+    group = parser.add_argument_group("selection, once all groups are sampled")
+    group.add_argument(
+        "--select", choices=SELECTIONS, help="Correct or best answers for sft, or groups that have good and bad ones"
+    )
+    group.add_argument("--selected", type=Path, metavar="FILE.jsonl", help="Output file for the selected rows")
+    group.add_argument(
+        "--above", type=float, metavar="R", help="Good rewards are above R (default: 0.5; for best: any reward)"
+    )
+    group.add_argument(
+        "--most", type=positive, metavar="N", help="Maximum number of answers per prompt (default: right all, best 1)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Sample, judge, write; then select, if asked to."""
-    from gvpo.cli.options import engine_options, going_on, model_path
-    from gvpo.model.tokenizer import load_tokenizer
-    from gvpo.rollout.fill import fingerprint
-    from gvpo.rollout.group_file import GroupFile
-    from gvpo.rollout.problems import encode, training_problems
-    from gvpo.rollout.rewards import reward_functions
+    """Sample, score and write the groups, then select from them if requested."""
+    from gvpo.cli.options import given_settings, stopped
+    from gvpo.rollout.problems import training_problems
     from gvpo.rollout.sampling_params import sampling_params
-    from gvpo.sampling.engines import check_engine, open_engine
+    from gvpo.sampling.engines import check_engine
 
-    _check(options)
+    given = given_settings(options)
+    temperature = given.pop("temperature", 1.0)
+    config = _config(options, given, temperature)
+    _check(options, config, temperature)
     check_engine(options.engine)
-    file, path = GroupFile(options.out), model_path(options.model)
-    config = _config(options)
+    params = replace(sampling_params(config), temperature=temperature)
     problems = training_problems(config, None)
-    tokenizer = load_tokenizer(path)
-    items = encode(config, tokenizer, problems)
-    params = replace(sampling_params(config), temperature=_temperature(options))
-    _say_what_it_lacks(params)
-    rewards = reward_functions(config, None)
-    settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
-    asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
-    file.begin({**settings, **asked}, resume=options.resume)
-    opened = partial(open_engine, options.engine, path, tokenizer, engine_options(options))
-    try:
-        _fill(config, rewards, file, items, params, opened, options.at_once)
-    except KeyboardInterrupt:
-        return going_on("generate")
-    rows = file.rows()
-    print(f"{file.path}: {_told(rows)}")
+    _warn_about_support(params)
+    rows = _groups(options, config, params, problems)
+    if rows is None:
+        return stopped("generate")
+    print(f"{options.out}: {_description(rows)}")
     if options.select is not None:
         _select(options, rows)
     return 0
 
 
-def _check(options: argparse.Namespace) -> None:
-    from gvpo.cli.options import check_sampling
+def _groups(
+    options: argparse.Namespace, config: "TrainConfig", params: "SamplingParams", problems: "Sequence[Problem]"
+) -> "Sequence[Mapping[str, Any]] | None":
+    """Return the rows of all groups, after sampling those that the file does not have; None after Ctrl-C."""
+    from gvpo.cli.options import engine_options, model_path
+    from gvpo.model.tokenizer import load_tokenizer
+    from gvpo.rollout.fill import fingerprint
+    from gvpo.rollout.group_file import GroupFile
+    from gvpo.rollout.problems import encode
+    from gvpo.rollout.rewards import reward_functions
+    from gvpo.sampling.engines import open_engine
 
-    check_sampling(options)
-    if _temperature(options) == 0 and (options.n or 1) > 1:
-        raise ConfigError(f"--n {options.n}: greedy answers are all the same; use --n 1, or a temperature above 0")
-    if options.prompts is None and options.task is None:
-        raise ConfigError("there is nothing to answer: give --prompts FILE, or --task NAME")
-    if options.rewards is None and options.task is None:
-        raise ConfigError("there is nobody to judge: give --rewards NAME, or --task NAME for its own reward")
-    if (options.select is None) != (options.selected is None):
-        raise ConfigError("--select and --selected go together: what to take, and where to put it")
-    if options.selected is not None and options.selected.suffix != ".jsonl":
-        raise ConfigError(f"--selected {options.selected} has to be JSON lines; give a name that ends in .jsonl")
-    if options.selected is not None and options.selected.resolve() == options.out.resolve():
-        raise ConfigError("--selected would overwrite --out; give it another name")
-    if options.selected is not None:
-        runfiles.require_writable(options.selected)
-    if options.most is not None and options.most < 1:
-        raise ConfigError(f"--most {options.most}: keep at least 1 answer")
+    file, path = GroupFile(options.out), model_path(options.model)
+    tokenizer = load_tokenizer(path)
+    items = encode(config, tokenizer, problems)
+    rewards = reward_functions(config, None)
+    settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
+    asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
+    file.begin({**settings, **asked}, resume=options.resume)
+    engine = engine_options({"compute_dtype": config.compute_dtype, "tokens_per_batch": config.tokens_per_batch})
+    opened = partial(open_engine, options.engine, path, tokenizer, engine)
+    try:
+        _fill(config, rewards, file, items, params, opened, options.save_every)
+    except KeyboardInterrupt:
+        return None
+    return file.rows()
 
 
-def _config(options: argparse.Namespace) -> "TrainConfig":
-    """The settings of a training run that would sample these groups itself: problems and rewards are read as there."""
+def _config(options: argparse.Namespace, given: "Mapping[str, Any]", temperature: float) -> "TrainConfig":
+    """Return the settings of a training run that would sample these groups itself.
+
+    Training is never greedy, so the temperature is not among them.
+    """
+    from gvpo.cli.options import CORES
     from gvpo.config import TrainConfig
 
-    return TrainConfig(
-        train_data=options.prompts,
-        task=options.task,
-        train_problems=options.limit,
-        chat=options.chat,
-        system_prompt=options.system_prompt,
-        seed=options.seed,
-        group_size=options.n or (SAMPLES if _temperature(options) > 0 else 1),
-        max_tokens=MAX_TOKENS if options.max_tokens is None else options.max_tokens,
-        top_p=1.0 if options.top_p is None else options.top_p,
-        top_k=options.top_k,
-        sampling_allow=options.allow,
-        sampling_ban=options.ban,
-        reward_funcs=[name.strip() for name in (options.rewards or "").split(",") if name.strip()],
-        reward_weights=None if options.weights is None else _weights(options.weights),
-        reward_options=_reward_options(options.reward_option),
-        reward_workers=options.workers,
-        reward_timeout=options.timeout,
-    )
+    defaults = {
+        "group_size": GROUP_SIZE if temperature > 0 else 1,
+        "max_tokens": MAX_TOKENS,
+        "reward_workers": CORES,
+        "train_data": options.prompts,
+        "train_problems": options.limit,
+    }
+    return TrainConfig(**{**defaults, **given})
 
 
-def _temperature(options: argparse.Namespace) -> float:
-    """Not among the settings of a training run, which is never greedy."""
-    return 1.0 if options.temperature is None else float(options.temperature)
+def _check(options: argparse.Namespace, config: "TrainConfig", temperature: float) -> None:
+    if temperature == 0 and config.group_size > 1:
+        raise ConfigError(
+            f"sampling.group_size={config.group_size}: greedy answers are all the same; set it to 1, or use a "
+            "temperature above 0"
+        )
+    if options.prompts is None and config.task is None:
+        raise ConfigError("there are no prompts: give --prompts FILE, or set data.task")
+    if not config.reward_funcs and config.task is None:
+        raise ConfigError("there is no reward: set rewards.funcs, or data.task for its own reward")
+    _check_selection(options)
 
 
-def _weights(words: str) -> list[float]:
-    try:
-        return [float(word) for word in words.split(",")]
-    except ValueError:
-        raise ConfigError(f"--weights {words}: write numbers, 1,0.5 say") from None
+def _check_selection(options: argparse.Namespace) -> None:
+    if (options.select is None) != (options.selected is None):
+        raise ConfigError("--select and --selected are used together: the kind of rows, and their output file")
+    if options.selected is None:
+        return
+    if options.selected.suffix != ".jsonl":
+        raise ConfigError(f"--selected {options.selected} must be JSON lines; give a name that ends in .jsonl")
+    if options.selected.resolve() == options.out.resolve():
+        raise ConfigError("--selected would overwrite --out; give it another name")
+    runfiles.require_writable(options.selected)
 
 
-def _reward_options(pairs: "Sequence[str]") -> dict[str, dict[str, Any]]:
-    from gvpo.config.recipe import parse_value
-
-    found: dict[str, dict[str, Any]] = {}
-    for pair in pairs:
-        dotted, equals, raw = pair.partition("=")
-        name, dot, key = dotted.partition(".")
-        if not (name and dot and key and equals):
-            raise ConfigError(f"--reward-option {pair}: write NAME.KEY=VALUE, length_penalty.limit=512 say")
-        found.setdefault(name, {})[key] = parse_value(raw)
-    return found
-
-
-def _say_what_it_lacks(params: "SamplingParams") -> None:
+def _warn_about_support(params: "SamplingParams") -> None:
     from gvpo.sampling import support_warning
 
     if (text := support_warning(params)) is not None:
-        print(f"gvpo: note: {text}", file=sys.stderr)
+        warn(text)
 
 
 def _settings(
@@ -180,15 +186,15 @@ def _settings(
         "model": path,
         "weights": weights_fingerprint(path),
         "engine": options.engine,
-        "dtype": options.dtype,
+        "dtype": config.compute_dtype,
         "system_prompt": config.system_prompt,
         "chat": config.chat,
-        "task": options.task,
+        "task": config.task,
         "rewards": config.reward_funcs,
         "reward_weights": config.reward_weights,
         "reward_options": config.reward_options or None,
         **asdict(params),
-        "seed": options.seed,
+        "seed": config.seed,
     }
 
 
@@ -207,7 +213,7 @@ def _fill(
     open_sampler: "Callable[[], Sampler]",
     at_once: int | None,
 ) -> None:
-    from gvpo.cli.fill_progress import watching
+    from gvpo.cli.progress import watching
     from gvpo.rollout.fill import fill
     from gvpo.rollout.rewards import reward_pool
 
@@ -218,8 +224,8 @@ def _fill(
         fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)
 
 
-def _told(rows: "Sequence[Mapping[str, Any]]") -> str:
-    """One line on groups: how many, their rewards, and how many have something to compare."""
+def _description(rows: "Sequence[Mapping[str, Any]]") -> str:
+    """Return one line about groups: their number, their rewards, and how many have unequal rewards."""
     rewards = [reward for row in rows for reward in row["rewards"]]
     known = [reward for reward in rewards if reward is not None]
     mean = f"mean reward {sum(known) / len(known):.3f}" if known else "no rewards"

@@ -5,6 +5,7 @@ Commands are imported when they are called, so that `gvpo --help` answers at onc
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -25,9 +26,31 @@ COMMANDS = {
     "init": "write a small project that trains: recipe, reward and data to make your own",
 }
 
+SETTING = re.compile(r"\w+(\.[\w-]*)*=")
+"""How a word begins that is a setting. A path such as `runs/a=1` or `./a=1` is not one."""
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are, that says where to look."""
+    """A parser for commands: settings may be anywhere among the other words, and an error is one line."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the words of a command that reads settings without its settings, then add them."""
+        words = list(sys.argv[1:] if args is None else args)
+        if all(action.dest != "settings" for action in self._actions):
+            return super().parse_known_args(words, namespace)
+        before = ["", *words]
+        places = [i for i, word in enumerate(words) if SETTING.match(word) and not self._takes_value(before[i])]
+        others = [word for i, word in enumerate(words) if i not in places]
+        options, late = super().parse_known_args(others, namespace)
+        options.settings = [*options.settings, *(words[i] for i in places)]
+        return options, late
+
+    def _takes_value(self, word: str) -> bool:
+        """Return whether the word after this one is its value."""
+        action = self._option_string_actions.get(word)
+        return word.startswith("-") and "=" not in word and (action is None or action.nargs != 0)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit with code 2."""
@@ -51,7 +74,7 @@ def _run(words: list[str]) -> int:
     debug = "--debug" in words
     parser = _parser(words)
     options, late = parser.parse_known_args(words)
-    home = next((name for name in ("settings", "models") if hasattr(options, name)), None)
+    home = next((name for name in ("models", "files", "runs", "settings") if hasattr(options, name)), None)
     if late and (home is None or any(word.startswith("-") for word in late)):
         options.parser.error(f"unrecognized arguments: {' '.join(late)}")
     elif late and home is not None:  # argparse does not collect the words that come after an option

@@ -1,89 +1,135 @@
-"""Arguments that `eval` and `generate` share."""
+"""The flags and settings that several commands share.
+
+All commands have one grammar. Positional arguments and flags are what a command is about: a model, files, `--out`,
+`--resume`. A word `section.key=value` is a setting, with the keys, values and errors of recipes and `gvpo train`.
+"""
 
 import argparse
 import os
 import shlex
+import shutil
 import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo import runfiles
+from gvpo.config import FIELDS, TrainConfig
+from gvpo.config.recipe import parse_overrides
 from gvpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from gvpo.evaluation.jobs import PoolOptions
     from gvpo.sampling.engines import EngineOptions
 
+T = TypeVar("T")
+
 INTERRUPTED = 130
 """The exit code of work that Ctrl-C has stopped."""
 
+CORES = min(8, os.cpu_count() or 1)
+"""Reward workers of the commands that only sample and score."""
 
-def add_sampling(parser: argparse.ArgumentParser, *, samples: str) -> None:
-    """How completions are drawn; `samples` describes --n."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--n", type=int, metavar="N", help=samples)
-    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens a completion at most")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    group.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens of this probability")
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens")
-    group.add_argument("--seed", type=int, default=0, help="of the sampling noise (default: 0)")
-    group.add_argument("--at-once", type=int, metavar="N", help="problems between two writes: what a crash can cost")
+KEY_COLUMN = 32
+"""Width of the settings' names in a help text."""
 
 
-def check_sampling(options: argparse.Namespace) -> None:
-    """Refuse numbers that `add_sampling` has read and that would sample nothing.
+def add_settings(parser: argparse.ArgumentParser, reads: Mapping[str, str]) -> None:
+    """Let a command read settings.
+
+    Args:
+        parser: Parser of the command.
+        reads: Keys that it reads, each with its default in words, or "" if that is the recipe's.
+    """
+    parser.add_argument("settings", nargs="*", default=[], metavar="section.key=value", help="Settings, listed below")
+    parser.set_defaults(reads=reads, parser=parser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(["settings:", *_help_lines(reads)])
+
+
+def _help_lines(reads: Mapping[str, str]) -> Iterator[str]:
+    width = max(KEY_COLUMN + 20, shutil.get_terminal_size().columns - 2)
+    for key, own in reads.items():
+        field = TrainConfig.model_fields[FIELDS[key]]
+        default = own or ("" if field.default_factory or field.default is None else str(field.default))
+        text = f"{field.description}{f' (default: {default})' if default else ''}"
+        name = f"  {key}".ljust(KEY_COLUMN)
+        yield textwrap.fill(text, width, initial_indent=name, subsequent_indent=" " * KEY_COLUMN)
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the command line as TrainConfig fields, checked.
+
+    A temperature of 0, which training does not allow, means greedy decoding here.
 
     Raises:
-        ConfigError: one is below 1.
+        ConfigError: If a word is not a setting, the command does not read it, or its value is wrong.
     """
-    for name in ("n", "max_tokens", "at_once"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    given = parse_overrides(options.settings)
+    unread = next((key for key, field in FIELDS.items() if field in given and key not in options.reads), None)
+    if unread is not None:
+        raise ConfigError(f"{options.parser.prog} does not read {unread}; it reads {', '.join(options.reads)}")
+    temperature = given.get("temperature")
+    greedy = {"temperature": float(temperature)} if isinstance(temperature, int | float) and temperature <= 0 else {}
+    config = TrainConfig(**{name: value for name, value in given.items() if name not in greedy})
+    return {**{name: getattr(config, name) for name in given}, **greedy}
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Who samples, and in which precision."""
-    group = parser.add_argument_group("engine")
-    group.add_argument("--engine", default="transformers", metavar="NAME", help="who samples (default: transformers)")
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="default auto: bfloat16 on a GPU, float32 elsewhere",
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that sample and score many problems."""
+    parser.add_argument(
+        "--engine", default="transformers", metavar="NAME", help="Sampling engine (default: transformers)"
     )
-    group.add_argument(
-        "--tokens-per-batch", type=int, default=65_536, metavar="N", help="tokens in the cache at once (default: 65536)"
+    parser.add_argument(
+        "--save-every", type=positive, metavar="N", help="Save after this many problems (default: every 256 samples)"
     )
 
 
-def add_pool(parser: argparse.ArgumentParser) -> None:
-    """How rewards are run."""
-    group = parser.add_argument_group("rewards")
-    cores = min(8, os.cpu_count() or 1)
-    group.add_argument("--workers", type=int, default=cores, metavar="N", help=f"processes (default here: {cores})")
-    group.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a call (default: 10)")
+def positive(word: str) -> int:
+    """Return a whole number above 0, as the `type` of a flag."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
+    return int(word)
 
 
-def engine_options(options: argparse.Namespace) -> "EngineOptions":
-    """What `add_engine` has read."""
+def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Return the `type` of a flag whose value is a list, separated by commas."""
+
+    def read(words: str) -> list[T]:
+        try:
+            return [kind(word) for word in words.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{words!r} is not a list of numbers such as 1,8") from None
+
+    return read
+
+
+def engine_options(given: Mapping[str, Any]) -> "EngineOptions":
+    """Return how the engine loads the model, according to the settings."""
     from gvpo.sampling.engines import EngineOptions
 
-    return EngineOptions(options.dtype, options.tokens_per_batch)
+    names = {"compute_dtype": "dtype", "tokens_per_batch": "tokens_per_batch"}
+    return EngineOptions(**{option: given[name] for name, option in names.items() if name in given})
 
 
-def pool_options(options: argparse.Namespace) -> "PoolOptions":
-    """What `add_pool` has read."""
+def pool_options(given: Mapping[str, Any]) -> "PoolOptions":
+    """Return how the rewards run, according to the settings."""
     from gvpo.evaluation.jobs import PoolOptions
 
-    return PoolOptions(options.workers, options.timeout)
+    defaults = TrainConfig()
+    return PoolOptions(
+        given.get("reward_workers", CORES),
+        given.get("reward_timeout", defaults.reward_timeout),
+        round(given.get("reward_memory_limit", defaults.reward_memory_limit) * 2**30),
+    )
 
 
 def model_path(name: str) -> str:
-    """A model's directory or hub id; of a run, its newest checkpoint.
+    """Return a model's directory or Hub model ID; for a run, its latest checkpoint.
 
     Raises:
-        RunError: the run has no checkpoint.
+        RunError: If the run has no checkpoint.
     """
     if not (Path(name) / runfiles.CHECKPOINTS).is_dir():
         return name
@@ -92,9 +138,9 @@ def model_path(name: str) -> str:
     return str(checkpoint_in(name))
 
 
-def going_on(command: str) -> int:
-    """Say how to go on after Ctrl-C, and the exit code."""
+def stopped(command: str) -> int:
+    """Print how to resume after Ctrl-C, and return the exit code."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
     again = shlex.join(["gvpo", *(words if words[:1] == [command] else [command, "..."]), "--resume"])
-    print(f"gvpo: stopped; go on with: {again}", file=sys.stderr)
+    print(f"gvpo: stopped; resume with: {again}", file=sys.stderr)
     return INTERRUPTED

@@ -163,7 +163,7 @@ def find_benchmark(name: str, reward: str | None = None) -> Benchmark:
         hint = did_you_mean(name, BENCHMARKS, f"choose one of {', '.join(BENCHMARKS)}, or give a file")
         raise ConfigError(f"there is no benchmark {name!r}{hint}")
     if reward is None:
-        raise ConfigError(f"the benchmark {name} is your own, so say what is right: --reward NAME")
+        raise ConfigError(f"the benchmark {name} is your own, so name its reward: rewards.funcs=NAME")
     called = Path(name.partition("#")[0].partition(":")[0]).stem
     return Benchmark(called, name, (), None, problems_from_records, reward, "own", "", max_tokens=1024)
 

@@ -52,7 +52,7 @@ class EvalProtocol:
         several = samples > 1
         if several and self.temperature == 0:
             raise ConfigError(
-                f"{samples} samples at temperature 0 are the same one; use --n 1, or a temperature above 0"
+                f"{samples} samples at temperature 0 are the same one; use eval.samples=1, or a temperature above 0"
             )
         temperature = (TEMPERATURE if several else 0.0) if self.temperature is None else self.temperature
         top_p = (TOP_P if several and self.temperature is None else 1.0) if self.top_p is None else self.top_p

@@ -100,7 +100,7 @@ class _Budget:
         taken = time.monotonic() - self._started
         if taken >= self._seconds and (taken - self._own) / self._done * self._tests >= self._seconds:
             raise RewardError(
-                f"{self._tests} tests take longer than a completion has; give rewards.timeout (--timeout) more seconds"
+                f"{self._tests} tests take longer than a completion has; give rewards.timeout more seconds"
             )
         return taken < self._seconds
 
