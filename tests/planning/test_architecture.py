@@ -8,7 +8,8 @@ from gvpo import model_config
 from gvpo.errors import ModelError
 from gvpo.planning import read_architecture
 from gvpo.planning.files import local_config
-from gvpo.update.choose_path import _fusable, why_not_shared
+from gvpo.update.choose_path import _fusable
+from gvpo.update.layouts.packed import Trees
 
 SIZES = {
     "vocab_size": 1000,
@@ -60,7 +61,7 @@ def test_the_count_is_the_models_own(kind, tied):
 def test_paths_are_judged_as_the_update_judges_them(kind):
     model = built(kind)
     found = read_architecture(model.config.to_dict())
-    assert found.shares_prompts == (why_not_shared(model) == "")
+    assert found.shares_prompts == (Trees().why_not(model) == "")
     assert found.fused_head == _fusable(model)
 
 
