@@ -1,10 +1,8 @@
-"""A policy that learns from groups: reference and old log-probs attached, the group-exact update, the optimizer.
+"""A policy that learns from groups: the steps of a run on its weights.
 
-learn(groups):  cut into optimizer batches ──▶ attach log-probs ──▶ per batch: group_backward ──▶ AdamW
+learn(groups):  cut into batches ──▶ plan ──▶ prepare: log-probs attached ──▶ per batch: push a gradient, apply it
 
-No forward is made that another one has made already. The first update of a step meets the very policy that sampled, so
-old log-probs are those of its own forward; so are the reference's where the reference is the policy of the step's
-start: with "previous" in each step, with "initial" in the first, with "every:N" in each that refreshes it.
+`gvpo.training.step.plan` says which passes a step makes; none of them computes what another one has computed.
 """
 
 import dataclasses
@@ -16,17 +14,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from gvpo.config import TrainConfig
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
-from gvpo.objectives import kl_in_reward
 from gvpo.rollout.usable import TrainingGroup
 from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
 from gvpo.training.objective import BoundObjective, updates_per_step
+from gvpo.training.step.attach import attach, detach, own_scores, penalise
+from gvpo.training.step.plan import StepPlan, plan_step
 from gvpo.types import Group
 from gvpo.update.coefficients import Objective
 from gvpo.update.distributed import fsdp, ranks
@@ -117,14 +114,17 @@ class Learner:
             TrainingError: too many updates in a row were not finite, or memory runs out with one completion a forward.
         """
         started = time.perf_counter()
-        self._refresh_reference(step)
+        batches = self._cut(groups)
+        plan = self._plan(step, self.config.passes * len(batches))
+        if plan.refresh and self.reference is not None:
+            self.reference.refresh(self.model)
         if not groups:
             return StepResult([], time.perf_counter() - started, 0.0, self.budget.tokens)
         self.budget.resolve(lambda: self._find_budget(groups))
-        batches, output, scored_at = self._attempt(functools.partial(self._start, groups, step), groups)
+        batches, output, scored_at = self._attempt(functools.partial(self._start, batches, plan), groups)
         updates = [self._apply(batches[0], output, step, number=0)]
-        if self._is_attached_late(batches, step):
-            batches[0] = self._attach_old(batches[0], _scored(output), step)
+        if plan.late:
+            batches[0] = attach(batches[0], plan.start_logprobs, own_scores(output))
             updates = [dataclasses.replace(updates[0], groups=batches[0])]
         for number in range(1, self.config.passes * len(batches)):
             batch = batches[number % len(batches)]
@@ -187,73 +187,50 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
         return min(ranks.gather(found), key=lambda each: each.tokens)
 
-    def _is_refreshed(self, step: int) -> bool:
-        """Whether the reference is taken from the policy as this step begins."""
-        kind, _, every = self.config.reference.partition(":")
-        return self.reference is None or step == 1 or (kind == "every" and (step - 1) % int(every) == 0)
+    def _cut(self, groups: Sequence[TrainingGroup]) -> list[list[TrainingGroup]]:
+        """Cut a step's groups into optimizer batches."""
+        size = self.config.groups_per_update or max(1, len(groups))
+        return [list(groups[i : i + size]) for i in range(0, len(groups), size)]
 
-    def _refresh_reference(self, step: int) -> None:
-        if self.reference is not None and step > 1 and self._is_refreshed(step):
-            self.reference.refresh(self.model)
+    def _plan(self, step: int, updates: int) -> StepPlan:
+        return plan_step(
+            reads_old=self.objective.needs_old,
+            reads_reference=self._makes_reference,
+            reference=self.config.reference,
+            step=step,
+            updates=updates,
+            watches_experts=self.config.routing != "free",
+            penalised=self.config.kl_in_reward > 0,
+        )
 
     def _start(
-        self, groups: Sequence[TrainingGroup], step: int, budget: int
+        self, batches: Sequence[list[TrainingGroup]], plan: StepPlan, budget: int
     ) -> tuple[list[list[TrainingGroup]], UpdateOutput, float]:
-        """All that is computed before the weights move: the step's batches, and the first one's gradient.
+        """Compute everything that comes before the weights change: all log-probs, and the first batch's gradient.
 
         Returns:
-            The batches, the first one's output, and when its log-probs were there.
+            The batches with log-probs, the output of the first one, and when the log-probs were there.
         """
-        batches = self._prepare(groups, step, budget)
+        prepared = self._prepare(list(batches), plan, budget)
         scored_at = time.perf_counter()
-        return batches, self._push(batches[0], budget, on_policy=True), scored_at
+        return prepared, self._push(prepared[0], budget, on_policy=True), scored_at
 
-    def _prepare(self, groups: Sequence[TrainingGroup], step: int, budget: int) -> list[list[TrainingGroup]]:
-        """Cut into optimizer batches and attach what each needs before the weights move.
-
-        The first batch meets the very policy that sampled it, so its old log-probs (and, where the reference is that
-        policy, its reference ones) are those of its own update: no pass is needed for it.
-        """
-        size = self.config.groups_per_update or len(groups)
-        batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
-        if self.reference is not None and not self._is_refreshed(step):
+    def _prepare(self, batches: list[list[TrainingGroup]], plan: StepPlan, budget: int) -> list[list[TrainingGroup]]:
+        """Attach what each batch needs before the weights change."""
+        if plan.reference_pass and self.reference is not None:
             with self.reference.scoring() as reference:
-                batches = [_attach(b, "ref_logprobs", self._score(reference, b, budget)) for b in batches]
-        first = 0 if self.config.kl_in_reward > 0 else 1
-        if self._needs_old_pass(step):
+                batches = [attach(batch, ("ref_logprobs",), self._score(reference, batch, budget)) for batch in batches]
+        if plan.start_pass != "none":
+            first = 0 if plan.start_pass == "all" else 1
             watch: RoutingMode = "free" if self.config.routing == "free" else "watch"
-            old = [self._score(self.model, batch, budget, watch) for batch in batches[first:]]
-            batches[first:] = [self._attach_old(*each, step) for each in zip(batches[first:], old, strict=True)]
+            scores = [self._score(self.model, batch, budget, watch) for batch in batches[first:]]
+            batches[first:] = [
+                attach(batch, plan.start_logprobs, found) for batch, found in zip(batches[first:], scores, strict=True)
+            ]
         if self.config.kl_in_reward > 0:
-            batches = [_with_kl_in_reward(batch, self.config.kl_in_reward) for batch in batches]
-            batches[0] = self._without_old(batches[0], step)
+            batches = [penalise(batch, self.config.kl_in_reward) for batch in batches]
+            batches[0] = detach(batches[0], plan.start_logprobs)
         return batches
-
-    def _needs_old_pass(self, step: int) -> bool:
-        needed = self.objective.needs_old or self.config.routing != "free"
-        return needed or self._refers_to_start(step) or self.config.kl_in_reward > 0
-
-    def _refers_to_start(self, step: int) -> bool:
-        """The reference is the policy as it was when the step began: its old log-probs serve."""
-        return self._makes_reference and self._is_refreshed(step)
-
-    def _is_attached_late(self, batches: Sequence[Sequence[TrainingGroup]], step: int) -> bool:
-        """Whether the first batch needs the log-probs of its own update: for later passes, or for the metrics."""
-        again = self.config.passes * len(batches) > 1
-        return self._needs_old_pass(step) and (again or self.reference is not None or self.config.kl_in_reward > 0)
-
-    def _attach_old(
-        self, batch: Sequence[TrainingGroup], scored: Sequence[TokenLogprobs], step: int
-    ) -> list[TrainingGroup]:
-        """Old log-probs, which are the reference's too where it is the policy of the step's start; old experts."""
-        attached = _attach(batch, "old_logprobs", scored)
-        return _attach(attached, "ref_logprobs", scored) if self._refers_to_start(step) else attached
-
-    def _without_old(self, batch: Sequence[TrainingGroup], step: int) -> list[TrainingGroup]:
-        """The first batch once its rewards are changed: its update is to see that it is on-policy."""
-        attached = ("old_logprobs", "ref_logprobs") if self._refers_to_start(step) else ("old_logprobs",)
-        nothing = dict.fromkeys(attached)
-        return [_with_completions(entry, [nothing] * len(entry.group.completions)) for entry in batch]
 
     def _score(
         self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int, routing: RoutingMode = "free"
@@ -316,39 +293,3 @@ class Learner:
 
 def _plain(batch: Sequence[TrainingGroup]) -> list[Group]:
     return [entry.group for entry in batch]
-
-
-def _attach(batch: Sequence[TrainingGroup], name: str, scored: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
-    """The batch with each completion's `name` set from the scores, in order; with the old ones come old experts."""
-    remaining = iter(scored)
-
-    def found() -> dict[str, Any]:
-        one = next(remaining)
-        return {name: one.logprobs} | ({"experts": one.experts} if name == "old_logprobs" else {})
-
-    return [_with_completions(entry, [found() for _ in entry.group.completions]) for entry in batch]
-
-
-def _with_completions(entry: TrainingGroup, changes: Sequence[dict[str, Any]]) -> TrainingGroup:
-    rows = [dataclasses.replace(row, **change) for row, change in zip(entry.group.completions, changes, strict=True)]
-    return dataclasses.replace(entry, group=dataclasses.replace(entry.group, completions=rows))
-
-
-def _scored(output: UpdateOutput) -> list[TokenLogprobs]:
-    """An update's own log-probs as scores: what the policy gave just before it moved."""
-    return [TokenLogprobs(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
-
-
-def _with_kl_in_reward(batch: Sequence[TrainingGroup], beta: float) -> list[TrainingGroup]:
-    """Rewards less beta times the log-ratio of old policy and reference."""
-    return [
-        _with_completions(entry, [{"reward": _penalised(row, beta)} for row in entry.group.completions])
-        for entry in batch
-    ]
-
-
-def _penalised(row: Any, beta: float) -> float:
-    old, ref = torch.as_tensor(row.old_logprobs), torch.as_tensor(row.ref_logprobs)
-    mask = torch.ones_like(old) if row.mask is None else torch.as_tensor(row.mask)
-    reward = torch.tensor([row.reward], dtype=torch.float64)
-    return kl_in_reward(reward, logprobs=old[None], ref_logprobs=ref[None], mask=mask[None], beta=beta).item()

@@ -1,0 +1,1 @@
+"""One step of the learner: which passes it makes, and what they attach to the rows."""

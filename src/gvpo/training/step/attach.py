@@ -1,0 +1,53 @@
+"""What passes found, attached to the rows of a batch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gvpo.objectives import kl_in_reward
+from gvpo.rollout.usable import TrainingGroup
+from gvpo.types import Completion
+from gvpo.update.group_backward import TokenLogprobs, UpdateOutput
+
+Batch = Sequence[TrainingGroup]
+
+
+def attach(batch: Batch, names: Sequence[str], scores: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
+    """Set fields of each completion to its log-probs, in order. With old log-probs come the experts of that pass."""
+    remaining = iter(scores)
+
+    def found() -> dict[str, Any]:
+        one = next(remaining)
+        experts = {"experts": one.experts} if "old_logprobs" in names else {}
+        return {**dict.fromkeys(names, one.logprobs), **experts}
+
+    return [_replaced(entry, [found() for _ in entry.group.completions]) for entry in batch]
+
+
+def detach(batch: Batch, names: Sequence[str]) -> list[TrainingGroup]:
+    """Take log-probs off again, so that an update sees that it is on-policy."""
+    return [_replaced(entry, [dict.fromkeys(names)] * len(entry.group.completions)) for entry in batch]
+
+
+def own_scores(output: UpdateOutput) -> list[TokenLogprobs]:
+    """Return an update's own log-probs as scores: those of the policy just before the update changed it."""
+    return [TokenLogprobs(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
+
+
+def penalise(batch: Batch, beta: float) -> list[TrainingGroup]:
+    """Subtract beta times the log-ratio of start policy and reference from the rewards."""
+    return [_replaced(entry, [{"reward": _penalised(row, beta)} for row in entry.group.completions]) for entry in batch]
+
+
+def _penalised(row: Completion, beta: float) -> float:
+    old, ref = torch.as_tensor(row.old_logprobs), torch.as_tensor(row.ref_logprobs)
+    mask = torch.ones_like(old) if row.mask is None else torch.as_tensor(row.mask)
+    reward = torch.tensor([row.reward], dtype=torch.float64)
+    return kl_in_reward(reward, logprobs=old[None], ref_logprobs=ref[None], mask=mask[None], beta=beta).item()
+
+
+def _replaced(entry: TrainingGroup, changes: Sequence[dict[str, Any]]) -> TrainingGroup:
+    rows = [dataclasses.replace(row, **change) for row, change in zip(entry.group.completions, changes, strict=True)]
+    return dataclasses.replace(entry, group=dataclasses.replace(entry.group, completions=rows))

@@ -1,0 +1,73 @@
+"""Which forward passes a step makes before and between its updates, as plain data.
+
+    plan_step(...) ──▶ StepPlan ──▶ refresh, reference pass, start pass ──▶ updates
+
+The start policy is the policy as the step begins, which sampled the groups of a live run. The first update meets the
+start policy itself, so it is on-policy and needs no start pass. docs/internals/update.md prints the plan as tables, and
+`tests/training/step/test_plan.py` compares every row of them with this module.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Batches = Literal["none", "later", "all"]
+"""Which optimizer batches of a step: none of them, all but the first, or all."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The passes of a step.
+
+    Args:
+        refresh: the policy is copied into the stored reference as the step begins.
+        reference_pass: the stored reference scores all batches, before the weights change.
+        start_pass: the batches that the start policy scores, before the weights change.
+        start_logprobs: the fields of a completion that the start policy's log-probs become.
+        late: the first batch gets these fields after its own update, which computed them.
+    """
+
+    refresh: bool
+    reference_pass: bool
+    start_pass: Batches
+    start_logprobs: tuple[str, ...]
+    late: bool
+
+
+def plan_step(
+    *,
+    reads_old: bool,
+    reads_reference: bool,
+    reference: str,
+    step: int,
+    updates: int,
+    watches_experts: bool = False,
+    penalised: bool = False,
+) -> StepPlan:
+    """Return the passes of a step.
+
+    Args:
+        reads_old: the objective reads `old_logprobs`.
+        reads_reference: the objective or the penalty reads `ref_logprobs`, and the groups do not bring them.
+        reference: "initial", "previous" or "every:N".
+        step: number of the step, from 1.
+        updates: number of updates of the step.
+        watches_experts: later updates use the experts that the start policy chose.
+        penalised: `kl_in_reward` changes the rewards by the start policy's log-probs, before the first update.
+    """
+    stored = reads_reference and reference != "previous"
+    due = step == 1 or _is_due(reference, step)
+    is_start = reads_reference and (due or not stored)  # the reference of this step is the start policy
+    read = reads_old or watches_experts or is_start or penalised
+    return StepPlan(
+        refresh=stored and due and step > 1,
+        reference_pass=stored and not due,
+        start_pass="all" if penalised else "later" if read and updates > 1 else "none",
+        start_logprobs=("old_logprobs", "ref_logprobs") if is_start else ("old_logprobs",),
+        late=read and (updates > 1 or stored or penalised),
+    )
+
+
+def _is_due(reference: str, step: int) -> bool:
+    """Return whether an "every:N" reference is taken from the policy as this step begins."""
+    kind, _, every = reference.partition(":")
+    return kind == "every" and (step - 1) % int(every) == 0
