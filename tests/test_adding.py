@@ -42,6 +42,48 @@ assert re.search(r"`raft`.*best completions.*groups.*2304.06767", objectives_tab
 """
 
 
+SAMPLE_ONE = """
+from gvpo.sampling import Request, SamplingParams, StreamingSampler
+from gvpo.sampling.engines import open_engine
+from tests.training.toy import tokenizer
+
+sampler = open_engine("uniform", "", tokenizer())
+assert not isinstance(sampler, StreamingSampler)
+both = sampler.sample([Request("a", (1,)), Request("b", (1,))], SamplingParams(3, 40), seed=0, step=2)
+alone = sampler.sample([Request("b", (1,))], SamplingParams(3, 40), seed=0, step=2)
+assert both[1] == alone[0] and both[0] != both[1]
+assert {row.finish_reason for rows in both for row in rows} <= {"stop", "length"}
+assert all(len(row.sampler_logprobs) == len(row.tokens) <= 40 for rows in both for row in rows)
+"""
+
+RESUME_ONE = """
+import sys
+from pathlib import Path
+import torch
+from gvpo.rollout.sources.patient import PatientSource
+from tests.training.toy import lines, model, trainer
+
+place = 0
+def commit(self, step, own=PatientSource.commit):
+    global place
+    self._solved = step != 2  # as if the problems of step 2 were too hard
+    own(self, step)
+    place = self._place
+PatientSource.commit = commit
+run = Path(sys.argv[1]) / "patient"
+trainer(run, steps=3, checkpoint_every=1, checkpoint_keep=3).train()
+assert place == 3
+places = [torch.load(file, weights_only=True)["place"] for file in sorted(run.glob("checkpoints/*/trainer/source.pt"))]
+assert places == [2, 2, 3], places
+whole = lines(run)
+import shutil
+shutil.rmtree(run / "checkpoints/step-000003")
+(run / "summary.json").unlink()
+trainer(run, steps=3, checkpoint_every=1, checkpoint_keep=3).train(resume=True)
+assert place == 3 and lines(run) == whole
+"""
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """Copy the package and add what the page shows to it: each file, and each line to the table."""
@@ -56,11 +98,33 @@ def package(tmp_path_factory):
     table = package / "config/objectives.py"
     before, opening, after = table.read_text(encoding="utf-8").partition(TABLE)
     table.write_text(before + opening + line + after, encoding="utf-8")
+    for path, hunk in re.findall(r"^```diff\n# (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE):
+        apply(package / path, hunk.splitlines(keepends=True))
     return root
 
 
-def test_an_objective_is_one_file_and_one_line(package):
+def apply(file, hunk):
+    """Replace the lines of a hunk that are there by those that are to be there."""
+    before, after = ("".join(line[1:] for line in hunk if line[0] in marks) for marks in (" -", " +"))
+    text = file.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def run_in(package, code):
     environment = {**os.environ, "PYTHONPATH": str(package)}
-    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", TRAIN_ONE, str(package)]
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code, str(package)]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_an_objective_is_one_file_and_one_line(package):
+    run_in(package, TRAIN_ONE)
+
+
+def test_a_sampling_engine_is_one_file_and_one_line(package):
+    run_in(package, SAMPLE_ONE)
+
+
+def test_a_source_of_groups_is_one_file_and_the_line_that_chooses_it(package):
+    run_in(package, RESUME_ONE)
