@@ -190,7 +190,7 @@ def test_what_is_known_of_responses_is_kept():
         ([{"responses": []}, {"response": "2"}], "row 1: `responses` has to be text or a list of texts"),
         ([{"response": 3}, {"response": "2"}], "row 1: `response` has to be text"),
         ([{"responses": ["1"], "finish_reasons": []}, {"response": "2"}], None),
-        ([{"responses": ["1"], "finish_reasons": ["stop", "stop"]}, {"response": "2"}], "another number of finish"),
+        ([{"responses": ["1"], "finish_reasons": ["stop", "stop"]}, {"response": "2"}], "`finish_reasons` has 2 values for 1 completions"),
     ],
 )
 def test_responses_that_do_not_fit(rows: list[dict[str, Any]], message: str | None):

@@ -10,7 +10,7 @@ import pytest
 from gvpo.errors import DataError, RewardError
 from gvpo.rewards import RewardPool, exact_match
 from gvpo.rollout.collect import Rollout
-from gvpo.rollout.fill import fill, fingerprint
+from gvpo.rollout.fill import fill
 from gvpo.rollout.group_file import GroupFile, records
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
@@ -145,12 +145,3 @@ def test_texts_stand_where_there_are_no_tokens_and_logprobs_may_stay_away():
     (row,) = records(rollout, logprobs=False)
     assert row["completions"] == ["so"]
     assert "sampler_logprobs" not in row
-
-
-def test_a_fingerprint_tells_prompts_and_golds_apart():
-    base = asked("a", "b")
-    assert fingerprint(base) == fingerprint(asked("a", "b"))
-    changed = [[*base[:1]], list(reversed(base)), asked("a", "c")]
-    other_gold = [base[0], type(base[1])(Problem("b?", "b", {"answer": "x"}), (1,))]
-    other_prompt = [base[0], type(base[1])(base[1].problem, (2,))]
-    assert len({fingerprint(items) for items in [base, *changed, other_gold, other_prompt]}) == 6

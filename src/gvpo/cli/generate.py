@@ -105,7 +105,7 @@ def _groups(
     """Return the rows of all groups, after sampling those that the file does not have; None after Ctrl-C."""
     from gvpo.cli.options import engine_options, model_path
     from gvpo.model.tokenizer import load_tokenizer
-    from gvpo.rollout.fill import fingerprint
+    from gvpo.rollout.fingerprints import asked
     from gvpo.rollout.group_file import GroupFile
     from gvpo.rollout.problems import encode
     from gvpo.rollout.rewards import reward_functions
@@ -116,8 +116,8 @@ def _groups(
     items = encode(config, tokenizer, problems)
     rewards = reward_functions(config, None)
     settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
-    asked = {"prompts": len(items), "prompts_and_columns": fingerprint(items)}
-    file.begin({**settings, **asked}, resume=options.resume)
+    problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
+    file.begin({**settings, **problems_asked}, resume=options.resume)
     engine = engine_options({"compute_dtype": config.compute_dtype, "tokens_per_batch": config.tokens_per_batch})
     opened = partial(open_engine, options.engine, path, tokenizer, engine)
     try:

@@ -16,7 +16,7 @@ from gvpo.evaluation.responses import Responses, of_text
 from gvpo.evaluation.templates import find_template
 from gvpo.model.weight_files import weights_fingerprint
 from gvpo.rollout.collect import EncodedProblem
-from gvpo.rollout.fill import fingerprint
+from gvpo.rollout.fingerprints import asked
 from gvpo.rollout.group_file import GroupFile
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.sampling.engines import EngineOptions, check_engine, open_engine
@@ -204,5 +204,5 @@ def _job_of_responses(
 
 def _settings(benchmark: Benchmark, items: Sequence[EncodedProblem], params: SamplingParams | None) -> dict[str, Any]:
     drawn = {} if params is None else asdict(params)
-    asked = {"problems": len(items), "prompts_and_answers": fingerprint(items)}
-    return {"benchmark": benchmark.name, "reward": benchmark.reward, **drawn, **asked}
+    problems = {"problems": len(items), "prompts_and_answers": asked(items)}
+    return {"benchmark": benchmark.name, "reward": benchmark.reward, **drawn, **problems}

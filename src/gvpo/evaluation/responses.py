@@ -1,11 +1,11 @@
 """Responses from a file, judged as if they had been sampled: to check a benchmark, or another program's output."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.data import completion_text, read_groups
 from gvpo.errors import DataError
+from gvpo.rollout.fingerprints import answered
 from gvpo.sampling import Request, SamplingParams
 from gvpo.types import Completion, FinishReason, Problem
 
@@ -56,11 +56,8 @@ class Responses:
         return max(len(completions) for completions in self._by_id.values())
 
     def fingerprint(self) -> str:
-        """A short name for the responses: equal for the same ones."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, completions in self._by_id.items():
-            digest.update(repr((name, [(row.text, row.finish_reason) for row in completions])).encode())
-        return digest.hexdigest()
+        """Return a short name for the responses, equal for the same ones."""
+        return answered(self._by_id)
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int

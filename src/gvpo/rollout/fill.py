@@ -3,7 +3,6 @@
 problems ──encode──▶ prompts ──sampler──▶ completions ──rewards──▶ rows, appended
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -74,14 +73,6 @@ def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, 
     if "tools" not in str(tokenizer.chat_template):
         raise DataError("it has `tools`, and the chat template does not write any; remove or rename the column")
     return {"tools": tools}
-
-
-def fingerprint(items: Sequence[EncodedProblem]) -> str:
-    """A short name for problems, prompts and golds: equal for the same ones in the same order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for item in items:
-        digest.update(repr((item.problem.id, item.prompt, sorted(item.problem.columns.items()))).encode())
-    return digest.hexdigest()
 
 
 def fill(

@@ -1,33 +1,15 @@
 """Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gvpo.errors import DataError
-from gvpo.rewards.identity import identity
-from gvpo.rollout.collect import EncodedProblem
 
 T = TypeVar("T")
-
-
-def fingerprint(rows: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """A short name for what is trained on: equal for the same ids and token ids in the same order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tokens in rows:
-        digest.update(f"{name!r} {list(tokens)}".encode())
-    return digest.hexdigest()
-
-
-def judged(items: Iterable[EncodedProblem]) -> Iterator[tuple[str, Sequence[int]]]:
-    """Name problems by all that decides their rewards, for a fingerprint: the prompt and every column."""
-    return (
-        (f"{item.problem.id} {identity((item.problem.prompt, dict(item.problem.columns)))}", item.prompt)
-        for item in items
-    )
 
 
 class ShuffledOrder(Generic[T]):

@@ -14,6 +14,7 @@ from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc, RewardPool
 from gvpo.rewards.identity import identity
 from gvpo.rollout.collect import EncodedProblem
+from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.offline import (
     Records,
@@ -22,7 +23,7 @@ from gvpo.rollout.offline import (
     offline_groups,
     warn_of_finite_support,
 )
-from gvpo.rollout.order import ShuffledOrder, fingerprint, judged
+from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.preferences import comparisons, with_weak_negatives
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import reward_pool
@@ -136,7 +137,7 @@ class Setup:
                 evaluated = [*(item.prompt for item in held_out), *(group.prompt for group in compared)]
                 warn_of_overlap(made.prompts, evaluated)
             stack.callback(made.source.close)
-            inputs = {**made.inputs, HELD_OUT: fingerprint([*judged(held_out), *_answers(compared)])}
+            inputs = {**made.inputs, HELD_OUT: fingerprint([*problem_rows(held_out), *answer_rows(compared)])}
             yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
 
     def _judges(self, held: EvalInputs | None, made: Parts) -> dict[str, str]:
@@ -156,10 +157,7 @@ class Setup:
         written = demonstrations(self.config, self.tokenizer, self.train_dataset, self.model)
         check_demonstrations(written, self.model)
         order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
-        data = fingerprint(
-            (f"{item.problem.id} {dict(answer.extras) or ''}", [*item.prompt, *answer.tokens])
-            for item, answer in written
-        )
+        data = fingerprint(demonstration_rows(written))
         prompts = _prompts(item for item, _ in written)
         return Parts(DemonstrationSource(order), len(written), held, prompts=prompts, inputs={TRAINING: data})
 
@@ -169,7 +167,7 @@ class Setup:
         check_temperature(self.config, logged)
         source = self._offline_source(logged)
         groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
-        inputs = {TRAINING: fingerprint(_answers(groups))}
+        inputs = {TRAINING: fingerprint(answer_rows(groups))}
         return Parts(source, len(groups), held, prompts=_prompts(groups), inputs=inputs)
 
     def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
@@ -200,7 +198,7 @@ class Setup:
         problems = self._encoded(training_problems(config, self.train_dataset), pool)
         order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
         live = LiveSource(order, sampler, params, pool, seed=config.seed)
-        inputs = {TRAINING: fingerprint(judged(problems))}
+        inputs = {TRAINING: fingerprint(problem_rows(problems))}
         if config.sample_groups is None:
             return Parts(live, len(problems), held, prompts=_prompts(problems), inputs=inputs)
 
@@ -210,11 +208,6 @@ class Setup:
         warn_of_finite_support(self.objective)
         once = SampledOnceSource(file, live, read, resumed=resume)
         return Parts(once, config.sample_groups, held, prompts=_prompts(problems), inputs=inputs)
-
-
-def _answers(groups: Sequence[Group]) -> Iterator[tuple[str, list[int]]]:
-    """What decides a run on groups of answers, for a fingerprint."""
-    return ((f"{group.id} {row.reward}", [*group.prompt, *row.tokens]) for group in groups for row in group.completions)
 
 
 def _prompts(items: Iterable[EncodedProblem | Group]) -> frozenset[tuple[int, ...]]:

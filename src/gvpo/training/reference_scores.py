@@ -17,7 +17,7 @@ from torch import Tensor
 from gvpo import runfiles
 from gvpo.errors import RunError
 from gvpo.progress import StepProgress
-from gvpo.rollout.order import fingerprint
+from gvpo.rollout.fingerprints import fingerprint, token_rows
 from gvpo.training.learner import Learner
 from gvpo.training.signals import RunStopped, StopRequests
 from gvpo.types import Completion, Group
@@ -106,7 +106,7 @@ def _read_or_made(
 ) -> list[Tensor]:
     """[C] log-probs of each row of a part."""
     rows = [row for group in part for row in group.completions]
-    named = fingerprint((group.id, [*group.prompt, *row.tokens]) for group in part for row in group.completions)
+    named = fingerprint(token_rows(part))
     stored = ranks.on_first(lambda: _read(path, named, start))
     if stored is None:
         stored = torch.cat([scored.logprobs for scored in score(part)])

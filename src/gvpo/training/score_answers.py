@@ -24,7 +24,7 @@ from gvpo.model.weight_files import weights_fingerprint
 from gvpo.progress import StepProgress, error_console
 from gvpo.rollout.aligned_scores import ALIGNED, MODELS
 from gvpo.rollout.collect import EncodedProblem
-from gvpo.rollout.order import fingerprint
+from gvpo.rollout.fingerprints import fingerprint, record_rows
 from gvpo.rollout.problems import demonstrations
 from gvpo.training.checkpoint.publish import model_in
 from gvpo.training.checks import check_demonstrations, check_fit
@@ -91,7 +91,7 @@ class Partial:
     ) -> None:
         self._path = path
         self._values: list[list[float]] = [[] for _ in models]
-        data = fingerprint((runfiles.to_json(row), []) for row in rows)
+        data = fingerprint(record_rows(rows))
         self._header = {
             "models": list(models),
             "weights": [weights_fingerprint(model) for model in models],
