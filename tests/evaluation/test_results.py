@@ -187,10 +187,13 @@ def test_what_is_known_of_responses_is_kept():
         ([{"response": "1"}], "has 1 rows for 2 problems"),
         ([{"id": "a", "response": "1"}], r"has no row with the id 'b' \(1 are missing\)"),
         ([{"answer": "1"}, {"response": "2"}], "row 1 has no responses"),
-        ([{"responses": []}, {"response": "2"}], "row 1: `responses` has to be text or a list of texts"),
-        ([{"response": 3}, {"response": "2"}], "row 1: `response` has to be text"),
+        ([{"responses": []}, {"response": "2"}], "row 1: `completions` is empty"),
+        ([{"response": 3}, {"response": "2"}], "row 1: a completion is '3'; give text"),
         ([{"responses": ["1"], "finish_reasons": []}, {"response": "2"}], None),
-        ([{"responses": ["1"], "finish_reasons": ["stop", "stop"]}, {"response": "2"}], "`finish_reasons` has 2 values for 1 completions"),
+        (
+            [{"responses": ["1"], "finish_reasons": ["stop", "stop"]}, {"response": "2"}],
+            "`finish_reasons` has 2 values for 1 completions",
+        ),
     ],
 )
 def test_responses_that_do_not_fit(rows: list[dict[str, Any]], message: str | None):

@@ -90,7 +90,7 @@ def _as_group(row: Mapping[str, Any], column: str) -> dict[str, Any]:
     """Return the row as a group without rewards, which an evaluation gives anew."""
     given = row[column]
     several = column in SEVERAL and isinstance(given, list | tuple) and not _is_one(given)
-    kept = {name: row[name] for name in ("texts", "finish_reasons") if row.get(name) is not None}
+    kept = {name: row[name] for name in ("texts", "finish_reasons") if row.get(name)}
     return {**kept, "prompt": row.get("prompt") or "?", "completions": list(given) if several else [given]}
 
 
