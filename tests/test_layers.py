@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "lazy", "nearest", "terminal", "retries", "hub", "collapse", "model_config"],
     ["types", "notices"],
     ["messages", "system_errors", "runfiles", "progress"],
-    ["config", "objectives", "planning", "report", "workers"],
+    ["config", "objectives", "planning", "report", "resumable", "workers"],
     ["rewards"],
     ["data"],
     ["model"],

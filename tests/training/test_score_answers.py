@@ -118,7 +118,7 @@ def test_an_unfinished_scoring_of_something_else_is_left_alone(tmp_path: Path, m
     data = write(tmp_path / "rows.jsonl", ROWS)
     partial = tmp_path / "out.jsonl.partial"
     partial.write_text(json.dumps({"models": ["other"]}) + "\n")
-    with pytest.raises(RunError, match="unfinished scoring of other models, data or settings; remove it"):
+    with pytest.raises(RunError, match=r'made with models=\["other"\], and now .*; take the same, or remove it'):
         score_file(models[2:], settings(data), tmp_path / "out.jsonl")
     assert partial.exists()
 
@@ -127,7 +127,7 @@ def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
     path = tmp_path / "out.jsonl.partial"
     score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).add(0, [-1.0])
     assert score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).done(0) == 1
-    with pytest.raises(RunError, match="other models, data or settings"):
+    with pytest.raises(RunError, match='was made with dtype="float32", and now it is "bfloat16"'):
         score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="bfloat16"))
 
 

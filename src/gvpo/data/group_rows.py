@@ -18,6 +18,7 @@ from gvpo.data.preferences import as_group, per_completion
 from gvpo.data.records import are_token_ids, numbered, problems_from_records
 from gvpo.errors import DataError
 from gvpo.messages import answer_text, unicode_text
+from gvpo.resumable import json_lines
 from gvpo.types import FINISH_REASONS, Completion, FinishReason, Group, Problem, Verdict
 
 LOG_ALLOWED = "log_allowed"
@@ -145,11 +146,6 @@ def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         RunError: The file cannot be written.
     """
     runfiles.write_text(path, json_lines(records))
-
-
-def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as JSON lines."""
-    return "".join(f"{runfiles.to_json(record)}\n" for record in records)
 
 
 def _logprobs(row: Completion) -> list[float] | None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvpo import runfiles
-from gvpo.data.group_rows import group_record, json_lines
+from gvpo.data.group_rows import group_record
 from gvpo.errors import ConfigError, RunError
+from gvpo.resumable import ResumableFile
 from gvpo.rollout.collect import Rollout
 
 
@@ -36,43 +36,20 @@ class GroupFile:
 
     @property
     def settings_path(self) -> Path:
-        """Where the settings stand."""
+        """Return where the settings are."""
         return self.path.with_suffix(".settings.json")
 
+    @property
+    def _file(self) -> ResumableFile:
+        return ResumableFile(self.path, self.settings_path)
+
     def check(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Refuse to begin, or to go on, where that would spoil what is there; nothing is written.
-
-        Args:
-            settings: everything that decides what the groups are, as JSON.
-            resume: whether the file may be there; where none is, it is begun.
-
-        Raises:
-            RunError: the file is there and is not to be gone on with, or was made with other settings.
-        """
-        if not self.path.exists():
-            return
-        written = runfiles.read_json(self.settings_path)
-        if not resume:
-            raise RunError(f"{self.path} is there already; go on with it by --resume, or choose another --out")
-        if not written:
-            raise RunError(f"{self.path} has no {self.settings_path.name} beside it; choose another --out")
-        for name in {**written, **settings}:
-            before, now = (runfiles.to_json(values.get(name)) for values in (written, settings))
-            if before != now:
-                raise RunError(
-                    f"{self.path} was made with {name}={_short(before)}, and now it is {_short(now)}; "
-                    "take the same, or choose another --out"
-                )
+        """Refuse to begin or to resume, as `ResumableFile.check`."""
+        self._file.check(settings, resume=resume)
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the file ready to be appended to; see `check`.
-
-        Raises:
-            RunError: as `check`, or the file cannot be written.
-        """
-        self.check(settings, resume=resume)
-        runfiles.write_json(self.settings_path, settings)
-        runfiles.cut_torn_line(self.path)
+        """Make the file ready to be appended to, as `ResumableFile.begin`."""
+        self._file.begin(settings, resume=resume)
 
     def rows(self) -> list[dict[str, Any]]:
         """The finished groups, in the order in which they were finished.
@@ -80,7 +57,7 @@ class GroupFile:
         Raises:
             RunError: a line is damaged, or two have the same id.
         """
-        rows = runfiles.read_lines(self.path)
+        rows = self._file.rows()
         seen = set()
         for number, row in enumerate(rows, start=1):
             if row.get("id") in seen:
@@ -93,12 +70,8 @@ class GroupFile:
         return {row["id"] for row in self.rows()}
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add groups, which are on the disk on return; a crash in between leaves whole groups and one torn line.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        runfiles.append(self.path, json_lines(rows).encode("utf-8", errors="replace"))
+        """Add groups, as `ResumableFile.append`."""
+        self._file.append(rows)
 
 
 def records(rollout: Rollout, *, logprobs: bool = True) -> Iterator[dict[str, Any]]:
@@ -110,7 +83,3 @@ def records(rollout: Rollout, *, logprobs: bool = True) -> Iterator[dict[str, An
     """
     for group, verdicts, problem in zip(rollout.groups, rollout.verdicts, rollout.problems, strict=True):
         yield group_record(group, verdicts, problem, logprobs=logprobs)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -5,7 +5,6 @@ rows ──each model with its own tokenizer and chat template──▶ OUT.part
 OUT.partial is appended to, batch by batch, so a scoring that was stopped goes on when it is started again.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from rich.console import Console
 from gvpo import runfiles
 from gvpo.config import TrainConfig
 from gvpo.data import load_records
-from gvpo.errors import ConfigError, RunError
+from gvpo.errors import ConfigError
 from gvpo.model.known_tokens import restrict
 from gvpo.model.model import load_model
 from gvpo.model.tokenizer import load_tokenizer
 from gvpo.model.weight_files import weights_fingerprint
 from gvpo.progress import StepProgress, error_console
+from gvpo.resumable import ResumableFile
 from gvpo.rollout.aligned_scores import ALIGNED, MODELS
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import fingerprint, record_rows
@@ -89,7 +89,8 @@ class Partial:
     def __init__(
         self, path: Path, models: Sequence[str], rows: Sequence[Mapping[str, Any]], config: TrainConfig
     ) -> None:
-        self._path = path
+        self._begun = False
+        self._file = ResumableFile(path, remedy="remove it, or change --out")
         self._values: list[list[float]] = [[] for _ in models]
         data = fingerprint(record_rows(rows))
         self._header = {
@@ -100,18 +101,20 @@ class Partial:
             "system": config.system_prompt,
             "dtype": config.compute_dtype,
         }
-        if path.exists():
-            self._read()
+        self._file.check(self._header, resume=True)
+        for line in self._file.rows():
+            self._values[line["model"]] += line["values"]
 
     def done(self, model: int) -> int:
         """How many rows are scored under a model."""
         return len(self._values[model])
 
     def add(self, model: int, values: Sequence[float]) -> None:
-        """Scores of the next rows under a model; the first make the file."""
-        if not self._path.exists():
-            runfiles.write_text(self._path, f"{json.dumps(self._header)}\n")
-        runfiles.append(self._path, f"{json.dumps({'model': model, 'values': values})}\n".encode())
+        """Add the scores of the next rows under a model; the first make the file."""
+        if not self._begun:
+            self._file.begin(self._header, resume=True)
+            self._begun = True
+        self._file.append([{"model": model, "values": values}])
         self._values[model] += values
 
     def scores(self, row: int) -> list[float]:
@@ -120,18 +123,7 @@ class Partial:
 
     def remove(self) -> None:
         """The scores are where they belong."""
-        self._path.unlink(missing_ok=True)
-
-    def _read(self) -> None:
-        lines = runfiles.read_metrics(self._path)
-        if lines[:1] != [self._header]:
-            raise RunError(
-                f"{self._path} is the unfinished scoring of other models, data or settings; remove it, or change --out"
-            )
-        for line in lines[1:]:
-            self._values[line["model"]] += line["values"]
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        runfiles.write_text(self._path, text)  # without a torn line, so that the next one stands by itself
+        self._file.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
