@@ -62,6 +62,21 @@ def encoded(browser: Browser, text: str) -> str:
     return browser.evaluate(f"encodeURIComponent({text!r})").replace("%2F", "/").replace("%2B", "+")
 
 
+def test_a_step_without_groups_says_so(chromium, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    run.write_rollouts(1, step_rows(1, "x"))
+    run.write_rollouts(2, [])
+    chromium.open(write_report([run.path], run.report_path), "#step=2&group=x")
+    assert chromium.texts(".detail") == ["The rollout file of this step has no groups."]
+    assert notice(chromium) == ""
+    assert chromium.texts(".slide output") == ["2 (2 of 2)"]
+    chromium.evaluate("document.getElementById('step').focus()")
+    chromium.press("Home")
+    at(chromium, "#step=1&group=x")
+    prompt(chromium, "1 1")
+    assert chromium.errors() == []
+
+
 def test_a_page_without_an_address_shows_its_top_and_the_first_group(chromium, pages):
     chromium.open(pages[0])
     prompt(chromium, "2 3")
@@ -221,9 +236,9 @@ def test_the_contents_lead_to_every_section(chromium, pages):
     for index, (_, target) in enumerate(links, start=1):
         chromium.click(f".contents li:nth-child({index}) a")
         at(chromium, target)
-        assert in_view(chromium, target)
         closed = f"document.querySelectorAll('{target} details:not([open])').length"
         chromium.wait(f"{closed} === 0")  # what is folded is opened
+        assert in_view(chromium, target)
     assert chromium.texts(".detail .prompt") == ["9 1"]  # the groups stay as they are
 
 

@@ -401,6 +401,27 @@ def test_a_group_of_any_size_is_shown_whole(chromium, tmp_path, size, counted):
     chromium.look()
 
 
+def test_a_list_that_scrolls_keeps_the_nodes_that_stay_in_view(chromium, tmp_path):
+    """A click that is under way on an entry must not lose it."""
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    run.write_rollouts(1, [row(f"g{group:03d}", i, reward=float(i)) for group in range(200) for i in (0, 1)])
+    chromium.open(write_report([run.path], run.report_path))
+    kept = chromium.evaluate(
+        "(async () => { const list = document.querySelector('.list'); const node = document.getElementById('item-5');"
+        "list.scrollTop = 200; await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+        "return node === document.getElementById('item-5'); })()"
+    )
+    assert kept
+    for top in (5000, 4700, 0, 13000):
+        chromium.evaluate(
+            f"(async () => {{ document.querySelector('.list').scrollTop = {top};"
+            "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); })()"
+        )
+        names = listed(chromium)
+        assert names == sorted(names)
+        assert f"g{min(top // 68 + 2, 199):03d}=" in names
+
+
 @pytest.mark.parametrize("width", [320, 700, 1280])
 def test_nothing_sticks_out_sideways(chromium, page, width):
     chromium.look(width=width, height=800)

@@ -80,6 +80,16 @@ def test_the_header_shows_the_settings_and_the_result(demo):
         assert text in header
 
 
+def test_the_header_tells_pairs_from_problems(tmp_path):
+    """Accuracy is that of held-out pairs if a run has no held-out problems, also before it has finished."""
+    pairs, both = (RunDirectory.create(tmp_path / name, config="{}") for name in ("pairs", "both"))
+    for run, more in ((pairs, {}), (both, {"eval/reward": 0.5})):
+        for step, value in ((0, 0.5), (4, 0.75)):
+            run.append_metrics({"step": step, "eval/accuracy": value, "eval/pair_accuracy": value, **more})
+    assert "<b>50% → 75%</b><span>held-out pairs ranked correctly" in render(pairs.path)
+    assert "<b>50% → 75%</b><span>held-out accuracy, sampled" in render(both.path)
+
+
 def test_the_page_has_the_curves(demo):
     page = Page(render(demo))
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]

@@ -42,7 +42,8 @@ def _table_row(run: Run, index: int) -> str:
 
 def _figures(run: Run) -> Iterator[tuple[str, str, str]]:
     """Yield (label, value, note) of each big number that exists."""
-    for label, kind in (("held-out accuracy, sampled", "accuracy"), ("held-out accuracy, greedy", "accuracy_greedy")):
+    sampled = "held-out pairs ranked correctly" if _on_pairs(run) else "held-out accuracy, sampled"
+    for label, kind in ((sampled, "accuracy"), ("held-out accuracy, greedy", "accuracy_greedy")):
         before, after = before_and_after(run, kind)
         if after is not None:
             yield label, _percent(after) if before is None else f"{_percent(before)} → {_percent(after)}", ""
@@ -62,6 +63,11 @@ def before_and_after(run: Run, kind: str) -> tuple[float | None, float | None]:
     before = run.summary.get(f"{kind}_before", evaluated[0] if len(evaluated) > 1 else None)
     after = run.summary.get(f"{kind}_after", evaluated[-1] if evaluated else None)
     return (before if is_number(before) else None, after if is_number(after) else None)
+
+
+def _on_pairs(run: Run) -> bool:
+    """Return whether held-out accuracy is that of pairs, because the run has no held-out problems."""
+    return "eval/pair_accuracy" in run.keys and "eval/reward" not in run.keys
 
 
 def _about(run: Run) -> str:

@@ -48,9 +48,10 @@ function locate(store, { step, group, copy }) {
     const near = nearest(steps, Number(step));
     return { step: near, group: -1, problem: `The run has no rollout file for step ${step}. The nearest step that has one, ${steps[near]}, is shown.` };
   }
-  const same = scopeOf(store, at, false).filter((other) => store.ids[other] === group);
+  const scope = scopeOf(store, at, false);
+  const same = scope.filter((other) => store.ids[other] === group);
   const found = same[(Number(copy) || 1) - 1] ?? same[0] ?? -1;
-  return { step: at, group: found, problem: group && found < 0 ? `Step ${step} has no group “${group}”. The first group of the list is shown.` : "" };
+  return { step: at, group: found, problem: group && scope.length && found < 0 ? `Step ${step} has no group “${group}”. The first group of the list is shown.` : "" };
 }
 
 /** Keeps the address up to date with the group that is shown. */

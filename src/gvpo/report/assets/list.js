@@ -10,6 +10,7 @@ class VirtualList {
     this.choose = choose;
     this.values = [];
     this.chosen = -1;
+    this.drawn = new Map(); // items in view by their place
     this.spacer = element("div", { class: "spacer", role: "presentation" });
     this.node = element("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": label }, this.spacer);
     this.node.addEventListener("scroll", () => this.paint());
@@ -25,6 +26,8 @@ class VirtualList {
   show(values, chosen) {
     this.values = values;
     this.chosen = values.indexOf(chosen);
+    this.drawn.clear();
+    this.spacer.replaceChildren();
     this.spacer.style.height = `${values.length * ITEM_HEIGHT}px`;
     this.reveal();
     this.paint();
@@ -32,6 +35,8 @@ class VirtualList {
 
   take(at) {
     if (at === this.chosen || !this.values.length) return;
+    this.drawn.get(this.chosen)?.setAttribute("aria-selected", "false");
+    this.drawn.get(at)?.setAttribute("aria-selected", "true");
     this.chosen = at;
     this.reveal();
     this.paint();
@@ -57,13 +62,21 @@ class VirtualList {
     if (bottom > this.node.scrollTop) this.node.scrollTop = bottom;
   }
 
+  /** Draws what has come into view and removes what has left it; the other nodes stay, since a click may be under way on one. */
   paint() {
     const first = Math.max(0, Math.floor(this.node.scrollTop / ITEM_HEIGHT) - BEYOND);
     const end = Math.min(this.values.length, Math.ceil((this.node.scrollTop + this.node.clientHeight) / ITEM_HEIGHT) + BEYOND);
-    const items = [];
-    for (let at = first; at < end; at++) items.push(this.item(at));
-    this.spacer.replaceChildren(...items);
-    if (this.chosen >= first && this.chosen < end) this.node.setAttribute("aria-activedescendant", `item-${this.chosen}`);
+    for (const [at, node] of this.drawn) {
+      if (at >= first && at < end) continue;
+      node.remove();
+      this.drawn.delete(at);
+    }
+    let next = this.spacer.firstChild;
+    for (let at = first; at < end; at++) {
+      if (this.drawn.has(at)) next = this.drawn.get(at).nextSibling;
+      else this.drawn.set(at, this.spacer.insertBefore(this.item(at), next));
+    }
+    if (this.drawn.has(this.chosen)) this.node.setAttribute("aria-activedescendant", `item-${this.chosen}`);
     else this.node.removeAttribute("aria-activedescendant");
   }
 

@@ -118,7 +118,9 @@ class Viewer {
     this.group = group;
     const call = ++this.shows;
     if (group < 0) {
-      this.detail.replaceChildren(element("p", { class: "empty" }, "No group matches. Clear the search or turn off a filter."));
+      const narrowed = state.filters.size || state.query;
+      const text = narrowed ? "No group matches. Clear the search or turn off a filter." : "The rollout file of this step has no groups.";
+      this.detail.replaceChildren(element("p", { class: "empty" }, text));
       return;
     }
     const found = { texts: await store.texts(group), tokens: state.paint ? await store.tokens(group) : null };

@@ -5,14 +5,15 @@ from gvpo.report.catalogue.spec import LEARNING, Spec
 SPECS = (
     Spec(
         "Accuracy",
-        "share of correct completions",
+        "share correct",
         {
             "accuracy": "training, sampled",
             "eval/accuracy": "held-out, sampled",
             "eval/accuracy_greedy": "held-out, greedy",
         },
         LEARNING,
-        "Judge a run by its held-out accuracy; accuracy on training problems may be memory.",
+        "Judge a run by its held-out accuracy; accuracy on training problems may be memory. "
+        "Without held-out problems, held-out accuracy is the share of held-out pairs that are ranked correctly.",
         low=0.0,
         high=1.0,
         percent=True,
