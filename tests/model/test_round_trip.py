@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from gvpo.errors import GvpoWarning, RoundTripError
 from gvpo.model import lora
-from gvpo.model.base_fingerprint import base_fingerprint
+from gvpo.model.fingerprints import base_fingerprint
 from gvpo.model.merge import merge_adapter
 from gvpo.model.model import load_model, next_logprobs, save_model
 from gvpo.model.round_trip import rehearse_adapter, verify_round_trip, warn_of_nameless_base

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
-from gvpo.model.hidden_states import fingerprint, hidden_states, resolve_layer
+from gvpo.model.fingerprints import fingerprint
+from gvpo.model.hidden_states import hidden_states, resolve_layer
 from gvpo.model.model import load_model, save_model
 from gvpo.probe.hidden import HiddenFeatures
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model

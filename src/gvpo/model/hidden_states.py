@@ -1,22 +1,16 @@
-"""Hidden states of a model for given tokens, and names for models by what they compute.
+"""Hidden states of a model for given tokens.
 
 Knows transformers' models; nothing of what the states are used for.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from gvpo.errors import ConfigError, ModelError
 from gvpo.model.model import no_dropout, vocabulary_size
-from gvpo.model.tokenizer import PROBES
-
-_SAMPLED = 64
-"""Values of each weight that a fingerprint looks at, spread evenly."""
 
 
 def layer_count(model: PreTrainedModel) -> int:
@@ -72,21 +66,3 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
     if states is None:
         raise ModelError(f"{type(model).__name__} does not give its hidden states; use an embeddings endpoint instead")
     return states[layer].float()
-
-
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short name that changes with the weights, the config or the tokenizer, and not with the directory.
-
-    Of each weight some values are read, so that it takes no time; a change to other values alone goes unnoticed.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}
-    config.pop("transformers_version", None)
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
-    texts = [tokenizer(text).input_ids for text in PROBES]
-    digest.update(f"{texts} {tokenizer.eos_token_id} {tokenizer.chat_template}".encode())
-    return digest.hexdigest()

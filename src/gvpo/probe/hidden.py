@@ -9,7 +9,8 @@ from torch import Tensor
 from gvpo import notices
 from gvpo.errors import ConfigError
 from gvpo.model.endings import ending
-from gvpo.model.hidden_states import fingerprint, hidden_states, layer_count, resolve_layer
+from gvpo.model.fingerprints import fingerprint
+from gvpo.model.hidden_states import hidden_states, layer_count, resolve_layer
 from gvpo.model.model import context_length
 from gvpo.model.tokenizer import ChatMode, encode_prompt
 from gvpo.probe.store import Array

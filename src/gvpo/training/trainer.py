@@ -19,7 +19,7 @@ from gvpo.data import is_comparison
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError
 from gvpo.model import lora
-from gvpo.model.base_fingerprint import base_fingerprint
+from gvpo.model.fingerprints import base_fingerprint
 from gvpo.model.generation_config import settle
 from gvpo.model.known_tokens import restrict
 from gvpo.model.round_trip import rehearse_adapter, warn_of_nameless_base
