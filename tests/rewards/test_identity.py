@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+import gvpo.rewards
 from gvpo.rewards import REWARDS, code_reward, judge, length_penalty, regex_format
 from gvpo.rewards.identity import identity
 from gvpo.rewards.registry import load
@@ -344,3 +345,10 @@ def test_large_collections_of_plain_data_are_known_by_every_value():
     assert identity(table) != identity({**table, "17": [18]})
     assert identity(table) != identity({**table, "17": [made(PLAIN)]})
     assert identity({**table, "17": [made(PLAIN)]}) == identity({**table, "17": [made(PLAIN)]})
+
+
+def test_own_rewards_keep_their_identity_when_they_move_to_another_module(monkeypatch):
+    before = identity(gvpo.rewards.boxed_answer)
+    monkeypatch.setattr(gvpo.rewards.boxed_answer, "__module__", "gvpo.rewards.elsewhere")
+    assert identity(gvpo.rewards.boxed_answer) == before
+    assert identity(gvpo.rewards.exact_match) != before

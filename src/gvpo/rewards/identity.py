@@ -309,7 +309,10 @@ def _slots(owner: type) -> list[str]:
 
 
 def _full_name(value: Any) -> str:
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    """Return a dotted name; gvpo's own functions keep theirs when they move to another module of gvpo."""
+    module = getattr(value, "__module__", "") or ""
+    home = "gvpo" if module.partition(".")[0] == "gvpo" else module
+    return f"{home}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
 def _is_from_another(value: Any, module: ModuleType) -> bool:
