@@ -39,7 +39,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 def test_findings_are_shown_and_the_clean_rows_written(place: Path, capsys: pytest.CaptureFixture[str]):
     before = (place / "train.jsonl").read_bytes()
-    words = ["train.jsonl", "--against", "bench.json", "--reward", "boxed_answer"]
+    words = ["train.jsonl", "--against", "bench.json", "rewards.funcs=boxed_answer"]
     assert main(["data", "check", *words, "--json", "found.json", "--write", "out/kept.jsonl"]) == 1
     shown = capsys.readouterr().out
     assert "contamination 1 train.jsonl row 6: the same words as bench.json row 1, the same answer" in one_line(shown)
@@ -57,13 +57,13 @@ def test_findings_are_shown_and_the_clean_rows_written(place: Path, capsys: pyte
 
 
 def test_nothing_found_is_0(place: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["data", "check", "clean.jsonl", "--reward", "boxed_answer"]) == 0
+    assert main(["data", "check", "clean.jsonl", "rewards.funcs=boxed_answer"]) == 0
     assert "1 rows, 0 of benchmarks; 1 rows without a finding" in capsys.readouterr().out
 
 
 def test_every_reward_that_is_named_is_tried_on_wrong_answers(place: Path, capsys: pytest.CaptureFixture[str]):
     (place / "lax.py").write_text("def lax(completions, **_):\n    return [1.0] * len(completions)\n")
-    assert main(["data", "check", "clean.jsonl", "--reward", "boxed_answer", "--reward", "lax.py:lax"]) == 1
+    assert main(["data", "check", "clean.jsonl", 'rewards.funcs=["boxed_answer", "lax.py:lax"]']) == 1
     shown = one_line(capsys.readouterr().out)
     assert 'wrong answer paid 1 clean.jsonl row 1: lax.py:lax pays 1 for an empty completion and "no idea"' in shown
 
@@ -103,14 +103,17 @@ def test_benchmarks_may_be_parted_by_commas(place: Path, capsys: pytest.CaptureF
         ("clean.jsonl --json bench.json", "bench.json exists already"),
         ("clean.jsonl --write kept.json", "--write writes JSON lines; give kept.json the ending .jsonl"),
         ("clean.jsonl --write a.jsonl --json a.jsonl", "--write and --json both name a.jsonl"),
-        ("clean.jsonl --reward boxed_anser", "there is no reward 'boxed_anser'; did you mean 'boxed_answer'?"),
-        ("clean.jsonl --reward gsm8k --timeout 0", "the reward timeout is a number of seconds above 0"),
+        ("clean.jsonl rewards.funcs=boxed_anser", "there is no reward 'boxed_anser'; did you mean 'boxed_answer'?"),
+        ("clean.jsonl rewards.funcs=gsm8k rewards.timeout=0", "rewards.timeout=0: Input should be greater than 0"),
         ("clean.jsonl --context 100", "--context counts tokens; name the model with --tokenizer"),
         ("clean.jsonl --context 0 --tokenizer x", "--context is a number of tokens above 0, not 0"),
-        ("clean.jsonl --similarity 1.5", "--similarity is a share above 0 and at most 1, not 1.5"),
+        ("clean.jsonl --similarity 1.5", "--similarity is a fraction above 0 and at most 1, not 1.5"),
         ("clean.jsonl --tokenizer ./nowhere", "there is no directory './nowhere' to load a tokenizer from"),
-        ("clean.jsonl --prompt-column question", "no prompt column 'question': its columns are 'prompt', 'answer'"),
-        ("clean.jsonl --reward code_tests", "reward 'code_tests' needs a column 'tests' that the data does not have"),
+        ("clean.jsonl data.prompt_column=question", "no prompt column 'question': its columns are 'prompt', 'answer'"),
+        (
+            "clean.jsonl rewards.funcs=code_tests",
+            "reward 'code_tests' needs a column 'tests' that the data does not have",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_2(place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str):
@@ -138,5 +141,5 @@ def test_the_name_of_a_benchmark_stands_for_its_place_on_the_hub(place: Path, mo
         return []
 
     monkeypatch.setattr("gvpo.data.check.read_rows", rows)
-    main(["data", "check", "clean.jsonl", "--against", "math500,bench.json", "aime24"])
+    main(["data", "check", "clean.jsonl", "--against", "math500,bench.json,aime24"])
     assert asked == ["clean.jsonl", BENCHMARKS["math500"].hub_id, "bench.json", BENCHMARKS["aime24"].hub_id]

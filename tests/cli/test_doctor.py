@@ -104,7 +104,7 @@ def plan(capsys, *words):
 
 
 def test_a_model_that_fits(model, capsys):
-    out = plan(capsys, model, "--gpu", "h100", "--completion-tokens", "1024")
+    out = plan(capsys, model, "--gpu", "h100", "sampling.max_tokens=1024")
     assert "494.03M parameters" in out  # Qwen2.5-0.5B's own count
     assert "\nfits: " in out
     for line in (
@@ -116,29 +116,30 @@ def test_a_model_that_fits(model, capsys):
 
 
 def test_gradient_checkpointing_can_be_asked_for_or_is_said_to_be_needed(model, capsys):
-    asked = plan(capsys, model, "--gpu", "h100", "--gradient-checkpointing")
+    asked = plan(capsys, model, "--gpu", "h100", "model.gradient_checkpointing=true")
     assert "model.gradient_checkpointing true as asked for" in " ".join(asked.split())
-    sizes = ("--completion-tokens", "4096", "--tokens-per-microbatch", "8192", "--reference", "previous")
+    sizes = ("sampling.max_tokens=4096", "train.tokens_per_microbatch=8192", "objective.reference=previous")
     needed = plan(capsys, model, "--gpu", "h100", "--memory", "14", *sizes)
     assert "model.gradient_checkpointing true activations do not fit" in " ".join(needed.split())
 
 
 def test_one_that_does_not_fit_says_how_many_would(model, capsys):
-    out = plan(capsys, model, "--gpu", "t4", "--memory", "6", "--compute-dtype", "float32")
+    out = plan(capsys, model, "--gpu", "t4", "--memory", "6", "model.compute_dtype=float32")
     assert "does not fit" in out
     assert re.search(r"sharded over \d+ it would", out)
     assert "Settings" not in out
 
 
 def test_the_plan_for_this_machine(model, capsys):
-    assert "CPU with" in plan(capsys, model, "--gpu", "cpu", "--prompts-per-step", "2")
+    assert "CPU with" in plan(capsys, model, "--gpu", "cpu", "train.prompts_per_step=2")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--gpu", "h100"], "--gpu is for --plan; add --plan MODEL"),
-        (["--group-size", "4"], "--group-size is for --plan; add --plan MODEL"),
+        (["sampling.group_size=4"], "sampling.group_size=4 is for --plan; add --plan MODEL"),
+        (["--plan", "{model}", "run.seed=1"], "gvpo doctor does not read run.seed; it reads model.compute_dtype"),
         (["--plan", "{model}", "--gpu", "h10"], "no GPU 'h10' in the table; did you mean 'h100'?"),
         (["--plan", "{model}", "--gpu", "h100", "--gpus", "0"], "--gpus is 0; give at least 1"),
         (["--plan", "{model}", "--gpu", "cpu", "--gpus", "2"], "--gpus needs --gpu"),

@@ -76,7 +76,7 @@ def test_a_path_with_an_equals_sign_is_not_a_setting(monkeypatch: pytest.MonkeyP
     assert (seen[0].models, seen[0].settings) == (["runs/lr=1", "./lr=1"], [])
 
 
-@pytest.mark.parametrize("command", ["eval", "generate"])
+@pytest.mark.parametrize("command", ["data", "decode", "doctor", "eval", "generate", "score"])
 def test_the_help_of_a_command_lists_the_settings_that_it_reads(command: str, capsys: pytest.CaptureFixture[str]):
     reads = import_module(f"gvpo.cli.{command}").READS
     assert set(reads) <= set(FIELDS)
@@ -93,6 +93,10 @@ def test_wrong_settings_and_files_are_found_before_torch_is_loaded(tmp_path: Pat
         ["generate", "m", "--prompts", "rows.jsonl", "--out", "o.jsonl", "train.steps=1"],
         ["eval", "m", "--benchmark", "none.jsonl", "rewards.funcs=exact_match"],
         ["eval", "m", "--benchmark", "gsm8k", "sampling.top_p=2"],
+        ["decode", "m", "--prompt", "a", "sampling.seed=1"],
+        ["score", "m", "--data", "none.jsonl", "--out", "o.jsonl"],
+        ["probe", "select", "p", "rows.jsonl", "--out", "o.jsonl", "run.sed=1"],
+        ["doctor", "--plan", "m", "run.seed=1"],
     ]
     code = f"""
 import os

@@ -96,7 +96,7 @@ def test_a_file_of_ones_own_needs_a_reward(tmp_path: Path):
     assert (own.name, own.reward, own.samples) == ("mine", "exact_match", 1)
     write(tmp_path / "mine.jsonl", {"prompt": "1", "answer": "1", "id": "one"})
     assert load_problems(own) == [Problem("1", "one", {"answer": "1"})]
-    with pytest.raises(ConfigError, match="say what is right: --reward NAME"):
+    with pytest.raises(ConfigError, match=r"name its reward: rewards\.funcs=NAME"):
         find_benchmark("mine.jsonl")
     with pytest.raises(ConfigError, match="no benchmark 'aime'; did you mean 'aime24'"):
         find_benchmark("aime")

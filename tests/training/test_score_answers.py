@@ -166,7 +166,7 @@ def test_the_command_scores_and_a_run_is_its_newest_checkpoint(
 ):
     data = write(tmp_path / "rows.jsonl", ROWS)
     shutil.copytree(models[2], tmp_path / "run" / "checkpoints" / "step-000003")
-    arguments = ["--data", str(data), "--out", str(tmp_path / "out.jsonl"), "--chat", "plain"]
+    arguments = ["--data", str(data), "--out", str(tmp_path / "out.jsonl"), "data.chat=plain"]
     assert main(["score", str(tmp_path / "run"), *arguments]) == 0
     assert f"wrote {tmp_path / 'out.jsonl'}" in capsys.readouterr().out
     (named,) = load_records(tmp_path / "out.jsonl")[0][MODELS]

@@ -1,12 +1,12 @@
-"""`gvpo data check FILE ... --against BENCHMARK ...`: what is wrong with a data set before anybody trains on it."""
+"""`gvpo data check FILE ... --against BENCHMARK,...`: find faults of a dataset before training on it."""
 
 import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from gvpo.errors import ConfigError
 from gvpo.messages import well_formed
@@ -17,50 +17,56 @@ if TYPE_CHECKING:
     from gvpo.rewards import RewardPool
 
 SHOWN = 3
-"""Findings of a kind that the table names."""
+"""Number of findings per kind that the table shows."""
+
+
+READS = {
+    "data.prompt_column": "prompt, question, problem, ...",
+    "data.answer_column": "answer or final_answer",
+    "rewards.funcs": "none; each is checked against the data's answers and against wrong ones",
+    "rewards.timeout": "",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("action", choices=("check",), help="look for what is wrong with the rows; nothing is changed")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="data file, directory of them, or hub id")
+    """Add the arguments of the command."""
+    from gvpo.cli.options import add_settings
+
+    parser.add_argument("action", choices=("check",), help="Check the rows; the data are not changed")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Data file, directory of files, or Hub dataset ID")
+    add_settings(parser, READS)
     parser.add_argument(
         "--against",
-        nargs="+",
-        default=[],
-        metavar="BENCHMARK",
-        help="the same, or a name as of gvpo eval (math500): problems not to be trained on",
+        metavar="NAME,...",
+        help="Benchmarks that must not be in the data: names of gvpo eval such as math500, or files",
+    )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="Model directory or Hub model ID, to count tokens")
+    parser.add_argument("--context", type=int, metavar="N", help="Maximum number of tokens per prompt")
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="Similarity above which two texts are near duplicates (default: 0.7)",
     )
     parser.add_argument(
-        "--reward",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="reward of the data (may be repeated): does it accept the data's answers, and no wrong ones?",
+        "--json", type=Path, metavar="FILE", help="Output file for all findings with their rows; - prints them"
     )
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a call of the reward")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="directory or hub id: count tokens too")
-    parser.add_argument("--context", type=int, metavar="N", help="the most tokens that a prompt may have")
-    parser.add_argument(
-        "--similarity", type=float, default=0.7, metavar="SHARE", help="from which texts are almost the same (0.7)"
-    )
-    parser.add_argument("--prompt-column", metavar="NAME", help="default: prompt, question, problem, ...")
-    parser.add_argument("--answer-column", metavar="NAME", help="default: answer, final_answer")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every finding with its row; - for the terminal"
-    )
-    parser.add_argument("--write", type=Path, metavar="CLEAN.jsonl", help="write the rows of which nothing was found")
+    parser.add_argument("--write", type=Path, metavar="FILE.jsonl", help="Output file for the rows without a finding")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks, shows, writes; 0 if nothing was found, else 1."""
+    """Check the rows, show and write the findings; return 0 if there are none, else 1."""
+    from gvpo.cli.options import given_settings
+
+    given = given_settings(options)
     _require_sense(options)
     from gvpo.data.check import check, read_rows
 
-    columns = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
+    columns: dict[str, Any] = {name: given.get(name) for name in ("prompt_column", "answer_column")}
     rows = [row for file in dict.fromkeys(options.files) for row in read_rows(file, **columns)]
-    benchmarks = [row for name in _names(options.against) for row in read_rows(name, split="test")]
-    with _pool(options) as pool, _progress("answers", len(rows), shown=pool is not None) as progress:
+    benchmarks = [row for name in _names(options.against or "") for row in read_rows(name, split="test")]
+    with _pool(given) as pool, _progress("answers", len(rows), shown=pool is not None) as progress:
         report = check(
             rows,
             benchmarks=benchmarks,
@@ -82,9 +88,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_sense(options: argparse.Namespace) -> None:
-    """Refuse, before anything long starts, what cannot be meant."""
+    """Raise ConfigError for flags that cannot be meant, before anything long starts."""
     if not 0 < options.similarity <= 1:
-        raise ConfigError(f"--similarity is a share above 0 and at most 1, not {options.similarity:g}")
+        raise ConfigError(f"--similarity is a fraction above 0 and at most 1, not {options.similarity:g}")
     if options.context is not None and options.tokenizer is None:
         raise ConfigError("--context counts tokens; name the model with --tokenizer")
     if options.context is not None and options.context < 1:
@@ -98,23 +104,24 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise ConfigError(f"--write writes JSON lines; give {options.write} the ending .jsonl")
 
 
-def _names(words: Sequence[str]) -> list[str]:
-    """Each benchmark's data; commas may part them too. Names that `gvpo eval` knows are on the hub."""
+def _names(words: str) -> list[str]:
+    """Return where the rows of each benchmark are: names of `gvpo eval` are on the Hub."""
     from gvpo.evaluation.benchmarks import BENCHMARKS
 
-    names = [name for word in words for name in ([word] if Path(word).exists() else word.split(","))]
+    names = [word for word in words.split(",") if word]
     return [BENCHMARKS[name].hub_id if name in BENCHMARKS and not Path(name).exists() else name for name in names]
 
 
 @contextlib.contextmanager
-def _pool(options: argparse.Namespace) -> "Iterator[RewardPool | None]":
-    """A pool with the rewards that are named."""
-    if not options.reward:
+def _pool(given: Mapping[str, Any]) -> "Iterator[RewardPool | None]":
+    """Yield a pool with the rewards of the settings, or None if there are none."""
+    if not given.get("reward_funcs"):
         yield None
         return
     from gvpo.rewards import RewardPool, load
 
-    with RewardPool({name: load(name) for name in options.reward}, timeout=options.timeout) as pool:
+    functions = {name: load(name) for name in given["reward_funcs"]}
+    with RewardPool(functions, timeout=given.get("reward_timeout", 10.0)) as pool:
         yield pool
 
 
@@ -130,7 +137,7 @@ def _tokens(options: argparse.Namespace) -> "Tokens | None":
 
 @contextlib.contextmanager
 def _progress(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; gives what moves it on."""
+    """Show a bar on standard error if that is a terminal; yield the function that advances it."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -10,7 +10,7 @@ from gvpo.nearest import did_you_mean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("page", nargs="?", help="name of a page; without it, the names of all pages are printed")
+    parser.add_argument("page", nargs="?", metavar="PAGE", help="Name of a page (default: list all pages)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ LOW_DISK = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table: what it is, how it stands, what is there, and how to mend it."""
+    """One line of the table: its subject, its state, what was found, and how to fix it."""
 
     what: str
     state: str
@@ -38,56 +38,56 @@ class Requirement:
     extra: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("--plan", metavar="MODEL", help="directory, config.json or hub id: what would a run need?")
-    group = parser.add_argument_group("for --plan")
-    group.add_argument("--gpu", metavar="NAME", help="h100 and the like, or cpu (default: what this machine has)")
-    group.add_argument("--gpus", type=int, metavar="N", help="how many (default 1)")
-    group.add_argument("--memory", type=float, metavar="GIB", help="of each device, if not what its data sheet says")
-    for name, what in _SIZES.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=what)
-    group.add_argument("--reference", choices=("initial", "previous"), help="default initial: a frozen copy is kept")
-    group.add_argument(
-        "--gradient-checkpointing",
-        action="store_const",
-        const=True,
-        help="plan with model.gradient_checkpointing = true (default: only where it is needed)",
-    )
-    group.add_argument("--compute-dtype", choices=("float32", "bfloat16"), help="default as model.compute_dtype = auto")
-
-
-_SIZES = {
-    "prompts_per_step": "groups a rollout (train.prompts_per_step)",
-    "group_size": "completions a prompt (sampling.group_size)",
-    "prompt_tokens": "tokens of the longest prompt",
-    "completion_tokens": "tokens of a completion at most (sampling.max_tokens)",
-    "groups_per_update": "the optimizer batch (train.groups_per_update)",
-    "tokens_per_microbatch": "tokens a forward (default: the largest that fits)",
-    "tokens_per_batch": "tokens in the sampler's cache (default: the largest that fits)",
-    "steps": "steps of the run, for time and disk (train.steps)",
+READS = {
+    "model.compute_dtype": "auto, which is bfloat16 on GPUs",
+    "model.gradient_checkpointing": "only if it is needed",
+    "sampling.group_size": "",
+    "sampling.max_tokens": "",
+    "sampling.tokens_per_batch": "the largest that fits",
+    "objective.reference": "initial, which keeps a frozen copy",
+    "train.steps": "",
+    "train.prompts_per_step": "",
+    "train.groups_per_update": "the whole rollout",
+    "train.tokens_per_microbatch": "the largest that fits",
 }
+PLAN_FLAGS = ("gpu", "gpus", "memory", "prompt_tokens")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    from gvpo.cli.options import add_settings
+
+    parser.add_argument(
+        "--plan", metavar="MODEL", help="Plan a run of this model: its directory, config.json or Hub model ID"
+    )
+    group = parser.add_argument_group("for --plan")
+    group.add_argument("--gpu", metavar="NAME", help="GPU such as h100, or cpu (default: the device of this machine)")
+    group.add_argument("--gpus", type=int, metavar="N", help="Number of GPUs (default: 1)")
+    group.add_argument("--memory", type=float, metavar="GIB", help="Memory per device (default: its data sheet's)")
+    group.add_argument("--prompt-tokens", type=int, metavar="N", help="Tokens of the longest prompt (default: 256)")
+    add_settings(parser, READS)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table or the plan; 0 unless the core is broken."""
+    """Print the table or the plan; return 0 unless the core is broken."""
+    from gvpo.cli.options import given_settings
+
+    given = given_settings(options)
     if options.plan is not None:
-        from gvpo.cli.plan import print_plan
+        from gvpo.cli.doctor_plan import print_plan
 
-        print_plan(options)
+        print_plan(options, given)
         return 0
-    flags = ("gpu", "gpus", "memory", "reference", "compute_dtype", "gradient_checkpointing", *_SIZES)
-    given = [name for name in flags if getattr(options, name) is not None]
-
-    if given:
-        raise ConfigError(f"--{given[0].replace('_', '-')} is for --plan; add --plan MODEL")
+    flags = [f"--{name.replace('_', '-')}" for name in PLAN_FLAGS if getattr(options, name) is not None]
+    if unused := [*flags, *options.settings]:
+        raise ConfigError(f"{unused[0]} is for --plan; add --plan MODEL")
     findings = list(examine())
     _print(findings)
     return 2 if any(finding.state == BROKEN for finding in findings) else 0
 
 
 def examine() -> Iterator[Finding]:
-    """Everything that is looked at, in order; nothing is downloaded or written."""
+    """Yield all findings in order; nothing is downloaded or written."""
     yield Finding("Python", OK, f"{platform.python_version()} on {platform.platform(terse=True)}")
     requirements = list(declared())
     core = [check_core(requirement) for requirement in requirements if not requirement.extra]
@@ -101,7 +101,7 @@ def examine() -> Iterator[Finding]:
 
 
 def declared() -> Iterator[Requirement]:
-    """What gvpo's own metadata asks for."""
+    """Yield the requirements in gvpo's own metadata."""
     for text in metadata.requires("gvpo") or []:
         found = _REQUIREMENT.match(text.strip())
         if found:
@@ -109,7 +109,7 @@ def declared() -> Iterator[Requirement]:
 
 
 def check_core(requirement: Requirement) -> Finding:
-    """Whether a distribution of the core is there, new enough, and imports."""
+    """Check that a distribution of the core is installed, new enough, and can be imported."""
     name, wanted = requirement.name, f"{requirement.name}>={requirement.minimum}"
     remedy = f"pip install --upgrade '{wanted}'"
     version = installed(name)
@@ -122,7 +122,7 @@ def check_core(requirement: Requirement) -> Finding:
 
 
 def check_extra(extra: str, requirements: list[Requirement]) -> Finding:
-    """Whether an extra works; one that is only incomplete is no fault."""
+    """Check whether an extra works; an incomplete extra is not an error."""
     remedy = f"pip install 'gvpo[{extra}]'"
     versions = {r: installed(r.name) for r in requirements}
     lacking = [r.name for r, version in versions.items() if version is None or not at_least(version, r.minimum)]
@@ -135,7 +135,7 @@ def check_extra(extra: str, requirements: list[Requirement]) -> Finding:
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution; None where it is not installed."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -143,7 +143,7 @@ def installed(name: str) -> str | None:
 
 
 def at_least(version: str, minimum: str) -> bool:
-    """Whether a version is not below another, by its release numbers."""
+    """Return whether a version is at least another, by its release numbers."""
     return _release(version) >= _release(minimum)
 
 
@@ -154,7 +154,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def why_not_imported(name: str) -> str:
-    """What happens when a distribution's module is imported; "" if all is well."""
+    """Return the error of importing a distribution's module, or "" if there is none."""
     try:
         importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:  # a broken installation can raise anything
@@ -171,13 +171,13 @@ def _devices() -> Iterator[Finding]:
         yield Finding("device", OK, device)
     if (present := nvidia_gpus()) and not any(device.startswith("cuda") for device in found):
         remedy = "install a CUDA build of torch: https://pytorch.org/get-started"
-        yield Finding("device", NOTE, f"{present[0]} is there and torch cannot use it", remedy)
+        yield Finding("device", NOTE, f"{present[0]} is installed, but torch cannot use it", remedy)
     yield Finding("memory", OK, f"{machine_memory() / 2**30:.0f} GiB, {os.cpu_count()} CPU cores")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(".").free / 2**30
-    remedy = "free some, or set run.dir to a larger disk; `gvpo doctor --plan MODEL` says what a run writes"
+    remedy = "free some space, or set run.dir to a larger disk; `gvpo doctor --plan MODEL` shows what a run writes"
     return Finding(
         "disk", OK if free > LOW_DISK else NOTE, f"{free:.0f} GiB free here", remedy if free < LOW_DISK else ""
     )
@@ -189,7 +189,7 @@ def _print(findings: list[Finding]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("", "", "found", "to mend it"):
+    for column in ("", "", "found", "how to fix it"):
         table.add_column(column, overflow="fold")
     for finding in findings:
         state = Text(finding.state, style=_STYLES[finding.state])

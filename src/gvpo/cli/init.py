@@ -11,14 +11,12 @@ from gvpo.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument(
-        "name", type=Path, metavar="NAME", help="directory to write; it must not exist yet, or be empty"
-    )
+    """Add the arguments of the command."""
+    parser.add_argument("name", type=Path, metavar="NAME", help="New or empty directory for the project")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the directory and says what to do with it."""
+    """Write the directory, and print how to train it."""
     write_project(options.name)
     print(f"wrote {options.name}: recipe.toml, reward.py, data/, README.md")
     print(f"train it: gvpo train {options.name / 'recipe.toml'}")

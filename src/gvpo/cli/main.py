@@ -1,6 +1,6 @@
-"""`gvpo COMMAND ...`: finds the command, and turns errors into one line and exit code 2.
+"""`gvpo COMMAND ...`: find the command, and turn errors into one line and exit code 2.
 
-Commands are imported when they are called, so that `gvpo --help` answers at once.
+A command is imported when it is called, so that `gvpo --help` is fast.
 """
 
 import argparse
@@ -12,18 +12,18 @@ from importlib import metadata
 from typing import NoReturn
 
 COMMANDS = {
-    "train": "train a model by a recipe",
-    "eval": "measure models or responses on benchmarks, with intervals",
-    "generate": "sample and judge completions of prompts: groups to train on offline",
-    "report": "write the report of one run or several",
-    "score": "score written answers under aligned models, for poft and for filtering",
-    "probe": "choose among completions by a linear probe: fit one, evaluate it, select with it",
-    "merge": "merge a LoRA adapter into its base: a whole model for any program",
-    "decode": "complete prompts with some tokens, strings, characters or patterns excluded",
-    "doctor": "say what this machine can do, or (--plan MODEL) what a run would need",
-    "data": "look for what is wrong with a data set: leaked, repeated, unscorable, overlong rows",
-    "docs": "print a page of the documentation, or the list of pages",
-    "init": "write a small project that trains: recipe, reward and data to make your own",
+    "train": "Train a model with a recipe",
+    "eval": "Evaluate models or responses on benchmarks, with intervals",
+    "generate": "Sample and score completions: groups for offline training",
+    "report": "Write a report of one or several runs",
+    "score": "Score written answers under aligned models, for PoFT and filtering",
+    "probe": "Choose among completions with a linear probe",
+    "merge": "Merge a LoRA adapter into its base model",
+    "decode": "Complete prompts, with some tokens or texts excluded",
+    "doctor": "Check this machine, or with --plan what a run would need",
+    "data": "Check a dataset for leaked, repeated, unscorable and overlong rows",
+    "docs": "Print a page of the documentation, or the list of pages",
+    "init": "Write a small project that trains: a recipe, a reward and data",
 }
 
 SETTING = re.compile(r"\w+(\.[\w-]*)*=")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0: done. 2: an error that the user can mend, printed in one line. 130: interrupted.
+        0 for success, 2 for an error that the user can fix (printed in one line), or 130 after an interrupt.
     """
     from gvpo import notices
     from gvpo.terminal import lasting_streams
@@ -105,14 +105,14 @@ def _explained(error: Exception) -> str | None:
 
 
 def _parser(words: Sequence[str]) -> Parser:
-    """The parser, with the arguments of the one command that is called."""
+    """Return the parser, with the arguments of the one command that is called."""
     parser = Parser(prog="gvpo", description="Post-train language models by GVPO and its family.")
     parser.add_argument("--version", action="version", version=f"gvpo {metadata.version('gvpo')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command = subparsers.add_parser(name, help=summary, description=f"{summary}.")
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error")
         if name == called:
             module = importlib.import_module(f"gvpo.cli.{name}")
             module.add_arguments(command)

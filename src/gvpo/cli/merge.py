@@ -5,14 +5,18 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("adapter", help="a run, one of its checkpoints, or any directory with a LoRA adapter")
-    parser.add_argument("out", type=Path, help="new directory for the merged model")
-    parser.add_argument("--base", metavar="MODEL", help="directory or hub id (default: what the adapter names)")
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="Run, checkpoint of a run, or any directory with a LoRA adapter"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="New directory for the merged model")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="Directory or Hub model ID of the base (default: as the adapter names it)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Merge, compare, say where the model is."""
+    """Merge, compare, and print where the model is."""
     from gvpo.model.merge import merge_adapter
     from gvpo.training.checkpoint.publish import checkpoint_in
 

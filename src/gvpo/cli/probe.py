@@ -1,4 +1,4 @@
-"""`gvpo probe fit | eval | select`: a linear probe on a frozen model's features chooses among completions."""
+"""`gvpo probe fit | eval | select`: choose among completions with a linear probe on a frozen model's features."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvpo.cli.options import add_settings, given_settings, list_of, positive
 from gvpo.errors import ConfigError
 from gvpo.runfiles import require_writable
 
@@ -16,72 +17,134 @@ if TYPE_CHECKING:
     from gvpo.probe.sources import Source
 
 LOSSES = ("mse", "bce", "policy_gradient", "preferences")
+TOKENS_PER_FORWARD, MAX_TOKENS = 4096, 512
+READS = {"run.seed": "", "train.tokens_per_microbatch": str(TOKENS_PER_FORWARD)}
+SELECT_READS = {
+    **READS,
+    "sampling.max_tokens": f"{MAX_TOKENS}; only with --draw",
+    "sampling.temperature": "1; 0 is greedy; only with --draw",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the arguments of the command and of its actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_fit(actions.add_parser("fit", help="fit a probe to scored groups of completions"))
-    _add_eval(actions.add_parser("eval", help="expected reward of its choice against the number of completions"))
-    _add_select(actions.add_parser("select", help="choose one completion of each prompt"))
+    for name, (add, summary) in {
+        "fit": (_add_fit, "Fit a probe to scored groups of completions"),
+        "eval": (_add_eval, "Expected reward of the probe's choice by the number of completions"),
+        "select": (_add_select, "Choose one completion for each prompt"),
+    }.items():
+        add(actions.add_parser(name, help=summary, description=f"{summary}."))
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("groups", help="file or hub id with rows {prompt, completions, rewards}, or preference pairs")
-    parser.add_argument("--model", required=True, help="directory, run or hub id; with --endpoint its name there")
-    parser.add_argument("--endpoint", metavar="URL", help="of an OpenAI-compatible API, instead of a model here")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the probe goes")
-    parser.add_argument("--layer", type=int, help="0 the embeddings, -1 the last (default: 26/32 of the depth)")
-    parser.add_argument("--token", default="last", help="last | mean | end: of the completion (default: last)")
-    parser.add_argument("--dimensions", type=int, help="asked of an endpoint whose model can shorten its vectors")
-    parser.add_argument("--loss", default="mse", help=f"{' | '.join(LOSSES)} (default: mse)")
-    parser.add_argument("--learning-rate", type=float, default=5e-5, help="of Adam (default: 5e-5)")
-    parser.add_argument("--epochs", type=int, default=150, help="times through the data (default: 150)")
-    parser.add_argument("--batch", type=int, default=1000, help="completions a step (default: 1000)")
-    parser.add_argument("--samples", type=int, default=10, help="policy_gradient: completions compared (default: 10)")
-    parser.add_argument("--standardize", action="store_true", help="fit on features of mean 0 and variance 1")
+    parser.add_argument(
+        "groups",
+        metavar="GROUPS",
+        help="File or Hub dataset ID with rows {prompt, completions, rewards}, or preference pairs",
+    )
+    add_settings(parser, READS)
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="Model directory, run directory or Hub model ID; with --endpoint the model's name there",
+    )
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="OpenAI-compatible API that computes the features, instead of a local model"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="Output file for the probe")
+    parser.add_argument(
+        "--layer", type=int, metavar="N", help="Layer; 0: the embeddings, -1: the last (default: 26/32 of the depth)"
+    )
+    parser.add_argument(
+        "--token",
+        choices=("last", "mean", "end"),
+        default="last",
+        help="Token of the completion (default: last)",
+    )
+    parser.add_argument(
+        "--dimensions", type=positive, metavar="N", help="Size of the endpoint's vectors, if its model can shorten them"
+    )
+    parser.add_argument("--loss", choices=LOSSES, default="mse", help="Loss of the fit (default: mse)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="R", help="Learning rate of Adam (default: 5e-5)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=150, metavar="N", help="Number of passes through the data (default: 150)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1000, metavar="N", help="Completions per optimizer step (default: 1000)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=10, metavar="N", help="Completions per block of policy_gradient (default: 10)"
+    )
+    parser.add_argument(
+        "--standardize", action="store_true", help="Scale features to mean 0 and variance 1 before the fit"
+    )
     _add_common(parser)
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("probe", type=Path, help="the file that fit wrote")
-    parser.add_argument("groups", help="held-out rows {prompt, completions, rewards}")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="File written by gvpo probe fit")
+    parser.add_argument("groups", metavar="GROUPS", help="Held-out rows {prompt, completions, rewards}")
+    add_settings(parser, READS)
     parser.add_argument(
-        "--beta", type=float, nargs="+", default=[0.1], help="softmax(Q/beta); 0 the best (default: 0.1)"
+        "--beta",
+        type=list_of(float),
+        default=[0.1],
+        metavar="B,...",
+        help="Temperatures of softmax(Q/beta); 0 chooses the best (default: 0.1)",
     )
-    parser.add_argument("--k", type=int, nargs="+", help="numbers of completions (default: 1, 2, 4, ...)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the numbers")
-    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="also draw the curves")
-    parser.add_argument("--model", help="where the model is now, if not where the probe was fitted")
-    parser.add_argument("--endpoint", metavar="URL", help="where the API is now")
+    parser.add_argument(
+        "--k", type=list_of(positive), metavar="K,...", help="Numbers of completions (default: 1, 2, 4, ...)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="Output file for the numbers")
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="Output file for a figure of the curves")
+    _add_place(parser)
     _add_common(parser)
 
 
 def _add_select(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("probe", type=Path, help="the file that fit wrote")
-    parser.add_argument("candidates", help="rows {prompt, completions}; with --draw rows {prompt}")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="rows with `selected` added")
-    parser.add_argument("--beta", type=float, default=0.1, help="softmax(Q/beta); 0 the best (default: 0.1)")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="File written by gvpo probe fit")
+    parser.add_argument("candidates", metavar="CANDIDATES", help="Rows {prompt, completions}, or {prompt} with --draw")
+    add_settings(parser, SELECT_READS)
     parser.add_argument(
-        "--draw", type=int, metavar="K", help="draw K completions from the probe's own model (paper: 48)"
+        "--out", type=Path, required=True, metavar="FILE.jsonl", help="Output file: the rows with `selected` added"
     )
-    parser.add_argument("--max-tokens", type=int, default=512, help="with --draw: tokens a completion (default: 512)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="with --draw (default: 1)")
-    parser.add_argument("--model", help="where the model is now, if not where the probe was fitted")
-    parser.add_argument("--endpoint", metavar="URL", help="where the API is now")
+    parser.add_argument(
+        "--beta",
+        type=float,
+        default=0.1,
+        metavar="B",
+        help="Temperature of softmax(Q/beta); 0 chooses the best (default: 0.1)",
+    )
+    parser.add_argument(
+        "--draw", type=int, metavar="K", help="Sample K completions from the probe's own model (48 in the paper)"
+    )
+    _add_place(parser)
     _add_common(parser)
 
 
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="MODEL", help="Current place of the model (default: as in the fit)")
+    parser.add_argument("--endpoint", metavar="URL", help="Current place of the API (default: as in the fit)")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps features (default: beside the probe)")
-    parser.add_argument("--device", help="of a model here (default: an accelerator if there is one)")
-    parser.add_argument("--tokens-per-batch", type=int, default=4096, help="computed at once (default: 4096)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="Directory that keeps features (default: next to the probe)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="Device of a local model (default: an accelerator if there is one)"
+    )
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what was asked for, say what came of it and where it is."""
+    """Run the action, and print its result and where it is."""
+    options.given = given_settings(options)
+    options.seed = options.given.get("seed", 0)
     for path in (options.out, getattr(options, "figure", None)):
         if path is not None:
             require_writable(path)
@@ -164,7 +227,7 @@ def _select(options: argparse.Namespace) -> None:
 
 
 def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
-    """Completions from the model that the features come from."""
+    """Sample completions from the model that the features come from."""
     from gvpo.data import load_records, problems_from_records
     from gvpo.probe.draw import ModelSample, drawn_candidates
     from gvpo.sampling import SamplingParams
@@ -172,7 +235,9 @@ def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
 
     if source.model is None:
         raise ConfigError("--draw needs a model in this process; draw elsewhere and give rows with `completions`")
-    params = SamplingParams(options.draw, options.max_tokens, options.temperature)
+    params = SamplingParams(
+        options.draw, options.given.get("max_tokens", MAX_TOKENS), options.given.get("temperature", 1.0)
+    )
     sampler = TransformersSampler(source.model, source.tokenizer)
     sampler.check([], params)
     problems = problems_from_records(load_records(options.candidates))
@@ -194,7 +259,7 @@ def _source_of(probe: "QProbe", options: argparse.Namespace) -> "Source":
 
 
 def _model(options: argparse.Namespace) -> Any:
-    """Return the model that the options name; of a run, its newest checkpoint."""
+    """Return the model that the options name; for a run, its latest checkpoint."""
     from gvpo.cli.options import model_path
 
     here = options.model is not None and options.endpoint is None
@@ -202,7 +267,10 @@ def _model(options: argparse.Namespace) -> Any:
 
 
 def _opened(source: Any, options: argparse.Namespace) -> "Source":
-    opened: Source = source.open(device=options.device, tokens_per_batch=options.tokens_per_batch)
+    tokens = options.given.get("tokens_per_microbatch", TOKENS_PER_FORWARD)
+    if tokens == "auto":
+        raise ConfigError("train.tokens_per_microbatch='auto' is for training; set a number of tokens")
+    opened: Source = source.open(device=options.device, tokens_per_batch=tokens)
     return opened
 
 
@@ -212,7 +280,7 @@ def _cache(probe: Path, options: argparse.Namespace) -> Path:
 
 @contextmanager
 def _progress(title: str) -> "Iterator[Progress]":
-    """Progress on standard error, from the first report on."""
+    """Show progress on standard error, from the first report on."""
     from gvpo.progress import StepProgress
 
     shown: list[StepProgress] = []
@@ -230,7 +298,7 @@ def _progress(title: str) -> "Iterator[Progress]":
 
 
 def _print_curves(result: Mapping[str, Any]) -> None:
-    """A table: k, and the mean reward of each arm with its interval; the gain over a random one at the largest k."""
+    """Print the mean reward of each choice by k, with its interval, and the gain over a random choice."""
     from rich.console import Console
     from rich.table import Table
 

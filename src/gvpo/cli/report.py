@@ -8,16 +8,19 @@ from gvpo.runfiles import REPORT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory; several are overlaid")
+    """Add the arguments of the command."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run directory; several are overlaid")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write (default: RUN/report.html; for several, ./report.html)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="Output file (default: RUN/report.html; for several runs ./report.html)",
     )
-    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="also write the curves as a standalone SVG")
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="Output file for a figure of the curves")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes what was asked for, says where it is, and returns the exit code."""
+    """Write the report and the figure, print where they are, and return the exit code."""
     from gvpo.report import write_figure, write_report
 
     out = args.out or (args.runs[0] / REPORT if len(args.runs) == 1 else Path(REPORT))

@@ -160,7 +160,7 @@ def _score_rest(number: int, scorer: _Scorer, config: TrainConfig, partial: Part
 
 def _budget(config: TrainConfig) -> int:
     if config.tokens_per_microbatch == "auto":
-        raise ConfigError("scoring needs a number of tokens a forward; give --tokens-per-microbatch")
+        raise ConfigError("scoring needs a number of tokens per forward; set train.tokens_per_microbatch to one")
     return config.tokens_per_microbatch
 
 

@@ -336,7 +336,7 @@ def test_rows_come_from_files_of_a_directory_by_any_prompt_column(tmp_path):
     ("records", "columns", "message"),
     [
         ([], {}, "data.jsonl has no rows; give a file with some"),
-        ([{"ask": "?"}], {}, r"data.jsonl has no prompts: its columns are 'ask'; name one with --prompt-column"),
+        ([{"ask": "?"}], {}, r"data.jsonl has no prompts: its columns are 'ask'; name one with data.prompt_column"),
         ([{"ask": "?"}], {"prompt_column": "asks"}, r"no prompt column 'asks': its columns are 'ask'"),
         ([{"prompt": "?"}], {"answer_column": "gold"}, r"no answer column 'gold': its columns are 'prompt'"),
     ],

@@ -137,7 +137,7 @@ def _require_no_answer(cases: Sequence[_Case], columns: Sequence[str], pool: Rew
         if "'answer'" not in str(error):
             raise
         usual = " or ".join(ANSWER_COLUMNS)
-        raise DataError(f"no row has an answer in {usual}; name its column with --answer-column") from None
+        raise DataError(f"no row has an answer in {usual}; name its column with data.answer_column") from None
 
 
 def _try_right(cases: Sequence[_Case], columns: Sequence[str], pool: RewardPool) -> None:

@@ -95,7 +95,7 @@ def check(
     found = [*without_prompt(rows), *duplicates(rows, similarity), *contamination(rows, benchmarks, similarity)]
     skipped: dict[Kind, str] = {} if benchmarks else {"contamination": "name benchmarks with --against"}
     if pool is None:
-        skipped |= dict.fromkeys(("unscorable", "wrong answer paid"), "name the data's reward with --reward")
+        skipped |= dict.fromkeys(("unscorable", "wrong answer paid"), "name the data's reward with rewards.funcs")
     else:
         found += tried(rows, pool, progress)
     if tokens is not None:

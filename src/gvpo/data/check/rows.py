@@ -101,7 +101,7 @@ def _rows(
     asked = _column(data, records, "prompt", prompt_column, PROMPT_COLUMNS)
     answered = _column(data, records, "answer", answer_column, ANSWER_COLUMNS)
     if asked is None:
-        raise DataError(f"{data} has no prompts: its columns are {_names(records)}; name one with --prompt-column")
+        raise DataError(f"{data} has no prompts: its columns are {_names(records)}; name one with data.prompt_column")
     prompts = [_prompt(record, asked, number) for number, record in enumerate(records, start=1)]
     texts = [None if prompt is None else prompt_text(prompt) for prompt, _ in prompts]
     start, end = common_frame([text for text in texts if text is not None])

@@ -1,8 +1,9 @@
-"""What `gvpo doctor --plan MODEL` prints: whether a run fits, what it needs, and the settings to use."""
+"""Output of `gvpo doctor --plan MODEL`: whether a run fits, what it needs, and the settings to use."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,19 +25,21 @@ from gvpo.planning.devices import GIB
 from gvpo.planning.files import local_config
 from gvpo.planning.search import USABLE
 
+AUTO = "auto"
 
-def print_plan(options: argparse.Namespace) -> None:
+
+def print_plan(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Read the model's configuration, plan, print.
 
     Raises:
-        ModelError: the configuration cannot be had, or is not a decoder's.
-        ConfigError: sizes or devices that do not exist.
+        ModelError: If the configuration cannot be read, or is not a decoder's.
+        ConfigError: If a size or a device does not exist.
     """
     model = read_architecture(_config(options.plan))
     memory = options.memory * GIB if options.memory else None
     device = find_device(options.gpu, 1 if options.gpus is None else options.gpus, memory)
-    workload = workload_of(options, device)
-    fixed = frozenset(name for name in ("tokens_per_microbatch", "tokens_per_batch") if getattr(options, name))
+    workload = workload_of({**given, "prompt_tokens": options.prompt_tokens}, device)
+    fixed = frozenset(name for name in ("tokens_per_microbatch", "tokens_per_batch") if given.get(name, AUTO) != AUTO)
     plan = make_plan(model, workload, device, fixed=fixed)
     console = Console()
     console.print(_title(options.plan, model, device), highlight=False, markup=False, soft_wrap=True)
@@ -44,21 +47,26 @@ def print_plan(options: argparse.Namespace) -> None:
     console.print(_memory_table(plan))
     if plan.fits:
         console.print(_settings_table(plan, workload))
-        steps = options.steps or TrainConfig().steps
+        steps = given.get("steps", TrainConfig().steps)
         for line in _costs(plan, model, device, steps):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in [*model.notes, *_notes(plan, model, device)]:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def workload_of(options: argparse.Namespace, device: Device) -> Workload:
-    """The workload that the command line asks for, on that device."""
+def workload_of(given: Mapping[str, Any], device: Device) -> Workload:
+    """Return the workload that settings and flags describe, on that device; None and "auto" leave the default."""
+    sizes = {**given, "completion_tokens": given.get("max_tokens")}
     names = {field.name for field in fields(Workload)}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    half = device.kind != "cpu" if options.compute_dtype is None else options.compute_dtype == "bfloat16"
-    checkpointing = bool(options.gradient_checkpointing)
+    kept = {name: value for name, value in sizes.items() if name in names and value not in (None, AUTO)}
+    dtype = given.get("compute_dtype", AUTO)
     return Workload(
-        **{**given, "half": half, "reference": options.reference != "previous", "checkpointing": checkpointing}
+        **{
+            **kept,
+            "half": device.kind != "cpu" if dtype == AUTO else dtype == "bfloat16",
+            "reference": given.get("reference") != "previous",
+            "checkpointing": given.get("gradient_checkpointing", False),
+        }
     )
 
 
@@ -88,7 +96,7 @@ def _verdict(plan: Plan, device: Device) -> str:
 
 
 def _memory_table(plan: Plan) -> Table:
-    """Items by phase, in GiB; the phase with the peak first."""
+    """Return the items by phase, in GiB; the phase with the peak is first."""
     phases = sorted(plan.memory.phases, key=plan.memory.peak_of, reverse=True)
     table = Table(title="GiB at the peak of each phase", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -154,11 +162,11 @@ def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
     if model.context and use.width > model.context:
         yield f"prompt and completion have {use.width} tokens and the model's context is {model.context}"
     if not model.shares_prompts:
-        yield "its attention does not let prompts be shared, so each completion is computed behind its own prompt"
+        yield "its attention does not let prompts be shared, so each completion has its own copy of the prompt"
     if not model.fused_head:
         yield "its logits are changed after the head, so all of them are kept"
     if device.name == "t4" and use.half:
-        yield "the T4 has no bfloat16 units; --compute-dtype float32 plans without"
+        yield "the T4 has no bfloat16 units; model.compute_dtype=float32 plans without"
     if device.count > 1:
         yield "for several devices set train.sharding=full and start with torchrun (`gvpo docs scaling`)"
     if device.kind == "cuda":
