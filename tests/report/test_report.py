@@ -76,7 +76,7 @@ def test_the_header_shows_the_settings_and_the_result(demo):
     html = render(demo)
     header = html[html.index("<header>") : html.index("</header>")]
     assert "<h1>demo</h1>" in header
-    for text in ("gvpo β 0.1", "reference every:10", "fresh qwen2", "34% → 84.5%", "<b>200</b>", "47 s"):
+    for text in ("gvpo β 0.1", "reference every:10", "qwen2 with random weights", "34% → 84.5%", "<b>200</b>", "47 s"):
         assert text in header
 
 

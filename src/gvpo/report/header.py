@@ -94,7 +94,7 @@ def _objective(run: Run) -> str:
 
 def _architecture(run: Run) -> str | None:
     init = run.setting("model", "init")
-    return f"fresh {init.get('architecture', '')}".strip() if isinstance(init, dict) else None
+    return f"{init.get('architecture', '')} with random weights".strip() if isinstance(init, dict) else None
 
 
 def _progress(run: Run) -> str:

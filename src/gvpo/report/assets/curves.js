@@ -10,16 +10,6 @@ function readScale(text) {
   };
 }
 
-/** The index of the number in a rising list that is nearest to `x`. */
-function nearest(xs, x) {
-  let low = 0, high = xs.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (xs[middle] <= x) low = middle; else high = middle;
-  }
-  return x - xs[low] <= xs[high] - x ? low : high;
-}
-
 /** A chart of the page: shows the values at a step in its legend, where each value has room of a fixed width. */
 class Curves {
   constructor(figure, { percent, series }) {

@@ -38,6 +38,16 @@ function extent(values) {
   return [low, high];
 }
 
+/** The index of the number in a rising list that is nearest to `x`. */
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] <= x) low = middle; else high = middle;
+  }
+  return x - xs[low] <= xs[high] - x ? low : high;
+}
+
 /** A drop-down list of [value, label] pairs. */
 function select(label, options, chosen, choose) {
   const nodes = options.map(([value, text]) => element("option", { value, selected: value === chosen }, text));
