@@ -209,7 +209,10 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         (["base", *OWN, "sampling.top_p=2"], "sampling.top_p=2: Input should be less than or equal to 1"),
         (["base", "--benchmark", ",", *OWN[2:]], "--benchmark names nothing; give a benchmark, or a file"),
         (["base", *OWN, "eval.samples=0"], "eval.samples=0: Input should be greater than or equal to 1"),
-        (["base", *OWN, "--data", "digit=x.jsonl"], "--data digit=... is for no benchmark; did you mean 'digits'?"),
+        (
+            ["base", *OWN, "--data", "digit=x.jsonl"],
+            "--data digit=... does not name a benchmark; did you mean 'digits'?",
+        ),
         (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is scored by gsm8k; drop it"),
         (
             ["base", *OWN[:2], "rewards.funcs=length_penalty"],
@@ -222,8 +225,8 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         (["base", "base", *OWN], "base is named twice; name each once"),
         (["base", "./base", *OWN], "base and ./base would both write never/base/digits.jsonl"),
         (["base", *OWN, "--engine", "vlm"], "there is no engine 'vlm'"),
-        (["base", *OWN, "eval.samples=2", "sampling.temperature=0"], "2 samples at temperature 0 are the same one"),
-        (["base", *OWN, "--template", "qwen-math"], "the template 'qwen-math' does not fit digits; take chat or plain"),
+        (["base", *OWN, "eval.samples=2", "sampling.temperature=0"], "2 samples at temperature 0 are identical"),
+        (["base", *OWN, "--template", "qwen-math"], "the template 'qwen-math' does not fit digits; use chat or plain"),
         (["base", *OWN, "--template", "chat"], "the prompt needs a chat template and the tokenizer has none"),
         (
             ["base", *OWN, "--examples", "digits.jsonl"],
@@ -231,7 +234,7 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         ),
         (["--responses", "none.jsonl", *OWN], "there is no file none.jsonl"),
         (["--responses", ".", *OWN, "rewards.funcs=number_match"], None),
-        (["--check", *OWN], "digits is your own benchmark, so its right answers are not known"),
+        (["--check", *OWN], "digits is your own benchmark, so its correct answers are not known"),
         (["nowhere/at/all", *OWN], "there is no directory 'nowhere/at/all'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Benchmarks: rows of every form, where they lie, and golds that their rewards accept."""
+"""Tests of benchmarks: forms of rows, locations of data, and reference answers that the rewards accept."""
 
 import json
 import os
@@ -47,22 +47,22 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
         ({"ID": "2024-I-1", "Problem": "?", "Answer": 204}, Problem("?", "b/2024-I-1", {"answer": 204})),
     ],
 )
-def test_the_forms_of_mathematical_rows(row: dict[str, Any], problem: Problem):
+def test_forms_of_mathematical_rows(row: dict[str, Any], problem: Problem):
     assert read_math("b", [row]) == [problem]
 
 
-def test_ids_that_are_not_all_different_give_way_to_numbers():
+def test_duplicate_ids_are_replaced_by_row_numbers():
     rows = [{"id": 1, "problem": "?", "answer": "1"}, {"id": 1, "problem": "!", "answer": "2"}]
     assert [problem.id for problem in read_math("b", rows)] == ["b/1", "b/2"]
 
 
 @pytest.mark.parametrize("row", [{"problem": "?"}, {"answer": "1"}, {"problem": "?", "answer": ""}, {"problem": 3}])
-def test_a_row_without_question_or_answer_is_named(row: dict[str, Any]):
+def test_error_names_the_row_without_question_or_answer(row: dict[str, Any]):
     with pytest.raises(DataError, match="row 2 has no question or no answer"):
         read_math("b", [{"problem": "?", "answer": "1"}, row])
 
 
-def test_data_come_from_a_file_a_directory_or_the_hub(tmp_path: Path):
+def test_data_are_loaded_from_a_file_a_directory_or_the_hub(tmp_path: Path):
     amc = BENCHMARKS["amc"]
     assert locate(amc, []) == "AI-MO/aimo-validation-amc#train"
     assert locate(amc, ["aime24=x.jsonl"]) == amc.hub_id
@@ -77,21 +77,21 @@ def test_data_come_from_a_file_a_directory_or_the_hub(tmp_path: Path):
         locate(amc, [str(tmp_path / "nowhere")])
 
 
-def test_data_for_a_benchmark_that_there_is_not_are_refused(tmp_path: Path):
+def test_data_for_an_unknown_benchmark_raise(tmp_path: Path):
     check_places(["amc=x.jsonl", "gsm8k=y.jsonl", "mine=z.jsonl", str(tmp_path)], ["amc", "mine"])
-    with pytest.raises(ConfigError, match=r"--data math50=... is for no benchmark; did you mean 'math500'\?"):
+    with pytest.raises(ConfigError, match=r"--data math50=... does not name a benchmark; did you mean 'math500'\?"):
         check_places(["math50=x.jsonl"], ["math500"])
 
 
-def test_data_that_do_not_fit_are_named_with_the_benchmark(tmp_path: Path):
+def test_error_about_invalid_data_names_the_benchmark(tmp_path: Path):
     file = write(tmp_path / "x.jsonl", {"text": "?"})
     with pytest.raises(DataError, match=r"amc: row 1 has no question or no answer; .* --data NAME=FILE"):
         load_problems(BENCHMARKS["amc"], [f"amc={file}"])
-    with pytest.raises(DataError, match=r"has none of its problems"):
+    with pytest.raises(DataError, match=r"contains none of its problems"):
         load_problems(BENCHMARKS["amc"], [f"amc={write(tmp_path / 'empty.jsonl')}"])
 
 
-def test_a_file_of_ones_own_needs_a_reward(tmp_path: Path):
+def test_a_users_own_file_needs_a_reward(tmp_path: Path):
     own = find_benchmark(str(tmp_path / "mine.jsonl"), "exact_match")
     assert (own.name, own.reward, own.samples) == ("mine", "exact_match", 1)
     write(tmp_path / "mine.jsonl", {"prompt": "1", "answer": "1", "id": "one"})
@@ -105,7 +105,7 @@ def test_a_file_of_ones_own_needs_a_reward(tmp_path: Path):
             known(own, Problem("1", "one"))
 
 
-def test_every_benchmark_has_a_reward_that_exists_and_aime_is_an_average_of_32():
+def test_every_benchmark_has_an_existing_reward_and_aime_averages_32_samples():
     assert set(BENCHMARKS) == {"aime24", "amc", "math500", "minerva", "olympiadbench", "gsm8k", "mbpp", "humaneval"}
     assert all(benchmark.reward in REWARDS for benchmark in BENCHMARKS.values())
     assert {name: b.samples for name, b in BENCHMARKS.items() if b.samples > 1} == {"aime24": 32}
@@ -113,7 +113,7 @@ def test_every_benchmark_has_a_reward_that_exists_and_aime_is_an_average_of_32()
 
 @real
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_real_rows_are_as_many_as_the_papers_have_and_their_questions_bare(name: str):
+def test_real_data_have_as_many_rows_as_in_the_papers_and_bare_questions(name: str):
     benchmark = BENCHMARKS[name]
     problems = load_problems(benchmark, [str(REAL)])
     assert len(problems) == benchmark.size

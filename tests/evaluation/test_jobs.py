@@ -1,4 +1,4 @@
-"""A job from problems to a result, with samplers that answer by the book."""
+"""Tests of a job from problems to a result, with samplers that return prepared answers."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def run(one: Job, sampler: Scripted) -> Result:
         return run_job(one, lambda: sampler, judges.of(one))
 
 
-def test_what_a_base_model_says_after_its_answer_is_not_judged(tmp_path: Path):
+def test_text_after_the_answer_of_a_base_model_is_not_scored(tmp_path: Path):
     says = {("a", 0): "\\boxed{2}\n\nProblem:\nx\n\nSolution:\n\\boxed{9}...", ("a", 1): "\\boxed{9}"}
     found = run(job(tmp_path, "few-shot"), Scripted(lambda name, row: says.get((name, row), "\\boxed{3}")))
     assert found.scores == [0.5, 1.0]
@@ -41,20 +41,20 @@ def test_what_a_base_model_says_after_its_answer_is_not_judged(tmp_path: Path):
     assert plain.truncated == 0.25
 
 
-def test_the_tagged_answer_is_judged_and_votes(tmp_path: Path):
+def test_the_tagged_answer_is_scored_and_votes(tmp_path: Path):
     says = ["2</think> <answer>2</answer>", "<answer>9</answer> 2", "so <answer> 2 </answer>"]
     found = run(job(tmp_path, "r1", samples=3), Scripted(lambda name, row: says[row]))
     assert found.scores == pytest.approx([2 / 3, 0.0])
     assert found.majority_at(3) == [1.0, 0.0]
 
 
-def test_a_question_that_a_base_model_asks_itself_after_its_tagged_answer_does_not_count(tmp_path: Path):
+def test_a_new_question_after_the_tagged_answer_is_ignored(tmp_path: Path):
     says = {"a": "<answer> 2 </answer>\nUser: 4+4?\nAssistant: <think> <answer> 8 </answer>", "b": "<answer> 8"}
     found = run(job(tmp_path, "r1", samples=1), Scripted(lambda name, row: says[name]))
     assert found.scores == [1.0, 0.0]
 
 
-def test_half_of_a_job_has_a_result_too(tmp_path: Path):
+def test_a_half_finished_job_has_a_result(tmp_path: Path):
     one = job(tmp_path, "plain")
     run(one, Scripted(lambda name, row: "\\boxed{2}"))
     lines = one.file.path.read_text().splitlines(keepends=True)
@@ -62,7 +62,7 @@ def test_half_of_a_job_has_a_result_too(tmp_path: Path):
     assert [problem.id for problem in result(one).problems] == ["b"]
 
 
-def test_pools_are_shared_where_they_judge_alike(tmp_path: Path):
+def test_jobs_with_the_same_reward_share_a_pool(tmp_path: Path):
     with Judges(PoolOptions(workers=1)) as judges:
         plain, few, tagged = (judges.of(job(tmp_path, name)) for name in ("plain", "few-shot", "r1"))
     assert plain is few

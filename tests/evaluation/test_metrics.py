@@ -1,4 +1,4 @@
-"""Statistics: against enumeration, against exact intervals, and by simulation."""
+"""Tests of statistics against enumeration, exact intervals and simulation."""
 
 import itertools
 from statistics import fmean
@@ -20,7 +20,7 @@ from gvpo.evaluation.metrics import (
 
 
 @pytest.mark.parametrize(("right", "samples"), [(0, 5), (1, 5), (2, 6), (5, 5), (3, 4)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(right: int, samples: int):
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_sample(right: int, samples: int):
     marks = [index < right for index in range(samples)]
     for k in range(1, samples + 1):
         subsets = [any(subset) for subset in itertools.combinations(marks, k)]
@@ -40,16 +40,18 @@ def test_pass_at_k_does_not_overflow_and_needs_k_samples():
         (["8", "7", "8"], [False, True, False], 0.0),
         (["7", "8"], [True, False], 0.5),  # a tie
         (["7", "8", "9", None], [True, False, False, False], 1 / 3),
-        ([None, None, "7"], [False, False, True], 1.0),  # who says nothing has no vote
+        ([None, None, "7"], [False, False, True], 1.0),  # a sample without an answer has no vote
         ([None, None], [False, False], 0.0),
     ],
 )
-def test_the_most_frequent_answer_decides(votes: list[str | None], right: list[bool], value: float):
+def test_majority_is_the_correctness_of_the_most_frequent_answer(
+    votes: list[str | None], right: list[bool], value: float
+):
     assert majority(votes, right) == pytest.approx(value)
     assert majority_at_k(votes, right, len(votes)) == pytest.approx(value)
 
 
-def test_a_majority_of_fewer_is_the_mean_over_subsets():
+def test_majority_of_fewer_samples_is_the_mean_over_subsets():
     votes = ["7", "7", "7", "8", "8", "9"]
     right = [vote == "7" for vote in votes]
     exact = fmean(
@@ -74,7 +76,7 @@ def test_bootstrap_means_have_the_standard_error_of_a_mean():
     assert not np.array_equal(means, bootstrap(scores, seed=1))
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_contain_the_true_mean_about_95_percent_of_the_time():
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(200):
@@ -84,15 +86,15 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 @pytest.mark.parametrize(("score", "count"), [(1.0, 30), (0.0, 30), (1.0, 500), (0.0, 1)])
-def test_all_right_or_all_wrong_has_the_exact_interval(score: float, count: int):
-    """Clopper-Pearson: of n successes out of n, the lower end p solves p^n = 0.025."""
+def test_equal_scores_have_the_exact_interval(score: float, count: int):
+    """Clopper-Pearson: for n successes out of n, the lower end p solves p^n = 0.025."""
     low, high = interval([score] * count)
     end = 0.025 ** (1 / count)
     assert (low, high) == pytest.approx((end, 1.0) if score else (0.0, 1 - end))
 
 
 def test_a_difference_is_paired():
-    """Both are right on half of the problems, the same ones but for one in ten: unpaired it would not be seen."""
+    """Both models solve half of the problems and differ on one in ten: an unpaired test would not show it."""
     generator = np.random.default_rng(1)
     other = (generator.random(400) < 0.5).astype(float)
     one = np.where(generator.random(400) < 0.1, 1.0, other)
@@ -105,7 +107,7 @@ def test_a_difference_is_paired():
     assert (reverse.mean, reverse.needed) == (-found.mean, found.needed)
 
 
-def test_no_difference_is_not_settled_and_needs_no_number():
+def test_a_zero_difference_is_not_settled_and_has_no_needed_number():
     same = difference([1.0, 0.0] * 20, [1.0, 0.0] * 20)
     assert (same.mean, same.needed, same.settled) == (0.0, None, False)
     assert same.interval[0] < 0 < same.interval[1]
@@ -115,21 +117,21 @@ def test_no_difference_is_not_settled_and_needs_no_number():
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (4, 0), (5, 0), (6, 0), (1, 7), (3, 9), (5, 5)])
-def test_the_sign_test_is_the_share_of_coin_tosses_as_unequal(wins: int, losses: int):
+def test_the_sign_test_is_the_fraction_of_coin_tosses_at_least_as_unequal(wins: int, losses: int):
     n = wins + losses
     tosses = [abs(2 * sum(toss) - n) >= abs(wins - losses) for toss in itertools.product((0, 1), repeat=n)]
     assert sign_test([0.5] * wins + [-0.1] * losses + [0.0] * 9) == pytest.approx(fmean(tosses))
 
 
 @pytest.mark.parametrize(("wins", "settled"), [(4, False), (5, False), (6, True)])
-def test_a_few_wins_to_none_settle_nothing(wins: int, settled: bool):
+def test_few_wins_without_a_loss_do_not_settle_a_difference(wins: int, settled: bool):
     found = difference([1.0] * wins + [0.0] * (40 - wins), [0.0] * 40)
-    assert found.interval[0] > 0  # the bootstrap alone would say so of all three
+    assert found.interval[0] > 0  # by the bootstrap alone, all three would be settled
     assert found.settled is settled
 
 
-def test_so_many_problems_settle_it_four_times_out_of_five():
-    """Simulated: benchmarks of that size, drawn from the same kind of problems, of which 80% are to show it."""
+def test_the_needed_number_of_problems_has_a_power_of_80_percent():
+    """Simulate benchmarks of this size with problems of the same kind: 80% of them must show the difference."""
     generator = np.random.default_rng(2)
     kinds, chances = np.array([-1.0, 0.0, 1.0]), [0.10, 0.70, 0.20]
     needed = problems_needed(generator.choice(kinds, p=chances, size=20_000).tolist())

@@ -1,4 +1,4 @@
-"""Held-out preferences: accuracy and margins by hand."""
+"""Tests of held-out preferences against hand-computed accuracy and margins."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ def scored(log_ratio: float) -> TokenLogprobs:
     return TokenLogprobs(torch.tensor([-1.0 + log_ratio, -1.0]), torch.zeros(2))
 
 
-def test_groups_weigh_the_same_and_a_tie_is_half():
-    """Scores 2 1 0 with log-ratios 1 3 0: margins 1 - 3, 1 - 0, 3 - 0, so 2 of 3 right; and a pair that is tied."""
+def test_groups_have_equal_weights_and_a_tie_counts_half():
+    """Scores 2 1 0 and log-ratios 1 3 0 give margins 1 - 3, 1 - 0, 3 - 0: 2 of 3 are right; the other group ties."""
     groups = [Group([0], [answer(1), answer(2), answer(0)]), Group([0], [answer(1), answer(0)])]
     metrics = pair_metrics(groups, [scored(x) for x in (3.0, 1.0, 0.0, 0.5, 0.5)], beta=0.5)
     assert metrics == pytest.approx(
@@ -30,7 +30,7 @@ def test_groups_weigh_the_same_and_a_tie_is_half():
     )
 
 
-def test_answers_of_equal_score_are_no_pair():
+def test_answers_with_equal_scores_do_not_form_a_pair():
     groups = [Group([0], [answer(1), answer(1), answer(0)])]
     metrics = pair_metrics(groups, [scored(x) for x in (0.0, 9.0, -1.0)], beta=1.0)
     assert metrics["eval/pair_accuracy"] == 1.0

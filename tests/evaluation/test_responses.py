@@ -1,4 +1,4 @@
-"""Responses from a file: which problem each row answers."""
+"""Tests of the matching of response rows to problems."""
 
 import pytest
 

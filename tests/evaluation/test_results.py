@@ -1,4 +1,4 @@
-"""From rows to numbers: votes, a benchmark's values, differences, averages, responses of files."""
+"""Tests of votes, a benchmark's numbers, differences, averages and response files."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -30,12 +30,12 @@ from gvpo.types import Problem
         ([r"\boxed{(1,2)}", r"\boxed{(2,1)}"], False),
     ],
 )
-def test_votes_are_the_same_number_or_the_same_text(texts: list[str], same: bool):
+def test_equal_votes_are_the_same_number_or_the_same_text(texts: list[str], same: bool):
     assert (len({math_vote(text) for text in texts}) == 1) is same
     assert None not in map(math_vote, texts)
 
 
-def test_no_answer_is_no_vote():
+def test_a_completion_without_an_answer_has_no_vote():
     assert [math_vote(text) for text in ("hm", r"\boxed{}", r"\boxed{1", "")] == [None] * 4
     assert VOTES["gsm8k"]("1 + 1 = 2\n#### 2") == Fraction(2)
     assert VOTES["gsm8k"]("none") is None
@@ -65,7 +65,7 @@ def result(rows: list[dict[str, Any]], model: str = "m", benchmark: str = "b", *
     return Result(model, benchmark, [judged(each, "exact_match") for each in rows], **settings)
 
 
-def test_the_numbers_of_a_benchmark():
+def test_numbers_of_a_benchmark():
     values = result(ROWS).values
     assert (values["problems"], values["samples"]) == (2, 4)
     assert values["avg"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
@@ -85,11 +85,11 @@ def test_which_k_are_counted():
     assert (result(ROWS).passes, result(ROWS).majorities) == ([1, 2, 4], [4])
     three = [row("a", *[("x", 1.0, 1)] * 3)]
     assert result(three).passes == [1, 2, 3]
-    fewer = [*three, row("b", ("x", 1.0, 1))]  # responses of a file may be fewer for a problem
+    fewer = [*three, row("b", ("x", 1.0, 1))]  # a file may contain fewer responses for one problem
     assert result(fewer).passes == [1]
 
 
-def test_programs_have_no_votes_and_texts_no_length():
+def test_programs_have_no_votes_and_texts_have_no_length():
     texts = row("a", ("x", 1.0, 1), reward="code_tests", completions=["x"])
     values = Result("m", "b", [judged(texts, "code_tests")]).values
     assert values["maj_at"] == {"1": None}
@@ -102,7 +102,7 @@ def test_models_are_compared_on_the_problems_of_both():
     assert (found.first, found.second, found.benchmark) == ("new", "base", "b")
     assert found.difference.mean == pytest.approx((1 + 0.5) / 2)
     assert found.difference.problems == 2
-    assert found.values["settled"] is False  # two problems never are
+    assert found.values["settled"] is False  # two problems never settle a difference
 
 
 def test_models_without_a_common_problem_are_not_compared():
@@ -110,7 +110,7 @@ def test_models_without_a_common_problem_are_not_compared():
     assert compare([result(ROWS, "base"), result(other, "new")]) == []
 
 
-def test_every_benchmark_counts_the_same_in_an_average():
+def test_every_benchmark_has_the_same_weight_in_an_average():
     many = [row(str(n), ("x", float(n % 4 == 0), 1)) for n in range(40)]
     (found,) = averages([result(ROWS), result(many, benchmark="c")])
     assert found["mean"] == pytest.approx((0.25 + 0.25) / 2)
@@ -121,7 +121,7 @@ def test_every_benchmark_counts_the_same_in_an_average():
     assert set(summary([result(ROWS)])) == {"results", "differences", "averages"}
 
 
-# How it is asked
+# Protocol
 
 
 def test_one_sample_is_greedy_and_several_are_not():
@@ -130,11 +130,11 @@ def test_one_sample_is_greedy_and_several_are_not():
     assert EvalProtocol().params(aime) == SamplingParams(32, 3072, temperature=0.6, top_p=0.95)
     own = EvalProtocol(samples=4, max_tokens=9, temperature=1.0, top_k=5).params(aime)
     assert own == SamplingParams(4, 9, temperature=1.0, top_k=5)
-    with pytest.raises(ConfigError, match="32 samples at temperature 0 are the same one"):
+    with pytest.raises(ConfigError, match="32 samples at temperature 0 are identical"):
         EvalProtocol(temperature=0.0).params(aime)
 
 
-def test_a_limit_takes_the_same_problems_for_everybody():
+def test_a_limit_chooses_the_same_problems_for_every_model():
     problems = [Problem("?", str(number)) for number in range(100)]
     chosen = EvalProtocol(limit=10).chosen(problems)
     assert chosen == EvalProtocol(limit=10, samples=3).chosen(problems)
@@ -168,7 +168,7 @@ def test_responses_by_id_or_in_order(rows: list[dict[str, Any]]):
     assert texts(rows) == [["1"], ["2"]]
 
 
-def test_what_is_known_of_responses_is_kept():
+def test_tokens_and_finish_reasons_of_responses_are_kept():
     rows = [
         {"id": "a", "completions": [[5, 6]], "texts": ["1"], "finish_reasons": ["length"]},
         {"id": "b", "response": "2"},
@@ -196,15 +196,15 @@ def test_what_is_known_of_responses_is_kept():
         ),
     ],
 )
-def test_responses_that_do_not_fit(rows: list[dict[str, Any]], message: str | None):
+def test_error_explains_invalid_responses(rows: list[dict[str, Any]], message: str | None):
     if message is None:
-        assert texts(rows) == [["1"], ["2"]]  # an empty list is no list
+        assert texts(rows) == [["1"], ["2"]]  # an empty list counts as missing
         return
     with pytest.raises(DataError, match=message):
         texts(rows)
 
 
-def test_golds_of_a_list_and_of_a_solution(tmp_path: Path):
+def test_reference_answers_from_a_list_and_from_a_solution(tmp_path: Path):
     from gvpo.evaluation.benchmarks import gold_response
 
     assert (

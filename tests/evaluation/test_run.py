@@ -1,4 +1,4 @@
-"""Held-out evaluation."""
+"""Tests of held-out evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from tests.training.toy import encoded, model, share, tokenizer
 
 
 class Scripted:
-    """A sampler that answers by the book and remembers what it was asked."""
+    """A sampler that returns prepared answers and records its requests."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
@@ -48,7 +48,7 @@ def judged(texts: Sequence[str], **weights: float) -> tuple[Evaluation, Scripted
         return evaluate(problems, sampler, params, pool, judge="right", seed=9), sampler
 
 
-def test_accuracy_is_what_the_judge_says_whatever_the_weights():
+def test_accuracy_depends_on_the_deciding_reward_and_not_on_weights():
     result, _ = judged(["yes", "no...", "no"], short=1.0, right=0.0)
     assert result.accuracy == pytest.approx(1 / 3)  # 0.5 is not above one half
     assert result.reward == pytest.approx(-(3 + 5 + 2) / 3)
@@ -57,18 +57,18 @@ def test_accuracy_is_what_the_judge_says_whatever_the_weights():
     assert len(result.rollout.groups) == 2
 
 
-def test_a_row_whose_reward_failed_is_wrong_and_leaves_the_mean_reward():
+def test_a_row_with_a_failed_reward_is_wrong_and_excluded_from_the_mean_reward():
     result, _ = judged(["yes", "fail"])
     assert result.accuracy == 0.5
     assert result.reward == pytest.approx(1 - 3)
 
 
-def test_all_failed_is_an_accuracy_of_0():
+def test_accuracy_is_0_if_every_reward_failed():
     result, _ = judged(["fail"])
     assert (result.accuracy, result.reward) == (0.0, 0.0)
 
 
-def test_noise_depends_on_seed_and_problem_and_is_not_that_of_training():
+def test_noise_depends_on_seed_and_problem_and_differs_from_training():
     _, sampler = judged(["yes"])
     ((names, seed, step),) = sampler.asked
     assert (seed, step) == (9, 0)

@@ -1,4 +1,4 @@
-"""Templates: what a model sees, and what of its answer is judged."""
+"""Tests of templates: the model's input, and the scored part of its answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,21 +23,21 @@ def applied(name: str, benchmark: Benchmark = MATH, question: str = "1+1?") -> A
     return TEMPLATES[name].apply(benchmark, Problem(question, "a"))
 
 
-def test_qwen_math_is_the_models_own_form():
+def test_qwen_math_is_the_prompt_format_of_the_model():
     assert applied("qwen-math") == (
         "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
         "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_r1_opens_the_thought():
+def test_r1_ends_with_an_open_think_tag():
     text = applied("r1")
     assert text.startswith("A conversation between User and Assistant. The User asks a question")
     assert text.endswith("<answer> answer here </answer>.\nUser: 1+1?\nAssistant: <think>")
     assert "Python code block.\nAssistant" in applied("r1", MBPP)
 
 
-def test_chat_and_plain_ask_and_none_does_not():
+def test_chat_and_plain_add_the_instruction_and_none_does_not():
     assert applied("plain") == f"1+1?{BOX}"
     assert applied("chat") == [{"role": "user", "content": f"1+1?{BOX}"}]
     assert applied("none") == "1+1?"
@@ -46,7 +46,7 @@ def test_chat_and_plain_ask_and_none_does_not():
     assert applied("plain", HUMANEVAL, "def f():\n") == "def f():\n"
 
 
-def test_few_shot_shows_worked_examples_and_ends_where_the_next_would_begin():
+def test_few_shot_shows_worked_examples_and_stops_before_the_next():
     text = applied("few-shot")
     assert text.count("Problem:\n") == text.count("Solution:\n") == len(EXAMPLES["math"]) + 1
     assert text.endswith("Problem:\n1+1?\n\nSolution:\n")
@@ -55,15 +55,15 @@ def test_few_shot_shows_worked_examples_and_ends_where_the_next_would_begin():
     assert mine.apply(OWN, Problem("3+3?", "a")) == "Problem:\n2+2?\n\nSolution:\n4\n\nProblem:\n3+3?\n\nSolution:\n"
 
 
-def test_the_examples_that_come_with_it_are_right():
-    """Mathematical ones end in a box; programs pass what their task shows."""
+def test_built_in_examples_are_correct():
+    """Mathematical examples end in a box; programs pass the tests shown in their task."""
     assert all(solution.rstrip(".").endswith("}") and "\\boxed" in solution for _, solution in EXAMPLES["math"])
     for task, solution in EXAMPLES["code"]:
         space: dict[str, Any] = {}
         exec(solution.removeprefix("```python\n").removesuffix("```") + task.partition("pass:\n")[2], space)
 
 
-def test_stops_are_those_of_what_is_asked():
+def test_stops_depend_on_the_family_of_the_benchmark():
     assert "\ndef " in TEMPLATES["plain"].stops_for(HUMANEVAL)
     assert TEMPLATES["plain"].stops_for(MATH) == ()
     assert TEMPLATES["r1"].stops_for(MATH) == TEMPLATES["r1"].stops_for(MBPP) == ("</answer>",)
@@ -73,26 +73,26 @@ def test_stops_are_those_of_what_is_asked():
 @pytest.mark.parametrize(
     ("name", "benchmark"), [("qwen-math", MBPP), ("r1", HUMANEVAL), ("few-shot", HUMANEVAL), ("few-shot", OWN)]
 )
-def test_what_does_not_fit_is_refused(name: str, benchmark: Benchmark):
-    with pytest.raises(ConfigError, match=f"'{name}' does not fit {benchmark.name}; take chat or plain"):
+def test_a_template_that_does_not_fit_raises(name: str, benchmark: Benchmark):
+    with pytest.raises(ConfigError, match=f"'{name}' does not fit {benchmark.name}; use chat or plain"):
         applied(name, benchmark)
 
 
-def test_messages_go_as_they_are_through_the_chat_template_alone():
+def test_only_the_chat_template_accepts_messages_and_keeps_them_unchanged():
     problem = Problem([{"role": "user", "content": "hi"}], "a")
     assert TEMPLATES["chat"].apply(OWN, problem) == problem.prompt
-    with pytest.raises(ConfigError, match="take the template chat"):
+    with pytest.raises(ConfigError, match="use the template chat"):
         TEMPLATES["plain"].apply(OWN, problem)
 
 
-def test_auto_is_chat_where_the_tokenizer_has_a_template():
+def test_auto_is_chat_if_the_tokenizer_has_a_template():
     assert find_template("auto", chat_template=True).name == "chat"
     assert find_template("auto", chat_template=False).name == "plain"
     with pytest.raises(ConfigError, match="--examples are for the template few-shot, not plain"):
         find_template("plain", chat_template=True, examples=[])
 
 
-def test_prompts_are_encoded_as_the_template_says():
+def test_prompts_are_encoded_in_the_form_of_the_template():
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     problem = [Problem("1+1?", "a", {"answer": "2"})]
     (plain,) = prompts(MATH, problem, TEMPLATES["plain"], tokenizer)
@@ -113,11 +113,11 @@ def test_prompts_are_encoded_as_the_template_says():
         ("<answer>\nprint(7)\n</answer>", False, "\nprint(7)\n"),
     ],
 )
-def test_the_answer_in_its_tag(text: str, boxed: bool, inside: str):
+def test_answer_in_a_tag(text: str, boxed: bool, inside: str):
     assert answer_inside(text, boxed=boxed) == inside
 
 
-def test_a_reward_sees_the_tag_alone_and_keeps_its_signature():
+def test_a_reward_receives_only_the_tag_and_keeps_its_signature():
     judged = inside_answer(gsm8k, boxed=True)
     texts = ["<think>8</think><answer>7</answer> 9", "7 <answer>8</answer>"]
     with RewardPool({"gsm8k": judged}, workers=1) as pool:
@@ -127,7 +127,7 @@ def test_a_reward_sees_the_tag_alone_and_keeps_its_signature():
         pool.score([RewardBatch("", texts)])
 
 
-def test_marks_of_a_reward_stay(monkeypatch: pytest.MonkeyPatch):
+def test_attributes_of_a_reward_are_kept(monkeypatch: pytest.MonkeyPatch):
     def reward(completions: Sequence[Any], **_: Any) -> list[float]:
         return [0.0] * len(completions)
 

@@ -1,4 +1,4 @@
-"""Evaluation: of a policy while it is trained, and of models and responses on benchmarks."""
+"""Evaluation of a policy during training, and of models and response files on benchmarks."""
 
 from gvpo.evaluation.benchmarks import BENCHMARKS, Benchmark
 from gvpo.evaluation.run import Evaluation, evaluate, is_right

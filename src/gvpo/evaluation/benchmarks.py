@@ -1,8 +1,8 @@
-r"""Benchmarks by name: where their rows are, what is asked, what is right, how often each problem is sampled.
+r"""Benchmarks by name: location of the rows, questions, reward, and number of samples per problem.
 
-    rows (hub, file) ──read──▶ Problem: the bare question, and the columns of its reward
+    rows (Hub, file) ──read──▶ Problem: the bare question, and the columns of its reward
 
-What is put around a question is a template's business (templates.py).
+The text around a question comes from a template (templates.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from gvpo.rewards.math.math_answer import gold_text
 from gvpo.types import Problem
 
 Family = Literal["math", "code", "continuation", "own"]
-"""What is asked for: a boxed answer, a program, a program's rest, or whatever the prompts of a user's file say."""
+"""Kind of answer: in a box, a program, the rest of a program, or defined by the prompts of a user's file."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -35,19 +35,19 @@ WRONG = {"math": r"\boxed{-987654.3}", "code": "raise NotImplementedError", "con
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Problems with a way to judge answers.
+    """Problems and a reward that scores their answers.
 
     Args:
-        name: how it is called.
-        hub_id: its copy on the hub, as `load_records` takes it.
-        files: where its rows lie below a data directory, the first that is there.
-        size: how many problems the papers have; None for a user's own.
-        read: rows -> problems with bare questions; all rows, in their order.
-        reward: name of the reward that says what is right.
-        family: what is asked for.
-        instruction: how templates ask for it that do not say it themselves.
-        samples: completions a problem, by default.
-        max_tokens: tokens a completion, by default.
+        name: Name of the benchmark.
+        hub_id: Hub dataset ID, in the form that `load_records` accepts.
+        files: Possible paths of its rows below a data directory; the first existing one is read.
+        size: Number of problems in the papers; None for a user's own benchmark.
+        read: Function that turns rows into problems with bare questions; it keeps all rows, in their order.
+        reward: Name of the reward that decides which answers are correct.
+        family: Kind of answer.
+        instruction: Instruction for templates without their own.
+        samples: Default number of completions per problem.
+        max_tokens: Default maximum number of tokens per completion.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Benchmark:
 
 
 def read_math(name: str, rows: Rows) -> list[Problem]:
-    """Rows with a question and an answer, under any of the names that data sets have for them.
+    """Read rows with a question and an answer, under any of their usual column names.
 
     Raises:
-        DataError: a row lacks one; rows are counted from 1.
+        DataError: If a row lacks one of them; the message counts rows from 1.
     """
     ids = _ids(rows)
     return [_math_problem(f"{name}/{one}", row, n) for n, (one, row) in enumerate(zip(ids, rows, strict=True), start=1)]
@@ -84,7 +84,7 @@ def _math_problem(identity: str, row: Mapping[str, Any], number: int) -> Problem
 
 
 def _ids(rows: Rows) -> list[str]:
-    """The rows' own ids where each has a different one, else their numbers."""
+    """Return the rows' own IDs if they are all present and different, otherwise the row numbers."""
     for column in NAMES:
         own = [str(row[column]) for row in rows if row.get(column) is not None]
         if len(set(own)) == len(rows):
@@ -94,7 +94,7 @@ def _ids(rows: Rows) -> list[str]:
 
 def _read_task(name: str, options: Mapping[str, Any], rows: Rows) -> list[Problem]:
     read = TASKS[name].read
-    assert read is not None  # those below have one
+    assert read is not None  # the tasks below have one
     return read(rows, "eval", **options)
 
 
@@ -144,18 +144,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
-"""The benchmarks of the papers. AMC are the 83 problems of 2022 and 2023, not the 40 of 2023 alone."""
+"""The benchmarks of the papers. AMC has the 83 problems of 2022 and 2023, not only the 40 of 2023."""
 
 
 def find_benchmark(name: str, reward: str | None = None) -> Benchmark:
-    """The benchmark of a name, or a user's own: a file or hub id with rows of `prompt`.
+    """Return the benchmark with a name, or a user's own: a file or Hub dataset with the column `prompt`.
 
     Args:
-        name: a key of `BENCHMARKS`, a data file or `owner/name`.
-        reward: judges a user's own; the benchmarks have theirs.
+        name: A key of `BENCHMARKS`, a data file or `owner/name`.
+        reward: Reward of a user's own benchmark; the others have theirs.
 
     Raises:
-        ConfigError: there is none of that name, or a user's own without a reward.
+        ConfigError: If no benchmark has this name, or a user's own benchmark comes without a reward.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -169,47 +169,47 @@ def find_benchmark(name: str, reward: str | None = None) -> Benchmark:
 
 
 def check_places(data: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a `NAME=PLACE` for a benchmark that there is not: a typing error would silently leave it to the hub.
+    """Check the names of all `NAME=PLACE`: a misspelled name would silently load the benchmark from the Hub.
 
     Args:
-        data: as `load_problems` takes it.
-        names: of the benchmarks that are asked.
+        data: Locations of data, in the form that `load_problems` accepts.
+        names: Names of the requested benchmarks.
 
     Raises:
-        ConfigError: a name is neither one of them nor a key of `BENCHMARKS`; the nearest one is named.
+        ConfigError: If a name is neither one of them nor a key of `BENCHMARKS`; the message suggests the nearest name.
     """
     known = [*names, *BENCHMARKS]
     for name in [given.partition("=")[0] for given in data if "=" in given]:
         if name not in known:
-            hint = did_you_mean(name, known, f"this evaluation asks {', '.join(names)}")
-            raise ConfigError(f"--data {name}=... is for no benchmark{hint}")
+            hint = did_you_mean(name, known, f"this evaluation uses {', '.join(names)}")
+            raise ConfigError(f"--data {name}=... does not name a benchmark{hint}")
 
 
 def load_problems(benchmark: Benchmark, data: Sequence[str] = ()) -> list[Problem]:
-    """A benchmark's problems.
+    """Load a benchmark's problems.
 
     Args:
-        benchmark: which.
-        data: where data lie: `NAME=FILE_OR_HUB_ID` for one benchmark, or a directory for all; default the hub.
+        benchmark: The benchmark.
+        data: Locations of data: `NAME=FILE_OR_HUB_ID` for one benchmark, or a directory for all; default: the Hub.
 
     Raises:
-        DataError: the rows cannot be had, or are not of the benchmark's form.
+        DataError: If the rows cannot be loaded, or do not have the benchmark's form.
     """
     place = locate(benchmark, data)
     try:
         problems = benchmark.read(load_records(place))
     except DataError as error:
-        raise DataError(f"{benchmark.name}: {error}; --data NAME=FILE says where its rows are") from None
+        raise DataError(f"{benchmark.name}: {error}; give the location of its rows with --data NAME=FILE") from None
     if not problems:
-        raise DataError(f"{benchmark.name}: {place} has none of its problems")
+        raise DataError(f"{benchmark.name}: {place} contains none of its problems")
     return problems
 
 
 def locate(benchmark: Benchmark, data: Sequence[str]) -> str:
-    """The file or hub id of a benchmark's rows; see `load_problems`.
+    """Return the file or Hub dataset ID of a benchmark's rows; see `load_problems`.
 
     Raises:
-        ConfigError: something given is neither `NAME=PLACE` nor a directory.
+        ConfigError: If an item of `data` is neither `NAME=PLACE` nor a directory.
     """
     for given in data:
         name, equals, place = given.partition("=")
@@ -230,23 +230,23 @@ def _below(directory: Path, benchmark: Benchmark) -> Path | None:
 
 
 def gold_response(benchmark: Benchmark, problem: Problem) -> str:
-    """A right answer to a problem, from its own columns: what the benchmark's reward has to accept.
+    """Return a correct answer to a problem, from its own columns. The benchmark's reward must accept it.
 
     Raises:
-        ConfigError: a user's own benchmark, of which nothing is known.
+        ConfigError: If the benchmark is a user's own, because its correct answers are not known.
     """
     if benchmark.family == "own":
-        raise ConfigError(f"{benchmark.name} is your own benchmark, so its right answers are not known")
+        raise ConfigError(f"{benchmark.name} is your own benchmark, so its correct answers are not known")
     if benchmark.family != "math":
         return str(problem.columns["solution"])
     return rf"\boxed{{{gold_text(problem.columns['answer'])}}}"
 
 
 def wrong_response(benchmark: Benchmark) -> str:
-    """An answer that is wrong for every problem of a benchmark.
+    """Return an answer that is wrong for every problem of a benchmark.
 
     Raises:
-        ConfigError: a user's own benchmark.
+        ConfigError: If the benchmark is a user's own.
     """
     if benchmark.family == "own":
         raise ConfigError(f"{benchmark.name} is your own benchmark, so its wrong answers are not known")

@@ -1,4 +1,4 @@
-"""Who is evaluated: models, files of responses, and the right and wrong answers that check a benchmark itself."""
+"""Subjects of an evaluation: models, response files, and the correct and wrong answers that check a benchmark."""
 
 import gc
 from collections.abc import Sequence
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 
 
 class Entrant(Protocol):
-    """Somebody who answers."""
+    """A model, response file or set of known answers that is evaluated."""
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Name in the results."""
         ...
 
     def job(self, benchmark: Benchmark, problems: Sequence[Problem], protocol: EvalProtocol, out: Path) -> Job:
-        """What is to be done for a benchmark; its file lies below `out`."""
+        """Return the job for a benchmark; its file is in a directory of `out`."""
         ...
 
     def open(self, job: Job) -> Sampler:
-        """Who draws the completions of one of its jobs."""
+        """Return the sampler of the completions of one of its jobs."""
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         ...
 
 
 class Model:
-    """A model, sampled by an engine; it is loaded when the first of its jobs has something to do.
+    """A model, sampled by an engine; it is loaded by the first job that has problems left to sample.
 
     Args:
-        path: directory or hub id.
-        name: what results call it; default the path.
-        engine: a key of `sampling.engines.ENGINES`.
-        options: how the engine holds it.
+        path: Directory or Hub model ID.
+        name: Name in the results; default: the path.
+        engine: A key of `sampling.engines.ENGINES`.
+        options: Options of the engine, such as the dtype.
     """
 
     def __init__(
@@ -72,11 +72,12 @@ class Model:
         return load_tokenizer(self.path)
 
     def job(self, benchmark: Benchmark, problems: Sequence[Problem], protocol: EvalProtocol, out: Path) -> Job:
-        """As `Entrant.job`.
+        """Implement `Entrant.job`.
 
         Raises:
-            ModelError: there is no tokenizer.
-            ConfigError, DataError: the template does not fit, or a prompt cannot be encoded.
+            ModelError: If the model has no tokenizer.
+            ConfigError: If the template does not fit the benchmark.
+            DataError: If a prompt cannot be encoded.
         """
         template = find_template(
             protocol.template, chat_template=bool(self._tokenizer.chat_template), examples=protocol.examples
@@ -96,48 +97,48 @@ class Model:
         return Job(self.name, benchmark, items, params, file, settings, template, protocol.seed, protocol.at_once)
 
     def open(self, job: Job) -> Sampler:
-        """As `Entrant.open`; the model is loaded once.
+        """Implement `Entrant.open`; load the model once.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: If the model cannot be loaded.
         """
         if self._sampler is None:
             self._sampler = open_engine(self._engine, self.path, self._tokenizer, self._options)
         return self._sampler
 
     def close(self) -> None:
-        """As `Entrant.close`."""
+        """Implement `Entrant.close`."""
         self._sampler = None
-        gc.collect()  # modules of a model know each other in circles
+        gc.collect()  # modules of a model refer to each other in cycles
 
 
 class FileOfResponses:
-    """Responses that exist already: a file for one benchmark, or a directory with a file for each.
+    """Responses that already exist, in a file for one benchmark or a directory with one file per benchmark.
 
     Args:
-        path: of the file, or of the directory with `BENCHMARK.jsonl`.
+        path: Path of the file, or of the directory with `BENCHMARK.jsonl`.
     """
 
     def __init__(self, path: str) -> None:
         self.path = self.name = path
 
     def job(self, benchmark: Benchmark, problems: Sequence[Problem], protocol: EvalProtocol, out: Path) -> Job:
-        """As `Entrant.job`.
+        """Implement `Entrant.job`.
 
         Raises:
-            DataError: the file cannot be read.
-            ConfigError: there is none for the benchmark.
+            DataError: If the file cannot be read.
+            ConfigError: If the directory has no file for the benchmark.
         """
         file = self._file(benchmark)
         answered = self._responses(file, problems)
         return _job_of_responses(self.name, benchmark, problems, answered, protocol, out)
 
     def open(self, job: Job) -> Sampler:
-        """As `Entrant.open`."""
+        """Implement `Entrant.open`."""
         return self._responses(self._file(job.benchmark), [item.problem for item in job.items])
 
     def close(self) -> None:
-        """As `Entrant.close`."""
+        """Implement `Entrant.close`."""
 
     def _responses(self, file: Path, problems: Sequence[Problem]) -> Responses:
         return Responses.of_rows(load_records(file), problems, str(file))
@@ -149,12 +150,12 @@ class FileOfResponses:
         names = [path / f"{benchmark.name}{kind}" for kind in KINDS]
         found = next((name for name in names if name.is_file()), None)
         if found is None:
-            raise ConfigError(f"there are no responses to {benchmark.name} in {path}; put them into {names[0].name}")
+            raise ConfigError(f"{path} contains no responses to {benchmark.name}; write them to {names[0].name}")
         return found
 
 
 class Known:
-    """The benchmark's own right answers, or wrong ones: they score 100% and 0% where data and reward are right.
+    """The benchmark's own correct answers, or wrong answers: they score 100% and 0% if data and reward are correct.
 
     Args:
         name: "golds" or "wrong".
@@ -164,16 +165,16 @@ class Known:
         self.name = name
 
     def job(self, benchmark: Benchmark, problems: Sequence[Problem], protocol: EvalProtocol, out: Path) -> Job:
-        """As `Entrant.job`."""
+        """Implement `Entrant.job`."""
         answered = self._responses(benchmark, problems)
         return _job_of_responses(self.name, benchmark, problems, answered, protocol, out)
 
     def open(self, job: Job) -> Sampler:
-        """As `Entrant.open`."""
+        """Implement `Entrant.open`."""
         return self._responses(job.benchmark, [item.problem for item in job.items])
 
     def close(self) -> None:
-        """As `Entrant.close`."""
+        """Implement `Entrant.close`."""
 
     def _responses(self, benchmark: Benchmark, problems: Sequence[Problem]) -> Responses:
         def text(problem: Problem) -> str:
@@ -183,7 +184,7 @@ class Known:
 
 
 def group_file(out: Path, name: str, benchmark: Benchmark) -> GroupFile:
-    """Where an entrant's groups go: a directory for each, a file for each benchmark."""
+    """Return the file of an entrant's groups: one directory per entrant, one file per benchmark."""
     directory = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.")
     return GroupFile(out / (directory or "model") / f"{benchmark.name}.jsonl")
 

@@ -1,4 +1,4 @@
-"""A model, or a file of responses, on a benchmark: prompts by a template, samples judged and kept, a result."""
+"""Evaluation of one model or response file on one benchmark: prompts, samples, scores and the result."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How rewards are run; see `RewardPool`.
+    """Options of the processes that run rewards; see `RewardPool`.
 
     Args:
-        workers: processes.
-        timeout: seconds a call.
-        memory_limit: bytes a worker.
+        workers: Number of processes.
+        timeout: Timeout per call, in seconds.
+        memory_limit: Memory limit per worker, in bytes.
     """
 
     workers: int = 2
@@ -41,15 +41,15 @@ class Job:
     """One model on one benchmark.
 
     Args:
-        model: its name.
-        benchmark: what is asked and who judges.
-        items: the problems with their prompts.
-        params: how to draw.
-        file: where the groups go.
-        settings: what decides them; going on with other ones is refused.
-        template: what stands around the questions; None for responses from a file.
-        seed: of the noise.
-        at_once: problems between two writes; None for the default.
+        model: Name of the model.
+        benchmark: The questions, and the reward that scores the answers.
+        items: The problems with their prompts.
+        params: Sampling parameters.
+        file: Output file of the groups.
+        settings: Settings that determine the groups; resuming with other settings is an error.
+        template: The text around the questions; None for responses from a file.
+        seed: Random seed of the sampling noise.
+        at_once: Number of problems between two writes; None for the default.
     """
 
     model: str
@@ -66,26 +66,26 @@ class Job:
 def prompts(
     benchmark: Benchmark, problems: Sequence[Problem], template: Template, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[EncodedProblem]:
-    """The problems with the prompts that the template makes of them.
+    """Return the problems with prompts in the form of the template.
 
     Raises:
-        ConfigError: the template does not fit the benchmark.
-        DataError: a prompt cannot be encoded.
+        ConfigError: If the template does not fit the benchmark.
+        DataError: If a prompt cannot be encoded.
     """
     asked = [replace(problem, prompt=template.apply(benchmark, problem)) for problem in problems]
     return encode(tokenizer, asked, chat=template.form)
 
 
 def without_prompts(problems: Sequence[Problem]) -> list[EncodedProblem]:
-    """The problems with a prompt of one token, which nothing reads: for responses that are there already."""
+    """Return the problems with an unused prompt of one token, for responses that already exist."""
     return [EncodedProblem(problem, (0,)) for problem in problems]
 
 
 class Judges:
-    """The reward pools of an evaluation: their workers start once, however many models and benchmarks they judge.
+    """The reward pools of an evaluation. Their workers start once, for any number of models and benchmarks.
 
     Args:
-        options: how rewards are run.
+        options: Options of the worker processes.
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -94,10 +94,10 @@ class Judges:
         self._open = contextlib.ExitStack()
 
     def of(self, job: Job) -> RewardPool:
-        """The pool with a job's reward.
+        """Return the pool with a job's reward.
 
         Raises:
-            RewardError: the reward cannot be loaded.
+            RewardError: If the reward cannot be loaded.
         """
         key = (job.benchmark.reward, job.template is not None and job.template.tagged)
         if key not in self._pools:
@@ -124,18 +124,18 @@ def run_job(
     ks: Sequence[int] | None = None,
     watch: Watch | None = None,
 ) -> Result:
-    """Sample and judge what is left to do, and say what came out.
+    """Sample and score the remaining problems, and return the result of the whole job.
 
     Args:
-        job: its file is begun.
-        open_sampler: gives the model's sampler; not called where everything is done.
-        rewards: the pool with the benchmark's reward.
-        ks: which pass@k and maj@k.
-        watch: told of each part that is done.
+        job: The job; its file has been started.
+        open_sampler: Function that returns the model's sampler; not called if no problem remains.
+        rewards: The pool with the benchmark's reward.
+        ks: The k of pass@k and maj@k to compute.
+        watch: Function that is called after each finished part.
 
     Raises:
-        RewardError: the reward fails on everything.
-        RunError: the file cannot be written.
+        RewardError: If the reward fails on every completion.
+        RunError: If the file cannot be written.
     """
     stops = () if job.template is None else job.template.stops_for(job.benchmark)
     continued = job.benchmark.family == "continuation"
@@ -154,10 +154,10 @@ def run_job(
 
 
 def result(job: Job, ks: Sequence[int] | None = None) -> Result:
-    """The numbers of a job that is done, or of as much of it as is done.
+    """Return the result of a job, computed from the problems that are finished.
 
     Raises:
-        RunError: nothing is done yet, or the file is damaged.
+        RunError: If no problem is finished yet, or the file is corrupt.
     """
     rows = {row["id"]: row for row in job.file.rows()}
     done = [judged(rows[item.problem.id], job.benchmark.reward) for item in job.items if item.problem.id in rows]

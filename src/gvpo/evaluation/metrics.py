@@ -1,7 +1,7 @@
-"""Statistics of an evaluation: pass@k, majority votes, intervals, differences, and what would settle them.
+"""Statistics of an evaluation: pass@k, majority votes, intervals, differences, and the sample size that decides them.
 
-A problem with its samples is the unit throughout: benchmarks are small, and which problems they hold is most of the
-noise. Intervals are 95% percentile bootstrap ones; numbers are functions of their arguments alone.
+The unit is always a problem with its samples: benchmarks are small, and the choice of their problems is the main source
+of noise. Intervals are 95% percentile bootstrap intervals. Every function is deterministic.
 """
 
 import math
@@ -18,39 +18,39 @@ from gvpo.evaluation.votes import Vote
 LEVEL = 0.95
 POWER = 0.8
 DRAWS = 10_000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples per interval."""
 SUBSETS = 200
-"""Random subsets that a majority of fewer votes than there are is averaged over."""
-_CHUNK = 500  # bootstrap samples at a time: memory
+"""Number of random subsets that maj@k is averaged over if k is below the number of votes."""
+_CHUNK = 500  # bootstrap samples computed at a time, to bound memory
 
 Interval = tuple[float, float]
 Scores = npt.NDArray[np.float64]
 
 
 def pass_at_k(right: int, samples: int, k: int) -> float:
-    """How likely at least one of k samples is right, without bias from `samples` >= k of them.
+    """Return an unbiased estimate, from `samples` >= k samples, of the probability that one of k samples is correct.
 
         1 - C(samples - right, k) / C(samples, k)
 
     Reference: Chen et al., arXiv:2107.03374, equation 1.
 
     Raises:
-        ValueError: fewer samples than k.
+        ValueError: If there are fewer samples than k.
     """
     if not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples, and there are {samples}")
+        raise ValueError(f"pass@{k} needs at least {k} samples, but there are {samples}")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def majority(votes: Sequence[Vote], right: Sequence[bool]) -> float:
-    """How likely the most frequent answer is right, where a tie is broken at random.
+    """Return the probability that the most frequent answer is correct, if ties are broken at random.
 
     Args:
-        votes: one a sample; None gives no answer and is not counted.
-        right: whether each sample is right.
+        votes: One vote per sample; None means no answer and is not counted.
+        right: Whether each sample is correct.
 
     Returns:
-        0 to 1; 0 where nobody votes.
+        A number from 0 to 1; 0 if every vote is None.
     """
     counts = Counter(vote for vote in votes if vote is not None)
     if not counts:
@@ -61,13 +61,13 @@ def majority(votes: Sequence[Vote], right: Sequence[bool]) -> float:
 
 
 def majority_at_k(votes: Sequence[Vote], right: Sequence[bool], k: int, *, seed: int = 0) -> float:
-    """`majority` of k samples: of all of them where there are k, else the mean over `SUBSETS` random subsets.
+    """Return `majority` of k samples, averaged over `SUBSETS` random subsets if there are more than k samples.
 
     Raises:
-        ValueError: fewer samples than k.
+        ValueError: If there are fewer samples than k.
     """
     if not 1 <= k <= len(votes):
-        raise ValueError(f"maj@{k} needs at least {k} samples, and there are {len(votes)}")
+        raise ValueError(f"maj@{k} needs at least {k} samples, but there are {len(votes)}")
     if k == len(votes):
         return majority(votes, right)
     generator = np.random.default_rng([seed, k, len(votes)])
@@ -76,12 +76,12 @@ def majority_at_k(votes: Sequence[Vote], right: Sequence[bool], k: int, *, seed:
 
 
 def bootstrap(scores: Sequence[float] | Scores, *, seed: int = 0, draws: int = DRAWS) -> Scores:
-    """Means of problems drawn with replacement.
+    """Return bootstrap means: means over problems sampled with replacement.
 
     Args:
-        scores: one a problem.
-        seed: of the draws.
-        draws: how many means.
+        scores: One score per problem.
+        seed: Random seed.
+        draws: Number of means.
 
     Returns:
         [draws] means.
@@ -96,17 +96,17 @@ def bootstrap(scores: Sequence[float] | Scores, *, seed: int = 0, draws: int = D
 
 
 def interval(scores: Sequence[float], *, least: float = 0.0, most: float = 1.0, seed: int = 0) -> Interval:
-    """The 95% interval of a mean over problems.
+    """Return the 95% interval of a mean over problems.
 
-    Where all scores are the same the bootstrap would have no width. Then it is how far problems that scored otherwise,
-    of a share that would not show up among so many in 2.5% of benchmarks, could move the mean: for scores of 0 or 1 the
-    exact (Clopper-Pearson) interval.
+    If all scores are equal, the bootstrap interval would have no width. The interval then covers the means that are
+    possible if a fraction of all problems has another score, where the fraction is so small that 2.5% of benchmarks of
+    this size would contain no such problem. For scores of 0 or 1 this is the exact (Clopper-Pearson) interval.
 
     Args:
-        scores: one a problem.
-        least: the lowest score there can be.
-        most: the highest.
-        seed: of the bootstrap.
+        scores: One score per problem.
+        least: The lowest possible score.
+        most: The highest possible score.
+        seed: Random seed of the bootstrap.
     """
     if max(scores) > min(scores):
         return quantiles(bootstrap(scores, seed=seed))
@@ -115,22 +115,23 @@ def interval(scores: Sequence[float], *, least: float = 0.0, most: float = 1.0, 
 
 
 def quantiles(means: Scores) -> Interval:
-    """The middle 95% of bootstrap means."""
+    """Return the interval of the middle 95% of bootstrap means."""
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one model is than another on the same problems.
+    """Difference between the scores of two models on the same problems.
 
     Args:
-        mean: first minus second.
-        interval: its 95% interval.
-        problems: how many both were given.
-        needed: how many problems, sampled as often as these, would show a difference of this size in 80% of benchmarks,
-            at 95% confidence; None where the mean is 0, or the same on every problem: its spread is then unknown.
-        sign: p of the exact sign test; see `sign_test`.
+        mean: First minus second.
+        interval: 95% interval of the mean.
+        problems: Number of problems that both models have answered.
+        needed: Number of problems, sampled as often as these, that would show a difference of this size in 80% of
+            benchmarks, at 95% confidence; None if the mean is 0, or if the difference is the same on every problem,
+            because its spread is then unknown.
+        sign: p-value of the exact sign test; see `sign_test`.
     """
 
     mean: float
@@ -141,17 +142,17 @@ class Difference:
 
     @property
     def settled(self) -> bool:
-        """Whether the interval leaves out 0, and the sign test agrees: of few unequal problems it is too sure."""
+        """True if the interval excludes 0 and the sign test agrees; with few unequal problems it is too narrow."""
         return (self.interval[0] > 0 or self.interval[1] < 0) and self.sign < 1 - LEVEL
 
 
 def difference(one: Sequence[float], other: Sequence[float], *, seed: int = 0) -> Difference:
-    """The paired difference of two models' scores.
+    """Return the paired difference of two models' scores.
 
     Args:
-        one: a score a problem.
-        other: the other model's, of the same problems in the same order.
-        seed: of the bootstrap.
+        one: One score per problem.
+        other: The other model's scores of the same problems, in the same order.
+        seed: Random seed of the bootstrap.
     """
     gaps = [a - b for a, b in zip(one, other, strict=True)]
     between = interval(gaps, least=-1.0, seed=seed)
@@ -159,7 +160,7 @@ def difference(one: Sequence[float], other: Sequence[float], *, seed: int = 0) -
 
 
 def sign_test(gaps: Sequence[float]) -> float:
-    """How likely signs at least as unequal are where both models are as likely to win a problem: two-sided, exact.
+    """Return the p-value of the exact two-sided sign test; its null hypothesis: wins and losses are equally likely.
 
     p = min(1, 2 sum_{i <= min(wins, losses)} C(n, i) / 2^n),   n = wins + losses; equal problems do not count
     """
@@ -169,7 +170,7 @@ def sign_test(gaps: Sequence[float]) -> float:
 
 
 def problems_needed(gaps: Sequence[float]) -> int | None:
-    """How many problems settle a paired difference with 80% power at 95% confidence, two-sided.
+    """Return how many problems would show a paired difference with 80% power at 95% confidence, two-sided.
 
     n = ((z_0.975 + z_0.8) s / mean)^2,   s the standard deviation of the differences
     """

@@ -1,4 +1,4 @@
-"""Evaluation on held-out answers with scores: does the implicit reward rank them as the scores do?"""
+"""Evaluation on held-out answers with scores: does the implicit reward rank the answers as the scores do?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from gvpo.update.group_backward import TokenLogprobs
 
 @dataclass(frozen=True)
 class _Judged:
-    """An answer's score and its log-ratio to the starting policy, nats."""
+    """An answer's score and its log-ratio to the starting policy, in nats."""
 
     score: float
     log_ratio: float
 
 
 def pair_metrics(groups: Sequence[Group], scored: Sequence[TokenLogprobs], beta: float) -> dict[str, float]:
-    """The eval/ keys of held-out preferences: means over groups of means over their pairs of unequal scores.
+    """Return the eval/ metrics of held-out preferences: means over groups of means over their pairs of unequal scores.
 
     Args:
-        groups: with rewards as scores, and the starting policy's log-probs as `ref_logprobs`.
-        scored: the policy's log-probs, one a row.
-        beta: of the objective: reward per nat.
+        groups: Groups with scores as rewards, and the starting policy's log-probs as `ref_logprobs`.
+        scored: The policy's log-probs, one entry per row.
+        beta: The beta of the objective: reward per nat.
 
     Returns:
-        `eval/pair_accuracy` share of pairs ranked right (a tie is half), `eval/pair_margin` in units of the reward,
-        `eval/chosen_logratio` of the best answer and `eval/rejected_logratio` of the others, nats.
+        `eval/pair_accuracy`, the fraction of pairs ranked correctly (a tie counts half); `eval/pair_margin` in units of
+        the reward; `eval/chosen_logratio` of the best answer and `eval/rejected_logratio` of the others, in nats.
     """
     remaining = iter(scored)
     judged = [[_judge(row, next(remaining)) for row in group.completions] for group in groups]
@@ -52,5 +52,5 @@ def _judge(row: Completion, scored: TokenLogprobs) -> _Judged:
 
 
 def _margins(answers: Sequence[_Judged]) -> list[float]:
-    """Log-ratio of the better less that of the worse, of each pair of unequal scores."""
+    """Return the better answer's log-ratio minus the worse answer's, for each pair of unequal scores."""
     return [better.log_ratio - worse.log_ratio for better in answers for worse in answers if better.score > worse.score]

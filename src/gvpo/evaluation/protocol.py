@@ -1,4 +1,4 @@
-"""How an evaluation asks: template, samples, temperature, seed; the same for everybody who is compared."""
+"""Protocol of an evaluation: template, samples, temperature and seed, the same for every model that is compared."""
 
 import random
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from gvpo.sampling import SamplingParams
 from gvpo.types import Problem
 
 TEMPERATURE, TOP_P = 0.6, 0.95
-"""Of several samples a problem, by default: DeepSeek-R1's (arXiv:2501.12948, section 3). One sample is greedy."""
+"""Defaults for several samples per problem, from DeepSeek-R1 (arXiv:2501.12948, section 3). One sample is greedy."""
 
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How every entrant is asked; None leaves a value to the benchmark, or to whether there are several samples.
+    """Prompt and sampling settings for every model; None chooses the benchmark's default, or one for the sample count.
 
     Args:
-        template: a key of `TEMPLATES`, or "auto".
-        examples: the user's own worked examples, for few-shot.
-        samples: completions a problem.
-        max_tokens: tokens a completion.
-        temperature: of the sampling.
-        top_p: of the sampling.
-        top_k: of the sampling.
-        seed: of the sampling noise, and of the choice of problems.
-        limit: at most so many problems a benchmark, the same ones for everybody.
-        at_once: problems between two writes.
+        template: A key of `TEMPLATES`, or "auto".
+        examples: The user's own worked examples, for few-shot.
+        samples: Number of completions per problem.
+        max_tokens: Maximum number of tokens per completion.
+        temperature: Sampling temperature.
+        top_p: Cumulative probability of nucleus sampling.
+        top_k: Number of most likely tokens to sample from; 0 for all.
+        seed: Random seed of the sampling noise and of the choice of problems.
+        limit: Maximum number of problems per benchmark; every model receives the same problems.
+        at_once: Number of problems between two writes.
     """
 
     template: str = AUTO
@@ -43,16 +43,16 @@ class EvalProtocol:
     at_once: int | None = None
 
     def params(self, benchmark: Benchmark) -> SamplingParams:
-        """How completions of a benchmark are drawn.
+        """Return the sampling parameters for a benchmark.
 
         Raises:
-            ConfigError: several samples that would all be the same.
+            ConfigError: If several samples per problem would all be the same.
         """
         samples = benchmark.samples if self.samples is None else self.samples
         several = samples > 1
         if several and self.temperature == 0:
             raise ConfigError(
-                f"{samples} samples at temperature 0 are the same one; use eval.samples=1, or a temperature above 0"
+                f"{samples} samples at temperature 0 are identical; use eval.samples=1, or a temperature above 0"
             )
         temperature = (TEMPERATURE if several else 0.0) if self.temperature is None else self.temperature
         top_p = (TOP_P if several and self.temperature is None else 1.0) if self.top_p is None else self.top_p
@@ -60,7 +60,7 @@ class EvalProtocol:
         return SamplingParams(samples, tokens, temperature=temperature, top_p=top_p, top_k=self.top_k)
 
     def chosen(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems that are asked, in their order."""
+        """Return the problems to evaluate, in their order."""
         if self.limit is None or self.limit >= len(problems):
             return list(problems)
         places = random.Random(f"limit/{self.seed}").sample(range(len(problems)), self.limit)

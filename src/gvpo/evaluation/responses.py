@@ -1,4 +1,4 @@
-"""Responses from a file, judged as if they had been sampled: to check a benchmark, or another program's output."""
+"""Responses from a file, scored as if they had been sampled, to check a benchmark or the output of another program."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from gvpo.types import Completion, FinishReason, Problem
 
 SEVERAL = ("responses", "completions", "texts")
 COLUMNS = (*SEVERAL, "response", "completion")
-"""What the responses of a row may be called, the first three for a list; the first that is there counts."""
+"""Possible columns of a row's responses, the first three for a list; the first one present is read."""
 
 
 class Responses:
-    """A sampler that gives each problem the responses that it was given.
+    """A sampler that returns the given responses of each problem.
 
     Args:
-        by_id: problem's id -> its responses.
+        by_id: Responses by problem ID.
     """
 
     def __init__(self, by_id: Mapping[str, Sequence[Completion]]) -> None:
@@ -26,16 +26,16 @@ class Responses:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], name: str) -> "Responses":
-        """The responses of a file's rows: by `id` where the rows have ids, else in the order of the problems.
+        """Match the responses of a file's rows to problems, by `id` if the rows have IDs, otherwise in order.
 
         Args:
             rows: `{"id", "responses": [text, ...]}`, `{"response": text}`, or the rows of a groups file; several rows
-                with one id are samples of one problem.
-            problems: those that the rows answer.
-            name: of the file, for messages.
+                with the same ID are samples of one problem.
+            problems: The problems that the rows answer.
+            name: Name of the file, for messages.
 
         Raises:
-            DataError: a problem has no row, or a row no responses.
+            DataError: If a problem has no row, or a row has no responses.
         """
         read = [_completions(row, f"{name} row {number}") for number, row in enumerate(rows, start=1)]
         if any("id" in row for row in rows):
@@ -47,27 +47,29 @@ class Responses:
                 raise DataError(f"{name} has no row with the id {missing[0]!r} ({len(missing)} are missing); add them")
             return cls(found)
         if len(read) != len(problems):
-            raise DataError(f"{name} has {len(read)} rows for {len(problems)} problems; give each one, or give ids")
+            raise DataError(
+                f"{name} has {len(read)} rows for {len(problems)} problems; give one row per problem, or ids"
+            )
         return cls({problem.id: completions for problem, completions in zip(problems, read, strict=True)})
 
     @property
     def most(self) -> int:
-        """The most responses that a problem has."""
+        """Maximum number of responses per problem."""
         return max(len(completions) for completions in self._by_id.values())
 
     def fingerprint(self) -> str:
-        """Return a short name for the responses, equal for the same ones."""
+        """Return a short hash of the responses."""
         return answered(self._by_id)
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> list[list[Completion]]:
-        """The responses of each request, however many there are."""
+        """Return all responses of each request, regardless of `params`."""
         return [list(self._by_id[request.id]) for request in requests]
 
 
 def of_text(text: str, *, tokens: Sequence[int] = (), reason: FinishReason = "stop") -> Completion:
-    """A response as a completion."""
+    """Return a response as a completion."""
     return Completion(tokens, text=text, finish_reason=reason, source="responses")
 
 
@@ -87,7 +89,7 @@ def _completions(row: Mapping[str, Any], where: str) -> list[Completion]:
 
 
 def _as_group(row: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """Return the row as a group without rewards, which an evaluation gives anew."""
+    """Return the row as a group without its rewards, because an evaluation scores it again."""
     given = row[column]
     several = column in SEVERAL and isinstance(given, list | tuple) and not _is_one(given)
     kept = {name: row[name] for name in ("texts", "finish_reasons") if row.get(name)}
@@ -95,6 +97,6 @@ def _as_group(row: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _is_one(given: Sequence[Any]) -> bool:
-    """Return whether a list is the messages of one response; messages of the assistant alone are a response each."""
+    """Return whether a list is the messages of one response. If all are the assistant's, each is a response."""
     roles = [part.get("role") if isinstance(part, Mapping) else None for part in given]
     return None not in roles and set(roles) != {"assistant"} and bool(roles)

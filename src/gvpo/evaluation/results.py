@@ -1,4 +1,4 @@
-"""What came out: from the rows of a groups file to a benchmark's numbers, differences between models, and a summary."""
+"""Results: a benchmark's numbers from the rows of a groups file, differences between models, and a summary."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ class JudgedProblem:
     """One problem's samples.
 
     Args:
-        id: of the problem.
-        right: whether each sample is right; one whose reward failed is wrong.
-        votes: what each says; None where the reward has no votes.
-        lengths: tokens of each; None for responses whose tokens are not known.
-        truncated: whether each was cut at the maximum length.
-        failed: rewards that failed.
+        id: ID of the problem.
+        right: Whether each sample is correct; a sample whose reward failed is incorrect.
+        votes: Vote of each sample; None if the reward has no votes.
+        lengths: Number of tokens of each sample; None for responses whose tokens are not known.
+        truncated: Whether each sample was truncated at the maximum length.
+        failed: Number of samples whose rewards failed.
     """
 
     id: str
@@ -36,12 +36,12 @@ class JudgedProblem:
 
     @property
     def score(self) -> float:
-        """The share of right samples."""
+        """Fraction of correct samples."""
         return fmean(self.right)
 
 
 def judged(row: Mapping[str, Any], reward: str) -> JudgedProblem:
-    """A row of a groups file, as the reward of that name sees it."""
+    """Return the samples in a row of a groups file, judged by the named reward."""
     completions = row["completions"]
     vote = VOTES.get(reward)
     known = all(isinstance(completion, list) for completion in completions)
@@ -57,14 +57,14 @@ def judged(row: Mapping[str, Any], reward: str) -> JudgedProblem:
 
 @dataclass(frozen=True)
 class Result:
-    """A model on a benchmark.
+    """Result of a model on a benchmark.
 
     Args:
-        model: its name.
-        benchmark: its name.
-        problems: in the benchmark's order, at least one.
-        ks: which pass@k and maj@k, where there are so many samples; default powers of two and all for pass@k, and all
-            for maj@k.
+        model: Name of the model.
+        benchmark: Name of the benchmark.
+        problems: Problems in the benchmark's order, at least one.
+        ks: The k of pass@k and maj@k; a k above the number of samples is ignored. Default: for pass@k the powers of two
+            and the number of samples, for maj@k the number of samples.
     """
 
     model: str
@@ -74,12 +74,12 @@ class Result:
 
     @cached_property
     def samples(self) -> int:
-        """Samples a problem: the fewest that one has."""
+        """Number of samples per problem: the minimum over the problems."""
         return min(len(problem.right) for problem in self.problems)
 
     @cached_property
     def scores(self) -> list[float]:
-        """Each problem's share of right samples: their mean is pass@1, as avg@n."""
+        """Fraction of correct samples of each problem; its mean is pass@1, also called avg@n."""
         return [problem.score for problem in self.problems]
 
     @property
@@ -97,11 +97,11 @@ class Result:
         return sorted({k for k in ks if 1 <= k <= self.samples})
 
     def pass_at(self, k: int) -> list[float]:
-        """Each problem's pass@k."""
+        """Return pass@k of each problem."""
         return [metrics.pass_at_k(sum(problem.right), len(problem.right), k) for problem in self.problems]
 
     def majority_at(self, k: int) -> list[float] | None:
-        """Each problem's maj@k; None where there are no votes."""
+        """Return maj@k of each problem, or None if there are no votes."""
         values = [
             metrics.majority_at_k(problem.votes, problem.right, k)
             for problem in self.problems
@@ -111,23 +111,23 @@ class Result:
 
     @property
     def length(self) -> float | None:
-        """Mean tokens a sample; None if not known."""
+        """Mean number of tokens per sample; None if not known."""
         lengths = [length for problem in self.problems for length in problem.lengths or ()]
         return fmean(lengths) if lengths else None
 
     @property
     def truncated(self) -> float:
-        """The share of samples that were cut."""
+        """Fraction of samples that were truncated."""
         return fmean(cut for problem in self.problems for cut in problem.truncated)
 
     @property
     def failed(self) -> int:
-        """Samples whose rewards failed; they count as wrong."""
+        """Number of samples whose rewards failed; they count as incorrect."""
         return sum(problem.failed for problem in self.problems)
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The numbers as JSON: shares from 0 to 1, each with its 95% interval."""
+        """The numbers as JSON: fractions from 0 to 1, each with its 95% interval."""
         return {
             "model": self.model,
             "benchmark": self.benchmark,
@@ -151,10 +151,10 @@ class Comparison:
     """Two models on the same problems of a benchmark.
 
     Args:
-        benchmark: its name.
-        first: name of a model.
-        second: of the one that it is compared with.
-        difference: first minus second, in avg@n.
+        benchmark: Name of the benchmark.
+        first: Name of a model.
+        second: Name of the model that it is compared with.
+        difference: First minus second, in avg@n.
     """
 
     benchmark: str
@@ -178,7 +178,7 @@ class Comparison:
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
-    """Every pair of models on every benchmark: the later one minus the earlier one, over the problems of both."""
+    """Compare every pair of models on every benchmark: the later minus the earlier one, on the problems of both."""
     return [
         Comparison(later.benchmark, later.model, earlier.model, metrics.difference(*both))
         for earlier, later in itertools.combinations(results, 2)
@@ -187,17 +187,17 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
 
 
 def _of_both(one: Result, other: Result) -> tuple[list[float], list[float]]:
-    """The scores of the problems that two results share, in the same order."""
+    """Return the scores of the problems that two results share, in the same order."""
     theirs = {problem.id: problem.score for problem in other.problems}
     shared = [problem for problem in one.problems if problem.id in theirs]
     return [problem.score for problem in shared], [theirs[problem.id] for problem in shared]
 
 
 def averages(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Each model's mean over its benchmarks, as the papers' tables have it: every benchmark counts the same.
+    """Return each model's mean over its benchmarks, as in the papers' tables: every benchmark has the same weight.
 
-    Its interval comes from bootstrap means of each benchmark, averaged; there is none where all problems of a benchmark
-    score the same, as its means would not vary.
+    The interval comes from bootstrap means of each benchmark, averaged. It is None if all problems of a benchmark have
+    the same score, because the means of that benchmark would not vary.
     """
     found = []
     for model in dict.fromkeys(result.model for result in results):
@@ -216,7 +216,7 @@ def _average_interval(results: Sequence[Result]) -> list[float] | None:
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """Everything as JSON: `results`, `differences`, `averages`."""
+    """Return all numbers as JSON: `results`, `differences`, `averages`."""
     return {
         "results": [result.values for result in results],
         "differences": [comparison.values for comparison in compare(results)],

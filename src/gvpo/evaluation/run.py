@@ -1,4 +1,4 @@
-"""Held-out evaluation: how often the policy is right, sampled and greedy."""
+"""Held-out evaluation: the fraction of the policy's answers that are correct, sampled and greedy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Problem
 
 RIGHT = 0.5
-"""An answer is right when the judging reward is above this."""
+"""An answer is correct if the deciding reward is above this."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over problems and samples; a reward that failed counts as wrong.
+    """Means over problems and samples; a completion whose reward failed counts as incorrect.
 
     Args:
-        accuracy: share of right answers.
-        reward: mean weighted reward of the rows that have one.
-        length: mean tokens a completion.
-        truncated: share of completions cut at the maximum length.
-        rollout: the groups, to look at.
+        accuracy: Fraction of correct answers.
+        reward: Mean weighted reward of the rows that have one.
+        length: Mean number of tokens per completion.
+        truncated: Fraction of completions truncated at the maximum length.
+        rollout: The groups, for inspection.
     """
 
     accuracy: float
@@ -43,18 +43,18 @@ def evaluate(
     seed: int,
     collect: Collect = collect,
 ) -> Evaluation:
-    """Sample `params.group_size` completions a problem and judge them.
+    """Sample `params.group_size` completions per problem and score them.
 
-    The noise depends on the seed and the problem alone, so two evaluations of a run are paired.
+    The noise depends only on the seed and the problem, so two evaluations of a run are paired.
 
     Args:
-        problems: held-out problems with their prompts.
-        sampler: of the policy to evaluate.
-        params: temperature 0 evaluates greedily.
-        rewards: the pool; the reward named `judge` says what is right.
-        judge: name of a reward function; right is above 0.5.
-        seed: of the sampling noise.
-        collect: what samples and judges; several processes share that work.
+        problems: Held-out problems with their prompts.
+        sampler: Sampler of the policy to evaluate.
+        params: Sampling parameters; temperature 0 evaluates greedily.
+        rewards: The reward pool; its reward `judge` decides which answers are correct.
+        judge: Name of a reward function; an answer is correct if this reward is above 0.5.
+        seed: Random seed of the sampling noise.
+        collect: Function that samples and scores; several processes can share that work.
     """
     held_out = [dataclasses.replace(item, problem=_renamed(item)) for item in problems]
     rollout = collect(held_out, sampler, params, rewards, seed=seed, step=0)
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def is_right(part: float | None) -> bool:
-    """Whether the judging reward calls a completion right."""
+    """Return whether the deciding reward counts a completion as correct."""
     return part is not None and part > RIGHT
 
 

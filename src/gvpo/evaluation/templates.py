@@ -1,4 +1,4 @@
-r"""Prompt templates: what stands around a question, and how the answer is read where a template says where it stands.
+r"""Prompt templates: the text around a question, and the reading of answers in tags.
 
 The results of base models depend on the template as much as on their training (Dr.GRPO, arXiv:2503.20783, figure 3), so
 a number without its template means little.
@@ -33,25 +33,25 @@ R1 = (
 """DeepSeek-R1-Zero's prompt (arXiv:2501.12948, table 1), in the form in which Dr.GRPO evaluates base models."""
 
 STOPS_OF_A_FUNCTION = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```")
-"""What begins after a function that a base model has completed (Chen et al., arXiv:2107.03374, section 2.1)."""
+"""Texts that follow the end of a function completed by a base model (Chen et al., arXiv:2107.03374, section 2.1)."""
 
 ANSWERED = "</answer>"
-"""Ends a completion of `R1`: base models go on with a question and an answer of their own."""
+"""Stop text of `R1`: without it, base models continue with another question and answer."""
 
 _ANSWER_TAG = re.compile(rf"<answer>(.*?)(?:{ANSWERED}|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around a question.
+    """Text around a question.
 
     Args:
-        name: its key in `TEMPLATES`.
-        text: benchmark and question -> the text of the prompt.
-        form: "plain": the text is what the model sees; "chat": it is a user's message, for the tokenizer's template.
-        stops: texts that end a completion, by the family of the benchmark.
-        tagged: the answer stands in <answer> </answer>.
-        families: what it can ask for; None for everything.
+        name: Its key in `TEMPLATES`.
+        text: Function of benchmark and question that returns the text of the prompt.
+        form: "plain" if the text is the model's input; "chat" if it is a user message for the chat template.
+        stops: Texts that end a completion, by the family of the benchmark.
+        tagged: Whether the answer is written in <answer> </answer>.
+        families: Families of benchmarks that the template fits; None for all.
     """
 
     name: str
@@ -62,35 +62,36 @@ class Template:
     families: tuple[str, ...] | None = None
 
     def apply(self, benchmark: Benchmark, problem: Problem) -> Prompt:
-        """The prompt of a problem.
+        """Return the prompt of a problem.
 
         Raises:
-            ConfigError: the template cannot ask for what the benchmark wants, or the problem is chat messages already.
+            ConfigError: If the template does not fit the benchmark's family, or is plain and the prompt is already chat
+                messages.
         """
         if self.families is not None and benchmark.family not in self.families:
-            raise ConfigError(f"the template {self.name!r} does not fit {benchmark.name}; take chat or plain")
+            raise ConfigError(f"the template {self.name!r} does not fit {benchmark.name}; use chat or plain")
         if not isinstance(problem.prompt, str):
             if self.form == "plain":
-                raise ConfigError(f"the prompts of {benchmark.name} are chat messages; take the template chat")
+                raise ConfigError(f"the prompts of {benchmark.name} are chat messages; use the template chat")
             return problem.prompt
         text = self.text(benchmark, problem.prompt)
         return [{"role": "user", "content": text}] if self.form == "chat" else text
 
     def stops_for(self, benchmark: Benchmark) -> tuple[str, ...]:
-        """The texts that end a completion."""
+        """Return the texts that end a completion."""
         return (self.stops or {}).get(benchmark.family, ())
 
     def judged_by(self, reward: RewardFunc, benchmark: Benchmark) -> RewardFunc:
-        """The benchmark's reward, which sees the answer alone where the template says where it stands."""
+        """Return the benchmark's reward; if the template uses answer tags, it receives only the answer."""
         return inside_answer(reward, boxed=benchmark.family == "math") if self.tagged else reward
 
 
 def inside_answer(reward: RewardFunc, *, boxed: bool) -> RewardFunc:
-    r"""A reward that sees only what stands in the last <answer> </answer>; all of it where there is no such tag.
+    r"""Return a reward that receives only the content of the last <answer> </answer>, or a text without tags unchanged.
 
     Args:
-        reward: what judges.
-        boxed: put the answer into \boxed{} where it is not.
+        reward: The reward to wrap.
+        boxed: Put the answer into \boxed{} if it is not.
     """
 
     @functools.wraps(reward)
@@ -103,7 +104,7 @@ def inside_answer(reward: RewardFunc, *, boxed: bool) -> RewardFunc:
 
 
 def answer_inside(text: str, *, boxed: bool) -> str:
-    """The content of the last answer tag; see `inside_answer`."""
+    """Return the content of the last answer tag; see `inside_answer`."""
     found = _ANSWER_TAG.findall(text)
     if not found:
         return text
@@ -112,14 +113,14 @@ def answer_inside(text: str, *, boxed: bool) -> str:
 
 
 def _asked(benchmark: Benchmark, question: str) -> str:
-    """The question with the benchmark's instruction."""
+    """Return the question with the benchmark's instruction."""
     if benchmark.family == "continuation":
         return f"{benchmark.instruction}{question}"
     return f"{question}{benchmark.instruction}"
 
 
 def _plain(benchmark: Benchmark, question: str) -> str:
-    """A continuation is asked for by its beginning alone."""
+    """Return the question with the benchmark's instruction; a text to be continued needs no instruction."""
     return question if benchmark.family == "continuation" else _asked(benchmark, question)
 
 
@@ -168,16 +169,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
 }
-"""Worked examples by family, written for this library: in no benchmark's training or test set."""
+"""Worked examples by family. They were written for this library, so no benchmark contains them."""
 
 _PROBLEM, _SOLUTION = "Problem:\n", "Solution:\n"
 
 
 def few_shot(examples: Sequence[tuple[str, str]] | None = None) -> Template:
-    """Worked examples before the question, for base models.
+    """Return a template that puts worked examples before the question, for base models.
 
     Args:
-        examples: (question, solution) each; default `EXAMPLES` of the benchmark's family.
+        examples: Pairs of a question and a solution; default: `EXAMPLES` of the benchmark's family.
     """
 
     def text(benchmark: Benchmark, question: str) -> str:
@@ -200,19 +201,19 @@ TEMPLATES: dict[str, Template] = {
         few_shot(),
     )
 }
-"""By name. `auto` is none of them: chat where the tokenizer has a template, else plain."""
+"""Templates by name. `auto` is not listed: it means chat if the tokenizer has a chat template, otherwise plain."""
 
 
 def find_template(name: str, *, chat_template: bool, examples: Sequence[tuple[str, str]] | None = None) -> Template:
-    """The template of a name.
+    """Return the template with a name.
 
     Args:
-        name: a key of `TEMPLATES`, or "auto".
-        chat_template: whether the tokenizer has a chat template.
-        examples: the user's own, for few-shot.
+        name: A key of `TEMPLATES`, or "auto".
+        chat_template: Whether the tokenizer has a chat template.
+        examples: The user's own worked examples, for few-shot.
 
     Raises:
-        ConfigError: examples for another template.
+        ConfigError: If examples are given for a template other than few-shot.
     """
     if name == AUTO:
         name = "chat" if chat_template else "plain"

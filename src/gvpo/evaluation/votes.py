@@ -1,7 +1,8 @@
-r"""Votes: which completions say the same, for majority voting.
+r"""Votes of completions, for majority voting.
 
-Answers are the same vote if they are the same number, or else the same text in one spelling (`\dfrac{x}{2}` and
-`\frac{x}{2}`). Formulas are not compared by value, which would take seconds a problem: `x+1` and `1+x` are two votes.
+Two answers are the same vote if they are the same number, or the same text after spelling is normalized
+(`\dfrac{x}{2}` and `\frac{x}{2}`). Formulas are not compared by value, because that would take seconds per problem:
+`x+1` and `1+x` are two votes.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,14 +15,14 @@ from gvpo.rewards.verifiers.gsm8k import final_number
 from gvpo.rewards.verifiers.number import last_number, parse_number
 
 Vote = Hashable | None
-"""What a completion votes for; None abstains: it gives no answer."""
+"""Answer that a completion votes for; None abstains, because the completion contains no answer."""
 
 LONGEST = 500
-"""Characters of an answer that is read; a longer one votes as it is."""
+"""Maximum number of characters of an answer that is normalized; a longer answer votes unchanged."""
 
 
 def math_vote(text: str) -> Vote:
-    """The number or the text in a completion's last box; see `final_answer`."""
+    """Return the number or the text in a completion's last box; see `final_answer`."""
     answer = final_answer(answer_inside(text, boxed=True))
     if answer is None or len(answer) > LONGEST:
         return answer
@@ -42,4 +43,4 @@ VOTES: dict[str, Callable[[str], Vote]] = {
     "number_match": last_number,
     "exact_match": lambda text: " ".join(text.split()) or None,
 }
-"""By reward: how a completion votes. Programs have no votes."""
+"""Voting function by reward. Programs have no votes."""
