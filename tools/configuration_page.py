@@ -32,7 +32,10 @@ settings have no sections. The name of a field is its key, prefixed with the sec
 | `[checkpoint]` `every = 50` | `checkpoint.every=50` | `TrainConfig(checkpoint_every=50)` |
 
 - On the command line a value is parsed as TOML (`eval.greedy=false`, `rewards.funcs=["gsm8k"]`), or taken as text if it
-  is not valid TOML (`run.dir=runs/a`).
+  is not valid TOML (`run.dir=runs/a`). A single value makes a list of one (`rewards.funcs=gsm8k`), and a key inside a
+  table sets that key only (`rewards.options.length_penalty.limit=512`).
+- All commands write settings in this way. `gvpo COMMAND --help` lists the settings that a command reads; other settings
+  are an error.
 - `extends = "other.toml"` at the top of a recipe inherits from a recipe in the same folder.
 - Command-line settings override the recipe, and the recipe overrides the one that it extends. A layer that names
   another objective drops the objective keywords of the layers below.

@@ -33,7 +33,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     [
         ([], "the following arguments are required: COMMAND; see gvpo --help"),
         (["trian", "demo"], "argument COMMAND: invalid choice: 'trian' (choose from"),
-        (["train"], "the following arguments are required: recipe, section.key=value; see gvpo train --help"),
+        (["train"], "the following arguments are required: RECIPE; see gvpo train --help"),
         (["train", "demo", "--resme"], "unrecognized arguments: --resme; see gvpo train --help"),
         (["report"], "the following arguments are required: RUN; see gvpo report --help"),
         (["report", "a", "--fast", "b"], "unrecognized arguments: --fast"),
@@ -93,6 +93,7 @@ def test_wrong_settings_and_files_are_found_before_torch_is_loaded(tmp_path: Pat
         ["generate", "m", "--prompts", "rows.jsonl", "--out", "o.jsonl", "train.steps=1"],
         ["eval", "m", "--benchmark", "none.jsonl", "rewards.funcs=exact_match"],
         ["eval", "m", "--benchmark", "gsm8k", "sampling.top_p=2"],
+        ["eval", "m", "--benchmark", "gsm8k", "eval.samples=2", "sampling.temperature=0"],
         ["decode", "m", "--prompt", "a", "sampling.seed=1"],
         ["score", "m", "--data", "none.jsonl", "--out", "o.jsonl"],
         ["probe", "select", "p", "rows.jsonl", "--out", "o.jsonl", "run.sed=1"],

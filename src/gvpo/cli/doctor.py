@@ -47,7 +47,7 @@ READS = {
     "objective.reference": "initial, which keeps a frozen copy",
     "train.steps": "",
     "train.prompts_per_step": "",
-    "train.groups_per_update": "the whole rollout",
+    "train.groups_per_update": "",
     "train.tokens_per_microbatch": "the largest that fits",
 }
 PLAN_FLAGS = ("gpu", "gpus", "memory", "prompt_tokens")

@@ -24,7 +24,7 @@ TEMPLATES = ("auto", "chat", "few-shot", "none", "plain", "qwen-math", "r1")
 
 READS = {
     "run.seed": "",
-    "model.compute_dtype": "",
+    "model.compute_dtype": "auto; weights have this dtype too",
     "eval.samples": "the benchmark's: 32 for aime24, 1 for others",
     "sampling.max_tokens": "the benchmark's",
     "sampling.temperature": "0.6 for several samples, else 0, which is greedy",
@@ -228,6 +228,7 @@ def _benchmarks(
         _check_reward(reward, found)
     asked = []
     for benchmark in found:
+        protocol.params(benchmark)  # raises for settings that cannot work, before a model is loaded
         problems = load_problems(benchmark, options.data)
         if benchmark.size not in (None, len(problems)):
             warn(f"{benchmark.name} has {len(problems)} problems here and {benchmark.size} in the papers")

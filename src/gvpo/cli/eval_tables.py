@@ -1,4 +1,4 @@
-"""The tables of `gvpo eval`: numbers with their intervals, differences, and what would settle them."""
+"""The tables of `gvpo eval`: numbers with intervals, differences, and how many problems would settle them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> Non
     """Print a summary's results, averages and differences.
 
     Args:
-        summary: as `evaluation.results.summary` makes it.
-        chosen: which pass@k and maj@k to show; default that of all samples.
+        summary: The result of `evaluation.results.summary`.
+        chosen: Values of k for pass@k and maj@k; by default the number of samples.
     """
     console = Console()
     results = summary["results"]
@@ -32,7 +32,7 @@ def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> Non
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows with the same keys; what is in words stands left and may be folded, numbers stand right."""
+    """Return a table of rows with the same keys: words are on the left and may be folded, numbers on the right."""
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         words = name in ("benchmark", "model", "minus")

@@ -24,7 +24,7 @@ GROUP_SIZE, MAX_TOKENS = 8, 1024
 SELECTIONS = ("best", "mixed", "right")
 READS = {
     "run.seed": "",
-    "model.compute_dtype": "",
+    "model.compute_dtype": "auto; weights have this dtype too",
     "data.task": "",
     "data.task_options": "",
     "data.prompt_column": "",
@@ -112,9 +112,9 @@ def _groups(
     from gvpo.sampling.engines import open_engine
 
     file, path = GroupFile(options.out), model_path(options.model)
+    rewards = reward_functions(config, None)
     tokenizer = load_tokenizer(path)
     items = encode(config, tokenizer, problems)
-    rewards = reward_functions(config, None)
     settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
     problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
     file.begin({**settings, **problems_asked}, resume=options.resume)

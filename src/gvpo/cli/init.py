@@ -27,10 +27,10 @@ def write_project(directory: Path) -> None:
     """Write the project.
 
     Args:
-        directory: where; also how the recipe's paths start, since they are relative to the working directory.
+        directory: Place of the project, with which the paths of the recipe begin.
 
     Raises:
-        ConfigError: there is something already, or the place cannot be written.
+        ConfigError: If there is something already, or the directory cannot be written.
     """
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -45,7 +45,7 @@ def write_project(directory: Path) -> None:
 
 
 def project_files(directory: Path) -> dict[str, str]:
-    """The texts of the project's files by their path in it."""
+    """Return the texts of the project's files by their path in it."""
     place = importlib.resources.files("gvpo.cli") / "project"
     values = {
         "name": directory.as_posix(),
@@ -64,12 +64,12 @@ def project_files(directory: Path) -> dict[str, str]:
 
 
 def _quoted(path: Path, rest: str = "") -> str:
-    """A path as a TOML string."""
+    """Return a path as a TOML string."""
     return json.dumps(path.as_posix() + rest, ensure_ascii=False)
 
 
 def _is_held_out(number: int) -> bool:
-    """Two tens for each last digit, so that training sees every digit too."""
+    """Hold out two tens for each last digit, so that every digit is in the training data too."""
     return sum(divmod(number, 10)) % 5 == 0
 
 

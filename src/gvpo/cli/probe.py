@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOSSES = ("mse", "bce", "policy_gradient", "preferences")
 TOKENS_PER_FORWARD, MAX_TOKENS = 4096, 512
-READS = {"run.seed": "", "train.tokens_per_microbatch": str(TOKENS_PER_FORWARD)}
+READS = {"run.seed": "", "train.tokens_per_microbatch": f"{TOKENS_PER_FORWARD}; not auto"}
 SELECT_READS = {
     **READS,
     "sampling.max_tokens": f"{MAX_TOKENS}; only with --draw",

@@ -1,4 +1,4 @@
-"""Progress of commands that fill groups files: a bar on a terminal, lines elsewhere."""
+"""Progress of commands that sample and score problems: a bar on a terminal, lines elsewhere."""
 
 import contextlib
 import time
@@ -11,15 +11,15 @@ from gvpo.rollout.fill import Watch
 
 @contextlib.contextmanager
 def watching(title: str, total: int, done: int) -> Iterator[Watch]:
-    """Shows how many problems are done, their mean reward and length, and the pace, on standard error.
+    """Show the number of finished problems, their mean reward and length, and the speed, on standard error.
 
     Args:
-        title: what is done.
-        total: problems in all.
-        done: problems that were done before.
+        title: Title of the bar.
+        total: Number of all problems.
+        done: Number of problems that were finished before.
 
     Yields:
-        What `rollout.fill` tells of each part.
+        The function that `rollout.fill` calls with each finished part.
     """
     with StepProgress(title, total, done, unit="problem") as progress:
         counts = {"problems": done, "rows": 0, "tokens": 0, "rewarded": 0}

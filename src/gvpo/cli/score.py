@@ -7,7 +7,7 @@ READS = {
     "model.compute_dtype": "",
     "data.chat": "",
     "data.system_prompt": "",
-    "train.tokens_per_microbatch": "",
+    "train.tokens_per_microbatch": "8192; not auto",
 }
 
 

@@ -18,10 +18,18 @@ INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("recipe", help=f"a recipe file, or one that comes with gvpo: {', '.join(shipped())}")
-    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over the recipe's")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in run.dir")
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"Recipe file, or a recipe that comes with gvpo: {', '.join(shipped())}"
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="Settings that override the recipe; `gvpo docs configuration` lists all",
+    )
+    parser.add_argument("--resume", action="store_true", help="Resume the run in run.dir")
 
 
 def run(options: argparse.Namespace) -> int:
