@@ -35,7 +35,7 @@ with pytest.raises(ConfigError, match="objective.beta is not a keyword of raft; 
 with pytest.raises(ConfigError, match="raft compares a prompt's completions: set sampling.group_size to 2 or more"):
     trainer(None, objective="raft", group_size=1)
 with pytest.raises(ConfigError, match="choose one of .*raft"):
-    TrainConfig(objective="graft")
+    trainer(None, objective="graft")
 assert "raft" in TrainConfig.model_fields["objective"].description
 assert "[`raft`](objectives/raft.md)" in configuration_page.page()
 assert re.search(r"`raft`.*best completions.*groups.*2304.06767", objectives_table.filled(objectives_table.pages()[-1]))

@@ -91,10 +91,20 @@ def show(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
     print(f"gvpo: warning: {message}", file=lasting_error(), flush=True)
 
 
+def begin() -> None:
+    """Print what was collected in this context so far, and from now on each notice at once."""
+    if (collection := _collection()) is not None:
+        collection.begin()
+
+
+def _collection() -> Notices | None:
+    owner = getattr(_handler.get(), "__self__", None)
+    return owner if isinstance(owner, Notices) else None
+
+
 @contextmanager
 def collected(*, quiet: bool = False) -> Iterator[Notices]:
     """Collect what is warned of in this context; within another one it is that one, so that nothing is said twice."""
-    outer = getattr(_handler.get(), "__self__", None)
-    found = outer if isinstance(outer, Notices) else Notices(quiet=quiet)
+    found = _collection() or Notices(quiet=quiet)
     with handled(found.add):
         yield found

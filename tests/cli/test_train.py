@@ -7,6 +7,7 @@ import pytest
 
 from gvpo.cli.main import main
 from gvpo.cli.train import find_recipe, shipped
+from gvpo.config import RunPlan
 from gvpo.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
@@ -80,7 +81,7 @@ def _interrupt(*_: object) -> None:
 
 def test_without_a_directory_a_free_one_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gvpo.training.warm_start.train_recipe", _began := Began())
+    monkeypatch.setattr("gvpo.training.warm_start.train_plan", _began := Began())
     for _ in range(2):
         with pytest.raises(Began):
             main(["train", "demo/rloo"])
@@ -91,8 +92,8 @@ def test_without_a_directory_a_free_one_is_named_after_the_recipe(tmp_path: Path
 class Began(Exception):  # it stands for the run that would begin
     run_dir: Path | None = None
 
-    def __call__(self, config: object, *, resume: bool) -> None:
-        self.run_dir = config.run_dir  # type: ignore[attr-defined]
+    def __call__(self, plan: RunPlan, *, resume: bool) -> None:
+        self.run_dir = plan.settings.run_dir
         raise self
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gvpo.config import OBJECTIVE_KEYWORDS, OBJECTIVES, TrainConfig, find_objective
+from gvpo.config import OBJECTIVE_KEYWORDS, OBJECTIVES, TrainConfig, find_objective, resolve
 from gvpo.config.objectives import INPUT_OF, learning_from, taking
 from gvpo.errors import ConfigError
 
@@ -18,9 +18,9 @@ def test_the_names_and_what_they_learn_from():
     assert {"gvpo", "grpo", "rloo", "gspo"} < set(learning_from("groups"))
 
 
-def test_an_unknown_name_is_refused_by_the_settings_already():
+def test_an_unknown_name_is_refused_with_the_names_that_exist():
     with pytest.raises(ConfigError, match=r"^objective.name='gpo' does not exist; choose one of .*, gvpo, poft"):
-        TrainConfig(objective="gpo")
+        resolve(TrainConfig(objective="gpo"))
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,18 @@
 """Every shipped recipe loads, its objective builds, and what it names exists."""
 
 import re
-import warnings
 
 import pytest
 
 from gvpo.cli.train import find_recipe, shipped
-from gvpo.config import TrainConfig
+from gvpo.config import Given, TrainConfig, find_objective, resolve, updates_per_step
+from gvpo.config.plan import warm_start_settings
 from gvpo.config.recipe import dump_config, load_config, restore_config
 from gvpo.data import TASKS
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rewards import load
 from gvpo.rollout.problems import demonstrations, encode, held_out_problems, training_problems
-from gvpo.training.objective import build_objective, updates_per_step
-from gvpo.training.unused_settings import Regime, warn_of_unused
-from gvpo.training.warm_start import warm_start_settings
+from gvpo.training.objective import build_objective
 
 
 def recipe(name: str) -> TrainConfig:
@@ -112,20 +110,14 @@ def test_an_exclusion_lets_worked_answers_through():
 
 @pytest.mark.parametrize("name", shipped())
 def test_its_settings_are_all_read(name: str):
+    """With the data that a recipe leaves to its user."""
     config = recipe(name)
-    objective = build_objective(config)
-    written = objective.spec.learns_from != "groups"
-    regime = Regime(
-        samples=not written and config.groups_data is None,
-        evaluates=bool(config.reward_funcs),
-        compares=config.eval_groups is not None or (written and config.eval_data is not None),
-        needs_reference=objective.needs_reference,
-        divides_by_length=objective.divides_by_length,
-        adapted=config.lora_rank is not None,
-        demonstrates=objective.spec.learns_from == "answers" and config.task is not None,
-        train_passed=False,
-        eval_passed=False,
+    learns_from = find_objective(config.objective).learns_from
+    held_out = "pairs" if learns_from != "groups" else "problems"
+    given = Given(
+        train="pairs" if learns_from == "pairs" and config.groups_data is None else None,
+        held_out=None if config.eval_data or config.eval_groups else held_out,
+        model=True,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_unused(config, regime)
+    notices = resolve(config.replace(warm_start_steps=0), given).notices
+    assert not [text for text in notices if " no effect: " in text and not text.startswith("warm_start.")]

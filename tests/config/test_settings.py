@@ -56,11 +56,6 @@ def test_overrides_are_toml_values_or_text():
         ({"beta": "much"}, r"objective.beta='much'.*valid number"),
         ({"beta": -1}, r"objective.beta=-1.*greater than 0"),
         ({"reference": "every:0"}, r"objective.reference='every:0'"),
-        ({"groups_per_update": 32}, "train.groups_per_update=32 is larger than train.prompts_per_step=16"),
-        ({"reward_funcs": ["a", "b"], "reward_weights": [1.0]}, "rewards.weights has 1 values for 2"),
-        ({"vocabulary": ["a"]}, "set model.init too"),
-        ({"model_path": "m", "model_init": {}}, "not both"),
-        ({"warm_start_steps": 3}, "warm_start needs data.task"),
         ({"temperature": 0}, r"sampling.temperature=0"),
     ],
 )
@@ -118,7 +113,7 @@ def test_replace_checks_again():
     config = TrainConfig(prompts_per_step=4)
     assert config.replace(steps=3).steps == 3
     with pytest.raises(ConfigError):
-        config.replace(groups_per_update=5)
+        config.replace(groups_per_update=0)
 
 
 def test_a_single_value_is_a_list_of_one_where_the_setting_is_a_list():

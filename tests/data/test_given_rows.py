@@ -14,7 +14,6 @@ from gvpo.data.given_rows import COLUMNS, Rows, read_rows
 from gvpo.errors import DataError
 from gvpo.model.tokenizer import encode_prompt
 from gvpo.rollout.logged_groups import logged_groups
-from gvpo.rollout.offline import given_records
 from gvpo.rollout.problems import demonstrations, encode, held_out_problems, training_problems
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer
 from tests.training.toy import ROWS, trainer
@@ -277,10 +276,20 @@ def test_train_problems_keeps_the_first_rows_of_every_kind(tmp_path: Path):
     two = TrainConfig(train_problems=2)
     assert len(supervised(*pairs, train_problems=2)) == 2
     assert len(training_problems(two, FEW)) == 2
-    for config, rows in [(two, Rows(groups, "x")), (two.replace(groups_data=str(file)), None)]:
-        kept = given_records(config, rows)
-        assert kept is not None
-        assert list(kept.items) == groups[:2]
+    assert list(read_rows(two, str(file)).first(two.train_problems).items) == groups[:2]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a"}, "problems"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "pairs"),
+        ({"prompt": "a", "completions": ["b"], "rewards": [1]}, "groups"),
+    ],
+)
+def test_the_first_row_says_what_rows_are(row: dict[str, Any], kind: str):
+    assert Rows([row, {"prompt": "x"}], "x").kind == kind
+    assert Rows([], "x").kind == "problems"
 
 
 # Tools and images in columns of their own

@@ -8,12 +8,11 @@ import datasets
 import pytest
 
 from gvpo import runfiles
-from gvpo.config import TrainConfig
+from gvpo.config import Given, TrainConfig, resolve
 from gvpo.config.recipe import restore_config
 from gvpo.errors import ConfigError, DataError, RewardError, RunError
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.logged_groups import NO_REWARD
-from gvpo.rollout.offline import resolve_reference
 from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.trainer import Trainer
@@ -21,6 +20,7 @@ from gvpo.training.warm_start import train_recipe
 from tests.training.toy import DIGITS, INIT, ROWS, config, lines, model, noticed, same, tokenizer, trainer, weights
 
 FINITE = "logged groups are finite"
+PAIRS_PASSED = Given(train="pairs", model=True)
 LOGGED = [
     {"prompt": one, "completions": list(DIGITS), "rewards": [float(one == other) for other in DIGITS]} for one in DIGITS
 ]
@@ -59,8 +59,8 @@ def test_it_learns_from_rows_and_is_evaluated_live(tmp_path: Path):
 @pytest.mark.parametrize("temperature", [0.5, 0.999, 2.0])
 def test_objectives_of_written_answers_refuse_another_temperature(objective: str, temperature: float):
     with pytest.raises(ConfigError, match=rf"{objective} .*sampling\.temperature={temperature:g} .*=1"):
-        TrainConfig(objective=objective, temperature=temperature)
-    assert TrainConfig(objective=objective, temperature=1).temperature == 1
+        resolve(TrainConfig(objective=objective, temperature=temperature), PAIRS_PASSED)
+    assert resolve(TrainConfig(objective=objective, temperature=1), PAIRS_PASSED).settings.temperature == 1
 
 
 def test_logged_rows_that_nobody_is_known_to_have_sampled_refuse_another_temperature(tmp_path: Path):
@@ -150,32 +150,6 @@ def test_the_reference_is_the_initial_policy_and_previous_is_refused(tmp_path: P
     assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "previous"
     with pytest.raises(ConfigError, match="offline none does"):
         offline(tmp_path / "d", reference="previous")
-
-
-def test_auto_is_resolved_by_where_the_groups_come_from():
-    for settings, wanted in (
-        ({}, "previous"),
-        ({"groups_data": "x.jsonl"}, "initial"),
-        ({"sample_groups": 3}, "initial"),
-        ({"groups_data": "x.jsonl", "reference": "every:2"}, "every:2"),
-    ):
-        assert resolve_reference(TrainConfig(**settings)).reference == wanted
-    assert resolve_reference(TrainConfig(), given=True).reference == "initial"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"groups_data": "g.jsonl", "reference": "previous"}, "set it to 'initial' or 'every:N'"),
-        ({"sample_groups": 2, "reference": "previous"}, "set it to 'initial' or 'every:N'"),
-        ({"groups_data": "g.jsonl", "sample_groups": 2}, "data.groups or data.sample_groups, not both"),
-        ({"groups_data": "g.jsonl", "train_data": "t.jsonl"}, "data.groups or data.train, not both"),
-        ({"groups_data": "g.jsonl", "objective": "sft"}, "sft learns from answers, not from groups"),
-    ],
-)
-def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
-        TrainConfig(**settings)
 
 
 def test_gvpo_warns_that_a_file_never_covers_the_reference(tmp_path: Path):

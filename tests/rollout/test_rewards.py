@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gvpo.cli.main import main
-from gvpo.config import TrainConfig
+from gvpo.config import Given, TrainConfig, resolve
 from gvpo.config.recipe import dump_config, flatten, restore_config
 from gvpo.errors import ConfigError, RewardError
 from gvpo.model.reward_model import RewardModel
@@ -89,7 +89,7 @@ def test_options_that_do_not_fit(rewards: Any, error: type[Exception], message: 
 
 def test_options_for_none_of_the_rewards():
     with pytest.raises(ConfigError, match=r"rewards\.options\.judge is for none of rewards\.funcs; they are gsm8k"):
-        settings(funcs=["gsm8k"], options={"judge": {}})
+        resolve(settings(funcs=["gsm8k"], options={"judge": {}}), Given(model=True))
     with pytest.raises(ConfigError, match=r"rewards\.options\.judge is for none of the rewards that are named"):
         reward_functions(settings(options={"judge": {}}), share())
 

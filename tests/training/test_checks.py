@@ -1,14 +1,24 @@
 """What is found wrong before training: lengths to the token, and what fits is let through."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gvpo.config import Given, TrainConfig, resolve
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
-from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem
-from gvpo.training.checks import check_columns, check_demonstrations, check_files, check_fit, check_prompts
+from gvpo.rollout.sampling_params import sampling_params
+from gvpo.training.checks import (
+    check_columns,
+    check_demonstrations,
+    check_files,
+    check_fit,
+    check_prompts,
+    sampling_notices,
+)
 from gvpo.training.warm_start import train_recipe
 from gvpo.types import Completion, Problem
 from tests.training.toy import config, model, tokenizer
@@ -49,11 +59,10 @@ def test_a_column_that_some_problems_have_is_enough():
         return [1.0] * len(completions)
 
     having = EncodedProblem(Problem("x", "a", {"answer": "1"}), (3,))
-    with RewardPool({"judge": judge}) as pool:
-        check_columns(pool, [prompt(1), having])
-        check_columns(pool, [])
-        with pytest.raises(RewardError, match="reward 'judge' needs a column 'answer'"):
-            check_columns(pool, [prompt(1)])
+    check_columns({"judge": judge}, [prompt(1), having])
+    check_columns({"judge": judge}, [])
+    with pytest.raises(RewardError, match="reward 'judge' needs a column 'answer'"):
+        check_columns({"judge": judge}, [prompt(1)])
 
 
 @pytest.mark.parametrize("key", ["groups_data", "train_data", "eval_data"])
@@ -66,3 +75,29 @@ def test_a_missing_file_is_found_before_the_model_is_looked_at(key: str):
 
 def test_data_on_the_hub_is_not_looked_for_yet():
     check_files(config(train_data="owner/name:main#test"))
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "rloo", "gspo", "gspo_token"])
+@pytest.mark.parametrize(("cut", "named"), [({"top_p": 0.9}, "top_p=0.9"), ({"top_k": 5}, "top_k=5")])
+def test_a_cut_distribution_is_said_to_bias_ratios(objective: str, cut: dict[str, Any], named: str):
+    (text,) = of_sampling(config(objective=objective, **cut))
+    assert re.search(f"{named}.* {objective} compares with, so its gradient is biased", text)
+    assert of_sampling(config(objective=objective)) == []
+    assert of_sampling(config(objective=objective, sampling_ban=["digits"])) == []  # nobody does so by accident
+    assert of_sampling(config(objective="sft", **cut)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_p": 0.9}, "top_p=0.9 never draws some tokens"),
+        ({"sampling_allow": ["digits"]}, "an exclusion .* never draws some tokens"),
+    ],
+)
+def test_what_is_never_drawn_is_said_where_the_optimum_needs_it(settings: dict[str, Any], message: str):
+    (text,) = of_sampling(config(**settings))
+    assert re.search(message, text)
+
+
+def of_sampling(settings: TrainConfig) -> list[str]:
+    return list(sampling_notices(resolve(settings, Given(model=True)), sampling_params(settings)))

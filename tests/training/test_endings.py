@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from gvpo import runfiles
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.merge import merge_adapter
 from gvpo.model.model import load_model
@@ -101,11 +102,10 @@ def test_stop_tokens_of_the_settings_are_saved_too(tmp_path: Path):
 def test_logged_texts_and_preferences_end_as_samples_do(tmp_path: Path):
     tokenizer = chatml_tokenizer()
     rows = [{"prompt": digit, "chosen": digit, "rejected": digit * 2} for digit in DIGITS]
-    settings = {"objective": "dpo", "steps": 1, "rollouts_every": 0}
-    parts = trainer(tmp_path / "run", tokenizer, data=rows, **settings)._setup()
-    with parts.parts(tmp_path / "run", resume=False) as made:
-        (group, *_) = made.source.rollout(1).groups
-    assert {tokenizer.decode([row.tokens[-1]]) for row in group.completions} == {"<|im_end|>"}
+    settings = {"objective": "dpo", "steps": 1}
+    trainer(tmp_path / "run", tokenizer, data=rows, **settings).train()
+    written = runfiles.read_rollouts(runfiles.rollout_path(tmp_path / "run", 1))
+    assert {tokenizer.decode([row.tokens[-1]]) for row in written} == {"<|im_end|>"}
 
 
 def test_it_is_said_at_the_start_if_nothing_ends_an_answer(tmp_path: Path):

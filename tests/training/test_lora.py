@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from gvpo.config import TrainConfig
+from gvpo.config import Given, TrainConfig, resolve
 from gvpo.errors import ConfigError, ModelError, RoundTripError, RunError
 from gvpo.model import lora
 from gvpo.model.model import load_model, save_model
@@ -217,7 +217,7 @@ def test_the_card_names_the_base_and_the_adapter(tmp_path: Path):
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
-        TrainConfig(**settings)
+        resolve(TrainConfig(**settings), Given(model=True))
 
 
 def test_models_and_settings_that_cannot_work_together(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 
 from gvpo import runfiles
 from gvpo.cli.main import main
-from gvpo.config import TrainConfig
+from gvpo.config import Given, TrainConfig, resolve
 from gvpo.data import load_records
 from gvpo.errors import ConfigError, DataError, RunError
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
@@ -233,9 +233,9 @@ def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path
     with pytest.raises(DataError, match="score the data first"):
         tuned(tmp_path, ROWS, objective="poft").train()
     with pytest.raises(ConfigError, match=r"data\.keep_share is for poft and sft"):
-        config(keep_share=0.5)
+        resolve(config(keep_share=0.5), Given(model=True))
     with pytest.raises(ConfigError, match="poft learns from answers, not from groups"):
-        config(objective="poft", groups_data="x.jsonl")
+        resolve(config(objective="poft", groups_data="x.jsonl"), Given(model=True))
 
 
 def test_a_resumed_run_refuses_other_scores(tmp_path: Path):

@@ -14,7 +14,9 @@ from gvpo.config.recipe import restore_config
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError, RunError
 from gvpo.model.model import load_model, save_model
 from gvpo.model.tokenizer import load_tokenizer
-from gvpo.training.trainer import Trainer, free_directory, reward_functions
+from gvpo.rollout.rewards import reward_functions
+from gvpo.training.checkpoint.run_directory import free_directory
+from gvpo.training.trainer import Trainer
 from gvpo.types import Problem
 from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 from tests.training.toy import DIGITS, ROWS, config, lines, model, noticed, same, share, tokenizer, trainer, weights

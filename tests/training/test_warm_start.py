@@ -13,7 +13,7 @@ from gvpo.errors import ConfigError, RunError
 from gvpo.model.model import load_model
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.training.trainer import Trainer
-from gvpo.training.warm_start import SHARED, train_recipe, warm_start_settings
+from gvpo.training.warm_start import train_recipe
 from tests.training.toy import INIT, lines, same, stopped_at, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
@@ -73,17 +73,6 @@ def test_the_warm_model_is_the_reference(unbroken: Path, tmp_path: Path):
     start = json.loads((unbroken / "warm-start/summary.json").read_text())["model"]
     Trainer(start, args=config).train()
     assert lines(tmp_path) == lines(unbroken)
-
-
-def test_a_warm_start_has_its_own_settings_shares_some_and_has_defaults_for_all_others():
-    config = recipe(Path("here"), beta=0.3, warm_start_learning_rate=0.5, passes=2, seed=3, adam_beta2=0.95)
-    stage = warm_start_settings(config)
-    own = {"run_dir": Path("here/warm-start"), "objective": "sft", "eval_problems": 0, "rollouts_every": 0}
-    own |= {"steps": 4, "prompts_per_step": 8, "learning_rate": 0.5, "checkpoint_verify": False}
-    shared = {name: getattr(config, name) for name in SHARED}
-    assert shared["seed"] == 3
-    assert shared["adam_beta2"] == 0.95
-    assert stage == TrainConfig(**own, **shared)
 
 
 @pytest.mark.parametrize(

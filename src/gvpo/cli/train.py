@@ -9,7 +9,8 @@ from typing import Any
 
 from gvpo import runfiles
 from gvpo.cli.shipped import shipped_directory
-from gvpo.config import TrainConfig
+from gvpo.config import resolve
+from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config
 from gvpo.errors import ConfigError, one_line
 
@@ -37,17 +38,17 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(find_recipe(options.recipe), options.settings)
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY: which run to go on with")
+    plan = resolve(config)  # what settings alone decide is refused before torch is imported
     from gvpo.report import write_report
-    from gvpo.training.trainer import free_directory
-    from gvpo.training.warm_start import train_recipe
+    from gvpo.training.checkpoint.run_directory import free_directory
+    from gvpo.training.warm_start import train_plan
     from gvpo.update.distributed import ranks
 
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", name))
-    config = config.replace(run_dir=run_dir)
     try:
-        summary = train_recipe(config, resume=options.resume)
+        summary = train_plan(plan.at(run_dir, config.model_path), resume=options.resume)
     except KeyboardInterrupt as stopped:
         if ranks.is_first():
             print(
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     ranks.leave()
     if not first:
         return 0
-    _print_summary(config, summary, _written(write_report, run_dir, Path(summary["report"])))
+    _print_summary(run_dir, summary, _written(write_report, run_dir, Path(summary["report"])))
     return 0
 
 
@@ -73,15 +74,13 @@ def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
     """The command that goes on with a run; the same one again if it had not begun."""
-    from gvpo.training.warm_start import WARM_START
-
     settings = [setting for setting in options.settings if not setting.startswith("run.dir=")]
     words = ["gvpo", "train", options.recipe, *settings, f"run.dir={run_dir}"]
     began = runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)
     return shlex.join([*words, "--resume"] if began else words)
 
 
-def _print_summary(config: TrainConfig, summary: dict[str, Any], report: str) -> None:
+def _print_summary(run_dir: Path, summary: dict[str, Any], report: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -97,7 +96,7 @@ def _print_summary(config: TrainConfig, summary: dict[str, Any], report: str) ->
         console.print(table)
     else:
         console.print(f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
-    for label, where in (("report", report), ("model", summary["model"]), ("run", config.run_dir)):
+    for label, where in (("report", report), ("model", summary["model"]), ("run", run_dir)):
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
 
 

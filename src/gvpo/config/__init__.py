@@ -1,16 +1,21 @@
-"""What a run can be told: settings, the rules between them, and recipes as files."""
+"""What a run can be told: settings, the rules between them, the plan that they make, and recipes as files."""
 
 from gvpo.config.objectives import OBJECTIVES, ObjectiveSpec, find_objective
+from gvpo.config.plan import Given, RunPlan, resolve
 from gvpo.config.sections import SECTIONS
-from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting
+from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting, updates_per_step
 
 __all__ = [
     "FIELDS",
     "OBJECTIVES",
     "OBJECTIVE_KEYWORDS",
     "SECTIONS",
+    "Given",
     "ObjectiveSpec",
+    "RunPlan",
     "TrainConfig",
     "find_objective",
+    "resolve",
     "unknown_setting",
+    "updates_per_step",
 ]

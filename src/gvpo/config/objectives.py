@@ -55,6 +55,15 @@ class ObjectiveSpec:
         """Return whether a setting changes this objective: it is one of its keywords, or an input is made from it."""
         return setting in self.keywords or INPUT_OF.get(setting) in self.needs
 
+    def bound(self, settings: object) -> dict[str, Any]:
+        """Return its keywords as settings bind them: those that are set, and its own defaults for all others."""
+        return {**self.keywords, **self.set_by(settings)}
+
+    def set_by(self, settings: object) -> dict[str, Any]:
+        """Return the keywords that are set in settings, which have them as attributes."""
+        found = {key: getattr(settings, key) for key in self.keywords}
+        return {key: value for key, value in found.items() if value is not None}
+
     def reads_reference(self, keywords: Mapping[str, Any]) -> bool:
         """Return whether it reads the reference's log-probs, which some objectives do for a KL term alone."""
         return "ref_logprobs" in self.needs or keywords.get("kl_coef", 0.0) > 0

@@ -10,11 +10,10 @@ ambiguous:
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError
 
-from gvpo.config.combinations import impossible
 from gvpo.config.sections import (
     SECTIONS,
     CheckpointConfig,
@@ -70,8 +69,8 @@ class TrainConfig(
     """All settings of a run, without sections: `TrainConfig(run_dir="runs/a", beta=0.2, group_size=8)`.
 
     Raises:
-        ConfigError: If a key is unknown, a value has the wrong type, or settings contradict each other. The message
-            names the key as recipes write it.
+        ConfigError: If a key is unknown or a value has the wrong type. The message names the key as recipes write it.
+            Settings that contradict each other are refused by `gvpo.config.resolve`, before a run begins.
     """
 
     if not TYPE_CHECKING:  # type checkers and editors see pydantic's own signature, with every field
@@ -85,13 +84,6 @@ class TrainConfig(
             except ValidationError as error:
                 raise ConfigError(_explain(error)) from None
 
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        for wrong, message in impossible(self):
-            if wrong:
-                raise ValueError(message)
-        return self
-
     def replace(self, **changes: Any) -> "TrainConfig":
         """Return a copy with some settings changed and validated again."""
         return TrainConfig(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
@@ -104,6 +96,12 @@ class TrainConfig(
             section, key = dotted.split(".")
             recipe[section][key] = values[field]
         return recipe
+
+
+def updates_per_step(config: TrainConfig) -> int:
+    """Return how many optimizer updates a full rollout gets."""
+    batch = config.groups_per_update or config.prompts_per_step
+    return config.passes * -(-config.prompts_per_step // batch)
 
 
 def _explain(error: ValidationError) -> str:

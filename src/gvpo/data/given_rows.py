@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gvpo.config import TrainConfig
-from gvpo.data import load_records, rows_of
+from gvpo.data import is_comparison, is_pair, load_records, rows_of
 from gvpo.errors import DataError
 from gvpo.types import Problem
 
@@ -23,6 +23,14 @@ class Rows:
 
     items: Sequence[Any]
     name: str
+
+    @property
+    def kind(self) -> Literal["problems", "pairs", "groups"]:
+        """Return what the rows are, by the first of them."""
+        row = self.items[0] if self.items else None
+        if is_pair(row):
+            return "pairs"
+        return "groups" if is_comparison(row) else "problems"
 
     def first(self, most: int | None) -> "Rows":
         """Return the first `most` rows; None returns all."""

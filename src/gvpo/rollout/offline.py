@@ -7,12 +7,10 @@ data.sample_groups ──once, by the starting policy──▶ <run>/groups.json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gvpo import notices
-from gvpo.config import TrainConfig, find_objective
-from gvpo.config.combinations import FIXED_COSTS, GROUPS_FOR_SFT, NO_SAMPLER
-from gvpo.data import is_comparison, is_pair, numbered
+from gvpo.config import TrainConfig
+from gvpo.data import numbered
 from gvpo.data.given_rows import Rows, read_rows
-from gvpo.errors import ConfigError, DataError
+from gvpo.errors import DataError
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.model import context_length, vocabulary_size
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
@@ -24,50 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Records = Sequence[Mapping[str, Any]]
-
-
-def given_records(config: TrainConfig, rows: Rows | None) -> Rows | None:
-    """The logged groups that a run is given; None where it is to sample its own.
-
-    Args:
-        config: `data.groups` names a file or a hub id.
-        rows: of the Trainer's data set; they count where the first is a group or a pair.
-
-    Raises:
-        DataError: the file cannot be read.
-        ConfigError: both are given, groups for supervised training, or groups with costs.
-    """
-    if config.groups_data is not None:
-        if rows is not None:
-            raise ConfigError("set data.groups or pass train_dataset, not both")
-        return read_rows(config, config.groups_data).first(config.train_problems)
-    if rows is None or not rows.items or not is_comparison(rows.items[0]):
-        return None
-    if config.costs is not None:
-        raise ConfigError(FIXED_COSTS)
-    if find_objective(config.objective).learns_from != "answers":
-        return rows.first(config.train_problems)
-    if is_pair(rows.items[0]):  # it is its chosen answer
-        return None
-    raise ConfigError(GROUPS_FOR_SFT.format(name=config.objective))
-
-
-def resolve_reference(config: TrainConfig, *, given: bool = False) -> TrainConfig:
-    """The settings with `objective.reference` "auto" resolved: "initial" offline, "previous" where there is a sampler.
-
-    Args:
-        config: offline if it names logged groups or asks to sample once.
-        given: logged groups were given otherwise.
-
-    Raises:
-        ConfigError: "previous" offline.
-    """
-    offline = given or config.groups_data is not None or config.sample_groups is not None
-    if offline and config.reference == "previous":
-        raise ConfigError(NO_SAMPLER)
-    if config.reference != "auto":
-        return config
-    return config.replace(reference="initial" if offline else "previous")
 
 
 def offline_groups(
@@ -165,14 +119,4 @@ def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int
         raise DataError(
             f"row {number}: token id {largest} and the model's vocabulary is {vocabulary}; "
             "log text, or use the model that the ids belong to"
-        )
-
-
-def warn_of_finite_support(objective: str) -> None:
-    """Warn of an optimum that needs samples covering the reference policy, which a file of groups never does."""
-    if find_objective(objective).needs_support:
-        notices.warn(
-            f"logged groups are finite and never cover the reference policy, so {objective.upper()}'s unique optimum "
-            "is not what this run goes to: completions outside the data are not held back; watch eval/accuracy and "
-            "stop early (`gvpo docs offline`)"
         )

@@ -11,6 +11,8 @@ from gvpo.errors import DataError
 
 T = TypeVar("T")
 
+NOTHING = "there are no problems to train on; the data set is empty"
+
 
 class ShuffledOrder(Generic[T]):
     """An endless stream of epochs over `items`, each a fresh permutation; step s takes the s-th slice of `per_step`.
@@ -26,7 +28,7 @@ class ShuffledOrder(Generic[T]):
 
     def __init__(self, items: Sequence[T], per_step: int, seed: int) -> None:
         if not items:
-            raise DataError("there are no problems to train on; the data set is empty")
+            raise DataError(NOTHING)
         self._items, self._per_step, self._seed = items, per_step, seed
         self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch that was asked for last
 

@@ -5,16 +5,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gvpo.config import TrainConfig
+from gvpo.config import RunPlan, TrainConfig
 from gvpo.errors import ConfigError, ModelError
 from gvpo.model import adapter_kinds, lora
+from gvpo.model.generation_config import settle
+from gvpo.model.known_tokens import restrict
 from gvpo.model.model import checkpoint_activations, load_model
+from gvpo.model.round_trip import rehearse_adapter
+from gvpo.model.tokenizer import load_tokenizer
 from gvpo.model.weight_files import note_origin
+from gvpo.progress import error_console
+from gvpo.rollout.problems import training_stops
+from gvpo.training.checks import check_fit, check_routing
 from gvpo.update.distributed import ranks
 from gvpo.update.distributed.fsdp import is_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ANNOUNCED = 50_000_000
+"""Parameters of a model whose second loading a person notices."""
 
 
 def check_adapter(config: TrainConfig, peft_config: object | None) -> None:
@@ -29,6 +39,53 @@ def check_adapter(config: TrainConfig, peft_config: object | None) -> None:
     lora.require_lora(peft_config)
     if config.lora_rank is not None or config.lora_path is not None:
         raise ConfigError("peft_config and the [lora] settings both ask for an adapter; give one")
+
+
+def load_policy(
+    plan: RunPlan,
+    model: "str | Path | PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    peft_config: object | None = None,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the starting policy on its device, and the tokenizer that it fits.
+
+    Args:
+        plan: What the run does.
+        model: A directory, a hub id or a loaded model, which is changed in place.
+        tokenizer: Its tokenizer; default its own.
+        peft_config: A `peft.LoraConfig` for a fresh adapter.
+
+    Raises:
+        ModelError: A model, an adapter or a tokenizer that cannot be used.
+        ConfigError: Settings that this model cannot work with.
+    """
+    config = plan.settings
+    policy = starting_policy(model, config, peft_config)
+    ranks.require_same_weights(policy)
+    words = tokenizer or load_tokenizer(_tokenizer_path(model, config))
+    if lora.is_adapted(policy) and config.checkpoint_verify:
+        _say_what_takes_time(policy)
+        ranks.on_first(lambda: rehearse_adapter(policy, words))
+    check_routing(config, policy)
+    check_fit(config, policy, words, samples=plan.samples)
+    settle(policy, training_stops(config, words, policy))
+    restrict(policy, words)
+    return policy, words
+
+
+def _say_what_takes_time(policy: "PreTrainedModel") -> None:
+    """Announce the comparison of an adapter's base with the one on the disk, which loads it a second time."""
+    if (name := lora.named_base(policy)) and policy.num_parameters() > ANNOUNCED:
+        error_console(quiet=not ranks.is_first()).print(
+            f"loading {name} again to check that the adapter will fit it (checkpoint.verify=false skips)"
+        )
+
+
+def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) -> str:
+    path = config.tokenizer or (str(model) if isinstance(model, str | Path) else str(model.name_or_path))
+    if not path:
+        raise ConfigError("this model was made on the spot and has no tokenizer of its own; pass processing_class")
+    return path
 
 
 def starting_policy(

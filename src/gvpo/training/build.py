@@ -1,214 +1,252 @@
-"""What a session is given: the source of its groups and what it evaluates on, checked before anything is written."""
+"""From what a run is made of to the parts of its loop: the directory, the learner, the source of groups, the state."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gvpo import runfiles
-from gvpo.config import TrainConfig, find_objective
-from gvpo.data.given_rows import Dataset, Rows
-from gvpo.errors import ConfigError
-from gvpo.model.model import context_length
-from gvpo.rewards import RewardFunc, RewardPool
+from rich.console import Console
+
+from gvpo import notices, runfiles
+from gvpo.config import TrainConfig
+from gvpo.config.recipe import dump_config
+from gvpo.model import lora
+from gvpo.model.fingerprints import base_fingerprint
+from gvpo.progress import StepProgress, error_console
+from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
 from gvpo.rollout.collect import EncodedProblem
-from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
-from gvpo.rollout.logged_groups import LoggedGroup
-from gvpo.rollout.offline import (
-    Records,
-    check_temperature,
-    held_out_groups,
-    offline_groups,
-    warn_of_finite_support,
-)
+from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
+from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
-from gvpo.rollout.preferences import comparisons, with_weak_negatives
-from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import reward_pool
-from gvpo.rollout.sampling_params import sampling_params
 from gvpo.rollout.sources.base import Source, StatelessSource
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.rollout.sources.live import LiveSource
 from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.rollout.sources.preferences import PreferenceSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
-from gvpo.sampling import SamplingParams
-from gvpo.sampling.transformers import TransformersSampler
-from gvpo.training.checks import check_columns, check_demonstrations, check_prompts, warn_of_overlap
-from gvpo.training.loop import EvalInputs
-from gvpo.types import Group, Problem
+from gvpo.sampling import Sampler, SamplingParams
+from gvpo.system_errors import explained
+from gvpo.training.checkpoint.files import TrainerState
+from gvpo.training.checkpoint.publish import check_account
+from gvpo.training.checkpoint.resume import BASE, open_run, restore
+from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
+from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
+from gvpo.training.inputs import RunInputs, TrainingData, logged_data
+from gvpo.training.learner import Learner
+from gvpo.training.objective import build_objective
+from gvpo.training.reference_scores import policy_name, score_under_start
+from gvpo.training.signals import StopRequests
+from gvpo.training.trackers import Trackers
+from gvpo.types import Group
+from gvpo.update.distributed import ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 TRAINING, HELD_OUT = "set of training data", "set of held-out data"
 """Names of the fingerprints of data."""
 REWARDS_LOG = "rewards.log"
 """What the reward functions print."""
+BEFORE_ALL = -1
+"""A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a session is given.
+class EvalInputs:
+    """What evaluation needs.
 
     Args:
-        source: of each step's groups.
-        items: how many different groups the source has: an epoch.
-        held: for evaluation; None does without.
-        held_groups: held-out answers with scores, for evaluation.
-        prompts: those that are trained on.
-        inputs: fingerprints, by name, of what decides the run besides settings and weights; a resumed run has the same.
+        problems: the held-out problems.
+        sampler: of the live policy.
+        params: of sampled evaluation.
+        rewards: the pool.
     """
 
-    source: Source
-    items: int
-    held: EvalInputs | None
-    held_groups: Sequence[Group] = ()
-    prompts: frozenset[tuple[int, ...]] = frozenset()
-    inputs: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def samples(self) -> bool:
-        """Return whether training draws completions, in each step or once."""
-        return isinstance(self.source, LiveSource | SampledOnceSource)
+    problems: Sequence[EncodedProblem]
+    sampler: Sampler
+    params: SamplingParams
+    rewards: RewardPool
 
 
 @dataclass(frozen=True)
-class Setup:
-    """From settings, model and data to the parts of a session.
+class RunParts:
+    """What the loop runs.
 
     Args:
-        config: the settings.
-        model: the policy, on its device.
-        tokenizer: its tokenizer.
-        objective: name of the objective.
-        rewards: the reward functions by name; empty without.
-        logged: rows of logged groups, to train on offline.
-        train_dataset: instead of the settings' data or task.
-        eval_dataset: the same, held out.
-        eval_rows: held-out rows of groups or pairs.
+        settings: The settings of the run.
+        run: Its directory.
+        state: How far it is; the loop changes it.
+        learner: The policy, its objective and its optimizer.
+        tokenizer: Saved with the policy, and used to show prompts.
+        source: Gives the groups of each step.
+        judge: The reward that says what is right; None where there are no rewards.
+        held: For evaluation on held-out problems; None does without.
+        held_groups: Held-out answers with scores and the starting policy's log-probs, for evaluation.
+        progress: What a person sees.
+        trackers: Where metrics lines go besides metrics.jsonl.
+        stop: Asked between steps.
     """
 
-    config: TrainConfig
-    model: "PreTrainedModel"
+    settings: TrainConfig
+    run: RunDirectory
+    state: TrainerState
+    learner: Learner
     tokenizer: "PreTrainedTokenizerBase"
-    objective: str
-    rewards: Mapping[str, RewardFunc]
-    logged: Rows | None
-    train_dataset: Dataset | None
-    eval_dataset: Dataset | None
-    eval_rows: Rows | None = None
+    source: Source
+    judge: str | None
+    held: EvalInputs | None
+    held_groups: Sequence[Group]
+    progress: StepProgress
+    trackers: Trackers
+    stop: StopRequests
 
-    @contextlib.contextmanager
-    def parts(self, path: Path, *, resume: bool) -> "Iterator[Parts]":
-        """The source of groups and what evaluation needs, while the reward workers live."""
-        with contextlib.ExitStack() as stack:
-            pool = (
-                stack.enter_context(reward_pool(self.config, self.rewards, log=path / REWARDS_LOG))
-                if self.rewards
-                else None
-            )
-            sampler = TransformersSampler(
-                self.model,
-                self.tokenizer,
-                tokens_per_batch=self.config.tokens_per_batch,
-                ending=answer_ending(self.config, self.tokenizer, self.model),
-            )
-            params = sampling_params(self.config)
-            sampler.check([], params)  # this and the next line find errors before the work
-            sampler.exclusion(params)
-            held_out = self._encoded(held_out_problems(self.config, self.eval_dataset), pool)
-            held = EvalInputs(held_out, sampler, params, pool) if held_out and pool is not None else None
-            if self.eval_dataset is not None and pool is None:
-                raise ConfigError(
-                    "eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs"
-                )
-            compared = held_out_groups(self.config, self.tokenizer, self.model, self.eval_rows)
-            if find_objective(self.objective).learns_from == "answers":
-                made = self._supervised(held)
-            elif self.logged is not None:
-                made = self._offline(self.logged, held)
-            else:
-                assert pool is not None  # `Trainer` has refused a run that samples without a reward
-                made = self._sampled(sampler, params, pool, held, file=path / runfiles.GROUPS, resume=resume)
-            if not resume:
-                evaluated = [*(item.prompt for item in held_out), *(group.prompt for group in compared)]
-                warn_of_overlap(made.prompts, evaluated)
-            stack.callback(made.source.close)
-            inputs = {**made.inputs, HELD_OUT: fingerprint([*problem_rows(held_out), *answer_rows(compared)])}
-            yield replace(made, held_groups=compared, inputs={**inputs, **self._judges(held, made)})
 
-    def _judges(self, held: EvalInputs | None, made: Parts) -> dict[str, str]:
-        """Fingerprints of the rewards, where any of them is asked."""
-        asked = held is not None or made.samples
-        return {f"reward {name!r}": identity(function) for name, function in self.rewards.items()} if asked else {}
+@contextlib.contextmanager
+def build(inputs: RunInputs, *, resume: bool) -> Iterator[RunParts]:
+    """Begin a run, or open one that is resumed; its workers, locks and trackers live as long as the context.
 
-    def _encoded(self, problems: Sequence[Problem], pool: RewardPool | None) -> list[EncodedProblem]:
-        """The problems with their prompts, all of which the model and the rewards can do something with."""
-        items = encode(self.config, self.tokenizer, problems)
-        check_prompts(items, self.model)
-        if pool is not None:
-            check_columns(pool, items)
-        return items
-
-    def _supervised(self, held: EvalInputs | None) -> "Parts":
-        written = demonstrations(self.config, self.tokenizer, self.train_dataset, self.model)
-        check_demonstrations(written, self.model)
-        order = ShuffledOrder(written, self.config.prompts_per_step, self.config.seed)
-        data = fingerprint(demonstration_rows(written))
-        prompts = _prompts(item for item, _ in written)
-        return Parts(DemonstrationSource(order), len(written), held, prompts=prompts, inputs={TRAINING: data})
-
-    def _offline(self, rows: Rows, held: EvalInputs | None) -> "Parts":
-        warn_of_finite_support(self.objective)
-        logged = offline_groups(self.config, self.tokenizer, self.model, rows.items, source=rows.name)
-        check_temperature(self.config, logged)
-        source = self._offline_source(logged)
-        groups = source.groups if isinstance(source, PreferenceSource) else [each.group for each in logged]
-        inputs = {TRAINING: fingerprint(answer_rows(groups))}
-        return Parts(source, len(groups), held, prompts=_prompts(groups), inputs=inputs)
-
-    def _offline_source(self, groups: Sequence[LoggedGroup]) -> OfflineSource | PreferenceSource:
-        config = self.config
-        if find_objective(self.objective).learns_from != "pairs":
-            return OfflineSource(ShuffledOrder(groups, config.prompts_per_step, config.seed))
-        softmax = config.chosen_by == "softmax"
-        compared = with_weak_negatives(
-            comparisons(groups, scores_differ=not softmax),
-            config.weak_negatives,
-            seed=config.seed,
-            context=context_length(self.model),
+    Raises:
+        RunError: the directory contains a run already or is in use, or (resume) contains none or another one.
+        GvpoError: nothing can be saved there, or a reward cannot be sent to its workers.
+    """
+    config = inputs.settings
+    path = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
+    ranks.on_first(lambda: check_account(config))
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if inputs.rewards:
+            pool = stack.enter_context(reward_pool(config, inputs.rewards, log=path / REWARDS_LOG))
+        if resume:
+            RunDirectory.open(path)  # `locked` would make the directory
+        ranks.on_first(lambda: stack.enter_context(locked(path)))
+        stop = stack.enter_context(StopRequests())
+        stack.enter_context(explained(lambda: "before training"))
+        ranks.on_first(lambda: try_save(config, inputs.model, inputs.tokenizer, path))
+        run = ranks.on_first(lambda: _directory(path, inputs, resume=resume))
+        _say(inputs, resume=resume)
+        start = None if any(run.checkpoints.glob("step-*")) else policy_name(inputs.model)  # before it is split
+        learner = Learner(inputs.model, build_objective(config), config, reference_given=_stores_reference(inputs))
+        ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
+        data, held_groups = _under_start(inputs, learner, start, run, stop)
+        source = _source(inputs, data, pool, path / runfiles.GROUPS, resume=resume)
+        stack.callback(source.close)
+        state = restore(run, learner, source, config) if resume else TrainerState()
+        ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
+        progress = stack.enter_context(StepProgress(run.path.name, config.steps, state.step, _console()))
+        trackers = stack.enter_context(Trackers(_tracked(config), run, state.step, progress.say))
+        yield RunParts(
+            settings=config,
+            run=run,
+            state=state,
+            learner=learner,
+            tokenizer=inputs.tokenizer,
+            source=source,
+            judge=config.accuracy_reward or next(iter(inputs.rewards), None),
+            held=_eval_inputs(inputs, pool),
+            held_groups=held_groups,
+            progress=progress,
+            trackers=trackers,
+            stop=stop,
         )
-        return PreferenceSource(compared, config.prompts_per_step, config.seed, softmax=softmax)
-
-    def _sampled(
-        self,
-        sampler: TransformersSampler,
-        params: SamplingParams,
-        pool: RewardPool,
-        held: EvalInputs | None,
-        *,
-        file: Path,
-        resume: bool,
-    ) -> "Parts":
-        """Groups from the live policy: at each step, or once."""
-        config = self.config
-        problems = self._encoded(training_problems(config, self.train_dataset), pool)
-        order = ShuffledOrder(problems, config.sample_groups or config.prompts_per_step, config.seed)
-        live = LiveSource(order, sampler, params, pool, seed=config.seed)
-        inputs = {TRAINING: fingerprint(problem_rows(problems))}
-        if config.sample_groups is None:
-            return Parts(live, len(problems), held, prompts=_prompts(problems), inputs=inputs)
-
-        def read(records: Records) -> StatelessSource:
-            return self._offline_source(offline_groups(config, self.tokenizer, self.model, records, source="live"))
-
-        warn_of_finite_support(self.objective)
-        once = SampledOnceSource(file, live, read, resumed=resume)
-        return Parts(once, config.sample_groups, held, prompts=_prompts(problems), inputs=inputs)
 
 
-def _prompts(items: Iterable[EncodedProblem | Group]) -> frozenset[tuple[int, ...]]:
-    return frozenset(tuple(item.prompt) for item in items)
+def _directory(path: Path, inputs: RunInputs, *, resume: bool) -> RunDirectory:
+    fingerprints = _fingerprints(inputs)
+    if resume:
+        return open_run(path, inputs.settings, fingerprints)
+    facts = {"ranks": ranks.count(), "device": str(ranks.device())}
+    return RunDirectory.create(path, config=dump_config(inputs.settings), facts=facts, inputs=fingerprints)
+
+
+def _fingerprints(inputs: RunInputs) -> Mapping[str, str]:
+    """Return what decides the run besides settings and weights; a resumed run has the same."""
+    held_out = fingerprint([*problem_rows(inputs.held_out), *answer_rows(inputs.held_groups)])
+    found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
+    if inputs.plan.samples or (inputs.held_out and inputs.rewards):
+        found |= {f"reward {name!r}": identity(function) for name, function in inputs.rewards.items()}
+    if lora.is_adapted(inputs.model):
+        found[BASE] = base_fingerprint(inputs.model)  # no checkpoint contains those weights
+    return found
+
+
+def _say(inputs: RunInputs, *, resume: bool) -> None:
+    """Print what was warned of so far; a resumed run has said it when it began."""
+    for message in () if resume else inputs.notices:
+        notices.warn(message)
+    notices.begin()
+
+
+def _stores_reference(inputs: RunInputs) -> bool:
+    """Return whether the reference's log-probs of all rows can be computed before training, once for all steps."""
+    return bool(inputs.data.compared) and inputs.settings.reference == "initial"
+
+
+def _under_start(
+    inputs: RunInputs, learner: Learner, start: str | None, run: RunDirectory, stop: StopRequests
+) -> tuple[TrainingData, list[Group]]:
+    """Return the data and the held-out groups with the starting policy's log-probs, where they are computed once."""
+    score = functools.partial(
+        score_under_start,
+        learner=learner,
+        start=start,
+        directory=run.path / runfiles.REFERENCE,
+        stop=stop,
+        console=_console(),
+    )
+    data = inputs.data
+    if _stores_reference(inputs):
+        scored = zip(data.compared, score(data.groups, "train"), strict=True)
+        data = dataclasses.replace(data, compared=[each.with_rows(group) for each, group in scored])
+    return data, score(inputs.held_groups, "held-out")
+
+
+def _source(inputs: RunInputs, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool) -> Source:
+    config = inputs.settings
+    if not inputs.plan.samples:
+        return _stored_source(config, data)
+    assert pool is not None  # a plan that samples is refused without a reward
+    order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
+    live = LiveSource(order, inputs.sampler, inputs.params, pool, seed=config.seed)
+    if inputs.plan.source == "live":
+        return live
+    return SampledOnceSource(file, live, _reader(inputs), resumed=resume)
+
+
+def _reader(inputs: RunInputs) -> Callable[[Records], StatelessSource]:
+    """Return what makes a source of groups that were sampled once."""
+
+    def read(records: Records) -> StatelessSource:
+        groups = offline_groups(inputs.settings, inputs.tokenizer, inputs.model, records, source="live")
+        return _stored_source(inputs.settings, logged_data(inputs.plan, groups, inputs.model))
+
+    return read
+
+
+def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
+    """Return the source of data that is complete before training."""
+    per_step, seed = config.prompts_per_step, config.seed
+    if data.written:
+        return DemonstrationSource(ShuffledOrder(data.written, per_step, seed))
+    if data.compared:
+        return PreferenceSource(data.compared, per_step, seed, softmax=config.chosen_by == "softmax")
+    return OfflineSource(ShuffledOrder(data.logged, per_step, seed))
+
+
+def _eval_inputs(inputs: RunInputs, pool: RewardPool | None) -> EvalInputs | None:
+    if not inputs.held_out or pool is None:
+        return None
+    return EvalInputs(inputs.held_out, inputs.sampler, inputs.params, pool)
+
+
+def _console() -> Console:
+    """Return where the first rank writes; one is enough to look at."""
+    return error_console(quiet=not ranks.is_first())
+
+
+def _tracked(config: TrainConfig) -> TrainConfig:
+    return config if ranks.is_first() else config.replace(trackers=[])

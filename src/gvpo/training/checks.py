@@ -1,23 +1,36 @@
-"""What can be found wrong before anything is trained: a model, its tokenizer, the settings and the prompts together."""
+"""The second of the two phases in which a run is checked: what settings alone do not decide.
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+check_surroundings ──▶ check_rewards ──▶ (the model) check_routing, check_fit ──▶ (the data) check
+
+Rules between settings are in `gvpo.config.rules`. Each of these is called once per run.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo import notices
-from gvpo.config import TrainConfig
+from gvpo.config import RunPlan, TrainConfig
 from gvpo.data import is_data_set, require_file
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.model.known_tokens import largest_id
 from gvpo.model.model import context_length, is_model, vocabulary_size
 from gvpo.model.tokenizer import is_tokenizer
-from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rewards import RewardBatch, RewardFunc, check_ready
+from gvpo.rewards.base import RewardSignature
+from gvpo.rewards.pool.checks import require_columns
 from gvpo.rollout.collect import EncodedProblem
+from gvpo.rollout.offline import check_temperature
+from gvpo.rollout.order import NOTHING
+from gvpo.sampling import SamplingParams, ratio_warning, support_warning
+from gvpo.training.checkpoint.publish import check_hub
+from gvpo.training.trackers import check_trackers
 from gvpo.types import Completion
 from gvpo.update.experts.routers import routers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gvpo.training.inputs import RunInputs
 
 
 def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
@@ -47,8 +60,19 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
         )
 
 
+def check_surroundings(config: TrainConfig) -> None:
+    """Refuse files, trackers and names on the hub that cannot be used, before a model is loaded or warmed up.
+
+    Raises:
+        DataError, ConfigError: the message names the file or the setting.
+    """
+    check_files(config)
+    check_trackers(config)
+    check_hub(config)
+
+
 def check_files(config: TrainConfig) -> None:
-    """Refuse data files that are not there, before a model is loaded or warmed up; what is in them is found later.
+    """Refuse data files that are not there; what is in them is found later.
 
     Raises:
         DataError: the message names the file.
@@ -56,6 +80,63 @@ def check_files(config: TrainConfig) -> None:
     for named in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
         if named is not None:
             require_file(named)
+
+
+def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out: bool) -> None:
+    """Refuse a run whose rewards are missing, are not those that its settings name, or lack what they need.
+
+    Args:
+        plan: What the run does.
+        rewards: Its reward functions by name.
+        held_out: Held-out problems are passed.
+
+    Raises:
+        ConfigError, RewardError: the message says what to set.
+    """
+    config = plan.settings
+    if not rewards and plan.samples:
+        raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
+    unknown = [name for name in config.costs or () if rewards and name not in rewards]
+    if unknown:
+        raise ConfigError(f"objective.costs names {unknown[0]!r}, which is none of {', '.join(rewards)}")
+    judge = config.accuracy_reward
+    if judge is not None and judge not in rewards:
+        raise ConfigError(f"rewards.accuracy_reward={judge!r} is not one of the rewards: {', '.join(rewards)}")
+    if not rewards and held_out:
+        raise ConfigError("eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs")
+    if plan.samples or plan.evaluates:
+        check_ready(rewards.values())  # before a model is loaded, not at the first scoring
+
+
+def check(inputs: "RunInputs") -> list[str]:
+    """Apply the rules that need model, tokenizer and data together.
+
+    Returns:
+        Notices: what works and rarely means what it says.
+
+    Raises:
+        GvpoError: what cannot work; the message says what to do.
+    """
+    inputs.sampler.check([], inputs.params)
+    inputs.sampler.exclusion(inputs.params)
+    for problems in (inputs.held_out, inputs.data.problems):
+        check_prompts(problems, inputs.model)
+        check_columns(inputs.rewards, problems)
+    if not inputs.data:
+        raise DataError(NOTHING)
+    check_demonstrations(inputs.data.written, inputs.model)
+    check_temperature(inputs.settings, inputs.data.logged)
+    evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
+    return [*sampling_notices(inputs.plan, inputs.params), *_of_overlap(inputs.data.prompts(), evaluated)]
+
+
+def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
+    """Yield what a part of the distribution that is never drawn means for the objective."""
+    cut_off = support_warning(params) if plan.objective.needs_support else None
+    if "old_logprobs" in plan.objective.needs and plan.source != "logged":
+        cut_off = ratio_warning(params, plan.settings.objective)
+    if cut_off is not None:
+        yield cut_off
 
 
 def check_fit(
@@ -131,20 +212,21 @@ def _refuse_longer(lengths: Sequence[tuple[str, int]], context: int | None, *, r
         )
 
 
-def warn_of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> None:
-    """Warn of held-out prompts that are trained on: what is measured on them is memory too."""
+def _of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Yield how many held-out prompts are trained on: what is measured on them is memory too."""
     shared = sum(tuple(prompt) in trained for prompt in held_out)
     if shared:
-        notices.warn(
+        yield (
             f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not tell what "
             "the model can do beyond them; hold other rows out"
         )
 
 
-def check_columns(pool: RewardPool, items: Sequence[EncodedProblem]) -> None:
+def check_columns(rewards: Mapping[str, RewardFunc], items: Sequence[EncodedProblem]) -> None:
     """Refuse rewards that need a column which no problem has.
 
     Raises:
         RewardError: the message names the reward and the column.
     """
-    pool.require_columns([RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]]) for item in items])
+    batches = [RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]]) for item in items]
+    require_columns(list(rewards), [RewardSignature.by(function) for function in rewards.values()], batches)

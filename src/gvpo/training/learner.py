@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gvpo.config import TrainConfig
+from gvpo.config import TrainConfig, updates_per_step
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
 from gvpo.rollout.usable import TrainingGroup
 from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
-from gvpo.training.objective import BoundObjective, updates_per_step
+from gvpo.training.objective import BoundObjective
 from gvpo.training.step.attach import attach, detach, own_scores, penalise
 from gvpo.training.step.plan import StepPlan, plan_step
 from gvpo.types import Group

@@ -2,38 +2,33 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gvpo import notices
 from gvpo.collapse import CollapseWatch
-from gvpo.config import TrainConfig
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
 from gvpo.evaluation.pairs import pair_metrics
 from gvpo.model.lora import adapter_of
-from gvpo.model.round_trip import verify_round_trip
-from gvpo.progress import StepProgress
-from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout, failures
+from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
+from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.logged_groups import NO_REWARD
 from gvpo.rollout.sampling_params import samples_exactly
-from gvpo.rollout.sources.base import Source
 from gvpo.rollout.usable import MAX_FAILED_SHARE, TrainingGroup, usable
-from gvpo.sampling import Sampler, SamplingParams
 from gvpo.system_errors import explained
+from gvpo.training.allocator import keep_freed_memory
+from gvpo.training.build import RunParts, build
 from gvpo.training.checkpoint.card import model_card
-from gvpo.training.checkpoint.files import Checkpoints, TrainerState
+from gvpo.training.checkpoint.files import Checkpoints
 from gvpo.training.checkpoint.publish import push_to_hub
-from gvpo.training.checkpoint.run_directory import RunDirectory
 from gvpo.training.constraints import with_inputs
-from gvpo.training.learner import Learner, StepResult
+from gvpo.training.inputs import RunInputs
+from gvpo.training.learner import StepResult
 from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics
-from gvpo.training.signals import RunStopped, StopRequests
-from gvpo.training.trackers import Trackers
-from gvpo.types import Group
+from gvpo.training.signals import RunStopped
 from gvpo.update.distributed import fsdp, ranks
 
 if TYPE_CHECKING:
@@ -42,21 +37,22 @@ if TYPE_CHECKING:
 MAX_EMPTY_STEPS = 5
 
 
-@dataclass(frozen=True)
-class EvalInputs:
-    """What evaluation needs.
+def train(inputs: RunInputs, *, resume: bool) -> dict[str, Any]:
+    """Build the parts of a run and run them to the end.
 
-    Args:
-        problems: the held-out problems.
-        sampler: of the live policy.
-        params: of sampled evaluation.
-        rewards: the pool.
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        GvpoError: the run cannot begin or go on; what was written stays.
+        KeyboardInterrupt: it was asked to stop; the last step is saved.
     """
-
-    problems: Sequence[EncodedProblem]
-    sampler: Sampler
-    params: SamplingParams
-    rewards: RewardPool
+    if inputs.model.device.type == "cpu":
+        keep_freed_memory()
+    with ranks.explained():
+        warn_of_nameless_base(inputs.model)
+        with build(inputs, resume=resume) as parts:
+            return Session(parts).train()
 
 
 class Session:
@@ -65,47 +61,21 @@ class Session:
     Every rank runs one, on the same rollouts and to the same numbers; the first of them writes.
 
     Args:
-        config: the run's settings.
-        run: its directory.
-        state: where it stands; changed as it goes.
-        learner: the policy.
-        tokenizer: saved with the policy, and used to show prompts.
-        source: of each step's groups.
-        judge: the reward that says what is right; None where there are no rewards.
-        held: for evaluation; None does without.
-        held_groups: held-out answers with scores and the starting policy's log-probs, for evaluation.
-        progress: what a person sees.
-        trackers: where metrics lines go besides metrics.jsonl.
-        stop: asked between steps.
+        parts: what it runs.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: RunDirectory,
-        state: TrainerState,
-        learner: Learner,
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        source: Source,
-        judge: str | None,
-        held: EvalInputs | None,
-        held_groups: Sequence[Group] = (),
-        progress: StepProgress,
-        trackers: Trackers,
-        stop: StopRequests,
-    ) -> None:
-        self.config, self.run, self.state, self.learner, self.tokenizer = config, run, state, learner, tokenizer
-        self.source, self.judge, self.held, self.progress = source, judge, held, progress
-        self.held_groups = held_groups
-        self.trackers, self.stop = trackers, stop
-        self.checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
-        self._began = time.perf_counter() - state.seconds
+    def __init__(self, parts: RunParts) -> None:
+        self.config, self.run, self.state = parts.settings, parts.run, parts.state
+        self.learner, self.tokenizer, self.source = parts.learner, parts.tokenizer, parts.source
+        self.judge, self.held, self.held_groups = parts.judge, parts.held, parts.held_groups
+        self.progress, self.trackers, self.stop = parts.progress, parts.trackers, parts.stop
+        self.checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint_keep)
+        self._began = time.perf_counter() - self.state.seconds
         self._watch = CollapseWatch()
-        for line in ranks.on_first(run.read_metrics):
+        for line in ranks.on_first(self.run.read_metrics):
             self._watch.note(line)
         self._newest: Rollout | None = None
-        self._saved = state.step or None  # the step that is known to lie on the disk, whole
+        self._saved = self.state.step or None  # the step that is known to lie on the disk, whole
 
     def train(self) -> dict[str, Any]:
         """Run to the end.

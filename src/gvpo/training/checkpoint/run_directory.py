@@ -201,6 +201,14 @@ class RunDirectory:
         return isinstance(steps, int) and steps > step
 
 
+def free_directory(parent: str | Path, name: str) -> Path:
+    """Return `parent/name`, or `parent/name-2`, `-3`, ... where that is taken."""
+    number = 1
+    while (path := Path(parent) / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Keep a run directory, made if need be, to this process.

@@ -17,13 +17,33 @@ from gvpo.config import TrainConfig
 from gvpo.errors import RunError
 from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.model.trial_save import rehearse_save
+from gvpo.rollout.rewards import reward_pool
+from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.learner import Learner
+from gvpo.update.distributed import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from gvpo.training.inputs import RunInputs
+
 TRIAL = ".trial"
 """Name of the directory in a run's in which a save is tried; it is removed at once."""
+
+
+def rehearse(inputs: "RunInputs") -> None:
+    """Try what a run needs besides settings, model and data, before hours of work; nothing is left behind.
+
+    Raises:
+        GvpoError: the place cannot be written, the hub refuses the account, nothing can be saved, or a reward cannot be
+            sent to its workers.
+    """
+    config = inputs.settings
+    ranks.on_first(lambda: check_place(config.run_dir or Path("runs")))
+    ranks.on_first(lambda: check_account(config))
+    ranks.on_first(lambda: try_save(config, inputs.model, inputs.tokenizer))  # the other ranks would save nothing
+    if inputs.rewards:
+        reward_pool(config, inputs.rewards).close()
 
 
 def try_save(

@@ -1,0 +1,152 @@
+"""From settings to a plan: the first of the two phases in which a run is checked, without torch, models or data.
+
+    TrainConfig, Given ──resolve──▶ RunPlan: the objective, where its groups come from, the warm start, the notices
+
+Every rule between settings is applied here, once (`gvpo.config.rules`, `gvpo.config.unused`). What needs a model, a
+tokenizer or data is checked by `gvpo.training.checks`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from gvpo.config.objectives import ObjectiveSpec, find_objective
+from gvpo.config.rules import doubtful, impossible
+from gvpo.config.settings import TrainConfig
+from gvpo.config.unused import unused
+from gvpo.errors import ConfigError
+
+Kind = Literal["problems", "pairs", "groups"]
+"""What rows of data are: problems, pairs of a better and a worse answer, or groups of completions with rewards."""
+
+WARM_START = "warm-start"
+"""Directory of the warm start inside the run directory."""
+SHARED = (
+    *("seed", "rank_timeout"),
+    *("model_path", "model_init", "vocabulary", "tokenizer", "compute_dtype", "attention", "gradient_checkpointing"),
+    *("task", "task_options", "warm_start_demonstrations", "warm_start_options"),
+    *("chat", "system_prompt", "template_args", "stop_token_ids"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "router_aux_coef"),
+    *("tokens_per_microbatch", "prefix_sharing", "sharding"),
+)
+"""Settings that a warm start takes from its run: the model, the demonstrations, the prompts, and how updates work."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is passed to a run besides its settings, as far as rules depend on it.
+
+    Args:
+        train: The kind of the training rows, if any are passed.
+        held_out: The kind of the held-out rows, if any are passed.
+        rewards: Whether rewards are passed; None leaves them to the settings and the task.
+        model: A model is passed.
+        adapter: An adapter is passed, or a model that has one.
+    """
+
+    train: Kind | None = None
+    held_out: Kind | None = None
+    rewards: bool | None = None
+    model: bool = False
+    adapter: bool = False
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run as its settings describe it.
+
+    Args:
+        settings: The settings, with `objective.reference` resolved.
+        objective: The entry of its objective.
+        source: Where the groups of a step come from: "live" samples, groups that are "sampled once", "logged" groups,
+            or "written" answers.
+        evaluates: Held-out problems are sampled.
+        compares: Held-out answers are compared.
+        warm_start: The plan of the stage that makes the starting model, if there is one.
+        notices: What settings rarely mean, and settings that change nothing.
+    """
+
+    settings: TrainConfig
+    objective: ObjectiveSpec
+    source: Literal["live", "sampled once", "logged", "written"]
+    evaluates: bool
+    compares: bool
+    warm_start: "RunPlan | None" = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> bool:
+        """Return whether training draws completions, in each step or once."""
+        return self.source in ("live", "sampled once")
+
+    def at(self, run_dir: Path, model_path: str | None) -> Self:
+        """Return the plan with a place for its files, and with the path of the starting model, if it has one."""
+        warm_start = self.warm_start and self.warm_start.at(run_dir / WARM_START, model_path)
+        settings = self.settings.replace(run_dir=run_dir, model_path=model_path)
+        return dataclasses.replace(self, settings=settings, warm_start=warm_start)
+
+
+def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
+    """Apply every rule that settings alone decide.
+
+    Args:
+        config: The settings.
+        given: What is passed besides them; default nothing.
+
+    Raises:
+        ConfigError: Settings that cannot work; the message names the key and says what to do.
+    """
+    given = given or Given()
+    objective = find_objective(config.objective)
+    source = _source(config, objective, given)
+    settings = config if config.reference != "auto" else config.replace(reference=_reference(source))
+    plan = RunPlan(settings, objective, source, _evaluates(config, given), _compares(config, given))
+    for broken, message in impossible(plan, given):
+        if broken:
+            raise ConfigError(message)
+    warms_up = config.warm_start_steps > 0 and not given.model
+    stage = resolve(warm_start_settings(config), Given(model=True)) if warms_up else None
+    found = (message for holds, message in doubtful(plan) if holds)
+    return dataclasses.replace(plan, warm_start=stage, notices=(*found, *unused(config, plan, given)))
+
+
+def warm_start_settings(config: TrainConfig) -> TrainConfig:
+    """Return the settings of the stage that makes the starting model; all that are not named here are the defaults."""
+    return TrainConfig(
+        objective="sft",
+        steps=config.warm_start_steps,
+        prompts_per_step=config.warm_start_batch,
+        learning_rate=config.warm_start_learning_rate,
+        schedule=config.warm_start_schedule,
+        warmup_updates=config.warm_start_warmup,
+        eval_problems=0,
+        rollouts_every=0,
+        checkpoint_verify=False,
+        **{name: getattr(config, name) for name in SHARED},
+    )
+
+
+def _source(
+    c: TrainConfig, objective: ObjectiveSpec, given: Given
+) -> Literal["live", "sampled once", "logged", "written"]:
+    if objective.learns_from == "answers":
+        return "written"
+    if c.groups_data is not None or given.train in ("pairs", "groups"):
+        return "logged"
+    return "sampled once" if c.sample_groups is not None else "live"
+
+
+def _reference(source: str) -> str:
+    """Return the reference of objective.reference="auto": nothing samples from the policy of a step's start offline."""
+    return "initial" if source in ("logged", "sampled once") else "previous"
+
+
+def _evaluates(c: TrainConfig, given: Given) -> bool:
+    judged = given.rewards if given.rewards is not None else bool(c.reward_funcs) or c.task is not None
+    held_out = given.held_out == "problems" or c.eval_data is not None or c.task is not None
+    return c.eval_problems > 0 and held_out and judged
+
+
+def _compares(c: TrainConfig, given: Given) -> bool:
+    return c.eval_problems > 0 and (given.held_out in ("pairs", "groups") or c.eval_groups is not None)

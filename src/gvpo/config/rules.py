@@ -1,0 +1,180 @@
+"""The rules between settings: what cannot work together, what rarely means what it says, and what changes nothing.
+
+They are applied in one place, `gvpo.config.plan.resolve`. Each knows the plan so far and what is passed besides the
+settings; each message names the keys and says what to do.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gvpo.config.objectives import INPUT_OF, learning_from, taking
+from gvpo.config.settings import OBJECTIVE_KEYWORDS, TrainConfig, updates_per_step
+
+if TYPE_CHECKING:
+    from gvpo.config.plan import Given, RunPlan
+
+EXAMPLES = {"segment_at": r'"\n" makes one of each line, say', "costs": "{ name_of_a_reward = 0.1 }, say"}
+
+Broken = Iterator[tuple[bool, str]]
+"""Whether a rule is broken, and what to say then."""
+
+
+def impossible(plan: "RunPlan", given: "Given") -> Broken:
+    """Yield each rule on settings that are fine alone and cannot work together."""
+    yield from _objective(plan)
+    yield from _sources(plan, given)
+    yield from _preferences(plan)
+    yield from _batches(plan.settings)
+    yield from _model(plan.settings, given)
+
+
+def _batches(c: TrainConfig) -> Broken:
+    yield (
+        c.groups_per_update is not None and c.groups_per_update > c.prompts_per_step,
+        f"train.groups_per_update={c.groups_per_update} is larger than train.prompts_per_step={c.prompts_per_step}",
+    )
+    yield (
+        c.reward_weights is not None and len(c.reward_weights) != len(c.reward_funcs) and bool(c.reward_funcs),
+        f"rewards.weights has {len(c.reward_weights or [])} values for {len(c.reward_funcs)} rewards.funcs",
+    )
+    named = [item.rpartition(":")[2] for item in c.reward_funcs]
+    lost = next((name for name in c.reward_options if name not in named), None)
+    yield (
+        lost is not None and bool(named),
+        f"rewards.options.{lost} is for none of rewards.funcs; they are {', '.join(named)}",
+    )
+    yield (
+        c.sharding == "full" and c.tokens_per_microbatch == "auto",
+        "train.tokens_per_microbatch='auto' cannot measure a split model; give a number with train.sharding='full'",
+    )
+
+
+def _objective(plan: "RunPlan") -> Broken:
+    c, spec = plan.settings, plan.objective
+    bindable = [key for key in OBJECTIVE_KEYWORDS if key not in INPUT_OF]
+    foreign = next((key for key in bindable if getattr(c, key) is not None and not spec.takes(key)), None)
+    possible = ", ".join(key for key in bindable if spec.takes(key)) or "none of these"
+    yield foreign is not None, f"objective.{foreign} is not a keyword of {c.objective}; it takes {possible}"
+    for key, example in EXAMPLES.items():
+        name, is_set, is_needed = INPUT_OF[key], getattr(c, key) is not None, INPUT_OF[key] in spec.needs
+        yield is_needed and not is_set, f"{c.objective} needs {name}: set objective.{key} ({example})"
+        yield (
+            is_set and not is_needed,
+            f"objective.{key} is not for {c.objective}, which takes no {name}; leave it out",
+        )
+    yield (
+        c.multiplier_rate is not None and c.costs is None,
+        "objective.multiplier_rate is for objective.costs, and there are none; leave it out",
+    )
+    yield (
+        "rewards" not in spec.needs and c.kl_in_reward > 0,
+        f"objective.kl_in_reward changes rewards and {c.objective} has none; leave it at 0",
+    )
+    yield (
+        c.group_size < spec.min_group and plan.source != "logged",
+        f"{c.objective} compares a prompt's completions: set sampling.group_size to {spec.min_group} or more "
+        f"(it is {c.group_size})",
+    )
+
+
+def _sources(plan: "RunPlan", given: "Given") -> Broken:
+    c, learns_from = plan.settings, plan.objective.learns_from
+    offline = plan.source in ("logged", "sampled once")
+    yield c.groups_data is not None and c.sample_groups is not None, "set data.groups or data.sample_groups, not both"
+    yield c.groups_data is not None and c.train_data is not None, "set data.groups or data.train, not both"
+    yield c.groups_data is not None and given.train is not None, "set data.groups or pass train_dataset, not both"
+    yield (
+        offline and c.reference == "previous",
+        "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or "
+        "'every:N'",
+    )
+    yield (
+        offline and c.costs is not None,
+        "objective.costs needs live samples: of logged groups the rates never change, and multipliers would grow for "
+        "ever; leave out data.groups and data.sample_groups",
+    )
+    has_groups = c.groups_data is not None or c.sample_groups is not None or given.train == "groups"
+    yield (
+        has_groups and learns_from == "answers",
+        f"{c.objective} learns from answers, not from groups; give rows with `prompt` and `completion`, or set "
+        "data.task",
+    )
+    yield (
+        learns_from == "pairs" and plan.source == "live",
+        f"{c.objective} learns from preferences, not from live samples: set data.groups to rows with `prompt`, "
+        "`chosen` and `rejected`, or pass them as train_dataset",
+    )
+
+
+def _preferences(plan: "RunPlan") -> Broken:
+    c, learns_from = plan.settings, plan.objective.learns_from
+    yield (
+        learns_from != "groups" and c.temperature != 1,
+        f"{c.objective} learns from written answers, and sampling.temperature={c.temperature:g} would divide the "
+        "logits that it trains; set sampling.temperature=1",
+    )
+    yield (
+        c.chosen_by != "best" and learns_from != "pairs",
+        f"data.chosen_by is for {' and '.join(learning_from('pairs'))}; {c.objective} compares all answers",
+    )
+    yield (
+        c.weak_negatives > 0 and not plan.objective.takes("weak_weight"),
+        f"data.weak_negatives is for {' and '.join(taking('weak_weight'))}; {c.objective} has none",
+    )
+    yield (
+        c.keep_share < 1 and learns_from != "answers",
+        f"data.keep_share is for {' and '.join(learning_from('answers'))}; filter the data of {c.objective} beforehand",
+    )
+
+
+def _model(c: TrainConfig, given: "Given") -> Broken:
+    named = c.model_path is not None or c.model_init is not None or given.model
+    yield not named, "there is no model: set model.path to a directory or hub id, or model.init to make one"
+    yield c.model_init is not None and c.model_path is not None, "set model.path or model.init, not both"
+    yield (
+        c.vocabulary is not None and c.model_init is None,
+        "model.vocabulary is for a fresh model; set model.init too",
+    )
+    yield (
+        c.model_init is not None and c.vocabulary is None and c.tokenizer is None and not given.model,
+        "model.init needs a tokenizer: set model.vocabulary, or model.tokenizer to a directory",
+    )
+    yield c.warm_start_steps > 0 and c.task is None, "warm_start needs data.task: its demonstrations come from there"
+    yield from _lora(c)
+
+
+def _lora(c: TrainConfig) -> Broken:
+    adapted = c.lora_rank is not None or c.lora_path is not None
+    fresh = {"alpha": c.lora_alpha, "target_modules": c.lora_target_modules}
+    set_too = next((name for name, value in fresh.items() if value), None)
+    yield (
+        c.lora_dropout > 0,
+        f"lora.dropout={c.lora_dropout:g} does not work: updates need exact forwards; leave it at 0",
+    )
+    yield c.lora_rank is not None and c.lora_path is not None, "set lora.rank (a fresh adapter) or lora.path, not both"
+    yield set_too is not None and c.lora_rank is None, f"lora.{set_too} is for a fresh adapter; set lora.rank too"
+    yield (
+        adapted and c.model_init is not None and c.warm_start_steps == 0,
+        "lora would train beside random weights that stay as they are; set warm_start.steps, or model.path",
+    )
+
+
+def doubtful(plan: "RunPlan") -> Broken:
+    """Yield each notice of settings that work and rarely mean what they say."""
+    c, spec = plan.settings, plan.objective
+    yield (
+        spec.at_reference is not None and c.reference == "previous" and updates_per_step(c) == 1,
+        f"{c.objective.upper()} with objective.reference='previous' and one update per rollout is {spec.at_reference}; "
+        "set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
+    )
+    yield (
+        c.kl_in_reward > 0 and c.reference == "previous",
+        "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are those of the policy "
+        "before the step, which is the reference; set reference='initial' or 'every:N'",
+    )
+    yield (
+        spec.needs_support and plan.source != "live" and plan.source != "written",
+        f"logged groups are finite and never cover the reference policy, so {c.objective.upper()}'s unique optimum is "
+        "not what this run goes to: completions outside the data are not held back; watch eval/accuracy and stop early "
+        "(`gvpo docs offline`)",
+    )
