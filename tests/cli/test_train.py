@@ -1,6 +1,8 @@
 """`gvpo train`."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,11 @@ def test_recipes_are_found_by_name_file_and_directory(tmp_path: Path, monkeypatc
     assert set(shipped()) >= {"demo", "demo/rloo"}
     with pytest.raises(ConfigError, match="there is no recipe"):
         find_recipe("owl")
+
+
+def test_a_wrong_setting_is_refused_before_torch_is_imported():
+    code = "import sys; from gvpo.cli.main import main; code = main(['train', 'demo', 'objective.clip_low=0.1'])"
+    command = [sys.executable, "-c", f"{code}; sys.exit(9 if 'torch' in sys.modules else code)"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2, finished.stderr
+    assert "objective.clip_low is not a keyword of gvpo" in finished.stderr
