@@ -150,7 +150,7 @@ def test_closing_ends_the_workers():
 ORPHAN = """
 import os, sys, threading, time
 from gvpo.rewards import RewardBatch, RewardPool
-from tests.rewards import attackers
+from tests.rewards.pool import attackers
 
 path, state = sys.argv[1:]
 

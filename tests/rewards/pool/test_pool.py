@@ -355,7 +355,7 @@ def test_functions_of_a_script_need_no_main_guard(tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("module", ["format", "length", "pool"])
+@pytest.mark.parametrize("module", ["verifiers.format", "verifiers.length", "pool.pool"])
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"gvpo.rewards.{module}"))
     assert result.attempted > 0

@@ -203,7 +203,7 @@ def test_no_answer_abstains_and_messages_are_judged_by_their_text(judge):
     assert judge(completions=["x", message], answer=[None, "B"]) == [None, 1.0]
 
 
-@pytest.mark.parametrize("module", ["jsonform", "repetition"])
+@pytest.mark.parametrize("module", ["verifiers.json_format", "verifiers.repetition"])
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"gvpo.rewards.{module}"))
     assert result.attempted > 0
