@@ -53,7 +53,7 @@ def test_a_function_of_a_file_with_options_is_a_maker(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rewards", "error", "message"),
     [
-        ({"funcs": ["length_penalty"]}, RewardError, "missing a required argument: 'limit'; it takes limit, margin"),
+        ({"funcs": ["length_penalty"]}, RewardError, "missing a required argument: 'limit'; it accepts limit, margin"),
         (
             {"funcs": ["length_penalty"], "options": {"length_penalty": {"limit": 4, "margin": 9}}},
             RewardError,
@@ -62,7 +62,7 @@ def test_a_function_of_a_file_with_options_is_a_maker(tmp_path: Path):
         (
             {"funcs": ["exact_match"], "options": {"exact_match": {"case": False}}},
             RewardError,
-            "the reward 'exact_match' takes no options; those that do are code_reward, json_fields, judge",
+            "the reward 'exact_match' accepts no options; those that do are code_reward, json_fields, judge",
         ),
         ({"funcs": ["judg"]}, RewardError, "there is no reward 'judg'; did you mean 'judge'"),
         ({"funcs": ["reward_modl"]}, RewardError, "did you mean 'reward_model'"),
@@ -78,7 +78,7 @@ def test_a_function_of_a_file_with_options_is_a_maker(tmp_path: Path):
                 "options": {"judge": {"reward": "gvpo.rewards.verifiers.exact:normal_space", "text": "a"}},
             },
             RewardError,
-            "made a str of its options; it must return a reward function",
+            "returned a str for its options; it must return a reward function",
         ),
     ],
 )

@@ -81,7 +81,7 @@ ATTACKS = {
     "nan": (returning(math.nan), "nan: {} returned nan", {}),
     "infinite": (returning(math.inf), "infinite: {} returned inf", {}),
     "None": (returning(None), "abstained: every reward function returned None", {}),
-    "text": (returning("much"), "wrong type: {} returned a str where a number or None belongs", {}),
+    "text": (returning("much"), "wrong type: {} returned a str instead of a number or None", {}),
     "async, raises": (asynchronous(misbehaving(attackers.raise_)), "exception: {} raised ValueError", {}),
     "async, hangs": (asynchronous(misbehaving(attackers.hang)), "timeout: {} gave no answer", HASTY),
 }

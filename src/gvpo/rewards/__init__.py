@@ -1,4 +1,4 @@
-"""What is good: reward functions with TRL's signature, and a pool of processes that runs them under a deadline."""
+"""Reward functions with TRL's signature, and a pool of processes that runs them with deadlines."""
 
 from gvpo.rewards.base import Answer, RewardBatch, RewardFunc, check_ready, completion_text
 from gvpo.rewards.code.code import code_reward, code_tests

@@ -1,4 +1,4 @@
-"""What a reward is: TRL's signature, the batch it sees, and which of the arguments it asked for."""
+"""The signature of a reward function (TRL's), the batch that it scores, and the arguments that it needs."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,30 +11,30 @@ from gvpo.types import Message, Prompt
 RewardFunc = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, or the same with `async def`.
 
-Every argument is a keyword and a list with one value a row, the data set's columns too. A function gets what its
-signature names, and everything if it takes `**kwargs`. None abstains: the row is judged by the other functions alone.
-Reference: the reward functions of TRL's `GRPOTrainer`.
+Every argument is a keyword and a list with one value per row, including the columns of the dataset. A function receives
+the arguments that its signature names, or all of them if it accepts `**kwargs`. None abstains: the row's reward then
+comes from the other functions. Reference: the reward functions of TRL's `GRPOTrainer`.
 """
 
 Answer = str | Sequence[Message]
-"""A completion as rewards see it: text, or `[{"role": "assistant", "content": text}]` where the prompt was messages."""
+"""A completion as a reward receives it: text, or `[{"role": "assistant", "content": text}]` for prompts of messages."""
 
 STANDARD = ("prompts", "completions", "completion_ids")
-"""The arguments that every group has; all others are columns of the data set."""
+"""The arguments that every group has; all others are columns of the dataset."""
 
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """One group, as the rewards see it.
+    """One group of completions to score.
 
     Args:
-        prompt: the prompt as the user wrote it.
+        prompt: The prompt as the user wrote it.
         completions: k completions, as text or as messages.
-        columns: the problem's columns; each is repeated k times.
-        completion_ids: k lists of token ids; [] where there are none.
+        columns: The problem's columns; each is repeated k times.
+        completion_ids: k lists of token ids; [] if there are none.
 
     Raises:
-        DataError: completion_ids is given and not as long as completions.
+        DataError: If completion_ids is not empty and its length differs from that of completions.
     """
 
     prompt: Prompt
@@ -46,7 +46,7 @@ class RewardBatch:
         if self.completion_ids and len(self.completion_ids) != len(self.completions):
             raise DataError(
                 f"RewardBatch has {len(self.completion_ids)} completion_ids for {len(self.completions)} completions; "
-                "give one list of token ids a completion"
+                "give one list of token ids per completion"
             )
 
     def __len__(self) -> int:
@@ -54,22 +54,22 @@ class RewardBatch:
 
     @property
     def names(self) -> frozenset[str]:
-        """The arguments that this batch can give."""
+        """Names of the arguments that this batch can provide."""
         return frozenset(STANDARD if self.completion_ids else STANDARD[:2]) | frozenset(self.columns)
 
     def only(self, rows: Sequence[int]) -> "RewardBatch":
-        """Return the batch of some rows."""
+        """Return a batch of only some rows."""
         ids = [self.completion_ids[row] for row in rows] if self.completion_ids else ()
         return RewardBatch(self.prompt, [self.completions[row] for row in rows], self.columns, ids)
 
     def written(self, text: str) -> "RewardBatch":
-        """Return the batch of one row whose completion is `text`, without token ids."""
+        """Return a batch of one row whose completion is `text`, without token ids."""
         messages = bool(self.completions) and not isinstance(self.completions[0], str)
         completion: Answer = [{"role": "assistant", "content": text}] if messages else text
         return RewardBatch(self.prompt, [completion], self.columns, [[]] if self.completion_ids else ())
 
     def argument(self, name: str) -> list[Any]:
-        """One value a row for the argument `name`, which is one of `names`."""
+        """Return one value per row for the argument `name`, which is one of `names`."""
         if name == "prompts":
             return [self.prompt] * len(self)
         if name == "completions":
@@ -81,12 +81,12 @@ class RewardBatch:
 
 @dataclass(frozen=True)
 class RewardSignature:
-    """The arguments that a function asks for.
+    """The arguments that a function accepts and needs.
 
     Args:
-        named: those that its signature names.
-        required: those of them without a default, and the columns that an attribute `required_columns` names.
-        everything: it takes `**kwargs`.
+        named: The arguments that its signature names.
+        required: Those of them without a default, and the columns that an attribute `required_columns` names.
+        everything: True if it accepts `**kwargs`.
     """
 
     named: frozenset[str] = frozenset()
@@ -95,7 +95,7 @@ class RewardSignature:
 
     @classmethod
     def by(cls, function: RewardFunc) -> "RewardSignature":
-        """Read a function's signature; one that has none (some built-ins) gets everything."""
+        """Read a function's signature; a function without one (some built-ins) receives everything."""
         columns = frozenset(getattr(function, "required_columns", ()))
         try:
             parameters = inspect.signature(function).parameters.values()
@@ -109,27 +109,28 @@ class RewardSignature:
         )
 
     def missing(self, batch: RewardBatch) -> list[str]:
-        """The arguments that the function cannot do without and the batch does not have."""
+        """Return the arguments that the function requires and the batch does not have."""
         return sorted(self.required - batch.names)
 
     def arguments(self, batch: RewardBatch) -> dict[str, list[Any]]:
-        """The keyword arguments of the call."""
+        """Return the keyword arguments of the call."""
         return {name: batch.argument(name) for name in sorted(batch.names) if self.everything or name in self.named}
 
 
 def blames_text(reward: RewardFunc, worst: float = 0.0, control: str = "") -> RewardFunc:
-    """Declare that a reward judges text that nobody trusts, and what it pays for a row that it cannot finish.
+    """Declare that a reward reads untrusted text, and the value of a row that it cannot finish.
 
-    A call on one row that times out, ends the worker, runs out of memory or raises is then the completion's doing, and
-    the row gets `worst`. Before that, the same row is called with the completion `control`: if that fails too, the
-    data or the machine is to blame, and the row has no reward. So is an error of gvpo's own (`GvpoError`).
+    If a call on one row then times out, ends the worker, runs out of memory or raises, the completion is blamed and the
+    row gets `worst`. Before that, the same row is called with the completion `control`: if that fails too, the data or
+    the machine is to blame, and the row has no reward. The same holds for an error of gvpo itself (`GvpoError`).
 
     Args:
-        reward: the reward; its attributes `worst` and `control` are set.
-        worst: its lowest value.
-        control: an ordinary completion that makes it read the row's columns.
+        reward: The reward; its attributes `worst` and `control` are set.
+        worst: The lowest value of the reward.
+        control: An ordinary completion that makes it read the row's columns.
 
     Returns:
+        The reward.
         The reward.
     """
     reward.worst, reward.control = worst, control  # type: ignore[attr-defined]
@@ -137,21 +138,21 @@ def blames_text(reward: RewardFunc, worst: float = 0.0, control: str = "") -> Re
 
 
 def check_ready(functions: Iterable[RewardFunc]) -> None:
-    """Let functions say what they lack before anything is scored: those that have an attribute `check_ready`, called.
+    """Call the attribute `check_ready` of the functions that have it, so that they report problems before scoring.
 
     Raises:
-        RewardError: one of them cannot work here; the message says how to mend it.
+        RewardError: If one of them cannot work here; the message states how to fix it.
     """
     for function in functions:
         getattr(function, "check_ready", _nothing)()
 
 
 def _nothing() -> None:
-    """What a function without `check_ready` lacks."""
+    """Do nothing, for functions without `check_ready`."""
 
 
 def completion_text(completion: Answer) -> str:
-    """The text of a completion: itself, or the content of its last message."""
+    """Return the text of a completion: the completion itself, or the content of its last message."""
     if isinstance(completion, str):
         return completion
     return str(completion[-1]["content"]) if completion else ""

@@ -1,16 +1,16 @@
-"""A name for what a reward function computes: it changes with the code and the values that decide a reward.
+"""Fingerprints of reward functions: they change with the code and the values that decide a reward.
 
-The same function has the same name in each process: nothing in it depends on addresses, on the seed of Python's hashes,
+A function has the same fingerprint in every process: it does not depend on addresses, on the seed of Python's hashes,
 on line numbers, or on the name under which its module was imported. It covers
 
     code      instructions of the function, of the user's functions and classes that it mentions, and of nested ones
     values    defaults, closures, attributes of callable objects, global constants that the code mentions
     modules   the user's own modules that the code mentions or imports when it is called
 
-Comments, layout, docstrings and annotations do not count. What belongs to Python, to an installed package or to gvpo
-counts by its name alone. A value that is another in each process counts by the expression that makes it, and state
-that a function writes does not count (`gvpo.rewards.source_code`). Files and services that a function reads when it is
-called are not covered.
+Comments, layout, docstrings and annotations do not count. Objects of Python, of an installed package or of gvpo count
+only by name. A value that differs between processes counts by the expression that computes it, and state that a
+function writes does not count (`gvpo.rewards.source_code`). Files and services that a function reads when it is called
+are not covered.
 """
 
 import datetime
@@ -32,9 +32,9 @@ from gvpo.rewards.source_code import fleeting, state, without_docstrings
 
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _LARGE = 1000
-"""Items of a collection from which on it is named as a whole, if it is plain data: a hundred times as fast."""
+"""Number of items from which a collection of plain data is hashed as a whole, which is a hundred times as fast."""
 _WHOLE, _SAMPLED = 2**22, 2**16
-"""Values of an array up to which all are looked at, and how many of a larger one, spread evenly."""
+"""Maximum size of an array that is hashed completely, and the number of evenly spaced values of a larger one."""
 _VALUES = (
     "argparse",
     "array",
@@ -47,13 +47,13 @@ _VALUES = (
     "string",
     "types",
 )
-"""Modules of Python whose objects are values; what an object of another one contains may be open files or caches."""
+"""Modules of Python whose objects are values; objects of other modules may contain open files or caches."""
 
 
 def identity(function: Any) -> str:
-    """Return a short name for a reward function, a callable object or any value that decides rewards.
+    """Return a short fingerprint of a reward function, a callable object or any value that decides rewards.
 
-    An object with a method `identity` says itself what it is: it returns a value that is named in its place.
+    An object with a method `identity` is replaced by the value that this method returns.
     """
     try:
         return _Namer().name(function).hex()
@@ -62,16 +62,16 @@ def identity(function: Any) -> str:
 
 
 class _Namer:
-    """Names values by what they contain; each mutable one is looked at once, and one inside itself is not followed."""
+    """Fingerprints values by their content. It visits each mutable value once and does not follow cycles."""
 
     def __init__(self) -> None:
         self._done: dict[int, bytes] = {}
         self._open: set[int] = set()
-        self._kept: list[Any] = []  # so that no id is used twice
+        self._kept: list[Any] = []  # keeps objects alive so that no id is reused
 
     def name(self, value: Any) -> bytes:
         if isinstance(value, int):
-            return _atom(type(value).__name__, hex(value))  # Python refuses to write long ones in decimal
+            return _atom(type(value).__name__, hex(value))  # Python does not convert long ints to decimal
         if value is None or value is Ellipsis or isinstance(value, float | complex):
             return _atom(type(value).__name__, repr(value))
         if isinstance(value, str | bytes):
@@ -125,7 +125,7 @@ class _Namer:
         return _joined("function", [self._code(function.__code__), values, known, imported])
 
     def _steady(self, values: Mapping[str, Any], expressions: Mapping[str, str], prefix: str = "") -> bytes:
-        """Name values, those that are another in each process by the expressions that make them."""
+        """Fingerprint values; those that differ between processes by the expressions that compute them."""
         found = {name: expressions.get(prefix + name) if _is_plain(value) else None for name, value in values.items()}
         return self._mapping({name: found[name] or value for name, value in values.items()})
 
@@ -144,11 +144,11 @@ class _Namer:
         return _joined("module", [_atom("source", _source(Path(file))), self._mapping(others)])
 
     def _object(self, value: Any) -> bytes:
-        """A callable object or another instance: its class and its attributes."""
+        """Fingerprint a callable object or another instance by its class and its attributes."""
         ours = type(value).__module__.startswith("gvpo.")
         if ours and hasattr(value, "identity"):
             return _joined("own", [self.name(type(value)), self.name(value.identity())])
-        if hasattr(value, "__wrapped__"):  # functools.lru_cache and the like
+        if hasattr(value, "__wrapped__"):  # functools.lru_cache and similar
             return _joined("wrapped", [self.name(value.__wrapped__)])
         if hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "reshape"):
             return self._array(value)
@@ -164,14 +164,14 @@ class _Namer:
         return _joined("object", [self.name(type(value)), self._steady(attributes, _made_by(type(value)), ".")])
 
     def _content(self, value: Any) -> bytes:
-        """What an object of a library contains, if it is a value: a date, a range, a pattern, a table."""
+        """Fingerprint the content of a library's object if it is a value: a date, a range, a pattern, a table."""
         if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "index"):
             return self.name([value.to_numpy(), value.index.to_numpy(), list(getattr(value, "columns", ()))])
         if type(value).__module__.partition(".")[0] not in (*_VALUES, "_operator", "functools", "_decimal"):
             return b""
         try:
             _, *parts = value.__reduce_ex__(4)
-        except (TypeError, AttributeError):  # a generator, and others that are no values
+        except (TypeError, AttributeError):  # a generator, or another object that is not a value
             return b""
         return self.name([list(part) if isinstance(part, Iterator) else part for part in parts])
 
@@ -191,7 +191,7 @@ class _Namer:
         return _joined(type(value).__name__, [self.name(value.__func__)])
 
     def _array(self, values: Any) -> bytes:
-        """An array of numpy or torch: its shape, and values all over it."""
+        """Fingerprint an array of numpy or torch by its shape and by values spread over it."""
         flat = values.reshape(-1)
         some = flat if len(flat) <= _WHOLE else flat[:: len(flat) // _SAMPLED]
         plain = some.detach().cpu().float().numpy() if hasattr(some, "detach") else some
@@ -222,12 +222,12 @@ def _atom(kind: str, content: str | bytes) -> bytes:
 
 
 def _plain_data(values: dict[Any, Any] | list[Any] | set[Any]) -> bytes | None:
-    """Return a collection of numbers, texts and collections of them as bytes; None if it contains anything else."""
+    """Return a collection of numbers, strings and nested collections as bytes; None if it contains anything else."""
     try:
         items = values if isinstance(values, list) else sorted(values.items() if isinstance(values, dict) else values)
         return marshal.dumps(
             [type(values).__name__, items], 2
-        )  # from version 3 on, shared values are written once, which says nothing of them
+        )  # version 3 and later write shared values once, so that equal data could have different bytes
     except (ValueError, TypeError):
         return None
 
@@ -249,7 +249,7 @@ def _all_instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _names(function: FunctionType) -> list[str]:
-    """Return the globals that a function reads, without those that it writes; attributes of one name are others."""
+    """Return the globals that a function reads but does not write; a read may also be an attribute of that name."""
     found = [each for each in _all_instructions(function.__code__) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     return sorted({each.argval for each in found} - state(function))
 
@@ -262,7 +262,7 @@ def _imported(function: FunctionType) -> list[str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """Return the file of a module that need not be imported yet; None for one of a library, or of no file."""
+    """Return the file of a module that may not be imported yet; None if a library owns it or it has no file."""
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
@@ -280,7 +280,7 @@ def _source(file: Path) -> str:
 
 
 def _made_by(owner: type) -> Mapping[str, str]:
-    """Return the attributes of a class's objects that are another in each process."""
+    """Return the attributes of a class's objects that differ between processes, with their expressions."""
     first = next((each for each in vars(owner).values() if isinstance(each, FunctionType)), None)
     return fleeting(first) if first is not None else {}
 
@@ -291,7 +291,7 @@ def _state_of(owner: type) -> set[str]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is one that a clock or a random source may have given, rather than data read somewhere."""
+    """Return whether a clock or a random source may have produced a value, rather than a file."""
     return isinstance(value, int | float | str | bytes | PurePath | datetime.date | datetime.time | uuid.UUID)
 
 
@@ -316,7 +316,7 @@ def _full_name(value: Any) -> str:
 
 
 def _is_from_another(value: Any, module: ModuleType) -> bool:
-    """Whether a module of the user's has a value from another one."""
+    """Return whether a user's module imports a value from another module."""
     if isinstance(value, ModuleType):
         return not _belongs_to_a_library(value.__name__)
     home = getattr(value, "__module__", None)
@@ -325,7 +325,7 @@ def _is_from_another(value: Any, module: ModuleType) -> bool:
 
 @functools.cache
 def _belongs_to_a_library(module: str | None) -> bool:
-    """Whether a module is Python's, an installed package's or gvpo's own."""
+    """Return whether a module belongs to Python, to an installed package or to gvpo."""
     if module is None:
         return False
     top = module.partition(".")[0]
@@ -339,7 +339,7 @@ def _belongs_to_a_library(module: str | None) -> bool:
 
 @functools.cache
 def _is_in_a_library(file: Path) -> bool:
-    """Return whether a file is Python's or an installed package's, wherever that was installed."""
+    """Return whether a file belongs to Python or to an installed package, wherever that was installed."""
     place = file.resolve()
     if {"site-packages", "dist-packages"} & set(place.parts) or any(map(place.is_relative_to, _LIBRARIES)):
         return True

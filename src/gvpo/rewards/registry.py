@@ -1,4 +1,4 @@
-"""Rewards by name, as recipes write them."""
+"""The registry of rewards by name, as recipes write them."""
 
 import hashlib
 import importlib
@@ -59,7 +59,7 @@ REWARDS: dict[str, RewardFunc] = {
 """The built-in rewards that need no settings."""
 
 WORST = {"addition_slip": 1.0, "over_refusal": -1.0}
-"""What a built-in reward pays for a completion that it cannot finish, where that is not 0 (`blames_text`)."""
+"""The value of a completion that a built-in reward cannot finish, if it is not 0 (`blames_text`)."""
 
 CONTROL = {
     "boxed_answer": r"\boxed{0}",
@@ -69,13 +69,13 @@ CONTROL = {
     "math_answer": r"\boxed{0}",
     "number_match": "0",
 }
-"""The harmless completion that makes a built-in reward read the row's columns, where the empty one does not."""
+"""The harmless completion that makes a built-in reward read the row's columns, if the empty one does not."""
 
-for _name in REWARDS.keys() - {"token_cost"}:  # it reads no text
+for _name in REWARDS.keys() - {"token_cost"}:  # token_cost reads no text
     blames_text(REWARDS[_name], WORST.get(_name, 0.0), CONTROL.get(_name, ""))
 
 Maker = Callable[..., RewardFunc]
-"""A function of settings that returns a reward."""
+"""A function that returns a reward for given options."""
 
 MAKERS: dict[str, Maker] = {
     "code_reward": code_reward,
@@ -85,23 +85,23 @@ MAKERS: dict[str, Maker] = {
     "regex_format": regex_format,
     "repetition_penalty": repetition_penalty,
 }
-"""The built-in rewards that are made from settings."""
+"""The built-in rewards that are created from options."""
 
 
 def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping[str, Maker] = MAKERS) -> RewardFunc:
-    """The reward function of a name.
+    """Return the reward function with a name.
 
     Args:
-        name: a key of `REWARDS` or of `makers`, `package.module:function` (looked for in the working directory too), or
+        name: A key of `REWARDS` or of `makers`, `package.module:function` (also searched in the working directory), or
             `path/to/file.py:function`.
-        options: what a maker is called with. A function of a module or a file that is given options is a maker too.
-        makers: those with a name of their own.
+        options: Arguments of a maker. A function of a module or a file is a maker if it has options.
+        makers: Makers that have a name.
 
     Returns:
         The function.
 
     Raises:
-        RewardError: there is none of that name, its module cannot be imported, or its options do not fit.
+        RewardError: If no reward has that name, its module cannot be imported, or its options do not fit.
     """
     if name in makers:
         return _made(name, makers[name], options or {})
@@ -109,12 +109,12 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
     if options is None:
         return found
     if name in REWARDS:
-        raise RewardError(f"the reward {name!r} takes no options; those that do are {', '.join(makers)}")
+        raise RewardError(f"the reward {name!r} accepts no options; those that do are {', '.join(makers)}")
     return _made(name, found, options)
 
 
 def needs_options(name: str) -> bool:
-    """Whether a built-in reward cannot be made without options."""
+    """Return whether a built-in reward requires options."""
     parameters = inspect.signature(MAKERS[name]).parameters.values() if name in MAKERS else ()
     return any(one.default is one.empty and one.kind is not one.VAR_KEYWORD for one in parameters)
 
@@ -124,15 +124,17 @@ def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> R
         inspect.signature(maker).bind(**options)
     except TypeError as error:
         takes = ", ".join(inspect.signature(maker).parameters)
-        raise RewardError(f"the options of the reward {name!r} do not fit: {error}; it takes {takes}") from None
+        raise RewardError(f"the options of the reward {name!r} do not fit: {error}; it accepts {takes}") from None
     except ValueError:
-        pass  # it has no signature to ask
+        pass  # its signature cannot be read
     try:
         made = maker(**options)
     except (TypeError, ValueError) as error:
         raise RewardError(f"the options of the reward {name!r} do not fit: {error}") from error
     if not callable(made):
-        raise RewardError(f"{name!r} made a {type(made).__name__} of its options; it must return a reward function")
+        raise RewardError(
+            f"{name!r} returned a {type(made).__name__} for its options; it must return a reward function"
+        )
     reward: RewardFunc = made
     return reward
 
@@ -172,7 +174,7 @@ def _module(place: str, name: str) -> ModuleType:
 
 
 def _file(path: Path, name: str) -> ModuleType:
-    """The module of a file; its functions travel to the workers by value, as those could not import it by name."""
+    """Import a file as a module. Its functions are pickled by value, since workers cannot import it by name."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise RewardError(f"reward {name!r}: there is no file {path}; correct the path")
@@ -199,6 +201,6 @@ def _cannot_import(name: str, place: str | Path, error: BaseException) -> Reward
 
 
 def _make_importable(directory: Path) -> None:
-    """Append to the import path, last so that nothing installed is shadowed; the workers get the same path."""
+    """Append to the import path, at the end so that it shadows no installed module; the workers use the same path."""
     if str(directory) not in sys.path:
         sys.path.append(str(directory))

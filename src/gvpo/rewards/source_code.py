@@ -1,7 +1,7 @@
-"""What source code says of values that are another in each process: clocks, ids of processes, random numbers, places.
+"""Source code of values that differ between processes: clocks, process IDs, random numbers, locations.
 
-START = time.time()          its value says nothing of a reward, and the expression stands for it
-CACHE[text] = score          a function that writes into a global keeps state there, which decides nothing
+START = time.time()          the fingerprint covers the expression instead of the value
+CACHE[text] = score          a function that writes into a global keeps state there, which decides no reward
 """
 
 import ast
@@ -54,7 +54,7 @@ _CALLS = frozenset(
         "id",
     }
 )
-"""Names of functions that return something else in each process."""
+"""Names of functions that return another value in each process."""
 _NAMES = frozenset({"__file__", "executable"})
 _CHANGES = frozenset(
     {
@@ -75,10 +75,10 @@ _CHANGES = frozenset(
 
 
 def fleeting(function: FunctionType) -> Mapping[str, str]:
-    """Return names whose values are another in each process, each with the expression that makes them.
+    """Return the names whose values differ between processes, each with the expression that computes them.
 
     Args:
-        function: The names are those of its file, or of the cells of its notebook; an attribute is called `.name`.
+        function: A function; its file, or the cells of its notebook, are searched. An attribute is called `.name`.
     """
     return {name: text for source in _sources(function) for name, text in source.fleeting.items()}
 
@@ -90,10 +90,10 @@ def state(function: FunctionType) -> set[str]:
 
 
 def without_docstrings(source: bytes) -> str:
-    """Return what a module does, in one spelling: without comments, layout, docstrings and types.
+    """Return a module in normalized form: without comments, layout, docstrings and types.
 
     Raises:
-        SyntaxError, ValueError: It is no Python.
+        SyntaxError, ValueError: If the source is not Python.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -108,11 +108,11 @@ def without_docstrings(source: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a file or a cell says.
+    """Names that a file or a cell defines or writes.
 
     Args:
-        fleeting: Names whose values are another in each process, with their expressions.
-        written: The names that each function writes into, by the function's name and first line.
+        fleeting: Names whose values differ between processes, with their expressions.
+        written: Names that each function writes into, by the function's name and first line.
     """
 
     fleeting: Mapping[str, str]
@@ -129,7 +129,7 @@ def _sources(function: FunctionType) -> list[_Source]:
 def _read(text: str) -> _Source:
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):  # a cell with a command of the notebook, for example
+    except (SyntaxError, ValueError, RecursionError):  # for example, a cell with a notebook command
         return _Source({}, {})
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     written = {
@@ -169,7 +169,7 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _written(node: ast.AST) -> list[str]:
-    """Return the names that one statement or call writes into; those of local variables among them do no harm."""
+    """Return the names that one statement or call writes into; local variables among them are harmless."""
     if isinstance(node, ast.Global | ast.Nonlocal):
         return node.names
     if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):

@@ -1,1 +1,1 @@
-"""Worker processes that can be killed: calls with deadlines, whatever the called functions do."""
+"""Worker processes that can be killed: calls have deadlines, regardless of what the called functions do."""

@@ -1,7 +1,7 @@
-"""The children of a process that watches over others: which there are, when one ends, and how it ended.
+"""The children of a supervising process: list them, notice when one ends, and read its exit status.
 
-The supervisor of a jail and that of a worker both use it. Knows nothing of jails or rewards. Imports the standard
-library only.
+Used by the supervisor of a sandbox and by the supervisor of a worker. Does not import sandboxes or rewards, only the
+standard library.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def notice_ends() -> tuple[int, int]:
-    """Open a pipe that can be read when a child has ended, which any kernel and any filter allows.
+    """Open a pipe that becomes readable when a child has ended. This works on any kernel and under any filter.
 
     Returns:
-        The end to read, and the one that the signal handler writes.
+        The end to read from, and the end that the signal handler writes to.
     """
     ended, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -25,7 +25,7 @@ def notice_ends() -> tuple[int, int]:
 
 
 def forget_ends(pipe: tuple[int, int]) -> None:
-    """Close the pipe of `notice_ends` in a child, which is told nothing."""
+    """Close the pipe of `notice_ends` in a child, which needs no notices."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor in pipe:
@@ -33,7 +33,7 @@ def forget_ends(pipe: tuple[int, int]) -> None:
 
 
 def reap() -> dict[int, int]:
-    """Return the wait statuses of the children that have ended, adopted ones included, by process."""
+    """Return the wait statuses of the children that have ended, including adopted ones, by process ID."""
     ended = {}
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -45,10 +45,10 @@ def living() -> list[int]:
     """Return the children of this process.
 
     Raises:
-        OSError: the system has no /proc that says so.
+        OSError: If the system has no /proc that lists them.
     """
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def _note(number: int, frame: Any) -> None:
-    """Let a signal reach the pipe; without a handler of Python's own it would not."""
+    """Do nothing. A signal reaches the wakeup pipe only if Python has a handler for it."""

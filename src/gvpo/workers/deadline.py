@@ -1,4 +1,4 @@
-"""How long the call that a worker makes may still take, for rewards that keep a deadline of their own."""
+"""Time that is left for the current call of a worker, for rewards that keep their own deadline."""
 
 import math
 import time
@@ -7,11 +7,11 @@ _end = math.inf
 
 
 def begin(seconds: float) -> None:
-    """Start the time of a call."""
+    """Start the clock of a call."""
     global _end
     _end = time.monotonic() + seconds
 
 
 def seconds_left() -> float:
-    """Return how many seconds the running call has left before its pool gives it up; infinity outside of a worker."""
+    """Return how many seconds remain before the pool abandons the running call; infinity outside a worker."""
     return _end - time.monotonic()

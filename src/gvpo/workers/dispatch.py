@@ -1,9 +1,9 @@
-"""Calls to workers and back: one loop that starts workers, hands them calls, and ends those that pass their deadline.
+"""Calls to workers: one loop that starts workers, sends them calls, and kills those that miss their deadline.
 
     queue ──take──▶ worker ──reply──▶ queue.done          a late or dead worker is killed and replaced
 
-A worker is given its next calls before it has finished the last one where they are quick, so that it never waits for
-the pool. Knows nothing of rewards: what is called, and what follows from a failure, is the queue's.
+A worker with quick calls receives the next ones before it has finished the current one, so that it never waits for the
+pool. This module does not know about rewards: the queue decides what is called and what follows from a failure.
 """
 
 import math
@@ -20,12 +20,12 @@ from gvpo.errors import RewardError
 from gvpo.workers.process import WorkerDied, WorkerProcess
 
 START_SECONDS = 120.0
-"""A worker imports the modules of the reward functions first; this is how long it may take."""
+"""Maximum number of seconds until a worker is ready; it first imports the modules of the reward functions."""
 START_ATTEMPTS = 3
 AHEAD = 0.02
-"""Seconds of work that a worker is given in advance."""
+"""Seconds of work that a worker receives in advance."""
 LATE = 0.5
-"""Share of the timeout after which a call is likely to be killed, so that a spare worker is started."""
+"""Fraction of the timeout after which a call will probably be killed, so that a spare worker is started."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Call:
     """One call of one function, or one call per row.
 
     Args:
-        function: its index.
-        group: the group that it is for.
-        rows: the rows of the group that it is given.
-        each: each row is a call of its own, with its own deadline; they travel together.
-        control: the completion is replaced by one that no policy wrote (see `blame.py`).
-        repeated: the same call failed before for want of memory, or with the worker.
+        function: Index of the function.
+        group: Index of the group.
+        rows: Rows of the group that are passed to the function.
+        each: True if each row is a separate call with its own deadline; the calls travel together.
+        control: True if the completion is replaced by one that no policy wrote (see `scoring.py`).
+        repeated: True if the same call failed before because memory ran out or the worker ended.
     """
 
     function: int
@@ -49,22 +49,22 @@ class Call:
     repeated: bool = False
 
     def parts(self) -> "list[Call]":
-        """The calls that are answered one after the other."""
+        """Return the calls that are answered one after the other."""
         return [replace(self, rows=(row,)) for row in self.rows] if self.each else [self]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a call: values, or a failure of the whole call.
+    """The result of a call: values, or a failure of the whole call.
 
     Args:
-        values: one a row; None where the function abstained or its value is of no use.
-        reasons: one a row: (kind, detail) where the value is of no use, else None.
+        values: One per row; None if the function abstained or its value cannot be used.
+        reasons: One per row: (kind, detail) if the value cannot be used, else None.
         failed: (kind, detail) of a failure of the whole call; values and reasons are then empty.
-        traceback: of an exception.
-        again: the rows may do better alone.
-        spent: the worker had no memory left, or ended: the call may do better in another one.
-        stated: the failure is one that gvpo states, which is about the data or the machine.
+        traceback: Traceback of an exception.
+        again: True if the rows may succeed when they are called one by one.
+        spent: True if the worker ran out of memory or ended, so that the call may succeed in another worker.
+        stated: True if gvpo itself raised the error, which is then about the data or the machine.
     """
 
     values: Sequence[float | None] = ()
@@ -77,26 +77,26 @@ class Reply:
 
 
 class Queue(Protocol):
-    """Where calls come from and their replies go."""
+    """Source of the calls and destination of their replies."""
 
     def __len__(self) -> int:
-        """How many calls wait."""
+        """Return the number of waiting calls."""
         ...
 
     def take(self) -> Call:
-        """The next call."""
+        """Remove and return the next call."""
         ...
 
     def payload(self, call: Call) -> bytes:
-        """The message to a worker for a call."""
+        """Return the message to a worker for a call."""
         ...
 
     def done(self, call: Call, reply: Reply) -> None:
-        """Note the reply to a call or to a part of one; it may add calls."""
+        """Record the reply to a call or to a part of one; this may add calls."""
         ...
 
     def put_back(self, parts: Sequence[Call]) -> None:
-        """Take back parts of calls that were given to a worker and not made."""
+        """Take back parts of calls that were sent to a worker and not run."""
         ...
 
 
@@ -104,16 +104,16 @@ class Dispatcher:
     """Worker processes that live from their first use until `close`, or until this object or the program ends.
 
     Args:
-        setup: what each worker reads first.
-        workers: processes at work at most; one more may be kept warm.
-        timeout: seconds a call may take.
-        log: file for the output of the functions; None drops it.
+        setup: Setup that each worker reads first.
+        workers: Maximum number of working processes; one more may be kept warm.
+        timeout: Maximum number of seconds per call.
+        log: File for the output of the functions; None discards it.
     """
 
     def __init__(self, setup: Mapping[str, Any], *, workers: int, timeout: float, log: Path | None) -> None:
         self._setup, self._limit, self._timeout, self._log = setup, workers, timeout, log
         self._workers: list[WorkerProcess] = []
-        self._pace: dict[int, float] = {}  # seconds that a call of a function takes
+        self._pace: dict[int, float] = {}  # seconds per call of a function
         self._failed_starts = 0
         self._finalizer = weakref.finalize(self, _kill_all, self._workers, os.getpid())
 
@@ -122,21 +122,21 @@ class Dispatcher:
         _kill_all(self._workers, os.getpid())
 
     def run(self, queue: Queue) -> None:
-        """Make the queue's calls until none waits or runs.
+        """Run the queue's calls until none is waiting or running.
 
         Raises:
-            RewardError: workers do not start, or a function does not load in them.
+            RewardError: If workers do not start, or a function cannot be loaded in them.
         """
         try:
             while len(queue) or any(worker.pending for worker in self._workers):
                 self._assign(queue)
                 self._attend(queue)
         except BaseException:
-            self.close()  # what the workers are at is no longer wanted: Ctrl-C, or an error above
+            self.close()  # the running calls are no longer needed after Ctrl-C or an error above
             raise
 
     def _assign(self, queue: Queue) -> None:
-        """Hand calls to workers that have little to do, and start workers for those that still wait."""
+        """Send calls to workers that have little to do, and start workers for calls that are still waiting."""
         while len(queue) and (worker := self._least_loaded()) is not None:
             if worker.pending or worker.is_alive():
                 self._give(worker, queue)
@@ -150,7 +150,7 @@ class Dispatcher:
             self._start()
 
     def _least_loaded(self) -> WorkerProcess | None:
-        """The worker that may have the next call; None if all have enough."""
+        """Return the worker to send the next call to, or None if all of them have enough."""
         ready = [worker for worker in self._workers if worker.ready]
         if sum(bool(worker.pending) for worker in ready) >= self._limit:
             ready = [worker for worker in ready if worker.pending]
@@ -168,7 +168,7 @@ class Dispatcher:
         worker.send(payload)
 
     def _spare_is_due(self) -> float:
-        """When a worker is to be started that can take the place of a late one; infinity if there is one already."""
+        """Return when to start a spare worker to replace a late one; infinity if there already is a spare one."""
         if len(self._workers) > self._limit:
             return float("inf")
         late = [worker.deadline for worker in self._workers if worker.pending]
@@ -179,13 +179,13 @@ class Dispatcher:
             worker = WorkerProcess(self._setup, self._log)
         except OSError as error:
             raise RewardError(
-                f"a reward worker cannot be started: {error}; free memory, processes or disk, then go on with --resume"
+                f"a reward worker cannot be started: {error}; free memory, processes or disk, then use --resume"
             ) from error
         worker.deadline = time.monotonic() + START_SECONDS
         self._workers.append(worker)
 
     def _attend(self, queue: Queue) -> None:
-        """Wait for replies, deaths or the next deadline, and deal with them."""
+        """Wait for replies, deaths or the next deadline, and handle them."""
         active = [worker for worker in self._workers if worker.pending or not worker.ready]
         for worker in _ready(active, self._spare_is_due()):
             worker.flush()
@@ -195,7 +195,7 @@ class Dispatcher:
             self._expire(worker, queue)
 
     def _listen(self, worker: WorkerProcess, queue: Queue) -> bool:
-        """Deal with what a worker has written; return whether that was anything."""
+        """Handle the messages that a worker has written; return whether there were any."""
         try:
             messages = worker.receive()
             for message in messages:
@@ -228,27 +228,27 @@ class Dispatcher:
             queue.done(call, reply)
 
     def _measure(self, worker: WorkerProcess, taken: Sequence[tuple[Call, float]]) -> None:
-        """Learn how long calls take that succeed, the newest as much as all before, and what a worker has to do."""
+        """Update the seconds per successful call (a moving average with weight 1/2) and the worker's load."""
         for call, seconds in taken:
             self._pace[call.function] = (self._pace.get(call.function, seconds) + seconds) / 2
         worker.load = sum(self._pace.get(call.function, AHEAD) for call in worker.pending)
 
     def _lose(self, worker: WorkerProcess, queue: Queue) -> None:
-        """A worker ended by itself: its call failed, or it did not get so far."""
+        """Handle a worker that ended by itself: the call in progress failed, or the worker never became ready."""
         place, end = worker.at_work(), self._drop(worker)
         if worker.pending:
             hint = "; the system may have run out of memory" if end == "signal SIGKILL" else ""
             reply = Reply(failed=("died", f"ended its process ({end}{hint})"), again=True, spent=True)
             _fail(worker, place, reply, queue)
         elif not worker.ready:
-            self._count_failed_start(f"ended at once ({end})")
+            self._count_failed_start(f"ended immediately ({end})")
 
     def _expire(self, worker: WorkerProcess, queue: Queue) -> None:
         place = worker.at_work()
         if not worker.ready:
             self._drop(worker)
             self._count_failed_start(f"was not ready after {START_SECONDS:g} s")
-        elif not self._listen(worker, queue):  # else it has answered in the meantime
+        elif not self._listen(worker, queue):  # otherwise the answer has arrived in the meantime
             self._drop(worker)
             reply = Reply(failed=("timeout", f"gave no answer in {self._timeout:g} s"), again=True)
             _fail(worker, place, reply, queue)
@@ -272,7 +272,7 @@ def _load(worker: WorkerProcess) -> float:
 
 
 def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None:
-    """The call that a lost worker was making failed; all others that it had are made again."""
+    """Fail the call that a lost worker was running, and put its other calls back."""
     pending = list(worker.pending)
     guilty = pending.pop(place)
     queue.put_back(pending)
@@ -280,7 +280,7 @@ def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None
 
 
 def _ready(workers: Sequence[WorkerProcess], until: float) -> list[WorkerProcess]:
-    """The workers whose pipes have something to read or room to write; waits for one of them, a deadline or `until`."""
+    """Wait for a worker, a deadline or `until`; return the workers whose pipes can be read or written."""
     if not workers:
         return []
     poll, by_descriptor = select.poll(), {}
@@ -304,10 +304,10 @@ def _require_loaded(problem: Mapping[str, str] | None) -> None:
 
 
 def _as_replies(message: Mapping[str, Any], most: int) -> list[tuple[Reply, float]]:
-    """The replies in a message, which may not be more than `most`, with the seconds that each call took.
+    """Return the replies in a message, at most `most` of them, with the seconds that each call took.
 
     Raises:
-        WorkerDied: the message is no such thing: something else wrote into the pipe.
+        WorkerDied: If the message is not a reply, because something else wrote into the pipe.
     """
     try:
         pairs = zip(message["replies"], message["seconds"], strict=True)
@@ -330,6 +330,6 @@ def _as_reply(message: Mapping[str, Any]) -> Reply:
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
     if os.getpid() != owner:
-        return  # a fork of the program: the workers are not its own
+        return  # this is a fork of the program, which does not own the workers
     while workers:
         workers.pop().kill()

@@ -1,6 +1,6 @@
-"""Linux's system calls that Python 3.11 has no names for, and the filter on those that guests have no business with.
+"""Linux system calls that Python 3.11 has no names for, and a filter for calls that a sandboxed process must not make.
 
-Knows nothing of guests or limits. Imports the standard library only.
+Does not know about sandboxes or limits. Imports only the standard library.
 
 References: unshare(2), pivot_root(2), capabilities(7), seccomp(2); asm/unistd_64.h and
 asm-generic/unistd.h for the numbers.
@@ -25,14 +25,14 @@ _X86 = {"socket": 41, "clone": 56, "ptrace": 101, "personality": 135, "pivot_roo
 _X86 |= {"umount2": 166, "init_module": 175, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272}
 _X86 |= {"perf_event_open": 298, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310}
 _X86 |= {"process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "bpf": 321, "userfaultfd": 323}
-_X86 |= {"shmget": 29, "semget": 64, "msgget": 68, "memfd_create": 319}  # memory that no limit of a process counts
+_X86 |= {"shmget": 29, "semget": 64, "msgget": 68, "memfd_create": 319}  # memory that process limits do not count
 _ARM = {"mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51, "personality": 92, "unshare": 97}
 _ARM |= {"init_module": 105, "ptrace": 117, "socket": 198, "add_key": 217, "request_key": 218, "keyctl": 219}
 _ARM |= {"clone": 220, "perf_event_open": 241, "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270}
 _ARM |= {"process_vm_writev": 271, "kcmp": 272, "finit_module": 273, "bpf": 280, "userfaultfd": 282}
 _ARM |= {"msgget": 186, "semget": 190, "shmget": 194, "memfd_create": 279}
 _X86 |= {"setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203}
-_X86 |= {"ioprio_set": 251, "migrate_pages": 256, "move_pages": 279, "sched_setattr": 314}  # the supervisor's share
+_X86 |= {"ioprio_set": 251, "migrate_pages": 256, "move_pages": 279, "sched_setattr": 314}  # affect the supervisor
 _ARM |= {"setpriority": 140, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122}
 _ARM |= {"ioprio_set": 30, "migrate_pages": 238, "move_pages": 239, "sched_setattr": 274}
 _BOTH = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429}
@@ -45,7 +45,7 @@ _MACHINES = {
     "x86_64": (0xC000_003E, _X86 | _BOTH, _X86_SIGNALS, 302),
     "aarch64": (0xC000_00B7, _ARM | _BOTH, _ARM_SIGNALS, 261),
 }
-"""The number that seccomp knows a machine by, and its numbers of refused system calls, of signals, of prlimit64."""
+"""Per machine: its seccomp identifier and its numbers of forbidden system calls, of signals, and of prlimit64."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,7 +57,7 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces for new ones; a new process namespace begins with the next child."""
+    """Move this process to new namespaces; a new process namespace begins with the next child."""
     _checked(_libc.unshare(flags), "unshare")
 
 
@@ -68,7 +68,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def make_root(directory: str) -> None:
-    """Make a mount point the root of the file system, and drop the old root."""
+    """Make a mount point the root of the file system, and detach the old root."""
     os.chdir(directory)
     numbers = {"x86_64": 155, "aarch64": 41}
     _checked(_libc.syscall(ctypes.c_long(numbers[platform.machine()]), b".", b"."), "pivot_root")
@@ -83,12 +83,12 @@ def drop_capabilities() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """No program that this process runs gets more rights than it has."""
+    """Prevent the programs that this process runs from having more rights than it has."""
     _checked(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "prctl no_new_privs")
 
 
 def hide_memory() -> None:
-    """No other process of this user may read or trace this one."""
+    """Prevent other processes of this user from reading or tracing this one."""
     _checked(_libc.prctl(_DUMPABLE, 0, 0, 0, 0), "prctl dumpable")
 
 
@@ -98,7 +98,7 @@ def end_with_parent() -> None:
 
 
 def adopt_orphans() -> None:
-    """Children whose parents end become this process's."""
+    """Make this process the parent of descendants whose own parents end."""
     _checked(_libc.prctl(_SUBREAPER, 1, 0, 0, 0), "prctl subreaper")
 
 
@@ -110,10 +110,10 @@ def refuse_system_calls(*, signals: bool = False) -> None:
     """Make sockets, tracing, mounts, namespaces, keys, uncounted memory, kernel interfaces, other machines' calls fail.
 
     Args:
-        signals: sending them fails too.
+        signals: Make sending signals fail too.
 
     Raises:
-        OSError: this machine is neither x86_64 nor aarch64, or its kernel has no seccomp.
+        OSError: If this machine is neither x86_64 nor aarch64, or its kernel has no seccomp.
     """
     if platform.machine() not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no list of system calls for {platform.machine()}")
@@ -124,7 +124,7 @@ def refuse_system_calls(*, signals: bool = False) -> None:
 
 
 def _filter(machine: int, refused: dict[str, int], limits: int) -> bytes:
-    """Classic BPF over struct seccomp_data {nr, arch, instruction pointer, args[6]}."""
+    """Return classic BPF over struct seccomp_data {nr, arch, instruction pointer, args[6]}."""
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, fail = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
     plain = [number for name, number in refused.items() if name != "clone"]
@@ -132,10 +132,10 @@ def _filter(machine: int, refused: dict[str, int], limits: int) -> bytes:
     lines += [(at_least, 0, 1, 0x4000_0000), (ret, 0, 0, kill)]  # x32, which has other numbers
     for number in plain:
         lines += [(equal, 0, 1, number), (ret, 0, 0, fail | errno.EPERM)]
-    # Limits of the process itself alone: the supervisor can have the same user, and would be ended by its own.
+    # Only limits of the process itself may change: a supervisor of the same user could be ended by its own limits.
     lines += [(equal, 0, 4, limits), (load, 0, 0, 16), (equal, 1, 0, 0), (ret, 0, 0, fail | errno.EPERM)]
     lines += [(ret, 0, 0, allow)]
-    # Its flags lie in memory, where no filter can look; "no such call" makes the C library use clone instead.
+    # Its flags are in memory, which a filter cannot read; "no such call" makes the C library use clone instead.
     lines += [(equal, 0, 1, _CLONE3), (ret, 0, 0, fail | errno.ENOSYS)]
     lines += [(equal, 0, 3, refused["clone"]), (load, 0, 0, 16), (any_bit, 0, 1, NEW_USER | NEW_PIDS | NEW_MOUNTS)]
     lines += [(ret, 0, 0, fail | errno.EPERM), (ret, 0, 0, allow)]

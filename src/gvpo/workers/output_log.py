@@ -1,4 +1,4 @@
-"""What reward functions print: a file of limited size that several processes append to."""
+"""Printed output of reward functions: a file of limited size that several processes append to."""
 
 import contextlib
 import fcntl
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 LIMIT = 64 << 20
-"""Maximum number of bytes of a log and of the older part beside it, together."""
+"""Maximum number of bytes of a log and its older part together."""
 OLDER = ".1"
-"""Ending that the name of the older part has in addition."""
+"""Suffix that is appended to the name of the older part."""
 
 
 class OutputLog:
-    """A file that keeps the newest output: when it is half of `limit` long, it becomes the older part.
+    """A file that keeps the latest output: when it reaches half of `limit`, it becomes the older part.
 
     Args:
-        path: of the file.
-        limit: maximum number of bytes of both parts.
+        path: Path of the file.
+        limit: Maximum number of bytes of both parts.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT) -> None:
@@ -26,7 +26,7 @@ class OutputLog:
         self._older = path.with_name(path.name + OLDER)
 
     def write(self, data: bytes) -> None:
-        """Append what was printed; a disk that is full loses it."""
+        """Append printed output; a full disk loses it."""
         with contextlib.suppress(OSError), self._locked() as file:
             if file.tell() + len(data) <= self._half:
                 file.write(data)
@@ -38,7 +38,7 @@ class OutputLog:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
-        """The newest part, opened to append, while no other process may write or replace it."""
+        """Open the newer part for appending, while no other process may write or replace it."""
         while True:
             with self._path.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The pool's side of one worker: start it, write and read without ever waiting, end it with all that it started."""
+"""The pool's side of one worker: start it, read and write without waiting, end it with all its descendants."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ import cloudpickle
 from gvpo.workers.wire import Inbox, frame
 from gvpo.workers.worker import PROGRESS
 
-# The path goes over before gvpo is imported; -P keeps the working directory from shadowing the standard library.
+# The path is passed before gvpo is imported; -P keeps the working directory from shadowing the standard library.
 _BOOT = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
@@ -27,35 +27,35 @@ from gvpo.workers.supervisor import main
 main(sys.argv[1])
 """
 _MARK = "GVPO_REWARD_WORKER"
-"""In the environment of a worker, and so of all that it starts."""
+"""Environment variable of a worker, which all its descendants inherit."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 END_SECONDS = 10.0
-"""Maximum number of seconds that a worker's supervisor may take to end; it needs milliseconds."""
+"""Maximum number of seconds for a worker's supervisor to end; it needs milliseconds."""
 
 
 def in_worker() -> bool:
-    """Whether this process is a worker, or was started by one."""
+    """Return whether this process is a worker, or was started by one."""
     return _MARK in os.environ
 
 
 class WorkerDied(Exception):
-    """The worker ended, or wrote what is not a reply."""
+    """The worker ended, or wrote something that is not a reply."""
 
 
 class WorkerProcess:
     """One process that runs reward functions, and its supervisor.
 
     Args:
-        setup: what the worker reads first: pickled functions, timeout, memory limit.
-        log: a file that the rewards' output is appended to; None drops it.
+        setup: Setup that the worker reads first: pickled functions, timeout, memory limit.
+        log: File that the rewards' output is appended to; None discards it.
 
     Raises:
-        OSError: the system starts no more processes, or the log cannot be written.
+        OSError: If the system cannot start another process, or the log cannot be written.
     """
 
     def __init__(self, setup: Mapping[str, Any], log: Path | None) -> None:
-        self.pending: deque[Any] = deque()  # what it works on, and what comes after that
-        self.load = 0.0  # seconds that this will take
+        self.pending: deque[Any] = deque()  # the call in progress and those after it
+        self.load = 0.0  # estimated seconds for the pending calls
         self.ready = False
         self.deadline = float("inf")
         self._answered = 0
@@ -77,16 +77,16 @@ class WorkerProcess:
 
     @property
     def unsent(self) -> bool:
-        """Whether a part of a message still waits for room in the pipe."""
+        """True if a part of a message is still waiting for room in the pipe."""
         return bool(self._outbox)
 
     def send(self, payload: bytes) -> None:
-        """Queue a message and write what the pipe takes now."""
+        """Queue a message and write as much as the pipe accepts now."""
         self._outbox += frame(payload)
         self.flush()
 
     def flush(self) -> None:
-        """Write what the pipe takes now; a worker that is gone is noticed when reading."""
+        """Write as much as the pipe accepts now; a worker that is gone is noticed when reading."""
         with contextlib.suppress(BlockingIOError):
             try:
                 while self._outbox:
@@ -95,10 +95,10 @@ class WorkerProcess:
                 self._outbox.clear()
 
     def receive(self) -> list[dict[str, Any]]:
-        """The replies that have arrived.
+        """Return the replies that have arrived.
 
         Raises:
-            WorkerDied: no more will come.
+            WorkerDied: If no more replies will arrive.
         """
         with contextlib.suppress(BlockingIOError):
             data = os.read(self.replies, 1 << 20)
@@ -111,29 +111,29 @@ class WorkerProcess:
             raise WorkerDied from error
 
     def answered(self) -> Any:
-        """Take the first of what is pending: its reply has arrived."""
+        """Remove and return the first pending call, whose reply has arrived."""
         self._answered += 1
         return self.pending.popleft()
 
     def at_work(self) -> int:
-        """Return the place among the pending calls of the one that the worker has begun and not answered."""
-        with contextlib.suppress(struct.error):  # nothing was begun
+        """Return the index among the pending calls of the one that the worker has begun and not answered."""
+        with contextlib.suppress(struct.error):  # no call has begun
             (begun,) = PROGRESS.unpack(os.pread(self._progress, PROGRESS.size, 0))
             place = int(begun) - self._answered - 1
             return place if 0 <= place < len(self.pending) else 0
         return 0
 
     def is_alive(self) -> bool:
-        """Return whether the worker still holds its pipe."""
+        """Return whether the worker still has its pipe open."""
         poll = select.poll()
         poll.register(self.replies, select.POLLIN)
         return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def kill(self) -> str:
-        """End the worker and all that it started; on Linux also what left its session (daemons).
+        """End the worker and all its descendants, on Linux including those that left its session (daemons).
 
         Returns:
-            How it had ended by itself, if it had: "exit code 3", "signal SIGSEGV".
+            How the worker had ended by itself, if it had: "exit code 3", "signal SIGSEGV".
         """
         os.close(self._lifeline)
         try:
@@ -155,7 +155,7 @@ def _pipe(on_error: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _counter() -> int:
-    """Open a file without a name, in memory where possible; what a reward writes to it by mistake goes elsewhere."""
+    """Open a file without a name, in memory if possible, so that rewards cannot write to it by mistake."""
     if sys.platform == "linux":
         descriptor = os.memfd_create("gvpo-progress")
     else:
@@ -176,7 +176,7 @@ def _start(descriptors: Mapping[str, int], log: Path | None) -> "subprocess.Pope
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=tuple(descriptors.values()),
-            start_new_session=True,  # Ctrl-C is the trainer's
+            start_new_session=True,  # Ctrl-C is for the trainer only
             env={**dict.fromkeys(_THREADS, "1"), **os.environ, _MARK: "1"},
         )
 

@@ -1,23 +1,23 @@
-"""How a reward says why it gives a row no value: the reason travels beside the values, which stay TRL's plain list."""
+"""Reasons why a reward gives a row no value. They travel separately from the values, which stay TRL's plain list."""
 
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 UNSCORABLE = "unscorable"
-"""The kind of these reasons."""
+"""Kind of these reasons."""
 
 _heard: ContextVar[dict[int, str] | None] = ContextVar("gvpo_reasons", default=None)
 
 
 def no_value(row: int, reason: str) -> None:
-    """Say why the running call returns None for a row; the row then has no reward, whatever the other rewards say.
+    """Record why the running call returns None for a row; the row then has no reward, regardless of other rewards.
 
-    Outside of a pool nobody hears the reason, and the row is only None.
+    Outside a pool the reason is discarded, and the row is only None.
 
     Args:
-        row: number of the row in the call, from 0.
-        reason: one line that says what to do.
+        row: Number of the row in the call, from 0.
+        reason: One line that states what to do.
     """
     heard = _heard.get()
     if heard is not None:
@@ -26,7 +26,7 @@ def no_value(row: int, reason: str) -> None:
 
 @contextlib.contextmanager
 def hearing() -> Iterator[dict[int, str]]:
-    """Collect the reasons that a reward gives inside of the block, by row."""
+    """Collect the reasons that a reward gives within this context, by row."""
     heard: dict[int, str] = {}
     token = _heard.set(heard)
     try:

@@ -1,12 +1,12 @@
-"""The parent of one worker: it copies the worker's output to the log, and ends everything that the worker started.
+"""The parent of one worker: it copies the worker's output to the log, and ends all descendants of the worker.
 
-    pool ──lifeline──▶ supervisor ──fork──▶ worker ──▶ whatever a reward starts
+    pool ──lifeline──▶ supervisor ──fork──▶ worker ──▶ processes that a reward starts
                             ▲                                   │
-                            └── adopts what loses its parent ───┘
+                            └── adopts orphaned processes ──────┘
 
-The supervisor ends when the worker does, or when the pool lets go of the lifeline, which happens too when the program
-of the pool is killed. It kills all descendants first. On Linux none is missed: a daemon that left its session becomes a
-child of the supervisor as soon as its own parent ends.
+The supervisor ends when the worker does, or when the pool closes the lifeline, which also happens when the pool's
+program is killed. It kills all descendants first. On Linux no descendant escapes: a daemon that left its session
+becomes a child of the supervisor as soon as its own parent ends.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from gvpo.workers import children, kernel, worker
 from gvpo.workers.output_log import OutputLog
 
 _ROUNDS, _PAUSE = 1000, 0.005
-"""Number of looks for descendants, and seconds between two of them: a killed process takes a moment to end."""
+"""Maximum number of searches for descendants, and seconds between two: a killed process takes a moment to end."""
 _CHUNK = 1 << 16
 
 
 def main(argument: str) -> NoReturn:
-    """Start a worker, watch it, and end as it ended.
+    """Start a worker, watch it, and end with its exit status.
 
     Args:
-        argument: JSON: the descriptors `requests`, `replies`, `progress` and `lifeline`, and `log`, a path or null.
+        argument: JSON with the descriptors `requests`, `replies`, `progress` and `lifeline`, and `log`, a path or null.
     """
     settings = json.loads(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -57,14 +57,14 @@ def main(argument: str) -> NoReturn:
 
 
 def _on_linux(ask_kernel: Callable[[], None]) -> None:
-    """Ask for what only Linux has; where it refuses, the other ways to end descendants have to do."""
+    """Request a feature that only Linux has; if it is denied, the other ways to end descendants must suffice."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             ask_kernel()
 
 
 def _become_worker(settings: Mapping[str, Any], printed: int, parent: int) -> NoReturn:
-    """Serve calls in a session of its own, so that a reward's signals to its group do not reach the supervisor."""
+    """Serve calls in a separate session, so that a reward's signals to its group do not reach the supervisor."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _on_linux(kernel.end_with_parent)
@@ -78,7 +78,7 @@ def _become_worker(settings: Mapping[str, Any], printed: int, parent: int) -> No
 
 
 def _watch(child: int, lifeline: int, wake: int, output: int, log: OutputLog | None) -> int | None:
-    """Copy output until the worker ends or the pool lets go; return the worker's status, None if it still runs."""
+    """Copy output until the worker ends or the pool closes the lifeline; return its status, None if it still runs."""
     poll = select.poll()
     for descriptor in (lifeline, wake, output):
         poll.register(descriptor, select.POLLIN)
@@ -96,7 +96,7 @@ def _watch(child: int, lifeline: int, wake: int, output: int, log: OutputLog | N
 
 
 def _copy(output: int, log: OutputLog | None) -> bool:
-    """Copy what was printed; return False once nobody can print any more."""
+    """Copy printed output; return False once no process can print any more."""
     data = os.read(output, _CHUNK)
     if data and log is not None:
         log.write(data)
@@ -111,7 +111,7 @@ def _copy_rest(output: int, log: OutputLog | None) -> None:
 
 
 def _end_descendants(child: int, status: int | None) -> int | None:
-    """Kill children, which orphans become too, until there are none; return the worker's status."""
+    """Kill children until there are none, orphans included; return the worker's status."""
     if status is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
@@ -128,7 +128,7 @@ def _end_descendants(child: int, status: int | None) -> int | None:
 
 
 def _running(known: int | None) -> list[int]:
-    """Return the children of this process; without Linux's /proc only the one that is known."""
+    """Return the children of this process; without Linux's /proc, only the known one."""
     try:
         return children.living()
     except OSError:

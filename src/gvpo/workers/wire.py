@@ -1,7 +1,7 @@
-"""How the pool and its workers talk: frames of a length and that many bytes, over two pipes of their own.
+"""Frames between the pool and its workers: a length and that many bytes, over two dedicated pipes.
 
-Requests are pickles, as they carry functions and data; replies are JSON, as nothing that a reward writes into the pipe
-should run in the trainer.
+Requests are pickles, because they carry functions and data. Replies are JSON, because nothing that a reward writes into
+the pipe may run in the trainer.
 """
 
 import io
@@ -13,26 +13,26 @@ import cloudpickle
 
 _HEADER = struct.Struct(">Q")
 MAX_FRAME = 1 << 30
-"""A longer reply is not one: something else wrote into the pipe."""
+"""Maximum number of bytes of a reply; a longer one was written by something else."""
 
 
 def frame(payload: bytes) -> bytes:
-    """`payload` with its length in front."""
+    """Return `payload` prefixed with its length."""
     return _HEADER.pack(len(payload)) + payload
 
 
 class _NotPlain(Exception):
-    """The data holds something else than Python's own containers, numbers and texts."""
+    """The data contains something other than Python's own containers, numbers and strings."""
 
 
 class _PlainPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        """Refuse what might not mean the same in another process."""
+        """Reject objects that might not mean the same in another process."""
         raise _NotPlain
 
 
 def packed(data: Any) -> bytes:
-    """Return `data` as a pickle: the fast way where all of it is plain, else by cloudpickle."""
+    """Return `data` as a pickle, with the fast pickler if all of it is plain, otherwise with cloudpickle."""
     buffer = io.BytesIO()
     try:
         _PlainPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(data)
@@ -42,26 +42,26 @@ def packed(data: Any) -> bytes:
 
 
 class Inbox:
-    """Collects the bytes of a pipe and gives them back as whole frames."""
+    """Collects the bytes of a pipe and returns them as complete frames."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Add what was read."""
+        """Add bytes that were read."""
         self._bytes += data
 
     def take(self) -> bytes | None:
-        """The next whole frame's payload; None while it is not all there.
+        """Return the payload of the next complete frame, or None while parts of it are missing.
 
         Raises:
-            ValueError: what was read is no frame.
+            ValueError: If the bytes are not a frame.
         """
         if len(self._bytes) < _HEADER.size:
             return None
         (length,) = _HEADER.unpack_from(self._bytes)
         if length > MAX_FRAME:
-            raise ValueError("the pipe holds something that is not a frame")
+            raise ValueError("the pipe contains something that is not a frame")
         end = _HEADER.size + length
         if len(self._bytes) < end:
             return None

@@ -1,8 +1,8 @@
-"""A worker process: reads calls from one pipe, runs reward functions, writes their values to another.
+"""A worker process: reads calls from one pipe, runs reward functions, and writes their values to another pipe.
 
-Whatever a reward does, the worker either replies or ends; the pool sees which, and the deadline is the pool's. Standard
-output and error belong to the rewards. The worker ends when the pipe of calls closes: when the pool, or the process
-that holds it, is gone. Knows nothing of groups, weights or verdicts.
+Regardless of what a reward does, the worker either replies or ends; the pool notices which, and enforces the deadline.
+Standard output and error belong to the rewards. The worker ends when the pipe of calls closes, which happens when the
+pool or its process is gone. Does not know about groups, weights or verdicts.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from gvpo.workers.wire import Inbox, frame
 MOMENT = 0.005
 """Seconds of work after which replies are sent at the latest."""
 PROGRESS = struct.Struct(">Q")
-"""The number of calls that a worker has begun, as it writes it."""
+"""Format of the number of calls that a worker has begun."""
 MAX_DETAIL, MAX_TRACEBACK = 300, 20_000
 
 
@@ -36,13 +36,13 @@ def main(requests: int, replies: int, progress: int) -> NoReturn:
     """Serve until the pipe of calls closes.
 
     Args:
-        requests: file descriptor that calls are read from.
-        replies: file descriptor that values are written to.
-        progress: file descriptor that holds the number of calls that were begun.
+        requests: File descriptor that calls are read from.
+        replies: File descriptor that values are written to.
+        progress: File descriptor that the number of begun calls is written to.
     """
     with contextlib.suppress(EOFError, BrokenPipeError):
         _serve(requests, replies, progress)
-    os._exit(0)  # a reward's threads and exit handlers are not waited for
+    os._exit(0)  # do not wait for a reward's threads and exit handlers
 
 
 def _serve(requests: int, replies: int, progress: int) -> None:
@@ -66,14 +66,14 @@ def _serve(requests: int, replies: int, progress: int) -> None:
 
 
 def _parts(each: bool, rows: int, arguments: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Return the calls of a message with their numbers of rows: one per row if `each`, else one of all rows."""
+    """Return the calls of a message with their numbers of rows: one per row if `each`, otherwise one for all rows."""
     if not each:
         return iter([(rows, arguments)])
     return ((1, {name: [values[row]] for name, values in arguments.items()}) for row in range(rows))
 
 
 class _Link:
-    """The worker's end of the pipes. Replies of quick calls travel together, those of slow ones at once."""
+    """The worker's end of the pipes. Replies of quick calls travel together, those of slow calls immediately."""
 
     def __init__(self, requests: int, replies: int, progress: int) -> None:
         self._requests, self._replies, self._progress = requests, replies, progress
@@ -82,12 +82,12 @@ class _Link:
         self._seconds = 0.0
 
     def begin(self) -> None:
-        """Note that one more call begins: if the worker does not survive it, the pool knows which one it was."""
+        """Record that another call begins: if the worker does not survive it, the pool knows which one it was."""
         self._begun += 1
         os.pwrite(self._progress, PROGRESS.pack(self._begun), 0)
 
     def read(self) -> bytes:
-        """Return the next message; replies are sent before waiting for one."""
+        """Return the next message; send the kept replies before waiting for one."""
         while (message := self._inbox.take()) is None:
             if not select.select([self._requests], [], [], 0)[0]:
                 self.flush()
@@ -120,7 +120,7 @@ class _Link:
 
 
 def _keep_from_children(*descriptors: int) -> None:
-    """Programs and forks that a reward starts must not hold the pipes: the pool would not see the worker end."""
+    """Close the pipes in programs and forks that a reward starts, so that the pool notices when the worker ends."""
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
 
@@ -133,13 +133,13 @@ def _keep_from_children(*descriptors: int) -> None:
 
 
 def _volunteer_to_be_killed() -> None:
-    """When memory runs out, Linux shall end this process, not the trainer."""
+    """Make Linux end this process rather than the trainer when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Beyond the limit allocations fail with MemoryError; address space that is only reserved does not count."""
+    """Make allocations beyond the limit fail with MemoryError; address space that is only reserved does not count."""
     if limit is not None:
         with contextlib.suppress(ImportError, OSError, ValueError):
             import resource
@@ -148,7 +148,7 @@ def _limit_memory(limit: int | None) -> None:
 
 
 def _load(pickled: Mapping[str, bytes]) -> tuple[list[Callable[..., Any]], dict[str, str] | None]:
-    """The functions in order, and what is wrong with the first that does not load."""
+    """Return the functions in order, and the problem of the first one that cannot be loaded."""
     functions = []
     for name, data in pickled.items():
         try:
@@ -160,7 +160,7 @@ def _load(pickled: Mapping[str, bytes]) -> tuple[list[Callable[..., Any]], dict[
 
 
 def _nothing() -> None:
-    """What a function without `prepare` needs first."""
+    """Do nothing, for functions without `prepare`."""
 
 
 class _Calls:
@@ -172,7 +172,7 @@ class _Calls:
         self._pid = os.getpid()
 
     def answer(self, function: int, rows: int, arguments: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], float]:
-        """Return the reply to a call, values or why there are none, and the seconds that the call took."""
+        """Return the reply to a call (values, or why there are none) and the seconds that the call took."""
         deadline.begin(self._timeout)
         try:
             with hearing() as heard:
@@ -197,22 +197,22 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
 
 
 def checked(returned: Any, rows: int, heard: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """The reply for what a reward function returned.
+    """Return the reply for the return value of a reward function.
 
     Args:
-        returned: anything; `rows` numbers (numpy's and 0-d tensors too) or None are right.
-        rows: completions that it was given.
-        heard: the reasons that it gave for rows without a value (`reasons.no_value`).
+        returned: Anything; valid are `rows` numbers (including numpy's and 0-d tensors) or None.
+        rows: Number of completions that the function received.
+        heard: Reasons that it gave for rows without a value (`reasons.no_value`).
 
     Returns:
-        `values`, and `reasons` as [kind, detail] or None, one each a row; or a failure of all rows.
+        `values` and `reasons` ([kind, detail] or None), one each per row; or a failure of all rows.
     """
     try:
         listed = None if isinstance(returned, str | bytes | Mapping) else list(returned)
     except TypeError:
         listed = None
     if listed is None:
-        return failure("wrong type", f"returned {_kind(returned)}; return a list of one number or None a completion")
+        return failure("wrong type", f"returned {_kind(returned)}; return a list of one number or None per completion")
     if len(listed) != rows:
         return failure("wrong length", f"returned {len(listed)} values for {rows} completions")
     pairs = [_value(value, (heard or {}).get(row)) for row, value in enumerate(listed)]
@@ -220,12 +220,12 @@ def checked(returned: Any, rows: int, heard: Mapping[int, str] | None = None) ->
 
 
 def failure(kind: str, detail: str) -> dict[str, Any]:
-    """The reply for a call that gave no values."""
+    """Return the reply for a call that gave no values."""
     return {"failed": [kind, detail]}
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
-    """The reply for an exception. One of gvpo's own is about the data or the machine, never about a completion."""
+    """Return the reply for an exception. Errors of gvpo are about the data or the machine, never about a completion."""
     return {
         "failed": ["exception", f"raised {_one_line(error)}"],
         "traceback": _traceback(error),
@@ -238,11 +238,11 @@ def _raised(error: BaseException) -> dict[str, Any]:
 def _value(value: Any, told: str | None = None) -> tuple[float | None, tuple[str, str] | None]:
     """Return a row's value, and why it cannot be used; `told` is the reward's own reason for None."""
     if value is None:
-        return None, (UNSCORABLE, f"cannot judge the row: {told}") if told else None
+        return None, (UNSCORABLE, f"cannot score the row: {told}") if told else None
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, numbers.Number) or isinstance(value, complex):
-        return None, ("wrong type", f"returned {_kind(value)} where a number or None belongs")
+        return None, ("wrong type", f"returned {_kind(value)} instead of a number or None")
     try:
         number = float(value)  # type: ignore[arg-type]  # every other registered Number converts
     except OverflowError:
@@ -259,13 +259,13 @@ def _kind(value: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """`ValueError: what it says`, on one line and not too long, however badly the exception behaves."""
+    """Return `ValueError: message` on one line of limited length, however badly the exception behaves."""
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     return text if len(text) <= MAX_DETAIL else text[:MAX_DETAIL] + "..."
 
 
 def _traceback(error: BaseException) -> str:
-    """The traceback without this module's own frames."""
+    """Return the traceback without this module's own frames."""
     inner = error.__traceback__
     while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
         inner = inner.tb_next

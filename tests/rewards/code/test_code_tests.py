@@ -159,7 +159,7 @@ UNSCORABLE = {
     "package, later": ("def test_a():\n    import numpy\n    assert f(1) == 2", "No module named 'numpy'", {}),
     "module": ("from main import f\nassert f(1) == 2", "the completion as `solution`", {}),
     "name": (f"{CHECK.replace('(1)', '(g(1))')}", "name 'g' is not defined; define it in `setup`, or name it in `entry_point`", {"entry_point": "f"}),
-    "fixture": ("def test_a(tmp_path):\n    assert f(1) == 2", "has the argument 'tmp_path', and fixtures of pytest", {}),
+    "fixture": ("def test_a(tmp_path):\n    assert f(1) == 2", "has the argument 'tmp_path', and pytest fixtures are not", {}),
     "candidate": ([CHECK], r"define check\(candidate\).*name one in `entry_point`", {}),
 }  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_the_reason_reaches_the_verdict_and_other_problems_are_judged():
     ) as pool:
         first, second = pool.score(batches)
     assert {verdict.reward for verdict in first} == {None}
-    assert first[0].reason.startswith("unscorable: code cannot judge the row: the tests pass for an empty program")
+    assert first[0].reason.startswith("unscorable: code cannot score the row: the tests pass for an empty program")
     assert [verdict.reward for verdict in second] == [2.0]
 
 

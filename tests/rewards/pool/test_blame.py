@@ -240,7 +240,7 @@ def test_nobody_is_judged_by_a_reference_answer_that_cannot_be_read(gold, reason
     with RewardPool({"math_answer": REWARDS["math_answer"]}, workers=1) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [r"\boxed{7}", "no idea", gold], {"answer": gold})])
     assert {v.reward for v in verdicts} == {None}
-    assert verdicts[0].reason.startswith("unscorable: math_answer cannot judge the row: the answer")
+    assert verdicts[0].reason.startswith("unscorable: math_answer cannot score the row: the answer")
     assert reason in verdicts[0].reason
 
 

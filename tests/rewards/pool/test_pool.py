@@ -104,16 +104,16 @@ def test_token_ids_must_fit_the_completions():
         ([math.nan], None, "nan: f returned nan"),
         ([-math.inf], None, "infinite: f returned -inf"),
         ([10**400], None, "infinite: f returned inf"),
-        (["1.0"], None, "wrong type: f returned a str where a number or None belongs"),
-        ([[1.0]], None, "wrong type: f returned a list where a number or None belongs"),
-        ([1j], None, "wrong type: f returned a complex where a number or None belongs"),
+        (["1.0"], None, "wrong type: f returned a str instead of a number or None"),
+        ([[1.0]], None, "wrong type: f returned a list instead of a number or None"),
+        ([1j], None, "wrong type: f returned a complex instead of a number or None"),
         # what is no list of one value a row
         ([1.0, 2.0], None, "wrong length: f returned 2 values for 1 completions"),
         ([], None, "wrong length: f returned 0 values for 1 completions"),
-        (1.0, None, "wrong type: f returned a float; return a list of one number or None a completion"),
-        (None, None, "wrong type: f returned None; return a list of one number or None a completion"),
-        ("1", None, "wrong type: f returned a str; return a list of one number or None a completion"),
-        ({"a": 1}, None, "wrong type: f returned a dict; return a list of one number or None a completion"),
+        (1.0, None, "wrong type: f returned a float; return a list of one number or None per completion"),
+        (None, None, "wrong type: f returned None; return a list of one number or None per completion"),
+        ("1", None, "wrong type: f returned a str; return a list of one number or None per completion"),
+        ({"a": 1}, None, "wrong type: f returned a dict; return a list of one number or None per completion"),
     ],
     ids=repr,
 )
@@ -189,7 +189,7 @@ def test_a_reward_says_why_a_row_has_no_value():
     with RewardPool({"judges": judges, "other": returning_ones}, workers=1) as pool:
         (first,), (second,) = pool.score([RewardBatch("p", ["x", "y"])]), pool.score([RewardBatch("p", ["x"])])
     assert [verdict.reward for verdict in [*first, *second]] == [2.0, None, 2.0]
-    assert first[1].reason == "unscorable: judges cannot judge the row: its tests are empty; write some"
+    assert first[1].reason == "unscorable: judges cannot score the row: its tests are empty; write some"
 
 
 def returning_ones(completions, **_):

@@ -1,1 +1,1 @@
-"""The pool: reward functions run in workers, and their values become verdicts."""
+"""The reward pool: it runs reward functions in workers and combines their values into verdicts."""

@@ -1,4 +1,4 @@
-"""What can be wrong with what a pool of rewards is given: columns, weights, limits, functions that cannot travel."""
+"""Checks of the arguments of a reward pool: columns, weights, limits, functions that cannot be sent to a worker."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 
 
 def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], batches: Sequence[RewardBatch]) -> None:
-    """A column that one group lacks costs that group its rewards; one that no group has is a wrong setting.
+    """Raise RewardError if a function needs a column that no group has. A column that only some groups lack is allowed.
 
     Raises:
-        RewardError: the message names the function and the column.
+        RewardError: The message names the function and the column.
     """
     for name, arguments in zip(names, wanted, strict=True):
         lacking = [arguments.missing(batch) for batch in batches]
@@ -27,10 +27,10 @@ def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], bat
 
 
 def checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
-    """Each function's weight, in order; 1 each where none is given.
+    """Return each function's weight, in order; 1 each if `weights` is None.
 
     Raises:
-        RewardError: no functions, or weights that do not fit them.
+        RewardError: If there are no functions, or the weights do not fit them.
     """
     if not names:
         raise RewardError("there are no reward functions; give at least one")
@@ -49,22 +49,22 @@ def checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -
 
 
 def check_limits(workers: int, timeout: float) -> None:
-    """Refuse a number of workers or a deadline that cannot be.
+    """Raise RewardError unless the number of workers and the timeout are positive.
 
     Raises:
-        RewardError: the message names it.
+        RewardError: The message names the wrong one.
     """
     if workers < 1:
         raise RewardError(f"the reward pool needs at least one worker, not {workers}")
     if not timeout > 0 or math.isinf(timeout):
-        raise RewardError(f"the reward timeout is a number of seconds above 0, not {timeout}")
+        raise RewardError(f"the reward timeout must be a number of seconds above 0, not {timeout}")
 
 
 def pickled(name: str, function: RewardFunc) -> bytes:
-    """A function as it goes to a worker.
+    """Return a function as the bytes that are sent to a worker.
 
     Raises:
-        RewardError: it cannot go there.
+        RewardError: If it cannot be sent to a worker.
     """
     if not callable(function):
         raise RewardError(f"reward {name!r} is a {type(function).__name__}; give a function")
@@ -73,12 +73,12 @@ def pickled(name: str, function: RewardFunc) -> bytes:
     except Exception as error:
         raise RewardError(
             f"reward {name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
-            "make what it holds (locks, open files, clients) inside the function, or on its first call"
+            "create its locks, open files and clients inside the function, or on its first call"
         ) from error
 
 
 def cannot_send(name: str, arguments: Mapping[str, Any], error: Exception) -> RewardError:
-    """The error for arguments that cannot go to a worker; it names the column."""
+    """Return the error for arguments that cannot be sent to a worker; it names the column."""
     for column, values in arguments.items():
         try:
             cloudpickle.dumps(values)

@@ -1,7 +1,7 @@
-"""Rewards in the trainer's process, on all groups of a scoring at once: models on its device, judges over HTTP.
+"""Rewards in the trainer's process, called once for all groups of a scoring: models on its device, judges over HTTP.
 
-They are gvpo's own, and keep their own deadlines; users' functions belong in the pool's workers, where they can be
-killed. What they say of a row is a verdict, so that a failure has its reason.
+They are gvpo's own and enforce their own deadlines. Users' functions belong in the pool's workers, where they can be
+killed. Local rewards return verdicts, so that a failure has its reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,24 @@ class LocalReward(Protocol):
     """A reward that runs in the trainer's process."""
 
     def __call__(self, **arguments: Any) -> list[float | None]:
-        """As any reward function: one value a row; None where there is none, for whatever reason."""
+        """Return one value per row like any reward function; None if a row has none, for any reason."""
         ...
 
     def verdicts(self, **arguments: Any) -> Sequence[Verdict]:
-        """One verdict a row: a reward, or a reason "KIND: ..." why there is none; neither abstains."""
+        """Return one verdict per row: a reward, or a reason "KIND: ..." why there is none; neither means abstention."""
         ...
 
 
 def is_local(function: RewardFunc | LocalReward) -> TypeGuard[LocalReward]:
-    """Whether a reward runs in the trainer's process."""
+    """Return whether a reward runs in the trainer's process."""
     return isinstance(function, LocalReward)
 
 
 def judge_locally(reward: LocalReward, wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Reply:
-    """One call of a local reward for the rows of some groups, in order.
+    """Call a local reward once for the rows of some groups, in order.
 
     Raises:
-        GvpoError: the reward cannot work with this data or on this machine at all.
+        GvpoError: If the reward cannot work with this data or on this machine.
     """
     try:
         verdicts = list(reward.verdicts(**_arguments(wanted, batches)))
@@ -59,7 +59,7 @@ def _reason(text: str) -> tuple[str, str] | None:
 
 
 def _arguments(wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
-    """The arguments of all groups one after the other; a column that a group lacks is None there."""
+    """Return the arguments of all groups one after the other; a column that a group lacks is None there."""
     parts = [wanted.arguments(batch) for batch in batches]
     names = sorted({name for part in parts for name in part})
     return {

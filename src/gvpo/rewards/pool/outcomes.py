@@ -1,4 +1,4 @@
-"""What the functions said of each row of a scoring, and how that becomes verdicts."""
+"""Results of the functions for each row of a scoring, and their combination into verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from gvpo.types import Verdict
 from gvpo.workers.dispatch import Reply
 
 PAID_WORST = "paid worst"
-"""The kind of the reasons of rows that have a reward: a function's lowest, because their completion made it fail."""
+"""Kind of the reasons of rows that get a function's lowest reward because their completion made the function fail."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a row has no value of a function.
+    """The reason why a row has no value of a function.
 
     Args:
         reason: "timeout: NAME gave no answer in 10 s", "exception: NAME raised ValueError: ...", ...
-        traceback: of an exception; "" where there is none.
+        traceback: Traceback of an exception; "" if there is none.
     """
 
     reason: str
@@ -26,7 +26,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A function's word on a row: a value, an abstention (neither), or a failure; with a value perhaps a note."""
+    """A function's result for a row: a value (perhaps with a note), an abstention (neither), or a failure."""
 
     value: float | None = None
     failure: Failure | None = None
@@ -37,7 +37,7 @@ class Outcomes:
     """The outcomes of a scoring, by group, function and row.
 
     Args:
-        names: of the functions.
+        names: Names of the functions.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ class Outcomes:
         return (group, function, 0) in self._table
 
     def note(self, function: int, rows: Sequence[tuple[int, int]], reply: Reply) -> None:
-        """Note the values, or the one failure, of some (group, row)."""
+        """Record the values, or the one failure, of some (group, row)."""
         nothing = [None] * len(rows)
         values, reasons = (
             (reply.values, reply.reasons) if reply.failed is None else (nothing, [reply.failed] * len(rows))
@@ -59,7 +59,7 @@ class Outcomes:
             self._table[group, function, row] = Outcome(value, failure)
 
     def note_paid(self, function: int, row: tuple[int, int], value: float, cause: tuple[str, str]) -> None:
-        """Note the value that a (group, row) is paid for what its completion caused."""
+        """Record the value that a (group, row) gets for a failure that its completion caused."""
         note = f"{PAID_WORST}: {self._failure(function, cause, '').reason}"
         self._table[(row[0], function, row[1])] = Outcome(value, note=note)
 

@@ -1,8 +1,8 @@
-"""Reward functions in worker processes with deadlines: groups in, verdicts out, whatever the functions do.
+"""Reward functions in worker processes with deadlines: groups in, verdicts out, regardless of what the functions do.
 
-batches ─▶ one call a function and group ─▶ workers ─▶ parts ─▶ weighted sums ─▶ verdicts
-                 ▲                            │
-                 └── a failed call's rows, each alone: only the guilty ones lose their reward
+batches ─▶ one call per function and group ─▶ workers ─▶ parts ─▶ weighted sums ─▶ verdicts
+                 ▲                               │
+                 └── the rows of a failed call, one by one: only the guilty ones lose their reward
 """
 
 import functools
@@ -21,21 +21,21 @@ from gvpo.workers.dispatch import Dispatcher
 
 
 class RewardPool:
-    """Scores groups with reward functions that run in processes of their own, and survives what they do.
+    """Scores groups with reward functions that run in separate processes, and survives their failures.
 
     Args:
-        functions: reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
+        functions: Reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
             functions of the main script by value, others by the name of their module. A `LocalReward` runs here.
-        weights: each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
-        workers: processes at most; they start when first needed and stay.
-        timeout: seconds a call may take: one function on one group, or on one completion if it is `row_by_row`.
-        log: file that the functions' prints are appended to; None drops them.
-        memory_limit: bytes that a worker may allocate (RLIMIT_DATA, where the system has it); None for no limit.
+        weights: Each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
+        workers: Maximum number of processes; they start when first needed and stay.
+        timeout: Maximum seconds per call: one function on one group, or on one completion if it is `row_by_row`.
+        log: File that the functions' prints are appended to; None discards them.
+        memory_limit: Bytes that a worker may allocate (RLIMIT_DATA, if the system has it); None for no limit.
 
-    Not to be used by several threads at once; a pool each.
+    A pool must not be used by several threads simultaneously; use one pool per thread.
 
     Raises:
-        RewardError: a function cannot be sent to a worker, or weights that do not fit.
+        RewardError: If a function cannot be sent to a worker, or the weights do not fit.
 
     >>> with RewardPool({"short": lambda completions, **_: [float(len(text) < 5) for text in completions]}) as pool:
     ...     (group,) = pool.score([RewardBatch("Say hi.", ["hi", "good day"])])
@@ -63,21 +63,21 @@ class RewardPool:
         self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=None if log is None else Path(log))
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
-        """Judge every completion of every group.
+        """Score every completion of every group.
 
-        A row's reward is the weighted sum of the functions' values, over those that did not abstain. It has none where
-        a function with a weight failed on it, or all of them abstained; the verdict's reason says why. Afterwards
+        A row's reward is the weighted sum of the values of the functions that did not abstain. It has no reward if a
+        function with a weight failed on it, or all functions abstained; the verdict's reason states why. Afterwards
         `first_failure` is the first failure of this scoring in the order of groups, functions and rows, or None.
 
         Args:
-            batches: one per group.
+            batches: One per group.
 
         Returns:
-            A verdict per completion, in the order of batches and rows, whatever the order in which workers finished.
+            One verdict per completion, in the order of batches and rows, regardless of the order of the workers.
 
         Raises:
-            RewardError: a function needs a column that no group has, cannot work here, or cannot be loaded in a worker;
-                a column cannot be sent to one.
+            RewardError: If a function needs a column that no group has, cannot work here, or cannot be loaded in a
+                worker, or if a column cannot be sent to one.
         """
         self.check_ready()
         scoring = Scoring(self._functions, batches, self._workers)
@@ -90,24 +90,24 @@ class RewardPool:
         ]
 
     def check_ready(self) -> None:
-        """Let the functions say what they lack, the first time; `score` does so by itself.
+        """Let the functions report what they lack, the first time; `score` calls this itself.
 
         Raises:
-            GvpoError: one of them cannot work here.
+            GvpoError: If one of them cannot work here.
         """
         self._ready()
 
     def require_columns(self, batches: Sequence[RewardBatch]) -> None:
-        """Find out before scoring whether the functions get the columns that they need.
+        """Check before scoring that the columns that the functions need exist.
 
         Raises:
-            RewardError: a function needs a column that none of the groups has.
+            RewardError: If a function needs a column that none of the groups has.
         """
         wanted = [RewardSignature.by(function) for function in self._functions.values()]
         require_columns(list(self._functions), wanted, batches)
 
     def close(self) -> None:
-        """End the workers and all that they started. A later `score` starts new ones."""
+        """End the workers and their descendants. A later `score` starts new ones."""
         self._dispatcher.close()
 
     def __enter__(self) -> Self:

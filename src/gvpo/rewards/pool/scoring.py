@@ -1,7 +1,7 @@
-"""The calls of one scoring: which are made, what follows from one that fails, and who pays for it.
+"""The calls of one scoring: which calls are made, what follows from a failed one, and which row gets the worst value.
 
-a group's call ──fails──▶ each row alone ──fails──▶ a control call of the row ──┬─ works: the completion pays
-                                                                                └─ fails: the row has no reward
+a group's call ──fails──▶ each row by itself ──fails──▶ a control call ──┬─ works: the completion gets the worst value
+                                                                         └─ fails: the row has no reward
 """
 
 import itertools
@@ -17,21 +17,21 @@ from gvpo.workers.dispatch import Call, Reply
 from gvpo.workers.wire import packed
 
 GIVE_UP_AFTER = 8
-"""A function that failed on this many rows alone and succeeded on nothing is not called again in the same scoring."""
+"""A function that failed on this many single rows and never succeeded is not called again in the same scoring."""
 PIECES = 4
-"""Number of messages that each worker gets at least of a function that is called row by row, where rows suffice."""
+"""Minimum number of messages per worker for a function that is called row by row, if there are enough rows."""
 
 
 class Scoring:
     """The dispatcher's queue for one scoring, and the outcomes.
 
     Args:
-        functions: by name.
-        batches: one per group.
-        workers: processes that the calls are shared among.
+        functions: Reward functions by name.
+        batches: One per group.
+        workers: Number of processes that share the calls.
 
     Raises:
-        RewardError: a function needs a column that no group has.
+        RewardError: If a function needs a column that no group has.
     """
 
     def __init__(self, functions: Mapping[str, RewardFunc], batches: Sequence[RewardBatch], workers: int) -> None:
@@ -56,11 +56,11 @@ class Scoring:
         return len(self._waiting)
 
     def take(self) -> Call:
-        """The next call."""
+        """Remove and return the next call."""
         return self._waiting.popleft()
 
     def put_back(self, parts: Sequence[Call]) -> None:
-        """Take back parts of calls that were not made; those of one message travel together again."""
+        """Take back parts of calls that were not run; the parts of one message travel together again."""
         whole = []
         for _, same in itertools.groupby(parts, key=lambda part: replace(part, rows=() if part.each else part.rows)):
             listed = list(same)
@@ -69,10 +69,10 @@ class Scoring:
         self._waiting.extendleft(reversed(whole))
 
     def payload(self, call: Call) -> bytes:
-        """The message to a worker: the function, whether each row is a call, the rows' number and the arguments.
+        """Return the message to a worker: function, whether each row is a call, number of rows, arguments.
 
         Raises:
-            RewardError: a column cannot be sent.
+            RewardError: If a column cannot be sent.
         """
         whole = self._batches[call.group]
         batch = whole if len(call.rows) == len(whole) else whole.only(call.rows)
@@ -85,7 +85,7 @@ class Scoring:
             raise cannot_send(self._names[call.function], arguments, error) from error
 
     def done(self, call: Call, reply: Reply) -> None:
-        """Note the values of a call, or do what follows from its failure."""
+        """Record the values of a call, or handle its failure."""
         if call.control:
             self._settle((call.function, call.group), reply)
         elif reply.failed is None:
@@ -97,7 +97,7 @@ class Scoring:
             self._fail(call, reply)
 
     def judge_locally(self) -> None:
-        """Let the rewards of this process judge the rows of all groups that have their columns, each in one call."""
+        """Call the rewards of this process on the rows of all groups that have their columns, each in one call."""
         for function, reward in self._local.items():
             groups = [n for n in range(len(self._batches)) if not self.outcomes.has(n, function)]
             rows = [(group, row) for group in groups for row in range(len(self._batches[group]))]
@@ -119,7 +119,7 @@ class Scoring:
             self._waiting.append(call)
 
     def _try_again(self, call: Call, reply: Reply) -> None:
-        """The rows of a group each alone, first of all; a row that was alone once more where the worker was spent."""
+        """Call the rows of a group one by one, before other calls; repeat a single row if the worker was spent."""
         if len(call.rows) > 1:
             self._waiting.extendleft(replace(call, rows=(row,)) for row in reversed(call.rows))
         elif reply.spent and not call.repeated:
@@ -130,7 +130,7 @@ class Scoring:
             self._fail(call, reply)
 
     def _suspect(self, call: Call, reply: Reply) -> None:
-        """Somebody is to blame for a row that failed: one control call per function and group tells who."""
+        """Find out what is to blame for a failed row, with one control call per function and group."""
         key = call.function, call.group
         if key not in self._suspects and key not in self._controls:
             self._waiting.appendleft(Call(*key, (call.rows[0],), control=True))
@@ -139,7 +139,7 @@ class Scoring:
             self._settle(key, self._controls[key])
 
     def _settle(self, key: tuple[int, int], control: Reply) -> None:
-        """The completions pay for the failures on their rows if the control call succeeded."""
+        """Give the worst value to the rows that failed if the control call succeeded."""
         self._controls[key] = control
         works = control.failed is None and control.reasons[0] is None
         if works:
@@ -166,7 +166,7 @@ class Scoring:
         return self._failed_alone[function] >= GIVE_UP_AFTER and not tried
 
     def _give_up(self, function: int, last: tuple[str, str]) -> None:
-        """Every call costs up to the timeout: a function that always hangs must not take all day to say so."""
+        """Drop a function's waiting calls: each costs up to the timeout, and a function that hangs would cost hours."""
         reply = Reply(
             failed=(last[0], f"failed on {GIVE_UP_AFTER} rows out of {GIVE_UP_AFTER} and was not called again")
         )
