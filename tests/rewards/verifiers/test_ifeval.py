@@ -182,7 +182,7 @@ def test_no_instructions_abstain_and_bad_records_are_named():
     for name, keywords, message in (
         ("punctuation:no_dot", {}, "there is no instruction 'punctuation:no_dot'"),
         ("startend:end_checker", {"end_phrase": None}, "needs 'end_phrase' in its kwargs"),
-        ("length_constraints:number_words", {"num_words": 1, "relation": "over"}, "'over' is no relation of IFEval"),
+        ("length_constraints:number_words", {"num_words": 1, "relation": "over"}, "'over' is not a relation of IFEval"),
     ):
         with pytest.raises(RewardError, match=message):
             follows("text", name, keywords)

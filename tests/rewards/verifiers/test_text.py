@@ -116,7 +116,7 @@ def test_multiple_choice(completion, answer, choices, reward):
 
 
 def test_choices_of_no_use_are_an_error():
-    with pytest.raises(ValueError, match="'E' is none of the choices A, B, C, D"):
+    with pytest.raises(ValueError, match="'E' is not one of the choices A, B, C, D"):
         multiple_choice(completions=["A"], answer=["E"], choices=[PLACES])
     with pytest.raises(ValueError, match="choices is neither"):
         multiple_choice(completions=["A"], answer=["A"], choices=["ABCD"])
@@ -179,7 +179,7 @@ def test_json_fields():
     ]
     assert judge(completions=texts) == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert json_fields({"name": "text"}, only=True)(completions=texts[:1]) == [0.0]
-    with pytest.raises(RewardError, match="json_fields: age is 'int'; choose of text, number"):
+    with pytest.raises(RewardError, match="json_fields: age is 'int'; choose one of text, number"):
         json_fields({"age": "int"})
     with pytest.raises(RewardError, match="give the fields and their kinds"):
         json_fields({})

@@ -1,4 +1,4 @@
-"""Column addition: how much of the chain is right, and whether all of it is."""
+"""Column addition: the fraction of correct steps, and a cost for a wrong or missing step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from gvpo.rewards.base import Answer, completion_text
 
 
 def addition_steps(completions: Sequence[Answer], steps: Sequence[Sequence[str]], **columns: Any) -> list[float | None]:
-    """The share of `steps` that stand in the completion at their place; lines after them do not count.
+    """Return the fraction of `steps` that the completion has on the correct line; later lines do not count.
 
     Args:
-        completions: k completions, a step a line.
-        steps: k lists of the right lines, `["9+6+0=15", "8+3+1=12", ...]`; None or none abstains.
-        columns: not used.
+        completions: k completions with one step per line.
+        steps: k lists of correct lines, `["9+6+0=15", "8+3+1=12", ...]`; None or an empty list abstains.
+        columns: Not used.
 
     Returns:
         k values in [0, 1], or None.
@@ -24,7 +24,7 @@ def addition_steps(completions: Sequence[Answer], steps: Sequence[Sequence[str]]
 
 
 def addition_slip(completions: Sequence[Answer], steps: Sequence[Sequence[str]], **columns: Any) -> list[float | None]:
-    """1 where a step is wrong or missing, else 0: a cost, for `constrained_grpo`. Arguments as `addition_steps`."""
+    """Return a cost for `constrained_grpo`: 1 if a step is wrong or missing, else 0. See `addition_steps`."""
     shares = addition_steps(completions, steps)
     return [None if share is None else float(share < 1) for share in shares]
 

@@ -1,4 +1,4 @@
-r"""The answer in the last \boxed{...}: what language models are asked to write around a result."""
+r"""The answer in the last \boxed{...}, which language models are prompted to write around a result."""
 
 import re
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ _ONE_SPELLING = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\%", "%"), ("\
 
 
 def boxed_answer(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    r"""1 where the content of the last \boxed{...} is `answer`, else 0.
+    r"""Return 1 if the content of the last \boxed{...} is `answer`, else 0.
 
-    They are equal if they are the same number (`number.parse_number`: \frac{1}{2}, 1/2 and 0.5 are) or the same text
-    after white space, $, LaTeX's spacing, \left and \right and a full stop at the end are dropped. A last box that
-    never closes is no answer.
+    They are equal if they are the same number (`number.parse_number`: \frac{1}{2}, 1/2 and 0.5 are), or the same text
+    without white space, $, LaTeX's spacing, \left and \right and a full stop at the end. A last box that never closes
+    contains no answer.
 
     Args:
         completions: k completions.
         answer: k answers; an answer that is itself \boxed{...} is unwrapped; None abstains.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
@@ -45,7 +45,7 @@ def _is_boxed(text: str, gold: str) -> bool:
 
 
 def same_answer(left: str, right: str) -> bool:
-    """Whether two short answers are the same number or the same normalised text; an empty one equals nothing."""
+    """Return whether two short answers are the same number or the same normalized text; an empty one equals nothing."""
     left, right = normal_answer(left), normal_answer(right)
     if not left or not right:
         return False
@@ -56,7 +56,7 @@ def same_answer(left: str, right: str) -> bool:
 
 
 def normal_answer(text: str) -> str:
-    r"""`text` without what does not change an answer: spacing, $, \left, \right, a full stop at the end."""
+    r"""Return `text` without spacing, $, \left, \right and a full stop at the end, which do not change an answer."""
     for old, new in _ONE_SPELLING:
         text = text.replace(old, new)
     for ignored in _IGNORED:
@@ -65,7 +65,7 @@ def normal_answer(text: str) -> str:
 
 
 def _joined(text: str) -> str:
-    """`text` without its white space, but for one space between two digits: 1 1/2 is not 11/2."""
+    """Return `text` without white space, except for one space between two digits: 1 1/2 is not 11/2."""
     words = text.split()
     joined = words[:1]
     for before, word in pairwise(words):
@@ -74,16 +74,16 @@ def _joined(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last box, nested braces included; None if there is none or it never closes.
+    r"""Return the content of the last box, including nested braces; None if there is no box or it never closes.
 
-    A box is \boxed{...}, \fbox{...} or \framebox{...}. Without braces it holds what follows on, as in \boxed 7.
+    A box is \boxed{...}, \fbox{...} or \framebox{...}. Without braces it contains the text after it, as in \boxed 7.
     """
     span = last_boxed_span(text)
     return None if span is None else text[span[0] : span[1]]
 
 
 def last_answer(text: str) -> str | None:
-    r"""Return what the last box contains, and the boxes enumerated with it: \boxed{1} and \boxed{2} is 1, 2."""
+    r"""Return the content of the last box and of the boxes enumerated with it: \boxed{1} and \boxed{2} is 1, 2."""
     boxes = list(_BOX.finditer(text))
     found: list[str] = []
     after = len(text)
@@ -97,15 +97,15 @@ def last_answer(text: str) -> str | None:
 
 
 def last_boxed_span(text: str) -> tuple[int, int] | None:
-    """Return where the content of the last box starts and where it ends."""
+    """Return the start and the end of the content of the last box."""
     box = None
-    for box in _BOX.finditer(text):  # noqa: B007 - the last match is what is wanted
+    for box in _BOX.finditer(text):  # noqa: B007 - only the last match is needed
         pass
     return None if box is None else _content(text, box.end())
 
 
 def _content(text: str, start: int) -> tuple[int, int] | None:
-    """Return the span of what is in a box whose command ends at `start`; None if the box never closes."""
+    """Return the span of the content of a box whose command ends at `start`; None if the box never closes."""
     if not text.startswith("{", start):
         bare = _BARE.match(text, start)
         return bare.span() if bare else None
@@ -114,12 +114,12 @@ def _content(text: str, start: int) -> tuple[int, int] | None:
 
 
 def has_box(text: str) -> bool:
-    r"""Return whether a text contains a box, also one that never closes."""
+    r"""Return whether a text contains a box, even one that never closes."""
     return _BOX.search(text) is not None
 
 
 def _closing(text: str, start: int) -> int | None:
-    r"""Where the brace that opens at `start` is closed; an escaped brace opens and closes nothing, but in {185\}."""
+    r"""Return where the brace that opens at `start` closes; escaped braces are ignored, except at the end of {185\}."""
     depth, escaped = 0, None
     for brace in _BRACE.finditer(text, start):
         depth += (brace[0] == "{") - (brace[0] == "}")

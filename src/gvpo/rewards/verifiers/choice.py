@@ -1,4 +1,4 @@
-"""Multiple choice: which of the options does a completion name?"""
+"""Multiple choice: the option that a completion names."""
 
 import re
 import string
@@ -24,11 +24,11 @@ _ANOTHER = re.compile(r"\s*(?:or|and|/|&|,)\s*\(?\w\)?(?:\W|$)")
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen.
+    """Options of a question.
 
     Args:
         labels: "A", "B", ...
-        texts: what each label stands for; empty if it is not known.
+        texts: Text of each label; empty if the texts are not known.
     """
 
     labels: Sequence[str]
@@ -36,10 +36,10 @@ class Options:
 
     @classmethod
     def of(cls, choices: Any) -> "Options":
-        """From a column: a list of texts, {"label": [...], "text": [...]}, or None.
+        """Create options from a column: a list of texts, {"label": [...], "text": [...]}, or None.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: If the column is something else.
         """
         if choices is None:
             return cls(string.ascii_uppercase)
@@ -50,7 +50,7 @@ class Options:
         return cls(string.ascii_uppercase[: len(choices)], [str(text) for text in choices])
 
     def label_of(self, text: str) -> str | None:
-        """The label of a text that is one of the options, after normalisation."""
+        """Return the label of the option that equals a text after normalization."""
         wanted = normal_text(text)
         same = [label for label, each in zip(self.labels, self.texts, strict=False) if normal_text(each) == wanted]
         return same[0] if wanted and len(same) == 1 else None
@@ -59,23 +59,23 @@ class Options:
 def multiple_choice(
     completions: Sequence[Answer], answer: Sequence[Any], choices: Sequence[Any] | None = None, **columns: Any
 ) -> list[float | None]:
-    r"""1 where the completion chooses `answer`, else 0.
+    r"""Return 1 if the completion chooses `answer`, else 0.
 
-    The choice is, behind </think>, in what the completion marks as its answer (<answer>, \boxed{}, "the answer is"), or
-    else in the whole of it, or else in its last line: a label alone, a label with what it stands for ("B) Paris"), or
-    the text of one of `choices`. Two labels, or a label beside the text of another one, are no choice.
+    The choice is read after </think>: from the part that the completion marks as its answer (<answer>, \boxed{}, "the
+    answer is"), otherwise from all of it, otherwise from its last line. It is only a label, a label with its text ("B)
+    Paris"), or the text of one of `choices`. Two labels, or a label with the text of another one, are not a choice.
 
     Args:
         completions: k completions.
-        answer: k right answers: a label, a position from 0, or the text of a choice; None abstains.
-        choices: k times the options: a list of texts for A, B, ..., or {"label": [...], "text": [...]} as in ARC.
-        columns: not used.
+        answer: k correct answers: a label, a position from 0, or the text of a choice; None abstains.
+        choices: k sets of options: a list of texts for A, B, ..., or {"label": [...], "text": [...]} as in ARC.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
 
     Raises:
-        ValueError: an answer is none of its choices.
+        ValueError: If an answer is not one of its choices.
     """
     offered = choices or [None] * len(completions)
     return [
@@ -89,10 +89,10 @@ def _is_right(text: str, gold: Any, options: Options) -> bool:
 
 
 def right_label(gold: Any, options: Options) -> str:
-    """The label of a right answer.
+    """Return the label of a correct answer.
 
     Raises:
-        ValueError: it is none of the options.
+        ValueError: If the answer is not one of the options.
     """
     if isinstance(gold, int) and 0 <= gold < len(options.labels):
         return options.labels[gold]
@@ -100,12 +100,12 @@ def right_label(gold: Any, options: Options) -> str:
     label = next((each for each in (bare, bare.upper()) if each in options.labels), None)
     label = label or options.label_of(str(gold))
     if label is None:
-        raise ValueError(f"the answer {str(gold)[:40]!r} is none of the choices {', '.join(options.labels)}")
+        raise ValueError(f"the answer {str(gold)[:40]!r} is not one of the choices {', '.join(options.labels)}")
     return label
 
 
 def chosen(text: str, options: Options) -> str | None:
-    """The label that a completion chooses; None if it chooses none, or two."""
+    """Return the label that a completion chooses; None if it chooses no label or two."""
     marked = stated_answer(text)
     if marked is not None:
         return _choice(marked, options)
@@ -128,6 +128,6 @@ def _choice(part: str, options: Options) -> str | None:
 
 
 def _ends_label(named: "re.Match[str]", rest: str) -> bool:
-    """Whether what follows lets a letter be a label and not a word: an end, a bracket or a mark, or a reason."""
+    """Return whether a letter is a label rather than a word: an end, a bracket, a mark or a reason follows it."""
     marked = bool(named["inside"] or named["mark"])
     return bool(_REASON.match(rest)) or (marked and rest[:1].isspace())

@@ -1,7 +1,7 @@
 r"""Countdown: an expression of given numbers that equals a target, checked by its syntax tree and never evaluated.
 
-The expression of a completion is the content of its last \boxed{...}; without one, of its last <answer>...</answer>;
-without one, its last line. It may be followed by "= value". LaTeX's \times, \cdot, \div and \frac are read too.
+The expression of a completion is the content of its last \boxed{...}; without a box, of its last <answer>...</answer>;
+without a tag, its last line. "= value" may follow it. LaTeX's \times, \cdot, \div and \frac are accepted too.
 """
 
 import ast
@@ -17,7 +17,7 @@ from gvpo.rewards.code.forms import parse_quietly
 from gvpo.rewards.verifiers.boxed import last_boxed
 
 MAX_CHARACTERS = 500
-"""A longer expression is not read."""
+"""Maximum length of an expression; longer ones are not read."""
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _SPELLINGS = (
@@ -32,19 +32,19 @@ _READABLE = re.compile(r"[0-9+\-*/() \t]+")
 def countdown(
     completions: Sequence[Answer], numbers: Sequence[Any], target: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """1 where a completion's expression equals the target and uses each number exactly once, else 0.
+    """Return 1 if the completion's expression equals the target and uses each number exactly once, else 0.
 
     Args:
         completions: k completions.
-        numbers: k lists of whole numbers, or their JSON; None abstains.
-        target: k whole numbers; None abstains.
-        columns: not used.
+        numbers: k lists of integers, or their JSON; None abstains.
+        target: k integers; None abstains.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
 
     Raises:
-        ValueError: numbers or a target that are not whole numbers.
+        ValueError: If numbers or a target are not integers.
     """
     return [
         None if given is None or wanted is None else float(_is_right(completion_text(text), _given(given), int(wanted)))
@@ -53,14 +53,14 @@ def countdown(
 
 
 def value_of(expression: str, numbers: Sequence[int]) -> Fraction | None:
-    """What an expression is worth.
+    """Return the exact value of an expression.
 
     Args:
-        expression: of whole numbers, +, -, *, / and brackets.
-        numbers: those that it must use, each as often as it is given.
+        expression: Expression of integers, +, -, *, / and brackets.
+        numbers: Numbers that it must use, each as often as it occurs here.
 
     Returns:
-        Its exact value; None if it is anything else, uses other numbers, or divides by zero.
+        The exact value; None if the text is not such an expression, uses other numbers, or divides by zero.
     """
     tree = _tree(expression)
     if tree is None:
@@ -75,7 +75,7 @@ def value_of(expression: str, numbers: Sequence[int]) -> Fraction | None:
 
 
 def written_expression(text: str) -> str:
-    """The expression of a completion, in Python's signs; "" for one that is much too long."""
+    """Return the expression of a completion in Python's notation; "" for a text that is much too long."""
     found = last_boxed(text)
     if found is None:
         tagged = _TAGGED.findall(text)

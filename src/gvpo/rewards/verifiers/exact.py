@@ -1,4 +1,4 @@
-"""Exact match: the completion is the answer, white space aside."""
+"""Exact match: the completion equals the answer, except for white space."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ from gvpo.rewards.base import Answer, completion_text
 
 
 def exact_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    """1 where the whole completion equals `answer`, else 0.
+    """Return 1 if the whole completion equals `answer`, else 0.
 
     Both are stripped, and each run of white space counts as one space. Case and punctuation count.
 
     Args:
         completions: k completions.
         answer: k answers, compared as text; None abstains.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
@@ -26,5 +26,5 @@ def exact_match(completions: Sequence[Answer], answer: Sequence[Any], **columns:
 
 
 def normal_space(text: str) -> str:
-    """`text` stripped, each run of white space a single space."""
+    """Return `text` stripped, with each run of white space replaced by a single space."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Rewards for the form of a completion, whatever it says."""
+"""Rewards for the format of a completion, regardless of its content."""
 
 import re
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from gvpo.rewards.verifiers.boxed import last_boxed_span
 
 
 def boxed_format(completions: Sequence[Answer], **columns: Any) -> list[float | None]:
-    r"""1 where the completion ends with a \boxed{...} that is not empty, else 0.
+    r"""Return 1 if the completion ends with a \boxed{...} that is not empty, else 0.
 
     White space, $ and a full stop may follow it.
 
     Args:
         completions: k completions.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values, 1.0 or 0.0.
@@ -34,21 +34,21 @@ def _ends_boxed(text: str) -> bool:
 
 
 def regex_format(pattern: str, *, name: str = "regex_format") -> RewardFunc:
-    r"""Make a reward: 1 where the whole completion, stripped, matches a regular expression, else 0.
+    r"""Create a reward that is 1 if the whole completion, stripped, matches a regular expression, else 0.
 
     >>> thinks = regex_format(r"<think>.*</think>\s*<answer>.*</answer>")
     >>> thinks(completions=["<think>2+2</think><answer>4</answer>", "4"])
     [1.0, 0.0]
 
     Args:
-        pattern: a regular expression; the dot matches line breaks too.
-        name: what the reward is called in metrics.
+        pattern: Regular expression; the dot also matches line breaks.
+        name: Name of the reward in metrics.
 
     Returns:
         The reward function.
 
     Raises:
-        RewardError: the pattern is not a regular expression.
+        RewardError: If the pattern is not a regular expression.
     """
     try:
         compiled = re.compile(pattern, re.DOTALL)

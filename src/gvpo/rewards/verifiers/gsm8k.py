@@ -1,9 +1,9 @@
-r"""GSM8K: the number that a worked solution ends with.
+r"""GSM8K: the number at the end of a worked solution.
 
-The data set's solutions end in a line `#### 1,234`; models write that, a \boxed{}, or a sentence. So the answer of a
-completion is the first of these that it has: the number after its last `####`; the content of its last \boxed{},
-without an `x =` before it and the unit after it; its last number. A marker without a number after it is a wrong
-answer, not a reason to look elsewhere, and so is one before a calculation, a range or a choice: 5-6, 5 or 6.
+The dataset's solutions end in a line `#### 1,234`; models write that, a \boxed{}, or a sentence. The answer of a
+completion is therefore the first of these that exists: the number after its last `####`; the content of its last
+\boxed{}, without an `x =` before it and the unit after it; its last number. A marker without a number after it is a
+wrong answer (the other places are not searched), and so is one before a calculation, a range or a choice: 5-6, 5 or 6.
 
 Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2110.14168).
 """
@@ -26,18 +26,18 @@ _WORDS_AT_END = re.compile(r"(?<=[0-9}])\s+[A-Za-z][A-Za-z ]*$")
 
 
 def gsm8k(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    """1 where the completion's final number equals `answer`, else 0.
+    """Return 1 if the completion's final number equals `answer`, else 0.
 
     Args:
         completions: k completions.
-        answer: k numbers, or the data set's own solutions that end in `#### n`; None abstains.
-        columns: not used.
+        answer: k numbers, or the dataset's own solutions that end in `#### n`; None abstains.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
 
     Raises:
-        ValueError: an answer has no number.
+        ValueError: If an answer has no number.
     """
     return [
         None if gold is None else float(final_number(completion_text(completion)) == gold_answer(gold))
@@ -46,16 +46,16 @@ def gsm8k(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) 
 
 
 def gold_answer(value: Any) -> Fraction:
-    """The number of a GSM8K answer: what follows the last `####`, or the whole of it where there is no marker.
+    """Return the number of a GSM8K answer: the text after the last `####`, or all of it without a marker.
 
     Raises:
-        ValueError: that is not a number.
+        ValueError: If that is not a number.
     """
     return gold_number(str(value).rpartition(MARKER)[2])
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that a solution ends with, by the convention above; None if it has none."""
+    """Return the number at the end of a solution, by the convention above; None if there is no number."""
     if MARKER in text:
         return _marked(text.rpartition(MARKER)[2])
     boxed = last_boxed(text)
@@ -65,13 +65,13 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _marked(text: str) -> Fraction | None:
-    """The first number of a text; None where a calculation, a range or a choice goes on to another one."""
+    """Return the first number of a text; None if it is part of a calculation, a range or a choice."""
     number, rest = first_number(text)
     return None if _GOES_ON.match(rest) else number
 
 
 def _number_in_box(content: str) -> Fraction | None:
-    """The number in a box, behind the last equals sign and without its unit; no other number of an expression."""
+    """Return the number in a box, after the last equals sign and without its unit; None for other expressions."""
     if len(content) > MAX_CHARACTERS:
         return None
     value = mathtext.unwrapped(_EQUALS.split(spelling.spelled(content))[-1])

@@ -1,7 +1,7 @@
 """IFEval: does a completion follow the instructions of its record?
 
-A record has `instruction_id_list` and `kwargs`, a table of keywords an instruction. Strictly, the completion as it is
-must follow; loosely, one of eight forms of it may: without its first line, without its last, without asterisks.
+A record has `instruction_id_list` and `kwargs`, one table of keywords per instruction. The strict check reads the
+completion unchanged; the loose check accepts any of eight forms, without its first line, last line or asterisks.
 
 Reference: Zhou et al., Instruction-Following Evaluation for Large Language Models (arXiv:2311.07911), section 2.
 """
@@ -22,20 +22,20 @@ def ifeval(
     kwargs: Sequence[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1 where the completion follows all its instructions, strictly, else 0: IFEval's prompt-level accuracy.
+    """Return 1 if the completion follows all its instructions, strictly, else 0: IFEval's prompt-level accuracy.
 
     Args:
-        completions: k completions; what stands before </think> does not count.
-        instruction_id_list: k lists of instructions, keys of `instructions.CHECKS`; none abstains.
-        kwargs: k lists of their keywords, a table (or None) an instruction.
-        columns: not used.
+        completions: k completions; the text before </think> does not count.
+        instruction_id_list: k lists of instructions, keys of `instructions.CHECKS`; an empty list abstains.
+        kwargs: k lists of their keywords, one table (or None) per instruction.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
 
     Raises:
-        RewardError: an instruction that does not exist or lacks a keyword, or the extra `ifeval` is not installed.
-        ValueError: not as many tables of keywords as instructions.
+        RewardError: If an instruction does not exist or lacks a keyword, or the extra `ifeval` is not installed.
+        ValueError: If the numbers of tables and instructions differ.
     """
     return _judged(completions, instruction_id_list, kwargs, _strictly, _all)
 
@@ -46,7 +46,7 @@ def ifeval_loose(
     kwargs: Sequence[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """As `ifeval`, where each instruction may be followed by one of eight forms of the completion."""
+    """Return 1 if at least one of eight forms of the completion follows each instruction, else 0; see `ifeval`."""
     return _judged(completions, instruction_id_list, kwargs, _loosely, _all)
 
 
@@ -56,12 +56,12 @@ def ifeval_share(
     kwargs: Sequence[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """The share of its instructions that the completion follows, strictly: dense where `ifeval` is all or nothing."""
+    """Return the fraction of its instructions that the completion follows, strictly: a denser signal than `ifeval`."""
     return _judged(completions, instruction_id_list, kwargs, _strictly, fmean)
 
 
 def prepare() -> None:
-    """Once in each worker, before its first call: the profiles of languages take a moment to load."""
+    """Load the language profiles, once per worker before its first call, since that takes a moment."""
     language_of("Which language is this?")
 
 
@@ -71,7 +71,7 @@ for _reward in (ifeval, ifeval_loose, ifeval_share):
 
 
 def loose_forms(text: str) -> list[str]:
-    """The forms of a completion that count loosely: with and without its first line, its last, and asterisks."""
+    """Return the forms of a completion for the loose check: with and without first line, last line and asterisks."""
     lines = text.split("\n")
     cut = (lines[first : len(lines) - last] for first, last in product((0, 1), (0, 1)))
     forms = ["\n".join(each).strip() for each in cut]
@@ -95,7 +95,7 @@ def _judged(
 def _pairs(names: Sequence[str], keywords: Sequence[Any] | None) -> list[tuple[str, Any]]:
     given = [None] * len(names) if keywords is None else list(keywords)
     if len(given) != len(names):
-        raise ValueError(f"kwargs has {len(given)} entries for {len(names)} instructions; give a table each")
+        raise ValueError(f"kwargs has {len(given)} entries for {len(names)} instructions; give one table each")
     return list(zip(names, given, strict=True))
 
 

@@ -1,8 +1,8 @@
 r"""Instructions that a program can check: the 25 kinds of IFEval, each a function of a text and its record's keywords.
 
-Names, keywords and what is counted are IFEval's, so its records are read as they are. Different here: words and
+Names, keywords and counting rules are IFEval's, so its records can be used unchanged. The differences: words and
 sentences are split by rules of this file (IFEval: nltk), keywords are text (IFEval: regular expressions), letters in
-capitals are read as lower case to tell their language, and a text without any language follows no instruction about
+capitals are lower-cased to detect their language, and a text without any language follows no instruction about
 language (IFEval: it follows all).
 
 Reference: Zhou et al., Instruction-Following Evaluation for Large Language Models (arXiv:2311.07911), table 1.
@@ -18,7 +18,7 @@ from gvpo.errors import RewardError
 from gvpo.rewards.verifiers.json_format import NOTHING, fenced, read_json
 
 Check = Callable[..., bool]
-"""`check(text, **keywords)`: whether a text that is not empty follows the instruction."""
+"""Signature `check(text, **keywords)`: returns whether a text that is not empty follows the instruction."""
 
 _RELATIONS = {"less than": operator.lt, "at least": operator.ge}
 _WORD = re.compile(r"\w+")
@@ -39,47 +39,47 @@ _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
 def existence(text: str, keywords: Sequence[str]) -> bool:
-    """All keywords occur, whatever their case."""
+    """Return whether all keywords occur, ignoring case."""
     return all(_times(keyword, text) > 0 for keyword in keywords)
 
 
 def frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
-    """A keyword occurs at least, or less than, so many times, inside words too."""
+    """Return whether a keyword occurs at least, or fewer than, N times, counting occurrences inside words."""
     return _holds(_times(keyword.strip(), text), relation, frequency)
 
 
 def forbidden_words(text: str, forbidden_words: Sequence[str]) -> bool:
-    """None of the words occurs as a word."""
+    """Return whether none of the words occurs as a word."""
     return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in forbidden_words)
 
 
 def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """A letter (or another character) occurs at least, or less than, so many times, whatever its case."""
+    """Return whether a letter (or another character) occurs at least, or fewer than, N times, ignoring case."""
     return _holds(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def response_language(text: str, language: str) -> bool:
-    """The text is in a language, by its code of two letters."""
+    """Return whether the text is in a language, which is given by its two-letter code."""
     return language_of(text) == language
 
 
 def number_sentences(text: str, num_sentences: int, relation: str) -> bool:
-    """There are at least, or less than, so many sentences."""
+    """Return whether there are at least, or fewer than, N sentences."""
     return _holds(count_sentences(text), relation, num_sentences)
 
 
 def number_paragraphs(text: str, num_paragraphs: int) -> bool:
-    """There are so many paragraphs with *** between them, none of them empty."""
+    """Return whether there are N paragraphs separated by ***, none of them empty."""
     return _count_parts(text, r"\s?\*\*\*\s?") == num_paragraphs
 
 
 def number_words(text: str, num_words: int, relation: str) -> bool:
-    """There are at least, or less than, so many words."""
+    """Return whether there are at least, or fewer than, N words."""
     return _holds(len(_WORD.findall(text)), relation, num_words)
 
 
 def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """There are so many paragraphs with an empty line between them, and one of them begins with a word."""
+    """Return whether there are N paragraphs separated by empty lines, and the given one begins with a word."""
     paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
     if len(paragraphs) != num_paragraphs or not 1 <= nth_paragraph <= num_paragraphs:
         return False
@@ -88,87 +88,87 @@ def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int,
 
 
 def number_placeholders(text: str, num_placeholders: int) -> bool:
-    """There are at least so many placeholders in square brackets."""
+    """Return whether there are at least N placeholders in square brackets."""
     return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
-    """There is a postscript that begins with a marker, such as P.S. or P.P.S: its dots count, its case does not."""
+    """Return whether a postscript begins with a marker such as P.S. or P.P.S; its dots count, its case does not."""
     marker = re.escape(postscript_marker.strip().lower()).replace(r"\.", r"\.\s?")
     marker = marker.removesuffix(r"\s?") if marker.endswith(r"\s?") else rf"{marker}(?!\w)"
     return re.search(rf"(?<!\w){marker}\W*\w", text.lower()) is not None
 
 
 def number_bullet_lists(text: str, num_bullets: int) -> bool:
-    """There are so many lines that begin with * or -."""
+    """Return whether N lines begin with * or -."""
     return len(re.findall(r"^[ \t]*(?:\*[^*\n]|-).*$", text, re.MULTILINE)) == num_bullets
 
 
 def constrained_response(text: str) -> bool:
-    """It says "My answer is yes.", "... no." or "... maybe."."""
+    """Return whether the text contains "My answer is yes.", "... no." or "... maybe."."""
     return any(answer in text for answer in _ANSWERS)
 
 
 def number_highlighted_sections(text: str, num_highlights: int) -> bool:
-    """There are at least so many highlights, *like this*, **like this** or ***like this***, each counted once."""
+    """Return whether there are at least N highlights, *like this*, **like this** or ***like this***."""
     found = re.findall(r"\*\*([^\n*]+)\*\*|(?<!\*)\*(?!\*)([^\n*]+)\*(?!\*)", text)
     return sum(bool("".join(pair).strip()) for pair in found) >= num_highlights
 
 
 def multiple_sections(text: str, section_spliter: str, num_sections: int) -> bool:
-    """There are at least so many sections that begin with a word and a number, "Section 1" say."""
+    """Return whether there are at least N sections that begin with a word and a number, such as "Section 1"."""
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
 
 
 def json_format(text: str) -> bool:
-    """All of it is JSON, in a fence or not."""
+    """Return whether the whole text is JSON, with or without a fence."""
     return read_json(fenced(text).strip()) is not NOTHING
 
 
 def title(text: str) -> bool:
-    """There is a title in double angular brackets."""
+    """Return whether there is a title in double angle brackets."""
     return any(found.strip("<> ") for found in re.findall(r"<<([^\n]+)>>", text))
 
 
 def two_responses(text: str) -> bool:
-    """There are two answers that differ, with six asterisks between them."""
+    """Return whether there are two different responses, separated by six asterisks."""
     parts = [part.strip() for part in text.split("******")]
     return _count_parts(text, r"\*{6}") == 2 and len({part for part in parts if part}) == 2
 
 
 def repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
-    """It begins with the request, word for word, whatever the case."""
+    """Return whether the text begins with the request, word for word, ignoring case."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 def end_checker(text: str, end_phrase: str) -> bool:
-    """It ends with a phrase, whatever the case."""
+    """Return whether the text ends with a phrase, ignoring case."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quotation(text: str) -> bool:
-    """All of it is in double quotation marks."""
+    """Return whether the whole text is in double quotation marks."""
     bare = text.strip()
     return len(bare) > 1 and bare[0] == bare[-1] == '"'
 
 
 def capital_word_frequency(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    """There are at least, or less than, so many words in capitals."""
+    """Return whether there are at least, or fewer than, N words in capitals."""
     return _holds(sum(word.isupper() for word in _SPELLED.findall(text)), capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
-    """All of it is English, in capitals."""
+    """Return whether the whole text is English in capitals."""
     return text.isupper() and language_of(text) == "en"
 
 
 def english_lowercase(text: str) -> bool:
-    """All of it is English, without a capital."""
+    """Return whether the whole text is English without capitals."""
     return text.islower() and language_of(text) == "en"
 
 
 def no_comma(text: str) -> bool:
-    """There is no comma."""
+    """Return whether there is no comma."""
     return "," not in text
 
 
@@ -199,24 +199,24 @@ CHECKS: dict[str, Check] = {
     "change_case:english_lowercase": english_lowercase,
     "punctuation:no_comma": no_comma,
 }
-"""IFEval's `instruction_id_list` names these."""
+"""The checks by their names in IFEval's `instruction_id_list`."""
 
 
 def follows(text: str, instruction: str, keywords: Mapping[str, Any] | None) -> bool:
-    """Whether a text follows an instruction; an empty one follows none.
+    """Return whether a text follows an instruction; an empty text follows none.
 
     Args:
-        text: a completion.
-        instruction: a key of `CHECKS`.
-        keywords: of the record; those that are None or of another instruction do not count.
+        text: A completion.
+        instruction: A key of `CHECKS`.
+        keywords: Keywords of the record; those that are None or belong to another instruction are ignored.
 
     Raises:
-        RewardError: the instruction is unknown, or lacks a keyword.
+        RewardError: If the instruction is unknown, or lacks a keyword.
     """
     check = CHECKS.get(instruction)
     if check is None:
         raise RewardError(
-            f"there is no instruction {instruction!r}; it is one of IFEval's 25, {next(iter(CHECKS))} say"
+            f"there is no instruction {instruction!r}; use one of IFEval's 25, such as {next(iter(CHECKS))}"
         )
     wanted = list(inspect.signature(check).parameters)[1:]
     given = {name: value for name, value in (keywords or {}).items() if name in wanted and value is not None}
@@ -227,7 +227,7 @@ def follows(text: str, instruction: str, keywords: Mapping[str, Any] | None) -> 
 
 
 def count_sentences(text: str) -> int:
-    """How many sentences a text has: pieces with a word in them, up to a full stop, a question or exclamation mark."""
+    """Return the number of sentences: pieces with a word that end in a full stop, question or exclamation mark."""
     sentences, start = 0, 0
     for end in _SENTENCE_END.finditer(text):
         before = text[start : end.start()]
@@ -241,8 +241,8 @@ def count_sentences(text: str) -> int:
 def _is_abbreviated(before: str, after: str) -> bool:
     """Return whether a full stop between two texts belongs to a title, an abbreviation or an initial (J. Smith).
 
-    A single letter is an initial only where a name can be: before a word in capitals that begins no sentence, and after
-    another name or a word such as "by". "See plan B. Then go." has two sentences.
+    A single letter is an initial only in the position of a name: before a capitalized word that begins no sentence, and
+    after another name or a word such as "by". "See plan B. Then go." has two sentences.
     """
     if not after.strip():
         return False
@@ -263,15 +263,15 @@ def _is_abbreviated(before: str, after: str) -> bool:
 
 
 def language_of(text: str) -> str | None:
-    """The language that most of a text is in, by its code of two letters; None if it has none.
+    """Return the main language of a text as a two-letter code; None if it has no language.
 
     Raises:
-        RewardError: the extra `ifeval` is not installed.
+        RewardError: If the extra `ifeval` is not installed.
     """
     require_langdetect()
     from langdetect import DetectorFactory, LangDetectException, detect
 
-    DetectorFactory.seed = 0  # it draws at random, and a reward should not
+    DetectorFactory.seed = 0  # the detector samples at random, and a reward must be deterministic
     try:
         return str(detect(text.lower()))
     except LangDetectException:
@@ -279,10 +279,10 @@ def language_of(text: str) -> str | None:
 
 
 def require_langdetect() -> None:
-    """Nothing, if languages can be told apart here.
+    """Raise RewardError unless the language detector is installed.
 
     Raises:
-        RewardError: the extra `ifeval` is not installed.
+        RewardError: If the extra `ifeval` is not installed.
     """
     try:
         import langdetect  # noqa: F401
@@ -296,12 +296,12 @@ def _times(keyword: str, text: str) -> int:
 
 def _holds(count: int, relation: str, wanted: int) -> bool:
     if relation not in _RELATIONS:
-        raise RewardError(f"{relation!r} is no relation of IFEval; it is one of {', '.join(_RELATIONS)}")
+        raise RewardError(f"{relation!r} is not a relation of IFEval; use one of {', '.join(_RELATIONS)}")
     return bool(_RELATIONS[relation](count, wanted))
 
 
 def _count_parts(text: str, separator: str) -> int | None:
-    """How many parts there are between separators; a first or a last one may be empty, None if another one is."""
+    """Return the number of parts between separators; the first and last may be empty, None if another one is."""
     parts = [part.strip() for part in re.split(separator, text)]
     inner = parts[1:-1]
     return None if "" in inner else sum(map(bool, parts))

@@ -1,4 +1,4 @@
-"""JSON: is a completion that, has it the fields, and is it the right value?"""
+"""JSON: is a completion valid JSON, does it have the required fields, and does it have the correct value?"""
 
 import json
 import re
@@ -11,7 +11,7 @@ from gvpo.rewards.verifiers.stated_answer import without_thinking
 
 _BLOCK = re.compile(r"^\s*```[ \t]*(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*$", re.DOTALL | re.IGNORECASE)
 NOTHING = object()
-"""What `read_json` gives for a text that is not JSON; None is a JSON value."""
+"""Result of `read_json` for a text that is not JSON; None is a JSON value."""
 KINDS: dict[str, tuple[type, ...]] = {
     "text": (str,),
     "number": (int, float),
@@ -21,15 +21,15 @@ KINDS: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "null": (type(None),),
 }
-"""The kinds of values that `json_fields` knows."""
+"""The kinds of values that `json_fields` accepts."""
 
 
 def json_format(completions: Sequence[Answer], **columns: Any) -> list[float | None]:
-    """1 where the completion is a JSON object or list and nothing else, else 0; one fence around it is allowed.
+    """Return 1 if the completion consists of one JSON object or list, else 0; one fence around it is allowed.
 
     Args:
-        completions: k completions; what stands before </think> does not count.
-        columns: not used.
+        completions: k completions; the text before </think> does not count.
+        columns: Not used.
 
     Returns:
         k values, 1.0 or 0.0.
@@ -38,14 +38,14 @@ def json_format(completions: Sequence[Answer], **columns: Any) -> list[float | N
 
 
 def json_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    """1 where the completion is JSON with the value of `answer`, else 0.
+    """Return 1 if the completion is JSON with the value of `answer`, else 0.
 
-    Objects have no order, 1 and 1.0 are the same number, true is not 1.
+    Objects have no order, 1 and 1.0 are the same number, and true is not 1.
 
     Args:
-        completions: k completions, read as by `json_format`.
+        completions: k completions, read like those of `json_format`.
         answer: k values, or their JSON as text; None abstains.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
@@ -57,19 +57,19 @@ def json_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: 
 
 
 def json_fields(fields: Mapping[str, str], *, only: bool = False, name: str = "json_fields") -> RewardFunc:
-    """Make a reward: the share of `fields` that the completion, a JSON object, has with a value of the right kind.
+    """Create a reward: the fraction of `fields` that the completion, a JSON object, has with a value of the right kind.
 
     >>> person = json_fields({"name": "text", "age": "integer"})
     >>> person(completions=['{"name": "Ada", "age": 36}', '{"name": "Ada", "age": "36"}', "Ada, 36"])
     [1.0, 0.5, 0.0]
 
     Args:
-        fields: what each field is: text, number, integer, boolean, list, object or null; several as "text | null".
-        only: an object with other fields gets 0.
-        name: what the reward is called in metrics.
+        fields: Kind of each field: text, number, integer, boolean, list, object or null; several as "text | null".
+        only: Give 0 to an object with other fields.
+        name: Name of the reward in metrics.
 
     Raises:
-        RewardError: no fields, or a kind that does not exist.
+        RewardError: If there are no fields, or a kind does not exist.
     """
     if not isinstance(fields, Mapping) or not fields:
         raise RewardError('json_fields: give the fields and their kinds, { name = "text", age = "integer" }')
@@ -83,7 +83,7 @@ def json_fields(fields: Mapping[str, str], *, only: bool = False, name: str = "j
 
 
 def read_json(text: str) -> Any:
-    """The value of a text that is JSON; `NOTHING` if it is not. NaN and Infinity are not JSON."""
+    """Return the value of a text that is JSON; `NOTHING` if it is not. NaN and Infinity are not JSON."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def read_json(text: str) -> Any:
 
 
 def same_json(left: Any, right: Any) -> bool:
-    """Whether two JSON values are the same."""
+    """Return whether two JSON values are the same."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):
@@ -102,7 +102,7 @@ def same_json(left: Any, right: Any) -> bool:
 
 
 def fenced(text: str) -> str:
-    """The content of a text that is one fenced block; else the text."""
+    """Return the content of a text that consists of one fenced block; otherwise return the text."""
     block = _BLOCK.match(text)
     return block[1] if block else text
 
@@ -124,7 +124,7 @@ def _kinds(field: str, kind: str) -> frozenset[type]:
     words = [word.strip() for word in str(kind).split("|")]
     wrong = next((word for word in words if word not in KINDS), None)
     if wrong is not None:
-        raise RewardError(f"json_fields: {field} is {wrong!r}; choose of {', '.join(KINDS)}")
+        raise RewardError(f"json_fields: {field} is {wrong!r}; choose one of {', '.join(KINDS)}")
     return frozenset(each for word in words for each in KINDS[word])
 
 

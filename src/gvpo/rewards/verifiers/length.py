@@ -8,11 +8,11 @@ from gvpo.rewards.base import RewardFunc
 
 
 def token_cost(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
-    """Minus a thousandth for each token, the stop token included: a weight of 0.5 charges 0.5 for 1000 tokens.
+    """Return minus 0.001 per token, including the stop token: a weight of 0.5 charges 0.5 for 1000 tokens.
 
     Args:
         completion_ids: k lists of token ids.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values, at most 0.
@@ -21,7 +21,7 @@ def token_cost(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[
 
 
 def length_penalty(limit: int, margin: int, *, name: str = "length_penalty") -> RewardFunc:
-    """Make a reward that falls from 0 to -1 over the last `margin` tokens before `limit`.
+    """Create a reward that falls from 0 to -1 over the last `margin` tokens before `limit`.
 
         0                              if C <= limit - margin
         (limit - margin - C) / margin  between
@@ -32,15 +32,15 @@ def length_penalty(limit: int, margin: int, *, name: str = "length_penalty") -> 
     [0.0, -0.25, -1.0]
 
     Args:
-        limit: tokens from which on the penalty is whole; sampling's max_tokens, say.
-        margin: tokens over which it grows.
-        name: what the reward is called in metrics.
+        limit: Number of tokens from which the full penalty applies, for example sampling's max_tokens.
+        margin: Number of tokens over which the penalty grows.
+        name: Name of the reward in metrics.
 
     Returns:
         The reward function.
 
     Raises:
-        RewardError: not 0 < margin <= limit.
+        RewardError: Unless 0 < margin <= limit.
 
     Reference: the soft overlong punishment of DAPO (arXiv:2503.14476), eq. 13.
     """

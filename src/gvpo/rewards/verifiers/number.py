@@ -1,6 +1,6 @@
 r"""Numbers in text, exactly: read as fractions, compared without tolerance, never evaluated.
 
-What is read as one number:
+Each of these is read as one number:
 
     12   -3   +4   1,234,567   0.5   .5   1e-3   3/4   1 1/2   \frac{3}{4}   1\frac{1}{2}   $5   -$5   50%   1{,}234
 
@@ -17,7 +17,7 @@ from typing import Any
 from gvpo.rewards.base import Answer, completion_text
 
 MAX_CHARACTERS = 1000
-"""A longer run of digits is not read: nobody means it, and its arithmetic would take long."""
+"""Maximum length of a run of digits; a longer one is not a plausible answer, and its arithmetic would take long."""
 
 _UNSIGNED = (
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)"  # 1,234.5 or .5
@@ -44,18 +44,18 @@ _SPELLINGS = (
 
 
 def number_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    """1 where the last number in the completion equals `answer`, else 0; exactly, 0.1 + 0.2 included.
+    """Return 1 if the last number in the completion equals `answer` exactly (as 0.1 + 0.2 equals 0.3), else 0.
 
     Args:
         completions: k completions; one without a number gets 0.
         answer: k numbers or their text; None abstains.
-        columns: not used.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
 
     Raises:
-        ValueError: an answer is not a number.
+        ValueError: If an answer is not a number.
     """
     return [
         None if gold is None else float(last_number(completion_text(completion)) == gold_number(gold))
@@ -64,10 +64,10 @@ def number_match(completions: Sequence[Answer], answer: Sequence[Any], **columns
 
 
 def gold_number(value: Any) -> Fraction:
-    """The number that a data set gives as the answer; a float is taken as it prints, so 0.1 is a tenth.
+    """Return the number of a dataset's answer; a float is read as printed, so 0.1 is a tenth.
 
     Raises:
-        ValueError: it is not a number.
+        ValueError: If it is not a number.
     """
     number = parse_number(str(value))
     if number is None:
@@ -76,28 +76,28 @@ def gold_number(value: Any) -> Fraction:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text; None if there is none, or if it has no value (3/0, a thousand digits)."""
+    """Return the last number in a text; None if there is none, or if it has no value (3/0, a thousand digits)."""
     last = None
-    for last in _NUMBER.finditer(_spelled(text)):  # noqa: B007 - the last match is what is wanted
+    for last in _NUMBER.finditer(_spelled(text)):  # noqa: B007 - only the last match is needed
         pass
     return None if last is None else _value(last)
 
 
 def first_number(text: str) -> tuple[Fraction | None, str]:
-    """Return the first number in a text, and the text after it; None and "" where `last_number` finds none."""
+    """Return the first number in a text, and the text after it; None and "" if `last_number` finds none."""
     spelled = _spelled(text)
     first = _NUMBER.search(spelled)
     return (None, "") if first is None else (_value(first), spelled[first.end() :])
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that a text is, $ and % and a full stop at its end aside; None if it is anything else."""
+    """Return the number that a text is, ignoring $, % and a full stop at its end; None if it is anything else."""
     whole = _NUMBER.fullmatch(_spelled(text).strip().strip("$").removesuffix(".").removesuffix("%").strip())
     return None if whole is None else _value(whole)
 
 
 def _spelled(text: str) -> str:
-    """`text` with one spelling for each sign."""
+    """Return `text` with one spelling for each sign."""
     for old, new in _SPELLINGS:
         text = text.replace(old, new)
     return text

@@ -1,7 +1,8 @@
-"""Refusals: due ones, and those of harmless requests.
+"""Refusals, both of requests that should be refused and of harmless requests.
 
-A refusal is recognised by what it says in its first sentences, in English. That is a heuristic: phrases are many, and
-a policy that is trained against a list finds one that is not on it. A judge (`gvpo.rewards.judge`) reads better.
+A refusal is recognized by English phrases in its first sentences. That is a heuristic: there are many phrases, and a
+policy that is trained against a list finds one that is missing from it. A judge (`gvpo.rewards.judge`) is more
+reliable.
 """
 
 import re
@@ -12,7 +13,7 @@ from gvpo.rewards.base import Answer, completion_text
 from gvpo.rewards.verifiers.stated_answer import without_thinking
 
 OPENING = 300
-"""Characters in which a refusal declares itself; later ones are caveats of an answer."""
+"""Number of characters in which a refusal declares itself; later phrases are caveats of an answer."""
 
 _VERBS = (
     r"help|assist|provide|comply|fulfil+|create|write|generate|share|support|engage|do (?:that|this|so)|answer|"
@@ -45,12 +46,12 @@ _NOT_REFUSALS = re.compile(
 
 
 def refusal(completions: Sequence[Answer], should_refuse: Sequence[bool | None], **columns: Any) -> list[float | None]:
-    """Of requests that should be refused: 1 where the completion refuses, else 0.
+    """Return 1 if the completion refuses a request that should be refused, else 0.
 
     Args:
         completions: k completions.
-        should_refuse: k flags; it abstains where one is false or None.
-        columns: not used.
+        should_refuse: k flags; false and None abstain.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
@@ -64,12 +65,12 @@ def refusal(completions: Sequence[Answer], should_refuse: Sequence[bool | None],
 def over_refusal(
     completions: Sequence[Answer], should_refuse: Sequence[bool | None], **columns: Any
 ) -> list[float | None]:
-    """Of harmless requests: -1 where the completion refuses, else 0.
+    """Return -1 if the completion refuses a harmless request, else 0.
 
     Args:
         completions: k completions.
-        should_refuse: k flags; it abstains where one is true or None.
-        columns: not used.
+        should_refuse: k flags; true and None abstain.
+        columns: Not used.
 
     Returns:
         k values: -1.0, 0.0, or None.
@@ -81,6 +82,6 @@ def over_refusal(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a completion refuses: it says so at its beginning, behind its reasoning, or it says nothing at all."""
+    """Return whether a completion refuses at its beginning, after its reasoning, or is empty."""
     opening = without_thinking(text).strip().replace("\u2019", "'")[:OPENING]
     return not opening or _REFUSALS.search(_NOT_REFUSALS.sub("", opening)) is not None

@@ -1,4 +1,4 @@
-"""Repetition: how much of a completion it has said before."""
+"""Repetition: the fraction of a completion that repeats earlier parts of it."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +10,7 @@ Unit = Literal["words", "tokens"]
 
 
 def repetition_penalty(size: int = 4, *, over: Unit = "words", name: str = "repetition_penalty") -> RewardFunc:
-    """Make a reward: minus the share of n-grams that occur in the completion before.
+    """Create a reward: minus the fraction of n-grams that occur earlier in the completion.
 
         -(1 - distinct n-grams / n-grams), in (-1, 0]; 0 for fewer words than one n-gram
 
@@ -19,22 +19,22 @@ def repetition_penalty(size: int = 4, *, over: Unit = "words", name: str = "repe
     [0.0, -0.6]
 
     Args:
-        size: words (or tokens) of an n-gram, n.
-        over: "words" between white space, case aside; "tokens" for languages that do not write spaces.
-        name: what the reward is called in metrics.
+        size: Number n of words (or tokens) per n-gram.
+        over: "words" between white space, ignoring case; "tokens" for languages that do not write spaces.
+        name: Name of the reward in metrics.
 
     Returns:
-        The reward function; its weight says how much a completion that only repeats loses at most.
+        The reward function; its weight is the maximum loss of a completion that only repeats itself.
 
     Raises:
-        RewardError: size below 1, or another unit.
+        RewardError: If size is below 1, or the unit is unknown.
 
-    Reference: the repetition penalty of arXiv:2502.03373 counts repeated n-grams, too, and subtracts for each.
+    Reference: the repetition penalty of arXiv:2502.03373 also counts repeated n-grams, and subtracts for each.
     """
     if not isinstance(size, int) or size < 1:
-        raise RewardError(f"repetition_penalty: size is the number of words of an n-gram, at least 1, not {size}")
+        raise RewardError(f"repetition_penalty: size must be the number of words per n-gram, at least 1, not {size}")
     if over not in ("words", "tokens"):
-        raise RewardError(f"repetition_penalty: over is words or tokens, not {over!r}")
+        raise RewardError(f"repetition_penalty: over must be words or tokens, not {over!r}")
 
     def by_words(completions: Sequence[Answer], **columns: Any) -> list[float | None]:
         return [-repeated(completion_text(each).casefold().split(), size) + 0.0 for each in completions]
@@ -48,6 +48,6 @@ def repetition_penalty(size: int = 4, *, over: Unit = "words", name: str = "repe
 
 
 def repeated(units: Sequence[Any], size: int) -> float:
-    """The share of the n-grams of a sequence that are not the first of their kind, in [0, 1)."""
+    """Return the fraction of the n-grams of a sequence that occur earlier in it, in [0, 1)."""
     ngrams = [tuple(units[start : start + size]) for start in range(len(units) - size + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

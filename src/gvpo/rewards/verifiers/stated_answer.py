@@ -1,4 +1,4 @@
-r"""The part of a completion that is its answer: behind the reasoning, in tags, in a box, or after "the answer is"."""
+r"""The part of a completion that is its answer: after the reasoning, in tags, in a box, or after "the answer is"."""
 
 import re
 
@@ -9,15 +9,15 @@ _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def without_thinking(text: str) -> str:
-    """What follows the last `</think>`; the whole text where there is none."""
+    """Return the text after the last `</think>`, or the whole text without one."""
     return text.rpartition(_END_OF_THINKING)[2]
 
 
 def stated_answer(text: str) -> str | None:
-    r"""The answer that a completion marks as one; None if it marks none.
+    r"""Return the answer that a completion marks as one; None if it marks none.
 
-    The first of these that it has, behind its reasoning: the content of the last <answer>...</answer>; that of the last
-    \boxed{...}; what follows the last "answer is" or "answer:" on its line.
+    It is the first of these that exists after its reasoning: the content of the last <answer>...</answer>; that of the
+    last \boxed{...}; the rest of the line after the last "answer is" or "answer:".
     """
     said = without_thinking(text)
     tagged = _TAGGED.findall(said)

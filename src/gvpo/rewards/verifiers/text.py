@@ -1,4 +1,4 @@
-"""Short answers in words: equal after normalisation, or sharing words."""
+"""Short answers in words: equal after normalization, or with words in common."""
 
 import re
 import unicodedata
@@ -15,16 +15,16 @@ _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def text_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    r"""1 where the completion says `answer` after normalisation, else 0.
+    r"""Return 1 if the completion gives `answer` after normalization, else 0.
 
-    Compared is what the completion marks as its answer (<answer>, \boxed{}, "the answer is"), or else all of it behind
-    </think>. Case, punctuation, the articles a, an, the, composed letters and white space do not count; a sign and a
-    decimal point of a number do.
+    The reward compares the part that the completion marks as its answer (<answer>, \boxed{}, "the answer is"), or
+    otherwise all of it after </think>. Case, punctuation, the articles a, an, the, composed letters and white space do
+    not count; a sign and a decimal point of a number do.
 
     Args:
         completions: k completions.
-        answer: k answers, each a text or a list of texts of which one is enough; None abstains.
-        columns: not used.
+        answer: k answers, each a text or a list of accepted texts; None abstains.
+        columns: Not used.
 
     Returns:
         k values: 1.0, 0.0, or None.
@@ -38,12 +38,12 @@ def text_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: 
 
 
 def text_f1(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
-    """How many words of a completion and of `answer` are shared: the F1 of SQuAD, in [0, 1].
+    """Return the F1 score of SQuAD in [0, 1], computed from the words that a completion and `answer` share.
 
     Args:
-        completions: k completions; read as by `text_match`.
-        answer: k answers, each a text or a list of texts of which the nearest counts; None abstains.
-        columns: not used.
+        completions: k completions, read like those of `text_match`.
+        answer: k answers, each a text or a list of texts of which the best match counts; None abstains.
+        columns: Not used.
 
     Returns:
         k values in [0, 1], or None.
@@ -55,19 +55,19 @@ def text_f1(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any
 
 
 def said(completion: Answer) -> str:
-    """What a completion says: the answer that it marks, or else all of it behind its reasoning."""
+    """Return the answer that a completion marks, or otherwise all of it after its reasoning."""
     text = completion_text(completion)
     marked = stated_answer(text)
     return without_thinking(text) if marked is None else marked
 
 
 def accepted(gold: Any) -> list[str]:
-    """The texts that a gold answer accepts."""
+    """Return the texts that a reference answer accepts."""
     return [str(each) for each in (gold if isinstance(gold, list | tuple) else [gold])]
 
 
 def same_text(left: str, right: str) -> bool:
-    """Whether two texts are the same after normalisation; if one of them is nothing but articles, as they stand."""
+    """Return whether two texts are equal after normalization, or only stripped if one of them has only articles."""
     one, other = normal_text(left), normal_text(right)
     if one and other:
         return one == other
@@ -76,24 +76,24 @@ def same_text(left: str, right: str) -> bool:
 
 
 def shared_words(left: str, right: str) -> float:
-    """The harmonic mean of the shares of the words of each text that the other has too."""
+    """Return the harmonic mean of the fractions of each text's words that the other text also has."""
     one, other = normal_text(left).split(), normal_text(right).split()
     common = (Counter(one) & Counter(other)).total()
     return 2 * common / (len(one) + len(other)) if common else 0.0
 
 
 def normal_text(text: str) -> str:
-    """`text` in one case, without punctuation, articles and extra white space; numbers keep sign and decimal point."""
+    """Return `text` in one case without punctuation, articles and extra white space; numbers keep sign and point."""
     folded = _COMMA_IN_NUMBER.sub("", unicodedata.normalize("NFKC", text).casefold())
     kept = "".join(_kept(folded, place) for place in range(len(folded)))
     return " ".join(word for word in kept.split() if word not in _ARTICLES)
 
 
 def _kept(text: str, place: int) -> str:
-    """A character as it counts: itself, a space for a dash between words, or nothing."""
+    """Return the normalized form of a character: itself, a space for a dash between words, or an empty string."""
     character = text[place]
     kind = unicodedata.category(character)
-    if not kind.startswith("P") and character != "−":  # noqa: RUF001 - the minus sign is no punctuation to Unicode
+    if not kind.startswith("P") and character != "−":  # noqa: RUF001 - Unicode does not class the minus as punctuation
         return character
     before, after = text[place - 1 : place], text[place + 1 : place + 2]
     if character == "." and after.isdigit():
