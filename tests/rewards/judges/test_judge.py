@@ -15,7 +15,7 @@ from gvpo.rewards.judges.judge import fill, prompt_text
 from tests.rewards.judges.judge_server import dripping, says, serving, slowly
 
 KEY = "sk-secret-1234"
-COMPRESSED = "http: answered in a compressed form that was not asked for"
+COMPRESSED = "http: answered in a compressed form that was not requested"
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_templates_take_columns_once_and_leave_other_braces():
     values = {"completion": "{answer} {x}", "answer": 42, "prompt": "p"}
     assert fill('{completion} is {answer}? {"score": 1}', values) == '{answer} {x} is 42? {"score": 1}'
     assert fill("{completion}", {"completion": "\ud800"}) == "?"
-    with pytest.raises(RewardError, match=r"names \{anwser\}, and there is only answer, completion, prompt"):
+    with pytest.raises(RewardError, match=r"names \{anwser\}, but only answer, completion, prompt exist"):
         fill("{anwser}", values)
     assert (
         prompt_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])

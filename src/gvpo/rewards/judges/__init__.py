@@ -1,1 +1,1 @@
-"""Judges: language models behind a chat endpoint that score completions."""
+"""Judges: language models at a chat endpoint that score completions."""

@@ -1,4 +1,4 @@
-"""What was asked before: answers by request, in one SQLite file that threads and processes share."""
+"""Cache of a judge's answers by request, in one SQLite file that threads and processes share."""
 
 import contextlib
 import hashlib
@@ -11,17 +11,17 @@ from typing import Any
 from gvpo.errors import RewardError
 
 WAIT = 30.0
-"""Seconds that a process waits for another one that is writing."""
+"""Seconds that a process waits while another one is writing."""
 
 
 class RequestCache:
-    """Texts by request.
+    """Answers by request.
 
     Args:
-        path: of the file, made with its directory; None keeps nothing.
+        path: Path of the file, which is created together with its directory; None caches nothing.
 
     Raises:
-        RewardError: the file cannot be made, or is something else.
+        RewardError: If the file cannot be created, or is not such a cache.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -30,12 +30,12 @@ class RequestCache:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise RewardError(f"cannot make {self._path.parent} for the cache: {error.strerror}") from error
+                raise RewardError(f"cannot create {self._path.parent} for the cache: {error.strerror}") from error
             with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT NOT NULL)")
 
     def get(self, key: str) -> str | None:
-        """The text for a key of `request_key`; None if it is not there."""
+        """Return the text for a key of `request_key`; None if the cache does not contain it."""
         if self._path is None:
             return None
         with self._open() as database:
@@ -43,15 +43,15 @@ class RequestCache:
         return None if row is None else str(row[0])
 
     def put(self, key: str, text: str) -> None:
-        """Keep a text; on the disk on return."""
+        """Store a text; it is on disk on return."""
         if self._path is not None:
             with self._open() as database:
-                whole = text.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
+                whole = text.encode("utf-8", "replace").decode()  # SQLite accepts no lone surrogates
                 database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, whole))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one statement: connections may not go from thread to thread, nor survive a fork."""
+        """Open a connection for one statement: connections cannot be shared by threads, nor survive a fork."""
         try:
             with contextlib.closing(sqlite3.connect(str(self._path), timeout=WAIT)) as database, database:
                 yield database
@@ -60,6 +60,6 @@ class RequestCache:
 
 
 def request_key(request: Mapping[str, Any]) -> str:
-    """The name of a request: a hash of its JSON, whatever the order of its keys."""
+    """Return the cache key of a request: a hash of its JSON, regardless of the order of its keys."""
     text = json.dumps(request, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,6 +1,6 @@
-"""An OpenAI-compatible chat endpoint over HTTP: many requests at once, each with retries and a deadline.
+"""An OpenAI-compatible chat endpoint over HTTP: concurrent requests, each with retries and a deadline.
 
-requests ──semaphore──▶ POST /chat/completions ──429, 5xx, no connection──▶ wait, again ──▶ text, or why not
+requests ──semaphore──▶ POST /chat/completions ──429, 5xx, no connection──▶ wait, retry ──▶ text, or a reason
 """
 
 import asyncio
@@ -21,25 +21,25 @@ from gvpo.retries import AGAIN, FIRST_WAIT, LONGEST_WAIT, asked_wait, quoted
 T = TypeVar("T")
 
 GIVE_UP_AFTER = 8
-"""Where this many requests have failed and none has succeeded, the others of the call are not made."""
+"""If this many requests have failed and none has succeeded, the remaining requests of the call are skipped."""
 MAX_REPLY = 4 << 20
 """Maximum number of bytes of a reply. Judges write a few hundred tokens."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask.
+    """Address of a chat endpoint, and limits of the requests to it.
 
     Args:
-        url: the base, `https://host/v1`; `/chat/completions` is put behind it.
-        api_key_env: the environment variable that holds the key; "" sends none. The key is read when it is needed and
-            kept nowhere.
-        deadline: seconds for a request, all its attempts and waits together.
-        attempts: how often it is made at most.
-        concurrency: requests at once.
+        url: Base URL, `https://host/v1`; `/chat/completions` is appended.
+        api_key_env: Environment variable with the key; "" sends none. The key is read when it is needed and is never
+            stored.
+        deadline: Seconds per request, including all its attempts and waits.
+        attempts: Maximum number of attempts per request.
+        concurrency: Maximum number of concurrent requests.
 
     Raises:
-        RewardError: a value that cannot be, or the variable is not set.
+        RewardError: If a value is invalid, or the variable is not set.
     """
 
     url: str
@@ -57,27 +57,27 @@ class Endpoint:
         self.headers()
 
     def headers(self) -> dict[str, str]:
-        """What tells the server who asks."""
+        """HTTP headers that authenticate the client."""
         if not self.api_key_env:
             return {}
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
-            raise RewardError(f"the judge's key is looked for in ${self.api_key_env}, which is not set; export it")
+            raise RewardError(f"the judge's key is read from ${self.api_key_env}, which is not set; export it")
         return {"Authorization": f"Bearer {key}"}
 
     def without_key(self, text: str) -> str:
-        """A server's words without the key, which some repeat; on one line."""
+        """Return a server's message on one line, without the key, which some servers repeat."""
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         return quoted(text, key)
 
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What came of a request: the model's words, or why there are none.
+    """Result of a request: the model's text, or why there is none.
 
     Args:
-        text: the words; None if there are none.
-        reason: "KIND: ..."; "" where there are words.
+        text: Text of the answer; None if there is none.
+        reason: "KIND: ..."; "" if there is a text.
     """
 
     text: str | None = None
@@ -91,16 +91,16 @@ def ask_all(
     is_usable: Callable[[str], bool],
     answered: Callable[[int, str], None],
 ) -> list[ChatAnswer]:
-    """Make all requests, some at once.
+    """Make all requests, some of them concurrently.
 
     Args:
-        endpoint: where.
-        bodies: of the requests.
-        is_usable: whether a text is an answer; if not, the request is made again.
-        answered: told the number of a request and its text, as soon as it is there.
+        endpoint: The endpoint.
+        bodies: Bodies of the requests.
+        is_usable: Function that returns whether a text is an answer; if not, the request is repeated.
+        answered: Function that is called with the number and the text of each request as soon as it is answered.
 
     Returns:
-        An answer a request, in order.
+        One answer per request, in order.
     """
     return _run(_ask_all(endpoint, bodies, is_usable, answered)) if bodies else []
 
@@ -112,7 +112,7 @@ async def _ask_all(
     answered: Callable[[int, str], None],
 ) -> list[ChatAnswer]:
     limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-    # the deadline is kept by `_Asking`, for all attempts together
+    # `_Asking` enforces the deadline, for all attempts together
     async with httpx2.AsyncClient(
         headers={"Accept-Encoding": "identity", **endpoint.headers()}, limits=limits, timeout=None
     ) as client:
@@ -128,7 +128,7 @@ async def _ask_all(
 
 
 class _Again(Exception):
-    """An attempt failed and another one may not; `wait` seconds are what the server asks for."""
+    """An attempt failed and should be repeated, after `wait` seconds if the server requests a delay."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -136,7 +136,7 @@ class _Again(Exception):
 
 
 class _Refused(Exception):
-    """The server will not answer this request."""
+    """The server rejects this request."""
 
 
 class _Asking:
@@ -148,7 +148,7 @@ class _Asking:
         self._failed, self._succeeded = 0, False
 
     async def ask(self, body: Mapping[str, Any]) -> ChatAnswer:
-        """Wait for a turn, then ask until there is an answer, the attempts are used up, or the deadline is over."""
+        """Wait for a turn, then ask until there is an answer, no attempts remain, or the deadline has passed."""
         async with self._free:
             if self._failed >= GIVE_UP_AFTER and not self._succeeded:
                 return ChatAnswer(reason=f"http: failed on {self._failed} rows and was not asked again")
@@ -203,10 +203,10 @@ async def _limited(response: httpx2.Response) -> bytes:
     """Read a reply's bytes as they were sent.
 
     Raises:
-        _Again: they are too many, or compressed, though that was not asked for.
+        _Again: If there are too many, or they are compressed although compression was not requested.
     """
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise _Again("http: answered in a compressed form that was not asked for")
+        raise _Again("http: answered in a compressed form that was not requested")
     said = bytearray()
     async for part in response.aiter_raw():
         said += part
@@ -216,7 +216,7 @@ async def _limited(response: httpx2.Response) -> bytes:
 
 
 def _content(said: bytes) -> str | None:
-    """The words of the first choice; None where the answer has another form."""
+    """Return the text of the first choice; None if the answer has another form."""
     try:
         content = json.loads(said)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -225,13 +225,13 @@ def _content(said: bytes) -> str | None:
 
 
 def _backoff(attempt: int) -> float:
-    """Seconds before the next attempt, spread so that requests that failed together do not come back together."""
+    """Return the seconds before the next attempt, randomized so that failed requests are not repeated together."""
     longest: float = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
     return longest * random.uniform(0.5, 1.0)
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, in a thread of its own where this one has an event loop already (notebooks)."""
+    """Run a coroutine to its end, in a separate thread if this thread already has an event loop (notebooks)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
