@@ -170,7 +170,7 @@ def test_without_isolation_it_refuses_until_it_is_told(monkeypatch):
         passes(ADD)
     monkeypatch.setenv(ALLOW_VARIABLE, "1")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(RewardError, match=r"GVPO_UNSAFE_CODE=1 is refused for root.*run gvpo as another user"):
+    with pytest.raises(RewardError, match=r"GVPO_UNSAFE_CODE=1 is not allowed for root.*run gvpo as another user"):
         passes(ADD)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)  # the suite may run as root; this code is harmless
     assert passes(ADD)

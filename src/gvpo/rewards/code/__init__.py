@@ -1,1 +1,1 @@
-"""Code: the forms in which data sets write tests, and the rewards that run them in the sandbox."""
+"""Code: the formats in which datasets write tests, and the rewards that run them in the sandbox."""

@@ -1,24 +1,24 @@
-"""When a program's output is right: comparisons by name."""
+"""Checkers, by name, that decide whether a program's output is correct."""
 
 import math
 from collections.abc import Callable
 
 TOLERANCE = 1e-6
-"""Of `numbers`, relative or absolute, whichever is larger: what programming contests commonly allow."""
+"""Tolerance of `numbers`, relative or absolute, whichever is larger, as is common in programming contests."""
 
 
 def exact(output: str, right: str) -> bool:
-    """The same text, but for white space at the ends of lines and of the text."""
+    """Return whether two texts are the same, except for white space at the ends of lines and of the text."""
     return _lines(output) == _lines(right)
 
 
 def tokens(output: str, right: str) -> bool:
-    """The same words between white space."""
+    """Return whether two texts have the same words between white space."""
     return output.split() == right.split()
 
 
 def numbers(output: str, right: str) -> bool:
-    """The same words, where numbers may differ by a millionth."""
+    """Return whether two texts have the same words, where numbers may differ by a millionth."""
     ours, theirs = output.split(), right.split()
     return len(ours) == len(theirs) and all(map(_is_near, ours, theirs))
 

@@ -1,7 +1,7 @@
-"""Code: does the completion's Python pass its tests? It runs in a sandbox, and the verdict is made outside of it.
+"""Code: does the completion's Python code pass its tests? It runs in a sandbox, and is scored outside of it.
 
-Completions are judged by what their functions return, compared in a process that they cannot reach, or by what they
-print, compared here. See `gvpo.rewards.sandbox` for what holds the code.
+Completions are scored by the return values of their functions, compared in a process that they cannot reach, or by
+their printed output, compared here. See `gvpo.rewards.sandbox` for the isolation of the code.
 """
 
 import functools
@@ -28,28 +28,28 @@ def code_tests(
     checker: Sequence[str | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1 where the completion's code passes all tests, else 0.
+    """Return 1 if the completion's code passes all tests, else 0.
 
-    The code is the last block fenced as Python, or else the last fenced at all, or else the whole text.
+    The code is the last block fenced as Python, otherwise the last fenced block, otherwise the whole text.
 
     Args:
         completions: k completions.
-        tests: k times either tests of functions, as Python text or a list of it, or runs of a program, such as a list
-            of {"input": text, "output": text} (`codeforms` has all shapes); None or none abstains.
-        entry_point: k names that tests call (or lists of them), `Class.method` too; default every name in the tests
-            that neither they, nor `setup`, nor Python define.
-        setup: k pieces of Python that the tests need.
-        prefix: k beginnings of the code, for completions that go on where a prompt ends.
-        checker: how a program's output is compared: a name in `checkers.CHECKERS` or the source of a program that
-            prints 1 for right, given the paths of the input, the right output and the output; default "tokens".
-        columns: not used.
+        tests: k sets of tests: either tests of functions, as Python text or a list of such texts, or runs of a program,
+            such as a list of {"input": text, "output": text} (see `forms` for all formats); None or no tests abstains.
+        entry_point: k names that tests call (or lists of them), including `Class.method`; default every name in the
+            tests that is defined neither by them, nor by `setup`, nor by Python.
+        setup: k pieces of Python code that the tests need.
+        prefix: k beginnings of the code, for completions that continue the prompt's code.
+        checker: k comparisons of a program's output: a name in `checkers.CHECKERS`, or the source of a program that
+            prints 1 for correct, given the paths of the input, the correct output and the output; default "tokens".
+        columns: Not used.
 
     Returns:
-        k values: 1.0, 0.0, or None. None has a reason (`no_value`) where the problem cannot be judged: its tests have
-        a form that is not described here, cannot run, or pass for an empty program.
+        k values: 1.0, 0.0, or None. None has a reason (`no_value`) if no completion can be scored because the tests
+        have an unknown format, cannot run, or pass for an empty program.
 
     Raises:
-        RewardError: code cannot be isolated on this machine and `GVPO_UNSAFE_CODE=1` is not set.
+        RewardError: If code cannot be isolated on this machine and `GVPO_UNSAFE_CODE=1` is not set.
     """
     return _judged(Limits(), completions, tests, entry_point, setup, prefix, checker)
 
@@ -59,16 +59,16 @@ code_tests.row_by_row = True  # type: ignore[attr-defined]
 
 
 def code_reward(**limits: Any) -> RewardFunc:
-    """`code_tests` with limits of its own.
+    """Create `code_tests` with other limits.
 
     Args:
         limits: `wall`, `cpu` (seconds), `memory`, `disk`, `output` (bytes), `processes`: see `sandbox.limits.Limits`.
 
     Raises:
-        RewardError: a limit that cannot be.
+        RewardError: If a limit is invalid.
     """
     reward: RewardFunc = functools.partial(_judged, Limits(**limits))
-    reward.check_ready, reward.row_by_row = is_isolated, True  # type: ignore[attr-defined]  # a partial takes them
+    reward.check_ready, reward.row_by_row = is_isolated, True  # type: ignore[attr-defined]  # a partial allows them
     return blames_text(reward, control="pass")
 
 
@@ -88,7 +88,7 @@ def _judged(
     known: tuple[Any, CodeProblem | str | None] = ((), None)
     for number, (completion, row) in enumerate(zip(completions, rows, strict=True)):
         if not known[0] or any(one is not other for one, other in zip(row, known[0], strict=True)):
-            known = row, scorable(limits, *row)  # once for the completions of a group
+            known = row, scorable(limits, *row)  # once for all completions of a group
         if isinstance(known[1], str):
             no_value(number, known[1])
         values.append(float(_passes(completion, known[1])) if isinstance(known[1], CodeProblem) else None)
@@ -98,12 +98,12 @@ def _judged(
 def _passes(completion: Answer, problem: CodeProblem) -> bool:
     code = f"{problem.prefix}{extract_code(completion_text(completion))}"
     if not code.strip() or "\0" in code:
-        return False  # no program at all: not worth a process
+        return False  # an empty program needs no process
     return problem.passes(code)
 
 
 def extract_code(text: str) -> str:
-    """The last Python block of a completion; without one, the last that names no language; else the text itself.
+    """Return the last Python block of a completion, otherwise the last block without a language, otherwise the text.
 
     A block that never closes ends with the text.
     """

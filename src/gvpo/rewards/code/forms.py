@@ -1,8 +1,9 @@
-"""The shapes in which data sets write the tests of code, read as one of two forms: runs of a program, or a test script.
+"""The formats in which datasets write the tests of code, read as one of two forms: runs of a program, or a test script.
 
-Runs are {"input", "output"} in a list, or {"inputs", "outputs"} side by side (APPS, TACO, CodeContests, LiveCodeBench),
-as values or as JSON text. With `fn_name` they are calls of a function, written here as a test script. Every other text
-is a test script: assertions, test functions and classes, or `check(candidate)` (`sandbox.suite` runs what it defines).
+Runs are a list of {"input", "output"}, or parallel lists {"inputs", "outputs"} (APPS, TACO, CodeContests,
+LiveCodeBench), as values or as JSON text. With `fn_name` they are calls of a function, which are converted to a test
+script. Any other text is a test script: assertions, test functions and classes, or `check(candidate)` (`sandbox.suite`
+runs the functions that it defines).
 """
 
 import ast
@@ -21,13 +22,13 @@ SHAPES = (
 )
 _CALLS = ("functional", "function_call", "call_based")
 _INPUTS, _OUTPUTS = ("input", "inputs"), ("output", "outputs")
-# Data sets write the values that functions return in JSON, which has no tuples.
+# Datasets write the return values of functions in JSON, which has no tuples.
 _LISTED = """\
 from math import inf, nan
 def gvpo_listed(value):
     return [gvpo_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 """
-# Call-based problems are solved by a function or by a method of a class, as their starter code says.
+# Call-based problems are solved by a function or by a method of a class, depending on their starter code.
 _METHOD = """
 if "{name}" not in globals() and "Solution" in globals():
     {name} = lambda *args: getattr(Solution(), "{name}")(*args)
@@ -35,7 +36,7 @@ if "{name}" not in globals() and "Solution" in globals():
 
 
 class TestsError(RewardError):
-    """The tests of one problem cannot be used; the message says how to correct them."""
+    """The tests of one problem cannot be used; the message states how to correct them."""
 
     __test__ = False  # pytest collects classes by their name
 
@@ -45,7 +46,7 @@ class Programs:
     """Runs of a program.
 
     Args:
-        runs: pairs of what it reads and what it has to print.
+        runs: Pairs of the program's input and its expected output.
     """
 
     runs: tuple[tuple[str, str], ...]
@@ -56,10 +57,10 @@ class Functions:
     """Tests of functions.
 
     Args:
-        script: Python that raises where they are wrong, or defines tests that do.
-        names: the functions that it calls, perhaps as `Class.method`.
-        defined: the test functions and classes that it defines and does not run itself.
-        ending: Python that is run after the completion's code, in its process.
+        script: Python code that raises if the functions are wrong, or defines tests that do.
+        names: Names of the functions that it calls, perhaps as `Class.method`.
+        defined: Names of the test functions and classes that it defines and does not run itself.
+        ending: Python code that runs after the completion's code, in its process.
     """
 
     script: str
@@ -68,7 +69,7 @@ class Functions:
     ending: str = ""
 
     def stub(self, value: Any) -> str:
-        """Return code whose functions return a value, whatever they are given; "" where the tests call nothing."""
+        """Return code whose functions return a value for any arguments; "" if the tests call no function."""
         return "\n".join(_stub(name, value) for name in self.names)
 
 
@@ -82,15 +83,15 @@ def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Fun
     """Read the column `tests` of a problem.
 
     Args:
-        tests: in any of the shapes above.
-        names: the column `entry_point`: a name, a list of names, or None.
-        setup: Python that defines what the tests need besides.
+        tests: Tests in any of the formats above.
+        names: Column `entry_point`: a name, a list of names, or None.
+        setup: Python code that defines what the tests also need.
 
     Returns:
-        The tests; None where the problem has none (null, "", [] or {}).
+        The tests; None if the problem has none (null, "", [] or {}).
 
     Raises:
-        TestsError: they have another shape, or are not Python.
+        TestsError: If they have another format, or are not Python.
     """
     items = list(_items(tests))
     if not items:
@@ -112,7 +113,7 @@ def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Fun
 
 
 def _items(tests: Any) -> Iterator[Any]:
-    """Texts and objects, however they are wrapped: alone, in lists, in arrays, as JSON text."""
+    """Yield texts and objects from any wrapping: single values, lists, arrays, JSON text."""
     tests = tests.tolist() if hasattr(tests, "tolist") else tests
     if isinstance(tests, str):
         data = _data(tests)
@@ -125,7 +126,7 @@ def _items(tests: Any) -> Iterator[Any]:
 
 
 def _data(text: str) -> Any:
-    """The list or object that a text is in JSON, or as Python's `str` writes it; None if it is neither."""
+    """Return the list or object that a text is in JSON, or in the format of Python's `str`; None if it is neither."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     for read in (json.loads, ast.literal_eval):
@@ -138,7 +139,7 @@ def _data(text: str) -> Any:
 
 
 def _refuse_pairs(tests: Any, script: str) -> None:
-    """Refuse lists of an input and an output, which are no script though each text may be Python."""
+    """Raise TestsError for lists of an input and an output: they are not a script, though each text may be Python."""
     data = _data(tests) if isinstance(tests, str) else tests
     if not isinstance(data, list | tuple) or not any(isinstance(each, list | tuple) for each in data):
         return
@@ -151,7 +152,7 @@ def _refuse_pairs(tests: Any, script: str) -> None:
 
 
 def _names(names: Any) -> list[str]:
-    """The names of `entry_point`; `Solution().f` is written in place of `Solution.f`."""
+    """Return the names of `entry_point`, with `Solution().f` written as `Solution.f`."""
     names = names.tolist() if hasattr(names, "tolist") else names
     listed = [names] if isinstance(names, str) else names or []
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
@@ -160,11 +161,11 @@ def _names(names: Any) -> list[str]:
 
 
 _Case = tuple[Any, Any, str]
-"""Input, output, and the function that is called, "" for a program."""
+"""Input, output, and the called function ("" for a program)."""
 
 
 def _cases(item: Mapping[str, Any], listed: Sequence[str], outer: str = "") -> Iterator[_Case]:
-    """The cases of an object: one, or several side by side."""
+    """Yield the cases of an object, which contains one case or parallel lists of cases."""
     name = _function(item) or outer or _unnamed(item, listed)
     if "test_cases" in item:
         for each in _items(item["test_cases"]):
@@ -185,7 +186,7 @@ def _cases(item: Mapping[str, Any], listed: Sequence[str], outer: str = "") -> I
 
 
 def _function(item: Mapping[str, Any]) -> str:
-    """The name of the function that an object's cases call; "" for a program."""
+    """Return the name of the function that an object's cases call; "" for a program."""
     metadata = item.get("metadata")
     metadata = _data(metadata) if isinstance(metadata, str) else metadata
     places = [item, metadata] if isinstance(metadata, Mapping) else [item]
@@ -194,7 +195,7 @@ def _function(item: Mapping[str, Any]) -> str:
 
 
 def _unnamed(item: Mapping[str, Any], listed: Sequence[str]) -> str:
-    """The name in `entry_point` where an object's cases are calls and do not say of what; "" for a program."""
+    """Return the name in `entry_point` if an object's cases call a function that they do not name; else ""."""
     kind = item.get("testtype") or item.get("type") or ""
     given = next((item[key] for key in _INPUTS if isinstance(item.get(key), list | tuple)), "")
     if kind in _CALLS or (listed and not kind and not all(isinstance(each, str) for each in given)):
@@ -222,7 +223,7 @@ def _run(case: _Case) -> tuple[str, str]:
 
 
 def _text(value: Any) -> str:
-    """What a program reads or prints: a text, its lines, or a number."""
+    """Return the text that a program reads or prints, given as a text, its lines, or a number."""
     if isinstance(value, list | tuple):
         return "\n".join(map(_text, value))
     if isinstance(value, str | int | float):
@@ -231,7 +232,7 @@ def _text(value: Any) -> str:
 
 
 def _calls(cases: Sequence[_Case], listed: Sequence[str]) -> Functions:
-    """Calls of one function as a test script."""
+    """Return calls of one function as a test script."""
     called = {name for _, _, name in cases}
     if len(called) > 1:
         raise TestsError(f"the tests of a problem call {sorted(called)}; a problem tests one function or one program")
@@ -253,7 +254,7 @@ def _calls(cases: Sequence[_Case], listed: Sequence[str]) -> Functions:
 
 
 def _call(given: Any, right: Any) -> tuple[list[Any], Any]:
-    """Arguments and the right value: lists, or JSON with one argument per line (LiveCodeBench)."""
+    """Return the arguments and the correct value: lists, or JSON with one argument per line (LiveCodeBench)."""
     if not isinstance(given, str):
         return (list(given) if isinstance(given, list | tuple) else [given]), _listed(right)
     try:
@@ -271,10 +272,10 @@ def _listed(value: Any) -> Any:
 
 
 def called_names(tests: str, setup: str = "") -> list[str]:
-    """The names that tests use and nobody else defines: those that they expect of the code.
+    """Return the names that tests use and that are not defined otherwise, which the code must therefore define.
 
     Raises:
-        TestsError: they are not Python.
+        TestsError: If the tests are not Python.
     """
     nodes = [*ast.walk(_parsed(tests)), *ast.walk(_parsed(setup))]
     names = {node.id: None for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -293,7 +294,7 @@ _GIVEN = ("__name__", "__file__", "__doc__")
 
 
 def _imported(tests: ast.Module) -> Iterator[str]:
-    """What tests take from the module `solution`, which is the completion's code (KodCode)."""
+    """Yield the names that tests import from the module `solution`, which is the completion's code (KodCode)."""
     modules = {
         alias.asname or alias.name
         for node in ast.walk(tests)
@@ -309,7 +310,7 @@ def _imported(tests: ast.Module) -> Iterator[str]:
 
 
 def _defined(tests: ast.Module) -> Iterator[str]:
-    """The tests that a script defines and does not run: what pytest or unittest would find, and HumanEval's `check`."""
+    """Yield the tests that a script defines and does not run: those of pytest and unittest, and HumanEval's `check`."""
     used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
     run = set(_used_at_once(tests))
     for node in tests.body:
@@ -324,7 +325,7 @@ def _defined(tests: ast.Module) -> Iterator[str]:
 
 
 def _used_at_once(tests: ast.Module) -> Iterator[str]:
-    """The names that are used when a script is run, not those inside of its functions."""
+    """Yield the names that are used when a script runs, excluding those inside its functions."""
     waiting: list[ast.AST] = list(tests.body)
     while waiting:
         node = waiting.pop()
@@ -342,7 +343,7 @@ def _parsed(source: str) -> ast.Module:
 
 
 def parse_quietly(source: str) -> ast.Module:
-    """`ast.parse` without warnings, of which the code in data sets has many: they are not about this program."""
+    """Return `ast.parse` of a source without warnings: code in datasets causes many, which are not about gvpo."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)

@@ -1,4 +1,4 @@
-"""One problem of `code_tests`: does a program pass its tests, and can the tests tell programs apart at all?"""
+"""One problem of `code_tests`: does a program pass its tests, and can the tests distinguish programs at all?"""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ from gvpo.rewards.sandbox.run import RESERVE, run_program, run_tests
 from gvpo.workers.deadline import seconds_left
 
 ACCEPTED = 1.0
-"""What a problem's own checker prints, at least, for a right output."""
+"""Minimum number that a problem's own checker prints for a correct output."""
 CONTRADICTING = (None, "gvpo")
-"""Answers of which one at least is wrong, whatever the problem is."""
+"""Outputs of which at least one is wrong for any problem."""
 _faults: dict[str, str] = {}
-"""What is wrong with the problems that were used in this process, by a hash of all that decides it."""
+"""Faults of the problems that were used in this process, by a hash of everything that decides them."""
 
 
 @dataclass(frozen=True)
 class CodeProblem:
-    """The tests of a problem with what they need.
+    """The tests of a problem, with the code and limits that they need.
 
     Args:
-        tests: of functions or of a program.
-        setup: Python that the tests need.
-        prefix: the beginning of the code.
-        checker: a name in `CHECKERS`, or the source of a program.
-        limits: of each run.
+        tests: Tests of functions or of a program.
+        setup: Python code that the tests need.
+        prefix: Beginning of the code.
+        checker: Name in `CHECKERS`, or the source of a program.
+        limits: Limits of each run.
     """
 
     tests: Programs | Functions
@@ -55,7 +55,7 @@ class CodeProblem:
         return run_tests(code, script, names, self.limits, setup=self.setup, defined=defined)
 
     def accepts(self, given: str, right: str, output: str) -> bool:
-        """Return whether an output is right by the problem's checker."""
+        """Return whether an output is correct according to the problem's checker."""
         if self.checker in CHECKERS:
             return CHECKERS[self.checker](output, right)
         points = self.checked(given, right, output)
@@ -83,7 +83,7 @@ class _Budget:
     """The time for all tests of one completion, which end before the pool gives up the call.
 
     Args:
-        tests: number of the tests.
+        tests: Number of tests.
     """
 
     def __init__(self, tests: int) -> None:
@@ -91,10 +91,10 @@ class _Budget:
         self._started, self._seconds = time.monotonic(), seconds_left() - RESERVE
 
     def covers(self, seconds: float) -> bool:
-        """Count a test, of which the completion's program took `seconds`; return whether there is time left.
+        """Count a test in which the completion's program used `seconds`; return whether time is left.
 
         Raises:
-            RewardError: the tests would not fit either if the program took no time at all.
+            RewardError: If the tests would not fit even if the program needed no time.
         """
         self._done, self._own = self._done + 1, self._own + seconds
         taken = time.monotonic() - self._started
@@ -108,21 +108,21 @@ class _Budget:
 def scorable(
     limits: Limits, tests: Any, names: Any, setup: str | None, prefix: str | None, checker: str | None
 ) -> CodeProblem | str | None:
-    """Read a problem and find out, when it is first used, whether its tests can fail.
+    """Read a problem and check, when it is first used, whether its tests can fail.
 
     Args:
-        limits: of each run.
-        tests: the column of `code_tests`, as the others.
-        names: the column `entry_point`.
-        setup: the column of that name.
-        prefix: the column of that name.
-        checker: the column of that name.
+        limits: Limits of each run.
+        tests: Column `tests` of `code_tests`.
+        names: Column `entry_point`.
+        setup: Column `setup`.
+        prefix: Column `prefix`.
+        checker: Column `checker`.
 
     Returns:
-        The problem; why nobody can be judged by it; or None where it has no tests.
+        The problem; the reason why no completion can be scored with it; or None if it has no tests.
 
     Raises:
-        RewardError: the sandbox cannot run code here.
+        RewardError: If the sandbox cannot run code here.
     """
     try:
         form = read_tests(tests, names, setup or "")
@@ -138,10 +138,10 @@ def scorable(
 
 
 def _checker(checker: str | None) -> str:
-    """The checker, if it is the name of one or a program.
+    """Return the checker if it is a name in `CHECKERS` or a program.
 
     Raises:
-        TestsError: it is neither.
+        TestsError: If it is neither.
     """
     if not checker or checker in CHECKERS:
         return checker or "tokens"
@@ -155,10 +155,10 @@ def _checker(checker: str | None) -> str:
 
 
 def _fault(problem: CodeProblem) -> str:
-    """Return why nobody can be judged by a problem; "" if completions can be.
+    """Return why no completion can be scored with a problem; "" if completions can be scored.
 
-    Tests that pass for a program without a statement say nothing of a completion, nor do those that pass for answers
-    which contradict each other, or for the beginning of the code alone.
+    Tests are useless if they pass for a program without a statement, for outputs that contradict each other, or for the
+    beginning of the code without a completion.
     """
     programs = isinstance(problem.tests, Programs)
     fault = _fault_of_outputs(problem) if programs else _fault_of_tests(problem)
@@ -183,7 +183,7 @@ def _fault_of_outputs(problem: CodeProblem) -> str:
 def _fault_of_tests(problem: CodeProblem) -> str:
     assert isinstance(problem.tests, Functions)
     empty, said = problem.run_tests("")
-    if not said:  # not kept: it may be the machine
+    if not said:  # not recorded, since the machine may be the cause
         raise RewardError("the tests do not end for an empty program; correct `tests`, or give them more seconds")
     if said.startswith(BROKEN):
         return _cannot_run(said.removeprefix(f"{BROKEN}: "))
@@ -207,7 +207,7 @@ def _fault_of_tests(problem: CodeProblem) -> str:
 
 
 def _cannot_run(said: str) -> str:
-    """Why tests cannot run, with what to do."""
+    """Return why tests cannot run, and how to fix them."""
     kind, _, text = said.partition(": ")
     if kind in ("ModuleNotFoundError", "ImportError"):
         return (

@@ -1,12 +1,12 @@
-"""What runs inside a jail: a program, the functions of a completion, or the tests that call those from another jail.
+"""Code inside a sandbox: a program, the functions of a completion, or tests that call those from another sandbox.
 
-    tests' jail  ── {"call": "f", args} ──▶  completion's jail
-                 ◀── {"value": ...} ───────
+    tests' sandbox  ── {"call": "f", args} ──▶  completion's sandbox
+                    ◀── {"value": ...} ───────
 
-The tests and what they expect never enter the completion's process: it sees arguments and gives back values. What it
-does to its own interpreter, and it may do anything, has no effect on the comparison.
+The tests and their expected values never enter the completion's process: it receives arguments and returns values. It
+may do anything to its own interpreter, which has no effect on the comparison.
 
-Imports the standard library only.
+Imports only the standard library.
 """
 
 import builtins
@@ -24,18 +24,18 @@ from gvpo.rewards.sandbox.values import decode, encode
 
 PASSED, FAILED, BROKEN = "passed", "failed", "broken"
 _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
-"""`all(map(f, cases))` takes these for the end of the cases."""
+"""Exceptions that `all(map(f, cases))` takes for the end of the cases."""
 
 
 def prepare(payload: Mapping[str, Any]) -> None:
-    """Import, where gvpo's own files can still be read, what only some payloads need: it takes a while."""
+    """Import modules that only some payloads need, while gvpo's own files can still be read; this takes a while."""
     if payload.get("defined"):
         importlib.import_module("gvpo.rewards.sandbox.suite")
 
 
 def run(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Run a payload of one of three kinds."""
-    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as `site` does, which jails go without
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # normally done by `site`, which sandboxes do not import
     if payload["kind"] == "program":
         _run_program(payload)
     elif payload["kind"] == "functions":
@@ -45,7 +45,7 @@ def run(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _run_program(payload: Mapping[str, Any]) -> None:
-    """As `python solution.py` would: it ends as any program does, threads are waited for, exit handlers run."""
+    """Run a program like `python solution.py`: wait for its threads at the end, and run its exit handlers."""
     for name, text in payload["files"].items():
         Path(name).write_text(text)
     sys.argv[:] = ["solution.py", *payload["arguments"]]
@@ -53,20 +53,20 @@ def _run_program(payload: Mapping[str, Any]) -> None:
 
 
 def _module(name: str) -> dict[str, Any]:
-    """The names of a new module; data classes and pickle look it up by its name."""
+    """Return the namespace of a new module; data classes and pickle look it up by its name."""
     module = sys.modules[name] = ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     return module.__dict__
 
 
 class _Host:
-    """The completion's side: its module, and the objects that the tests hold references to."""
+    """The completion's side: its module, and the objects that the tests have references to."""
 
     def __init__(self, module: dict[str, Any]) -> None:
         self._module, self._objects = module, list[Any]()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what the tests ask; an exception of the code is a reply too."""
+        """Run a request of the tests; an exception of the code is a reply too."""
         try:
             return {"value": encode(self._do(request), self._reference)}
         except Exception as error:
@@ -82,7 +82,7 @@ class _Host:
         return what(*self._decode(request["args"]), **self._decode(request["named"]))
 
     def _look_up(self, name: str) -> Any:
-        """A function of the module, or `Class.method` of a new object."""
+        """Return a function of the module, or `Class.method` of a new object."""
         owner, _, method = name.partition(".")
         if owner not in self._module:
             raise NameError(f"name {owner!r} is not defined")
@@ -98,7 +98,7 @@ class _Host:
 
 
 def _serve(code: str) -> None:
-    """Define the completion's functions and call them as the tests ask, until they are done."""
+    """Define the completion's functions and run the requests of the tests until there are no more."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -113,16 +113,16 @@ def _serve(code: str) -> None:
 
 
 class _Link:
-    """The tests' side: asks, and reads what comes back, which may be anything of any size."""
+    """The tests' side: sends requests, and reads replies, which may be anything of any size."""
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO, limit: int, ended: Callable[[], NoReturn]) -> None:
         self._requests, self._replies, self._limit, self._ended = requests, replies, limit, ended
 
     def ask(self, do: str, of: str | int, **details: Any) -> Any:
-        """The value of a call or an attribute.
+        """Return the value of a call or an attribute.
 
         Raises:
-            Exception: the builtin exception that the code raised, or the nearest to it.
+            Exception: The builtin exception that the code raised, or the most similar one.
         """
         sent = {name: encode(value, _number) if name != "name" else value for name, value in details.items()}
         reply = json.loads(self._exchange(json.dumps({"do": do, "of": of, **sent}).encode() + b"\n"))
@@ -131,7 +131,7 @@ class _Link:
         return decode(reply["value"], self._proxy)
 
     def _exchange(self, request: bytes) -> bytes:
-        """The line that answers a request. Without one the tests end here: they could take an exception for theirs."""
+        """Return the line that answers a request. End the tests if there is none, since they could catch an error."""
         try:
             self._requests.write(request)
             self._requests.flush()
@@ -143,7 +143,7 @@ class _Link:
         return line
 
     def function(self, name: str) -> Callable[..., Any]:
-        """A function that calls the completion's function of that name."""
+        """Return a function that calls the completion's function of that name."""
         return lambda *args, **named: self.ask("call", name, args=args, named=named)
 
     def _proxy(self, number: int) -> "_Proxy":
@@ -151,9 +151,9 @@ class _Link:
 
 
 class _Proxy:
-    """An object that stayed with the completion. It has attributes and can be called, and is equal to nothing.
+    """An object that stayed in the completion's process. It has attributes, can be called, and equals nothing.
 
-    Truth and comparisons are refused: no object of the completion's may pass an assertion by being there.
+    Truth and comparisons raise: no object of the completion may pass an assertion merely by existing.
     """
 
     def __init__(self, link: _Link, number: int) -> None:
@@ -174,7 +174,7 @@ class _Proxy:
     def __bool__(self) -> bool:
         raise TypeError("the code's own objects are neither true nor false")
 
-    __hash__ = None  # type: ignore[assignment]  # nor are they members of sets
+    __hash__ = None  # type: ignore[assignment]  # they cannot be members of sets either
 
 
 def _number(value: Any) -> int:
@@ -184,7 +184,7 @@ def _number(value: Any) -> int:
 
 
 def _exception(name: Any) -> type[Exception]:
-    """Return the builtin exception of a name; never one that ends the process of the tests, or a loop of theirs."""
+    """Return the builtin exception of a name, but never one that would end the process or a loop of the tests."""
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
     if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, _ENDS_LOOPS):
         return RuntimeError
@@ -192,7 +192,7 @@ def _exception(name: Any) -> type[Exception]:
 
 
 def _test(payload: Mapping[str, Any], verdict: int, limit: int) -> NoReturn:
-    """Run the tests, with functions that call into the other jail, and write the verdict on a channel of its own."""
+    """Run the tests with functions that call into the other sandbox, and write the verdict to a separate channel."""
 
     def end(said: str = f"{FAILED}: the code's process has ended, or its value is too large") -> NoReturn:
         os.write(verdict, said.encode(errors="replace"))
@@ -200,8 +200,8 @@ def _test(payload: Mapping[str, Any], verdict: int, limit: int) -> NoReturn:
 
     link = _Link(os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb"), limit, end)
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
-        os.dup2(os.open("/dev/null", flags), stream)  # what tests read and print is no reply and no request
-    random.seed(0)  # tests that draw their cases draw the same for every completion
+        os.dup2(os.open("/dev/null", flags), stream)  # what tests read and print must not mix with requests and replies
+    random.seed(0)  # tests with random cases have the same cases for every completion
     end(_judge(payload, link))
 
 
@@ -216,7 +216,7 @@ def _judge(payload: Mapping[str, Any], link: _Link) -> str:
     try:
         _run_parts(parts, module, functions)
         if payload["defined"]:
-            from gvpo.rewards.sandbox import suite  # which `prepare` has imported
+            from gvpo.rewards.sandbox import suite  # `prepare` has already imported it
 
             suite.run_defined(payload["defined"], module, list(functions))
     except BaseException as error:
@@ -225,9 +225,9 @@ def _judge(payload: Mapping[str, Any], link: _Link) -> str:
 
 
 def _run_parts(parts: Sequence[CodeType], module: dict[str, Any], functions: Mapping[str, Any]) -> None:
-    """Run the set-up and the tests, the latter as a main program, which may end with exit code 0."""
+    """Run the setup and the tests, the latter as a main program, which may end with exit code 0."""
     for part, name in zip(parts, ("setup", "__main__"), strict=True):
-        module.update(functions, __name__=name)  # again before the tests: the set-up may define the same function
+        module.update(functions, __name__=name)  # again before the tests: the setup may define the same function
         try:
             exec(part, module)
         except SystemExit as error:
@@ -236,6 +236,6 @@ def _run_parts(parts: Sequence[CodeType], module: dict[str, Any], functions: Map
 
 
 def _blame(error: BaseException) -> str:
-    """BROKEN where tests lack a name or a module, or cannot be read. No exception of the code's own says which."""
+    """Return BROKEN if tests lack a name or a module, or cannot be read; exceptions of the code never say this."""
     lacks = isinstance(error, NameError | ImportError) and error.name
     return BROKEN if lacks or type(error).__name__ == "Unreadable" else FAILED

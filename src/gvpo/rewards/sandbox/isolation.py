@@ -1,4 +1,4 @@
-"""Does the jail hold on this machine? Not asked of the system's version but tried, once, on harmless code."""
+"""Check that the sandbox isolates code on this machine: tested once on harmless code, not inferred from versions."""
 
 import functools
 import os
@@ -9,9 +9,9 @@ from gvpo.rewards.sandbox.limits import MIB, Limits
 from gvpo.rewards.sandbox.process import Jail
 
 ALLOW_VARIABLE = "GVPO_UNSAFE_CODE"
-"""Set to 1: where code cannot be isolated, run it under limits alone; Linux only, and never as root."""
+"""If set to 1, code that cannot be isolated runs with limits only; on Linux only, and never as root."""
 
-# Each line names what should not have been possible. It forks a few sleeping processes more than it may.
+# Each line names something that should not have been possible. It forks a few sleeping processes more than allowed.
 _PROBE = """
 import os, time
 found = []
@@ -36,10 +36,10 @@ print("; ".join(found) or "isolated")
 
 
 def is_isolated() -> bool:
-    """Whether code runs isolated: True, or False where the user has agreed to less.
+    """Return whether code runs isolated: True, or False if the user has accepted limits only.
 
     Raises:
-        RewardError: code cannot be isolated on this machine, and the user has not agreed or is root.
+        RewardError: If code cannot be isolated on this machine, and the user has not accepted this or is root.
     """
     problem = isolation_problem()
     if not problem:
@@ -49,7 +49,7 @@ def is_isolated() -> bool:
         return False
     if allowed:
         raise RewardError(
-            f"{ALLOW_VARIABLE}=1 is refused for root, as untrusted code would run as root ({problem}); run gvpo as "
+            f"{ALLOW_VARIABLE}=1 is not allowed for root, as untrusted code would run as root ({problem}); run gvpo as "
             "another user (docker run --user 1000), or allow it to make namespaces (`gvpo docs code-tests`)"
         )
     raise RewardError(
@@ -61,7 +61,7 @@ def is_isolated() -> bool:
 
 @functools.cache
 def isolation_problem() -> str:
-    """Why code cannot be isolated on this machine; "" if it can."""
+    """Return why code cannot be isolated on this machine; "" if it can."""
     if sys.platform != "linux":
         return f"the system is {sys.platform}, not Linux"
     limits = Limits(wall=20, cpu=5, memory=256 * MIB, disk=MIB, processes=3)

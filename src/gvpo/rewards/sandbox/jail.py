@@ -1,12 +1,12 @@
-"""The jail's first processes: they build it, watch over the guest and end everything that it started.
+"""The sandbox's first processes: they build it, watch the sandboxed process and end everything that it started.
 
-    starter ──▶ supervisor (process 1 of its namespace) ──▶ guest and whatever it starts
+    starter ──▶ supervisor (process 1 of its namespace) ──▶ sandboxed process and its descendants
 
-The supervisor ends when the guest does, when time is up, or when the host lets go of the lifeline; then the kernel
-ends all that is left in its namespace, and the starter returns. No process runs code of the guest before all
-limits hold for it. Where namespaces are not wanted (`isolate` false) the supervisor ends its descendants itself.
+The supervisor ends when the sandboxed process does, when time is up, or when the parent closes the lifeline; then the
+kernel ends all other processes in its namespace, and the starter returns. No process runs sandboxed code before all
+limits apply to it. Without namespaces (`isolate` false) the supervisor ends its descendants itself.
 
-Imports the standard library only; a bare interpreter runs it.
+Imports only the standard library; a bare interpreter runs it.
 """
 
 import contextlib
@@ -24,23 +24,24 @@ from gvpo.rewards.sandbox import guest
 from gvpo.workers import children, kernel
 
 ROOT = "/proc"
-"""Where the new root is built: a directory that every system has and that nothing the guest needs lies in."""
+"""Directory in which the new root is built: every system has it, and it contains nothing that the code needs."""
 HOME = "/tmp"
-"""The guest's own directory, inside the jail."""
+"""Directory of the sandboxed process, inside the sandbox."""
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _PACKAGES = ("site-packages", "dist-packages")
 _FIRST_UID = 0x7000_0000
-"""Root's guests get users of their own from here on, so that limits and signals of one do not concern another."""
+"""First user ID of sandboxed processes that root starts; each has its own, so that limits and signals are separate."""
 _KEEP = 0x0001 | 0x0002 | 0x0004 | 0x0008 | 0x0400 | 0x0800 | 0x1000
-"""Mount flags that a new user namespace may not take away: ro, nosuid, nodev, noexec, noatime, nodiratime, relatime."""
+"""Mount flags that a new user namespace may not remove: ro, nosuid, nodev, noexec, noatime, nodiratime, relatime."""
 _OPEN_FILES = 64
 
 
 def main(argument: str) -> None:
-    """Build a jail and run a guest; returns in the guest's process alone, when its code has ended.
+    """Build a sandbox and run code in it; return only in the sandboxed process, when its code has ended.
 
     Args:
-        argument: JSON: descriptors `payload`, `status`, `lifeline` and perhaps `verdict`, `isolate`, and the limits.
+        argument: JSON with the descriptors `payload`, `status`, `lifeline` and perhaps `verdict`, `isolate`, and the
+            limits.
     """
     settings = json.loads(argument)
     with os.fdopen(settings["payload"], "rb") as file:
@@ -62,7 +63,7 @@ def main(argument: str) -> None:
 
 
 def _leave_namespaces() -> None:
-    """Root leaves its namespaces as it is; others, and root of a container, through a user namespace of their own."""
+    """Leave the namespaces: root directly; other users, and root of a container, through a new user namespace."""
     flags = kernel.NEW_MOUNTS | kernel.NEW_PIDS | kernel.NEW_NET | kernel.NEW_IPC | kernel.NEW_UTS
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):
@@ -76,7 +77,7 @@ def _leave_namespaces() -> None:
 
 
 def _supervise(settings: Mapping[str, Any]) -> bool:
-    """Finish the jail, start the guest and watch it; returns only in the guest, True."""
+    """Finish the sandbox, start the sandboxed process and watch it; return (True) only in that process."""
     status = settings["status"]
     try:
         kernel.end_with_parent()
@@ -94,7 +95,7 @@ def _supervise(settings: Mapping[str, Any]) -> bool:
             os.read(start, 1)
             children.forget_ends(ended)
             return _become_guest(settings, uid, start)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal that the interpreter itself has a handler for
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only signal that the interpreter itself handles
         kernel.hide_memory()
         _silence(settings, but=(status, settings["lifeline"]))
     except OSError as error:
@@ -108,7 +109,7 @@ def _supervise(settings: Mapping[str, Any]) -> bool:
 
 
 def _guest_uid() -> int:
-    """The user that a guest runs as: our own, or, where we may choose, one that nobody else is."""
+    """Return the user ID of the sandboxed process: our own, or an unused one if it can be chosen."""
     if os.geteuid() != 0 or not _may_change_user():
         return os.geteuid()
     return _FIRST_UID + Path("/proc/self/ns/pid").stat().st_ino % 0x0FFF_FFFF
@@ -120,7 +121,7 @@ def _may_change_user() -> bool:
 
 
 def _build_root(size: int, uid: int) -> None:
-    """An empty file system in memory, with the standard library and the system's libraries read-only, and HOME."""
+    """Build a file system in memory, with the standard library and system libraries read-only, and HOME."""
     kernel.mount("", "/", flags=kernel.PRIVATE | kernel.RECURSIVE)
     kernel.mount("tmpfs", ROOT, "tmpfs", kernel.NO_SUID | kernel.NO_DEV, f"size={size},nr_inodes=4096,mode=755")
     libraries = [os.path.dirname(os.path.dirname(json.__file__))]  # noqa: PTH120 - symbolic links must stay
@@ -139,7 +140,7 @@ def _build_root(size: int, uid: int) -> None:
 
 
 def _show(directory: str) -> None:
-    """Let the guest read a directory at its own place."""
+    """Let the sandboxed process read a directory at its usual path."""
     source, target = Path(directory), Path(ROOT + directory)
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
@@ -167,15 +168,15 @@ def _become_guest(settings: Mapping[str, Any], uid: int, start: int) -> bool:
         _limit(settings)
         kernel.refuse_system_calls(signals=not settings["isolate"])
         kernel.hide_memory()
-    except Exception as error:  # an exit code of ours would pass for the guest's
+    except Exception as error:  # our exit code would be taken for that of the sandboxed process
         _report(settings["status"], error=str(error) or repr(error))
         os._exit(1)
-    os.close(settings["status"])  # from here on only the supervisor speaks to the host
+    os.close(settings["status"])  # from here on only the supervisor reports to the parent
     return True
 
 
 def _limit(settings: Mapping[str, Any]) -> None:
-    """Limits of the guest's processes; that of their number counts per user, so only where it is alone."""
+    """Set the limits of the sandboxed processes. Their number is limited per user, so this needs a separate user ID."""
     cpu = settings["cpu"]
     limits = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
@@ -195,7 +196,7 @@ def _limit(settings: Mapping[str, Any]) -> None:
 
 
 def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> None:
-    """Wait for the guest's end, the end of its time or of the host, and report how it ended and how long it ran."""
+    """Wait until the process ends, its time is up or the parent is gone; report how it ended and how long it ran."""
     lifeline, started = settings["lifeline"], time.monotonic()
     poll = select.poll()
     poll.register(ended[0], select.POLLIN)
@@ -206,7 +207,7 @@ def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> N
             break
         if ended[0] in ready:
             os.read(ended[0], 1 << 12)
-            status = children.reap().get(child)  # orphans of the guest's are reaped too
+            status = children.reap().get(child)  # orphans of the sandboxed process are reaped too
             if status is not None:
                 code = os.waitstatus_to_exitcode(status)
                 _report(settings["status"], code=code, seconds=time.monotonic() - started)
@@ -216,7 +217,7 @@ def _watch(child: int, ended: tuple[int, int], settings: Mapping[str, Any]) -> N
 
 
 def _end_descendants() -> None:
-    """Without a namespace: kill children, which orphans become too, until there are none."""
+    """Kill children until there are none, orphans included; used without a namespace."""
     while True:
         with contextlib.suppress(OSError):
             for child in children.living():
@@ -228,7 +229,7 @@ def _end_descendants() -> None:
 
 
 def _silence(settings: Mapping[str, Any], but: tuple[int, ...] = ()) -> None:
-    """Let go of the guest's ends of its channels: who reads them must see when the guest is gone."""
+    """Close the ends of the channels that belong to the sandboxed process, so that readers notice when it is gone."""
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in {0, 1, 2, settings["status"], settings["lifeline"], settings["verdict"]} - {*but, None}:
         os.dup2(null, descriptor)

@@ -1,4 +1,4 @@
-"""What one piece of code may use."""
+"""Resource limits of sandboxed code."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run of a program, or of all tests of a function, may use.
+    """Resource limits of one run of a program, or of all tests of a function.
 
     Args:
-        wall: seconds from its start.
-        cpu: seconds of processor time, for each of its processes.
-        memory: bytes of address space, for each of its processes.
-        disk: bytes that it may write to its directory, which lies in memory.
-        output: bytes that it may print, or a value that a function returns may take.
-        processes: processes and threads at a time.
+        wall: Seconds from its start.
+        cpu: Seconds of processor time, for each of its processes.
+        memory: Bytes of address space, for each of its processes.
+        disk: Bytes that it may write to its directory, which is in memory.
+        output: Maximum number of bytes of its output, or of the return value of a function.
+        processes: Maximum number of simultaneous processes and threads.
 
     Raises:
-        RewardError: a limit that is not a number above 0, or not a whole one (`wall` may be any).
+        RewardError: If a limit is not a number above 0, or not an integer (`wall` may be a fraction).
     """
 
     wall: float = 6.0

@@ -1,4 +1,4 @@
-"""The host's side of one jail: start it, wait for its end, end it."""
+"""The parent's side of one sandbox: start it, wait for its end, end it."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from gvpo.rewards.sandbox.limits import Limits
 
-# Bare packages: the jail's modules are found, and nothing else of gvpo is imported.
+# The packages are empty: the sandbox's modules are found, and nothing else of gvpo is imported.
 _BOOT = """\
 import sys, types
 for name, path in zip(("gvpo", "gvpo.workers", "gvpo.rewards", "gvpo.rewards.sandbox"), sys.argv[2:]):
@@ -30,17 +30,17 @@ _GVPO = Path(__file__).parents[2]
 _PACKAGES = [str(_GVPO / name) for name in ("", "workers", "rewards", "rewards/sandbox")]
 _ENVIRONMENT = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 END_SECONDS = 10.0
-"""How long a jail may take to end once its lifeline is closed; the kernel needs milliseconds."""
+"""Maximum number of seconds until a sandbox ends once its lifeline is closed; the kernel needs milliseconds."""
 
 
 @dataclass(frozen=True)
 class GuestExit:
-    """How a guest ended.
+    """How a sandboxed process ended.
 
     Args:
-        code: its exit code, or minus the signal that ended it; None if it was late or the host ended it.
-        error: why the jail could not be built; "" if it could.
-        seconds: how long it ran.
+        code: Exit code, or minus the signal that ended it; None if it ran out of time or the parent ended it.
+        error: Reason why the sandbox could not be built; "" if it could.
+        seconds: Seconds that it ran.
     """
 
     code: int | None
@@ -49,18 +49,18 @@ class GuestExit:
 
 
 class Jail:
-    """One jail with one guest; a context manager, after which nothing that the guest started is left.
+    """One sandbox with one process; a context manager that leaves no process behind.
 
     Args:
-        payload: what the guest is to do (`guest.run`).
-        limits: of the guest.
-        isolate: with namespaces; without them only limits hold.
-        stdin: descriptor, or None for an empty one.
-        stdout: descriptor, or None to drop it.
-        verdict: a descriptor that the guest keeps, or None.
+        payload: Task of the process (`guest.run`).
+        limits: Limits of the process.
+        isolate: True to use namespaces; without them only the limits apply.
+        stdin: Descriptor, or None for an empty one.
+        stdout: Descriptor, or None to discard the output.
+        verdict: Descriptor that the process keeps, or None.
 
     Raises:
-        OSError: the system starts no more processes.
+        OSError: If the system cannot start another process.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Jail:
         self.end()
 
     def wait(self, seconds: float) -> GuestExit:
-        """How the guest ended; it is given `seconds` more."""
+        """Wait at most `seconds` for the process; return how it ended."""
         self._wait(seconds)
         return self.end()
 
     def end(self) -> GuestExit:
-        """End the guest if it still runs, with everything that it started, and say how it ended."""
+        """End the process if it is still running, with all its descendants, and return how it ended."""
         if self._ended is None:
             os.close(self._lifeline)
             if not self._wait(END_SECONDS):
@@ -120,7 +120,7 @@ class Jail:
         return self._ended
 
     def _wait(self, seconds: float) -> bool:
-        """Read what the supervisor says until it ends, which is when it lets go of the pipe; return whether it has."""
+        """Read the supervisor's report until it ends and thereby closes the pipe; return whether it has."""
         poll, end = select.poll(), time.monotonic() + seconds
         poll.register(self.status, select.POLLIN)
         while poll.poll(max(end - time.monotonic(), 0.0) * 1000):
@@ -132,7 +132,7 @@ class Jail:
 
 
 def _new_directory() -> "tempfile.TemporaryDirectory[str]":
-    """Where a guest works that has no file system of its own."""
+    """Create a directory for a process that has no file system of its own."""
     return tempfile.TemporaryDirectory(prefix="gvpo-code-", ignore_cleanup_errors=True)
 
 
@@ -152,7 +152,7 @@ def _start(
 
 
 def sealed(data: bytes) -> int:
-    """A descriptor that reads `data` from the start; who has it cannot change or extend what it reads."""
+    """Return a descriptor that reads `data` from the start; its holder cannot change or extend the data."""
     descriptor = os.memfd_create("gvpo", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)
@@ -162,9 +162,9 @@ def sealed(data: bytes) -> int:
 
 
 def _ended(status: bytes) -> GuestExit:
-    """The first word of the supervisor, which is the only one unless the jail did not close."""
+    """Parse the first report of the supervisor; there is only one unless the sandbox did not close."""
     try:
         said, _ = json.JSONDecoder().raw_decode(status.decode())
     except ValueError:
-        return GuestExit(None, "its supervisor ended without a word")
+        return GuestExit(None, "its supervisor ended without a report")
     return GuestExit(said.get("code"), said.get("error", ""), said.get("seconds", 0.0))

@@ -1,4 +1,4 @@
-"""Judging code: what a program prints, and whether functions pass tests; nothing that it says of itself counts."""
+"""Scoring of code: the output of a program, and whether functions pass tests. The code's own claims do not count."""
 
 import contextlib
 import os
@@ -15,19 +15,19 @@ from gvpo.rewards.sandbox.process import GuestExit, Jail, sealed
 from gvpo.workers.deadline import seconds_left
 
 START_SECONDS = 10.0
-"""What building a jail may take beside the guest's own time, on a loaded machine."""
+"""Maximum number of seconds to build a sandbox on a loaded machine, in addition to the run's own time."""
 RESERVE = 0.75
-"""Seconds before the end of the pool's call at which a run is over: jails must be ended and a reply be written."""
+"""Seconds before the end of the pool's call at which a run ends: time to end sandboxes and to write a reply."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a program did.
+    """Result of a run of a program.
 
     Args:
-        output: what it printed; None if that was more than allowed.
-        code: its exit code, minus a signal, or None if it ran out of time.
-        seconds: how long it ran, without what it took to build its jail.
+        output: Printed output; None if it exceeded the limit.
+        code: Exit code, minus a signal, or None if it ran out of time.
+        seconds: Seconds that it ran, without the time to build its sandbox.
     """
 
     output: bytes | None
@@ -38,19 +38,19 @@ class Run:
 def run_program(
     code: str, stdin: str = "", limits: Limits | None = None, *, files: Mapping[str, str] | None = None
 ) -> Run:
-    """Run a Python program in a jail.
+    """Run a Python program in a sandbox.
 
     Args:
-        code: its source.
-        stdin: what it reads.
-        limits: default `Limits()`.
-        files: texts by name, in its directory; their names in order are its arguments.
+        code: Source of the program.
+        stdin: Input of the program.
+        limits: Limits; default `Limits()`.
+        files: Texts by name, in its directory; their names in order are its arguments.
 
     Returns:
-        What it printed and how it ended.
+        Its output and how it ended.
 
     Raises:
-        RewardError: code cannot be isolated here, or the jail cannot be built.
+        RewardError: If code cannot be isolated here, or the sandbox cannot be built.
     """
     limits, files = limits or Limits(), files or {}
     payload = {"kind": "program", "code": code, "files": dict(files), "arguments": list(files)}
@@ -78,22 +78,22 @@ def run_tests(
     setup: str = "",
     defined: Sequence[str] = (),
 ) -> tuple[bool, str]:
-    """Whether functions of some code pass tests; code and tests run in a jail each.
+    """Run tests of the functions of some code; code and tests run in separate sandboxes.
 
     Args:
-        code: defines the functions.
-        tests: Python that raises where they are wrong.
-        names: the functions that the tests call, perhaps as `Class.method`; no other name of the code reaches them.
-        limits: of each of the two; default `Limits()`.
-        setup: Python that the tests need; names of it that are in `names` are the code's.
-        defined: test functions and classes that the tests define and do not run themselves.
+        code: Code that defines the functions.
+        tests: Python code that raises if they are wrong.
+        names: Functions that the tests call, perhaps as `Class.method`; no other name of the code reaches the tests.
+        limits: Limits of each of the two; default `Limits()`.
+        setup: Python code that the tests need; its names that are in `names` are replaced by the code's.
+        defined: Test functions and classes that the tests define and do not run themselves.
 
     Returns:
-        Whether they passed, and what went wrong if not: FAILED or BROKEN (the tests themselves cannot run) with an
+        Whether they passed, and the problem if not: FAILED or BROKEN (the tests themselves cannot run) with an
         exception, or "" if they did not end.
 
     Raises:
-        RewardError: code cannot be isolated here, or a jail cannot be built, or not in time.
+        RewardError: If code cannot be isolated here, or a sandbox cannot be built (in time).
     """
     limits = limits or Limits()
     isolate, functions = is_isolated(), {"kind": "functions", "code": code}
@@ -121,7 +121,7 @@ def run_tests(
 
 
 def _deadline(limits: Limits) -> float:
-    """When a run has to be over: after its own time, or before the pool's call is."""
+    """Return when a run has to end: after its own time, or before the pool's call does."""
     return time.monotonic() + min(limits.wall + START_SECONDS, seconds_left() - RESERVE)
 
 
@@ -132,7 +132,7 @@ def _checked(ended: GuestExit) -> GuestExit:
 
 
 def _read(descriptor: int, limit: int, deadline: float) -> bytes | None:
-    """All that is written until the last writer is gone; None if it is more than `limit` or takes too long."""
+    """Read until the last writer is gone; return None if it writes more than `limit` or takes too long."""
     data, poll = bytearray(), select.poll()
     poll.register(descriptor, select.POLLIN)
     while len(data) <= limit and (left := deadline - time.monotonic()) > 0:

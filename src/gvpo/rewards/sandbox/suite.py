@@ -1,6 +1,6 @@
 """Tests that a script defines but does not run: test functions, test classes and `check(candidate)`.
 
-They are what pytest, unittest and HumanEval's own program would run. Imports the standard library only.
+These are the tests that pytest, unittest and HumanEval's own program would run. Imports only the standard library.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import unittest
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-unittest.main = lambda *_, **__: None  # type: ignore[assignment]  # scripts end with it, and their tests run below
+unittest.main = lambda *_, **__: None  # type: ignore[assignment]  # scripts end with it; their tests run below
 
 
 class Unreadable(Exception):
@@ -20,13 +20,13 @@ def run_defined(tests: Sequence[str], module: Mapping[str, Any], names: Sequence
     """Run tests that a script has defined and not run itself.
 
     Args:
-        tests: the names of its functions and classes.
-        module: what it has defined.
-        names: the functions of the completion that it may call.
+        tests: Names of its functions and classes.
+        module: Namespace that the script has defined.
+        names: Functions of the completion that it may call.
 
     Raises:
-        Unreadable: a test needs what nobody here can give.
-        Exception: what the first test that fails raised.
+        Unreadable: If a test needs something that is not available here.
+        Exception: The exception of the first test that fails.
     """
     for test in [module[name] for name in tests if name in module]:
         if inspect.isclass(test):
@@ -49,27 +49,27 @@ def _run_class(test: type) -> None:
 
 
 class _Result(unittest.TestResult):
-    """Keeps the first exception; of a test that must fail and did not, one that says so."""
+    """Keeps the first exception; for a test that must fail and passed, it creates one."""
 
     first: BaseException | None = None
 
     def addError(self, test: Any, err: Any) -> None:  # noqa: N802 - unittest names it
-        """Note what a test or a fixture raised."""
+        """Record the exception of a test or a fixture."""
         self.first = self.first or err[1]
 
     addFailure = addError  # noqa: N815
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
-        """Note what a part of a test raised, if it did."""
+        """Record the exception of a part of a test, if there is one."""
         self.first = self.first or (err and err[1])
 
     def addUnexpectedSuccess(self, test: Any) -> None:  # noqa: N802
-        """Note that a test passed which says that it fails."""
+        """Record that a test passed although it is marked as an expected failure."""
         self.first = self.first or AssertionError(f"{test} passed, which it must not")
 
 
 def _run_method(test: type, name: str) -> None:
-    """Run a method of a test class of pytest, on an object of its own."""
+    """Run a method of a pytest test class on a new object."""
     own = test()
     getattr(own, "setup_method", _nothing)()
     try:
@@ -79,21 +79,21 @@ def _run_method(test: type, name: str) -> None:
 
 
 def _nothing() -> None:
-    """Stand in for a method that a class does not have."""
+    """Do nothing, in place of a method that a class does not have."""
 
 
 def _run_function(test: Callable[..., Any]) -> None:
     needed = _needed(test)
     if needed:
         raise Unreadable(
-            f"the test {test.__name__} has the argument {needed[0]!r}, and fixtures of pytest are not read; "
+            f"the test {test.__name__} has the argument {needed[0]!r}, and pytest fixtures are not supported; "
             "write tests without arguments"
         )
     _call(test)
 
 
 def _needed(test: Callable[..., Any]) -> list[str]:
-    """The arguments that a function cannot be called without."""
+    """Return the arguments that a function requires."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(test).parameters.values()
     return [each.name for each in parameters if each.default is each.empty and each.kind not in kinds]
@@ -108,7 +108,7 @@ def _candidate(module: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _call(test: Callable[..., Any], *arguments: Any) -> None:
-    """Call a test, and wait for one that is `async def`."""
+    """Call a test, and wait for it if it is `async def`."""
     returned = test(*arguments)
     if inspect.iscoroutine(returned):
         asyncio.run(returned)

@@ -1,8 +1,8 @@
 """Values as JSON, between the process of a completion and that of the tests.
 
-Only values of Python's own types cross, made anew on the other side: a class with an `__eq__` of its own, a patched
-builtin or a string that lies about itself stays where it was. Everything else crosses as a reference to the object in
-the completion's process. Imports the standard library only.
+Only values of Python's own types are sent and recreated on the other side: a class with its own `__eq__`, a patched
+builtin or a string that lies about itself stays where it was. Everything else is sent as a reference to the object in
+the completion's process. Imports only the standard library.
 """
 
 import builtins
@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 MAX_ITEMS = 1_000_000
-"""An iterator that gives more is not sent."""
+"""Maximum number of values of an iterator; one with more is not sent."""
 _COLLECTIONS: dict[str, Callable[[Any], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -22,18 +22,18 @@ _COLLECTIONS: dict[str, Callable[[Any], Any]] = {
     "iter": iter,
 }
 _PLAIN_INT = 1 << 62
-"""Larger ones cross as hexadecimal text: Python refuses to read decimals of many digits."""
+"""Larger integers are sent as hexadecimal text, since Python does not parse decimals of many digits."""
 
 
 def encode(value: Any, reference: Callable[[Any], int]) -> Any:
-    """`value` as what `json.dumps` takes.
+    """Return `value` in a form that `json.dumps` accepts.
 
     Args:
-        value: anything.
-        reference: gives the number of an object that cannot be sent.
+        value: Any value.
+        reference: Function that returns the number of an object that cannot be sent.
 
     Raises:
-        ValueError: an iterator with more than MAX_ITEMS values.
+        ValueError: If an iterator has more than MAX_ITEMS values.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -76,14 +76,14 @@ def _collection(value: Any, reference: Callable[[Any], int]) -> list[Any] | None
 
 
 def decode(data: Any, referred: Callable[[int], Any]) -> Any:
-    """The value that `encode` wrote.
+    """Return the value that `encode` wrote.
 
     Args:
-        data: as `json.loads` gives it.
-        referred: the object of a reference.
+        data: Result of `json.loads`.
+        referred: Function that returns the object of a reference.
 
     Raises:
-        ValueError: it is not what `encode` writes.
+        ValueError: If `encode` cannot have written it.
     """
     if not isinstance(data, list):
         if isinstance(data, dict):
