@@ -1,6 +1,6 @@
-r"""The values of formulas: exact fractions where that is possible, 50 digits elsewhere, and a bound on all of them.
+r"""Values of formulas: exact fractions if possible, 50 digits otherwise, and bounds on all of them.
 
-Nothing of more than `MAX_BITS` binary digits is computed: 9^{9^{9^9}}, (10^9)! and 1/0 have no value here.
+Numbers of more than `MAX_BITS` binary digits are not computed: 9^{9^{9^9}}, (10^9)! and 1/0 have no value here.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 from gvpo.rewards.math.parse import Tree
 
 MAX_BITS, MAX_TERMS, MAX_STEPS = 40_000, 2000, 10_000
-"""The largest number that is computed, in binary digits, the largest number of terms in a sum, and of operations."""
+"""Limits: binary digits of a computed number, terms of a sum, and number of operations."""
 DIGITS = 50
 Value = Any
 """A `Fraction`, or an mpf or mpc of mpmath."""
@@ -24,7 +24,7 @@ class NoValue(ArithmeticError):
 
 @lru_cache(maxsize=2)
 def _context(digits: int) -> Any:
-    """Return a context of mpmath for numbers of so many digits."""
+    """Return an mpmath context for numbers with this many decimal digits."""
     from mpmath import MPContext
 
     context = MPContext()
@@ -38,13 +38,13 @@ def value(
     r"""Return the value of a tree.
 
     Args:
-        tree: a formula.
-        at: values of its variables, and a function for each unknown function, under "f()".
-        digits: decimal digits of what is not a fraction.
-        complex_numbers: whether a step may lead out of the real numbers, as \sqrt{-1} does.
+        tree: A formula.
+        at: Values of its variables, and a function for each unknown function, under "f()".
+        digits: Decimal digits of values that are not fractions.
+        complex_numbers: Allow steps that lead out of the real numbers, such as \sqrt{-1}.
 
     Raises:
-        NoValue: there is none, or it is too large.
+        NoValue: If there is no value, or it is too large.
     """
     try:
         return _Evaluation(at or {}, _context(digits), complex_numbers).of(tree)
@@ -84,7 +84,7 @@ class _Evaluation:
         raise KeyError(name)
 
     def bounded(self, found: Value) -> Value:
-        """Return a value, if it is finite and not too large."""
+        """Return a value if it is finite and not too large."""
         if isinstance(found, Fraction):
             if max(found.numerator.bit_length(), found.denominator.bit_length()) > MAX_BITS:
                 raise NoValue
@@ -111,7 +111,7 @@ class _Evaluation:
         return function(*map(self.real_or_complex, values))
 
     def real_or_complex(self, number: Value) -> Value:
-        """Return a number as mpmath's."""
+        """Return a number as an mpmath number."""
         if isinstance(number, Fraction):
             return self.mp.mpf(number.numerator) / number.denominator
         if isinstance(number, self.mp.mpc) and number.imag == 0:
@@ -139,7 +139,7 @@ class _Evaluation:
         return self.mp.power(number, raised)
 
     def root(self, radicand: Value, degree: Value) -> Value:
-        """Return a root; that of a negative number is real where the degree is odd."""
+        """Return a root; the root of a negative number is real if the degree is odd."""
         if not isinstance(degree, Fraction) or degree == 0:
             return self.power(radicand, 1 / degree)
         number = self.real_or_complex(radicand)
@@ -200,7 +200,7 @@ class _Evaluation:
         return self.near_whole(number, self.mp.ceil)
 
     def near_whole(self, number: Value, rounded: Callable[[Value], Value]) -> Value:
-        r"""Round, and take a whole number that rounding errors missed for a whole one: \log_2 8 is 3."""
+        r"""Round, and treat a number that is an integer up to rounding errors as that integer: \log_2 8 is 3."""
         if self.mp.im(number) != 0:
             raise NoValue
         nearest = self.mp.nint(number)
@@ -244,14 +244,14 @@ class _Evaluation:
         return self.quotient(Fraction(1), self.call_sin(angle))
 
     def quotient(self, top: Value, bottom: Value) -> Value:
-        """Divide; a divisor that is zero but for rounding errors leaves no value."""
+        """Divide; raise NoValue if the divisor is zero up to rounding errors."""
         top, bottom = self.real_or_complex(top), self.real_or_complex(bottom)
         if bottom == 0 or abs(bottom) < abs(top) * self.mp.mpf(10) ** (5 - self.mp.dps):
             raise NoValue
         return top / bottom
 
     def angle(self, angle: Value) -> Value:
-        if self.mp.mag(angle) > 100:  # its digits before the point would need more precision
+        if self.mp.mag(angle) > 100:  # the digits before the point would need more precision
             raise NoValue
         return angle
 
@@ -276,7 +276,7 @@ def _double_factorial(number: Fraction) -> Fraction:
 
 
 def _binomial(top: Fraction, bottom: Fraction) -> Fraction:
-    """Return a binomial coefficient; its top may be a broken number, as in the binomial series."""
+    """Return a binomial coefficient; its top may be a fraction, as in the binomial series."""
     if bottom.denominator != 1 or (top < 0 and top.denominator == 1) or abs(bottom) > 2000 or abs(top) > 10_000:
         raise NoValue
     result = Fraction(int(bottom >= 0))
@@ -286,7 +286,7 @@ def _binomial(top: Fraction, bottom: Fraction) -> Fraction:
 
 
 def _common(function: Callable[..., int]) -> Callable[..., Fraction]:
-    """Make a function of whole numbers, gcd or lcm, one of fractions."""
+    """Turn a function of integers, gcd or lcm, into one of fractions."""
 
     def of_fractions(*numbers: Fraction) -> Fraction:
         if any(number.denominator != 1 for number in numbers):

@@ -1,7 +1,7 @@
-r"""Return whether two formulas, or two equations between formulas, are the same: by their values at points.
+r"""Comparison of two formulas, or of two equations between formulas, by their values at points.
 
-Constants are compared exactly where they are fractions, and by 40 digits elsewhere. Formulas with variables are
-compared at points that are spread over small and large, positive and negative, whole and broken numbers.
+Constants are compared exactly if they are fractions, and by 40 digits otherwise. Formulas with variables are compared
+at points that are spread over small and large, positive and negative, integer and fractional numbers.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from gvpo.rewards.math.evaluate import DIGITS, NoValue, Value, value
 from gvpo.rewards.math.parse import Tree, operations, symbols
 
 RELATIVE = Fraction(1, 10**6)
-"""Decimals are the same up to this share of the larger one, and up to one unit of the last digit written."""
+"""Decimals are the same up to this fraction of the larger one, and up to one unit of the last written digit."""
 _SAME = Fraction(1, 10**40)
-"""Share of the larger of two constants by which rounding errors may part them."""
+"""Relative difference of two equal constants that rounding errors may cause."""
 _WHOLE_NUMBERS = frozenset("ijklmnpqrNKM")
-"""Variables that are whole numbers where a formula rounds: \\lceil n/2 \\rceil is \\lfloor (n+1)/2 \\rfloor."""
+"""Variables that are integers in formulas with rounding: \\lceil n/2 \\rceil is \\lfloor (n+1)/2 \\rfloor."""
 _ROUNDING = {"floor", "ceil", "mod", "gcd", "lcm", "factorial", "factorial2", "binomial", "sum", "prod"}
 _SMALL, _POSITIVE, _SIGNED, _WHOLE, _NEGATIVE = (
     tuple(map(Fraction, row.split()))
@@ -30,17 +30,17 @@ _SMALL, _POSITIVE, _SIGNED, _WHOLE, _NEGATIVE = (
         "-1 -4 -7 6",
     )
 )
-"""Where formulas are compared, row by row."""
+"""Points at which formulas are compared, row by row."""
 
 
 def same_constant(left: Tree, right: Tree, decimals: bool, error: Fraction | None) -> bool:
-    """Return whether two trees without variables have the same value; one without a value is not the same as any.
+    """Return whether two trees without variables have the same value; a tree without a value equals none.
 
     Args:
-        left: a tree.
-        right: another.
-        decimals: whether one of them is written with a decimal point, so that a millionth is near enough.
-        error: the difference that is allowed instead; None for none.
+        left: A tree.
+        right: Another tree.
+        decimals: True if one of them is written with a decimal point, so that a difference of a millionth is allowed.
+        error: The difference that is allowed instead; None for none.
     """
     try:
         a, b = value(left), value(right)
@@ -54,14 +54,14 @@ def same_constant(left: Tree, right: Tree, decimals: bool, error: Fraction | Non
 
 
 def near(a: Value, b: Value, error: Fraction | None) -> bool:
-    """Return whether two numbers are apart by at most `error`, or by a millionth of the larger one."""
+    """Return whether two numbers differ by at most `error`, or by a millionth of the larger one."""
     a, b = _alike(a, b)
     distance, size = abs(a - b), max(abs(a), abs(b))
     return bool(distance <= (_like(error, distance) if error is not None else size * _like(RELATIVE, size)))
 
 
 def same_function(left: Tree, right: Tree) -> bool:
-    """Return whether two trees with variables have the same values at all points where both have one."""
+    """Return whether two trees with variables have the same values at all points at which both have one."""
     if left == right:
         return True
     seen = 0
@@ -73,7 +73,7 @@ def same_function(left: Tree, right: Tree) -> bool:
 
 
 def ratio(left: Tree, right: Tree) -> Value | None:
-    """Return the constant that `left` is times `right`; None if there is none, or if it is 0."""
+    """Return the constant c with left = c * right; None if there is none, or if it is 0."""
     found: list[Value] = []
     for a, b in _values(left, right):
         if a == 0 or b == 0:
@@ -88,7 +88,7 @@ def ratio(left: Tree, right: Tree) -> Value | None:
 
 
 def _values(left: Tree, right: Tree) -> Iterator[tuple[Value, Value]]:
-    """The values of two formulas at all points where both have one; formulas without i are about real numbers."""
+    """Yield the values of two formulas at all points at which both have one; without i, only real values count."""
     imaginary = "i" in _leaves(left) | _leaves(right)
     try:
         known = [None if symbols(tree) else value(tree, complex_numbers=imaginary) for tree in (left, right)]
@@ -102,7 +102,7 @@ def _values(left: Tree, right: Tree) -> Iterator[tuple[Value, Value]]:
 
 
 def _points(left: Tree, right: Tree) -> Iterator[dict[str, Any]]:
-    """Points for all variables of two formulas, and functions for their unknown functions."""
+    """Yield points for all variables of two formulas, and functions for their unknown functions."""
     names = sorted(symbols(left) | symbols(right))
     roundings = [bool(operations(tree) & _ROUNDING) for tree in (left, right)]
     whole_only = all(roundings) and all(name in _WHOLE_NUMBERS for name in names if not name.endswith("()"))
@@ -116,7 +116,7 @@ def _points(left: Tree, right: Tree) -> Iterator[dict[str, Any]]:
 
 
 def _coordinate(row: Sequence[Fraction], start: int, n: int) -> Fraction:
-    """Return the n-th variable at a point: whole in a row of whole numbers, and near 0 in the row of small numbers."""
+    """Return the n-th variable at a point: an integer in a row of integers, near 0 in the row of small numbers."""
     number = row[(start + 3 * n) % len(row)]
     if number.denominator == 1:
         return number + n * n * (start + 1) % 13 + n
@@ -124,7 +124,7 @@ def _coordinate(row: Sequence[Fraction], start: int, n: int) -> Fraction:
 
 
 def _unknown(name: str) -> Any:
-    """A function with a value of its own at each point, for f in f(x+1)."""
+    """Return a function with a different value at each point, for f in f(x+1)."""
 
     def function(*arguments: Value) -> Fraction:
         text = ";".join(str(complex(each) if not isinstance(each, Fraction) else each) for each in arguments)
@@ -154,18 +154,18 @@ def _close(a: Value, b: Value) -> bool:
 
 
 def _vanishes(tree: Tree) -> bool:
-    r"""Return whether a constant is 0 but for rounding errors, as \sin\pi is: with more digits it shrinks."""
+    r"""Return whether a constant is 0 up to rounding errors, as \sin\pi is: it shrinks with more digits."""
     coarse, fine = abs(value(tree)), abs(value(tree, digits=2 * DIGITS))
     return bool(fine == 0 or (coarse < _like(_SAME, coarse) and fine < coarse * _like(_SAME, coarse)))
 
 
 def _alike(a: Value, b: Value) -> tuple[Value, Value]:
-    """Return two numbers as two fractions or as two numbers of mpmath."""
+    """Return two numbers as two fractions or as two mpmath numbers."""
     return _like(a, b), _like(b, a)
 
 
 def _like(number: Value, other: Value) -> Value:
-    """Return a fraction as a number of mpmath if `other` is one."""
+    """Return a fraction as an mpmath number if `other` is one."""
     if not isinstance(number, Fraction) or isinstance(other, Fraction):
         return number
     return other.context.mpf(number.numerator) / number.denominator

@@ -1,8 +1,8 @@
 r"""Mathematical answers: is the last box of a completion equal to the reference answer?
 
-The comparison (mathvalues.py) computes with mpmath, the extra `math`, and bounds its own work. Should an answer take
-long all the same, it costs no other row its verdict: every answer is a call of its own to a worker process with a
-deadline. Inside a `RewardPool` that is one of the pool's workers, elsewhere one of a small pool that this module keeps.
+The comparison (values.py) computes with mpmath, the extra `math`, and bounds its own work. If an answer still takes
+long, no other row loses its verdict: every answer is a separate call to a worker process with a deadline. Inside a
+`RewardPool` that is one of the pool's workers, elsewhere a worker of a small pool that this module keeps.
 """
 
 import functools
@@ -29,9 +29,9 @@ from gvpo.workers.process import in_worker
 from gvpo.workers.reasons import no_value
 
 DEADLINE = 5.0
-"""Seconds for an answer where no pool of the caller's has its own deadline."""
+"""Maximum number of seconds per answer outside a pool of the caller, which has its own deadline."""
 MAX_GOLD = 4000
-"""Maximum number of characters of a reference answer; those of public data sets have 210."""
+"""Maximum number of characters of a reference answer; those of public datasets have at most 210."""
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|=|:)\s*:?", re.IGNORECASE)
 _AT_THE_END = re.compile(r"(?:\.\s.*|[\s.*]*)$")
 _lock = threading.Lock()
@@ -40,26 +40,26 @@ _lock = threading.Lock()
 def math_answer(
     completions: Sequence[Answer], answer: Sequence[Any], error: Sequence[Any] | None = None, **columns: Any
 ) -> list[float | None]:
-    r"""1 where a completion's answer is the same mathematical object as `answer`, else 0.
+    r"""Return 1 if the completion's answer is the same mathematical object as `answer`, else 0.
 
-    A completion's answer is the content of its last \boxed{...}; without a box, what follows the last "answer is" or
-    "answer:" on its line. `docs/reference/reward-functions.md` has the convention for every family of answers.
+    A completion's answer is the content of its last \boxed{...}; without a box, the rest of the line after the last
+    "answer is" or "answer:". `docs/reference/reward-functions.md` has the convention for every family of answers.
 
     Args:
         completions: k completions.
         answer: k answers: LaTeX, Python-like numbers, numbers, a list of them, a solution that ends in a box or in
             GSM8K's `#### n`; None abstains.
-        error: k tolerances, each how far numbers may be apart (OlympiadBench's column of this name), or None.
-        columns: not used.
+        error: k tolerances, the allowed difference of two numbers (OlympiadBench's column of this name), or None.
+        columns: Not used.
 
     Returns:
-        k values: 1.0, 0.0, or None. None has a reason (`no_value`) where `answer` is empty, of more than `MAX_GOLD`
-        characters, or a calculation whose result is too large. Outside a pool it is also the value of an answer that
+        k values: 1.0, 0.0, or None. None has a reason (`no_value`) if `answer` is empty, has more than `MAX_GOLD`
+        characters, or is a calculation whose result is too large. Outside a pool it is also the value of an answer that
         takes longer than `DEADLINE`.
 
     Raises:
-        RewardError: the extra `math` is not installed.
-        ValueError: a tolerance is not a number.
+        RewardError: If the extra `math` is not installed.
+        ValueError: If a tolerance is not a number.
     """
     tolerances = [_tolerance(value) for value in ([None] * len(completions) if error is None else error)]
     if not in_worker():
@@ -78,7 +78,7 @@ def _judged(row: int, completion: Answer, gold: str, tolerance: Fraction | None)
 
 @functools.lru_cache(maxsize=4096)
 def _fault(gold: str) -> str:
-    """Return why nobody can be right by a reference answer; "" if somebody can."""
+    """Return why no completion can match a reference answer; "" if one can."""
     if not gold.strip("$ \n"):
         return "the answer is empty; fill it in, or remove the row"
     if len(gold) > MAX_GOLD:
@@ -91,7 +91,7 @@ def _fault(gold: str) -> str:
 def _has_no_value(gold: str) -> bool:
     """Return whether a reference answer is a calculation whose result cannot be computed, such as 9^{9^{9^9}}."""
     _, text = assignment(mathtext.unwrapped(spelled(gold)))
-    if ":" in text:  # a time or a ratio, which has no value where a part is 0
+    if ":" in text:  # a time or a ratio, which has no value if a part is 0
         return False
     tree = parsed(python_numbers.as_latex(text) or text)
     if tree is None or symbols(tree):
@@ -109,10 +109,10 @@ def _require_installed() -> None:
 
 
 def prepare() -> None:
-    """Once in each worker, before its first call.
+    """Prepare a worker, once before its first call.
 
     Raises:
-        RewardError: the extra `math` is not installed.
+        RewardError: If the extra `math` is not installed.
     """
     _require_installed()
     values.prepare()
@@ -124,7 +124,7 @@ math_answer.row_by_row = True  # type: ignore[attr-defined]
 
 
 def gold_text(answer: Any) -> str:
-    r"""A reference answer without what is around it: \boxed{...}, a solution, `####`, a list."""
+    r"""Return a reference answer without its surroundings: \boxed{...}, a solution, `####`, a list."""
     if isinstance(answer, list | tuple):
         return ", ".join(gold_text(each) for each in answer)
     text = str(answer)
@@ -135,12 +135,12 @@ def gold_text(answer: Any) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    r"""A completion's answer: its last boxes, else what follows the last "answer is"; None if it has neither."""
+    r"""Return a completion's answer: its last boxes, or else the text after the last "answer is"; None without both."""
     boxed = last_answer(text)
     if boxed is not None or has_box(text):
         return boxed
     stated = None
-    for stated in _ANSWER_IS.finditer(text):  # noqa: B007 - the last one is what is wanted
+    for stated in _ANSWER_IS.finditer(text):  # noqa: B007 - only the last match is needed
         pass
     if stated is None:
         return None
@@ -176,5 +176,5 @@ def _in_own_pool(
 
 @functools.lru_cache(maxsize=1)
 def _own_pool(process: int) -> RewardPool:
-    """The pool of this process; a fork makes its own."""
+    """Return the pool of this process; a fork creates its own pool."""
     return RewardPool({"math_answer": math_answer}, timeout=DEADLINE)

@@ -56,11 +56,11 @@ _SYMBOL = re.compile(
     r"|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|hbar|mho|odot|oplus|star|aleph|imath|jmath"
     r"|nabla|partial|wp|angle|square|Box|triangle|dagger|bullet)"
 )
-"""Commands that are variables; any other, as \\neg, makes a text unreadable."""
+"""Commands that are variables; any other command, such as \\neg, makes a text unreadable."""
 
 
 class Unreadable(ValueError):
-    """A text is not a formula that this parser knows."""
+    """A text is not a formula that this parser can read."""
 
 
 @lru_cache(maxsize=4096)
@@ -74,7 +74,7 @@ def parsed(text: str) -> Tree | None:
 
 
 def _depth(tree: Tree) -> int:
-    """How deep the operations of a tree are nested, one of many operands counting as one."""
+    """Return how deep the operations of a tree are nested; an operation with many operands counts once."""
     depth, level = 0, [tree]
     while level:
         level = [each for node in level if isinstance(node, tuple) for each in node[1:]]
@@ -83,7 +83,7 @@ def _depth(tree: Tree) -> int:
 
 
 def _times(left: Tree, right: Tree) -> Tree:
-    """A product, of all factors side by side."""
+    """Return the product of two trees; if `left` is a product, it gets one more factor."""
     return (*left, right) if isinstance(left, tuple) and left[0] == "*" else ("*", left, right)
 
 
@@ -146,7 +146,7 @@ class _Parser:
         return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def signed(self) -> Tree:
-        """A term with its sign: -x^2 is -(x^2)."""
+        """Parse a term with its sign: -x^2 is -(x^2)."""
         negative = False
         while self.peek() in ("+", "-"):
             negative ^= self.take() == "-"
@@ -172,14 +172,14 @@ class _Parser:
                 return tree
 
     def operand(self) -> Tree:
-        """The right side of a multiplication or division, which may have a sign: 2 * -3."""
+        """Parse the right side of a multiplication or division, which may have a sign: 2 * -3."""
         if self.peek() == "-":
             self.take()
             return ("*", Fraction(-1), self.juxtaposed())
         return self.juxtaposed()
 
     def juxtaposed(self, arguments: bool = False) -> Tree:
-        r"""Factors side by side, which bind more tightly than a division: a/bx is a/(bx), but 3/4\pi is (3/4)\pi."""
+        r"""Parse adjacent factors, which bind more tightly than a division: a/bx is a/(bx), but 3/4\pi is (3/4)\pi."""
         first = self.kind()
         tree = self.power()
         mixed = isinstance(tree, Fraction) and self.tokens[self.at - 1][1].isdigit() and first == "number"
@@ -238,7 +238,7 @@ class _Parser:
         return ("^", tree, exponent)
 
     def script(self) -> Tree:
-        """What follows ^: a group, or a single token, which may have a sign."""
+        """Parse the script after ^: a group, or a single token, which may have a sign."""
         if self.peek() == "-":
             self.take()
             return ("*", Fraction(-1), self.script())
@@ -296,7 +296,7 @@ class _Parser:
         return ("root", radicand, degree)
 
     def series(self) -> Tree:
-        r"""\sum_{k=1}^{n} body, where the body is a term."""
+        r"""Parse \sum_{k=1}^{n} body, where the body is a term."""
         name = self.take()[1:]
         self.take("_")
         self.take("{")
@@ -333,7 +333,7 @@ class _Parser:
         return tree if exponent is None else ("^", tree, exponent)
 
     def arguments(self) -> list[Tree]:
-        """The arguments of a function: those in brackets, or the factors that follow."""
+        """Parse the arguments of a function: those in brackets, or the factors that follow."""
         opening = self.peek()
         if opening not in ("(", "{", "[", "\\{"):
             return [self.operand_of_function()]
@@ -380,7 +380,7 @@ class _Parser:
                 return "_" + re.sub(r"\\text\s*\{([^{}]*)\}|\s", r"\1", found)
 
     def applied(self, name: str) -> Tree:
-        """A symbol, or f(...): an unknown function where the letter is usual for one or the argument is a number."""
+        """Parse a symbol, or f(...): an unknown function if its letter is usual for one or its argument is a number."""
         if self.peek() != "(":
             return name
         number = self.kind(1) == "number" and self.peek(2) == ")"

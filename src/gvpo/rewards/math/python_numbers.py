@@ -1,4 +1,4 @@
-"""Numbers written as Python, `np.arcsin(10/13)` or `8.7e8`, as LaTeX. They are translated, never evaluated."""
+"""Conversion of numbers in Python notation, `np.arcsin(10/13)` or `8.7e8`, to LaTeX, without evaluating them."""
 
 import ast
 import re
@@ -59,13 +59,13 @@ _SCIENTIFIC = re.compile(r"([0-9.]+)[eE]([-+]?[0-9]+)")
 
 
 def as_latex(text: str) -> str | None:
-    """The LaTeX of a number or formula written as Python.
+    """Return the LaTeX of a number or formula in Python notation.
 
     Args:
-        text: an answer.
+        text: An answer.
 
     Returns:
-        LaTeX; None if nothing shows that it is Python, or it does not read as arithmetic.
+        LaTeX; None if the text has no sign of Python, or is not arithmetic.
     """
     if len(text) > MAX_CHARACTERS or "\\" in text or not _PYTHON.search(text):
         return None
@@ -76,7 +76,7 @@ def as_latex(text: str) -> str | None:
 
 
 def _latex(node: ast.expr, source: str) -> str:
-    """The LaTeX of a node; KeyError or ValueError for what is not arithmetic."""
+    """Return the LaTeX of a node; raise KeyError or ValueError if it is not arithmetic."""
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return _number(ast.get_source_segment(source, node) or "")
@@ -98,7 +98,7 @@ def _latex(node: ast.expr, source: str) -> str:
 
 
 def _number(written: str) -> str:
-    """A literal, as it is written: its digits tell how exact it is meant."""
+    """Return a literal with its written digits, which show its precision."""
     match = _SCIENTIFIC.fullmatch(written)
     if match:
         return rf"({match[1].removesuffix('.')} \cdot 10^{{{int(match[2])}}})"

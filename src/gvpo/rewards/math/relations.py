@@ -1,7 +1,7 @@
-r"""Equations, inequalities and assignments: where their sides are, and which left sides are only a name.
+r"""Equations, inequalities and assignments: their sides, and the left sides that are only a name.
 
-`x = 5`, `f(x) = 2x`, `|AB| = 3`, `AB:BC = 2` and `x \in [1,2]` give a value a name; `2x + 3y = 6` says something else
-than 6.
+`x = 5`, `f(x) = 2x`, `|AB| = 3`, `AB:BC = 2` and `x \in [1,2]` give a value a name; `2x + 3y = 6` does not: it means
+something else than 6.
 """
 
 import re
@@ -42,11 +42,11 @@ ORDERS = frozenset(_FLIPPED)
 
 @dataclass(frozen=True)
 class Relation:
-    """A text cut at its relation signs.
+    """A text split at its relation signs.
 
     Args:
-        sides: the texts between the signs; the text itself where there is no sign.
-        signs: the signs, one fewer than sides.
+        sides: Texts between the signs; the text itself if there is no sign.
+        signs: The signs, one fewer than sides.
     """
 
     sides: tuple[str, ...]
@@ -58,7 +58,7 @@ class Relation:
 
 
 def relation(text: str) -> Relation:
-    r"""Return the sides and signs of a text; of 2/3 \approx 0.67, the exact value stays."""
+    r"""Return the sides and signs of a text, with rounded values dropped: of 2/3 \approx 0.67, 2/3 is kept."""
     sides, signs, start = [], [], 0
     for match in _RELATION.finditer(mathtext.level_zero(text)):
         sides.append(text[start : match.start()].strip())
@@ -100,7 +100,7 @@ def _key(name: str) -> str:
 
 
 def assignment(text: str) -> tuple[str, str]:
-    r"""Return the name and the value of `x=5`; the name is "" where there is none."""
+    r"""Return the name and the value of `x=5`; the name is "" if there is none."""
     if len(mathtext.split(text)) > 1:
         return _named_list(text)
     found = relation(text)
@@ -110,7 +110,7 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def _named_list(text: str) -> tuple[str, str]:
-    """The name before a list of values: x = 1, 2."""
+    """Return the name before a list of values, as in x = 1, 2, and the list."""
     first, *others = mathtext.split(text)
     found = relation(first)
     value = named(found)
@@ -126,7 +126,7 @@ def is_name(text: str) -> bool:
 
 
 def is_number_name(text: str) -> bool:
-    r"""Return whether a side names a number where the other side is one: AB = 9, \cos\theta = 3/5."""
+    r"""Return whether a side names a number if the other side is a number: AB = 9, \cos\theta = 3/5."""
     text = compact(text)
     return len(text) < 200 and bool(_NAMES_A_NUMBER.fullmatch(text))
 

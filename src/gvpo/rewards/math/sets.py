@@ -1,7 +1,7 @@
 r"""Sets of real numbers, so that `\mathbb{R} \setminus \{0\}`, `x \ne 0` and `(-\infty,0) \cup (0,\infty)` are one set.
 
-A set is a tuple of disjoint pieces in ascending order. The end of a piece is a number and -1, 0 or 1: just before it,
-at it, just after it; so (1,2] goes from (1, 1) to (2, 0), and [1,1] is the point 1.
+A set is a tuple of disjoint pieces in ascending order. The end of a piece is a number and -1, 0 or 1 (just before it,
+at it, just after it), so (1,2] goes from (1, 1) to (2, 0), and [1,1] is the point 1.
 """
 
 import re
@@ -24,7 +24,7 @@ _ALL = ("\\mathbb{R}", "\\text{all real numbers}", "\\text{all reals}", "all rea
 
 
 def real_set(text: str) -> Pieces | None:
-    """Return the set of real numbers that a text is; None if it is none, or its ends are not numbers."""
+    """Return the set of real numbers that a text denotes; None if it is not a set or its ends are not numbers."""
     try:
         return _set(text.strip())
     except (NoValue, ValueError, TypeError):
@@ -46,7 +46,7 @@ def _is_all(text: str) -> bool:
 
 
 def variables(text: str) -> frozenset[str]:
-    """Return the names that a text makes statements about."""
+    """Return the names of the variables that a text makes statements about."""
     sides = [
         side for part in mathtext.split(text) for found in (relation(part),) if found.signs for side in found.sides
     ]
@@ -71,7 +71,7 @@ def _set(text: str) -> Pieces:
 
 
 def _bracketed(text: str) -> Pieces:
-    r"""An interval, a set of numbers or \{x : x > 2\}."""
+    r"""Return the pieces of an interval, a set of numbers or \{x : x > 2\}."""
     found = mathtext.form(text)
     if found.kind == "tuple" and len(found.parts) == 2:
         low, high = map(_end, found.parts)
@@ -94,7 +94,7 @@ def _members(inner: str, parts: tuple[str, ...]) -> Pieces:
 
 
 def _relation(found: Relation) -> Pieces:
-    r"""The numbers that fulfil 1 < x \le 2, x > 1 or x \ne 0."""
+    r"""Return the numbers that satisfy 1 < x \le 2, x > 1 or x \ne 0."""
     if len(found.signs) == 1 and any(map(_ABSOLUTE.fullmatch, found.sides)):
         return _absolute(found if _ABSOLUTE.fullmatch(found.sides[0]) else found.flipped())
     names = [index for index, side in enumerate(found.sides) if is_name(side)]
@@ -109,7 +109,7 @@ def _relation(found: Relation) -> Pieces:
 
 
 def _absolute(found: Relation) -> Pieces:
-    """Return the numbers that fulfil |x| < 2, or |x| > 2."""
+    """Return the numbers that satisfy |x| < 2, or |x| > 2."""
     name, end, sign = found.sides[0].strip("| "), found.sides[1], found.signs[0]
     above = _relation(Relation((name, end), (sign,)))
     below = _relation(Relation((f"-({end})", name), (sign,)))
@@ -117,7 +117,7 @@ def _absolute(found: Relation) -> Pieces:
 
 
 def _compared(sign: str, end: Any, after: bool) -> Pieces:
-    """The numbers x with `x sign end`, or with `end sign x` where the end does not come after the sign."""
+    """Return the numbers x with `x sign end`, or with `end sign x` if the end is before the sign."""
     if sign == "\\ne":
         return _complement((((end, 0), (end, 0)),))
     if sign not in ORDERS:
@@ -129,7 +129,7 @@ def _compared(sign: str, end: Any, after: bool) -> Pieces:
 
 
 def _conditions(sets: list[Pieces]) -> Pieces:
-    """Several conditions: those that exclude each other are alternatives, others hold together."""
+    """Combine several conditions: those that exclude each other are alternatives, others apply together."""
     result = sets[0]
     for each in sets[1:]:
         result = _intersection(result, each) or union(result, each)
@@ -152,13 +152,13 @@ def _number(text: str) -> Any:
 
 
 def _rounded(found: Any) -> Fraction:
-    """A real number as a fraction of 40 decimal digits, so that the same ends are equal."""
+    """Return a real number as a fraction of 40 decimal digits, so that the same ends are equal."""
     scale = 10**40
     return Fraction(int(found.context.nint(found * scale)), scale)
 
 
 def _pieces(pieces: Iterable[tuple[End, End]]) -> Pieces:
-    """Pieces in order, those that touch or overlap made one, and empty ones left out."""
+    """Return the pieces in order; merge those that touch or overlap, and drop empty ones."""
     result: list[tuple[End, End]] = []
     for low, high in sorted(piece for piece in pieces if piece[0] <= piece[1]):
         if result and low <= _next(result[-1][1]):
@@ -169,7 +169,7 @@ def _pieces(pieces: Iterable[tuple[End, End]]) -> Pieces:
 
 
 def _next(end: End) -> End:
-    """The first place after an end; the places of a number are before it, at it and after it."""
+    """Return the next place after an end; the places of a number are before it, at it and after it."""
     return (end[0], end[1] + 1)
 
 

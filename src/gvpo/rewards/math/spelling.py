@@ -1,4 +1,4 @@
-r"""One spelling for each thing in a mathematical answer: Unicode and LaTeX layout become plain LaTeX.
+r"""Normalization of mathematical answers: Unicode and LaTeX layout become plain LaTeX with one spelling.
 
 `\dfrac43`, `\frac 4 3` and `{4 \over 3}` become `\frac{4}{3}`; `$`, `\left` and `\!` disappear; `½`, `x²`, `−` and
 `０` become LaTeX; `1 000 000` and `10{,}000` become plain digits; `0.\overline{3}` becomes a fraction.
@@ -37,7 +37,7 @@ _MULTIPLES = "|".join([*_POWERS, "dozen"])
 
 
 def _multiplied(match: re.Match[str]) -> str:
-    r"""Write 5 million as 5 \cdot 10^{6}; the unit after it stays."""
+    r"""Write 5 million as 5 \cdot 10^{6}; the unit after it is kept."""
     factor = f"10^{{{_POWERS[match[1]]}}}" if match[1] in _POWERS else "12"
     return rf" \cdot {factor}" + (rf"\text{{{match[2]}}}" if match[2].strip() else "")
 
@@ -141,12 +141,12 @@ def spelled(text: str) -> str:
 
 
 def spelled_problem(text: str) -> str:
-    """Return the text of a problem in the same spelling; all of its sentences stay, "for all x" at the end included."""
+    """Return the text of a problem in the same spelling, with all of its sentences, even "for all x" at the end."""
     return _respelled(as_ascii(text))
 
 
 def compact(text: str) -> str:
-    """Return `text` without white space, but for one space between two letters or two digits."""
+    """Return `text` without white space, except for one space between two letters or two digits."""
     return re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", text)
 
 
@@ -156,7 +156,7 @@ def _respelled(text: str) -> str:
 
 
 def _single_backslashes(text: str) -> str:
-    r"""Halve doubled backslashes, as in \\frac{1}{2}; those that break the rows of a matrix stay."""
+    r"""Halve doubled backslashes, as in \\frac{1}{2}; keep those that separate the rows of a matrix."""
     if "\\\\" not in text:
         return text
     if re.search(r"\\\\begin\b", text) or not _ENVIRONMENT.search(text):
@@ -165,7 +165,7 @@ def _single_backslashes(text: str) -> str:
 
 
 def _lines(match: re.Match[str]) -> str:
-    r"""Write the lines of aligned equations, or of a system, as a list; a function in cases stays what it is."""
+    r"""Write the lines of aligned equations, or of a system, as a list; leave a function in cases unchanged."""
     rows = [row.strip(" ,;") for row in match["rows"].split("\\\\") if row.strip()]
     if match["system"] and not (
         (match["brace"] or match["system"] == "cases") and all(_EQUATION.fullmatch(row) for row in rows)
@@ -178,7 +178,7 @@ def _lines(match: re.Match[str]) -> str:
 
 
 def _row(text: str) -> str:
-    """One spelling for a text without row breaks: a row of a matrix, or a whole answer."""
+    """Normalize a text without row breaks: a row of a matrix, or a whole answer."""
     text = _ROW_SPACE.sub("", text)
     for first, spelling in _FIRST:
         text = first.sub(spelling, text)
@@ -239,7 +239,7 @@ def _repeated(match: re.Match[str]) -> str:
 
 
 def _period(digits: str) -> tuple[str, str]:
-    """Cut the digits of 0.1666... into those before the period and the period; "" where nothing repeats."""
+    """Split the digits of 0.1666... into those before the period and the period; "" if no digits repeat."""
     for size in range(1, len(digits) // 2 + 1):
         period = digits[-size:]
         if digits.endswith(period * 2):
@@ -265,7 +265,7 @@ def _interval(piece: str) -> str:
 
 
 def _trimmed(text: str) -> str:
-    r"""Remove Markdown's emphasis, and what ends a sentence."""
+    r"""Remove Markdown's emphasis, and punctuation at the end."""
     text = _ANSWER_IS.sub("", text.strip())
     text = _FOR_ALL.sub("", text) or text
     for mark in ("**", "__", "*", "`", '"'):

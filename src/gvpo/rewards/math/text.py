@@ -1,6 +1,6 @@
-r"""What a mathematical answer is made of: members, brackets, rows, words and units.
+r"""The structure of a mathematical answer: members, brackets, rows, words and units.
 
-Knows LaTeX's brackets, commas and units, in the one spelling of mathspelling.py; no mathematics.
+Reads LaTeX's brackets, commas and units, in the normalized spelling of spelling.py; contains no mathematics.
 """
 
 import re
@@ -44,7 +44,7 @@ _CHANGES_THE_NUMBER = re.compile(
     r"|factorial|half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|million)ths?"
     r"|(?:hundred|thousand|[mbtr]{1,2}illion|dozen)s?)\b"
 )
-"""Words after a number that are no unit of it: 5 or more, 5 million, 5 squared."""
+"""Words after a number that are not its unit: 5 or more, 5 million, 5 squared."""
 _CURRENCY = re.compile(
     r"^(-?)\s*(?:[€£¥₹₩]|US\s*(?=\d)|(?:USD|EUR|GBP|Rs\.?|INR)\s*(?=[\d.])|\\(?:euro|pounds|yen)(?![A-Za-z]))\s*(?=\S)"
 )
@@ -61,12 +61,12 @@ _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 @dataclass(frozen=True)
 class Form:
-    r"""What an answer is made of.
+    r"""Structure of an answer.
 
     Args:
-        parts: its members; the answer itself where it is a single thing.
+        parts: Its members; the answer itself if it is a single thing.
         kind: "one", "list" (1,2 or \{1,2\}), "tuple" ((1,2), or an interval), "union" or "matrix".
-        brackets: of a tuple, "(]"; "{}" of a set; rows x columns of a matrix; else "".
+        brackets: Brackets of a tuple, such as "(]"; "{}" for a set; rows x columns of a matrix; else "".
     """
 
     parts: tuple[str, ...]
@@ -119,7 +119,7 @@ def unwrapped(text: str) -> str:
 
 
 def form(text: str) -> Form:
-    """Return what an answer is made of. 58,500 is a number; a list of two is 58, 500."""
+    """Return the structure of an answer. 58,500 is a number; a list of two is 58, 500."""
     return _form(_THOUSANDS.sub(lambda match: match.group().replace(",", ""), unwrapped(text)))
 
 
@@ -141,7 +141,7 @@ def _form(text: str) -> Form:
 
 
 def _matrix(found: re.Match[str]) -> Form:
-    """The cells of a matrix, row by row; a factor before it is one of each cell, and ^T turns it."""
+    """Return the cells of a matrix, row by row; a factor before it multiplies each cell, and ^T transposes it."""
     rows = [[cell.strip() for cell in row.split("&")] for row in found["rows"].split(_ROW_BREAK) if row.strip()]
     if found["turned"] and len({len(row) for row in rows}) == 1:
         rows = [list(column) for column in zip(*rows, strict=True)]
@@ -180,7 +180,7 @@ def _signs(text: str) -> tuple[str, ...]:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """Return `text` cut at the commas (or semicolons) outside all brackets."""
+    """Return `text` split at the commas (or semicolons) outside all brackets."""
     parts, start = [], 0
     for position, token, level in _brackets(text):
         if level == 0 and token in ",;":
@@ -215,7 +215,7 @@ def _enclosed(text: str) -> tuple[str, str, str] | None:
 
 
 def _brackets(text: str) -> Iterator[tuple[int, str, int]]:
-    """Each bracket, comma and semicolon: where it is, what it is, how deep it is (a closing one: after it)."""
+    """Yield each bracket, comma and semicolon: its position, the token, and its depth (after a closing one)."""
     level = 0
     for match in _TOKEN.finditer(text):
         token = match.group()

@@ -1,4 +1,4 @@
-r"""Unicode's mathematical signs as LaTeX: ½ becomes \frac{1}{2}, x² becomes x^{2}, π becomes \pi."""
+r"""Conversion of Unicode's mathematical signs to LaTeX: ½ becomes \frac{1}{2}, x² becomes x^{2}, π becomes \pi."""
 
 # ruff: noqa: RUF001, SIM905
 
@@ -41,7 +41,7 @@ _OVERLINED_RUN = re.compile("(?:[0-9][\u0304\u0305])+")
 
 
 def as_ascii(text: str) -> str:
-    """Return `text` with LaTeX in place of the signs of Unicode, and a space for each other white space."""
+    """Return `text` with LaTeX instead of Unicode signs, and a space for each other white-space character."""
     if text.isascii():
         return re.sub(r"[\t\n\r\f\v]", " ", text)
     text = _OVERLINED_RUN.sub(lambda match: rf"\overline{{{match[0][::2]}}}", text)

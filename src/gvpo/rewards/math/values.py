@@ -1,7 +1,7 @@
-r"""Return whether two mathematical answers are the same, by the conventions of docs/reference/reward-functions.md.
+r"""Comparison of two mathematical answers, by the conventions of docs/reference/reward-functions.md.
 
 An answer is taken apart from the outside: relations and names, lists and brackets, words, times and ratios, units,
-numbers, and formulas at last. What is too long, too deep or too large to compute is the same only as the same text.
+numbers, and finally formulas. Answers that are too long, too deep or too large to compute are compared only as text.
 """
 
 import re
@@ -23,11 +23,11 @@ from gvpo.rewards.verifiers.number import MAX_CHARACTERS as MAX_NUMBER
 from gvpo.rewards.verifiers.number import parse_number
 
 MAX_CHARACTERS, MAX_DEPTH = 20_000, 40
-"""An answer that is longer or nested deeper is the same only as the same text."""
+"""Maximum length and nesting depth of an answer; beyond them, answers are compared only as text."""
 ROOM, TIMES = 500, 4
-"""An answer may have this many characters more than this many times those of the gold answer."""
+"""An answer may have at most ROOM + TIMES * n characters, where n is the length of the reference answer."""
 MAX_MEMBERS = 50
-"""Members of a set that may be written differently from the gold's."""
+"""Maximum number of members of a set that may be written differently from the reference's."""
 _SCIENTIFIC = re.compile(
     r"([-+]?)(?:([0-9]*\.?[0-9]+)\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,4})\s*\}|([-+]?[0-9]{1,4}))"
 )
@@ -51,7 +51,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?"
 
 
 def prepare() -> None:
-    """Import what the comparison needs, and let it see each kind of input once."""
+    """Import the modules that the comparison needs, and run it once for each kind of input."""
     for gold, written in (
         (r"\frac{1}{2}", "0.5"),
         ("(x-1)(x+1)", "x^2-1"),
@@ -62,15 +62,15 @@ def prepare() -> None:
 
 
 def same_answer(gold: str, written: str, error: Fraction | None = None) -> bool:
-    """Return whether an answer is the gold answer.
+    """Return whether an answer is the reference answer.
 
     Args:
-        gold: the reference answer, without the box around it.
-        written: the answer to judge.
-        error: how far two numbers may be apart; None for the usual rule.
+        gold: Reference answer, without the box around it.
+        written: Answer to compare.
+        error: Maximum difference of two numbers; None for the usual rule.
 
     Returns:
-        Whether it is. False too for what cannot be read, unless it is the same text.
+        Whether it is. Answers that cannot be read are the same only if their texts are.
     """
     if len(gold) > MAX_CHARACTERS:
         return gold.strip() == written.strip()
@@ -95,7 +95,7 @@ def _spelled(text: str) -> str:
 
 
 def _same(gold: str, written: str, error: Fraction | None) -> bool:
-    """The same for texts in their one spelling."""
+    """Return whether two normalized answers are the same."""
     if compact(gold) == compact(written):
         return True
     if _contradicts(written):
@@ -125,7 +125,7 @@ def _contradicts(text: str) -> bool:
 
 
 def _calculated(text: str) -> str:
-    """The last side of an equation between numbers that is true: 7 for 3 + 4 = 7."""
+    """Return the last side of a true equation between numbers: 7 for 3 + 4 = 7."""
     found = relation(text)
     if not found.signs or set(found.signs) != {"="} or not all(map(is_constant, found.sides)):
         return text
@@ -149,13 +149,13 @@ def _same_sets(gold: str, written: str) -> bool | None:
 
 
 def _same_relation(gold: Relation, written: Relation, error: Fraction | None) -> bool:
-    """Two equations, inequalities or chains of them, one of which may be written from right to left."""
+    """Compare two equations, inequalities or chains of them, one of which may be written from right to left."""
     pairs = (gold, written), (gold, written.flipped())
     return any(_same_chain(a, b) or _same_sides(a, b, error) for a, b in pairs)
 
 
 def _same_sides(gold: Relation, written: Relation, error: Fraction | None) -> bool:
-    """The same signs between the same sides."""
+    """Return whether two relations have the same signs between the same sides."""
     if gold.signs != written.signs:
         return False
     return all(
@@ -164,7 +164,7 @@ def _same_sides(gold: Relation, written: Relation, error: Fraction | None) -> bo
 
 
 def _same_chain(gold: Relation, written: Relation) -> bool:
-    r"""Each link of one is a nonzero multiple of the same link of the other: y = 2x - 3 and 2x - y - 3 = 0."""
+    r"""Return whether each link is a nonzero multiple of the same link of the other: y = 2x - 3 and 2x - y - 3 = 0."""
     if len(gold.signs) != len(written.signs):
         return False
     links = zip(_links(gold), _links(written), strict=True)
@@ -172,7 +172,7 @@ def _same_chain(gold: Relation, written: Relation) -> bool:
 
 
 def _links(found: Relation) -> list[tuple[Tree | None, str]]:
-    """The difference of the sides at each sign."""
+    """Return the difference of the sides at each sign."""
     trees = [_tree(side) for side in found.sides]
     differences = []
     for left, right in pairwise(trees):
@@ -200,11 +200,11 @@ def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
     kinds = {gold.kind, written.kind}
     if kinds <= {"one", "list"} or kinds == {"union"}:
         return _same_members(gold.parts, written.parts, error)
-    if kinds == {"tuple", "list"}:  # brackets may be missing on one side, but not those of a set or an interval
+    if kinds == {"tuple", "list"}:  # brackets may be missing on one side, except those of a set or an interval
         if {gold.brackets, written.brackets} & {"{}", "(]", "[)"} or (gold.brackets == "[]" and len(gold.parts) == 2):
             return False
         return _same_in_order(_in_order_of_names(gold.parts), _in_order_of_names(written.parts), error)
-    if kinds == {"tuple"} and len(gold.parts) > 2:  # no interval: (1,2,3) and [1,2,3] are the same vector
+    if kinds == {"tuple"} and len(gold.parts) > 2:  # not an interval: (1,2,3) and [1,2,3] are the same vector
         return _same_in_order(gold.parts, written.parts, error)
     if kinds == {"tuple", "matrix"}:
         return _is_vector(gold) and _is_vector(written) and _same_in_order(gold.parts, written.parts, error)
@@ -214,7 +214,7 @@ def _same_form(gold: Form, written: Form, error: Fraction | None) -> bool:
 
 
 def _in_order_of_names(parts: Sequence[str]) -> Sequence[str]:
-    """Return named coordinates in the order of the alphabet: y=3, x=2 is (2,3)."""
+    """Return named coordinates in alphabetical order: y=3, x=2 is (2,3)."""
     names = [assignment(part)[0] for part in parts]
     if len(set(names)) < len(names) or not all(len(name) == 1 for name in names):
         return parts
@@ -222,7 +222,7 @@ def _in_order_of_names(parts: Sequence[str]) -> Sequence[str]:
 
 
 def _is_vector(form: Form) -> bool:
-    """Return whether a form is a tuple that is no half-open interval, or a matrix of one column or one row."""
+    """Return whether a form is a tuple (not a half-open interval), or a matrix of one column or one row."""
     if form.kind == "tuple":
         return form.brackets in ("()", "[]")
     return bool(re.fullmatch(r"1(x1)*|\d+", form.brackets))
@@ -233,7 +233,7 @@ def _same_in_order(gold: Sequence[str], written: Sequence[str], error: Fraction 
 
 
 def _same_members(gold: Sequence[str], written: Sequence[str], error: Fraction | None) -> bool:
-    """Return whether each member of one has a partner of its own in the other; those of the same text are partners."""
+    """Return whether each member of one has its own partner in the other; members with the same text are partners."""
     wanted, found = Counter(map(compact, gold)), Counter(map(compact, written))
     rest, free = list((wanted - found).elements()), list((found - wanted).elements())
     if len(rest) > MAX_MEMBERS:
@@ -247,7 +247,7 @@ def _same_members(gold: Sequence[str], written: Sequence[str], error: Fraction |
 
 
 def _same_one(gold: str, written: str, error: Fraction | None) -> bool:
-    """Two single things: words, a time, a ratio, a number, a formula."""
+    """Compare two single things: words, a time, a ratio, a number, a formula."""
     time, other_time = _clock(gold), _clock(written)
     if time and other_time and (same := _same_time(time, other_time)) is not None:
         return same
@@ -271,13 +271,13 @@ def _word(text: str) -> str:
 
 
 def _clock(text: str) -> re.Match[str] | None:
-    """A time of day: 12:00, 4:30 p.m., 9 a.m."""
+    """Return the match of a time of day: 12:00, 4:30 p.m., 9 a.m."""
     match = _CLOCK.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip())
     return match if match and (match[2] or match[4]) else None
 
 
 def _same_time(gold: re.Match[str], written: re.Match[str]) -> bool | None:
-    """Whether two times are the same; None if they may be ratios. Half of the day may be left out on one side."""
+    """Return whether two times are the same; None if they may be ratios. One side may omit a.m. or p.m."""
     a, b = ([int(each[n] or 0) for n in (1, 2, 3)] for each in (gold, written))
     halves = {each[4].lower() for each in (gold, written) if each[4]}
     if a == b:
@@ -291,7 +291,7 @@ def _parts(ratio: str) -> list[Tree | None]:
 
 
 def _same_ratio(gold: list[Tree | None], written: list[Tree | None]) -> bool:
-    """Whether two ratios, of two numbers or more, are proportional; a part that is 0 makes them equal to nothing."""
+    """Return whether two ratios of two or more numbers are proportional; a ratio with a part that is 0 equals none."""
     if len(gold) != len(written) or None in gold or None in written:
         return False
     if any(formulas.is_zero(part) for part in (*gold, *written)):
@@ -302,7 +302,7 @@ def _same_ratio(gold: list[Tree | None], written: list[Tree | None]) -> bool:
 
 def _same_value(gold: str, written: str, error: Fraction | None) -> bool:
     (digits, base), (others, against) = _based(gold), _based(written)
-    if base or against:  # it may be left out on one side
+    if base or against:  # one side may omit it
         return digits == others and (not base or not against or base == against)
     a, b = _number(gold), _number(written)
     if a is not None and b is not None:
@@ -316,14 +316,14 @@ def _same_value(gold: str, written: str, error: Fraction | None) -> bool:
 def _same_tree(gold: Tree, written: Tree, decimals: bool, error: Fraction | None) -> bool:
     names = symbols(gold), symbols(written)
     if any({name for name in one - other if name.startswith("\\text")} for one, other in (names, names[::-1])):
-        return False  # words are no variable that may cancel: \text{not} \cdot 0
+        return False  # words are not variables that may cancel: \text{not} \cdot 0
     if names[0] or names[1]:
         return formulas.same_function(gold, written)
     return formulas.same_constant(gold, written, decimals, error)
 
 
 def _based(text: str) -> tuple[str, str]:
-    """The digits of 52_{8} and its base; the base is "" where there is none."""
+    """Return the digits of 52_{8} and its base; the base is "" if there is none."""
     match = _BASED.fullmatch(compact(text))
     base = _BASES.get(match[2], match[2]) if match else ""
     if not match or not base.isdigit() or int(base) < 2 or not re.search("[0-9]", match[1]):
@@ -333,7 +333,7 @@ def _based(text: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=4096)
 def _number(text: str) -> Fraction | None:
-    r"""The number that a text is; 1.2 \times 10^{3} too. None for what is longer than `number` reads."""
+    r"""Return the number that a text is, such as 1.2 \times 10^{3}; None if it is longer than `number` reads."""
     match = _SCIENTIFIC.fullmatch(text)
     if match and len(text) <= MAX_NUMBER:
         return Fraction(f"{match[1]}{match[2] or 1}") * Fraction(10) ** int(match[3] or match[4])
@@ -341,12 +341,12 @@ def _number(text: str) -> Fraction | None:
 
 
 def _tree(text: str) -> Tree | None:
-    """The tree of a formula in LaTeX, or of Python's arithmetic."""
+    """Return the tree of a formula in LaTeX, or of Python's arithmetic."""
     return parsed(python_numbers.as_latex(text) or text)
 
 
 def _slack(text: str) -> Fraction | None:
-    """One unit of the last digit of a decimal; None for what is written exactly."""
+    """Return one unit of the last digit of a decimal; None if the number is written exactly."""
     match = re.search(r"(?:[0-9]*\.([0-9]*)|[0-9](?=[eE]))", text)
     if not match:
         return None
