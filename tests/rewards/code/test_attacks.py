@@ -173,7 +173,7 @@ def test_the_attacks_fail_as_nobody_too(chosen):
 REFUSED = """
 import ctypes
 from gvpo.rewards import code_tests
-from gvpo.rewards.sandbox import kernel
+from gvpo.workers import kernel
 machine, _, _, limits = kernel._MACHINES["x86_64"]
 code = kernel._filter(machine, {"pidfd_open": 434, "clone": 56}, limits)
 kernel.forbid_new_privileges()

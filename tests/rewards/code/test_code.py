@@ -183,7 +183,7 @@ def test_without_isolation_it_refuses_until_it_is_told(monkeypatch):
 
 
 CONTAINER = """
-from gvpo.rewards.sandbox import kernel
+from gvpo.workers import kernel
 for _, calls, *_ in kernel._MACHINES.values():
     del calls["memfd_create"]  # which containers allow
 kernel.forbid_new_privileges()
