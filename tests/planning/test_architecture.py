@@ -1,4 +1,4 @@
-"""Parameter counts from configurations, against the models themselves."""
+"""Tests of parameter counts from configurations against the models themselves."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def built(kind, **keys):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_count_is_the_models_own(kind, tied):
+def test_the_parameter_count_equals_the_models(kind, tied):
     model = built(kind, tie_word_embeddings=tied)
     found = read_architecture(model.config.to_dict())
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -58,21 +58,21 @@ def test_the_count_is_the_models_own(kind, tied):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_paths_are_judged_as_the_update_judges_them(kind):
+def test_shared_prompts_and_fused_head_agree_with_the_update(kind):
     model = built(kind)
     found = read_architecture(model.config.to_dict())
     assert found.shares_prompts == (Trees().why_not(model) == "")
     assert found.fused_head == _fusable(model)
 
 
-def test_an_unknown_type_is_planned_for_as_a_llama_and_says_so():
+def test_an_unknown_type_is_planned_as_a_llama_with_a_note():
     llama = read_architecture({**SIZES, "model_type": "llama"})
     other = read_architecture({**SIZES, "model_type": "zebra"})
     assert other.parameters == llama.parameters
     assert "'zebra' is not known" in other.notes[0]
 
 
-def test_of_a_model_that_sees_the_language_part_counts():
+def test_only_the_language_part_of_a_vision_model_counts():
     text = {**SIZES, "model_type": "llama"}
     found = read_architecture({"model_type": "llava", "text_config": text, "tie_word_embeddings": False})
     assert found.parameters == read_architecture({**text, "tie_word_embeddings": False}).parameters
@@ -80,7 +80,7 @@ def test_of_a_model_that_sees_the_language_part_counts():
 
 
 @pytest.mark.parametrize("missing", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
-def test_a_missing_size_is_named(missing):
+def test_error_names_the_missing_size(missing):
     with pytest.raises(ModelError, match=f"has no {missing}"):
         read_architecture({name: value for name, value in SIZES.items() if name != missing})
 
@@ -111,7 +111,7 @@ def test_local_configurations(tmp_path):
         ({"lm_head_multiplier": 1.0}, True, True),
     ],
 )
-def test_a_config_json_gets_the_answer_of_the_loaded_configuration(keys, shares, linear):
+def test_a_config_json_agrees_with_the_loaded_configuration(keys, shares, linear):
     found = read_architecture({**SIZES, "model_type": "llama", **keys})
     assert (found.shares_prompts, found.fused_head) == (shares, linear)
     loaded = AutoConfig.for_model("llama", **SIZES, **keys)

@@ -1,4 +1,4 @@
-"""The memory model: its layout is packing's, its items are worked by hand, and a real step needs what it says."""
+"""Tests of the memory model against the packed layout, hand-computed items and the peak of a real step."""
 
 import sys
 
@@ -37,7 +37,7 @@ def work(**sizes):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("budget", [1, 20, 60, 76, 160, 1000])
-def test_micro_batches_are_those_of_the_update(budget, shared):
+def test_micro_batches_equal_those_of_the_update(budget, shared):
     workload = work(tokens_per_microbatch=budget)
     groups = [Group([1] * 12, [Completion([1] * 9) for _ in range(8)]) for _ in range(5)]
     layout = Trees() if shared else Rows()
@@ -49,28 +49,28 @@ def test_micro_batches_are_those_of_the_update(budget, shared):
     assert found == real
 
 
-def test_the_heads_chunks_are_those_of_the_update():
+def test_constants_of_head_chunks_equal_those_of_the_update():
     for name in ("CHUNK_BYTES", "DEFAULT_CHUNK_BYTES", "BLOCK_ELEMENTS", "FEWEST_ROWS"):
         assert getattr(formulas, name) == getattr(head, name)
 
 
-def test_the_caches_room_is_the_samplers():
+def test_the_room_of_the_cache_equals_the_samplers():
     assert formulas.ROOM == cache.ROOM
 
 
-def test_activations_of_a_layer_by_hand():
+def test_activations_of_a_layer_match_hand_computed_bytes():
     # norms 6 x 64, attention 2 x 64 + 2 x 32, MLP 4 x 160 elements
     assert activation_bytes(LLAMA, half=False) == 4 * (384 + 192 + 640)
     # norms 4 x 64 and attention in float32; five copies of inputs and MLP in bfloat16
     assert activation_bytes(LLAMA, half=True) == 4 * (256 + 192) + 2 * (5 * 64 + 640)
 
 
-def test_the_cache_by_hand():
+def test_cache_matches_hand_computed_bytes():
     assert cache_bytes(LLAMA, half=False) == 3 * 32 * 8
     assert cache_bytes(LLAMA, half=True) == 3 * 32 * 6
 
 
-def test_what_lasts_is_four_bytes_a_parameter_each():
+def test_each_persistent_item_has_four_bytes_per_parameter():
     memory = estimate_memory(LLAMA, work(), CPU)
     size = 4 * LLAMA.parameters
     for phase in memory.phases.values():
@@ -80,20 +80,20 @@ def test_what_lasts_is_four_bytes_a_parameter_each():
     assert "scoring" not in estimate_memory(LLAMA, work(reference=False), CPU).phases
 
 
-def test_gpus_share_what_lasts_and_not_the_activations():
+def test_gpus_shard_persistent_items_and_not_activations():
     one = estimate_memory(LLAMA, work(), GPU).phases["update"]
     four = estimate_memory(LLAMA, work(), Device("gpu", "cuda", 0, 1, 1, count=4)).phases["update"]
     assert four["weights"] == one["weights"] / 4
     assert four["activations"] == one["activations"]
 
 
-def test_checkpointing_keeps_each_layers_input_alone():
+def test_checkpointing_keeps_only_the_input_of_each_layer():
     many = estimate_memory(LLAMA, work(checkpointing=True), CPU).phases["update"]["activations"]
     tokens = rectangles(work(), shared=True)[0].tokens
     assert many == tokens * (3 * 4 * 64 + 3 * 4 * 64)
 
 
-def test_a_checkpoint_on_the_disk_is_as_large_as_said(tmp_path):
+def test_a_checkpoint_on_disk_has_the_estimated_size(tmp_path):
     from gvpo.config import TrainConfig
     from gvpo.model.model import load_model
     from gvpo.model.reference import Reference
@@ -117,7 +117,7 @@ def test_a_checkpoint_on_the_disk_is_as_large_as_said(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc, which only Linux has")
 @pytest.mark.parametrize("name", ["qwen2-short", "llama-2048"])
-def test_a_real_step_needs_what_is_predicted(name):
-    """The published table has all cases: docs/internals/measurements.md."""
+def test_a_real_step_needs_the_estimated_memory(name):
+    """Compare a few cases; the table in docs/internals/measurements.md has all of them."""
     peak = max(plan_check.measure(name).values())
     assert plan_check.predicted(plan_check.CASES[name])[1].peak / plan_check.MIB == pytest.approx(peak, rel=0.2)

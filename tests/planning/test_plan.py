@@ -1,4 +1,4 @@
-"""Choosing settings: the largest batches that fit, what is given up first, time and disk."""
+"""Tests of the choice of settings: the largest batches that fit, the order of concessions, time and disk."""
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def test_more_memory_never_gives_smaller_batches():
     assert plans[0].tokens_per_microbatch < plans[-1].tokens_per_microbatch
 
 
-def test_activations_are_given_up_before_the_reference_and_the_reference_before_the_run():
+def test_activations_are_given_up_before_the_reference():
     kept = {gib: make_plan(HALF_B, Workload(), sized(gib)) for gib in (40, 2)}
     assert (kept[40].workload.checkpointing, kept[40].reference_fits) == (False, True)
     assert not kept[2].fits
@@ -66,21 +66,21 @@ def test_activations_are_given_up_before_the_reference_and_the_reference_before_
     assert scarce.memory.peak > states
 
 
-def test_a_fixed_budget_is_kept_or_refused():
+def test_a_fixed_budget_is_kept_even_if_the_run_does_not_fit():
     fixed = frozenset({"tokens_per_microbatch"})
     asked = Workload(tokens_per_microbatch=3000)
     assert make_plan(HALF_B, asked, sized(40), fixed=fixed).workload.tokens_per_microbatch == 3000
     assert not make_plan(HALF_B, replace(asked, tokens_per_microbatch=10**7), sized(10), fixed=fixed).fits
 
 
-def test_how_many_would_be_enough():
+def test_the_plan_reports_how_many_devices_are_enough():
     plan = make_plan(HALF_B, Workload(), sized(6))
     assert not plan.fits
     assert plan.enough is not None
     assert make_plan(HALF_B, Workload(), replace(sized(6), count=plan.enough)).fits
 
 
-def test_seconds_follow_the_operations():
+def test_seconds_are_proportional_to_operations():
     slow = Device("slow", "cuda", 0, 1e12, 1e12)
     fast = replace(slow, rate=2e12)
     base, twice = estimate_seconds(HALF_B, Workload(), slow), estimate_seconds(HALF_B, Workload(), fast)
@@ -89,7 +89,7 @@ def test_seconds_follow_the_operations():
     assert estimate_seconds(HALF_B, Workload(reference=False), slow).scoring < base.scoring
 
 
-def test_the_disk_by_hand():
+def test_disk_space_matches_hand_computed_bytes():
     assert checkpoint_bytes(HALF_B, reference=False) == 12 * HALF_B.parameters
     workload = Workload(prompts_per_step=2, group_size=3, completion_tokens=100, reference=False)
     rollouts = run_bytes(HALF_B, workload, keep=2, rollouts=10) - 4 * checkpoint_bytes(HALF_B, reference=False)
@@ -104,7 +104,7 @@ def test_devices_by_name():
         find_device("rtx409")
 
 
-def test_the_machines_own_gpu_is_taken_if_it_is_known(monkeypatch):
+def test_the_gpu_of_the_machine_is_used_if_it_is_known(monkeypatch):
     monkeypatch.setattr(devices, "nvidia_gpus", lambda: ["NVIDIA H100 80GB HBM3"])
     assert find_device().name == "h100"
     monkeypatch.setattr(devices, "nvidia_gpus", lambda: ["NVIDIA Zebra"])

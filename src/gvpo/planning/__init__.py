@@ -1,4 +1,4 @@
-"""What a run would need, from a model's configuration alone: memory, disk, time, and the settings to use."""
+"""Estimates of a run's memory, disk space and time, and settings that fit, from only the model's configuration."""
 
 from gvpo.planning.architecture import Architecture, read_architecture
 from gvpo.planning.devices import GPUS, Device, find_device

@@ -1,9 +1,10 @@
-"""A decoder's sizes and parameter count, from its config.json alone.
+"""A decoder's sizes and parameter count, computed from only its config.json.
 
     H hidden   I intermediate   A heads   K key-value heads   D head size   V vocabulary   E experts
 
-Decoders share the formulas: attention H x (2A + 2K) D, a gated MLP 3 H I (or E of them and a router), a few vectors.
-What config.json does not say, because the class has it built in (biases, norms), is in a table by model type.
+All decoders share the formulas: attention H x (2A + 2K) D, a gated MLP 3 H I (or E of them and a router), a few
+vectors. Properties that are not in config.json because the model class fixes them (biases, norms) are in a table by
+model type.
 """
 
 from collections.abc import Mapping
@@ -24,21 +25,21 @@ _OTHER_NAMES = {
     "num_experts": ("num_local_experts", "n_routed_experts"),
 }
 _FULL_EXPERTS = ("mixtral", "olmoe")
-"""Types whose experts are as large as `intermediate_size` says, whatever else a configuration has."""
+"""Types whose experts have the size `intermediate_size`, regardless of other sizes in the configuration."""
 
 
 @dataclass(frozen=True)
 class _Traits:
-    """What a class has built in.
+    """Properties that a model class fixes.
 
     Args:
-        qkv_bias: biases on queries, keys and values, if the configuration does not say.
-        all_biases: biases on every linear layer.
-        norms: norms of [H] a layer.
-        norm_vectors: vectors a norm: 2 where it has a bias.
-        head_norm: "each": norms of [D] on queries and keys; "whole": of [A D] and [K D]; "" none.
-        gated: the MLP has a gate.
-        positions: learned positions.
+        qkv_bias: Whether queries, keys and values have biases, unless the configuration sets it.
+        all_biases: Whether every linear layer has a bias.
+        norms: Number of norms of [H] per layer.
+        norm_vectors: Number of vectors per norm: 2 if it has a bias.
+        head_norm: "each" for norms of [D] on queries and keys; "whole" for norms of [A D] and [K D]; "" for no norms.
+        gated: Whether the MLP has a gate.
+        positions: Whether positions are learned.
     """
 
     qkv_bias: bool = False
@@ -75,28 +76,28 @@ class Architecture:
     """A decoder's sizes.
 
     Args:
-        kind: its model type.
-        layers: how many.
+        kind: Model type.
+        layers: Number of layers.
         hidden: H.
         query: A D, the width of the queries.
-        key: K D, the width of the keys, and of the values.
+        key: K D, the width of the keys and of the values.
         intermediate: I of a dense layer's MLP.
         vocabulary: V.
-        context: positions it was made for; None if it does not say.
-        tied: the head is the embedding.
-        norms: norms of the hidden states a layer.
-        head_norm: queries and keys have norms.
-        gated: the MLP has a gate.
-        experts: E of each layer; 0 is a dense model.
-        active_experts: of them, how many a token goes to.
+        context: Maximum number of positions; None if the configuration does not state it.
+        tied: Whether the head is the embedding.
+        norms: Number of norms of the hidden states per layer.
+        head_norm: Whether queries and keys have norms.
+        gated: Whether the MLP has a gate.
+        experts: E, the number of experts per layer; 0 for a dense model.
+        active_experts: Number of experts per token.
         expert_intermediate: I of an expert.
-        shared_intermediate: I of the experts that every token goes to, together.
-        parameters: all of them, tied ones once.
-        layer_parameters: those of one layer.
-        shares_prompts: whether the update can compute a group's prompt once.
-        fused_head: whether the update can do without logits.
-        softcapped: logits go through a tanh.
-        notes: what is assumed of it.
+        shared_intermediate: Sum of I over the experts that process every token.
+        parameters: Number of all parameters, tied ones counted once.
+        layer_parameters: Number of parameters per layer.
+        shares_prompts: Whether the update can compute a group's prompt once.
+        fused_head: Whether the update can work without the full logits.
+        softcapped: Whether logits go through a tanh.
+        notes: Assumptions about the model.
     """
 
     kind: str
@@ -124,39 +125,39 @@ class Architecture:
 
     @property
     def active_layer_parameters(self) -> int:
-        """Parameters of a layer that a token meets."""
+        """Number of a layer's parameters that a token uses."""
         idle = (self.experts - self.active_experts) * 3 * self.hidden * self.expert_intermediate
         return self.layer_parameters - max(0, idle)
 
     @property
     def head(self) -> int:
-        """Parameters of the head, V H."""
+        """Number of parameters of the head, V H."""
         return self.vocabulary * self.hidden
 
     @property
     def largest(self) -> int:
-        """Elements of the largest single parameter; experts are stacked into one."""
+        """Number of elements of the largest single parameter; experts are stacked into one."""
         stacked = self.experts * 2 * self.hidden * self.expert_intermediate
         return max(self.head, self.hidden * self.intermediate, stacked)
 
 
 def read_architecture(config: Config) -> Architecture:
-    """The sizes in a model's configuration.
+    """Read the sizes from a model's configuration.
 
     Args:
-        config: config.json as a mapping. Of a model that also sees, only the language part is read.
+        config: Content of config.json. Only the language part of a vision-language model is read.
 
     Raises:
-        ModelError: it lacks a size that every decoder has.
+        ModelError: If a size that every decoder has is missing.
     """
     text = config.get("text_config")
     notes = []
     if isinstance(text, Mapping):
-        notes.append("only the language part of the model is planned for")
+        notes.append("the plan includes only the language part of the model")
         config = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **text}
     kind = str(config.get("model_type", ""))
     if kind not in _TRAITS:
-        notes.append(f"the model type {kind!r} is not known here and is planned for as a Llama-like decoder")
+        notes.append(f"the model type {kind!r} is unknown; the plan assumes a Llama-like decoder")
     return _architecture(config, kind, _TRAITS.get(kind, _Traits()), notes)
 
 
@@ -218,7 +219,7 @@ def _layer_parameters(
     key: int,
     intermediate: int,
 ) -> int:
-    """Parameters of one layer; where only some layers have experts, all are counted as if they had them."""
+    """Count the parameters of one layer. If only some layers have experts, count all layers as if they had them."""
     attention = hidden * (2 * query + 2 * key)
     head_norms = {"each": 2 * head_dim, "whole": query + key, "": 0}[traits.head_norm]
     norms = traits.norms * traits.norm_vectors * hidden + head_norms
@@ -231,13 +232,15 @@ def _layer_parameters(
         biases += intermediate * (2 if traits.gated else 1) + hidden
     if experts["experts"] == 0:
         return attention + norms + biases + (3 if traits.gated else 2) * hidden * intermediate
-    routed = experts["experts"] * hidden * (3 * experts["expert_intermediate"] + 1)  # each with its row of the router
+    routed = (
+        experts["experts"] * hidden * (3 * experts["expert_intermediate"] + 1)
+    )  # each expert with its row of the router
     shared = 3 * hidden * experts["shared_intermediate"] + (hidden if experts["shared_intermediate"] else 0)
     return attention + norms + biases + routed + shared
 
 
 def _number(config: Config, name: str) -> int:
-    """A size by any of its names; 0 where there is none."""
+    """Return the size under any of its names, or 0 if the configuration does not have it."""
     value = next((config[key] for key in (name, *_OTHER_NAMES.get(name, ())) if config.get(key) is not None), 0)
     return value if isinstance(value, int) else 0
 
@@ -245,5 +248,5 @@ def _number(config: Config, name: str) -> int:
 def _size(config: Config, name: str) -> int:
     value = _number(config, name)
     if value <= 0:
-        raise ModelError(f"the model's configuration has no {name}, so it cannot be planned for; give a causal decoder")
+        raise ModelError(f"the model's configuration has no {name}, so its sizes are unknown; give a causal decoder")
     return value

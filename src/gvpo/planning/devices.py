@@ -1,7 +1,7 @@
-"""Devices to plan for: GPUs by their data sheets, and this machine's CPU.
+"""Devices to plan for: GPUs, with the values of their data sheets, and this machine's CPU.
 
-Data sheets: NVIDIA's for A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RTX 3090, RTX 4090; dense bfloat16 rates
-(float16 of the T4, which has no bfloat16).
+The values come from NVIDIA's data sheets of A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RTX 3090 and RTX 4090.
+Rates are dense bfloat16 rates (float16 for the T4, which has no bfloat16).
 """
 
 import math
@@ -24,15 +24,15 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Device:
-    """What to plan for.
+    """A kind of device, and the number of such devices.
 
     Args:
-        name: as people call it.
+        name: Common name.
         kind: "cuda" or "cpu".
-        memory: bytes of each.
-        rate: peak of matmuls, operations a second.
-        bandwidth: peak of memory, bytes a second.
-        count: how many.
+        memory: Bytes per device.
+        rate: Peak rate of matmuls, in operations per second.
+        bandwidth: Peak memory bandwidth, in bytes per second.
+        count: Number of devices.
     """
 
     name: str
@@ -67,21 +67,21 @@ GPUS: dict[str, Device] = {
 
 
 def find_device(name: str | None = None, count: int = 1, memory: float | None = None) -> Device:
-    """The device to plan for.
+    """Return the device to plan for.
 
     Args:
-        name: of `GPUS`, or "cpu"; None takes the machine's NVIDIA GPU if its name is known, else its CPU.
-        count: how many.
-        memory: bytes of each, if it is not what the data sheet says.
+        name: A key of `GPUS`, or "cpu"; None for the machine's NVIDIA GPU, or its CPU if it has no NVIDIA GPU.
+        count: Number of devices.
+        memory: Bytes per device, if they differ from the data sheet.
 
     Raises:
-        ConfigError: there is no such device, or fewer than one of it.
+        ConfigError: If the device is unknown, or `count` is below 1.
     """
     if count < 1:
         raise ConfigError(f"--gpus is {count}; give at least 1")
     device = _own() if name is None else _named(name)
     if device.kind == "cpu" and count > 1:
-        raise ConfigError("--gpus needs --gpu: name the GPU to plan for")
+        raise ConfigError("--gpus needs the name of the GPU to plan for; add --gpu NAME")
     return replace(device, count=count, memory=memory or device.memory)
 
 
@@ -91,7 +91,7 @@ def _named(name: str) -> Device:
         return this_cpu()
     if plain not in GPUS:
         guess = did_you_mean(plain, GPUS)
-        raise ConfigError(f"there is no GPU {name!r} in the table{guess}; choose one of {', '.join(GPUS)}, or cpu")
+        raise ConfigError(f"the GPU {name!r} is not in the table{guess}; choose one of {', '.join(GPUS)}, or cpu")
     return GPUS[plain]
 
 
@@ -100,12 +100,12 @@ def _own() -> Device:
     plain = names[0].lower().replace(" ", "") if names else ""
     known = next((key for key in sorted(GPUS, key=len, reverse=True) if key.partition("-")[0] in plain), None)
     if names and known is None:
-        raise ConfigError(f"this machine's GPU, {names[0]}, is not in the table; give the nearest one as --gpu NAME")
+        raise ConfigError(f"this machine's GPU, {names[0]}, is not in the table; choose a similar one with --gpu NAME")
     return GPUS[known] if known else this_cpu()
 
 
 def nvidia_gpus() -> list[str]:
-    """Names of the machine's NVIDIA GPUs, as the driver says; [] without a driver."""
+    """Return the names of the machine's NVIDIA GPUs, as reported by the driver; [] without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -119,12 +119,12 @@ def nvidia_gpus() -> list[str]:
 
 
 def this_cpu() -> Device:
-    """This machine's CPU: its memory, and rates measured in a fraction of a second."""
+    """Return this machine's CPU, with its memory and with rates measured in a fraction of a second."""
     return Device(f"CPU with {os.cpu_count()} cores", "cpu", machine_memory(), _matmul_rate(), _copy_rate())
 
 
 def machine_memory() -> float:
-    """Bytes that this machine, or its container, has."""
+    """Return the bytes of memory of this machine, or of its container."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -134,12 +134,12 @@ def machine_memory() -> float:
 
 
 def free_memory() -> float:
-    """Bytes that a process here may still take: of the machine, of its container, and below `ulimit -v`."""
+    """Return the bytes that this process can still allocate on the machine, in its container and below `ulimit -v`."""
     return min(_available(), _left_of_container(), _left_of_address_space())
 
 
 def _available() -> float:
-    """What Linux says can be had without swapping; elsewhere half of what there is."""
+    """Return the bytes that Linux can provide without swapping; on other systems, half of the machine's memory."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -148,7 +148,7 @@ def _available() -> float:
 
 
 def _left_of_container() -> float:
-    """The control group's limit (version 2) less what it holds, the page cache that it would drop aside."""
+    """Return the limit of the control group (version 2) minus its use, not counting reclaimable page cache."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = float((group / "memory.max").read_text())
@@ -171,14 +171,14 @@ def _left_of_address_space() -> float:
 
 
 def _matmul_rate() -> float:
-    """Operations a second of a float32 matmul: the best of a few."""
+    """Return the operations per second of a float32 matmul: the best of four measurements."""
     size = 768
     matrix = np.ones((size, size), dtype=np.float32)
     return 2 * size**3 / min(_time(lambda: matrix @ matrix) for _ in range(4))
 
 
 def _copy_rate() -> float:
-    """Bytes a second, read and written, of a copy that no cache holds."""
+    """Return the bytes per second, read and written, of a copy that exceeds every cache."""
     source = np.ones(2**24, dtype=np.float32)
     return 2 * source.nbytes / min(_time(source.copy) for _ in range(3))
 

@@ -8,27 +8,27 @@ from gvpo.errors import ModelError
 
 
 def local_config(path: str | Path) -> dict[str, Any] | None:
-    """A local model's config.json.
+    """Read a local model's config.json.
 
     Args:
-        path: a model's directory, or the file itself.
+        path: A model's directory, or the file itself.
 
     Returns:
-        Its content; None where there is nothing at `path`, which may be a hub id then.
+        The file's content, or None if `path` does not exist; it may be a Hub model ID then.
 
     Raises:
-        ModelError: there is something, and it is not a model's configuration.
+        ModelError: If `path` exists but is not a model's configuration.
     """
     place = Path(path)
     if not place.exists():
         return None
     file = place / "config.json" if place.is_dir() else place
     if not file.is_file():
-        raise ModelError(f"{place} has no config.json, so it is not a model; give the directory of one, or a hub id")
+        raise ModelError(f"{place} has no config.json, so it is not a model; give a model directory or Hub model ID")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is not JSON that can be read: {error}; give a model's config.json") from None
+        raise ModelError(f"{file} is not readable JSON: {error}; give a model's config.json") from None
     if not isinstance(config, dict):
         raise ModelError(
             f"{file} is a {type(config).__name__}, not a model's configuration; give a model's config.json"

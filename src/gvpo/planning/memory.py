@@ -1,15 +1,15 @@
-"""Peak memory of a step, phase by phase, from sizes alone.
+"""Peak memory of each phase of a step, computed from sizes.
 
-What lasts: weights 4N, AdamW's moments 8N, the reference's copy 4N bytes; gradients 4N from the first backward to the
-optimizer's step. What passes: the sampler's cache and logits, the activations of one micro-batch, chunks of the head.
+Persistent memory: weights 4N, AdamW's moments 8N and the reference copy 4N bytes; gradients 4N from the first backward
+to the optimizer step. Temporary memory: the sampler's cache and logits, activations of one micro-batch, head chunks.
 
     sample     weights + moments + reference + cache + logits of the rows (+ all weights, gathered from their shards)
     score      weights + moments + reference + one layer + head chunks                     (reference log-probs)
-    update     the larger of: at the head, all layers' activations + head;  at the end, gradients + the embedding's
+    update     the larger of: at the head, all layers' activations + head;  at the end, gradients + embedding gradient
     optimizer  weights + moments + reference + gradients + temporaries
 
-Activations are counted tensor by tensor as autograd keeps them (`activation_bytes`). `benchmarks/plan_check.py`
-compares all of it with measured peaks.
+Activations are counted as the tensors that autograd saves (`activation_bytes`). `benchmarks/plan_check.py` compares
+these estimates with measured peaks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,19 +23,21 @@ FLOAT = 4
 HALF = 2
 
 CHUNK_BYTES = {"cpu": 2**26}
-"""Bytes of a chunk of logits, as in `gvpo.update.head`; so the next three."""
+"""Bytes per chunk of logits; this and the next three constants match `gvpo.update.head`."""
 
 DEFAULT_CHUNK_BYTES = 2**28
 BLOCK_ELEMENTS = {"cpu": 2**20}
 FEWEST_ROWS = 128
 
 ROOM = 64
-"""Tokens that the sampler's cache grows by, as in `gvpo.sampling.cache`."""
+"""Number of tokens by which the sampler's cache grows, as in `gvpo.sampling.cache`."""
 
 KEPT_BY_ALLOCATOR = 0.2
-"""Share of the passing memory that the allocator holds at the peak in freed blocks that it cannot use again.
+"""Size of the freed blocks that the allocator cannot reuse at the peak, as a fraction of the temporary memory.
 
-glibc keeps freed blocks below 32 MiB; CUDA's caching allocator rounds and splits. Measured on CPU, assumed for GPUs."""
+glibc keeps freed blocks below 32 MiB; CUDA's caching allocator rounds and splits. The value was measured on a CPU and
+is assumed for GPUs.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,36 @@ class Memory:
     """Bytes on each device.
 
     Args:
-        phases: what is held at the peak of each phase, by item; items that are 0 are left out.
+        phases: Bytes of each item at the peak of each phase; items of 0 bytes are omitted.
     """
 
     phases: Mapping[str, Mapping[str, float]]
 
     @property
     def largest(self) -> str:
-        """The phase with the highest peak."""
+        """Name of the phase with the highest peak."""
         return max(self.phases, key=lambda phase: self.peak_of(phase))
 
     @property
     def peak(self) -> float:
-        """The highest peak."""
+        """Highest peak over the phases, in bytes."""
         return self.peak_of(self.largest)
 
     def peak_of(self, phase: str) -> float:
-        """Bytes at a phase's peak."""
+        """Return the bytes at a phase's peak."""
         return sum(self.phases[phase].values())
 
 
 def estimate_memory(model: Architecture, workload: Workload, device: Device) -> Memory:
-    """Peak memory of a training step.
+    """Estimate the peak memory of a training step.
 
     Args:
-        model: the sizes.
-        workload: what a step does.
-        device: its kind decides the size of the head's chunks; its count, over how many devices the state is sharded.
+        model: Sizes of the model.
+        workload: Sizes of a step.
+        device: The device; its kind determines the size of the head's chunks, and its count the number of shards.
 
     Returns:
-        Bytes a device, by phase and item.
+        Bytes per device, by phase and item.
     """
     shapes = rectangles(workload, shared=model.shares_prompts)
     lasting = _lasting(model, workload, device)
@@ -87,17 +89,19 @@ def estimate_memory(model: Architecture, workload: Workload, device: Device) -> 
 
 
 def activation_bytes(model: Architecture, *, half: bool) -> int:
-    """Bytes that autograd keeps of one layer for one token.
+    """Return the bytes that autograd saves per layer and token.
 
-    In elements, float32 without autocast: of each norm its input, the normalised input and its output (3H); queries,
-    keys and values as the attention sees them, the latter two repeated for every head unless prompts are shared, and
-    its output (4AD, or 2AD + 2KD); with norms
-    on the heads also their inputs and normalised inputs (2AD + 2KD); of a gated MLP gate, activated gate, up and their
-    product (4I). Each expert that a token goes to adds its gathered input and its output (2H), and each norm beyond the
-    usual two, whose output is only added, its input and the normalised one (2H).
+    Without autocast, it saves these float32 elements:
 
-    Under autocast norms stay float32, each linear layer keeps a bfloat16 copy of its own input, and attention over
-    shared prompts keeps what it sees and gives in float32 (as on a CPU; a GPU keeps half of that).
+    - per norm: its input, the normalized input and its output (3H);
+    - attention: its queries, keys, values and output, where keys and values are repeated for every head unless prompts
+      are shared (4AD, or 2AD + 2KD); norms on the heads add their inputs and normalized inputs (2AD + 2KD);
+    - a gated MLP: gate, activated gate, up and their product (4I);
+    - per expert of a token: its gathered input and its output (2H);
+    - per norm beyond the usual two, whose output is only added: its input and the normalized input (2H).
+
+    Under autocast, norms stay float32, each linear layer saves a bfloat16 copy of its input, and attention over shared
+    prompts saves its inputs and output in float32 (as on a CPU; a GPU saves half of that).
     """
     mlp = _mlp_elements(model)
     attention = 2 * model.query + 2 * (model.key if model.shares_prompts else model.query)
@@ -111,7 +115,7 @@ def activation_bytes(model: Architecture, *, half: bool) -> int:
 
 
 def cache_bytes(model: Architecture, *, half: bool) -> int:
-    """Bytes of the key-value cache a token. Rotary positions make keys float32 again under autocast."""
+    """Return the bytes of the key-value cache per token. Under autocast, rotary positions convert keys to float32."""
     return model.layers * model.key * (FLOAT + (HALF if half else FLOAT))
 
 
@@ -124,7 +128,7 @@ def _mlp_elements(model: Architecture) -> int:
 
 
 def _shard(elements: float, device: Device) -> float:
-    """Bytes of float32 elements that are spread over the devices."""
+    """Return the bytes per device of float32 elements that are sharded over the devices."""
     return FLOAT * elements / device.count
 
 
@@ -145,7 +149,7 @@ def _with_allocator(items: Mapping[str, float], lasting: Mapping[str, float]) ->
 
 
 def _cast(model: Architecture, workload: Workload, device: Device) -> float:
-    """Autocast keeps the bfloat16 copies of all layers' weights while a micro-batch lasts; the head makes its own."""
+    """Return the bytes of bfloat16 weights that autocast keeps during a micro-batch; the head has a separate copy."""
     if not workload.half or device.count > 1:
         return 0
     return HALF * model.layers * model.layer_parameters
@@ -154,7 +158,7 @@ def _cast(model: Architecture, workload: Workload, device: Device) -> float:
 def _update(
     model: Architecture, workload: Workload, device: Device, shapes: list[Rectangle], lasting: Mapping[str, float]
 ) -> Iterator[dict[str, float]]:
-    """The peak of each micro-batch at the head, and of the last one at its end."""
+    """Yield the items at the peak of each micro-batch at the head, and at the end of the last micro-batch."""
     gradients = _shard(model.parameters, device)
     cast = _cast(model, workload, device)
     for number, shape in enumerate(shapes[:1] + shapes[1:2]):
@@ -173,23 +177,23 @@ def _update(
         "activations": shapes[-1].tokens * activation_bytes(model, half=workload.half),
         "embedding": FLOAT
         * model.head
-        * (2 if model.tied else 1),  # a dense gradient, and the head's that waits for it
+        * (2 if model.tied else 1),  # a dense gradient, and the head's gradient that is added to it
     }
 
 
 def _activations(model: Architecture, workload: Workload, shape: Rectangle) -> float:
-    """All layers' (their inputs alone, with checkpointing), and the last norm's input, normalised input and output."""
+    """Return the bytes of all layers' activations (with checkpointing only their inputs) and of the last norm."""
     layer = FLOAT * model.hidden if workload.checkpointing else activation_bytes(model, half=workload.half)
     return shape.tokens * (model.layers * layer + 3 * FLOAT * model.hidden)
 
 
 def _mask(model: Architecture, shape: Rectangle) -> float:
-    """[n, 1, L, L] booleans; none where prompts are shared."""
+    """Return the bytes of the attention mask: [n, 1, L, L] booleans, or 0 if prompts are shared."""
     return 0 if model.shares_prompts else shape.lanes * shape.length**2
 
 
 def _chunks(model: Architecture, workload: Workload, device: Device, scored: int) -> float:
-    """The buffers of a chunk of logits and of a block of it, a second block where matmuls are in bfloat16."""
+    """Return the bytes of the buffers for a chunk of logits and a block of it (two blocks for bfloat16 matmuls)."""
     width = HALF if workload.half else FLOAT
     size = CHUNK_BYTES.get(device.kind, DEFAULT_CHUNK_BYTES)
     chunk = min(max(FEWEST_ROWS, size // (width * model.vocabulary)), scored)
@@ -199,23 +203,23 @@ def _chunks(model: Architecture, workload: Workload, device: Device, scored: int
 
 
 def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
-    """Hidden states of the scored tokens and their gradient, the head's gradient, chunks of logits."""
+    """Return the bytes of the scored hidden states and their gradient, the head's gradient and chunks of logits."""
     hidden = 2 * FLOAT * shape.scored * model.hidden
     weight = (FLOAT + (HALF if workload.half else 0)) * model.head  # narrow: the weight itself
     if not model.fused_head:
-        return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh keeps its output
+        return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh saves its output
     return hidden + weight + _chunks(model, workload, device, shape.scored)
 
 
 def _logits(model: Architecture, shape: Rectangle, *, copies: int) -> float:
-    """The plain path: `copies` of all logits, and five tensors of the scored ones on their way to log-probs."""
+    """Return the bytes of the plain path: `copies` of all logits, and five tensors from scored logits to log-probs."""
     return FLOAT * model.vocabulary * (copies * shape.tokens + 5 * shape.scored)
 
 
 def _top_layer(model: Architecture, workload: Workload, shape: Rectangle) -> float:
-    """Where the backward of the last MLP starts: the head's gradient waits, gradients of product and residual exist.
+    """Return the bytes at the start of the last MLP's backward: the gradients of head, product and residual.
 
-    With checkpointing the layer's activations have come back too.
+    With checkpointing, add the recomputed activations of the layer.
     """
     inner = model.active_experts * model.expert_intermediate if model.experts else model.intermediate
     again = activation_bytes(model, half=workload.half) if workload.checkpointing else 0
@@ -223,7 +227,7 @@ def _top_layer(model: Architecture, workload: Workload, shape: Rectangle) -> flo
 
 
 def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> dict[str, float]:
-    """A pass without gradient: one layer's working set at a time, or the head's chunks."""
+    """Return the items of a pass without gradients: the working set of one layer, or the head's chunks."""
     head = FLOAT * shape.scored * model.hidden + _chunks(model, workload, device, shape.scored)
     if not model.fused_head:
         head = _logits(model, shape, copies=1)
@@ -236,10 +240,10 @@ def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rec
 
 
 def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
-    """The cache of all rows with room to grow, a layer of it again while it grows, and what a draw makes of logits."""
+    """Return the items of sampling: the cache with room to grow, a copy of one layer while it grows, and logits."""
     rows = max(1, workload.rows_at_once)
     width = HALF if workload.half else FLOAT
-    others = model.parameters - 2 * model.layer_parameters - model.head  # those that are not gathered anyway
+    others = model.parameters - 2 * model.layer_parameters - model.head  # parameters that are not already gathered
     cache = rows * (workload.width + ROOM) * cache_bytes(model, half=workload.half)
     return {
         "all weights gathered": width * others if device.count > 1 else 0,
@@ -251,7 +255,7 @@ def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[s
 
 
 def _optimizer(model: Architecture, device: Device) -> dict[str, float]:
-    """AdamW's temporaries: two of the largest parameter on a CPU, one of all parameters at once on a GPU (foreach)."""
+    """Return AdamW's temporaries: two of the largest parameter on a CPU, one of all parameters on a GPU (foreach)."""
     if device.kind == "cpu":
         return {"temporaries": 2 * FLOAT * model.largest}
     return {"temporaries": _shard(model.parameters, device)}

@@ -1,4 +1,4 @@
-"""The settings to use: the largest micro-batch and sampling batch that fit, and whether a reference copy does."""
+"""Choice of settings: the largest micro-batch and sampling batch that fit, and whether a reference copy fits."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,10 +9,10 @@ from gvpo.planning.memory import Memory, estimate_memory
 from gvpo.planning.workload import Workload
 
 USABLE = 0.9
-"""Share of a device's memory that is planned with; the rest is the driver's, the libraries' and bad luck's."""
+"""Fraction of a device's memory that a plan uses; the rest is for the driver, libraries and estimation errors."""
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 32_768}
-"""A micro-batch beyond this is not faster."""
+"""Number of tokens beyond which a larger micro-batch is not faster."""
 
 MOST_CACHED = 262_144
 _BUDGETS = ("tokens_per_microbatch", "tokens_per_batch")
@@ -21,14 +21,14 @@ COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run with, and what it needs.
+    """Settings of a run and their memory use.
 
     Args:
-        fits: whether it runs on the device.
-        workload: with the settings to use.
-        memory: at these settings.
-        reference_fits: whether a frozen reference fits; None if it was not asked for.
-        enough: if it does not fit, the smallest count on which sharded training would; None if none does.
+        fits: Whether the run fits on the device.
+        workload: Workload with the settings to use.
+        memory: Memory use with these settings.
+        reference_fits: Whether a frozen reference fits; None if it was not requested.
+        enough: If the run does not fit, the smallest number of devices on which sharded training fits, or None.
     """
 
     fits: bool
@@ -41,14 +41,14 @@ class Plan:
 def make_plan(model: Architecture, workload: Workload, device: Device, *, fixed: frozenset[str] = frozenset()) -> Plan:
     """Choose settings that fit the device.
 
-    Without gradient checkpointing where that fits, with the reference that was asked for where that fits; then the
-    largest batches within what is of use.
+    Avoid gradient checkpointing if possible, and keep the requested reference if possible. Then choose the largest
+    batches that are useful.
 
     Args:
-        model: the sizes.
-        workload: what is asked for.
-        device: what there is.
-        fixed: fields of the workload that must stay: "tokens_per_microbatch", "tokens_per_batch".
+        model: Sizes of the model.
+        workload: The requested workload.
+        device: The available device.
+        fixed: Fields of the workload that must not change: "tokens_per_microbatch", "tokens_per_batch".
     """
     chosen = next((found for w in _concessions(workload) if (found := _settle(model, w, device, fixed))), None)
     asked = workload.reference
@@ -60,14 +60,14 @@ def make_plan(model: Architecture, workload: Workload, device: Device, *, fixed:
 
 
 def _concessions(workload: Workload) -> Iterator[Workload]:
-    """What is asked for, then less: activations computed again, no reference, neither."""
+    """Yield the requested workload, then cheaper ones: with recomputed activations, without the reference, both."""
     for reference in (True, False) if workload.reference else (False,):
         for checkpointing in (True,) if workload.checkpointing else (False, True):
             yield replace(workload, reference=reference, checkpointing=checkpointing)
 
 
 def _settle(model: Architecture, workload: Workload, device: Device, fixed: frozenset[str]) -> Workload | None:
-    """The largest batches that fit, each found with the other at its smallest; None where not even those fit."""
+    """Return the largest batches, each found with the other at its minimum, or None if not even the minima fit."""
     smallest = _smallest(workload, fixed)
     if not _fits(model, smallest, device):
         return None
@@ -88,7 +88,7 @@ def _grow(workload: Workload, name: str, most: int, fits: Callable[[Workload], b
 
 
 def _smallest(workload: Workload, fixed: frozenset[str]) -> Workload:
-    """One completion with its prompt at a time."""
+    """Return the workload with batches of one completion and its prompt."""
     sizes = {name: getattr(workload, name) if name in fixed else workload.width for name in _BUDGETS}
     return replace(workload, tokens_per_microbatch=sizes[_BUDGETS[0]], tokens_per_batch=sizes[_BUDGETS[1]])
 

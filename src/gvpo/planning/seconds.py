@@ -1,6 +1,6 @@
-"""How long a step would take: operations over rates.
+"""Estimated duration of a step: operations divided by rates.
 
-A rough guide: the shares of peak rates are assumed, and nothing here was measured on a GPU.
+The estimate is rough: the fractions of peak rates are assumptions, and no value was measured on a GPU.
 """
 
 import math
@@ -12,13 +12,13 @@ from gvpo.planning.memory import FLOAT, HALF, cache_bytes
 from gvpo.planning.workload import Workload, rectangles
 
 MATMUL_SHARE = {"cpu": 0.6, "cuda": 0.4}
-"""Share of the peak rate that forwards and backwards reach: assumed."""
+"""Fraction of the peak rate that forwards and backwards reach (assumed)."""
 
 BANDWIDTH_SHARE = 0.6
-"""Share of the peak bandwidth that decoding reaches: assumed."""
+"""Fraction of the peak bandwidth that decoding reaches (assumed)."""
 
 SECONDS_PER_LAYER = {"cpu": 3e-4, "cuda": 4e-4}
-"""Python and launches, a layer and decoded token: assumed."""
+"""Overhead of Python and kernel launches per layer and decoded token (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """The whole step; rewards and evaluation come on top."""
+        """Seconds of the whole step, without rewards and evaluation."""
         return self.sampling + self.scoring + self.updating
 
 
 def estimate_seconds(model: Architecture, workload: Workload, device: Device) -> Seconds:
-    """Seconds of a step, every completion as long as it may be."""
+    """Estimate the seconds of a step in which every completion has the maximum length."""
     shapes = rectangles(workload, shared=model.shares_prompts)
     updates = math.ceil(workload.prompts_per_step / workload.groups)
     layers = updates * sum(_layers(model, shape.tokens, shape.length) for shape in shapes)
@@ -52,18 +52,18 @@ def estimate_seconds(model: Architecture, workload: Workload, device: Device) ->
 
 
 def _layers(model: Architecture, tokens: float, keys: float) -> float:
-    """Operations of a forward of all layers: two a weight and token, and the attention over the keys."""
+    """Return the operations of a forward of all layers: two per weight and token, plus attention over the keys."""
     return tokens * model.layers * (2.0 * model.active_layer_parameters + 4.0 * model.query * keys)
 
 
 def _sampling(model: Architecture, workload: Workload, device: Device) -> float:
-    """Prompts once, then a token a row at a time: what must be read of weights and cache, or computed, or launched."""
-    rows = min(workload.rows_at_once, math.ceil(workload.rows / device.count))  # each device has a cache of that size
+    """Return the seconds of sampling: prompts once, then steps of one token per row, limited by reads or by math."""
+    rows = min(workload.rows_at_once, math.ceil(workload.rows / device.count))  # each device has a cache of this size
     batches = math.ceil(workload.rows / (rows * device.count))
     width = HALF if workload.half else FLOAT
     weights = width * (model.layers * model.layer_parameters + model.head)
     cache = rows * (workload.prompt_tokens + workload.completion_tokens / 2) * cache_bytes(model, half=workload.half)
-    read = (weights + 3 * cache) / (device.bandwidth * BANDWIDTH_SHARE)  # the cache is copied as it grows, and read
+    read = (weights + 3 * cache) / (device.bandwidth * BANDWIDTH_SHARE)  # the cache is copied when it grows, and read
     rate = device.rate * MATMUL_SHARE[device.kind]
     computed = (_layers(model, rows, workload.width) + 2.0 * rows * model.head) / rate
     step = max(read, computed) + model.layers * SECONDS_PER_LAYER[device.kind]

@@ -1,4 +1,4 @@
-"""What a run does, as far as memory and time ask: groups, lengths, precision; and how its tokens are laid out."""
+"""Sizes of a run that determine memory and time (groups, lengths, precision), and the shapes of its micro-batches."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ from gvpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Workload:
-    """A run's sizes. Every completion is taken to be as long as it may be, so estimates are upper ones.
+    """A run's sizes. Every completion is assumed to have the maximum length, so estimates are upper bounds.
 
     Args:
-        prompts_per_step: groups a rollout.
-        group_size: completions a prompt, k.
-        prompt_tokens: tokens of the longest prompt, P.
-        completion_tokens: tokens of a completion at most, C.
-        groups_per_update: the optimizer batch; 0 is the whole rollout.
-        tokens_per_microbatch: tokens a forward of the update.
-        tokens_per_batch: tokens held in the sampler's cache.
-        reference: a frozen copy of the policy is kept ("initial" or "every:N").
-        half: compute is bfloat16 by autocast; weights, gradients and optimizer stay float32.
-        checkpointing: activations are computed again in the backward.
+        prompts_per_step: Number of groups per rollout.
+        group_size: Number of completions per prompt, k.
+        prompt_tokens: Number of tokens in the longest prompt, P.
+        completion_tokens: Maximum number of tokens per completion, C.
+        groups_per_update: Number of groups in an optimizer batch; 0 for the whole rollout.
+        tokens_per_microbatch: Number of tokens per forward of the update.
+        tokens_per_batch: Number of tokens in the sampler's cache.
+        reference: Whether a frozen copy of the policy is kept ("initial" or "every:N").
+        half: Whether autocast computes in bfloat16; weights, gradients and optimizer state stay float32.
+        checkpointing: Whether activations are recomputed in the backward.
 
     Raises:
-        ConfigError: a size is below 1.
+        ConfigError: If a size is below 1.
     """
 
     prompts_per_step: int = 16
@@ -43,22 +43,22 @@ class Workload:
 
     @property
     def groups(self) -> int:
-        """Groups of an optimizer batch."""
+        """Number of groups in an optimizer batch."""
         return min(self.groups_per_update or self.prompts_per_step, self.prompts_per_step)
 
     @property
     def rows(self) -> int:
-        """Completions of a rollout."""
+        """Number of completions in a rollout."""
         return self.prompts_per_step * self.group_size
 
     @property
     def width(self) -> int:
-        """Tokens of a prompt with its completion."""
+        """Number of tokens in a prompt with its completion."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
     def rows_at_once(self) -> int:
-        """Completions in the sampler's cache at once: whole groups, as long as one fits."""
+        """Number of completions in the sampler's cache at any time: whole groups if at least one fits."""
         group = self.group_size * self.width
         if group > self.tokens_per_batch:
             return max(1, self.tokens_per_batch // self.width)
@@ -67,7 +67,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A micro-batch: lanes x length tokens, of which `scored` are predicted."""
+    """A micro-batch of lanes x length tokens, of which `scored` are predicted."""
 
     lanes: int
     length: int
@@ -75,12 +75,12 @@ class Rectangle:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the forward."""
+        """Number of tokens in the forward."""
         return self.lanes * self.length
 
 
 def rectangles(workload: Workload, *, shared: bool) -> list[Rectangle]:
-    """Return the micro-batches of an optimizer batch, as `gvpo.update.layouts.packed` cuts groups of equal lengths."""
+    """Return the micro-batches into which `gvpo.update.layouts.packed` splits groups of equal lengths."""
     answer = max(0, workload.completion_tokens - 1)  # the last token is only a target
     pieces = [rows for rows, count in _pieces(workload, answer, shared=shared) for _ in range(count)]
     made = []
@@ -93,7 +93,7 @@ def rectangles(workload: Workload, *, shared: bool) -> list[Rectangle]:
 
 
 def _pieces(workload: Workload, answer: int, *, shared: bool) -> list[tuple[int, int]]:
-    """(completions a piece, pieces): a prompt with as many completions as fit the budget, and what is left of it."""
+    """Return (completions per piece, pieces): prompts with as many completions as fit, and the remainders."""
     room = (workload.tokens_per_microbatch - workload.prompt_tokens) // answer if answer else workload.group_size
     rows = min(workload.group_size, max(1, room)) if shared else 1
     full, left = divmod(workload.group_size, rows)
@@ -101,7 +101,7 @@ def _pieces(workload: Workload, answer: int, *, shared: bool) -> list[tuple[int,
 
 
 def _fill(pieces: list[int], workload: Workload, answer: int, *, shared: bool) -> tuple[list[int], list[int]]:
-    """The pieces of a micro-batch, the longest first and then each that still fits; and what is left."""
+    """Return the pieces of a micro-batch (the longest first, then each that still fits) and the remaining pieces."""
     room, taken, rest = workload.tokens_per_microbatch, pieces[:1], list[int]()
     room -= workload.prompt_tokens + pieces[0] * answer
     for rows in pieces[1:]:
