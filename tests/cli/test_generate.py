@@ -198,7 +198,7 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
         "sampling.top_p=0.9",
     ]
     assert main([*common, "--prompts", "gsm8k.jsonl", "data.task=gsm8k", "--out", "task.jsonl"]) == 0
-    assert "top_p=0.9 never draws some tokens" in capsys.readouterr().err
+    assert "top_p=0.9 never samples some tokens" in capsys.readouterr().err
     assert [set(parts) for row in rows("task.jsonl") for parts in row["reward_parts"]] == [{"gsm8k"}] * 6
     assert main([*common, "data.task=addition", "--limit", "2", "--out", "made.jsonl"]) == 0
     assert len(rows("made.jsonl")) == 2

@@ -1,4 +1,4 @@
-"""Sampling settings."""
+"""Tests of sampling parameters and their warnings."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from gvpo.sampling import SamplingParams, support_warning
         {"top_k": -1},
     ],
 )
-def test_settings_out_of_range_are_named(wrong):
+def test_the_error_names_a_setting_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SamplingParams(**wrong)
 
@@ -29,11 +29,11 @@ def test_full_support_gives_no_warning():
 
 
 @pytest.mark.parametrize("cut", [{"temperature": 0.0}, {"top_k": 20}, {"top_p": 0.9}])
-def test_settings_that_cut_tokens_off_are_warned_of(cut):
+def test_settings_that_exclude_tokens_give_a_warning(cut):
     name, value = next(iter(cut.items()))
     assert f"{name}={value:g}" in (support_warning(SamplingParams(**cut)) or "")
 
 
-def test_the_warning_names_every_cut():
+def test_the_warning_names_every_excluding_setting():
     warning = support_warning(SamplingParams(top_k=20, top_p=0.9)) or ""
     assert "top_k=20 and top_p=0.9" in warning

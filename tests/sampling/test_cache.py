@@ -1,4 +1,4 @@
-"""The cache that grows in place and the attention that copies no keys are transformers' own."""
+"""Tests that the cache that grows in place and the attention without copies of keys equal transformers' own."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def states(tokens: int, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("room", [1, 3, 64])
-def test_a_cache_with_room_holds_what_a_dynamic_one_holds(monkeypatch: pytest.MonkeyPatch, room: int):
+def test_a_cache_with_room_equals_a_dynamic_one(monkeypatch: pytest.MonkeyPatch, room: int):
     monkeypatch.setattr(roomy, "ROOM", room)
     torch.manual_seed(0)
     caches = DynamicCache(), DynamicCache()
@@ -37,7 +37,7 @@ def test_a_cache_with_room_holds_what_a_dynamic_one_holds(monkeypatch: pytest.Mo
         assert caches[1].get_seq_length() == caches[0].get_seq_length()
 
 
-def test_a_token_is_written_where_room_was_left():
+def test_a_token_is_written_into_spare_room():
     cache = DynamicCache()
     cache.update(*states(5), 0)
     make_room(cache)
@@ -45,7 +45,7 @@ def test_a_token_is_written_where_room_was_left():
     assert len(places) == 1
 
 
-def test_layers_with_windows_stay_as_they_are():
+def test_layers_with_windows_are_unchanged():
     model = tiny_model("gemma3").eval()
     cache = model(torch.arange(6)[None], use_cache=True).past_key_values
     kinds = [type(layer) for layer in cache.layers]
@@ -55,7 +55,7 @@ def test_layers_with_windows_stay_as_they_are():
 
 
 class Layer(torch.nn.Module):
-    """What transformers' attention asks of its layer."""
+    """The attributes that transformers' attention reads from its layer."""
 
     is_causal = True
 
@@ -68,7 +68,7 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("masked", ["no", "boolean", "added"])
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_attention_is_that_of_transformers(new: int, heads: int, masked: str, dtype: torch.dtype, error: float):
+def test_attention_equals_that_of_transformers(new: int, heads: int, masked: str, dtype: torch.dtype, error: float):
     torch.manual_seed(0)
     query = torch.randn(3, heads, new, 8, dtype=dtype)
     key, value = (torch.randn(3, 2, 11, 8, dtype=dtype) for _ in range(2))
@@ -82,7 +82,7 @@ def test_attention_is_that_of_transformers(new: int, heads: int, masked: str, dt
     torch.testing.assert_close(found, expected, rtol=error, atol=error)
 
 
-def test_transformers_attention_is_back_afterwards():
+def test_transformers_attention_is_restored():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with decoding_attention():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attend

@@ -1,4 +1,4 @@
-"""Drawing one token a row, against naive float64 sums and exact probabilities."""
+"""Tests of sampling one token per row, against naive float64 sums and exact probabilities."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_inverse_cdf_is_the_first_index_above_the_noise(vocabulary):
 
 @pytest.mark.parametrize("vocabulary", [8, 1300])
 def test_tokens_of_probability_zero_are_never_drawn(vocabulary):
-    """At both ends of the noise, where rounding would pick them; float32 noise can even be rounded to 1."""
+    """Test both ends of the noise, where rounding would pick such tokens; float32 noise can even be rounded to 1."""
     probabilities = torch.zeros(3, vocabulary)
     probabilities[:, [3, 5]] = torch.tensor([0.25, 0.75])
     uniforms = torch.tensor([0.0, 1 - 2**-53, 1.0], dtype=torch.float64)
@@ -43,7 +43,7 @@ def test_tokens_of_probability_zero_are_never_drawn(vocabulary):
 
 
 def test_the_tail_of_a_large_vocabulary_can_be_drawn():
-    """A float32 running sum near 1 cannot tell tokens of probability 1e-9 apart."""
+    """A float32 running sum near 1 cannot distinguish tokens of probability 1e-9."""
     probabilities = torch.full((1, 4096), 1e-9)
     probabilities[0, 0] = 1.0
     total = float(probabilities.double().sum())
@@ -60,13 +60,13 @@ def test_draws_follow_the_softmax(temperature):
     torch.testing.assert_close(logprobs.double(), exact[tokens], atol=1e-6, rtol=0)
 
 
-def test_temperature_zero_takes_the_most_likely_with_log_probs_at_one():
+def test_temperature_zero_selects_the_most_likely_token_with_log_probs_at_one():
     tokens, logprobs = many(LOGITS, 3, SamplingParams(temperature=0))
     assert tokens.tolist() == [0, 0, 0]
     torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[0].expand(3))
 
 
-def test_top_k_draws_inside_only_and_in_proportion():
+def test_top_k_samples_only_inside_and_in_proportion():
     tokens, logprobs = many(LOGITS, 20_000, SamplingParams(top_k=3))
     inside = torch.tensor([0, 2, 3])
     assert set(tokens.tolist()) == {0, 2, 3}
@@ -75,15 +75,15 @@ def test_top_k_draws_inside_only_and_in_proportion():
     torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[tokens])
 
 
-def test_top_p_draws_inside_only_and_keeps_whole_vocabulary_log_probs():
-    """Probabilities sorted: .48 (0), .29 (3), .11 (2), ...: 0.6 takes two tokens."""
+def test_top_p_samples_only_inside_and_keeps_full_vocabulary_log_probs():
+    """Sorted probabilities are .48 (0), .29 (3), .11 (2), ..., so 0.6 keeps two tokens."""
     tokens, logprobs = many(LOGITS, 5_000, SamplingParams(top_p=0.6))
     assert set(tokens.tolist()) == {0, 3}
     torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[tokens])
 
 
 def test_temperature_comes_before_top_p():
-    """At temperature 3 the first two tokens hold less than 0.6, so a third one enters."""
+    """At temperature 3 the first two tokens have a total below 0.6, so a third one is kept."""
     tokens, _ = many(LOGITS, 5_000, SamplingParams(top_p=0.6, temperature=3.0))
     exact = (LOGITS / 3).softmax(-1).sort(descending=True)
     needed = int((exact.values.cumsum(0) < 0.6).sum()) + 1

@@ -1,4 +1,4 @@
-"""Engines by name, stop texts, and what tells weights apart."""
+"""Tests of engines by name, stop texts, and fingerprints of weights."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_the_transformers_engine_is_its_sampler(tmp_path: Path):
     assert half.model.dtype == torch.bfloat16
 
 
-def test_an_unknown_engine_names_the_nearest():
+def test_the_error_for_an_unknown_engine_names_the_nearest():
     with pytest.raises(ConfigError, match="there is no engine 'transformer'; did you mean 'transformers'"):
         open_engine("transformer", "", tokenizer())
     assert "transformers" in ENGINES
@@ -68,7 +68,7 @@ def open_sampler(model, tokenizer, options):
 '''
 
 
-def test_an_engine_of_ones_own_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_custom_engine_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "echo_engine.py").write_text(ECHO)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(ENGINES, "echo", "echo_engine:open_sampler")
@@ -87,7 +87,7 @@ def test_an_engine_of_ones_own_is_one_module_and_one_line(tmp_path: Path, monkey
         open_engine("ech", "", tokenizer())
 
 
-def test_the_transformers_sampler_claims_neither_to_stream_nor_to_keep_weights_of_its_own():
+def test_the_transformers_sampler_claims_neither_streaming_nor_its_own_weights():
     own = TransformersSampler(model(), tokenizer())
     assert not isinstance(own, StreamingSampler)
     assert not isinstance(own, UpdatableSampler)
@@ -99,7 +99,7 @@ def test_the_table_of_engines_loads_no_torch():
     assert found.stdout.strip() == "False"
 
 
-def test_weights_are_told_from_other_weights(tmp_path: Path):
+def test_fingerprints_distinguish_weights(tmp_path: Path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         save_model(model(seed), tokenizer(), tmp_path / name)
     one, same, other = (weights_fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
@@ -129,7 +129,7 @@ def test_a_text_ends_before_the_first_stop_and_has_stopped():
         ("    return 1", "    return 1"),
     ],
 )
-def test_a_whole_function_in_a_fence_is_not_cut(text: str, kept: str):
+def test_a_whole_function_in_a_fence_is_not_truncated(text: str, kept: str):
     sampler = StopTexts(Scripted(lambda name, row: text), STOPS_OF_A_FUNCTION, before_fence=True)
     ((row,),) = sampler.sample([Request("a", (1,))], SamplingParams(group_size=1), seed=0, step=0)
     assert row.text == kept

@@ -1,4 +1,4 @@
-"""The sampler with an exclusion: what it draws and reports, and that batches change nothing."""
+"""Tests of the sampler with an exclusion: its completions and extras, and independence of batches."""
 
 import math
 
@@ -26,7 +26,7 @@ def draw(model, tokenizer, requests=REQUESTS, budget=65_536, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5, "temperature": 2.0}])
-def test_completions_are_of_what_is_allowed(settings, tokenizer):
+def test_completions_contain_only_what_is_allowed(settings, tokenizer):
     groups = draw(tiny_model(), tokenizer, **settings)
     rows = [row for group in groups for row in group]
     assert len({row.text for row in rows}) > 3
@@ -37,7 +37,7 @@ def test_completions_are_of_what_is_allowed(settings, tokenizer):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_log_probs_are_of_the_whole_distribution_and_sums_are_those_of_plain_forwards(temperature, tokenizer):
+def test_log_probs_are_of_the_full_distribution_and_sums_equal_those_of_plain_forwards(temperature, tokenizer):
     model = tiny_model()
     exclusion = compile_exclusion(LETTERS, model, tokenizer)
     groups = draw(model, tokenizer, temperature=temperature)
@@ -54,7 +54,7 @@ def test_log_probs_are_of_the_whole_distribution_and_sums_are_those_of_plain_for
             assert total < -0.1
 
 
-def test_batches_change_nothing_also_where_rows_leave_them(tokenizer):
+def test_batches_change_nothing_even_if_rows_leave_them(tokenizer):
     model = tiny_model()
     together = draw(model, tokenizer)
     assert len({len(row.tokens) for group in together for row in group}) > 3, "rows end at different times"
@@ -65,12 +65,12 @@ def test_batches_change_nothing_also_where_rows_leave_them(tokenizer):
             assert [row.extras["log_allowed"] for row in group] == pytest.approx(sums, abs=1e-4)
 
 
-def test_without_an_exclusion_there_is_nothing_to_report(tokenizer):
+def test_without_an_exclusion_extras_are_empty(tokenizer):
     free = draw(tiny_model(), tokenizer, exclusion=parse_exclusion())
     assert all(row.extras == {} for group in free for row in group)
 
 
-def test_a_row_without_a_way_on_is_ended_and_weighs_nothing(tokenizer):
+def test_a_row_at_a_dead_end_is_ended_with_weight_zero(tokenizer):
     """ "xy" must follow "x" and may not."""
     groups = draw(tiny_model(), tokenizer, exclusion=parse_exclusion(["text:xyz", "text:q"], "text:xy"), group_size=40)
     rows = [row for group in groups for row in group]
@@ -81,7 +81,7 @@ def test_a_row_without_a_way_on_is_ended_and_weighs_nothing(tokenizer):
         assert all(math.isfinite(value) for value in row.sampler_logprobs)
 
 
-def test_what_cannot_be_satisfied_is_found_before_sampling(tokenizer):
+def test_an_unsatisfiable_exclusion_is_found_before_sampling(tokenizer):
     sampler = TransformersSampler(tiny_model(), tokenizer)
     params = SamplingParams(exclusion=parse_exclusion("text:a", "text:a"))
     with pytest.raises(ConfigError, match="no token at all"):
@@ -90,5 +90,5 @@ def test_what_cannot_be_satisfied_is_found_before_sampling(tokenizer):
     assert sampler.exclusion(SamplingParams(exclusion=LETTERS)) is sampler.exclusion(SamplingParams(exclusion=LETTERS))
 
 
-def test_an_exclusion_has_no_support_where_the_reference_has():
+def test_an_exclusion_gives_a_support_warning():
     assert "an exclusion (sampling.allow, sampling.ban)" in (support_warning(SamplingParams(exclusion=LETTERS)) or "")

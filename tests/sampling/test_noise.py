@@ -1,4 +1,4 @@
-"""Counter-based noise: the numbers depend on their address alone."""
+"""Tests of counter-based noise: the numbers depend only on their address."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from gvpo.sampling.noise import noise_key, uniforms
 
 
-def test_noise_of_a_row_does_not_depend_on_the_rows_beside_it():
+def test_noise_of_a_row_does_not_depend_on_other_rows():
     keys = [noise_key(0, 3, "p", row) for row in range(5)]
     together = uniforms(keys, 0, 32)
     for row, key in enumerate(keys):
@@ -20,7 +20,7 @@ def test_blocks_continue_each_other():
     np.testing.assert_array_equal(parts, whole)
 
 
-def test_a_block_that_starts_within_a_count_is_refused():
+def test_a_block_that_starts_within_a_count_is_rejected():
     with pytest.raises(ValueError, match="multiple of 4"):
         uniforms([noise_key(0, 0, "p", 0)], 2, 4)
 
@@ -38,7 +38,7 @@ def test_an_id_cannot_imitate_another_address():
 
 
 def test_noise_never_changes_between_releases():
-    """A resumed run must find the numbers it left: these were drawn when the format was fixed."""
+    """A resumed run must compute the same numbers. These were recorded when the format was fixed."""
     assert noise_key(7, 11, "problem-3", 5).tolist() == [2601765136772960353, 598993064960581633]
     np.testing.assert_allclose(
         uniforms([noise_key(7, 11, "problem-3", 5)], 4, 2)[0], [0.9974783834985445, 0.776771758906648], rtol=1e-15

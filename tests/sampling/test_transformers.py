@@ -1,4 +1,4 @@
-"""The transformers sampler, against plain forwards of one row."""
+"""Tests of the transformers sampler, against plain forwards of one row."""
 
 import copy
 
@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def endless():
-    """A tokenizer without an end token: with `model_without_stops`, completions are as long as they may be."""
+    """Return a tokenizer without an end token: with `model_without_stops`, completions have the maximum length."""
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     return tokenizer
@@ -46,14 +46,14 @@ def tokens(groups):
 
 @torch.no_grad()
 def plain_logprobs(model, prompt, drawn, temperature=1.0):
-    """Log-probs of a completion by one uncached forward of its row."""
+    """Compute log-probs of a completion by one uncached forward of its row."""
     model = copy.deepcopy(model).train(False)
     logits = model(input_ids=torch.tensor([[*prompt, *drawn]])).logits[0, len(prompt) - 1 : -1]
     return (logits.double() / temperature).log_softmax(-1)[torch.arange(len(drawn)), torch.tensor(drawn)]
 
 
 def spy_on_shapes(model):
-    """The shapes of input_ids of each forward to come."""
+    """Return a list that records the shape of input_ids of each later forward."""
     shapes = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -79,8 +79,8 @@ def test_the_batch_does_not_change_the_tokens(kind, tokenizer):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_are_those_of_a_plain_forward(kind, temperature, tokenizer):
-    """Sliding windows (8 tokens for mistral here) and rows that left the batch included."""
+def test_log_probs_equal_those_of_a_plain_forward(kind, temperature, tokenizer):
+    """The cases include sliding windows (8 tokens for mistral here) and rows that left the batch."""
     model = tiny_model(kind)
     params = SamplingParams(group_size=3, max_tokens=20, temperature=temperature)
     for request, group in zip(REQUESTS, sample(model, tokenizer, params=params), strict=True):
@@ -89,8 +89,8 @@ def test_log_probs_are_those_of_a_plain_forward(kind, temperature, tokenizer):
             assert row.sampler_logprobs == pytest.approx(exact.tolist(), abs=1e-5)
 
 
-def test_rows_are_those_of_a_naive_sampler_over_blocks_of_noise(endless):
-    """One row, no cache, float64 sums, one forward a token: 70 tokens need a second block of noise."""
+def test_rows_equal_those_of_a_naive_sampler_over_blocks_of_noise(endless):
+    """The naive sampler uses one row, no cache, float64 sums and one forward per token. 70 tokens use two blocks."""
     model = model_without_stops()
     request = REQUESTS[0]
     rows = sample(model, endless, params=SamplingParams(2, 70, temperature=0.8), seed=3, step=8)[0]
@@ -105,7 +105,7 @@ def test_rows_are_those_of_a_naive_sampler_over_blocks_of_noise(endless):
         assert drawn[len(request.prompt) :] == row.tokens
 
 
-def test_greedy_takes_the_most_likely_token_of_a_plain_forward(endless):
+def test_greedy_selects_the_most_likely_token_of_a_plain_forward(endless):
     model = model_without_stops()
     params = SamplingParams(group_size=2, max_tokens=6, temperature=0.0)
     for request, group in zip(REQUESTS, sample(model, endless, params=params), strict=True):
@@ -141,7 +141,7 @@ def test_second_tokens_follow_the_distribution_after_the_first(endless):
     assert float(((torch.bincount(seconds, minlength=8) - expected) ** 2 / expected).sum()) < 24.3  # 7 degrees
 
 
-def test_top_k_never_draws_outside(endless):
+def test_top_k_never_samples_outside(endless):
     model = model_without_stops()
     params = SamplingParams(group_size=20, max_tokens=4, top_k=2)
     for request, group in zip(REQUESTS[:2], sample(model, endless, REQUESTS[:2], params), strict=True):
@@ -154,7 +154,7 @@ def test_top_k_never_draws_outside(endless):
             assert row.sampler_logprobs == pytest.approx(exact.tolist(), abs=1e-5)
 
 
-def test_a_prompt_is_computed_once_however_many_completions(endless):
+def test_a_prompt_is_computed_once_for_any_number_of_completions(endless):
     model = model_without_stops()
     shapes = spy_on_shapes(model)
     sample(model, endless)
@@ -162,14 +162,14 @@ def test_a_prompt_is_computed_once_however_many_completions(endless):
     assert shapes[1:] == [(18, 1)] * 11
 
 
-def test_a_prompt_is_computed_once_where_its_rows_need_several_batches(endless):
+def test_a_prompt_is_computed_once_if_its_rows_need_several_batches(endless):
     model = model_without_stops()
     shapes = spy_on_shapes(model)
     sample(model, endless, REQUESTS[:1], budget=2 * (9 + 12))
     assert shapes == [(1, 9)] + [(2, 1)] * 11 + [(1, 1)] * 11
 
 
-def test_batches_keep_to_the_token_budget(endless):
+def test_batches_respect_the_token_budget(endless):
     model = model_without_stops()
     shapes = spy_on_shapes(model)
     budget = 3 * 2 * (14 + 12)
@@ -180,7 +180,7 @@ def test_batches_keep_to_the_token_budget(endless):
     assert max(rows) * (max(widths) + 12) <= budget
 
 
-def test_plan_takes_each_request_once_and_similar_lengths_together():
+def test_plan_uses_each_request_once_with_similar_lengths_together():
     batches = list(plan(REQUESTS, [12] * 6, 3, 3 * 2 * (14 + 12)))
     assert sorted(index for batch in batches for index in batch) == list(range(6))
     lengths = [len(REQUESTS[index].prompt) for batch in batches for index in batch]
@@ -190,7 +190,7 @@ def test_plan_takes_each_request_once_and_similar_lengths_together():
 
 
 def test_finished_rows_leave_the_batch(endless):
-    """Half of the vocabulary stops, so about half of the rows are done after each token."""
+    """Half of the vocabulary are stop tokens, so about half of the rows end after each token."""
     model = model_without_stops()
     shapes = spy_on_shapes(model)
     stops = tuple(range(0, 259, 2))
@@ -241,7 +241,7 @@ def test_the_context_caps_a_completion(endless):
     assert all(row.finish_reason == "length" for group in groups for row in group)
 
 
-def test_completions_say_where_they_come_from(tokenizer):
+def test_completions_record_their_source(tokenizer):
     row = sample(tiny_model(), tokenizer, step=9)[0][0]
     assert (row.source, row.version, row.reward, row.ref_logprobs) == ("live", 9, None, None)
     assert row.text == tokenizer.decode(row.tokens, skip_special_tokens=True)
@@ -269,7 +269,7 @@ def test_a_larger_group_starts_with_the_same_rows(tokenizer):
     assert [group[:3] for group in tokens(larger)] == tokens(sample(model, tokenizer))
 
 
-def test_torch_generators_are_left_alone(tokenizer):
+def test_torch_generators_are_unchanged(tokenizer):
     model = tiny_model()
     before = torch.get_rng_state()
     sample(model, tokenizer)
@@ -286,14 +286,14 @@ def test_the_models_modes_are_restored_and_dropout_is_off(tokenizer):
     assert tokens(first) == tokens(sample(tiny_model(), tokenizer))
 
 
-def test_gradient_checkpointing_does_not_switch_the_cache_off(tokenizer):
+def test_gradient_checkpointing_does_not_disable_the_cache(tokenizer):
     model = tiny_model().train()
     model.gradient_checkpointing_enable()
     assert tokens(sample(model, tokenizer)) == tokens(sample(tiny_model(), tokenizer))
 
 
-def test_sampling_inside_autocast_sees_weights_that_have_moved(tokenizer):
-    """Autocast keeps casts of weights for as long as its context is open, and does not see the optimizer."""
+def test_sampling_inside_autocast_uses_updated_weights(tokenizer):
+    """Autocast caches casts of weights as long as its context is open, and does not notice the optimizer."""
     model, moved = tiny_model(seed=0), tiny_model(seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = tokens(sample(moved, tokenizer))
@@ -323,11 +323,11 @@ def test_a_cache_that_cannot_be_repeated_falls_back_to_repeated_prompts(tokenize
     assert shapes[:2] == [(6, 14), (18, 14)]
 
 
-def test_a_model_without_a_cache_is_named(tokenizer, monkeypatch):
+def test_the_error_names_a_model_without_a_cache(tokenizer, monkeypatch):
     model = tiny_model()
     plain = model.forward
     monkeypatch.setattr(model, "forward", lambda **kw: plain(**{**kw, "use_cache": False, "past_key_values": None}))
-    with pytest.raises(ModelError, match="Qwen2ForCausalLM gives no key-value cache"):
+    with pytest.raises(ModelError, match="Qwen2ForCausalLM returns no key-value cache"):
         sample(model, tokenizer)
 
 
@@ -351,7 +351,7 @@ def test_no_requests_give_no_groups(tokenizer):
         ([Request("far", (5, 259))], ModelError, "token 259"),
     ],
 )
-def test_requests_that_cannot_work_are_named(requests, error, message, tokenizer):
+def test_the_error_names_invalid_requests(requests, error, message, tokenizer):
     with pytest.raises(error, match=message):
         sample(tiny_model(max_position_embeddings=16), tokenizer, requests)
 

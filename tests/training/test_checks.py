@@ -90,8 +90,8 @@ def test_a_cut_distribution_is_said_to_bias_ratios(objective: str, cut: dict[str
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_p": 0.9}, "top_p=0.9 never draws some tokens"),
-        ({"sampling_allow": ["digits"]}, "an exclusion .* never draws some tokens"),
+        ({"top_p": 0.9}, "top_p=0.9 never samples some tokens"),
+        ({"sampling_allow": ["digits"]}, "an exclusion .* never samples some tokens"),
     ],
 )
 def test_what_is_never_drawn_is_said_where_the_optimum_needs_it(settings: dict[str, Any], message: str):

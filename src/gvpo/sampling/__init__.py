@@ -1,4 +1,4 @@
-"""Draw completions: the protocol, its settings and noise. `gvpo.sampling.transformers` samples with transformers."""
+"""Sampling of completions: the protocol, its settings, and noise. `gvpo.sampling.transformers` is the engine."""
 
 from gvpo.sampling.base import (
     Request,

@@ -1,4 +1,4 @@
-"""What samplers take and give; nothing here imports torch."""
+"""Protocols of samplers, their requests and parameters. This module does not import torch."""
 
 import dataclasses
 import math
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn.
+    """Sampling parameters of completions.
 
     Args:
-        group_size: completions a prompt, k.
-        max_tokens: tokens a completion at most, the stop token included.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_p: draw from the smallest set of tokens with at least this probability; 1 is off.
-        top_k: draw from this many most likely tokens; 0 is off.
-        stop_token_ids: tokens that end a completion besides the model's own.
-        exclusion: what completions may consist of; tokens are excluded before top-k and top-p.
+        group_size: Number of completions per prompt, k.
+        max_tokens: Maximum number of tokens per completion, including the stop token.
+        temperature: Divisor of the logits; 0 selects the most likely token.
+        top_p: Sample from the smallest set of most likely tokens with at least this total probability; 1 is off.
+        top_k: Sample from this many most likely tokens; 0 is off.
+        stop_token_ids: Tokens that end a completion, in addition to the model's own.
+        exclusion: Restriction of the contents of completions. It is applied before top-k and top-p.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: If a value is out of range.
     """
 
     group_size: int = 8
@@ -41,7 +41,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for ok, message in (
-            (self.group_size >= 1, f"group_size={self.group_size}: draw at least 1 completion a prompt"),
+            (self.group_size >= 1, f"group_size={self.group_size}: sample at least 1 completion per prompt"),
             (self.max_tokens >= 1, f"max_tokens={self.max_tokens}: allow at least 1 token"),
             (0 <= self.temperature < math.inf, f"temperature={self.temperature}: use 0 (greedy) or more"),
             (0 < self.top_p <= 1, f"top_p={self.top_p}: use more than 0 and at most 1 (off)"),
@@ -56,8 +56,8 @@ class Request:
     """A prompt to complete.
 
     Args:
-        id: names the prompt; with seed, step and row it fixes the sampling noise, so it is unique in a call.
-        prompt: its token ids, at least one.
+            id: Identifies the prompt. With seed, step and row it determines the noise, so it must be unique in a call.
+            prompt: Token ids, at least one.
     """
 
     id: str
@@ -65,50 +65,52 @@ class Request:
 
 
 class Sampler(Protocol):
-    """Draws completions from a policy.
+    """Samples completions from a policy.
 
-    A sampler that can give groups as they finish is also a `StreamingSampler`, and one that keeps a copy of the weights
-    is also an `UpdatableSampler`. It has those methods only if it does what they say.
+    A sampler that can yield groups as they finish also implements `StreamingSampler`, and a sampler that keeps a copy
+    of the weights also implements `UpdatableSampler`. A sampler has these methods only if it keeps their promises.
     """
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> list[list[Completion]]:
-        """Draw `params.group_size` completions of each request, in order.
+        """Sample `params.group_size` completions for each request, in order.
 
         Args:
-            requests: prompts with distinct ids.
-            params: how to draw.
-            seed: of the run.
-            step: the rollout's number; with the seed, a prompt's id and the row it fixes the noise.
+            requests: Prompts with distinct ids.
+            params: Sampling parameters.
+            seed: Random seed of the run.
+            step: Number of the rollout. With the seed, the prompt's id and the row it determines the noise.
 
         Returns:
-            For each request its rows. Each row has its tokens (the stop token included), its text, one log-prob in nats
-            per token of the full distribution, and why it ended. It has no reward yet. Its version is `step`, or that
-            of the newest `update`.
+            The rows of each request. Each row has its tokens (including the stop token), its text, one log-prob per
+            token in nats under the full distribution, and its finish reason. It has no reward yet. Its version is
+            `step`, or the version of the latest `update`.
 
         Raises:
-            DataError: a prompt is empty or leaves no room in the model's context, or two requests have the same id.
-            ModelError: the model cannot be sampled.
-            ConfigError: the engine cannot draw as `params` say.
+            DataError: If a prompt is empty or leaves no room in the model's context, or if two requests have the same
+                id.
+            ModelError: If the model cannot be sampled.
+            ConfigError: If the engine does not support `params`.
         """
         ...
 
 
 @runtime_checkable
 class StreamingSampler(Sampler, Protocol):
-    """Gives each group when all of its rows are drawn, so that rewards need not wait for the slowest group."""
+    """Yields each group when all of its rows are sampled, so that rewards need not wait for the slowest group."""
 
     def stream(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Draw what `sample` draws with the same arguments, and yield it as it is finished.
+        """Sample the same rows as `sample` with the same arguments, and yield each group as soon as it is finished.
 
         Yields:
-            The position of a request in `requests`, and its rows in order. Each request comes once, in any order.
+            The position of a request in `requests`, and its rows in order. Each request is yielded once; their order is
+            arbitrary.
 
         Raises:
-            GvpoError: as `sample`. Groups that were yielded before stay valid.
+            GvpoError: In the cases of `sample`. Groups that were yielded before stay valid.
         """
         ...
 
@@ -118,52 +120,52 @@ class UpdatableSampler(Sampler, Protocol):
     """Keeps a copy of the policy's weights, which an `update` replaces."""
 
     def update(self, weights: "Iterable[tuple[str, Tensor]]", version: int) -> None:
-        """Replace the weights. On return, everything that is drawn is drawn from the new ones, with no older cache.
+        """Replace the weights. After the return, all tokens are sampled from the new weights, without older caches.
 
         Args:
-            weights: name and tensor of each entry of the policy's `state_dict()`, tied ones included; whole tensors,
-                also where ranks hold parts. They may be read during the call only.
-            version: number of completed training steps of the policy that the weights belong to; no smaller than the
-                last one. Rows that are drawn from now on have this version.
+            weights: Name and tensor of each entry of the policy's `state_dict()`, including tied ones. The tensors are
+                complete even if ranks keep shards. They may only be read during the call.
+            version: Number of completed training steps of the policy with these weights; not smaller than in the last
+                call. Rows sampled from now on have this version.
 
         Raises:
-            ModelError: a name is unknown or missing, or a shape differs. The sampler must not be used afterwards.
+            ModelError: If a name is unknown or missing, or if a shape differs. The sampler must not be used afterwards.
         """
         ...
 
 
 def support_warning(params: SamplingParams) -> str | None:
-    """Why these settings break what GVPO's theorem asks of a sampler; None if they do not.
+    """Return why these settings violate the assumption of GVPO's theorem about samplers, or None if they do not.
 
-    Its optimum is unique for any sampling distribution whose support covers the reference's (arXiv 2504.19599): tokens
-    that can never be drawn are never corrected.
+    GVPO's optimum is unique for every sampling distribution whose support covers the reference's (arXiv 2504.19599):
+    tokens that can never be sampled are never corrected.
     """
     cuts = _cuts(params)
     if not cuts:
         return None
     return (
-        f"sampling with {' and '.join(cuts)} never draws some tokens, so GVPO's optimum is no longer unique; "
+        f"sampling with {' and '.join(cuts)} never samples some tokens, so GVPO's optimum is no longer unique; "
         "for training use temperature > 0, top_k=0 and top_p=1, and exclude nothing"
     )
 
 
 def ratio_warning(params: SamplingParams, objective: str) -> str | None:
-    """Return why these settings bias an objective with ratios; None if they do not.
+    """Return why these settings bias an objective with ratios, or None if they do not.
 
-    Its old log-probs are those of the whole distribution, and the completions come from a part of it. An exclusion does
-    the same, but nobody sets one by accident.
+    Its old log-probs are computed under the full distribution, while the completions come from a part of it. An
+    exclusion has the same effect, but it is never set by accident.
     """
     cuts = _cuts(dataclasses.replace(params, exclusion=Exclusion()))
     if not cuts:
         return None
     return (
-        f"sampling with {' and '.join(cuts)} draws from another distribution than the one whose log-probs {objective} "
+        f"sampling with {' and '.join(cuts)} uses another distribution than the one whose log-probs {objective} "
         "compares with, so its gradient is biased; for training use top_k=0 and top_p=1"
     )
 
 
 def _cuts(params: SamplingParams) -> list[str]:
-    """Return the settings by which some tokens are never drawn."""
+    """Return the settings that keep some tokens from ever being sampled."""
     found = (
         (params.temperature == 0, "temperature=0"),
         (params.top_k > 0, f"top_k={params.top_k}"),

@@ -1,13 +1,13 @@
-"""A key-value cache and attention for decoding that copy nothing of what is already there.
+"""A key-value cache and attention for decoding that do not copy the cached tokens.
 
-transformers' dynamic cache grows by a copy of itself at each token, and where several query heads share a key, its
-attention copies the cache once more for each of them. Here
+The dynamic cache of transformers copies itself for each new token. If several query heads share a key head, its
+attention also copies the cache for each of them. Here, new tokens are written into spare room:
 
-    keys    [rows, key heads, room, D]     a token is written into room that was left for it
+    keys    [rows, key heads, room, D]
     query   [rows, heads, 1, D]  ─view─▶  [rows, key heads, heads / key heads, D]
 
-the query heads of a key are handed to attention as so many queries: all of them may see the same tokens. On a CPU plain
-matrix products then beat torch's kernel, whose work for a row and head is small.
+Attention receives the query heads of a key head as a sequence of queries, because all of them may see the same tokens.
+On a CPU, plain matrix products are then faster than torch's kernel, which has little work per row and head.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ROOM = 64
-"""Tokens that the cache grows by: a copy of it for so many."""
+"""Number of tokens by which the cache grows, which is also the number of tokens per copy of the cache."""
 
 _ATTENTION = "sdpa"
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of a dynamic cache with room behind its last token; `keys` and `values` are views of what is filled."""
+    """A dynamic cache layer with spare room after its last token. `keys` and `values` are views of the filled part."""
 
     _buffers: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> "RoomyLayer":
-        """The same content; the argument is used up."""
+        """Convert a layer, which must not be used afterwards."""
         found = cls()
         vars(found).update(vars(layer))
         return found
@@ -72,7 +72,7 @@ def _with_room(values: Tensor, length: int) -> Tensor:
 
 
 def make_room(cache: Any) -> None:
-    """Let the plain layers of a filled cache grow in place; those with windows or states stay as they are."""
+    """Make the plain layers of a filled cache grow in place. Layers with windows or states are left unchanged."""
     layers = getattr(cache, "layers", None) or []
     for index, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
@@ -89,20 +89,20 @@ def attend(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention, without copies of the keys where one token is new.
+    """Compute transformers' attention without copying the keys if there is one new token.
 
     Args:
-        module: the layer.
+        module: Attention layer.
         query: [rows, heads, L, D].
         key: [rows, key heads, cached, D].
         value: [rows, key heads, cached, D].
         attention_mask: [rows, 1, L, cached] or None.
-        dropout: of the weights.
-        scaling: of the scores.
-        others: what else transformers hands over.
+        dropout: Dropout probability of the attention weights.
+        scaling: Factor of the scores.
+        others: Further arguments of transformers.
 
     Returns:
-        [rows, L, heads, D], and no weights.
+        [rows, L, heads, D], and None in place of the attention weights.
     """
     rows, heads, new, width = query.shape
     same = attention_mask is None or attention_mask.shape[1] == 1
@@ -117,7 +117,7 @@ def attend(
 
 
 def _weighted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The same as torch's kernel, by two matrix products and a softmax."""
+    """Compute the result of torch's kernel with two matrix products and a softmax."""
     scores = (query * scale) @ key.mT
     if mask is not None:
         hidden = torch.finfo(scores.dtype).min
@@ -127,7 +127,7 @@ def _weighted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
 
 @contextmanager
 def decoding_attention() -> Iterator[None]:
-    """Within it models that attend by torch's kernel use `attend`."""
+    """Use `attend` within this context for models with SDPA attention."""
     before = ALL_ATTENTION_FUNCTIONS[_ATTENTION]
     ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attend
     try:

@@ -1,4 +1,4 @@
-"""The decode loop: rows that draw a token each, until all have stopped."""
+"""The decode loop: sample one token per row until all rows have ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from gvpo.sampling.noise import Key, noise_key, uniforms
 from gvpo.sampling.prefill import Prefilled, forward, spread
 
 NOISE_BLOCK = 64
-"""Tokens for which noise is made at once."""
+"""Number of tokens per block of noise."""
 
 SHRINK_AT = 0.9
-"""Finished rows are taken out of the batch when no more than this share is still going: a copy of the cache, soon paid
-for by rows that are no longer computed."""
+"""Remove finished rows from the batch when at most this fraction is unfinished. This copies the cache once, which soon
+pays off because the finished rows are no longer computed."""
 
 
 @dataclass(frozen=True)
 class DecodingRow:
-    """A completion to draw.
+    """A completion to sample.
 
     Args:
-        owner: its prompt's position in the batch.
-        limit: tokens at most.
-        key: of its noise.
+        owner: Position of its prompt in the batch.
+        limit: Maximum number of tokens.
+        key: Key of its noise.
     """
 
     owner: int
@@ -39,17 +39,17 @@ class DecodingRow:
 
     @classmethod
     def of(cls, request: Request, owner: int, row: int, limit: int, seed: int, step: int) -> "DecodingRow":
-        """Row number `row` of a request."""
+        """Return the row with number `row` of a request."""
         return cls(owner, limit, noise_key(seed, step, request.id, row))
 
 
 @dataclass(frozen=True)
 class DecodedRow:
-    """R completions on the CPU, T the longest; past its length a row is noise.
+    """R completions on the CPU, where T is the longest length. Entries past the length of a row are meaningless.
 
     Args:
         tokens: [R, T].
-        logprobs: [R, T] as `draw` gives them.
+        logprobs: [R, T] as returned by `draw`.
         lengths: [R].
         log_allowed: [R] sum_t log P_t(allowed) in nats; 0 without an exclusion.
     """
@@ -68,15 +68,15 @@ def decode(
     stops: Sequence[int],
     exclusion: CompiledExclusion | None = None,
 ) -> DecodedRow:
-    """Draw all rows to their ends.
+    """Sample all rows to their ends.
 
     Args:
-        model: in eval mode, gradients off.
-        prefilled: the prompts; its cache is used up.
-        rows: R completions to draw.
-        params: how.
-        stops: tokens that end a completion.
-        exclusion: that of `params`, compiled; None where there is none.
+        model: Model in eval mode, without gradients.
+        prefilled: Prefilled prompts. Their cache must not be used afterwards.
+        rows: R completions to sample.
+        params: Sampling parameters.
+        stops: Tokens that end a completion.
+        exclusion: The compiled exclusion of `params`, or None if there is none.
     """
     batch = _Batch(model, prefilled, rows, params, stops, exclusion)
     with decoding_attention():
@@ -88,7 +88,7 @@ def decode(
 
 
 class _Batch:
-    """Rows on their way. [R] is all rows, [L] those still in the batch; `live` [L] says which these are."""
+    """The state of a batch. [R] are all rows, [L] the rows still in the batch; `live` [L] contains their indices."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Batch:
         self.log_allowed = torch.zeros(len(rows), dtype=torch.float64)
 
     def draw(self) -> bool:
-        """Draw the next token of each row; whether any row goes on after it."""
+        """Sample the next token of each row. Return whether any row is still unfinished."""
         if self.step % NOISE_BLOCK == 0:
             self.noise = self._make_noise()
         self.drawn, logprobs = self._draw(self.noise[:, self.step % NOISE_BLOCK])
@@ -136,7 +136,7 @@ class _Batch:
         return self.going > 0
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [L] and their log-probs [L], those under the whole distribution even where some of it is excluded."""
+        """Return tokens [L] and their log-probs [L] under the full distribution, even if an exclusion restricts it."""
         if self.exclusion is None:
             return draw(self.logits, noise, self.params)
         temperature = self.params.temperature
@@ -148,7 +148,7 @@ class _Batch:
         return tokens, token_logprobs(self.logits, tokens, temperature)
 
     def shrink(self) -> None:
-        """Take finished rows out of the batch and its cache, once enough have finished to be worth the copy."""
+        """Remove finished rows from the batch and its cache once enough have finished to be worth the copy."""
         if not self.can_shrink or self.going > SHRINK_AT * len(self.live):
             return
         keep = (~self.ended).nonzero()[:, 0]
@@ -161,14 +161,14 @@ class _Batch:
             self.mask = self.mask[keep]
 
     def advance(self) -> None:
-        """Feed the drawn tokens for the next logits."""
+        """Run the model on the sampled tokens to compute the next logits."""
         positions = self.positions + self.step - 1
         mask = None if self.mask is None else self.mask[:, : self.width + self.step]
         output = forward(self.model, self.drawn[:, None], positions[:, None], mask, self.cache)
         self.logits = self._known(output.logits[:, -1])
 
     def _known(self, logits: Tensor) -> Tensor:
-        """Return logits in which only tokens of the tokenizer can be drawn."""
+        """Return logits from which only tokens of the tokenizer can be sampled."""
         return logits if self.missing is None else self.missing.hidden(logits)
 
     def _make_noise(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""One token a row from logits: temperature, top-k and top-p, and inverse-CDF sampling with given noise."""
+"""Sampling of one token per row from logits, by temperature, top-k, top-p and inverse-CDF sampling."""
 
 import torch
 from torch import Tensor
@@ -9,22 +9,24 @@ from gvpo.sampling.base import SamplingParams
 from gvpo.update.head import picked
 
 BLOCK = 512
-"""Tokens a block of the vocabulary."""
+"""Number of tokens per block of the vocabulary."""
 
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Draw a token for each row.
+    """Sample one token per row.
 
-        token = min { v : sum_{w <= v} p_w > u sum_w p_w },   p = softmax(logits / temperature), cut by top-k and top-p
+        token = min { v : sum_{w <= v} p_w > u sum_w p_w },   p = softmax(logits / temperature), filtered by top-k and
+        top-p
 
     Args:
         logits: [B, V].
         uniforms: [B] noise in [0, 1).
-        params: temperature 0 takes the most likely token.
+        params: Sampling parameters. Temperature 0 selects the most likely token.
 
     Returns:
-        tokens [B], and their log-probs [B] in float32 or better: of softmax(logits / temperature) over the whole
-        vocabulary, whatever top-k and top-p cut off (at temperature 1 where it is 0), as the update computes them.
+        Tokens [B], and their log-probs [B] in float32 or better. As in the update, log-probs are computed from
+        softmax(logits / temperature) over the full vocabulary, without top-k and top-p, and at temperature 1 if it is
+        0.
     """
     scores = _scores(logits, params.temperature)
     if params.temperature == 0:
@@ -36,25 +38,25 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), at temperature 1 where it is 0."""
+    """Return log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), with temperature 1 if it is 0."""
     return picked(_scores(logits, temperature).log_softmax(-1), tokens)
 
 
 def _scores(logits: Tensor, temperature: float) -> Tensor:
-    """Logits / temperature in float32 or better; as they are at temperature 0."""
+    """Return logits / temperature in float32 or better. Temperature 0 leaves the logits unscaled."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide if temperature in (0, 1) else wide / temperature
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index at which the cumulative probability exceeds the noise; one of probability 0 is never drawn.
+    """Return the first index whose cumulative probability exceeds the noise. Its probability is never 0.
 
-    Sums over blocks, and within the one that is hit, are float64: in float32 the tail of a large vocabulary would be
-    lost. No [B, V] float64 tensor is made: the index is found among blocks first, then within one.
+    Sums over blocks, and within the selected block, use float64, because float32 would lose the tail of a large
+    vocabulary. No [B, V] float64 tensor is created: the search finds a block first, then the index within it.
 
     Args:
-        probabilities: [B, V], not necessarily normalised.
-        uniforms: [B] in [0, 1).
+            probabilities: [B, V], not necessarily normalized.
+            uniforms: [B] noise in [0, 1).
 
     Returns:
         [B] indices.
@@ -68,19 +70,19 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     before = F.pad(ends, (1, 0)).gather(-1, block[:, None])[:, 0]
     inside = blocks[torch.arange(len(block), device=block.device), block].to(wide).cumsum(-1)
     index = block * size + _first_above(inside, point - before)
-    return index.clamp(max=probabilities.shape[-1] - 1)  # reached by NaN alone, which the sampler reports
+    return index.clamp(max=probabilities.shape[-1] - 1)  # only NaN reaches it, and the sampler reports NaN
 
 
 def _first_above(ends: Tensor, point: Tensor) -> Tensor:
-    """First index with ends > point; a point that rounding put at the very end counts as just before it."""
+    """Return the first index with ends > point. A point that rounding put at the very end counts as just before it."""
     point = torch.minimum(point, ends[:, -1] * (1 - torch.finfo(ends.dtype).eps))
     return torch.searchsorted(ends, point[:, None], right=True)[:, 0].clamp(max=ends.shape[-1] - 1)
 
 
 def _kept(scores: Tensor, probabilities: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities, with 0 for what top-k and top-p cut off; not renormalised."""
+    """Return the probabilities, with 0 for tokens that top-k and top-p filter out, not renormalized."""
     kept = scores
-    ids = torch.empty(0, device=scores.device)  # transformers' warpers take the tokens so far and do not look at them
+    ids = torch.empty(0, device=scores.device)  # transformers' warpers expect previous tokens but ignore them
     if params.top_k > 0:
         kept = TopKLogitsWarper(params.top_k)(ids, kept)
     if params.top_p < 1:

@@ -1,7 +1,7 @@
-"""Sampling engines by name: what a command line or a recipe calls them, and how they are opened.
+"""Registry of sampling engines by the name used on the command line and in recipes.
 
 An engine is one module with a function that returns a `Sampler`, and one line in `ENGINES`. The module is imported when
-the engine is opened, so this one loads neither torch nor the engine's package (docs/internals/adding.md).
+the engine is opened, so this module loads neither torch nor the engine's package (docs/internals/adding.md).
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""Of weights and arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
+"""Precision of weights and arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine holds its model.
+    """Options for loading an engine's model.
 
     Args:
-        dtype: precision.
-        tokens_per_batch: tokens held in the cache at once.
+        dtype: Precision.
+        tokens_per_batch: Maximum number of tokens in the cache at any time.
     """
 
     dtype: Precision = "auto"
@@ -35,7 +35,7 @@ class EngineOptions:
 ENGINES = {
     "transformers": "gvpo.sampling.transformers:open_sampler",
 }
-"""By name: "module:function" that opens the engine, called with model, tokenizer and `EngineOptions`."""
+"""Engine names with the "module:function" that opens each engine, called with model, tokenizer and `EngineOptions`."""
 
 
 def open_engine(
@@ -44,14 +44,14 @@ def open_engine(
     """Return a sampler of a model.
 
     Args:
-        name: a key of `ENGINES`.
-        model: directory or hub id.
-        tokenizer: the model's.
-        options: how the engine holds the model.
+        name: A key of `ENGINES`.
+        model: Directory or Hub model ID.
+        tokenizer: The model's tokenizer.
+        options: Options for loading the model.
 
     Raises:
-        ConfigError: there is no such engine.
-        ModelError: the model cannot be loaded.
+        ConfigError: If the engine is unknown.
+        ModelError: If the model cannot be loaded.
     """
     check_engine(name)
     sampler: Sampler = lazy.named(ENGINES[name])(model, tokenizer, options or EngineOptions())
@@ -59,10 +59,10 @@ def open_engine(
 
 
 def check_engine(name: str) -> None:
-    """Raise an error if there is no engine of that name.
+    """Raise an error if no engine has this name.
 
     Raises:
-        ConfigError: there is none; the message suggests the nearest name.
+        ConfigError: If the engine is unknown. The message suggests the nearest name.
     """
     if name not in ENGINES:
         hint = did_you_mean(name, ENGINES, f"choose one of {', '.join(ENGINES)}")

@@ -1,4 +1,4 @@
-"""Prompts through the model once: what decoding starts from."""
+"""Computes prompts once, as the starting point of decoding."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from gvpo.errors import ModelError
 
 @dataclass
 class Prefilled:
-    """n prompts, computed.
+    """n computed prompts.
 
     Args:
-        prompts: their token ids.
-        pad: id of the padding.
-        logits: [n, V] of each prompt's last token.
-        cache: transformers' cache, n rows.
-        lengths: [n] tokens of each prompt.
-        mask: [n, P] 1 on tokens and 0 on the padding before them; None where no prompt is padded.
+        prompts: Their token ids.
+        pad: Id of the padding token.
+        logits: [n, V] logits of each prompt's last token.
+        cache: Cache of transformers with n rows.
+        lengths: [n] number of tokens of each prompt.
+        mask: [n, P] 1 on tokens and 0 on the padding before them, or None if no prompt is padded.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -35,15 +35,15 @@ class Prefilled:
 
     @property
     def width(self) -> int:
-        """Tokens in the cache, padding counted."""
+        """Number of tokens in the cache, including padding."""
         return max(map(len, self.prompts))
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Prefilled:
-    """Compute prompts of any lengths in one forward, padded on the left so that all end together.
+    """Compute prompts of any lengths in one forward pass, padded on the left so that all end at the same position.
 
     Raises:
-        ModelError: the model gives no cache.
+        ModelError: If the model returns no cache.
     """
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -54,20 +54,20 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) 
     output = forward(model, torch.tensor(ids, device=model.device), places.clamp(min=0), mask, cache=None)
     cache = getattr(output, "past_key_values", None)
     if cache is None:
-        raise ModelError(f"{type(model).__name__} gives no key-value cache to sample with; use a model that has one")
+        raise ModelError(f"{type(model).__name__} returns no key-value cache to sample with; use a model that has one")
     return Prefilled(prompts, pad, output.logits[:, -1], cache, lengths, mask)
 
 
 def spread(model: PreTrainedModel, prefilled: Prefilled, owners: Sequence[int]) -> tuple[Prefilled, bool]:
-    """Repeat prefilled prompts, one copy a row; the argument's own cache is used up.
+    """Repeat prefilled prompts, with one copy per row. The argument's cache must not be used afterwards.
 
     Args:
-        model: for caches that cannot be repeated: then the repeated prompts are computed anew.
+        model: Model that recomputes the repeated prompts if the cache cannot be repeated.
         prefilled: n prompts.
-        owners: R prompts, by position.
+        owners: Positions of R prompts.
 
     Returns:
-        R prompts, and whether their cache's rows can be chosen from later (`reorder_cache`).
+        R prompts, and whether rows of their cache can be selected later (`reorder_cache`).
     """
     index = torch.tensor(owners, device=prefilled.logits.device)
     prompts = [prefilled.prompts[owner] for owner in owners]
@@ -83,18 +83,18 @@ def spread(model: PreTrainedModel, prefilled: Prefilled, owners: Sequence[int]) 
 
 
 def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Any:
-    """One cached forward; logits are wanted of the last token alone.
+    """Run one cached forward pass. Only the logits of the last token are computed if the model supports it.
 
     Args:
-        model: the model.
+        model: Model to run.
         ids: [R, L] new tokens.
         positions: [R, L] their positions.
-        mask: [R, cached + L], or None where nothing is padded.
-        cache: of what came before; None starts one.
+        mask: [R, cached + L], or None if nothing is padded.
+        cache: Cache of the previous tokens; None starts a new one.
     """
     optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
     if getattr(model.config, "output_router_logits", False):
-        optional["output_router_logits"] = False  # its router loss wants a mask as long as the new tokens
+        optional["output_router_logits"] = False  # the router loss expects a mask as long as the new tokens
     accepted = _keywords(type(model).forward)
     optional = {name: value for name, value in optional.items() if accepted is None or name in accepted}
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **optional)
@@ -102,7 +102,7 @@ def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor
 
 @cache
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The keywords that a function takes; None: any. Asked once, not for each token."""
+    """Return the keywords that a function accepts, or None if it accepts any. Cached, since it is called per token."""
     parameters = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return None if takes_all else frozenset(parameters)

@@ -1,4 +1,4 @@
-"""Completions that end at a text: what base models write after their answer is dropped."""
+"""Completions that end at a stop text. Base models often continue after their answer; that continuation is dropped."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ FENCE = "```"
 
 
 class StopTexts:
-    """A sampler whose completions' texts end before the first of some texts.
+    """A sampler whose completions' texts end before the first stop text.
 
-    Their tokens stay as they were sampled, and so does their length: the engine has computed them. A completion that is
-    cut here has stopped, wherever its sampling ended.
+    Their tokens and lengths are left unchanged, because the engine has computed them. A completion that is truncated
+    here has the finish reason "stop", regardless of where its sampling ended.
 
     Args:
-        sampler: draws the completions.
-        stops: texts; the earliest of them in a completion is where it ends.
-        before_fence: look at a completion with a fenced block of code up to the fence alone: inside, a function may
-            begin.
+        sampler: Sampler of the completions.
+        stops: Stop texts. A completion ends before the earliest of them.
+        before_fence: In a completion with a fenced block of code, search only up to the fence, because a function may
+            begin inside the block.
     """
 
     def __init__(self, sampler: Sampler, stops: Sequence[str], *, before_fence: bool = False) -> None:
@@ -28,12 +28,12 @@ class StopTexts:
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> list[list[Completion]]:
-        """As the sampler's."""
+        """Call the sampler's `sample`, then truncate the texts."""
         drawn = self._sampler.sample(requests, params, seed=seed, step=step)
         return [[self._cut(row) for row in rows] for rows in drawn]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """As the sampler's, where it has such a method."""
+        """Call the sampler's `check` if it has one."""
         check = getattr(self._sampler, "check", None)
         if check is not None:
             check(requests, params)

@@ -3,8 +3,9 @@
     n prompts, left-padded ──prefill──▶ cache [n] ──repeat──▶ cache [n k] ──decode, token by token──▶ completions
                                                                  └─ finished rows leave it now and then
 
-Each prompt is computed once, however many completions it gets. Noise is counter-based (`gvpo.sampling.noise`), so a
-row's tokens depend on (seed, step, prompt id, row) and the weights; its batch changes logits by float rounding at most.
+Each prompt is computed once, regardless of its number of completions. Noise is counter-based (`gvpo.sampling.noise`),
+so a row's tokens depend on (seed, step, prompt id, row) and the weights. The batch changes logits only by float
+rounding.
 """
 
 import copy
@@ -33,19 +34,20 @@ from gvpo.sampling.prefill import Prefilled, prefill
 from gvpo.types import Completion
 
 LOG_ALLOWED = "log_allowed"
-"""Among a completion's extras where something was excluded: sum_t log P_t(allowed), for `sequence_weights`."""
+"""Key in a completion's extras if an exclusion applied: sum_t log P_t(allowed), for `sequence_weights`."""
 
 
 class TransformersSampler:
-    """Draws completions from a transformers model that lives in this process.
+    """Samples completions from a transformers model in this process.
 
     Args:
-        model: a causal language model, which becomes a distribution over the tokenizer's tokens, in updates too. It is
-            sampled in eval mode, and left in the mode it was in. Autocast is the caller's.
-        tokenizer: its tokenizer, for stop tokens, padding and text.
-        tokens_per_batch: tokens held in the cache at once, prompts and longest completions counted. One completion that
-            needs more goes alone.
-        ending: which tokens end a completion; default what tokenizer, chat template and generation config say.
+        model: Causal language model. It is restricted to the tokenizer's tokens, in updates too. It is sampled in eval
+            mode, and its previous mode is restored. Autocast is up to the caller.
+        tokenizer: Tokenizer of the model, for stop tokens, padding and text.
+        tokens_per_batch: Maximum number of tokens in the cache at any time, including prompts and the longest
+            completions. A completion that needs more is sampled in its own batch.
+        ending: Tokens that end a completion. The default is read from the tokenizer, chat template and generation
+            config.
     """
 
     def __init__(
@@ -62,11 +64,11 @@ class TransformersSampler:
         self._exclusions: dict[tuple[Exclusion, tuple[int, ...]], CompiledExclusion] = {}
 
     def exclusion(self, params: SamplingParams) -> CompiledExclusion | None:
-        """What `params` exclude, for this model; made at the first call, None if nothing.
+        """Return the compiled exclusion of `params` for this model, or None if they exclude nothing. Cache it.
 
         Raises:
-            ConfigError: it cannot be satisfied or read.
-            ModelError: the tokenizer does not tell the bytes of its tokens.
+            ConfigError: If the exclusion cannot be satisfied or read.
+            ModelError: If the bytes of the tokenizer's tokens cannot be determined.
         """
         if not params.exclusion:
             return None
@@ -78,12 +80,13 @@ class TransformersSampler:
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> list[list[Completion]]:
-        """Draw `params.group_size` completions of each request; see `Sampler.sample`.
+        """Sample `params.group_size` completions for each request; see `Sampler.sample`.
 
         Raises:
-            DataError: a prompt that is empty or leaves no room in the model's context, or ids that are not distinct.
-            ModelError: a model without a usable cache, tokens that it does not have, or logits that are not finite.
-            ConfigError: an exclusion that cannot be satisfied.
+            DataError: If a prompt is empty or leaves no room in the model's context, or if ids are not distinct.
+            ModelError: If the model has no usable cache, a prompt has tokens outside the vocabulary, or logits are not
+                finite.
+            ConfigError: If an exclusion cannot be satisfied.
         """
         limits = self._limits(requests, params)
         found: dict[int, list[Completion]] = {}
@@ -101,13 +104,13 @@ class TransformersSampler:
         return [found[index] for index in range(len(requests))]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Raise what `sample` would raise of these requests, and warn of endings in doubt, before hours of it."""
+        """Raise the errors that `sample` would raise for these requests, and warn about an uncertain end token."""
         if self.ending.doubt and not params.stop_token_ids:
             notices.warn(self.ending.doubt)
         self._limits(requests, params)
 
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
-        """How many tokens each request's completions may have: the maximum, or what the context leaves."""
+        """Return the maximum number of tokens per completion of each request, limited by the room in the context."""
         if len({request.id for request in requests}) < len(requests):
             raise DataError(
                 "two requests have the same id, so they would get the same noise; give each prompt its own id"
@@ -123,7 +126,7 @@ class TransformersSampler:
     def _draw(
         self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams
     ) -> list["_Drawn"]:
-        """Decode the rows of some prompts, together if the budget allows; the prompts are computed once."""
+        """Decode the rows of some prompts, together if the budget allows. The prompts are computed once."""
         prefilled = prefill(self.model, prompts, pad_id(self.tokenizer))
         width = max(map(len, prompts)) + max(row.limit for row in rows)
         count = len(rows) if len(prompts) > 1 else max(1, self.tokens_per_batch // width)
@@ -138,7 +141,7 @@ class TransformersSampler:
     def _decode(self, prefilled: Prefilled, rows: Sequence[DecodingRow], params: SamplingParams) -> list["_Drawn"]:
         drawn = decode(self.model, prefilled, rows, params, self._stops(params), self.exclusion(params))
         if not bool(torch.isfinite(drawn.logprobs).all()):
-            raise ModelError("the model's logits are not finite; its weights have diverged, go back to a checkpoint")
+            raise ModelError("the model's logits are not finite; its weights have diverged, return to a checkpoint")
         return [
             _Drawn(ids[:length], values[:length], total)
             for ids, values, length, total in zip(
@@ -170,15 +173,15 @@ class TransformersSampler:
         return tuple(sorted({*self.ending.stops, *params.stop_token_ids}))
 
     def _without_end(self, tokens: list[int]) -> list[int]:
-        """Return the tokens of the text: the template's end is none of them, even if the tokenizer does not skip it."""
+        """Return the tokens of the text. The template's end token is removed even if the tokenizer does not skip it."""
         return tokens[:-1] if tokens[-1] == self.ending.written else tokens
 
 
 def open_sampler(model: str, tokenizer: PreTrainedTokenizerBase, options: EngineOptions) -> TransformersSampler:
-    """Load a model and return its sampler: what `ENGINES` names.
+    """Load a model and return its sampler. `ENGINES` refers to this function.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: If the model cannot be loaded.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = options.dtype == "bfloat16" or (options.dtype == "auto" and device != "cpu")
@@ -196,10 +199,10 @@ class _Drawn:
 
 
 def plan(requests: Sequence[Request], limits: Sequence[int], group_size: int, budget: int) -> Iterator[list[int]]:
-    """Cut requests into batches whose padded rows fit the budget, similar lengths together; at least one request each.
+    """Split requests into batches whose padded rows fit the budget, with similar lengths together.
 
     Yields:
-        Positions in `requests`.
+        Positions in `requests`, at least one per batch.
     """
     batch: list[int] = []
     prompt = limit = 0
@@ -231,10 +234,10 @@ def _check_prompt(request: Request, context: int | None, vocabulary: int) -> Non
 
 @contextmanager
 def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients, eval mode (in train mode gradient checkpointing would switch the cache off), and back.
+    """Disable gradients and switch to eval mode (in train mode, gradient checkpointing would disable the cache).
 
-    Autocast keeps weights that it has cast. Casts made here carry no gradient, and older ones may be of weights that
-    have moved since, so neither may meet the other side.
+    Autocast caches the weights that it has cast. Casts made here carry no gradient, and older casts may belong to
+    weights that have changed since, so the cache is cleared on both sides.
     """
     training: list[Any] = [module for module in model.modules() if module.training]
     model.train(False)

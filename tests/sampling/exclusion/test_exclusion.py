@@ -1,4 +1,4 @@
-"""Masked softmax, its place among temperature and the cuts, rows without a way on, and sequence weights."""
+"""Tests of the masked softmax, its order with temperature, top-k and top-p, dead ends, and sequence weights."""
 
 import itertools
 import math
@@ -29,12 +29,12 @@ def logits(rows=1, seed=0):
 
 
 def restricted(scores, allowed):
-    """P restricted and renormalised, in probabilities, by its definition."""
+    """Restrict P and renormalize it in probabilities, by its definition."""
     inside = [math.exp(value) if ok else 0.0 for value, ok in zip(scores.tolist(), allowed, strict=True)]
     return torch.tensor(inside, dtype=torch.float64) / sum(inside)
 
 
-def test_what_is_drawn_from_is_the_masked_softmax():
+def test_sampling_distribution_is_the_masked_softmax():
     exclusion = compiled(WORDS, ban_tokens=(2, 4))
     scores = logits(50)
     found = exclude(scores, [exclusion.start] * 50, exclusion)
@@ -44,8 +44,8 @@ def test_what_is_drawn_from_is_the_masked_softmax():
         assert log_allowed.exp() == pytest.approx(float(row.softmax(-1)[[0, 1, 3]].sum()), abs=1e-12)
 
 
-def test_it_is_the_nearest_distribution_in_kl_and_the_distance_is_minus_log_p_of_the_allowed():
-    """Against 2000 other distributions on the allowed tokens, near and far."""
+def test_it_is_the_nearest_distribution_in_kl_at_distance_minus_log_p_of_the_allowed():
+    """Compare with 2000 other distributions on the allowed tokens, near and far."""
     exclusion = compiled(WORDS, ban_tokens=(2,))
     p = logits(seed=3)[0].softmax(-1)
     found = exclude(p.log()[None], [exclusion.start], exclusion)
@@ -63,7 +63,7 @@ def test_it_is_the_nearest_distribution_in_kl_and_the_distance_is_minus_log_p_of
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_log_p_of_the_allowed_is_at_the_temperature_of_the_draw(temperature):
+def test_log_p_of_the_allowed_uses_the_sampling_temperature(temperature):
     exclusion = compiled(WORDS, ban_tokens=(1, 2))
     scores = logits()
     found = exclude(scores, [exclusion.start], exclusion, temperature=temperature)
@@ -73,7 +73,7 @@ def test_log_p_of_the_allowed_is_at_the_temperature_of_the_draw(temperature):
 
 
 def test_exclusion_comes_before_top_k():
-    """The two likeliest tokens are banned: top-k of what is left draws the next two, and never nothing."""
+    """If the two most likely tokens are banned, top-k keeps the next two."""
     scores = torch.tensor([[5.0, 4.0, 1.0, 0.5, -1.0]])
     exclusion = compiled(WORDS, ban_tokens=(0, 1))
     masked = exclude(scores, [exclusion.start], exclusion).scores.expand(4000, -1)
@@ -88,7 +88,7 @@ def test_exclusion_comes_before_top_p():
     exclusion = compiled(WORDS, ban_tokens=(0,))
     masked = exclude(scores, [exclusion.start], exclusion).scores.expand(4000, -1)
     tokens, _ = draw(masked, torch.linspace(0, 0.9999, 4000, dtype=torch.float64), SamplingParams(top_p=0.6))
-    assert set(tokens.tolist()) == {1, 2}, "0.2 and 0.1 are three quarters of what is left"
+    assert set(tokens.tolist()) == {1, 2}, "0.2 and 0.1 are three quarters of the rest"
 
 
 def test_bfloat16_logits_are_summed_in_float32():
@@ -106,7 +106,7 @@ def test_probabilities_below_the_smallest_number_are_fine_in_logs():
     assert found.log_allowed[0] == pytest.approx(-500 + math.log(1 + math.exp(-1)))
 
 
-def test_a_row_without_a_way_on_is_ended_with_weight_zero_and_leaves_the_others_alone():
+def test_a_row_at_a_dead_end_is_ended_with_weight_zero_and_other_rows_are_unchanged():
     exclusion = compiled(WORDS, allow_strings=("aab",), ban_strings=("ab",))
     scores = logits(2)
     stuck = exclusion.after([3])  # "aa", and "b" may not come
@@ -117,8 +117,8 @@ def test_a_row_without_a_way_on_is_ended_with_weight_zero_and_leaves_the_others_
     assert sequence_weights(found.log_allowed).tolist() == [0, 2]
 
 
-def test_tokens_that_another_processor_took_away_are_no_way_on():
-    """min_new_tokens, say, bans the stop token where only that may come."""
+def test_tokens_that_another_processor_removed_cannot_continue_a_row():
+    """For example, min_new_tokens bans the stop token where only that token is allowed."""
     exclusion = compiled(WORDS, allow_strings=("a",))
     scores = logits()
     scores[0, 0] = -math.inf
@@ -127,7 +127,7 @@ def test_tokens_that_another_processor_took_away_are_no_way_on():
     assert found.scores[0].softmax(-1).tolist() == [1, 0, 0, 0, 0]
 
 
-def test_no_way_on_and_no_stop_token_is_an_error():
+def test_a_dead_end_without_a_stop_token_is_an_error():
     words = vocabulary("a", "b", stops=0)
     exclusion = CompiledExclusion(Exclusion(allow_strings=("a",)), words)
     with pytest.raises(ConfigError, match="no stop token"):
@@ -141,11 +141,11 @@ def test_logits_of_another_size_are_an_error():
 
 
 def enumerated(exclusion, length):
-    """Every sequence of a Markov model: probability under P, under the exclusion's Q, its weight, and if it is good."""
-    table = logits(SIZE, seed=7)  # row: the token before; row 0 to begin with
+    """Yield each sequence of a Markov model: tokens, probability under P and under the exclusion's Q, and weight."""
+    table = logits(SIZE, seed=7)  # row: the previous token; row 0 at the start
     for row in itertools.product(range(SIZE), repeat=length):
         if 0 in row and any(row[row.index(0) :]):
-            continue  # after the end comes nothing
+            continue  # no token follows the end
         tokens = row[: row.index(0) + 1] if 0 in row else row
         p = q = weight = 1.0
         state, before = exclusion.start, 0
@@ -160,13 +160,13 @@ def enumerated(exclusion, length):
 
 
 def good(tokens, length):
-    """No "aab", and an end where there is room for one."""
+    """Return whether the text has no "aab", and ends if there is room for an end."""
     text = b"".join(WORDS.tokens[token] or b"" for token in tokens)
     return b"aab" not in text and (0 in tokens or len(tokens) == length)
 
 
-def test_weights_turn_what_is_drawn_into_the_model_given_that_the_text_is_good():
-    """By enumeration: q w = p on good sequences, and E[w] = P(good); the unweighted distribution is another."""
+def test_weights_correct_samples_to_the_model_given_that_the_text_is_good():
+    """Check by enumeration: q w = p on good sequences, and E[w] = P(good). The unweighted distribution differs."""
     exclusion = compiled(WORDS, ban_strings=("aab",))
     rows = list(enumerated(exclusion, 5))
     p_good = sum(p for tokens, p, _, _ in rows if good(tokens, 5))
@@ -181,8 +181,8 @@ def test_weights_turn_what_is_drawn_into_the_model_given_that_the_text_is_good()
     assert sum(abs(q - p / p_good) for tokens, p, q, _ in rows if good(tokens, 5)) > 0.01
 
 
-def test_weights_are_right_where_some_ways_lead_nowhere():
-    """ "aa" cannot be finished: it is ended with weight 0, and the rest still sums to P(good)."""
+def test_weights_are_correct_with_dead_ends():
+    """ "aa" cannot be finished. It is ended with weight 0, and the rest still sums to P(good)."""
     exclusion = compiled(WORDS, allow_strings=("aab", "ba", "b"), ban_strings=("ab",))
     rows = list(enumerated(exclusion, 4))
     p_good = sum(p for tokens, p, _, _ in rows if tokens in {(2, 1, 0), (2, 0)})

@@ -1,6 +1,6 @@
-"""Which tokens may come next: ids, strings, characters, expressions; characters cut into bytes; ends; control tokens.
+"""Tests of the allowed next tokens: ids, strings, characters, expressions, split characters, ends, control tokens.
 
-The independent check throughout: a token may come next if and only if some text that it leads to is a good one.
+The independent check throughout: a token may come next if and only if some text that it leads to is allowed.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def trained():
 
 
 def is_korean(letter):
-    """By the names of characters, not by the tables that the code uses; those are newer, so some have no name here."""
+    """Decide by the names of characters, not by the code's tables, which are newer, so some have no name here."""
     return "HANGUL" in unicodedata.name(letter, "HANGUL?") or unicodedata.category(letter) in {"Nd", *PUNCTUATION}
 
 
@@ -46,14 +46,14 @@ def texts_of(rows, words):
     return [b"".join(words.tokens[token] or b"" for token in row) for row in rows]
 
 
-def test_token_ids_alone_are_allowed_and_banned():
+def test_only_token_ids_are_allowed_and_banned():
     assert readable(compiled(WORDS, allow_tokens=(1, 2))) == {0, b"a", b"b"}
     assert readable(compiled(WORDS, ban_tokens=(1, 2, 8))) == {0, b"ab", b"ba", b"abc", b"c", b"cab"}
     assert readable(compiled(WORDS, allow_tokens=(1, 2), ban_tokens=(2, 0))) == {b"a"}
 
 
-def test_a_banned_string_stays_away_however_it_is_cut():
-    """All sequences of 4 tokens that the rule allows step by step are all those whose text lacks the strings."""
+def test_a_banned_string_is_excluded_in_any_tokenization():
+    """The sequences of 4 tokens that the rule allows step by step are exactly those without the strings."""
     exclusion = compiled(WORDS, ban_strings=("abc", "bb"))
     for row in itertools.product(range(1, 8), repeat=4):
         text = b"".join(WORDS.tokens[token] for token in row)
@@ -75,14 +75,14 @@ def test_a_banned_string_within_a_character_is_bytes():
     assert not exclusion.allowed(exclusion.after([first, first, second]))[last]
 
 
-def test_allowed_strings_leave_ways_to_each_of_them():
+def test_allowed_strings_allow_each_of_them():
     exclusion = compiled(WORDS, allow_strings=("ab", "abc", "ba"))
     assert readable(exclusion) == {b"a", b"ab", b"abc", b"b", b"ba"}
     assert readable(exclusion, 3) == {0, b"c"}  # "ab" is complete, "abc" is not
     assert readable(exclusion, 5) == {0}
 
 
-def test_rules_of_several_kinds_are_all_to_be_satisfied():
+def test_rules_of_several_kinds_must_all_be_satisfied():
     exclusion = compiled(WORDS, allow_strings=("ab", "abc", "ba"), ban_strings=("bc",), ban_tokens=(3,))
     assert readable(exclusion) == {b"a", b"b", b"ba"}
     assert readable(exclusion, 1) == {b"b"}
@@ -102,7 +102,7 @@ def test_a_character_can_be_written_byte_by_byte(text):
 
 
 @pytest.mark.parametrize("text", ["漢", "a", "é", "\U0001f600", "Ж"])
-def test_another_character_is_stopped_at_the_first_byte_that_gives_it_away(text):
+def test_another_character_is_stopped_at_its_first_distinguishing_byte(text):
     exclusion = compiled(BYTES, allow_characters=KOREAN)
     state, stopped = exclusion.start, False
     for byte in text.encode():
@@ -116,8 +116,8 @@ def test_another_character_is_stopped_at_the_first_byte_that_gives_it_away(text)
 @pytest.mark.parametrize(
     ("allow", "ban"), [(KOREAN, ()), ((), ("Han",)), (("letters", "spaces"), ("Latin", "[가-힇]")), (("ascii",), ())]
 )
-def test_after_each_beginning_of_a_character_just_what_can_still_become_one_is_allowed(allow, ban):
-    """Against every character that there is, by its UTF-8 form."""
+def test_after_each_beginning_of_a_character_exactly_its_possible_continuations_are_allowed(allow, ban):
+    """Compare with every Unicode character, by its UTF-8 form."""
     characters = CharacterSet(allow, ban)
     everything = (chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
     good = {letter.encode() for letter in everything if characters.holds(letter)}
@@ -129,8 +129,8 @@ def test_after_each_beginning_of_a_character_just_what_can_still_become_one_is_a
         assert {token - 1 for token in range(1, 257) if exclusion.allowed(state)[token]} == expected
 
 
-def test_korean_alone_with_a_trained_tokenizer(trained):
-    """Tokens of this tokenizer begin and end within characters; nothing else than what was asked for is written."""
+def test_only_korean_with_a_trained_tokenizer(trained):
+    """Tokens of this tokenizer begin and end within characters. Only allowed characters are written."""
     tokenizer, words = trained
     partial = [data for data in words.tokens if data and not is_utf8(data)]
     assert len([data for data in partial if len(data) > 1]) > 10
@@ -159,7 +159,7 @@ def is_within_character(data):
 
 
 def is_korean_so_far(text):
-    """A text whose last character may be unfinished."""
+    """Return whether a text is Korean; its last character may be incomplete."""
     return all(is_korean(letter) for letter in text.decode(errors="ignore"))
 
 
@@ -174,7 +174,7 @@ def test_every_korean_text_can_be_written_by_its_own_tokens(trained):
         assert state is None
 
 
-def test_a_script_can_be_banned_and_the_rest_is_left_alone(trained):
+def test_a_script_can_be_banned_and_the_rest_stays_allowed(trained):
     tokenizer, words = trained
     exclusion = compiled(words, ban_characters=("Han",))
     allowed = exclusion.allowed(exclusion.start)
@@ -184,7 +184,7 @@ def test_a_script_can_be_banned_and_the_rest_is_left_alone(trained):
     assert allowed[tokenizer.convert_tokens_to_ids("<|im_end|>")], "control tokens have no script"
 
 
-def test_control_tokens_and_unused_ids_are_no_text_and_stop_tokens_end_it(trained):
+def test_control_tokens_and_unused_ids_are_not_text_and_stop_tokens_end_it(trained):
     tokenizer, words = trained
     control = [tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"), words.size - 1]
     for fields in ({"allow_characters": ("ascii",)}, {"allow_strings": ("The",)}, {"allow_regex": ("[a-zA-Z<>]*",)}):
@@ -197,7 +197,7 @@ def test_control_tokens_and_unused_ids_are_no_text_and_stop_tokens_end_it(traine
     assert several.allowed(several.start)[[tokenizer.eos_token_id, control[1]]].all()
 
 
-def test_what_tokens_write_is_what_the_tokenizer_decodes(trained):
+def test_tokens_write_the_bytes_that_the_tokenizer_decodes(trained):
     for tokenizer in (trained[0], pieces_tokenizer()):
         words = Vocabulary.of(tokenizer, len(tokenizer), [1])
         texts = ["한국 the e", "th\u00e9 \U0001f600!"]
@@ -207,7 +207,7 @@ def test_what_tokens_write_is_what_the_tokenizer_decodes(trained):
         assert words.tokens[tokenizer.eos_token_id] is None
 
 
-def test_a_tokenizer_that_hides_its_bytes_is_refused():
+def test_a_tokenizer_with_unknown_bytes_is_rejected():
     tokenizer = trained_tokenizer()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(ModelError, match="WordPiece"):
@@ -224,8 +224,8 @@ def test_a_regular_expression_for_the_whole_text(pattern):
     assert all(re.fullmatch(pattern, text) for text in texts)
 
 
-def test_an_expression_leaves_every_cut_of_a_text_into_tokens():
-    """Not only the tokenizer's own, also where the text has one way on."""
+def test_an_expression_allows_every_tokenization_of_a_text():
+    """Allow all tokenizations, not only the tokenizer's own, even if the text has a single continuation."""
     pytest.importorskip("llguidance")
     exclusion = compiled(WORDS, allow_regex=("abcab",))
     assert readable(exclusion) == {b"a", b"ab", b"abc"}
@@ -235,7 +235,7 @@ def test_an_expression_leaves_every_cut_of_a_text_into_tokens():
 
 
 def test_a_regular_expression_for_no_part_of_the_text():
-    """As with banned strings: what is allowed step by step is every text in which nothing matches, and no other."""
+    """As with banned strings, the texts allowed step by step are exactly those without a match."""
     pytest.importorskip("llguidance")
     exclusion = compiled(WORDS, ban_regex=("ab+c", "bb"))
     for row in itertools.product(range(1, 8), repeat=3):
@@ -259,7 +259,7 @@ def test_both_kinds_of_expressions_and_characters_together():
 
 
 def test_states_are_not_changed_in_place():
-    """Beams share them."""
+    """Beams share states."""
     pytest.importorskip("llguidance")
     exclusion = compiled(WORDS, allow_regex=("ab|ba",), ban_strings=("x",))
     start = exclusion.start
@@ -269,7 +269,7 @@ def test_states_are_not_changed_in_place():
     assert (exclusion.allowed(start) == before).all()
 
 
-def test_a_wrong_expression_is_named():
+def test_the_error_names_a_wrong_expression():
     pytest.importorskip("llguidance")
     with pytest.raises(ConfigError, match=r"'a\(' cannot be used: unclosed group"):
         compiled(WORDS, allow_regex=("ok", "a("))
@@ -277,13 +277,13 @@ def test_a_wrong_expression_is_named():
         compiled(WORDS, ban_regex=("a(?=b)",))
 
 
-def test_without_the_library_the_message_says_what_to_install(monkeypatch):
+def test_without_the_library_the_message_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=r"gvpo\[decoding\]"):
         compiled(WORDS, allow_regex=("a",))
 
 
-def test_no_way_on_is_an_empty_mask_and_after_the_end_everything_goes():
+def test_a_dead_end_is_an_empty_mask_and_after_the_end_every_token_is_allowed():
     exclusion = CompiledExclusion(Exclusion(allow_strings=("xyz",)), WORDS)
     assert not exclusion.allowed(exclusion.start).any()
     free = compiled(WORDS, ban_tokens=(1,))

@@ -1,4 +1,4 @@
-"""Items as they stand on a command line, and the names of characters."""
+"""Tests of items as written on a command line, and of the names of characters."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_items_become_fields(allow, ban, expected):
         ("token:-5", (), "not a list of token ids"),
     ],
 )
-def test_a_wrong_item_is_named(allow, ban, message):
+def test_the_error_names_a_wrong_item(allow, ban, message):
     with pytest.raises(ConfigError, match=message):
         parse_exclusion(allow, ban)
 
@@ -70,7 +70,7 @@ def test_exclusions_are_values():
         (("ascii",), "a~\x00", "é"),
     ],
 )
-def test_names_mean_what_they_say(names, inside, outside):
+def test_names_select_their_characters(names, inside, outside):
     characters = CharacterSet(names)
     assert characters.holds(inside)
     assert not any(characters.holds(letter) for letter in outside)
@@ -84,7 +84,7 @@ def test_names_are_checked_without_a_model():
         Exclusion(ban_characters=("Klingon",))
 
 
-def test_bytes_that_are_no_utf8_are_no_characters():
+def test_invalid_utf8_bytes_are_not_characters():
     assert decode(b"a\xed\x95") == ("a", b"\xed\x95")
     text, tail = decode(b"a\x80\xc0\xaf")
     assert tail == b""

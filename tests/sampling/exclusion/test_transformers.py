@@ -1,4 +1,4 @@
-"""In transformers' `generate`, and completions scored afterwards; a real model, every sequence of it enumerated."""
+"""Tests of exclusion in transformers' `generate`, and of scored completions, by enumeration of a real model."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def generate(model, processor, *, rows=4, prompt=PROMPT, **settings):
 
 
 def completions(sequences, prompt=PROMPT):
-    """Without the prompt and what comes after the end."""
+    """Return the rows without the prompt and the tokens after the end."""
     rows = [row[len(prompt) :] for row in sequences.tolist()]
     return [row[: row.index(1) + 1] if 1 in row else row for row in rows]
 
@@ -46,17 +46,17 @@ def completions(sequences, prompt=PROMPT):
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.3}, {"do_sample": False}, {"num_beams": 3}]
 )
-def test_generate_writes_what_is_allowed_and_nothing_else(settings, model, tokenizer):
+def test_generate_writes_only_what_is_allowed(settings, model, tokenizer):
     exclusion = compile_exclusion(parse_exclusion("[a-m가-힣]", "text:ab"), model, tokenizer)
     sequences = generate(model, ExclusionLogitsProcessor(exclusion), max_new_tokens=12, **settings)
     for row in completions(sequences):
-        text = tokenizer.decode(row, skip_special_tokens=True).rstrip("\ufffd")  # cut off within a character
+        text = tokenizer.decode(row, skip_special_tokens=True).rstrip("\ufffd")  # truncated within a character
         assert all("a" <= letter <= "m" or "가" <= letter <= "힣" for letter in text)
         assert "ab" not in text
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sums_are_those_of_plain_forwards(temperature, model, tokenizer):
+def test_sums_equal_those_of_plain_forwards(temperature, model, tokenizer):
     exclusion = compile_exclusion(parse_exclusion("ascii", "[a-m]"), model, tokenizer)
     processor = ExclusionLogitsProcessor(exclusion, temperature=temperature)
     sequences = generate(model, processor, rows=30, temperature=temperature, max_new_tokens=20)
@@ -68,7 +68,7 @@ def test_sums_are_those_of_plain_forwards(temperature, model, tokenizer):
 
 
 def test_penalties_come_before_and_change_nothing_among_the_allowed(model, tokenizer):
-    """A repetition penalty on logits, then the mask, is the mask, then the penalty; P is the penalised model."""
+    """A repetition penalty on logits, then the mask, equals the mask, then the penalty. P is the penalized model."""
     exclusion = compile_exclusion(parse_exclusion("ascii"), model, tokenizer)
     processor = ExclusionLogitsProcessor(exclusion)
     output = generate(
@@ -86,7 +86,7 @@ def test_penalties_come_before_and_change_nothing_among_the_allowed(model, token
 
 
 def test_prompts_of_different_lengths_keep_their_own_states(model, tokenizer):
-    """Left-padded, as generate wants them: what one row has written does not matter to another."""
+    """Prompts are left-padded, as generate expects. Tokens of one row do not affect another row."""
     exclusion = compile_exclusion(parse_exclusion(["text:xyxyxy", "text:yxyxyx"]), model, tokenizer)
     ids = torch.tensor([[0, 0, 10], [9, 10, 11]])
     mask = (ids != 0).long()
@@ -118,9 +118,9 @@ def has_llguidance():
 
 
 def test_weighted_samples_estimate_what_rejection_would_give(model, tokenizer):
-    """Two tokens of text on a real model: the mean weight is P(good) and weighted shares are those given good.
+    """With two tokens of text on a real model, the mean weight is P(good), and weighted frequencies are given good.
 
-    Bounds are five standard errors of 20,000 draws.
+    Bounds are five standard errors of 20,000 samples.
     """
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "abc"]
     exclusion = compile_exclusion(Exclusion(allow_tokens=tuple(letters), ban_strings=("ab", "cc")), model, tokenizer)
@@ -161,7 +161,7 @@ def test_a_completion_with_a_banned_token_has_no_probability(model, tokenizer):
     assert ended == score_allowed(model, PROMPT, [5, 1, a, a], exclusion)
 
 
-def test_what_cannot_work_is_said_before_anything_is_drawn(model, tokenizer):
+def test_unsatisfiable_exclusions_are_reported_before_sampling(model, tokenizer):
     with pytest.raises(ConfigError, match="token 999 and the model has 259 tokens"):
         compile_exclusion(parse_exclusion("token:999"), model, tokenizer)
     with pytest.raises(ConfigError, match="no token at all"):

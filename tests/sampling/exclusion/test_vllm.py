@@ -1,4 +1,4 @@
-"""The same exclusion in vLLM's own engine, against transformers. Skipped where vLLM is not installed."""
+"""Tests of the same exclusion in vLLM's engine, against transformers. Skipped if vLLM is not installed."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Heads of 32, the smallest that vLLM's attention on CPUs has."""
+    """Save a model with heads of 32, the smallest size that vLLM's attention on CPUs supports."""
     path = tmp_path_factory.mktemp("model")
     tiny_model("qwen2", hidden_size=128, seed=3).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
@@ -57,7 +57,7 @@ def text(row):
 
 @torch.no_grad()
 def log_q(model, exclusion, prompt, tokens, temperature):
-    """Masked softmax of plain forwards."""
+    """Compute the masked softmax of plain forwards."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1] / temperature
     state, values = exclusion.start, []
     for token, row in zip(tokens, logits, strict=True):
@@ -75,14 +75,14 @@ def test_only_what_is_allowed_is_written(found, case):
     assert any(text(row) for row in found[case])
 
 
-def test_what_is_drawn_from_is_the_masked_softmax_at_the_temperature(found, model):
+def test_sampling_distribution_is_the_masked_softmax_at_the_temperature(found, model):
     exclusion = letters(model)
     for prompt, row in zip(PROMPTS, found["sampled"], strict=True):
         assert row["logprobs"] == pytest.approx(log_q(model, exclusion, prompt, row["tokens"], 0.7), abs=1e-3)
 
 
 @pytest.mark.parametrize(("case", "penalty"), [("greedy", 1.0), ("penalised", 1.7)])
-def test_greedy_completions_are_those_of_transformers(found, model, case, penalty):
+def test_greedy_completions_equal_those_of_transformers(found, model, case, penalty):
     for prompt, row in zip(PROMPTS, found[case], strict=True):
         ids = torch.tensor([prompt])
         output = model.generate(
@@ -93,7 +93,7 @@ def test_greedy_completions_are_those_of_transformers(found, model, case, penalt
 
 
 def test_top_k_chooses_among_the_allowed(found, model):
-    """Two remain at each step: their probabilities are those of the two likeliest allowed tokens."""
+    """Two tokens remain at each step. Their probabilities are those of the two most likely allowed tokens."""
     exclusion = letters(model)
     with torch.no_grad():
         for prompt, row in zip(PROMPTS, found["cut"], strict=True):
@@ -113,11 +113,11 @@ def test_completions_are_one_of_the_choices_and_end(found):
     assert all(row["tokens"][-1] == 1 for row in found["choices"])
 
 
-def test_requests_beside_each_other_keep_their_own_exclusion(found):
+def test_concurrent_requests_keep_their_own_exclusion(found):
     assert found["mixed"][0] == found["free"][0]["tokens"][: len(found["mixed"][0])]
     assert found["mixed"][1:] == [row["tokens"] for row in found["greedy"][1:]]
 
 
-def test_a_wrong_exclusion_is_refused_and_the_engine_goes_on(found):
+def test_a_wrong_exclusion_is_rejected_and_the_engine_keeps_running(found):
     assert "no characters called 'Klingon'" in found["refused"]
     assert found["after"] == found["free"]

@@ -1,4 +1,4 @@
-"""What the processor for vLLM says to a request before the engine has it; vLLM itself need not be installed."""
+"""Tests of the vLLM processor's checks of a request before the engine has it. vLLM itself need not be installed."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from gvpo.errors import ConfigError
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`ExclusionProcessor`, over empty stand-ins for what its module imports."""
+    """Yield `ExclusionProcessor`, with empty stand-ins for the imports of its module."""
     names: dict[str, dict[str, Any]] = {
         "vllm": {"SamplingParams": SimpleNamespace},
         "vllm.tokenizers": {"cached_tokenizer_from_config": None},
@@ -33,8 +33,8 @@ def request(*allow: str, ignore_eos: bool = False) -> SimpleNamespace:
     return SimpleNamespace(extra_args={"gvpo_allow": list(allow)}, ignore_eos=ignore_eos)
 
 
-def test_a_text_that_cannot_end_is_refused(processor: Any) -> None:
-    with pytest.raises(ConfigError, match="leave ignore_eos out"):
+def test_a_text_that_cannot_end_is_rejected(processor: Any) -> None:
+    with pytest.raises(ConfigError, match="remove ignore_eos"):
         processor.validate_params(request("text:yes", ignore_eos=True))
 
 

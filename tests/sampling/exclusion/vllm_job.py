@@ -1,4 +1,4 @@
-"""Run by test_vllm.py in a process of its own: a tiny model in vLLM, completions with and without exclusions.
+"""A job of test_vllm.py in a separate process: a tiny model in vLLM, completions with and without exclusions.
 
 python vllm_job.py DIRECTORY     reads a model there, prints one JSON object
 """
@@ -12,7 +12,7 @@ PROMPTS = [[10, 70, 30], [20, 21], [5, 6, 7, 8, 9]]
 
 
 def asked(exclusion):
-    """As it stands in a request."""
+    """Return the exclusion as written in a request."""
     return {f"gvpo_{verb}": items for verb, items in exclusion.items()}
 
 

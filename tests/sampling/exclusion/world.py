@@ -1,4 +1,4 @@
-"""What the tests of decoding share: tokenizers trained here, and vocabularies written by hand."""
+"""Helpers of the tests of decoding: tokenizers trained here, and hand-written vocabularies."""
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ CORPUS = [
 
 
 def trained_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 400 tokens, with control tokens and one added word.
+    """Return a byte-level BPE tokenizer of 400 tokens, with control tokens and one added word.
 
-    It is trained without a pre-tokenizer's words, so merges cross characters: some tokens end within one.
+    It is trained without a pre-tokenizer's words, so merges cross characters, and some tokens end within a character.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -44,7 +44,7 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pieces_tokenizer() -> PreTrainedTokenizerFast:
-    """As SentencePiece's: a mark for spaces, and bytes for what has no piece."""
+    """Return a tokenizer like SentencePiece's, with a mark for spaces, and bytes for text without a piece."""
     names = ["<pad>", "<eos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "th", "e", "한", "국"]
     tokenizer = Tokenizer(
         models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
@@ -55,25 +55,27 @@ def pieces_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vocabulary(*tokens: str | bytes | None, stops: int = 1) -> Vocabulary:
-    """The first `stops` tokens end a completion and write nothing; None is another token that writes nothing."""
+    """Return a vocabulary whose first `stops` tokens end a completion without text. None is a token without text."""
     data = tuple(token.encode() if isinstance(token, str) else token for token in tokens)
     return Vocabulary((*[None] * stops, *data), tuple(range(stops)))
 
 
 def compiled(words: Vocabulary, **fields) -> CompiledExclusion:
-    """An exclusion for a vocabulary, by the fields of `Exclusion`."""
+    """Compile an exclusion for a vocabulary, from the fields of `Exclusion`."""
     return CompiledExclusion(Exclusion(**fields), words)
 
 
 def readable(exclusion: CompiledExclusion, *tokens: int) -> set[bytes | int]:
-    """What may come after some tokens: bytes, or the id of what writes nothing."""
+    """Return the allowed continuations of some tokens: bytes, or the id of a token without text."""
     found = np.flatnonzero(exclusion.allowed(exclusion.after(tokens)))
     return {exclusion.vocabulary.tokens[token] or int(token) for token in found.tolist()}
 
 
 def random_completions(exclusion: CompiledExclusion, count: int, length: int, seed: int = 0) -> list[list[int]]:
-    """Completions drawn evenly from what is allowed, each until `length` or a stop token: one in four, where one may
-    come."""
+    """Sample completions uniformly from the allowed tokens until `length` or a stop token.
+
+    A stop token has a probability of about 1/4 where it is allowed.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):

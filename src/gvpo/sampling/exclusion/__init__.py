@@ -1,6 +1,6 @@
-"""Decoding by exclusion: what a completion may consist of, and the probability that this leaves.
+"""Decoding by exclusion: restrict the contents of completions, and compute the probability of the allowed tokens.
 
-Names are imported when they are first used: most need torch or transformers, which take seconds to import.
+Names are imported on first use, because most need torch or transformers, which take seconds to import.
 """
 
 from typing import TYPE_CHECKING

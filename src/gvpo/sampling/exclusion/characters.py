@@ -1,6 +1,6 @@
-"""Classes of characters by name, script, category or brackets, and what an unfinished UTF-8 sequence may still become.
+"""Sets of characters by name, script, category or brackets, and the possible ends of incomplete UTF-8 sequences.
 
-Unicode's tables are those of the `regex` library, which transformers brings.
+The Unicode tables come from the `regex` library, a dependency of transformers.
 """
 
 import codecs
@@ -23,21 +23,21 @@ NAMED = {
     "emoji": r"\p{Extended_Pictographic}",
     "ascii": r"\x00-\x7f",
 }
-"""Names for what people ask for most; besides these there are Unicode's scripts and general categories."""
+"""Names for the most common classes, in addition to Unicode's scripts and general categories."""
 
 NOT_TEXT = r"\ud800-\udfff"
-"""Surrogates: no characters, and what bytes that are not UTF-8 are decoded to here."""
+"""Surrogates, which are not characters. Invalid UTF-8 bytes are decoded to them here."""
 
 
 class CharacterSet:
-    """The characters of which a text may consist.
+    """The characters that a text may consist of.
 
     Args:
-        allow: names, scripts, categories or classes; empty: every character.
-        ban: the same, taken away from those.
+        allow: Names, scripts, categories or classes; empty allows every character.
+        ban: Names, scripts, categories or classes to remove from the allowed ones.
 
     Raises:
-        ConfigError: one that nothing is known of.
+        ConfigError: If a name is unknown.
     """
 
     def __init__(self, allow: Sequence[str] = (), ban: Sequence[str] = ()) -> None:
@@ -48,11 +48,11 @@ class CharacterSet:
         self.may_become = lru_cache(maxsize=4096)(self._may_become)
 
     def holds(self, text: str) -> bool:
-        """Whether all of a text is allowed."""
+        """Return whether every character of a text is allowed."""
         return all(map(self._has, text))
 
     def _may_become(self, tail: bytes) -> bool:
-        """Whether an unfinished UTF-8 sequence has an end that makes it an allowed character; empty ones have."""
+        """Return whether an incomplete UTF-8 sequence can become an allowed character. An empty one can."""
         if not tail:
             return True
         first, last = _range(tail)
@@ -60,9 +60,9 @@ class CharacterSet:
 
 
 def decode(data: bytes) -> tuple[str, bytes]:
-    """The characters of some bytes, and the unfinished UTF-8 sequence after them (at most 3 bytes).
+    """Decode bytes. Return the characters, and the incomplete UTF-8 sequence at the end (at most 3 bytes).
 
-    Bytes that are not UTF-8 become surrogates.
+    Invalid bytes become surrogates.
     """
     try:
         return data.decode(), b""
@@ -73,13 +73,13 @@ def decode(data: bytes) -> tuple[str, bytes]:
 
 
 def check_characters(names: Sequence[str]) -> None:
-    """Raise a ConfigError for the first name that nothing is known of."""
+    """Raise a ConfigError for the first unknown name."""
     for name in names:
         _class(name)
 
 
 def _range(tail: bytes) -> tuple[int, int]:
-    """First and last code point whose UTF-8 form begins with some bytes; shorter forms than needed do not count."""
+    """Return the first and last code point whose UTF-8 form begins with these bytes, without overlong forms."""
     length = 2 + (tail[0] >= 0xE0) + (tail[0] >= 0xF0)
     shortest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]
     missing = 6 * (length - len(tail))
@@ -92,7 +92,7 @@ def _range(tail: bytes) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _class(name: str) -> str:
-    """The inside of a class of the `regex` library that has these characters."""
+    """Return the inside of a class of the `regex` library for these characters."""
     candidates = [name] if name.startswith("[") else []
     if name in NAMED:
         candidates = [NAMED[name]]

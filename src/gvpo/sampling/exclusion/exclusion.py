@@ -1,10 +1,10 @@
-"""Distribution-preserving exclusion: draw from P restricted to what is allowed, and know how much that was.
+"""Distribution-preserving exclusion: sample from P restricted to the allowed tokens, and record their probability.
 
     Q_t(v) = P_t(v) / P_t(A_t)  for v in A_t, else 0            which is softmax of the logits with -inf outside A_t
 
-Q_t is the distribution over A_t that is nearest to P_t: it minimises KL(Q || P_t), and the minimum is -log P_t(A_t)
-(arXiv 2503.18050). Drawing token by token from Q_t is not drawing from P given that the whole text is good; what
-corrects it is the weight  w(y) = prod_t P_t(A_t)  of a sequence: E_Q[w f] = E_P[f; good], so E_Q[w] = P(good).
+Q_t is the distribution over A_t nearest to P_t: it minimizes KL(Q || P_t), and the minimum is -log P_t(A_t) (arXiv
+2503.18050). Sampling token by token from Q_t differs from sampling from P given that the whole text is good. The weight
+w(y) = prod_t P_t(A_t)  of a sequence corrects the difference: E_Q[w f] = E_P[f; good], so E_Q[w] = P(good).
 """
 
 import math
@@ -24,18 +24,18 @@ from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.vocabulary import Vocabulary
 
 State = tuple[Any, ...] | None
-"""A completion on its way: what each rule remembers of it; None once it has ended."""
+"""State of an unfinished completion, with one entry per rule; None once the completion has ended."""
 
 
 class CompiledExclusion:
-    """An exclusion for the tokens of one model. It may turn out to allow nothing, which `exclude` then handles.
+    """An exclusion for the tokens of one model. If it turns out to allow no token, `exclude` handles the case.
 
     Args:
-        exclusion: what is allowed; token ids that the model does not have change nothing.
-        vocabulary: of the model, with its stop tokens.
+        exclusion: Restriction of the completion. Token ids outside the model's vocabulary have no effect.
+        vocabulary: Vocabulary of the model, with its stop tokens.
 
     Raises:
-        ConfigError: a regular expression that cannot be read, or no library to read it.
+        ConfigError: If a regular expression is invalid, or the library for regular expressions is not installed.
     """
 
     def __init__(self, exclusion: Exclusion, vocabulary: Vocabulary) -> None:
@@ -46,17 +46,17 @@ class CompiledExclusion:
 
     @property
     def start(self) -> State:
-        """The state before the first token."""
+        """State before the first token."""
         return tuple(rule.start for rule in self._rules)
 
     def advance(self, state: State, token: int) -> State:
-        """The state after a token that was allowed; a stop token ends the completion."""
+        """Return the state after an allowed token. A stop token ends the completion."""
         if state is None or token in self.vocabulary.stops:
             return None
         return tuple(rule.advance(part, token) for rule, part in zip(self._rules, state, strict=True))
 
     def allowed(self, state: State) -> Mask:
-        """[V] the tokens that may come next: everything after the end, and nothing where there is no good way on."""
+        """Return [V] the allowed next tokens: all after the end, and none if no allowed text can follow."""
         if state is None:
             return self._everything
         parts = list(zip(self._rules, state, strict=True))
@@ -68,7 +68,7 @@ class CompiledExclusion:
         return allowed
 
     def after(self, tokens: Sequence[int]) -> State:
-        """The state after some tokens, all of them allowed."""
+        """Return the state after some tokens, all of them allowed."""
         state = self.start
         for token in tokens:
             state = self.advance(state, token)
@@ -77,11 +77,11 @@ class CompiledExclusion:
 
 @dataclass(frozen=True)
 class Excluded:
-    """Logits to draw the next tokens from.
+    """Logits to sample the next tokens from.
 
     Args:
-        scores: [B, V] as they were, with -inf at what is not allowed.
-        log_allowed: [B] log P_t(A_t) in nats, float32 or better; -inf where nothing was allowed.
+        scores: [B, V] the given scores, with -inf for tokens that are not allowed.
+        log_allowed: [B] log P_t(A_t) in nats, in float32 or better; -inf if no token was allowed.
     """
 
     scores: Tensor
@@ -91,20 +91,20 @@ class Excluded:
 def exclude(
     scores: Tensor, states: Sequence[State], exclusion: CompiledExclusion, *, temperature: float = 1.0
 ) -> Excluded:
-    """Restrict the next token of each row to what is allowed. Comes before top-k, top-p and the like.
+    """Restrict the next token of each row to the allowed ones. Call it before top-k, top-p and similar filters.
 
-    Where nothing is allowed (or only tokens that are -inf already) there is no good way on: the row is ended by a stop
-    token, and with log P(A) = -inf its sequence has weight 0.
+    If no token is allowed (or only tokens whose score is already -inf), no allowed text can follow. A stop token then
+    ends the row, and its sequence has weight 0, since log P(A) = -inf.
 
     Args:
         scores: [B, V] logits.
-        states: of the B rows.
-        exclusion: what is allowed.
-        temperature: that the tokens will be drawn with, for log P_t(A_t); 0 (greedy) counts as 1.
+        states: States of the B rows.
+        exclusion: Compiled exclusion.
+        temperature: Sampling temperature, for log P_t(A_t); 0 (greedy) counts as 1.
 
     Raises:
-        ConfigError: nothing is allowed and the model has no stop token to end the row with; or the vocabulary is not
-            as large as V.
+        ConfigError: If no token is allowed and the model has no stop token to end the row with, or if the vocabulary
+            does not have V tokens.
     """
     if scores.shape[-1] != exclusion.vocabulary.size:
         raise ConfigError(
@@ -122,32 +122,32 @@ def exclude(
 
 
 def log_probability(scores: Tensor, allowed: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Log P(A) under softmax(scores / temperature).
+    """Return log P(A) under softmax(scores / temperature).
 
     Args:
         scores: [..., V] logits.
         allowed: [..., V] bool, A.
-        temperature: 0 (greedy) counts as 1.
+        temperature: Sampling temperature; 0 (greedy) counts as 1.
 
     Returns:
-        [...] nats, at most 0, in float32 or better; -inf where A is empty.
+        [...] nats, at most 0, in float32 or better; -inf if A is empty.
     """
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) / (temperature or 1.0)
     inside = wide.masked_fill(~allowed, -torch.inf).logsumexp(-1)
-    return (inside - wide.logsumexp(-1)).clamp(max=0.0)  # rounding alone puts it above
+    return (inside - wide.logsumexp(-1)).clamp(max=0.0)  # only rounding makes it positive
 
 
 def sequence_weights(log_allowed: Tensor | Sequence[float], group: Tensor | None = None) -> Tensor:
-    """Weights under which sequences drawn with exclusion stand for P given that the whole text is allowed.
+    """Return weights under which sequences sampled with exclusion represent P given that the whole text is allowed.
 
         w_i = n exp(s_i) / sum_j exp(s_j),   s_i = sum_t log P_t(A_t),   over the n sequences of a group
 
     Args:
         log_allowed: [B] sums over each sequence's tokens, in nats.
-        group: [B] the prompt of each; None: all have the same.
+        group: [B] prompt of each sequence; None if all have the same prompt.
 
     Returns:
-        [B] float64, with mean 1 in each group; all 0 in a group of which every sequence is at -inf.
+        [B] float64, with mean 1 in each group; all 0 in a group whose sequences are all at -inf.
     """
     sums = torch.as_tensor(log_allowed, dtype=torch.float64)
     group = torch.zeros(len(sums), dtype=torch.long) if group is None else group
@@ -161,15 +161,15 @@ def sequence_weights(log_allowed: Tensor | Sequence[float], group: Tensor | None
 
 
 def effective_size(weights: Tensor) -> float:
-    """How many sequences of equal weight these are worth: (sum w)^2 / sum w^2; 0 where all are 0."""
+    """Return the effective number of sequences, (sum w)^2 / sum w^2, or 0 if all weights are 0."""
     squares = float(weights.double().square().sum())
     return float(weights.double().sum()) ** 2 / squares if squares else 0.0
 
 
 def log_acceptance(log_allowed: Tensor | Sequence[float]) -> float:
-    """Estimate of log P(the whole text is allowed): log of the mean of exp(s) over sequences of one prompt, in nats.
+    """Estimate log P(the whole text is allowed): the log of the mean of exp(s) over sequences of one prompt, in nats.
 
-    The mean is unbiased for P(good); for completions that were cut off at a length, for P(it can still become good).
+    The mean is an unbiased estimate of P(good). If completions were truncated, it estimates P(can still become good).
     """
     sums = torch.as_tensor(log_allowed, dtype=torch.float64)
     return float(sums.logsumexp(0)) - math.log(len(sums))
@@ -178,7 +178,7 @@ def log_acceptance(log_allowed: Tensor | Sequence[float]) -> float:
 def _only_stops(scores: Tensor, vocabulary: Vocabulary) -> Tensor:
     if not vocabulary.stops:
         raise ConfigError(
-            "no token is allowed any more and the model has no stop token to end the completion with; name one with "
+            "no token is allowed any more and the model has no stop token to end the completion with; set one with "
             "stop_token_ids, or allow more"
         )
     ended = torch.full_like(scores, -torch.inf)
@@ -187,7 +187,7 @@ def _only_stops(scores: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def _rules(exclusion: Exclusion, vocabulary: Vocabulary) -> list[Rule]:
-    """What an exclusion asks for, as rules; control tokens write no text, so only `allow_...` of text bars them."""
+    """Convert an exclusion to rules. Control tokens write no text, so only `allow_...` text rules exclude them."""
     rules: list[Rule] = []
     if exclusion.allow_tokens or exclusion.ban_tokens:
         rules.append(TokenRule(vocabulary, exclusion.allow_tokens, exclusion.ban_tokens))

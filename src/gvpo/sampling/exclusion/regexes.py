@@ -1,4 +1,4 @@
-"""Regular expressions over the text, by llguidance (the extra `decoding`): byte by byte, so tokens may cut anywhere."""
+"""Regular expressions over the text with llguidance (extra `decoding`), byte by byte, so any tokenization works."""
 
 import re
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from gvpo.sampling.exclusion.vocabulary import Vocabulary
 
 
 class RegexRule:
-    """The whole text matches one of some expressions, and no part of it matches one of others.
+    """The whole text matches one of the allowed expressions, and no part of it matches a banned one.
 
-    The state is one of llguidance's matchers. Expressions are about text: bytes that are not UTF-8 match none.
+    The state is a matcher of llguidance. Expressions match text, so invalid UTF-8 matches no expression.
 
     Raises:
-        ConfigError: llguidance is not installed, or an expression that it cannot read.
+        ConfigError: If llguidance is not installed or cannot read an expression.
     """
 
     def __init__(self, vocabulary: Vocabulary, allow: Sequence[str], ban: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class RegexRule:
         self.start = _sound(library.LLMatcher(_tokenizer(vocabulary), grammar))
 
     def advance(self, state: Any, token: int) -> Any:
-        """Matchers are changed by tokens, so a copy goes on."""
+        """Advance a copy, because tokens change a matcher in place."""
         if not self._written[token]:
             return state
         after = state.deep_copy()
@@ -38,20 +38,20 @@ class RegexRule:
         return _sound(after)
 
     def allowed(self, state: Any) -> Mask:
-        """What llguidance computes."""
+        """Return the mask that llguidance computes."""
         mask = state.compute_bitmask()
-        _sound(state)  # it may have met a limit of llguidance's
+        _sound(state)  # it may have reached a limit of llguidance
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
         allowed: Mask = bits[: len(self._written)].astype(bool) & self._written | self._textless
         return allowed
 
     def may_end(self, state: Any) -> bool:
-        """Where the text matches."""
+        """Return whether the text matches."""
         return bool(state.is_accepting())
 
 
 def check_expressions(patterns: Sequence[str]) -> None:
-    """Raise a ConfigError for the first expression that llguidance cannot read, or if there is no llguidance."""
+    """Raise a ConfigError for the first expression that llguidance cannot read, or if llguidance is not installed."""
     library = _library()
     for pattern in patterns:
         problem = library.LLMatcher.validate_grammar(library.LLMatcher.grammar_from_regex(pattern))
@@ -60,7 +60,7 @@ def check_expressions(patterns: Sequence[str]) -> None:
 
 
 class _Tokens:
-    """A vocabulary in the form that llguidance takes; its end token is an id of its own, after all others."""
+    """A vocabulary in llguidance's format. Its end token has an additional id, after all others."""
 
     bos_token_id = None
 
@@ -70,21 +70,22 @@ class _Tokens:
         self.special_token_ids = [vocabulary.size]
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Encoding is asked for by grammars of a kind that is not made here."""
+        """Raise NotImplementedError. Only grammars of kinds that are not used here need to encode text."""
         raise NotImplementedError
 
 
 @lru_cache(maxsize=4)
 def _tokenizer(vocabulary: Vocabulary) -> Any:
-    """The form of a vocabulary that llguidance takes; of a large one that takes seconds to make."""
+    """Convert a vocabulary to llguidance's format, which takes seconds for a large one."""
     library = _library()
     return library.LLTokenizer(library.TokenizerWrapper(_Tokens(vocabulary)))
 
 
 def _grammar(allow: Sequence[str], ban: Sequence[str]) -> str:
-    """One terminal; whatever `~` matches is cut down to UTF-8 by the first expression.
+    """Return a grammar of one terminal. The first expression restricts the matches of `~` to valid UTF-8.
 
-    Without `no_forcing` llguidance would leave only the tokenizer's own tokens wherever the text has one way on.
+    Without `no_forcing`, llguidance would allow only the tokenizer's own tokens wherever the text has a single
+    continuation.
     """
     whole = "|".join(f"(?:{_escaped(pattern)})" for pattern in allow) or "(?s:.*)"
     part = "|".join(f"(?:{_escaped(pattern)})" for pattern in ban)
@@ -93,14 +94,14 @@ def _grammar(allow: Sequence[str], ban: Sequence[str]) -> str:
 
 
 def _escaped(pattern: str) -> str:
-    """An expression that can stand between slashes on one line."""
+    """Escape an expression so that it can be written between slashes on one line."""
     return re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
 
 
 def _sound(matcher: Any) -> Any:
-    """A matcher, if it is not in its error state, which it never leaves."""
+    """Return a matcher unless it is in its error state, which is final."""
     if matcher.is_error():
-        raise ConfigError(f"the regular expressions cannot be followed: {_first_line(matcher.get_error())}")
+        raise ConfigError(f"the regular expressions cannot be applied: {_first_line(matcher.get_error())}")
     return matcher
 
 
@@ -113,7 +114,7 @@ def _library() -> Any:
 
 
 def _first_line(problem: str) -> str:
-    """The line of llguidance's message that gives the reason."""
+    """Return the line of llguidance's message that contains the reason."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith("error:")]
     return (reasons or lines)[0].removeprefix("error: ")

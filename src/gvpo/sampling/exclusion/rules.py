@@ -1,9 +1,9 @@
-"""Rules about text, token by token: from the text so far to the tokens that may come next.
+"""Rules about text, token by token: they map the text so far to the allowed next tokens.
 
-A rule's state holds what it needs of the text so far. Masks are made once a state: there are few.
+A rule's state stores the relevant part of the text so far. Masks are cached per state, since there are few states.
 
     start ──advance(state, token)──▶ state ──allowed──▶ [V] bool
-                                       └────may_end───▶ whether the text may be over
+                                       └────may_end───▶ whether the text may end here
 """
 
 import re
@@ -19,29 +19,29 @@ from gvpo.sampling.exclusion.vocabulary import Vocabulary
 
 Mask = npt.NDArray[np.bool_]
 MASKS = 256
-"""Masks that a rule keeps, of the states met last."""
+"""Number of masks that a rule caches, for the most recent states."""
 
 
 class Rule(Protocol):
-    """What the tokens of a completion must satisfy. States are never changed in place."""
+    """A condition on the tokens of a completion. States are never changed in place."""
 
     start: Any
 
     def advance(self, state: Any, token: int) -> Any:
-        """The state after an allowed token."""
+        """Return the state after an allowed token."""
         ...
 
     def allowed(self, state: Any) -> Mask:
-        """[V] the tokens after which the text can still become a good one; not to be written to."""
+        """Return [V] the tokens after which the text can still become an allowed one. Do not write to the result."""
         ...
 
     def may_end(self, state: Any) -> bool:
-        """Whether the text is a good one as it stands."""
+        """Return whether the current text is an allowed one."""
         ...
 
 
 class TokenRule:
-    """Token ids: only some, or not some. Ids that the model does not have change nothing."""
+    """Allow only some token ids, or ban some. Ids outside the model's vocabulary have no effect."""
 
     start = None
 
@@ -51,19 +51,19 @@ class TokenRule:
         self._mask[[token for token in ban if token < vocabulary.size]] = False
 
     def advance(self, state: None, token: int) -> None:
-        """There is nothing to remember."""
+        """Do nothing; the rule has no state."""
 
     def allowed(self, state: None) -> Mask:
-        """The same everywhere."""
+        """Return the same mask for every state."""
         return self._mask
 
     def may_end(self, state: None) -> bool:
-        """Anywhere."""
+        """Return True; the text may end anywhere."""
         return True
 
 
 class _BytesRule:
-    """A rule that remembers some bytes of the text."""
+    """A rule whose state is some bytes of the text."""
 
     start = b""
 
@@ -72,7 +72,7 @@ class _BytesRule:
         self._masks = lru_cache(maxsize=MASKS)(self._mask)
 
     def allowed(self, state: bytes) -> Mask:
-        """Made once a state."""
+        """Return the mask of a state from the cache."""
         return self._masks(state)
 
     def _mask(self, state: bytes) -> Mask:
@@ -83,18 +83,18 @@ class _BytesRule:
 
 
 class CharacterRule(_BytesRule):
-    """The text consists of characters of a set. The state is the unfinished UTF-8 sequence at its end."""
+    """The text consists of characters of a set. The state is the incomplete UTF-8 sequence at its end."""
 
     def __init__(self, vocabulary: Vocabulary, characters: CharacterSet, *, textless: bool) -> None:
         super().__init__(vocabulary, textless=textless)
         self.characters = characters
 
     def advance(self, state: bytes, token: int) -> bytes:
-        """Keeps the tail alone."""
+        """Keep only the incomplete sequence."""
         return decode(state + (self.vocabulary.tokens[token] or b""))[1]
 
     def may_end(self, state: bytes) -> bool:
-        """Not within a character."""
+        """Return whether the text does not end within a character."""
         return not state
 
     def _tokens(self, state: bytes) -> Iterator[int]:
@@ -104,13 +104,13 @@ class CharacterRule(_BytesRule):
                 yield token
 
     def _candidates(self, state: bytes) -> Iterator[tuple[int, bytes]]:
-        """Within a character only tokens that go on with it, which begin with a continuation byte."""
+        """Yield tokens that may follow. Within a character, they must begin with a continuation byte."""
         for first in range(0x80, 0xC0) if state else range(256):
             yield from self.vocabulary.by_first_byte[first]
 
 
 class BannedStrings(_BytesRule):
-    """The text has none of some strings. The state is the longest end of it with which one of them begins."""
+    """The text contains none of some strings. The state is the longest suffix of the text that begins one of them."""
 
     def __init__(self, vocabulary: Vocabulary, strings: Sequence[str]) -> None:
         super().__init__(vocabulary, textless=True)
@@ -120,12 +120,12 @@ class BannedStrings(_BytesRule):
         self._inside = re.compile(b"|".join(map(re.escape, self.strings))).search
 
     def advance(self, state: bytes, token: int) -> bytes:
-        """Cuts off what no longer matters."""
+        """Keep only the relevant suffix."""
         text = (state + (self.vocabulary.tokens[token] or b""))[-self.longest :]
         return next(text[cut:] for cut in range(len(text) + 1) if text[cut:] in self.beginnings)
 
     def may_end(self, state: bytes) -> bool:
-        """Anywhere."""
+        """Return True; the text may end anywhere."""
         return True
 
     def _tokens(self, state: bytes) -> Iterator[int]:
@@ -148,11 +148,11 @@ class AllowedStrings(_BytesRule):
         self.strings = frozenset(text.encode() for text in strings)
 
     def advance(self, state: bytes, token: int) -> bytes:
-        """Appends."""
+        """Append the token's bytes."""
         return state + (self.vocabulary.tokens[token] or b"")
 
     def may_end(self, state: bytes) -> bool:
-        """Where the text is one of the strings."""
+        """Return whether the text is one of the strings."""
         return state in self.strings
 
     def _tokens(self, state: bytes) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What a completion may consist of, as plain data: by token ids, characters, strings and regular expressions."""
+"""Restrictions of completions as plain data: by token ids, characters, strings and regular expressions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,29 +8,29 @@ from gvpo.errors import ConfigError
 from gvpo.sampling.exclusion.characters import check_characters
 
 KINDS = ("token", "chars", "text", "regex")
-"""What an item may begin with, before a colon; without any it names characters."""
+"""Prefixes of an item, before a colon. An item without a prefix names characters."""
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What a completion may consist of.
+    """Restriction of the contents of completions.
 
-    Items of one field add up; the fields are all to be satisfied. The text of a completion is all of it, without its
-    stop token. Stop tokens stay allowed wherever the text may end, unless `ban_tokens` has them.
+    Items of one field are alternatives; all fields must be satisfied. The text of a completion is its whole text
+    without the stop token. Stop tokens are allowed wherever the text may end, unless they are in `ban_tokens`.
 
     Args:
-        allow_tokens: only these token ids.
-        ban_tokens: none of these token ids, stop tokens included.
-        allow_characters: the text consists of these alone: names as "digits", Unicode scripts and categories, or
-            classes as "[a-z]" (`gvpo.sampling.exclusion.characters`).
-        ban_characters: the text has none of these.
-        allow_strings: the text is one of these.
-        ban_strings: the text contains none of these, however it is cut into tokens.
-        allow_regex: the whole text matches one of these (Rust syntax; no look-around).
-        ban_regex: no part of the text matches any of these.
+        allow_tokens: Only these token ids are allowed.
+        ban_tokens: Banned token ids, which may include stop tokens.
+        allow_characters: The text consists only of these characters: names such as "digits", Unicode scripts and
+            categories, or classes such as "[a-z]" (`gvpo.sampling.exclusion.characters`).
+        ban_characters: The text contains none of these characters.
+        allow_strings: The text is one of these strings.
+        ban_strings: The text contains none of these strings, in any tokenization.
+        allow_regex: The whole text matches one of these expressions (Rust syntax without look-around).
+        ban_regex: No part of the text matches any of these expressions.
 
     Raises:
-        ConfigError: unknown characters, an empty string, or a negative token id.
+        ConfigError: If characters are unknown, a banned string is empty, or a token id is negative.
     """
 
     allow_tokens: tuple[int, ...] = ()
@@ -47,17 +47,17 @@ class Exclusion:
             object.__setattr__(self, field.name, tuple(getattr(self, field.name)))  # lists come from JSON and TOML
         check_characters((*self.allow_characters, *self.ban_characters))
         if "" in (*self.ban_strings, *self.ban_regex):
-            raise ConfigError("an empty string is in every text; name what is banned")
+            raise ConfigError("an empty string is in every text; write the text to ban")
         if any(token < 0 for token in (*self.allow_tokens, *self.ban_tokens)):
-            raise ConfigError("token ids are 0 or more")
+            raise ConfigError("token ids must be 0 or more")
 
     def __bool__(self) -> bool:
-        """Whether anything is excluded."""
+        """Return whether anything is excluded."""
         return self != Exclusion()
 
 
 def parse_exclusion(allow: str | Sequence[str] = (), ban: str | Sequence[str] = ()) -> Exclusion:
-    """The exclusion that some items describe, as they stand on a command line or in a recipe.
+    """Parse the items of a command line or a recipe.
 
     | Item | Means |
     |---|---|
@@ -67,11 +67,11 @@ def parse_exclusion(allow: str | Sequence[str] = (), ban: str | Sequence[str] = 
     | `token:5,7` | token ids |
 
     Args:
-        allow: items of which a completion consists.
-        ban: items that it has none of.
+        allow: Items that a completion may consist of.
+        ban: Items that a completion must not contain.
 
     Raises:
-        ConfigError: an item that is empty or that nothing is known of.
+        ConfigError: If an item is empty or unknown.
     """
     fields: dict[str, list[str | int]] = {}
     for verb, items in (("allow", allow), ("ban", ban)):
@@ -82,7 +82,7 @@ def parse_exclusion(allow: str | Sequence[str] = (), ban: str | Sequence[str] = 
 
 
 def _parsed(item: str) -> tuple[str, Sequence[str | int]]:
-    """The field that an item belongs to, without its verb, and its values."""
+    """Return the field of an item, without its verb, and its values."""
     kind, colon, value = item.partition(":")
     if not colon or kind not in KINDS:
         kind, value = "chars", item
@@ -103,7 +103,7 @@ def _token_ids(value: str) -> list[int]:
 
 
 def _names(value: str) -> list[str]:
-    """Names between commas; a class in brackets keeps its own commas."""
+    """Split names at commas. A class in brackets keeps its commas."""
     names, depth = [""], 0
     for place, letter in enumerate(value):
         escaped = place > 0 and value[place - 1] == "\\"

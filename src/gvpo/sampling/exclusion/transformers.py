@@ -1,4 +1,4 @@
-"""Exclusion in transformers' `generate`, and the log P(allowed) of completions that came from anywhere."""
+"""Exclusion in transformers' `generate`, and log P(allowed) for completions from any source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from gvpo.sampling.exclusion.vocabulary import Vocabulary
 def compile_exclusion(
     exclusion: Exclusion, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stops: Sequence[int] = ()
 ) -> CompiledExclusion:
-    """An exclusion for a model and its tokenizer; with large vocabularies this takes a second.
+    """Compile an exclusion for a model and its tokenizer. This takes about a second for large vocabularies.
 
     Args:
-        exclusion: what is allowed.
-        model: for the size of its logits and its stop tokens.
-        tokenizer: its own.
-        stops: tokens that end a completion besides the model's own.
+        exclusion: Restriction of the completions.
+        model: Model, for the size of its logits and its stop tokens.
+        tokenizer: Tokenizer of the model.
+        stops: Tokens that end a completion, in addition to the model's own.
 
     Raises:
-        ConfigError: it allows nothing to begin with, or names tokens or expressions that there are not.
-        ModelError: the tokenizer does not tell the bytes of its tokens.
+        ConfigError: If the exclusion allows no first token, or contains unknown tokens or invalid expressions.
+        ModelError: If the bytes of the tokenizer's tokens cannot be determined.
     """
     size = vocabulary_size(model)
     named = max((*exclusion.allow_tokens, *exclusion.ban_tokens), default=0)
@@ -44,13 +44,13 @@ def compile_exclusion(
 class ExclusionLogitsProcessor(LogitsProcessor):
     """Exclusion for `model.generate(..., logits_processor=[processor])`.
 
-    transformers puts processors after its penalties and before temperature, top-k, top-p and the like, where this one
-    belongs. The text that rules are about begins where the prompt ends. Calls that do not continue the rows of the
-    last one begin anew, so one object serves one `generate` after another.
+    transformers calls it after its penalties and before temperature, top-k, top-p and the like, which is the correct
+    place. The restricted text begins after the prompt. A call that does not continue the rows of the last call starts
+    over, so one object can serve several `generate` calls, one after another.
 
     Args:
-        exclusion: compiled for the model.
-        temperature: the one given to `generate`, so that P in `log_allowed` is what it draws from.
+        exclusion: Compiled exclusion of the model.
+        temperature: The temperature passed to `generate`, so that P in `log_allowed` is the sampling distribution.
     """
 
     supports_continuous_batching = False
@@ -75,13 +75,14 @@ class ExclusionLogitsProcessor(LogitsProcessor):
         return found.scores
 
     def log_allowed(self, sequences: Tensor) -> Tensor:
-        """sum_t log P_t(A_t) of what the last `generate` returned: [B] nats, float64.
+        """Return sum_t log P_t(A_t) of the sequences that the last `generate` returned: [B] nats, float64.
 
         Args:
-            sequences: [B, L] its output, prompts included.
+            sequences: [B, L] output of `generate`, including prompts.
 
         Raises:
-            DataError: some are not of the last `generate`, or it was a beam search, whose ended beams are forgotten.
+            DataError: If some sequences are not from the last `generate`, or it was a beam search, which forgets ended
+                beams.
         """
         length = sequences.shape[1] - 1
         known = {key[:length]: row.log_allowed for key, row in self._rows.items()}
@@ -103,17 +104,17 @@ def score_allowed(
     *,
     temperature: float = 1.0,
 ) -> float:
-    """sum_t log P_t(A_t) of a completion, whatever drew it: for engines that report nothing of the kind.
+    """Compute sum_t log P_t(A_t) of a completion from any source, for engines that do not report it.
 
     Args:
-        model: P; in eval mode.
-        prompt: token ids, at least one.
-        completion: token ids, the stop token included where there is one.
-        exclusion: what is allowed.
-        temperature: of P; 0 counts as 1.
+        model: Model of P, in eval mode.
+        prompt: Token ids, at least one.
+        completion: Token ids, including the stop token if there is one.
+        exclusion: Compiled exclusion.
+        temperature: Temperature of P; 0 counts as 1.
 
     Returns:
-        Nats; -inf if the completion has a token that was not allowed.
+        Nats; -inf if the completion contains a token that was not allowed.
     """
     ids = torch.tensor([[*prompt, *completion]], device=model.device)
     scores = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
@@ -131,7 +132,7 @@ def score_allowed(
 
 @dataclass(frozen=True)
 class _Row:
-    """A sequence on its way: its state, and the sum so far, that of the token to come included."""
+    """An unfinished sequence: its state, and the sum so far, including the next token."""
 
     state: State
     log_allowed: float

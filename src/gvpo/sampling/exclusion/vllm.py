@@ -1,10 +1,10 @@
-"""Exclusion in vLLM: one class for the engine, and what each request excludes in its own parameters.
+"""Exclusion in vLLM: one class for the engine, and the items of each request in its own parameters.
 
     llm = LLM(model, logits_processors=["gvpo.sampling.exclusion.vllm:ExclusionProcessor"])
     llm.generate(prompts, SamplingParams(extra_args={"gvpo_allow": ["Hangul", "digits"], "gvpo_ban": ["text:7"]}))
 
 vLLM applies it before penalties, temperature, min-p, top-k and top-p. Its workers send nothing back, so log P(allowed)
-of what it returns is computed by `gvpo.sampling.exclusion.score_allowed`.
+of its completions is computed by `gvpo.sampling.exclusion.score_allowed`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ ALLOW, BAN = "gvpo_allow", "gvpo_ban"
 """Keys of `SamplingParams.extra_args`, and of `vllm_xargs` in requests to the server: items as in `parse_exclusion`."""
 
 EXCLUSIONS = 32
-"""Compiled exclusions that a server keeps, the last ones asked for; each holds masks of the vocabulary's size."""
+"""Number of compiled exclusions that a server caches, most recent first. Each stores masks of the vocabulary's size."""
 
 
 class ExclusionProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
-    """Masks the requests that ask for it; vLLM makes one for its engine."""
+    """Masks the logits of requests that set an exclusion. vLLM creates one for its engine."""
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)
@@ -45,23 +45,23 @@ class ExclusionProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose exclusion cannot be read or kept: vLLM answers so, and its engine goes on."""
+        """Reject a request whose exclusion is invalid or not supported. vLLM reports the error and keeps running."""
         asked = _asked(sampling_params)
         if asked is None:
             return
         if sampling_params.ignore_eos:
             raise ConfigError(
-                f"{ALLOW} and {BAN} end a text by its end token, and ignore_eos goes on after it; leave ignore_eos out"
+                f"{ALLOW} and {BAN} end a text by its end token, and ignore_eos continues after it; remove ignore_eos"
             )
         if expressions := (*asked.allow_regex, *asked.ban_regex):
             check_expressions(expressions)
 
     def is_argmax_invariant(self) -> bool:
-        """Greedy requests are restricted too."""
+        """Return False, because greedy requests are restricted too."""
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[[list[int], Tensor], Tensor] | None:
-        """The mask of one request; None where it asks for none."""
+        """Return the mask of one request, or None if it sets no exclusion."""
         exclusion = _asked(params)
         if exclusion is None:
             return None
@@ -76,7 +76,7 @@ class ExclusionProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
 
 
 class _Request:
-    """One request's state, brought up to date with the tokens that it has by now."""
+    """State of one request, updated with the tokens that it has so far."""
 
     def __init__(self, exclusion: CompiledExclusion) -> None:
         self._exclusion = exclusion
@@ -90,15 +90,15 @@ class _Request:
                 self._state = self._exclusion.advance(self._state, token)
             self._seen = len(output_ids)
             return exclude(logits[None], [self._state], self._exclusion).scores[0]
-        except ConfigError as error:  # an exception here would end the engine, and all other requests
-            notices.warn(f"a request goes on without its exclusion: {error}")
+        except ConfigError as error:  # an exception would stop the engine and all other requests
+            notices.warn(f"a request continues without its exclusion: {error}")
             return logits
 
 
 def _asked(params: SamplingParams) -> Exclusion | None:
-    """What a request excludes."""
+    """Return the exclusion of a request."""
     asked = [(params.extra_args or {}).get(key) or [] for key in (ALLOW, BAN)]
     for key, items in zip((ALLOW, BAN), asked, strict=True):
         if not isinstance(items, str | list) or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{key} is {items!r}; write a list of items, ['digits', 'text:no'] say")
+            raise ConfigError(f"{key} is {items!r}; write a list of items such as ['digits', 'text:no']")
     return parse_exclusion(*asked) or None

@@ -1,4 +1,4 @@
-"""What each token writes, in bytes. A character may be spread over several tokens, so text alone will not do."""
+"""The bytes that each token writes. Text is not enough, because a character may be split over several tokens."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,16 @@ from gvpo.errors import ModelError
 _PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
 _OTHERS = sorted(set(range(256)) - _PRINTED)
 _BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
-"""The letters that byte-level tokenizers write for bytes: a byte's own if it can be printed, else one from 256 on."""
+"""The letters that byte-level tokenizers write for bytes: the byte's own letter if printable, else one from 256 on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The tokens of a model. Compared by identity: there may be hundreds of thousands.
+    """The tokens of a model. Vocabularies are compared by identity, since they can be large.
 
     Args:
-        tokens: the bytes that each of the V tokens writes; None where it writes none (control tokens, unused ids).
-        stops: the ids that end a completion.
+        tokens: The bytes that each of the V tokens writes; None for tokens without text (control tokens, unused ids).
+        stops: Ids that end a completion.
     """
 
     tokens: tuple[bytes | None, ...]
@@ -32,33 +32,33 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, size: int, stops: Sequence[int]) -> "Vocabulary":
-        """The vocabulary of a model with `size` logits.
+        """Return the vocabulary of a model with `size` logits.
 
         Raises:
-            ModelError: the tokenizer does not tell the bytes of its tokens.
+            ModelError: If the bytes of the tokenizer's tokens cannot be determined.
         """
         return cls(tuple(_token_bytes(tokenizer, size)), tuple(stop for stop in stops if stop < size))
 
     @property
     def size(self) -> int:
-        """V."""
+        """Number of tokens, V."""
         return len(self.tokens)
 
     @cached_property
     def written(self) -> list[tuple[int, bytes]]:
-        """Id and bytes of the tokens that write some."""
+        """Ids and bytes of the tokens with text."""
         return [(token, data) for token, data in enumerate(self.tokens) if data]
 
     @cached_property
     def by_first_byte(self) -> list[list[tuple[int, bytes]]]:
-        """For each of the 256 bytes the tokens that begin with it."""
+        """For each of the 256 bytes, the tokens that begin with it."""
         found: list[list[tuple[int, bytes]]] = [[] for _ in range(256)]
         for token, data in self.written:
             found[data[0]].append((token, data))
         return found
 
     def mask(self, allowed: Iterator[int] | Sequence[int], *, textless: bool) -> npt.NDArray[np.bool_]:
-        """[V] true at some ids, and at the tokens that write nothing if `textless`."""
+        """Return a mask [V], true at these ids, and also at the tokens without text if `textless`."""
         made = np.array([textless and not data for data in self.tokens])
         made[list(allowed)] = True
         return made
@@ -77,18 +77,18 @@ def _token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[byte
 
 
 def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
-    """How a token's name becomes its bytes: as the tokenizer's decoder says."""
+    """Return the function that converts a token's name to its bytes, according to the tokenizer's decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not tell what its tokens write; use a fast tokenizer with a decoder"
+            f"{type(tokenizer).__name__} does not define the bytes of its tokens; use a fast tokenizer with a decoder"
         )
     steps = list(_steps(json.loads(backend.decoder.__getstate__())))
     kinds = {step["type"] for step in steps}
     if strange := kinds - {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}:
         raise ModelError(
-            f"decoding by {', '.join(sorted(strange))} joins tokens in ways that exclusion does not know; use a model "
-            "with a byte-level or SentencePiece tokenizer"
+            f"decoding by {', '.join(sorted(strange))} joins tokens in a way that exclusion does not support; use a "
+            "model with a byte-level or SentencePiece tokenizer"
         )
     if "ByteLevel" in kinds:
         return _from_letters
