@@ -63,10 +63,10 @@ def markdown(results: dict[str, Any]) -> str:
 HEADER = (
     "task, side",
     "batch setting",
-    "s a step (range)",
+    "s per step (range)",
     "sampling",
     "update",
-    "tokens a step",
+    "tokens per step",
     "steps/s, times TRL's",
 )
 
@@ -74,7 +74,7 @@ HEADER = (
 def _cells(name: str, side: str, found: dict[str, Any]) -> tuple[str, ...]:
     steps = [step for run in found[side]["runs"] for step in run]
     seconds = spread([step["seconds"] for step in steps])
-    unit = "rows a forward" if side == "trl" else "tokens a micro-batch"
+    unit = "rows per forward" if side == "trl" else "tokens per micro-batch"
     return (
         f"{name}, {side}",
         f"{found[side]['setting']} {unit}",

@@ -24,9 +24,9 @@ from gvpo.objectives import gvpo
 VOCABULARY = 8_000
 BUDGET = 8_192
 CURVES: dict[str, tuple[str, dict[int, Shape]]] = {
-    "group": ("completions a prompt", {k: Shape(256, (64,) * k, VOCABULARY) for k in (2, 4, 8, 16, 32, 64)}),
+    "group": ("completions per prompt", {k: Shape(256, (64,) * k, VOCABULARY) for k in (2, 4, 8, 16, 32, 64)}),
     "prompt": ("tokens of the prompt", {p: Shape(p, (64,) * 8, VOCABULARY) for p in (64, 256, 1024, 2048, 4096)}),
-    "completion": ("tokens of a completion", {c: Shape(256, (c,) * 8, VOCABULARY) for c in (16, 64, 256, 512, 1024)}),
+    "completion": ("tokens per completion", {c: Shape(256, (c,) * 8, VOCABULARY) for c in (16, 64, 256, 512, 1024)}),
 }
 
 
@@ -86,7 +86,7 @@ def _update(model: Any, shape: Shape, side: str) -> Callable[[], None]:
 
 
 def _table(name: str, points: list[dict[str, Any]]) -> str:
-    header = (CURVES[name][0], "GFLOP", "s", "ms a GFLOP (range)", "against the first", "rows s", "rows / shared")
+    header = (CURVES[name][0], "GFLOP", "s", "ms per GFLOP (range)", "against the first", "rows s", "rows / shared")
     first = _per_gigaflop(points[0])["median"]
     return table(header, [_cells(point, first) for point in points])
 

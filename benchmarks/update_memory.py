@@ -83,10 +83,10 @@ def main() -> None:
 
 def _series() -> list[tuple[str, list[Point]]]:
     return [
-        (f"groups, at {BUDGET} tokens a micro-batch", [Point(groups, BUDGET) for groups in BATCHES]),
-        (f"tokens a micro-batch, at {GROUPS} groups", [Point(GROUPS, budget) for budget in BUDGETS]),
+        (f"groups, at {BUDGET} tokens per micro-batch", [Point(groups, BUDGET) for groups in BATCHES]),
+        (f"tokens per micro-batch, at {GROUPS} groups", [Point(GROUPS, budget) for budget in BUDGETS]),
         (
-            f"tokens a micro-batch, at {GROUPS} groups, gradient checkpointing",
+            f"tokens per micro-batch, at {GROUPS} groups, gradient checkpointing",
             [Point(GROUPS, budget, checkpointing=True) for budget in BUDGETS],
         ),
     ]

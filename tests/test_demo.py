@@ -52,6 +52,10 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
     subprocess.run([tmp_path / "empty/bin/gvpo", "train", "demo", *small], check=True, cwd=tmp_path)
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
     assert (tmp_path / "run/report.html").exists()
+    printed = subprocess.run(
+        [tmp_path / "empty/bin/gvpo", "docs", "scaling"], check=True, cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    assert printed.stdout == (root / "docs/guides/scaling.md").read_bytes()
 
 
 def test_shipped_recipes_are_found_by_name():

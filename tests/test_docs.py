@@ -1,6 +1,6 @@
 """The documents say what is so: links, settings, metrics, recipes, commands and snippets are checked against the code.
 
-A python block whose first line is `# runs` is run; the blocks of a page share their names, and find the demo's run in
+A python block after the line `<!-- runs -->` is run; the blocks of a page share their names, and find the demo's run in
 `runs/demo`. All others must compile. `toml` blocks are recipes. Lines of `sh` and plain blocks that begin with `gvpo`,
 `make` or `torchrun` are commands, and so are the lines after `$ ` in `console` blocks: they must parse. A `console`
 block after the line `<!-- runs -->` is run, and must print what it shows; `...` stands for any text.
@@ -20,14 +20,16 @@ import pytest
 from gvpo.cli.main import _parser
 from gvpo.cli.options import given_settings
 from gvpo.cli.train import find_recipe
-from gvpo.config import FIELDS, SECTIONS, TrainConfig
+from gvpo.config import FIELDS, OBJECTIVES, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
 from gvpo.runfiles import read_metrics
 from tools import configuration_page, docs_site, objectives_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
-RUNS = "# runs"
+STAND_INS = {"Qwen/Qwen2.5-0.5B-Instruct": "runs/demo/checkpoints/step-000002", "steps=200": "steps=1"}
+"""What a block that runs says, and what the test runs in its place: the demo's model, for one step."""
+ROOMS = "|".join(path.parent.name for path in (ROOT / "src/gvpo").glob("*/__init__.py"))
 SMALL = [
     "train.steps=2",
     "train.prompts_per_step=2",
@@ -147,9 +149,10 @@ def parse(words, line):
         given_settings(options)
 
 
-def runnable(page):
-    """The console blocks that are marked to be run."""
-    return re.findall(r"^<!-- runs -->\n```console\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+def runnable(page, language="console"):
+    """The blocks of a language that are marked to be run."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^<!-- runs -->\n```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
@@ -179,15 +182,16 @@ def test_marked_commands_print_what_the_page_shows(page, demo):
 @pytest.mark.filterwarnings("ignore::gvpo.errors.GvpoWarning")
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(code.startswith(RUNS) for code in blocks(page, "python"))],
+    [page for page in PAGES if runnable(page, "python")],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_marked_blocks_run(page, demo, monkeypatch):
     monkeypatch.chdir(demo)
     names = {"__name__": "__main__"}
-    for number, code in enumerate(blocks(page, "python"), start=1):
-        if code.startswith(RUNS):
-            exec(compile(code, f"{page.name} block {number}", "exec"), names)
+    for number, code in enumerate(runnable(page, "python"), start=1):
+        for said, run in STAND_INS.items():
+            code = code.replace(said, run)
+        exec(compile(code, f"{page.name} block {number}", "exec"), names)
 
 
 def test_the_configuration_page_is_current():
@@ -235,12 +239,26 @@ def test_the_run_directory_page_lists_every_file(demo):
     assert "warm-start" in text
 
 
+def test_the_readme_names_every_objective_and_every_guide():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [f"docs/reference/objectives/{name}.md" for name in OBJECTIVES]
+    pages += [f"docs/guides/{page.name}" for page in (ROOT / "docs/guides").glob("*.md")]
+    assert [page for page in pages if page not in text] == []
+
+
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = {page for pages in docs_site.navigation().values() for page in pages}
     assert sorted({str(page.relative_to(ROOT)) for page in PAGES} - listed) == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/guides").glob("*.md")), ids=lambda page: page.stem)
+def test_guides_leave_measurements_to_the_internals(page):
+    dates = re.findall(r"\b20\d\d-\d\d-\d\d\b|\b\d+ (?:November|December) 20\d\d", page.read_text("utf-8"))
+    assert dates == [], "move what was measured to docs/internals/measurements.md and link there"
+
+
 @every_page
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"(?<![\w./-])(?:src|tests|benchmarks|tools|examples)/[\w/-]+\.\w+", page.read_text("utf-8"))
+    named += [f"src/gvpo/{name}" for name in re.findall(rf"`((?:{ROOMS})/[a-z_0-9/]+\.py)`", page.read_text("utf-8"))]
     assert [name for name in named if not (ROOT / name).is_file()] == []

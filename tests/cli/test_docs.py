@@ -2,10 +2,11 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import gvpo
-from gvpo.cli.docs import name, pages
+from gvpo.cli.docs import PARTS, name, pages
 from gvpo.cli.main import main
 from gvpo.cli.shipped import shipped_directory
 
@@ -31,12 +32,18 @@ def test_a_misspelt_page_is_refused_with_the_nearest_name(capsys):
 
 
 def test_no_two_pages_have_the_same_name():
-    names = [name(file) for part in ("guides", "reference", "internals") for file in _files(part)]
+    names = [name(file) for part in PARTS for file in _files(part)]
     assert sorted(names) == sorted(set(names))
 
 
 def _files(part):
     return (shipped_directory("docs") / part).rglob("*.md")
+
+
+def test_the_wheel_contains_every_page():
+    build = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
+    included = build["targets"]["wheel"]["force-include"]
+    assert {part: included[f"docs/{part}"] for part in PARTS} == {part: f"gvpo/docs/{part}" for part in PARTS}
 
 
 def test_every_page_that_a_message_names_exists():

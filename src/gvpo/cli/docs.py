@@ -7,6 +7,9 @@ from gvpo.cli.shipped import shipped_directory
 from gvpo.errors import ConfigError
 from gvpo.nearest import did_you_mean
 
+PARTS = ("guides", "reference", "internals")
+"""Directories of pages, in the order in which they are listed."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -29,8 +32,7 @@ def run(options: argparse.Namespace) -> int:
 def pages() -> dict[str, Path]:
     """Return the file of each page by its name: guides first, then reference and internals."""
     root = shipped_directory("docs")
-    parts = ("guides", "reference", "internals")
-    return {name(file): file for part in parts for file in sorted((root / part).rglob("*.md"))}
+    return {name(file): file for part in PARTS for file in sorted((root / part).rglob("*.md"))}
 
 
 def name(file: Path) -> str:
