@@ -251,6 +251,11 @@ def test_every_page_is_in_the_navigation_of_the_site():
     assert sorted({str(page.relative_to(ROOT)) for page in PAGES} - listed) == []
 
 
+def test_every_figure_is_shown_somewhere():
+    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [file.name for file in (ROOT / "docs/figures").iterdir() if f"figures/{file.name})" not in texts] == []
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/guides").glob("*.md")), ids=lambda page: page.stem)
 def test_guides_leave_measurements_to_the_internals(page):
     dates = re.findall(r"\b20\d\d-\d\d-\d\d\b|\b\d+ (?:November|December) 20\d\d", page.read_text("utf-8"))
