@@ -401,6 +401,22 @@ def test_a_group_of_any_size_is_shown_whole(chromium, tmp_path, size, counted):
     chromium.look()
 
 
+def test_nothing_moves_when_the_slider_changes_the_counts(chromium, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", config="{}")
+    for step, groups in ((1, 9), (2, 12)):
+        run.write_rollouts(
+            step, [row(f"g{group}", i, step, reward=float(i)) for group in range(groups) for i in (0, 1)]
+        )
+    chromium.open(write_report([run.path], run.report_path))
+    width = "document.querySelector('.filters').getBoundingClientRect().width"
+    status(chromium, "9 groups")
+    before = chromium.evaluate(width)
+    chromium.evaluate("document.getElementById('step').focus()")
+    chromium.press("End")
+    status(chromium, "12 groups")
+    assert chromium.evaluate(width) == before
+
+
 def test_a_list_that_scrolls_keeps_the_nodes_that_stay_in_view(chromium, tmp_path):
     """A click that is under way on an entry must not lose it."""
     run = RunDirectory.create(tmp_path / "run", config="{}")
