@@ -140,7 +140,7 @@ def test_the_plan_for_this_machine(model, capsys):
         (["--gpu", "h100"], "--gpu is for --plan; add --plan MODEL"),
         (["sampling.group_size=4"], "sampling.group_size=4 is for --plan; add --plan MODEL"),
         (["--plan", "{model}", "run.seed=1"], "gvpo doctor does not read run.seed; it reads model.compute_dtype"),
-        (["--plan", "{model}", "--gpu", "h10"], "no GPU 'h10' in the table; did you mean 'h100'?"),
+        (["--plan", "{model}", "--gpu", "h10"], "the GPU 'h10' is not in the table; did you mean 'h100'?"),
         (["--plan", "{model}", "--gpu", "h100", "--gpus", "0"], "--gpus is 0; give at least 1"),
         (["--plan", "{model}", "--gpu", "cpu", "--gpus", "2"], "--gpus needs --gpu"),
         (["--plan", "{model}", "--gpu", "h100", "--prompt-tokens", "-1"], "prompt-tokens is -1; give at least 1"),
