@@ -1,11 +1,12 @@
-"""Does the warning of `gvpo.collapse` see a collapse, and how early? Many short runs, of which many collapse.
+"""Does the warning of `gvpo.collapse` detect a collapse, and how early? Trains many short runs, of which many collapse.
 
-`python benchmarks/collapse.py --out runs/collapse` trains each run of three sets, skips what is there already, and
-prints two tables in Markdown: metrics as detectors, each with the threshold that separates the runs of the first set
-best; and the warning, run by run. About 15 minutes of processor time.
+`python benchmarks/collapse.py --out runs/collapse` trains each run of three sets, skips finished runs, and prints two
+tables in Markdown. The first compares metrics as detectors, each with the threshold that separates the runs of the
+first set best. The second lists the warning of each run. Needs about 15 minutes of CPU time.
 
-Sets: additions of three digits with two seeds, and of seven digits, whose answers have 66 to 75 tokens and whose reward
-is the share of right lines. A run has collapsed if its held-out reward ends at least .1 below its start.
+Two sets are additions of three digits with different seeds. The third is additions of seven digits, whose answers have
+66 to 75 tokens and whose reward is the fraction of correct lines. A run has collapsed if its held-out reward ends at
+least .1 below its start.
 """
 
 import argparse
@@ -69,7 +70,7 @@ HIGHER = {
     ("once", "gvpo .1"): (3e-3,),
     ("once", "gvpo .3"): (3e-3,),
 }
-"""Further rates for seven digits, where hardly a run collapses at the others."""
+"""Further learning rates for seven digits, since almost no run of that set collapses at the others."""
 
 FALL = 0.1
 KEYS = ("offpolicy/logratio_best", "offpolicy/logratio_mean", "offpolicy/ess", "gvpo/residual_ratio")
@@ -84,9 +85,9 @@ QUIET = {
 
 
 def warm_model(out: Path, name: str) -> str:
-    """Return the starting model of a set, made now unless it is there.
+    """Return the starting model of a set, and train it unless it exists.
 
-    Both sets of three digits share theirs, and the one of seven digits goes on from it.
+    Both sets of three digits share their model. The set of seven digits continues from it.
     """
     name = f"{name.partition('-')[0]}-0"
     run = out / f"{name}-warm"
@@ -99,7 +100,7 @@ def warm_model(out: Path, name: str) -> str:
 
 
 def demo(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Return the demo's settings, quiet, with others on top."""
+    """Return the demo's settings without printing, overridden by `layers`."""
     settings = {**read_recipe(find_recipe("demo")), **QUIET}
     for each in layers:
         settings = layer(settings, each)
@@ -107,12 +108,12 @@ def demo(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def loaded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings for a model that is there already."""
+    """Return settings that load an existing model."""
     return {key: value for key, value in settings.items() if key not in ("model_init", "vocabulary")}
 
 
 def trained(out: Path, name: str, regime: str, arm: str, rate: float) -> list[dict[str, Any]]:
-    """Return the metrics of a run, made now unless it is there."""
+    """Return the metrics of a run, and train it unless it exists."""
     run = out / f"{name}-{regime}-{arm.replace(' ', '-')}-{rate:g}"
     if not (run / SUMMARY).exists():
         settings = loaded(demo(SETS[name], REGIMES[regime], ARMS[arm], {"warm_start_steps": 0}))
@@ -123,30 +124,30 @@ def trained(out: Path, name: str, regime: str, arm: str, rate: float) -> list[di
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its name, what was measured, and whether it has collapsed."""
+    """A finished run: its name, its metrics, and whether it has collapsed."""
 
     name: tuple[str, str, str, float]
     lines: list[dict[str, Any]]
 
     @property
     def rewards(self) -> list[float]:
-        """Held-out, from before training to the end."""
+        """Held-out rewards, from before training to the end."""
         return [line["eval/reward"] for line in self.lines if "eval/reward" in line]
 
     @property
     def collapsed(self) -> bool:
-        """At least .1 below its start in the end."""
+        """True if the last reward is at least .1 below the first."""
         return self.rewards[-1] <= self.rewards[0] - FALL
 
     def lowest(self, key: str) -> float:
-        """Return the lowest mean of a metric over at least as many updates as the warning takes; inf without any."""
+        """Return the lowest mean of a metric over at least as many updates as the warning needs; inf without any."""
         steps = [(line["train/updates"], line[key]) for line in self.lines if line.get(key) is not None]
         count = next((n for n in range(1, len(steps) + 1) if sum(u for u, _ in steps[:n]) >= UPDATES), len(steps))
         windows = [steps[i : i + count] for i in range(len(steps) - count + 1)]
         return min((sum(u * v for u, v in each) / max(1, sum(u for u, _ in each)) for each in windows), default=inf)
 
     def warned_after(self) -> int | None:
-        """Return the number of updates after which the warning came; None if it did not."""
+        """Return the number of updates before the warning, or None if there was no warning."""
         watch, updates = CollapseWatch(), 0
         for line in self.lines:
             updates += int(line.get("train/updates", 0))
@@ -155,7 +156,7 @@ class Outcome:
         return None
 
     def fallen_after(self) -> int | None:
-        """Return the number of updates after which an evaluation was first at least .1 below the start."""
+        """Return the number of updates before the first evaluation that is at least .1 below the start."""
         updates = 0
         for line in self.lines:
             updates += int(line.get("train/updates", 0))
@@ -165,14 +166,14 @@ class Outcome:
 
 
 def threshold(outcomes: list[Outcome], key: str) -> float:
-    """Return the threshold that has the fewest wrong verdicts, in the middle between the two nearest runs."""
+    """Return the threshold with the fewest errors, halfway between the two nearest runs."""
     values = sorted({lowest for outcome in outcomes if (lowest := outcome.lowest(key)) < inf})
     cuts = [(low + high) / 2 for low, high in pairwise(values)]
     return min(cuts, key=lambda cut: sum((o.lowest(key) < cut) != o.collapsed for o in outcomes), default=-inf)
 
 
 def detectors(outcomes: list[Outcome]) -> Iterator[str]:
-    """Yield the table of metrics: collapsed runs that are seen, and other runs that are not left alone."""
+    """Yield the table of metrics: detected runs among those that collapsed, and false alarms among the others."""
     sets = list(dict.fromkeys(outcome.name[0] for outcome in outcomes))
     parts = [[outcome for outcome in outcomes if outcome.name[0] == name] for name in sets]
     yield f"| detector | {' | '.join(sets)} |"
@@ -213,14 +214,14 @@ def runs(outcomes: list[Outcome]) -> Iterator[str]:
 
 
 def plan(name: str) -> Iterator[tuple[str, str, float]]:
-    """Yield regime, arm and learning rate of the runs of a set."""
+    """Yield the regime, arm and learning rate of each run of a set."""
     for (regime, arm), rates in RATES.items():
         further = HIGHER.get((regime, arm), ()) if name.startswith("long") else ()
         yield from ((regime, arm, rate) for rate in (*rates, *further))
 
 
 def main() -> None:
-    """Train what is missing, set by set, and print the tables."""
+    """Train missing runs, set by set, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))

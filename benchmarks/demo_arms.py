@@ -1,8 +1,8 @@
-"""Every online objective on the demo's task, same warm starts, several seeds: held-out accuracy with its spread.
+"""Train every online objective on the demo's task, from the same warm starts, and print its held-out accuracy.
 
-`python benchmarks/demo_arms.py --out runs/arms` trains each arm on each seed (about a minute apiece on 2 idle cores),
-skips what is there already, and prints a table. One setting for all, the demo's: this shows that each arm works, not
-which one is best.
+`python benchmarks/demo_arms.py --out runs/arms` trains each arm (an objective with its settings) on each seed, skips
+finished runs, and prints a table. A run needs about a minute on 2 idle cores. All arms have the demo's settings, so the
+table shows that each arm works, not which one is best.
 """
 
 import argparse
@@ -29,18 +29,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "gspo": {"objective": "gspo", "reference": "previous"},
     "gspo_token": {"objective": "gspo_token", "reference": "previous"},
 }
-"""The first arm makes the warm start that the others train from."""
+"""The arm whose runs train the warm start for the others."""
 
 
 def summary_of(out: Path, arm: str, seed: int) -> dict[str, Any]:
-    """The summary of an arm's run on a seed, trained now unless it is there."""
+    """Return the summary of an arm's run on a seed, and train it unless it exists."""
     run = out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     done = read_json(run / SUMMARY)
     return done or train_recipe(config_of(out, arm, seed).replace(run_dir=run), resume=run.exists())
 
 
 def config_of(out: Path, arm: str, seed: int) -> TrainConfig:
-    """The demo's settings with the arm's on top."""
+    """Return the demo's settings, overridden by the arm's."""
     settings = layer(read_recipe(find_recipe("demo")), {**ARMS[arm], "seed": seed})
     if arm == next(iter(ARMS)):
         return TrainConfig(**settings)
@@ -50,14 +50,14 @@ def config_of(out: Path, arm: str, seed: int) -> TrainConfig:
 
 
 def row(summaries: list[dict[str, Any]], key: str) -> str:
-    """Mean and range over the seeds."""
+    """Return the mean and the range over the seeds."""
     values = [summary[key] for summary in summaries]
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{fmean(values):.3f}{spread} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main() -> None:
-    """Train what is missing and print the table."""
+    """Train missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,8 +1,8 @@
-"""GVPO and GRPO trained offline on the demo's task, on the same groups: a grid of settings, several seeds.
+"""Train GVPO and GRPO offline on the demo's task, on the same groups: a grid of settings, several seeds.
 
-`python benchmarks/demo_offline.py --out runs/offline` makes a warm start and 1,920 groups of 8 for each seed, trains
-every arm on them, skips what is there already, and prints a table. Warm starts of earlier runs can be given with
-`--warm runs/demo-{seed}`.
+`python benchmarks/demo_offline.py --out runs/offline` trains a warm start and samples 1,920 groups of 8 for each seed,
+trains every arm on them, skips finished work, and prints a table. `--warm runs/demo-{seed}` uses the warm starts of
+earlier runs.
 """
 
 import argparse
@@ -26,13 +26,13 @@ KEYS = ("accuracy_before", "accuracy_after", "accuracy_greedy_before", "accuracy
 
 
 def settings(recipe: str, seed: int) -> dict[str, Any]:
-    """A shipped recipe's settings, evaluated before and after only."""
+    """Return a shipped recipe's settings, with evaluations only before and after training."""
     quiet = {"eval_every": 0, "rollouts_every": 0, "checkpoint_every": 0, "checkpoint_verify": False}
     return {**read_recipe(find_recipe(recipe)), **quiet, "seed": seed}
 
 
 def start(out: Path, warm: str | None, seed: int) -> tuple[str, Path]:
-    """A seed's warm model and the groups that it sampled; made now unless they are there."""
+    """Return a seed's warm model and the groups that it sampled; create what is missing."""
     run = out / f"sampled-{seed}"
     groups = run / runfiles.GROUPS
     given = Path(warm.format(seed=seed)) if warm else run
@@ -49,7 +49,7 @@ def _warm_model(run: Path) -> str:
 
 
 def result(out: Path, model: str, groups: Path, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
-    """The summary of an arm on a seed, trained now unless it is there."""
+    """Return the summary of an arm on a seed, and train it unless it exists."""
     run = out / ("-".join(str(value) for value in arm.values()) + f"-{seed}")
     done = runfiles.read_json(run / runfiles.SUMMARY)
     if done:
@@ -60,13 +60,13 @@ def result(out: Path, model: str, groups: Path, seed: int, arm: dict[str, Any]) 
 
 
 def arms(rates: list[float]) -> list[dict[str, Any]]:
-    """Every arm: GRPO at each learning rate, GVPO at each learning rate and beta."""
+    """Return every arm: GRPO at each learning rate, GVPO at each learning rate and beta."""
     formulas: list[dict[str, Any]] = [{"objective": "grpo"}, *({"objective": "gvpo", "beta": beta} for beta in BETAS)]
     return [{**formula, "learning_rate": rate} for rate in rates for formula in formulas]
 
 
 def line(arm: dict[str, Any], summaries: list[dict[str, Any]]) -> str:
-    """Means and ranges over the seeds."""
+    """Return a line of the table: means and ranges over the seeds."""
     cells = [f"{arm['objective']:5} {arm.get('beta', ''):>5} {arm['learning_rate']:8g}"]
     for key in KEYS:
         values = [summary[key] for summary in summaries]
@@ -75,12 +75,12 @@ def line(arm: dict[str, Any], summaries: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, seed by seed, and print the table."""
+    """Train missing runs, seed by seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/offline"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4])
-    parser.add_argument("--warm", help="runs whose warm start is used, with {seed} in the path")
+    parser.add_argument("--warm", help="Directories of runs with a warm start, with {seed} in the path")
     options = parser.parse_args()
     warnings.simplefilter("ignore", GvpoWarning)
     results: dict[str, list[dict[str, Any]]] = {}

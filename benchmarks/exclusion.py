@@ -1,10 +1,10 @@
-"""Which ways of excluding tokens draw from the same distribution, and how much the others differ.
+"""Which implementations of exclusion sample from the same distribution, and how much do the others differ?
 
     python benchmarks/exclusion.py
 
-Trains a small model on the letters of this repository's pages, then continues texts of theirs without the letter "e",
-by each implementation and with the same noise. docs/internals/measurements.md explains the columns. It also
-measures what the masked softmax itself changes: the log-prob of whole short texts sampled by it, plain and weighted by
+Trains a small model on the letters of this repository's pages, then continues texts from them without the letter "e",
+with each implementation and with the same noise. docs/internals/measurements.md explains the columns. It also
+measures the effect of the masked softmax itself: the log-prob of whole short texts sampled by it, plain and weighted by
 `sequence_weights`, compared with texts sampled freely of which those with the letter are discarded.
 """
 
@@ -45,7 +45,7 @@ T_95 = 2.262  # Student's t for 10 seeds
 
 @dataclass(frozen=True)
 class Setting:
-    """What comes after or before the mask."""
+    """Operations before or after the mask: penalty, temperature and filters."""
 
     name: str
     temperature: float = 1.0
@@ -54,11 +54,11 @@ class Setting:
     penalty: float = 1.0
 
     def penalise(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Transformers' repetition penalty."""
+        """Apply Transformers' repetition penalty."""
         return scores if self.penalty == 1 else RepetitionPenaltyLogitsProcessor(self.penalty)(ids, scores)
 
     def cut(self, scores: Tensor) -> Tensor:
-        """Temperature, top-k, top-p."""
+        """Apply temperature, top-k and top-p."""
         none, scores = torch.empty(0), scores / self.temperature
         scores = TopKLogitsWarper(self.top_k)(none, scores) if self.top_k else scores
         return TopPLogitsWarper(self.top_p)(none, scores) if self.top_p < 1 else scores
@@ -66,55 +66,55 @@ class Setting:
 
 @dataclass(frozen=True)
 class Step:
-    """What an implementation sees: ids so far [B, L], logits [B, V], and what is allowed [B, V]."""
+    """Inputs of an implementation: ids so far [B, L], logits [B, V], and the mask of allowed tokens [B, V]."""
 
     ids: Tensor
     logits: Tensor
     allowed: Tensor
 
     def masked(self, scores: Tensor, value: float = -math.inf) -> Tensor:
-        """Scores with a value at what is banned."""
+        """Return the scores with `value` in the place of banned tokens."""
         return scores.masked_fill(~self.allowed, value)
 
 
 Implementation = Callable[[Step, Setting], Tensor]
-"""Scores to be put through a softmax."""
+"""Function from a step and a setting to scores, which go through a softmax."""
 
 
 def first(step: Step, setting: Setting) -> Tensor:
-    """The reference: penalty, -inf, then temperature and cuts."""
+    """Apply the penalty, set -inf, then apply temperature and filters; this is the reference."""
     return setting.cut(step.masked(setting.penalise(step.ids, step.logits)))
 
 
 def before_penalty(step: Step, setting: Setting) -> Tensor:
-    """-inf, then the penalty."""
+    """Set -inf, then apply the penalty."""
     return setting.cut(setting.penalise(step.ids, step.masked(step.logits)))
 
 
 def log_q(step: Step, setting: Setting) -> Tensor:
-    """The logits are replaced by log Q; the penalty then sees negative numbers alone."""
+    """Replace the logits by log Q; the penalty then receives only negative numbers."""
     return setting.cut(setting.penalise(step.ids, step.masked(step.logits).log_softmax(-1)))
 
 
 def finite(value: float) -> Implementation:
-    """A finite number in the place of minus infinity."""
+    """Set a finite number in place of minus infinity."""
     return lambda step, setting: setting.cut(step.masked(setting.penalise(step.ids, step.logits), value))
 
 
 def bias(value: float) -> Implementation:
-    """A number added to banned logits, as APIs offer it."""
+    """Add a number to banned logits, as APIs offer it."""
     return lambda step, setting: setting.cut(
         torch.where(step.allowed, setting.penalise(step.ids, step.logits), step.logits + value)
     )
 
 
 def last(step: Step, setting: Setting) -> Tensor:
-    """The mask after the cuts."""
+    """Apply the mask after the filters."""
     return step.masked(setting.cut(setting.penalise(step.ids, step.logits)))
 
 
 def probabilities(step: Step, setting: Setting) -> Tensor:
-    """Renormalised probabilities, handed on as if they were logits."""
+    """Return renormalised probabilities as if they were logits."""
     return setting.cut(step.masked(setting.penalise(step.ids, step.logits)).softmax(-1))
 
 
@@ -140,7 +140,7 @@ CASES = [
 
 
 def trained(steps: int) -> tuple[Any, Any, list[int]]:
-    """A small model of letters, its tokenizer, and text that it has not seen."""
+    """Return a small model of letters, its tokenizer, and text that it was not trained on."""
     pages = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     tokenizer = fresh_tokenizer(sorted(set(text)))
@@ -158,19 +158,19 @@ def trained(steps: int) -> tuple[Any, Any, list[int]]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(f"{len(tokenizer)} letters, {steps} steps, loss {loss.item():.2f} nats a letter\n")
+    print(f"{len(tokenizer)} letters, {steps} steps, loss {loss.item():.2f} nats per letter\n")
     return model.eval(), tokenizer, held
 
 
 def pieces(text: Sequence[int], count: int, length: int, seed: int) -> Tensor:
-    """[count, length] pieces of text."""
+    """Return [count, length] pieces of text."""
     starts = random.Random(seed).sample(range(len(text) - length), count)
     return torch.tensor([text[start : start + length] for start in starts])
 
 
 @dataclass(frozen=True)
 class Found:
-    """Of one implementation, setting and seed."""
+    """Measurements of one implementation, setting and seed."""
 
     score: float
     distance: float
@@ -192,7 +192,7 @@ def sample(
         step = Step(ids, logits, exclude(logits, states, exclusion).scores > -math.inf)
         reference, found = first(step, setting).softmax(-1), how(step, setting).softmax(-1)
         nothing = found.isnan().any(-1, keepdim=True)
-        found = torch.where(nothing, reference, found)  # the row can go on; others would stop with an error
+        found = torch.where(nothing, reference, found)  # the row can continue; others would stop with an error
         distance = max(distance, float((found - reference).abs().sum(-1).max()) / 2)
         tokens = inverse_cdf(found, uniforms)
         empty += int(nothing.sum())
@@ -204,7 +204,7 @@ def sample(
 
 
 def row(name: str, found: Sequence[Found], reference: Sequence[Found]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     scores = [one.score for one in found]
     differences = [one.score - other.score for one, other in zip(found, reference, strict=True)]
     interval = T_95 * statistics.stdev(differences) / math.sqrt(len(differences))
@@ -217,7 +217,7 @@ def row(name: str, found: Sequence[Found], reference: Sequence[Found]) -> str:
 
 @dataclass(frozen=True)
 class Texts:
-    """Short texts after one prompt: log P of each [B], the sums of log P(allowed) [B], and which are allowed [B]."""
+    """Short texts after one prompt: log P of each [B], sums of log P(allowed) [B], and whether each is allowed [B]."""
 
     scores: Tensor
     sums: Tensor
@@ -226,7 +226,7 @@ class Texts:
 
 @torch.no_grad()
 def short_texts(model: Any, prompt: Tensor, exclusion: CompiledExclusion, rows: int, seed: int, *, free: bool) -> Texts:
-    """Draw them, with the exclusion or freely."""
+    """Sample texts, with the exclusion or freely."""
     noise = torch.rand(SHORT, rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     ids, cache = prompt.expand(rows, -1), None
     scores, sums = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
@@ -244,8 +244,8 @@ def short_texts(model: Any, prompt: Tensor, exclusion: CompiledExclusion, rows: 
 
 
 def whole_texts(model: Any, prompts: Tensor, exclusion: CompiledExclusion, rows: int) -> None:
-    """Print the table of whole texts: means over prompts, their spread over seeds."""
-    table: dict[str, list[list[float]]] = {"masked softmax": [], "the same, weighted": [], "drawn freely, kept": []}
+    """Print the table of whole texts: means over prompts, and their standard deviation over seeds."""
+    table: dict[str, list[list[float]]] = {"masked softmax": [], "the same, weighted": [], "sampled freely, kept": []}
     for seed in SEEDS:
         sums = torch.zeros(3, 3, dtype=torch.float64)
         for place, prompt in enumerate(prompts[:, None]):
@@ -261,7 +261,7 @@ def whole_texts(model: Any, prompts: Tensor, exclusion: CompiledExclusion, rows:
     print(f"**whole texts of {SHORT} letters, {len(prompts)} prompts, {rows} texts each**\n")
     print("| Texts | log P of a text | sd | difference from kept | P(allowed) | worth of a text |")
     print("|---|---|---|---|---|---|")
-    exact = [line[0] for line in table["drawn freely, kept"]]
+    exact = [line[0] for line in table["sampled freely, kept"]]
     for name, lines in table.items():
         scores = [line[0] for line in lines]
         differences = [one - other for one, other in zip(scores, exact, strict=True)]
@@ -274,16 +274,16 @@ def whole_texts(model: Any, prompts: Tensor, exclusion: CompiledExclusion, rows:
 
 
 def main() -> None:
-    """Read the arguments, train, sample, print."""
+    """Read the arguments, train, sample and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="of training")
-    parser.add_argument("--rows", type=int, default=64, help="texts a seed; there are 10 seeds")
+    parser.add_argument("--steps", type=int, default=300, help="Training steps of the model")
+    parser.add_argument("--rows", type=int, default=64, help="Number of texts per seed; there are 10 seeds")
     settings = parser.parse_args()
     model, tokenizer, held = trained(settings.steps)
     exclusion = compile_exclusion(parse_exclusion(ban="[eE]"), model, tokenizer)
     for setting, implementations in CASES:
         print(f"**{setting.name}**\n")
-        print("| Implementation | largest distance | nothing left | banned drawn | score | sd | difference |")
+        print("| Implementation | largest distance | nothing left | banned sampled | score | sd | difference |")
         print("|---|---|---|---|---|---|---|")
         reference: list[Found] = []
         for name, how in implementations.items():

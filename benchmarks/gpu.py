@@ -1,12 +1,12 @@
-"""The update on a GPU: is it exact, how fast is it, how near to the bound; in minutes, with the table as a page's part.
+"""The update on a GPU: whether it is exact, how fast it is, and how near to the bound.
 
     python benchmarks/gpu.py [--device cuda] [--minutes 8] [--json FILE] [--page docs/internals/benchmarks.md]
 
-First exactness, on two-layer models of real architectures: shared prompts against rows of their own (gradient, in
-float32 and bfloat16), a score pass against the push (the same bits), a small budget against a large one. Then speed:
+First exactness, on two-layer models of real architectures: shared prompts against rows with separate prompts (gradient,
+in float32 and bfloat16), a score pass against the push (the same bits), a small budget against a large one. Then speed:
 the shapes of update_vs_trl.py and a random model of 1.5 billion parameters, each with shared prompts and without,
-beside TRL where it is installed. What does not fit the minutes is left out, and said. `--device cpu --tiny` tries the
-script.
+compared with TRL if it is installed. Measurements for which no time is left are skipped, and the caption lists them.
+`--device cpu --tiny` tries the script.
 """
 
 import argparse
@@ -66,12 +66,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="small shapes only, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="Use only small shapes, to try the script")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device that torch can use; --device cpu --tiny tries the script")
+        raise SystemExit("torch finds no CUDA device; try the script with --device cpu --tiny")
     warnings.simplefilter("ignore")
     until = time.monotonic() + 60 * options.minutes
     results = {"circumstances": circumstances(torch.get_num_threads()) | {"device": _name(options.device)}}
@@ -88,11 +88,11 @@ def main() -> None:
     print(text)
     write_page(options.page, "gpu", text)
     if not all(part["exact"] for part in results["exact"]):
-        raise SystemExit("not exact on this device; see the first table")
+        raise SystemExit("the update is not exact on this device; see the first table")
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Both tables, and what they were measured on."""
+    """Return both tables with a caption."""
     exact = table(
         ("model", "shared prompts", "score and push", "budget", "gradient in bfloat16"),
         [
@@ -111,7 +111,7 @@ def markdown(results: dict[str, Any]) -> str:
         [_speed_cells(part) for part in results["speed"]],
     )
     facts = results["circumstances"]
-    left = f" Left out for lack of time: {', '.join(results['left_out'])}." if results["left_out"] else ""
+    left = f" Skipped for lack of time: {', '.join(results['left_out'])}." if results["left_out"] else ""
     caption = f"`python benchmarks/gpu.py`, {facts['device']}, {facts['date']}, torch {torch.__version__}.{left}"
     return f"{exact}\n\n{speed}\n\n{caption}"
 
@@ -132,7 +132,7 @@ def _speed_cells(part: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _cells(*, tiny: bool) -> list[tuple[str, Callable[[], Any], Shape]]:
-    """Name, maker of the model and shape of each line of the speed table."""
+    """Return the name, the function that creates the model, and the shape of each line of the speed table."""
     if tiny:
         return [("tiny", partial(load_model, init=EXACT["llama"]), RAGGED)]
     small = [
@@ -147,7 +147,7 @@ def _cells(*, tiny: bool) -> list[tuple[str, Callable[[], Any], Shape]]:
 
 
 def _exactness(name: str, device: str) -> dict[str, Any]:
-    """Relative L2 between gradients that have to be equal, and whether scores are the same bits."""
+    """Return the relative L2 between gradients that must be equal, and whether scores have the same bits."""
     model = load_model(init=EXACT[name]).to(device).train()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -182,7 +182,7 @@ def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _speed(name: str, make: Callable[[], Any], shape: Shape, device: str, repeats: int) -> dict[str, Any]:
-    """Times in turns and peaks of one line."""
+    """Return times, measured in turns, and peak memory of one line."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -215,7 +215,7 @@ def _update(model: Any, batch: Sequence[Group], device: str, sharing: Any) -> No
 
 
 def _trl(make: Callable[[], Any], shape: Shape, device: str) -> Callable[[], None] | str:
-    """TRL's loss and backward on the same batch; or in a word why there is none."""
+    """Return TRL's loss and backward on the same batch, or the reason why it cannot run."""
     try:
         import trl_side
     except ImportError:
@@ -239,7 +239,10 @@ def _trl(make: Callable[[], Any], shape: Shape, device: str) -> Callable[[], Non
 
 
 def _peak(run: Callable[[], Any], device: str) -> float:
-    """GiB at the peak of the second call above what was held before, gradients of the first included; NaN on a CPU."""
+    """Return GiB at the peak of the second call above the use before it, or NaN on a CPU.
+
+    The gradients of the first call are included.
+    """
     run()
     if device != "cuda":
         return float("nan")

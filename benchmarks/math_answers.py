@@ -1,10 +1,10 @@
-r"""How many mathematical answers a second the reward math_answer judges.
+r"""How many mathematical answers per second the reward math_answer scores.
 
     python benchmarks/math_answers.py --data ../shared/data --workers 2
 
-Takes the golds of the benchmarks under `--data`, writes completions around them in groups of eight as a model would
-(half with the gold in its box, half with the gold of another problem), and scores them through a `RewardPool` several
-times. Prints the median and the range of answers a second, with the workers started and warm.
+Reads the reference answers of the benchmarks under `--data`, writes completions around them in groups of eight as a
+model would (half with the reference answer in the box, half with the answer of another problem), and scores them with a
+`RewardPool` several times. Prints the median and the range of answers per second, with warm workers.
 """
 
 import argparse
@@ -31,18 +31,18 @@ REASONING = "We write the sum in another way and find \\boxed{x} first, which is
 
 
 def golds(data: Path) -> list[str]:
-    """The reference answers of all benchmarks that are there."""
+    """Return the reference answers of all benchmarks that exist."""
     found = []
     for name, column in SOURCES.items():
         if (data / name).exists():
             found += [gold_text(json.loads(line)[column]) for line in (data / name).read_text().splitlines()]
     if not found:
-        sys.exit(f"there are no benchmarks under {data}; give their directory with --data")
+        sys.exit(f"no benchmarks under {data}; pass their directory with --data")
     return found
 
 
 def groups(answers: list[str], size: int) -> list[RewardBatch]:
-    """A group a gold: half of its completions give that answer, half another one."""
+    """Return a group per reference answer: half of its completions give that answer, half another one."""
     draw = random.Random(0)
     made = []
     for gold in answers:
@@ -52,7 +52,7 @@ def groups(answers: list[str], size: int) -> list[RewardBatch]:
 
 
 def main() -> None:
-    """Read the arguments, score, print."""
+    """Read the arguments, score, and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--workers", type=int, default=2)

@@ -1,14 +1,15 @@
-"""The least time that an update can take: its matrix products alone, timed at the model's own shapes.
+"""The least time that an update can need: its matrix products, timed at the shapes of the model.
 
-Counted is what has to be multiplied once prompts are shared and siblings do not see each other: P + sum(C) tokens of a
-group through the layers, S = sum(C) through the head:
+The work is counted with shared prompts and with siblings that do not attend to each other: P + sum(C) tokens of a group
+through the layers, S = sum(C) through the head:
 
-    layers      forward 2 N FLOPs a token, N weights outside embeddings and head; backward 4 N
-    attention   4 D a pair of query and allowed key in each layer, D = heads x head width; backward 8 D
-    head        2 S V H; backward 4 S V H, and 2 S V H more where its weights c come too late and logits are made twice
+    layers      forward 2 N FLOPs per token, N weights outside embeddings and head; backward 4 N
+    attention   4 D per pair of query and allowed key in each layer, D = heads x head width; backward 8 D
+    head        2 S V H; backward 4 S V H, and 2 S V H more if its coefficients are known too late, so that logits are
+                computed twice
 
-Times are those of torch.mm and torch.bmm into memory that is there already, or of `gvpo.model.matmul` where that is
-faster. Attention's are of rectangles with as many pairs as the triangles allow.
+Times are those of torch.mm and torch.bmm into allocated memory, or of `gvpo.model.matmul` if that is faster. Attention
+is timed with rectangles that have as many pairs as the triangles allow.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from gvpo import Group
 from gvpo.model.matmul import is_fast, product
 
 HEAD_ROWS = 512
-"""Tokens of a product with the head; all of them at once would time page faults."""
+"""Tokens per product with the head; all of them at once would time page faults."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Passes:
     """How often each part of an update runs.
 
     Args:
-        forward: passes through the layers without a backward, heads included.
-        head_again: logits made once more for the backward, 0 or 1.
-        backward: forward and backward passes.
+        forward: Number of passes through the layers without a backward, heads included.
+        head_again: Number of times that logits are recomputed for the backward, 0 or 1.
+        backward: Number of forward and backward passes.
     """
 
     forward: float = 0
@@ -44,12 +45,12 @@ class Passes:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to multiply in one forward over some groups.
+    """Multiplications in one forward over some groups.
 
     Args:
-        tokens: through the layers, each prompt once.
-        scored: through the head.
-        pairs: of a query and a key that it may see.
+        tokens: Number of tokens through the layers, each prompt once.
+        scored: Number of tokens through the head.
+        pairs: Number of pairs of a query and an allowed key.
     """
 
     tokens: int
@@ -58,7 +59,7 @@ class Work:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Work":
-        """The work of groups with shared prompts."""
+        """Return the work of groups with shared prompts."""
         scored = sum(len(row.tokens) for group in groups for row in group.completions)
         pairs = sum(_triangle(len(group.prompt)) for group in groups)
         pairs += sum(_triangle(len(r.tokens)) + len(r.tokens) * len(g.prompt) for g in groups for r in g.completions)
@@ -66,7 +67,7 @@ class Work:
 
 
 def flops(model: Any, work: Work, passes: Passes) -> float:
-    """Floating-point operations of an update."""
+    """Return the floating-point operations of an update."""
     weights = sum(rows * columns for rows, columns in _linears(model))
     layers, width = model.config.num_hidden_layers, model.config.num_attention_heads * _head_width(model)
     once = 2 * weights * work.tokens + 4 * layers * width * work.pairs
@@ -75,7 +76,7 @@ def flops(model: Any, work: Work, passes: Passes) -> float:
 
 
 def bound_seconds(model: Any, work: Work, passes: Passes, dtype: torch.dtype) -> float:
-    """Seconds of the update's matrix products, timed now, where the model is."""
+    """Return the seconds of the update's matrix products, timed now on the device of the model."""
     with torch.device(model.device):
         return _bound_seconds(model, work, passes, dtype)
 
@@ -94,7 +95,7 @@ def _bound_seconds(model: Any, work: Work, passes: Passes, dtype: torch.dtype) -
 
 
 def _linears(model: Any) -> list[tuple[int, int]]:
-    """[out, in] of every linear layer but the head."""
+    """Return [out, in] of every linear layer except the head."""
     head = model.get_output_embeddings()
     return [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
 
@@ -108,7 +109,7 @@ def _triangle(length: int) -> int:
 
 
 def _head(model: Any, work: Work, dtype: torch.dtype) -> tuple[float, float]:
-    """Seconds of the head's forward and of its two backward products."""
+    """Return the seconds of the head's forward and of its two backward products."""
     rows, vocabulary, hidden = min(HEAD_ROWS, work.scored), model.config.vocab_size, model.config.hidden_size
     times = work.scored / rows
     back = _product(rows, vocabulary, hidden, dtype) + _product(vocabulary, rows, hidden, dtype)
@@ -116,7 +117,7 @@ def _head(model: Any, work: Work, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _attention(model: Any, work: Work, dtype: torch.dtype) -> float:
-    """Seconds of a layer's two products of the forward, as many heads as there are queries' heads."""
+    """Return the seconds of a layer's two products of the forward, with as many heads as the queries have."""
     heads, width, keys = model.config.num_attention_heads, _head_width(model), max(1, work.pairs // work.tokens)
     query, key = torch.randn(heads, work.tokens, width).to(dtype), torch.randn(heads, width, keys).to(dtype)
     weights = torch.empty(heads, work.tokens, keys, dtype=dtype)
@@ -134,7 +135,7 @@ def _product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
 
 
 def _seconds(multiply: Any, left: Tensor, right: Tensor, out: Tensor) -> float:
-    """The median of three, after one that touches the memory."""
+    """Return the median of three calls, after one that touches the memory."""
     found = []
     for _ in range(4):
         _wait(out)

@@ -1,8 +1,8 @@
-"""What the benchmarks share: paired times, peak memory, tables. Nothing here knows what is measured.
+"""Helpers of the benchmarks: paired times, peak memory, tables. They do not depend on the measured code.
 
-Times are taken in turns, A B A B ..., so that a machine that slows down slows both; a ratio is the median of the pairs'
-ratios. Memory is the kernel's high-water mark above where the process stood, in a process of its own with
-MALLOC_MMAP_THRESHOLD_=65536: freed tensors go back to the system at once, so only what is in use counts.
+Times are taken in turns, A B A B ..., so that a machine that slows down slows both; a ratio is the median of the ratios
+of pairs. Memory is the kernel's high-water mark above the initial memory of a separate process, which runs with
+MALLOC_MMAP_THRESHOLD_=65536. Freed tensors are then returned to the system immediately, so only memory in use counts.
 """
 
 import datetime
@@ -23,7 +23,7 @@ from typing import Any
 MIB = 2**20
 EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 CLOCKS = {"wall": "seconds are wall-clock", "cpu": "seconds are CPU time, summed over threads"}
-"""What is timed. CPU time is the better guide for one thread on a machine that others use, and no guide for several."""
+"""Clocks. CPU time is better for one thread on a machine that others use, and misleading for several threads."""
 _CLOCK = "BENCHMARK_CLOCK"
 _ANSWER = "answer "
 PACKAGES = ("torch", "transformers", "trl", "vllm")
@@ -32,12 +32,12 @@ Seconds = Mapping[str, Sequence[float]]
 
 
 def now() -> float:
-    """Seconds on the clock that this process was told to use."""
+    """Return the seconds on the clock that this process was started with."""
     return time.process_time() if os.environ.get(_CLOCK) == "cpu" else time.perf_counter()
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; a side that returns a float has timed itself. Warm up before."""
+    """Return the seconds of each side in each round; a side that returns a float has timed itself. Warm up before."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
@@ -49,29 +49,29 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
-    """How many times faster `fast` is: the median of the pairs, and the extremes."""
+    """Return how many times faster `fast` is: the median of the pairs, and the extremes."""
     return spread([one / other for one, other in zip(seconds[slow], seconds[fast], strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, the least and the most."""
+    """Return the median, the minimum and the maximum."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def peak_above(run: Callable[[], Any]) -> float:
-    """MiB at the peak of a call above what is resident before it. Call it where the allocator gives memory back."""
+    """Return MiB at the peak of a call above the memory before it; call it if the allocator returns freed memory."""
     gc.collect()
     base = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark goes back to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is reset to the resident memory
     run()
     return (_status("VmHWM") - base) / MIB
 
 
 def child(script: str, *arguments: str, threads: int, clock: str = "wall", exact_memory: bool = False) -> Any:
-    """Run a benchmark again in a process of its own and return what it prints last, as JSON.
+    """Run a benchmark in a separate process and return the last line that it prints, as JSON.
 
     Raises:
-        SystemExit: it failed; its own words are shown.
+        SystemExit: If it fails; its own messages are printed.
     """
     finished = subprocess.run(
         [sys.executable, script, *arguments],
@@ -81,18 +81,18 @@ def child(script: str, *arguments: str, threads: int, clock: str = "wall", exact
         check=False,
     )
     if finished.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed with status {finished.returncode}")
+        raise SystemExit(f"{' '.join(arguments)} exited with status {finished.returncode}")
     return json.loads(finished.stdout.splitlines()[-1])
 
 
 class Worker:
-    """A benchmark in a process of its own that waits for names and answers each with what `serve` makes of it.
+    """A benchmark in a separate process, which waits for names and answers each with the result of `serve`.
 
     Args:
-        script: the benchmark; with these arguments it calls `serve`.
-        arguments: of the script.
-        threads: that it computes with.
-        clock: that it times with, one of `CLOCKS`.
+        script: The benchmark; with these arguments it calls `serve`.
+        arguments: Arguments of the script.
+        threads: Number of threads for computations.
+        clock: Clock for times, one of `CLOCKS`.
     """
 
     def __init__(self, script: str, *arguments: str, threads: int, clock: str = "wall") -> None:
@@ -112,10 +112,10 @@ class Worker:
         self._process.communicate()
 
     def __call__(self, name: str) -> Any:
-        """What the process answers, as JSON.
+        """Return the answer of the process, as JSON.
 
         Raises:
-            SystemExit: it ended; its own words are shown.
+            SystemExit: If the process ended; its own messages are printed.
         """
         self._process.stdin.write(name + "\n")
         self._process.stdin.flush()
@@ -126,7 +126,7 @@ class Worker:
 
 
 def serve(answer: Callable[[str], Any]) -> None:
-    """Answer the names that a `Worker` is called with, until it is done."""
+    """Answer the names that a `Worker` is called with, until its input ends."""
     for line in sys.stdin:
         print(_ANSWER + json.dumps(answer(line.strip())), flush=True)
 
@@ -136,8 +136,8 @@ def _environment(threads: int, clock: str) -> dict[str, str]:
 
 
 def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:
-    """When and on what something was measured."""
-    names = packages_distributions()  # vLLM's for CPUs is called otherwise
+    """Return the date, the machine and the software of a measurement."""
+    names = packages_distributions()  # the vLLM package for CPUs has another name
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
@@ -149,13 +149,13 @@ def circumstances(threads: int, clock: str = "wall") -> dict[str, Any]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table with the first column aligned left and the others right."""
     rules = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rules, *rows))
 
 
 def caption(script: str, found: Mapping[str, Any]) -> str:
-    """How a table came about, in a sentence."""
+    """Return a caption that states how a table was measured."""
     packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
@@ -165,10 +165,10 @@ def caption(script: str, found: Mapping[str, Any]) -> str:
 
 
 def write_page(page: Path | None, name: str, text: str) -> None:
-    """Put a table between its marks in a Markdown page, where a page is given.
+    """Put a table between its marks in a Markdown page; do nothing without a page.
 
     Raises:
-        SystemExit: the page has no marks of that name.
+        SystemExit: If the page has no marks of that name.
     """
     if page is None:
         return
@@ -181,7 +181,7 @@ def write_page(page: Path | None, name: str, text: str) -> None:
 
 
 def write_json(path: Path | None, results: Any) -> None:
-    """Keep the results where a path is given."""
+    """Write the results if there is a path."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
@@ -193,7 +193,7 @@ def _status(key: str) -> float:
 
 
 def numbered_tokenizer(size: int) -> Any:
-    """Return a tokenizer whose tokens are `token0`, `token1`, ...: a model of that size is then sampled as a whole."""
+    """Return a tokenizer with tokens `token0`, `token1`, ..., so that a model can sample all of its ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""GSPO, GRPO with free and with replayed experts, and GVPO on a mixture of experts: the recipes `moe`, several seeds.
+"""Train GSPO, GRPO with and without replayed experts, and GVPO on a mixture of experts: the recipes `moe`.
 
-`python benchmarks/moe_arms.py --out runs/moe` trains each arm on each seed (about a minute apiece on an idle core, and
-two to three for a seed's warm start, which its arms share), skips what is there already, and prints a table. Numbers
-are means over the steps of what each line of metrics says of its updates.
+`python benchmarks/moe_arms.py --out runs/moe` trains each arm (a recipe of `moe`) on each seed, skips finished runs,
+and prints a table. A run needs about a minute on an idle core, and the warm start that the arms of a seed share needs
+two to three. Numbers are means over the steps of the metrics of their updates.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from gvpo.runfiles import SUMMARY, read_json, read_metrics
 from gvpo.training.warm_start import train_recipe
 
 ARMS = {"gspo": "moe", "grpo": "moe/grpo", "grpo-replay": "moe/grpo-replay", "gvpo": "moe/gvpo"}
-"""The first arm makes the warm start that the others train from."""
+"""The arm whose runs train the warm start for the others."""
 COLUMNS = {
     "changed, last update": ("moe/changed/last",),
     "clipped": ("gspo/clip_fraction", "grpo/clip_fraction"),
     "clipped, last update": ("gspo/clip_fraction/last", "grpo/clip_fraction/last"),
     "fullest expert": ("moe/load_max",),
 }
-"""Metrics by what the table calls them; each arm has one of a column's at most."""
+"""Metrics by column of the table; each arm has at most one metric of a column."""
 
 
 def trained(out: Path, arm: str, seed: int) -> Path:
-    """The directory of an arm's run on a seed, trained now unless it is there."""
+    """Return the directory of an arm's run on a seed, and train it unless it exists."""
     run = out / f"{arm}-{seed}"
     if not read_json(run / SUMMARY):
         train_recipe(_config(out, arm, seed).replace(run_dir=run), resume=run.exists())
@@ -48,7 +48,7 @@ def _config(out: Path, arm: str, seed: int) -> TrainConfig:
 
 
 def row(run: Path) -> dict[str, float]:
-    """What the table says of a run."""
+    """Return the values of a run in the table, by column."""
     lines = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] > 0]
     summary: dict[str, Any] = read_json(run / SUMMARY)
     found = {"sampled before": summary["accuracy_before"], "sampled after": summary["accuracy_after"]}
@@ -60,14 +60,14 @@ def row(run: Path) -> dict[str, float]:
 
 
 def cell(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Return the mean and standard deviation over the seeds."""
     if not values:
         return ""
     return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:
-    """Train what is missing and print the table."""
+    """Train missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/moe"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])

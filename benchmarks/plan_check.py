@@ -1,15 +1,15 @@
-"""Checks the planner's memory formulas: peak resident memory of a real step, against `gvpo.planning`.
+"""Compare the planner's memory formulas (`gvpo.planning`) with the peak resident memory of real steps.
 
     python benchmarks/plan_check.py [CASE ...]
 
-Each case runs in a process of its own, on the CPU of a Linux machine. A tiny model of the same architecture is trained
-first, so that all code is loaded and not counted. Then come the case's model, its reference, a first update that makes
-AdamW's moments, and a whole step: sampling, scoring, `group_backward`, AdamW. The peak is the kernel's high-water mark
-above where the process stood before.
+Each case runs in a separate process, on the CPU of a Linux machine. A tiny model of the same architecture is trained
+first, so that all code is loaded and not counted. Then come the case's model, its reference, a first update that
+allocates AdamW's moments, and a whole step: sampling, scoring, `group_backward`, AdamW. The peak is the kernel's
+high-water mark above the initial memory of the process.
 
-It is measured twice: with freed memory kept, as the trainer keeps it, and with MALLOC_MMAP_THRESHOLD_=65536, which
-gives freed blocks back at once, so that only what is in use counts. `tuned`: the formulas were made with the case in
-view.
+Each case is measured twice: with freed memory kept, as the trainer keeps it, and with MALLOC_MMAP_THRESHOLD_=65536,
+which returns freed blocks to the system immediately, so that only memory in use counts. The column `tuned` marks the
+cases that were used to derive the formulas.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MALLOC = {KEPT: {}, EXACT: {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 
 @dataclass(frozen=True)
 class Case:
-    """A fresh model and what is done with it."""
+    """A randomly initialized model and its workload."""
 
     model: dict[str, Any]
     workload: Workload
@@ -101,11 +101,11 @@ CASES = {
 
 
 def main() -> None:
-    """Measure and print the table, or (in the child) one measurement."""
-    parser = argparse.ArgumentParser(description="check the planner's memory against measured peaks")
+    """Measure and print the table, or (in a child) one measurement."""
+    parser = argparse.ArgumentParser(description="Compare the planner's memory with measured peaks")
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
-    parser.add_argument("--phases", action="store_true", help="also print each phase")
+    parser.add_argument("--phases", action="store_true", help="Also print each phase")
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(_measure(CASES[options.measure])))
@@ -130,13 +130,13 @@ def _print(name: str, phases: bool) -> None:
 
 
 def predicted(case: Case) -> tuple[Architecture, Memory]:
-    """What the planner says of a case."""
+    """Return the architecture of a case and the planner's memory for it."""
     model = read_architecture({**case.model, "model_type": case.model["architecture"]})
     return model, estimate_memory(model, case.workload, CPU)
 
 
 def measure(name: str, malloc: str = KEPT) -> dict[str, float]:
-    """MiB at the peak of each phase, above where the process stood, from a process of its own."""
+    """Return MiB at the peak of each phase, above the initial memory, measured in a separate process."""
     threads = {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, __file__, "--measure", name],
@@ -153,24 +153,24 @@ def measure(name: str, malloc: str = KEPT) -> dict[str, float]:
 
 @dataclass
 class Peaks:
-    """The high-water mark of each phase."""
+    """High-water mark of each phase."""
 
     base: float = 0.0
     found: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """What is resident now is the ground that peaks stand on."""
+        """Measure peaks relative to the memory that is resident now."""
         gc.collect()
         self.base = _status("VmRSS")
         self._reset()
 
     def mark(self, phase: str) -> None:
-        """A phase has ended; keep its peak."""
+        """End a phase and record its peak."""
         self.found[phase] = max(self.found.get(phase, 0.0), (_status("VmHWM") - self.base) / MIB)
         self._reset()
 
     def _reset(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the mark goes back to what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to the resident memory
 
 
 def _status(key: str) -> float:
@@ -181,12 +181,12 @@ def _status(key: str) -> float:
 def _measure(case: Case) -> dict[str, float]:
     from gvpo.training.allocator import keep_freed_memory
 
-    keep_freed_memory()  # not where the environment sets the allocator
+    keep_freed_memory()  # has no effect if the environment sets the allocator
     tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     small = replace(case.workload, prompts_per_step=2, prompt_tokens=8, completion_tokens=8, tokens_per_microbatch=64)
     _run(Case({**case.model, **tiny, **heads}, small), lambda phase: None)
-    tokenizer(case.model["vocab_size"])  # its memory is not the plan's
+    tokenizer(case.model["vocab_size"])  # the plan does not count its memory
     peaks = Peaks()
     peaks.start()
     _run(case, peaks.mark)
@@ -194,7 +194,7 @@ def _measure(case: Case) -> dict[str, float]:
 
 
 def _run(case: Case, mark: Callable[[str], None]) -> None:
-    """A small step, so that the optimizer's moments exist, and the case's own."""
+    """Run a small step, which creates the optimizer's moments, and then the case's step."""
     from gvpo.config import TrainConfig
     from gvpo.model.model import checkpoint_activations, load_model
     from gvpo.model.reference import Reference
@@ -239,7 +239,7 @@ def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], 
 
 
 def make_groups(workload: Workload, vocabulary: int) -> list[Any]:
-    """Random groups of a workload's sizes; every other completion is rewarded."""
+    """Return random groups of a workload's sizes; every other completion is rewarded."""
     import torch
 
     from gvpo.types import Completion, Group
@@ -269,14 +269,14 @@ def _with_reference(group: Any, scores: Any) -> Any:
 
 @cache
 def tokenizer(size: int) -> Any:
-    """Return a tokenizer that has every id of a model, so that its whole head takes part."""
-    from measure import numbered_tokenizer  # beside this file, which runs as a script here
+    """Return a tokenizer with all ids of a model, so that the whole head is used."""
+    from measure import numbered_tokenizer  # in the same folder, since this file runs as a script
 
     return numbered_tokenizer(size)
 
 
 def _sample(workload: Workload, model: Any) -> None:
-    """A rollout of prompts of unequal lengths, of a model that hardly ever stops by itself."""
+    """Sample a rollout from prompts of unequal lengths with a model that rarely stops by itself."""
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
 

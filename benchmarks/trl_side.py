@@ -1,4 +1,4 @@
-"""TRL's side of the benchmarks: its real GRPOTrainer, made offline around a model, its batches and its runs."""
+"""TRL's side of the benchmarks: its real GRPOTrainer, created offline for a model, with its batches and its runs."""
 
 import tempfile
 import time
@@ -20,18 +20,18 @@ OFFLINE: dict[str, Any] = {"use_cpu": True, "report_to": "none", "gradient_check
 
 
 def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bool, **settings: Any) -> GRPOTrainer:
-    """A GRPOTrainer with TRL's own defaults but for what offline CPU training and the comparison need.
+    """Return a GRPOTrainer with TRL's defaults, except for settings that offline CPU training or the comparison need.
 
     Args:
-        model: trained in place; TRL adds its own head to it, so give it a copy.
-        rows: completions a forward.
-        group_size: completions a prompt.
-        half: bfloat16 by autocast, else float32.
-        settings: other fields of GRPOConfig.
+        model: Model, trained in place; TRL adds its own head to it, so pass a copy.
+        rows: Number of completions per forward.
+        group_size: Number of completions per prompt.
+        half: Use bfloat16 by autocast instead of float32.
+        settings: Other fields of GRPOConfig.
     """
     directory = tempfile.mkdtemp()
     if settings.get("beta"):
-        model.save_pretrained(directory)  # TRL loads its reference from where the model came from
+        model.save_pretrained(directory)  # TRL loads its reference from the directory of the model
         model.config._name_or_path = directory
     config = GRPOConfig(
         output_dir=directory,
@@ -44,7 +44,7 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
     trainer = GRPOTrainer(
         model, lambda completions, **_: [0.0] * len(completions), config, data, processing_class=fresh_tokenizer(["a"])
     )
-    trainer.current_gradient_accumulation_steps = 1  # set by the training loop, which the update alone does not enter
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop, which does not run here
     trainer.model.train()
     return trainer
 
@@ -52,17 +52,17 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
 def train(
     model: PreTrainedModel, tokenizer: Any, rows: Sequence[dict[str, Any]], reward: Any, **settings: Any
 ) -> list[dict[str, float]]:
-    """A run of GRPOTrainer in float32 with AdamW at a constant rate.
+    """Run GRPOTrainer in float32 with AdamW at a constant rate.
 
     Args:
-        model: trained in place.
-        tokenizer: its own.
-        rows: prompts and columns for the reward.
-        reward: a reward function.
-        settings: other fields of GRPOConfig.
+        model: Model, trained in place.
+        tokenizer: Tokenizer of the model.
+        rows: Prompts with the columns that the reward needs.
+        reward: Reward function.
+        settings: Other fields of GRPOConfig.
 
     Returns:
-        For each step its seconds, those of sampling and of the update in them, tokens sampled and mean reward.
+        For each step: its seconds, the seconds of sampling and of the update, the sampled tokens and the mean reward.
     """
     schedule = {"lr_scheduler_type": "constant", "weight_decay": 0.0}
     silence = {"logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
@@ -87,7 +87,7 @@ def train(
 
 
 class _Clock(TrainerCallback):
-    """Seconds from the beginning of each step to its end."""
+    """Seconds of each step."""
 
     def __init__(self) -> None:
         self.began, self.seconds = 0.0, list[float]()
@@ -100,7 +100,7 @@ class _Clock(TrainerCallback):
 
 
 def _timed(owner: Any, name: str) -> list[float]:
-    """The seconds of each call of a method from now on."""
+    """Return a list of the seconds of each call of a method from now on."""
     found: list[float] = []
     method = getattr(owner, name)
 
@@ -116,7 +116,7 @@ def _timed(owner: Any, name: str) -> list[float]:
 
 
 def inputs_of(groups: Sequence[Group]) -> dict[str, Tensor]:
-    """What TRL calls `inputs`: prompts padded on the left, completions on the right, TRL's own advantages."""
+    """Return TRL's `inputs`: prompts padded on the left, completions on the right, TRL's own advantages."""
     rows = [(group.prompt, row) for group in groups for row in group.completions]
     prompts, completions = [prompt for prompt, _ in rows], [row.tokens for _, row in rows]
     prompt_ids, prompt_mask = _padded(prompts, left=True)
@@ -137,7 +137,7 @@ def inputs_of(groups: Sequence[Group]) -> dict[str, Tensor]:
 
 
 def cut(inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    """The batch in parts of `size` rows, as gradient accumulation gives them; its number of tokens stays."""
+    """Split the batch into parts of `size` rows, as gradient accumulation does; its number of tokens stays the same."""
     rows = len(inputs["prompt_ids"])
     return [
         {name: value if value.ndim == 0 else value[start : start + size] for name, value in inputs.items()}
@@ -146,14 +146,14 @@ def cut(inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 
 
 def backward(trainer: GRPOTrainer, inputs: dict[str, Tensor], rows: int) -> None:
-    """TRL's forward, loss and backward, `rows` completions at a time."""
+    """Run TRL's forward, loss and backward, `rows` completions at a time."""
     for part in cut(inputs, rows):
         trainer._compute_loss(trainer.model, part).backward()
 
 
 @torch.no_grad()
 def logprobs(trainer: GRPOTrainer, model: Any, inputs: dict[str, Tensor], rows: int) -> Tensor:
-    """TRL's pass for old or reference log-probs, [B, C]."""
+    """Return log-probs [B, C] from TRL's pass for old or reference log-probs."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     found, _, _ = trainer._get_per_token_logps_and_entropies(

@@ -1,14 +1,15 @@
-"""What update_vs_trl.py compares: a small Qwen2, groups of five shapes, and four ways in which a batch is trained on.
+"""Cases of update_vs_trl.py: a small Qwen2, groups of five shapes, and four ways of training on a batch.
 
-Both sides get the same fresh model, the same groups and the same loss (TRL's default: DAPO's mean over all tokens, clip
-0.2), so they give the same gradient. TRL does each update in one `_compute_loss`, without gradient checkpointing, and
-where weights are known also in parts of 2 completions, which is faster on a CPU and takes less memory. The cases:
+Both sides have the same randomly initialized model, the same groups and the same loss (TRL's default: DAPO's mean over
+all tokens, clip 0.2), so they give the same gradient. TRL computes each update in one `_compute_loss`, without gradient
+checkpointing. For cases with known coefficients it is also measured in parts of 2 completions, which is faster on a CPU
+and needs less memory. The cases:
 
-    known       on-policy first update: the weights c of the tokens' log-probs do not depend on them
+    known       on-policy first update: the coefficients c of the log-probs are known before the forward
     unknown     later updates: old log-probs differ, c needs the log-probs first; everything in one micro-batch
     score-push  the same with a budget of half the completions: a score pass, then a push
     rollout     4 updates with the passes that they need for old and reference log-probs, a KL term, and SGD steps
-    score       log-probs alone
+    score       only log-probs
 """
 
 import contextlib
@@ -42,9 +43,9 @@ UPDATES = 4
 KL_COEF = 0.04
 RATE = 0.01
 PART = 2
-"""Completions of a forward of TRL where it works in parts; 1, 2 and 4 are level."""
+"""Completions per forward if TRL works in parts; 1, 2 and 4 are equally fast."""
 WHOLE = 10**9
-"""A budget that takes every batch in one micro-batch."""
+"""A budget with which every batch is one micro-batch."""
 
 PASSES = {
     "score": Passes(forward=1, backward=0),
@@ -60,10 +61,10 @@ class Shape:
     """The groups of a batch.
 
     Args:
-        prompt: tokens.
-        lengths: tokens of each completion of a group.
-        vocabulary: tokens.
-        groups: how many.
+        prompt: Number of tokens of the prompt.
+        lengths: Number of tokens of each completion of a group.
+        vocabulary: Size of the vocabulary.
+        groups: Number of groups.
     """
 
     prompt: int
@@ -73,11 +74,11 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Completions of the batch."""
+        """Number of completions of the batch."""
         return self.groups * len(self.lengths)
 
     def batch(self, seed: int) -> list[Group]:
-        """Random tokens and rewards."""
+        """Return groups of random tokens and rewards."""
         generator = torch.Generator().manual_seed(seed)
 
         def tokens(count: int) -> list[int]:
@@ -90,7 +91,7 @@ class Shape:
 
 
 def _long_tail(count: int, least: int, most: int) -> tuple[int, ...]:
-    """Lengths from `least` to `most`, most of them short."""
+    """Return lengths from `least` to `most`, most of them short."""
     return tuple(round(least * (most / least) ** ((index / (count - 1)) ** 1.5)) for index in range(count))
 
 
@@ -108,14 +109,14 @@ class Bench:
     """A case on a shape.
 
     Args:
-        shape: of each batch.
-        case: of `CASES`.
-        half: bfloat16 by autocast, else float32.
-        batches: one for each update.
-        ours: gvpo's model.
-        reference: gvpo's reference model.
+        shape: Shape of each batch.
+        case: Name of a case, one of `CASES`.
+        half: Use bfloat16 by autocast instead of float32.
+        batches: Batches, one for each update.
+        ours: Model of gvpo.
+        reference: Reference model of gvpo.
         theirs: TRL's trainer, with an equal model.
-        inputs: TRL's form of the batches.
+        inputs: The batches as TRL's inputs.
     """
 
     shape: Shape
@@ -129,7 +130,7 @@ class Bench:
 
     @classmethod
     def of(cls, shape: Shape, case: str, dtype: str) -> "Bench":
-        """Make the models and the batches."""
+        """Create the models and the batches."""
         model = load_model(init={**LAYERS, "vocab_size": shape.vocabulary})
         model.train()
         batches = [shape.batch(seed) for seed in range(UPDATES if case == "rollout" else 1)]
@@ -141,7 +142,7 @@ class Bench:
         return cls(shape, case, half, batches, model, reference, trainer, list(map(trl_side.inputs_of, batches)))
 
     def sides(self) -> dict[str, Callable[[], Any]]:
-        """What is timed; in bfloat16 also our own float32."""
+        """Return the functions to time; in bfloat16 gvpo's float32 is among them."""
         if self.case == "rollout":
             found = {"trl": self._rollout_theirs, "gvpo": self._rollout_ours}
         elif self.case == "score":
@@ -155,9 +156,10 @@ class Bench:
         return found
 
     def differences(self) -> dict[str, float]:
-        """Relative L2 between gradients (of a rollout the weights' movements, of scores the log-probs); each runs once.
+        """Run each side once and return relative L2 distances between the gradients.
 
-        In float32 between the two sides; in bfloat16 of each side from our float32.
+        For a rollout the movements of the weights are compared, for scores the log-probs. In float32 the distance is
+        between the two sides; in bfloat16 it is the distance of each side from gvpo's float32.
         """
         found = {name: self._found(name, run) for name, run in self.sides().items()}
         if not self.half:
@@ -166,7 +168,7 @@ class Bench:
         return {"difference": _relative(found["gvpo"], exact), "difference_of_trl": _relative(found["trl"], exact)}
 
     def _found(self, name: str, run: Callable[[], Any]) -> Tensor:
-        """What a side gives, in one vector."""
+        """Return the result of a side as one vector."""
         models = self.ours, self.theirs.model
         model = models[name.startswith("trl")]
         start = copy.deepcopy(model.state_dict()) if self.case == "rollout" else None
@@ -180,12 +182,12 @@ class Bench:
         return moved
 
     def bound(self) -> float:
-        """Seconds of the matrix products alone."""
+        """Return the seconds of only the matrix products."""
         dtype = torch.bfloat16 if self.half else torch.float32
         return len(self.batches) * bound_seconds(self.ours, Work.of(self.batches[0]), PASSES[self.case], dtype)
 
     def flops(self) -> float:
-        """Floating-point operations of the case."""
+        """Return the floating-point operations of the case."""
         return len(self.batches) * flops(self.ours, Work.of(self.batches[0]), PASSES[self.case])
 
     def _update_ours(self, half: bool | None = None) -> None:
@@ -249,7 +251,7 @@ class Bench:
 
 
 def attach(batch: Sequence[Group], name: str, values: Sequence[Tensor]) -> list[Group]:
-    """The batch with each completion's `name` set, in order."""
+    """Return the batch with each completion's `name` set, in order."""
     remaining = iter(values)
     return [
         replace(group, completions=[replace(row, **{name: next(remaining)}) for row in group.completions])
@@ -258,7 +260,7 @@ def attach(batch: Sequence[Group], name: str, values: Sequence[Tensor]) -> list[
 
 
 def _stale(model: Any, batch: Sequence[Group]) -> list[Group]:
-    """Old log-probs of a policy about a tenth of a nat away, so that some ratios are clipped."""
+    """Return the batch with old log-probs about a tenth of a nat away, so that some ratios are clipped."""
     generator = torch.Generator().manual_seed(1)
     now = [scored.logprobs for scored in score(model, batch)]
     return attach(batch, "old_logprobs", [v + 0.1 * torch.randn(v.shape, generator=generator) for v in now])

@@ -1,10 +1,10 @@
-"""What an update costs against the size of its groups, its prompts and its completions; and in whose favour it grows.
+"""The cost of an update against the size of its groups, its prompts and its completions.
 
     python benchmarks/update_curves.py [--curves C ...] [--repeats N] [--json FILE] [--page FILE]
 
-One value moves, the others stay. Beside the seconds stands the work: the FLOPs of matmul_bound.py, in which prompts
-are shared and siblings do not see each other. Where seconds a GFLOP do not rise along a curve, the cost grows no faster
-than the work. "rows" is the same update with each completion behind a prompt of its own.
+One value varies, the others are constant. Each row has the seconds and the work, which is the FLOPs of matmul_bound.py:
+prompts are shared and siblings do not attend to each other. If seconds per GFLOP do not rise along a curve, the cost
+grows no faster than the work. "rows" is the same update with each completion after its own copy of the prompt.
 """
 
 import argparse
@@ -31,13 +31,13 @@ CURVES: dict[str, tuple[str, dict[int, Shape]]] = {
 
 
 def main() -> None:
-    """Measure the curves, each point in a process of its own."""
+    """Measure the curves, each point in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="a Markdown page in which the tables are put between their marks")
+    parser.add_argument("--page", type=Path, help="Markdown page with marks between which to put the tables")
     parser.add_argument("--point", nargs=2, metavar=("CURVE", "VALUE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables, one a curve."""
+    """Return the tables, one per curve."""
     tables = [_table(name, points) for name, points in results["curves"].items()]
     return "\n\n".join([caption("update_curves.py", results["circumstances"]), *tables])
 

@@ -1,12 +1,12 @@
-"""What recurrent models gain from shared prompts, beside a dense model of their size.
+"""The gain of recurrent models from shared prompts, compared with a dense model of their size.
 
     python benchmarks/update_forked.py [--rounds 9] [--threads 2] [--json FILE]
 
-For each shape one group goes through `group_backward`, weights known beforehand (one forward and backward), with a
-prompt for each row and with a shared one: masked in the dense model, forked in the others. The passes of a round follow
-each other, so that what disturbs the machine disturbs all of them; a ratio is the median over rounds of that round's
-ratio, and the spread beside it is the quarter and three-quarter point. The last column divides the recurrent model's
-ratio by the dense one's of the same round.
+For each shape one group goes through `group_backward` with coefficients known in advance (one forward and backward),
+with a prompt for each row and with a shared one: masked in the dense model, forked in the others. The passes of a round
+follow each other, so that a disturbance of the machine affects all of them. A ratio is the median over rounds of that
+round's ratio, followed by the first and third quartile. The last column divides the recurrent model's ratio by the
+dense one's of the same round.
 """
 
 import argparse
@@ -55,7 +55,7 @@ UNEVEN = (512, (16, 24, 40, 64, 96, 160, 280, 512))
 
 
 def group(prompt: int, completions: Sequence[int]) -> gvpo.Group:
-    """A group of random tokens."""
+    """Return a group of random tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
@@ -66,7 +66,7 @@ def group(prompt: int, completions: Sequence[int]) -> gvpo.Group:
 
 
 def seconds(model: PreTrainedModel, groups: Sequence[gvpo.Group], sharing: Any) -> float:
-    """Of one update of a fresh gradient."""
+    """Return the seconds of one update that starts without a gradient."""
     model.zero_grad(set_to_none=True)
     gc.collect()
     start = time.perf_counter()
@@ -77,9 +77,9 @@ def seconds(model: PreTrainedModel, groups: Sequence[gvpo.Group], sharing: Any) 
 
 
 def gains(models: dict[str, PreTrainedModel], groups: Sequence[gvpo.Group], rounds: int) -> dict[str, list[float]]:
-    """For each model and round, the time with a prompt for each row over the time with a shared one."""
+    """Return the time with a prompt per row over the time with a shared one, for each model and round."""
     found: dict[str, list[float]] = {name: [] for name in models}
-    for each in range(rounds + 1):  # the first one warms up
+    for each in range(rounds + 1):  # the first round warms up
         for name, model in models.items():
             rows, shared = seconds(model, groups, "off"), seconds(model, groups, "on")
             if each:
@@ -88,13 +88,13 @@ def gains(models: dict[str, PreTrainedModel], groups: Sequence[gvpo.Group], roun
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Return the median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return {"median": middle, "low": low, "high": high}
 
 
 def main() -> None:
-    """Measure, print a table, write JSON where asked."""
+    """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,12 +1,12 @@
-"""Measures what an update holds at its peak: against the batch at one token budget, and against the budget.
+"""Measure the peak memory of an update: against the batch at one token budget, and against the budget.
 
     python benchmarks/update_memory.py [--json FILE]
 
-Each point is a process of its own on the CPU of a Linux machine: a fresh Qwen2 of 4 layers, 256 wide, 32,000 tokens, in
-float32; groups of 8 completions of 32 tokens behind a prompt of 64; reference log-probs given, so that several
-micro-batches are scored and then pushed. A small update comes first, so that all code is loaded. The peak is the
-kernel's high-water mark above what the process held with its model; the gradients (4 bytes a parameter) are part of it.
-glibc is told to give freed blocks back at once (MALLOC_MMAP_THRESHOLD_), so that freed memory counts as freed.
+Each point is a separate process on the CPU of a Linux machine: a randomly initialized Qwen2 of 4 layers, 256 wide,
+32,000 tokens, in float32; groups with a prompt of 64 tokens and 8 completions of 32. Reference log-probs are given, so
+several micro-batches are scored and then pushed. A small update comes first, so that all code is loaded. The peak is
+the kernel's high-water mark above the memory of the process with its model; the gradients (4 bytes per parameter) are
+part of it. With MALLOC_MMAP_THRESHOLD_ glibc returns freed blocks to the system immediately, so they do not count.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BAR = 40
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured."""
+    """A measurement: number of groups, budget, and gradient checkpointing."""
 
     groups: int
     budget: int
@@ -56,17 +56,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """MiB at the peak above the model: each repetition, in the order they were made."""
+    """MiB at the peak above the model: all repetitions, in order."""
 
     point: Point
     mib: list[float]
 
 
 def main() -> None:
-    """Measure all points and print them, or (in the child) one."""
-    parser = argparse.ArgumentParser(description="peak memory of an update against batch and token budget")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="processes a point (default 2)")
+    """Measure and print all points, or (in the child) one."""
+    parser = argparse.ArgumentParser(description="Peak memory of an update against batch and token budget")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the numbers to this file")
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="Number of processes per point (default 2)")
     parser.add_argument("--measure", metavar="POINT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -111,7 +111,7 @@ def _in_a_process(point: Point) -> float:
 
 
 def _print(title: str, results: Sequence[Result]) -> None:
-    """A line a point, with its spread and a bar."""
+    """Print a line per point, with its range and a bar."""
     by_budget = len({result.point.budget for result in results}) > 1
     largest = max(median(result.mib) for result in results)
     print(f"\n{title}\n")
@@ -123,7 +123,7 @@ def _print(title: str, results: Sequence[Result]) -> None:
 
 
 def _measure(point: Point) -> float:
-    """MiB at the peak of one update above the model."""
+    """Return MiB at the peak of one update, above the model."""
     import torch
 
     from gvpo.model.model import checkpoint_activations, load_model
@@ -152,7 +152,7 @@ def _update(model: Any, point: Point) -> None:
 
 
 def _backward(model: Any, groups: Sequence[Any], budget: int) -> None:
-    """An update whose coefficients depend on its log-probs: the reference is a little off."""
+    """Run an update whose coefficients depend on its log-probs: the reference is slightly different."""
     from gvpo.objectives import gvpo
     from gvpo.update.group_backward import group_backward
 

@@ -1,10 +1,10 @@
-"""One update, scoring and backward, against TRL's GRPOTrainer: time, memory, gradient, share of the matmul bound.
+"""One update, scoring and backward, against TRL's GRPOTrainer: time, memory, gradient, fraction of the matmul bound.
 
     python benchmarks/update_vs_trl.py [--shapes S ...] [--cases C ...] [--dtype D ...] [--repeats N] [--json FILE]
 
-What is compared is in update_cases.py. The sides and the bound take turns in two processes: TRL in one that leaves the
-allocator alone, as TRL does; gvpo in one that keeps freed memory, as its trainer does, and there TRL once more, since
-that alone makes it faster where page faults are dear. The memory of each side comes from a process of its own.
+update_cases.py describes the cases. The sides and the bound take turns in two processes. One runs TRL with the
+allocator's defaults, as TRL does. The other runs gvpo with freed memory kept, as its trainer does, and also TRL, which
+becomes faster if page faults are expensive. The memory of each side is measured in a separate process.
 """
 
 import argparse
@@ -41,11 +41,13 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=5, help="rounds after the one that compares the gradients")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="Number of rounds after the one that compares the gradients"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="put the tables into this page, docs/internals/benchmarks.md say")
+    parser.add_argument("--page", type=Path, help="Page for the tables, such as docs/internals/benchmarks.md")
     parser.add_argument("--peak", nargs=4, metavar=("SIDE", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=4, metavar=("MEMORY", "SHAPE", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,7 +70,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured at once: a shape, a case and a dtype of update_cases.py."""
+    """A row of the tables: a shape, a case and a dtype of update_cases.py."""
 
     shape: str
     case: str
@@ -76,7 +78,7 @@ class Cell:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables, one for each dtype and case, and one of TRL in parts."""
+    """Return the tables, one for each dtype and case, and one of TRL in parts."""
     made = [caption("update_vs_trl.py", results["circumstances"])]
     found = results["measurements"]
     for dtype, case in dict.fromkeys((part["dtype"], part["case"]) for part in found):
@@ -100,7 +102,7 @@ GOALS = {
         "vocabulary": ("18", "8"),
     }.items()
 }
-"""What was set out for: times faster and times less memory, or 85% of the bound where that comes first."""
+"""Goals: times faster and times less memory, or 85% of the bound if that is reached first."""
 
 HEADER = (
     "G, prompt, completion, vocabulary",
@@ -118,9 +120,9 @@ HEADER = (
     "share of bound",
 )
 HALF_HEADER = ("TRL's gradient differs", "times faster than gvpo's float32")
-"""In bfloat16 gradients are compared with gvpo's in float32."""
+"""Columns for bfloat16, in which gradients are compared with gvpo's in float32."""
 PARTS_HEADER = ("shape", "s", "times faster", "s, memory kept", "times faster", "MiB", "times less")
-"""TRL with fewer completions a forward than the whole batch, at its fastest."""
+"""Columns for TRL with fewer completions per forward than the whole batch, at its fastest."""
 
 
 def _cells(found: dict[str, Any]) -> tuple[str, ...]:
@@ -144,7 +146,7 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _slower(found: dict[str, Any], side: str) -> tuple[str, str]:
-    """Seconds of a side, and how many times faster gvpo is."""
+    """Return the seconds of a side, and how many times faster gvpo is."""
     return f"{median(found['seconds'][side]):.2f}", f"{ratio(found['seconds'], side, 'gvpo')['median']:.1f}"
 
 
@@ -178,7 +180,7 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _measured(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]:
-    """One row of the tables."""
+    """Return one row of the tables."""
     timed = _timed(cell, repeats, threads, clock)
     seconds = timed["seconds"]
     return {
@@ -195,7 +197,7 @@ def _measured(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, A
 
 
 def _timed(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]:
-    """Seconds of the sides and the bound in turn, and how much the gradients differ."""
+    """Return the seconds of the sides and the bound, measured in turn, and the distances between gradients."""
 
     def worker(memory: str) -> Worker:
         return Worker(__file__, "--serve", memory, *astuple(cell), threads=threads, clock=clock)
@@ -205,7 +207,7 @@ def _timed(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]
         names = found.pop("sides")
         theirs = [name for name in names if name.startswith("trl")]
         sides = {side: partial(as_is, side) for side in theirs}
-        if cell.case != "rollout":  # whose minutes warm up in their first seconds
+        if cell.case != "rollout":  # a rollout takes minutes, so that a warm-up is not needed
             for warm_up in sides.values():
                 warm_up()
         sides |= {f"{side}-kept": partial(kept, side) for side in theirs}
@@ -214,13 +216,13 @@ def _timed(cell: Cell, repeats: int, threads: int, clock: str) -> dict[str, Any]
 
 
 AS_IS, KEPT = "as-is", "kept"
-"""What a process does with freed memory: what the system does, or what gvpo's trainer does."""
+"""Handling of freed memory in a process: the system's default, or that of gvpo's trainer."""
 
 COMPARED = "compared"
 
 
 def _serve(memory: str, shape: str, case: str, dtype: str) -> None:
-    """Time sides by name; `COMPARED` runs each once and says how they differ."""
+    """Time sides by name; `COMPARED` runs each once and returns their differences."""
     if memory == KEPT:
         keep_freed_memory()
     bench = Bench.of(SHAPES[shape], case, dtype)
@@ -237,7 +239,7 @@ def _serve(memory: str, shape: str, case: str, dtype: str) -> None:
 
 
 def _peak(side: str, name: str, case: str, dtype: str) -> float:
-    """MiB of a side; a tiny batch before it loads all code."""
+    """Return the MiB of a side; a tiny batch before it loads all code."""
     tiny = Shape(8, (6, 4), vocabulary=512, groups=SHAPES[name].groups)
     for run in (Bench.of(tiny, case, dtype).sides()[side], Bench.of(SHAPES[name], case, dtype).sides()[side]):
         peak = peak_above(run)
