@@ -114,7 +114,7 @@ def test_on_a_small_model_it_trains_goes_on_evaluates_and_collects(tmp_path: Pat
     }
     first = reproduce("data", "train", "evaluate", "result", cwd=tmp_path, **variables)
     assert first.returncode == 0, first.stderr
-    assert "data: out/data is there" in first.stdout
+    assert "data: out/data exists" in first.stdout
     assert "amc has 2 problems here and 83 in the papers" in first.stderr
     found = json.loads((tmp_path / "out/result.json").read_text())
     scores = {score["model"]: score["avg"]["mean"] for score in found["benchmarks"]["results"]}
@@ -149,8 +149,8 @@ def test_the_data_stage_asks_for_boxed_answers_and_sets_some_aside(tmp_path: Pat
     ("arguments", "variables", "message"),
     [
         (["trian"], {}, "there is no stage 'trian'; stages are cost data train evaluate result"),
-        (["train"], {"ARMS": "ppo"}, "there is no arm 'ppo'; ARMS are of gvpo grpo dr_grpo"),
-        (["data"], {}, "set MATH to a file or hub id"),
+        (["train"], {"ARMS": "ppo"}, "there is no arm 'ppo'; ARMS may contain gvpo grpo dr_grpo"),
+        (["data"], {}, "set MATH to a file or Hub dataset ID"),
     ],
 )
 def test_what_cannot_work_says_so(tmp_path: Path, arguments: list[str], variables: dict[str, str], message: str):

@@ -47,7 +47,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_no_prompt_is_on_both_sides(tm
     bad = [pair("same", "yes", "yes"), pair("long", "x" * 300), pair("caf\u00e9")]
     source.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]))
     said = script("preferences", "--source", str(source), "--out", str(tmp_path / "out"), "--held-out", "6")
-    assert "20 of 23 rows can be used" in said
+    assert "20 of 23 rows are usable" in said
     train, held_out = rows(tmp_path / "out" / "train.jsonl"), rows(tmp_path / "out" / "held-out.jsonl")
     assert (len(train), len(held_out)) == (14, 6)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}

@@ -1,7 +1,7 @@
-"""GSM8K and MATH as one data set: prompts that ask for a boxed answer, a held-out part set aside.
+"""Write GSM8K and MATH as one dataset: prompts that ask for a boxed answer, with a held-out part.
 
 `python data.py --gsm8k SOURCE --math SOURCE --out DIRECTORY` writes train.jsonl and held-out.jsonl. A source is a file
-or a hub id. GSM8K's rows are {question, answer}; MATH's are {problem, solution} or {problem, answer}.
+or a Hub dataset ID. GSM8K's rows are {question, answer}; MATH's are {problem, solution} or {problem, answer}.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from gvpo.rewards.verifiers.gsm8k import gold_answer
 
 
 def gsm8k_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A problem whose answer is the number after `####`."""
+    """Return a problem whose answer is the number after `####`."""
     return _row(row["question"], str(gold_answer(row["answer"])), "gsm8k")
 
 
 def math_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A problem whose answer is given, or stands in the solution's last box; None if there is neither."""
+    """Return a problem with its `answer` or the last box of its `solution` as answer, or None if it has neither."""
     answer = answer_of(row)
     return None if answer is None else _row(row["problem"], answer, "math")
 
@@ -33,7 +33,7 @@ def _row(problem: str, answer: str, source: str) -> dict[str, Any]:
 
 
 def split(rows: list[dict[str, Any]], held_out: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training rows and `held_out` others, at random by a fixed seed; a prompt that stands twice is taken once."""
+    """Return training rows and `held_out` others, chosen by a fixed seed; duplicate prompts are used once."""
     different = list({row["prompt"]: row for row in rows}.values())
     random.Random("math-7b").shuffle(different)
     return different[held_out:], different[:held_out]
@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     math = [math_row(row) for row in load_records(options.math)]
     rows = [*map(gsm8k_row, load_records(options.gsm8k)), *(row for row in math if row is not None)]
-    print(f"{options.math}: {math.count(None)} problems without an answer are left out")
+    print(f"{options.math}: {math.count(None)} problems without an answer are skipped")
     options.out.mkdir(parents=True, exist_ok=True)
     for name, part in zip(("train", "held-out"), split(rows, options.held_out), strict=True):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)

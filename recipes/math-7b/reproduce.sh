@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Trains the arms of recipes/math-7b, evaluates them on the benchmarks and collects what was measured.
+# Trains the arms of recipes/math-7b, evaluates them on the benchmarks and collects the results.
 # Stages, in order: cost data train evaluate result.
 #
-#   reproduce.sh [--dry-run] [STAGE ...]     without stages: all of them
+#   reproduce.sh [--dry-run] [STAGE ...]     all stages by default
 #
-# A finished stage is not done again, and a run that stopped goes on, so the script can be killed and called again.
-# Settings by environment:
-#   OUT       where everything goes                      runs/math-7b
-#   MODEL     directory or hub id                        Qwen/Qwen2.5-Math-7B
-#   GSM8K     file or hub id, rows {question, answer}    openai/gsm8k:main
-#   MATH      file or hub id, rows {problem, solution}   no default, see README.md
-#   ARMS      of gvpo grpo dr_grpo                       all three
-#   SEEDS     of run.seed                                0
-#   STEPS     of train.steps                             100
+# A finished stage is not repeated, and an interrupted run resumes, so the script can be killed and called again.
+# Environment variables and their defaults:
+#   OUT       output directory                           runs/math-7b
+#   MODEL     directory or Hub model ID                  Qwen/Qwen2.5-Math-7B
+#   GSM8K     file or Hub dataset ID, rows {question, answer}    openai/gsm8k:main
+#   MATH      file or Hub dataset ID, rows {problem, solution}   no default, see README.md
+#   ARMS      some of gvpo grpo dr_grpo                  all three
+#   SEEDS     values of run.seed                         0
+#   STEPS     value of train.steps                       100
 #   SETTINGS  more section.key=value for each run        none
-#   BENCHMARKS   names, as `gvpo eval --benchmark`       the paper's five
-#   BENCHMARK_DATA  directory or NAME=FILE with their rows   none: the hub
-#   TEMPLATE  of the benchmarks' prompts                 auto
-#   EVAL      more words for `gvpo eval`                 none
-#   GVPO, PYTHON  the commands                           gvpo, python
-#   TOKENS_PER_SECOND  measured by you, for `cost`       none
+#   BENCHMARKS   names for `gvpo eval --benchmark`       the paper's five
+#   BENCHMARK_DATA  directory or NAME=FILE with their rows   the Hub
+#   TEMPLATE  template of the benchmarks' prompts        auto
+#   EVAL      more arguments for `gvpo eval`             none
+#   GVPO, PYTHON  commands                               gvpo, python
+#   TOKENS_PER_SECOND  measured speed, for `cost`        none
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -57,7 +57,7 @@ cost() {
   local tokens=$((runs * STEPS * 1024 * 4 * 1024))
   say "cost: $runs runs x $STEPS steps, at most $tokens completion tokens"
   say "cost: at most $((12 * parameters / 1000000 * tokens / 1000000000)) PFLOP (12 x parameters x tokens; prompts aside)"
-  say "cost: $(((16 * parameters + 500000000) / 1000000000)) GB for weights, gradients and optimizer state (16 bytes a parameter), before activations"
+  say "cost: $(((16 * parameters + 500000000) / 1000000000)) GB for weights, gradients and optimizer state (16 bytes per parameter), before activations"
   if [[ -n "${TOKENS_PER_SECOND:-}" ]]; then
     say "cost: at most $((tokens / TOKENS_PER_SECOND / 3600)) device hours at $TOKENS_PER_SECOND tokens per second"
   else
@@ -67,11 +67,11 @@ cost() {
 
 data() {
   if [[ -f "$OUT/data/train.jsonl" && -f "$OUT/data/held-out.jsonl" ]]; then
-    say "data: $OUT/data is there"
+    say "data: $OUT/data exists"
     return
   fi
   if [[ -z "$MATH" ]]; then
-    [[ -n "$dry" ]] || fail "set MATH to a file or hub id with MATH's training problems (README.md says why there is no default)"
+    [[ -n "$dry" ]] || fail "set MATH to a file or Hub dataset ID with MATH's training problems (README.md says why there is no default)"
     MATH="MATH_FILE_OR_HUB_ID"
   fi
   run "${PYTHON[@]}" "$here/data.py" --gsm8k "$GSM8K" --math "$MATH" --out "$OUT/data"
@@ -81,7 +81,7 @@ recipe_of() {
   case "$1" in
     gvpo) say "$here/recipe.toml" ;;
     grpo | dr_grpo) say "$here/$1.toml" ;;
-    *) fail "there is no arm '$1'; ARMS are of gvpo grpo dr_grpo" ;;
+    *) fail "there is no arm '$1'; ARMS may contain gvpo grpo dr_grpo" ;;
   esac
 }
 
@@ -113,7 +113,7 @@ result() {
   run "${PYTHON[@]}" "$here/result.py" "$OUT"
 }
 
-# The untrained model first, so that every difference to it is in the table too; what is finished is not sampled again.
+# The untrained model is first, so that the table has every difference to it; finished responses are not sampled again.
 evaluate() {
   local models=("$MODEL") options=() arm seed place
   for arm in "${ARMS[@]}"; do

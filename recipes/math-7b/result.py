@@ -1,7 +1,7 @@
-"""One result file from the summaries of finished runs. `python result.py DIRECTORY` writes DIRECTORY/result.json.
+"""Write one result file from the summaries of finished runs: `python result.py DIRECTORY` writes DIRECTORY/result.json.
 
-It holds what was measured and nothing else: held-out accuracy while training, and the benchmarks' results, which are
-null until they have been run.
+It contains only measurements: held-out accuracy during training, and the benchmarks' results, which are null until the
+benchmarks have been run.
 """
 
 import json
@@ -13,7 +13,7 @@ KEYS = ("accuracy_before", "accuracy_after", "best_accuracy", "best_step", "step
 
 
 def result(directory: Path) -> dict[str, Any]:
-    """The runs `ARM-seed-N` of a directory, by arm and seed; runs that have not finished are named."""
+    """Return the runs `ARM-seed-N` of a directory by arm and seed, with the names of unfinished runs."""
     arms: dict[str, dict[str, Any]] = {}
     unfinished = []
     for run in sorted(directory.glob("*-seed-*")):
@@ -28,12 +28,12 @@ def result(directory: Path) -> dict[str, Any]:
 
 
 def _benchmarks(summary: Path) -> dict[str, Any] | None:
-    """What `gvpo eval` has written; None where it has not."""
+    """Return the results of `gvpo eval`, or None if there are none."""
     return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
 
 
 def main() -> None:
-    """Write the file, and say what it lacks."""
+    """Write the file, and print how many results it contains."""
     directory = Path(sys.argv[1])
     found = result(directory)
     (directory / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Answers to fine-tune on, some of them wrong: `python data.py --source FILE --out FILE --wrong 0.3`.
+"""Write answers for fine-tuning, some of them wrong: `python data.py --source FILE --out FILE --wrong 0.3`.
 
-The source has `prompt` and `chosen`. A share of the rows, drawn by a fixed seed, gets the answer of another of them
-instead; the column `wrong` says which.
+The source has `prompt` and `chosen`. A fraction of the rows, chosen by a fixed seed, receives the answer of another of
+these rows; the column `wrong` marks them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from gvpo.data import load_records
 
 
 def spoilt(rows: Sequence[Mapping[str, Any]], share: float) -> list[dict[str, Any]]:
-    """`prompt`, `completion` and `wrong`; the wrong ones have each other's answers, moved by one."""
+    """Return rows of `prompt`, `completion` and `wrong`; wrong rows exchange their answers, moved by one."""
     draw = random.Random("poft")
     wrong = sorted(draw.sample(range(len(rows)), round(share * len(rows))))
     answers = {place: rows[wrong[index - 1]]["chosen"] for index, place in enumerate(wrong)}

@@ -1,10 +1,10 @@
-"""Candidates for MBPP that no model wrote: reference solutions and altered copies, judged in the sandbox.
+"""Write candidates for MBPP without a model: reference solutions and altered copies, scored in the sandbox.
 
-`python mbpp.py --data mbpp.jsonl --out DIRECTORY` alters each reference solution in one place at random (an operator, a
-constant, a condition, a return value, or only a name), lets the reward `code_tests` judge each candidate, and writes
-`train.jsonl` and `held-out.jsonl` as `gvpo probe` takes them. With --model-steps it also trains a small causal model
-on the training problems' solutions and writes `model/`, for features. It shows the path from code to a choice; what a
-probe gains on these candidates says nothing about code that a model writes.
+`python mbpp.py --data mbpp.jsonl --out DIRECTORY` alters each reference solution in one random place (an operator, a
+constant, a condition, a return value, or only a name), scores each candidate with the reward `code_tests`, and writes
+`train.jsonl` and `held-out.jsonl` for `gvpo probe`. With --model-steps it also trains a small causal model on the
+training problems' solutions and writes `model/`, for features. It demonstrates the path from code to a choice; the gain
+of a probe on these candidates says nothing about code that a model writes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ END, PAD = "<end>", "<pad>"
 
 
 def altered(source: str, rng: random.Random) -> str | None:
-    """The source with one place changed, in the formatting of `ast.unparse`; None if nothing can be changed."""
+    """Return the source with one change, formatted by `ast.unparse`, or None if it cannot be changed."""
     tree = parse_quietly(source)
     changes = list(_changes(tree))
     if not changes:
@@ -41,7 +41,7 @@ def altered(source: str, rng: random.Random) -> str | None:
 
 
 def _changes(tree: ast.Module) -> Iterator[Any]:
-    """Functions that each change one place of the tree."""
+    """Yield functions that each change one place of the tree."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             yield lambda rng, node=node: setattr(node, "op", OPERATORS[type(node.op)]())
@@ -58,7 +58,7 @@ def _changes(tree: ast.Module) -> Iterator[Any]:
 
 
 def _local_names(tree: ast.Module) -> set[str]:
-    """Names that functions assign: to change them changes nothing."""
+    """Return names that functions assign, since renaming them does not change the result."""
     stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return {name for name in stored if not hasattr(builtins, name)}
 
@@ -70,7 +70,7 @@ def _rename(tree: ast.Module, old: str, new: str) -> None:
 
 
 def candidates(source: str, k: int, rng: random.Random) -> list[str]:
-    """At most k different programs, the reference among them, in random order."""
+    """Return at most k different programs, including the reference, in random order."""
     found = {ast.unparse(parse_quietly(source)): None}
     for _ in range(20 * k):
         changed = altered(source, rng)
@@ -82,7 +82,7 @@ def candidates(source: str, k: int, rng: random.Random) -> list[str]:
 
 
 def write_groups(path: Path, items: Sequence[gvpo.Problem], k: int, seed: int, workers: int) -> float:
-    """Judge the candidates of each problem, write them, and return the mean reward."""
+    """Score the candidates of each problem, write them, and return the mean reward."""
     programs = [candidates(one.columns["solution"], k, random.Random(f"{seed}/{one.id}")) for one in items]
     batches = [RewardBatch(one.prompt, texts, one.columns) for one, texts in zip(items, programs, strict=True)]
     with RewardPool({"code_tests": gvpo.rewards.code_tests}, workers=workers, timeout=120) as pool:
@@ -98,7 +98,7 @@ def write_groups(path: Path, items: Sequence[gvpo.Problem], k: int, seed: int, w
 
 
 def make_model(out: Path, items: Sequence[gvpo.Problem], steps: int, seed: int) -> Path:
-    """A byte-pair tokenizer and a small Qwen2, trained on the solutions of some problems."""
+    """Train a byte-pair tokenizer and a small Qwen2 on the solutions of some problems, and return their directory."""
     rows = [{"prompt": one.prompt, "completion": ast.unparse(parse_quietly(one.columns["solution"]))} for one in items]
     tokenizer = _tokenizer([text for row in rows for text in row.values()])
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -126,16 +126,18 @@ def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Make everything and say how many candidates pass."""
+    """Write the groups and the model, and print the fraction of candidates that pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="MBPP as JSONL (default: from the hub)")
-    parser.add_argument("--out", type=Path, required=True, help="directory for model and groups")
+    parser.add_argument("--data", help="MBPP as JSONL (default: download from the Hub)")
+    parser.add_argument("--out", type=Path, required=True, help="Directory for model and groups")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=120, help="problems to fit on")
-    parser.add_argument("--held-out", type=int, default=80, help="problems to evaluate on")
-    parser.add_argument("--k", type=int, default=8, help="candidates a problem")
-    parser.add_argument("--workers", type=int, default=2, help="sandboxes at once")
-    parser.add_argument("--model-steps", type=int, default=0, help="train a small model too, for so many steps")
+    parser.add_argument("--train", type=int, default=120, help="Number of problems for fitting")
+    parser.add_argument("--held-out", type=int, default=80, help="Number of problems for evaluation")
+    parser.add_argument("--k", type=int, default=8, help="Number of candidates per problem")
+    parser.add_argument("--workers", type=int, default=2, help="Number of concurrent sandboxes")
+    parser.add_argument(
+        "--model-steps", type=int, default=0, help="Number of training steps of a small model; 0 trains none"
+    )
     options = parser.parse_args(arguments)
     chosen = {
         name: TASKS["mbpp"].problems(split, count, options.seed, path=options.data)

@@ -1,9 +1,9 @@
-"""A small model that gets some of GSM8K-like word problems right, and groups of its samples to fit a probe on.
+"""Train a small model that solves some GSM8K-like word problems, and write groups of its samples to fit a probe on.
 
-`python word_problems.py --out DIRECTORY` makes a tokenizer and a fresh Qwen2 of width 64, trains it on worked
-solutions, of which a share is careless and stops after the first step, samples k completions a problem while it still
-errs, and judges them by the reward `gsm8k`. It writes `model/`, `train.jsonl` and `held-out.jsonl`: rows as
-`gvpo probe` and offline training take them.
+`python word_problems.py --out DIRECTORY` creates a tokenizer and a randomly initialized Qwen2 of width 64 and trains it
+on worked solutions, a fraction of which are careless and stop after the first step. While the model still makes
+mistakes, it samples k completions per problem and scores them with the reward `gsm8k`. It writes `model/`,
+`train.jsonl` and `held-out.jsonl` in the row format of `gvpo probe` and offline training.
 """
 
 import argparse
@@ -26,11 +26,11 @@ MORE, LESS = ("buys", "finds"), ("loses", "gives away")
 WORDS = (*NAMES, *THINGS, *MORE, *LESS, "has", "more", "then", "How many are left?", " ", ",", ".", "\n", "####")
 VOCABULARY = [*WORDS, *"0123456789", "+", "-", "="]
 HELD_OUT = 5
-"""One in so many triples of numbers is held out, whatever the words around them."""
+"""One in this many triples of numbers is held out, regardless of the words around them."""
 
 
 def rows(count: int, seed: int, *, held_out: bool) -> list[dict[str, str]]:
-    """Problems in GSM8K's form, {question, answer}; their numbers are held out or not."""
+    """Return problems in GSM8K's form, {question, answer}, with held-out numbers or with the others."""
     rng = random.Random(f"word problems/{seed}/{held_out}")
     found = []
     while len(found) < count:
@@ -42,7 +42,7 @@ def rows(count: int, seed: int, *, held_out: bool) -> list[dict[str, str]]:
 
 
 def row(rng: random.Random, have: int, more: int, less: int) -> dict[str, str]:
-    """One problem of two steps."""
+    """Return one problem of two steps."""
     name, thing, gets, gives = (rng.choice(words) for words in (NAMES, THINGS, MORE, LESS))
     question = f"{name} has {have} {thing}, {gets} {more} more, then {gives} {less}. How many are left?"
     total = have + more
@@ -51,13 +51,13 @@ def row(rng: random.Random, have: int, more: int, less: int) -> dict[str, str]:
 
 
 def problems(count: int, seed: int, *, held_out: bool) -> list[gvpo.Problem]:
-    """The same as problems of the task `gsm8k`; ids are distinct."""
+    """Return the rows as problems of the task `gsm8k`, with distinct ids."""
     split = "eval" if held_out else "train"
     return TASKS["gsm8k"].read(rows(count, seed, held_out=held_out), split, instruction="\n")
 
 
 def demonstrations(count: int, seed: int, careless: float) -> list[dict[str, str]]:
-    """Problems with solutions, of which that share forgets the second step."""
+    """Return problems with solutions, a fraction of which omits the second step."""
     rng = random.Random(f"careless/{seed}")
     return [
         {"prompt": one.prompt, "completion": _hasty(solution) if rng.random() < careless else solution}
@@ -67,13 +67,13 @@ def demonstrations(count: int, seed: int, careless: float) -> list[dict[str, str
 
 
 def _hasty(solution: str) -> str:
-    """The first step of a solution, and its result as the answer."""
+    """Return the first step of a solution, with its result as the answer."""
     first = solution.partition("\n")[0]
     return f"{first}\n#### {first.partition('=')[2]}"
 
 
 def make_model(out: Path, seed: int, steps: int, worked: list[dict[str, str]]) -> Path:
-    """Train a fresh model on solutions for some steps, and return its directory."""
+    """Train a randomly initialized model on solutions, and return its directory."""
     tokenizer = fresh_tokenizer(VOCABULARY)
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "max_position_embeddings": 96}
@@ -87,7 +87,7 @@ def make_model(out: Path, seed: int, steps: int, worked: list[dict[str, str]]) -
 
 
 def write_groups(path: Path, model: Path, items: Sequence[gvpo.Problem], k: int, seed: int) -> float:
-    """Sample and judge k completions of each problem, write them, and return the mean reward."""
+    """Sample and score k completions of each problem, write them, and return the mean reward."""
     tokenizer = gvpo.load_tokenizer(model)
     sampler = gvpo.TransformersSampler(gvpo.load_model(model), tokenizer)
     encoded = [EncodedProblem(one, tuple(tokenizer(one.prompt).input_ids)) for one in items]
@@ -100,16 +100,20 @@ def write_groups(path: Path, model: Path, items: Sequence[gvpo.Problem], k: int,
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Make everything and say how often a sample is right."""
+    """Write the model and the groups, and print the fraction of correct samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory for model and groups")
+    parser.add_argument("--out", type=Path, required=True, help="Directory for model and groups")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=700, help="of training; fewer make a worse model")
-    parser.add_argument("--demonstrations", type=int, default=20_000, help="worked solutions to train on")
-    parser.add_argument("--careless", type=float, default=0.5, help="share of the worked solutions that stop too early")
-    parser.add_argument("--train", type=int, default=150, help="prompts to fit on")
-    parser.add_argument("--held-out", type=int, default=150, help="prompts to evaluate on")
-    parser.add_argument("--k", type=int, default=48, help="samples a prompt")
+    parser.add_argument(
+        "--steps", type=int, default=700, help="Number of training steps; fewer steps make a worse model"
+    )
+    parser.add_argument("--demonstrations", type=int, default=20_000, help="Number of worked solutions for training")
+    parser.add_argument(
+        "--careless", type=float, default=0.5, help="Fraction of the worked solutions that stop too early"
+    )
+    parser.add_argument("--train", type=int, default=150, help="Number of prompts for fitting")
+    parser.add_argument("--held-out", type=int, default=150, help="Number of prompts for evaluation")
+    parser.add_argument("--k", type=int, default=48, help="Number of samples per prompt")
     options = parser.parse_args(arguments)
     worked = demonstrations(options.demonstrations, options.seed, options.careless)
     model = make_model(options.out, options.seed, options.steps, worked)
@@ -117,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, count, held_out in (("train", options.train, False), ("held-out", options.held_out, True)):
         items = problems(count, options.seed + 1, held_out=held_out)
         means[name] = write_groups(options.out / f"{name}.jsonl", model, items, options.k, options.seed)
-        print(f"{options.out / name}.jsonl: {count} prompts x {options.k}, {means[name]:.3f} right")
+        print(f"{options.out / name}.jsonl: {count} prompts x {options.k}, {means[name]:.3f} correct")
     return means
 
 
