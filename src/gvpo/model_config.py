@@ -4,7 +4,7 @@ The update asks a loaded model's configuration, and the planner asks a config.js
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 _AFTER_THE_HEAD = (
@@ -41,13 +41,10 @@ def why_not_shared(config: Any) -> str:
         return f"it has layers of type {', '.join(other)}"
     if _value(config, "attn_logit_softcapping") is not None:
         return "its attention caps its scores"
-    local = sorted(name for name, value in _settings(config) if _LOCAL.search(name) and value)
+    settings = config if isinstance(config, Mapping) else vars(config)
+    local = sorted(name for name, value in settings.items() if _LOCAL.search(name) and value)
     return f"its attention is local ({', '.join(local)})" if local else ""
 
 
 def _value(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-
-
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    yield from (config if isinstance(config, Mapping) else vars(config)).items()

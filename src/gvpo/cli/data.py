@@ -13,7 +13,7 @@ from gvpo.messages import well_formed
 from gvpo.runfiles import write_text
 
 if TYPE_CHECKING:
-    from gvpo.data.check import CheckedRow, Report, Tokens
+    from gvpo.data.check import Report, Tokens
     from gvpo.rewards import RewardPool
 
 SHOWN = 3
@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         if options.json is not None:
             _write(options.json, as_json)
     if options.write is not None:
-        _write(options.write, "".join(_line(row) for row in rows if row.place not in report.places))
+        kept = [row.record for row in rows if row.place not in report.places]
+        _write(options.write, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in kept))
     return 1 if report.findings else 0
 
 
@@ -173,10 +174,6 @@ def _print(report: "Report", benchmarks: int) -> None:
     console.print(lengths)
     left = report.rows - len(report.places)
     console.print(f"{report.rows} rows, {benchmarks} of benchmarks; {left} rows without a finding", highlight=False)
-
-
-def _line(row: "CheckedRow") -> str:
-    return json.dumps(row.record, ensure_ascii=False, default=str) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from gvpo.cli.options import given_settings, stopped
     from gvpo.rollout.problems import training_problems
     from gvpo.rollout.sampling_params import sampling_params
+    from gvpo.sampling import support_warning
     from gvpo.sampling.engines import check_engine
 
     given = given_settings(options)
@@ -89,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
     check_engine(options.engine)
     params = replace(sampling_params(config), temperature=temperature)
     problems = training_problems(config, None)
-    _warn_about_support(params)
+    if (text := support_warning(params)) is not None:
+        warn(text)
     rows = _groups(options, config, params, problems)
     if rows is None:
         return stopped("generate")
@@ -115,7 +117,7 @@ def _groups(
     rewards = reward_functions(config, None)
     tokenizer = load_tokenizer(path)
     items = encode(config, tokenizer, problems)
-    settings = {**_settings(options, path, config, params), "reward_code": _reward_code(rewards)}
+    settings = _settings(options, path, config, params, rewards)
     problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
     file.begin({**settings, **problems_asked}, resume=options.resume)
     engine = engine_options({"compute_dtype": config.compute_dtype, "tokens_per_batch": config.tokens_per_batch})
@@ -170,17 +172,15 @@ def _check_selection(options: argparse.Namespace) -> None:
     runfiles.require_writable(options.selected)
 
 
-def _warn_about_support(params: "SamplingParams") -> None:
-    from gvpo.sampling import support_warning
-
-    if (text := support_warning(params)) is not None:
-        warn(text)
-
-
 def _settings(
-    options: argparse.Namespace, path: str, config: "TrainConfig", params: "SamplingParams"
+    options: argparse.Namespace,
+    path: str,
+    config: "TrainConfig",
+    params: "SamplingParams",
+    rewards: "Mapping[str, RewardFunc]",
 ) -> dict[str, Any]:
     from gvpo.model.weight_files import weights_fingerprint
+    from gvpo.rewards.identity import identity
 
     return {
         "model": path,
@@ -195,13 +195,8 @@ def _settings(
         "reward_options": config.reward_options or None,
         **asdict(params),
         "seed": config.seed,
+        "reward_code": {name: identity(function) for name, function in rewards.items()},
     }
-
-
-def _reward_code(rewards: "Mapping[str, RewardFunc]") -> dict[str, str]:
-    from gvpo.rewards.identity import identity
-
-    return {name: identity(function) for name, function in rewards.items()}
 
 
 def _fill(

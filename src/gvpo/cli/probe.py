@@ -1,7 +1,7 @@
 """`gvpo probe fit | eval | select`: choose among completions with a linear probe on a frozen model's features."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,17 +308,14 @@ def _print_curves(result: Mapping[str, Any]) -> None:
     for name in result["arms"]:
         table.add_column(name, justify="right")
     for place, k in enumerate(result["ks"]):
-        table.add_row(str(k), *[_cell(arm, place) for arm in result["arms"].values()])
+        cells = [(arm[key][place] for key in ("mean", "low", "high")) for arm in result["arms"].values()]
+        table.add_row(str(k), *[_with_interval(*values) for values in cells])
     console = Console()
     console.print(table)
     for name, arm in result["arms"].items():
         if name.startswith("beta"):
             gain = _with_interval(arm["gain"][-1], arm["gain_low"][-1], arm["gain_high"][-1])
             console.print(f"{name}: gain over random at k = {result['ks'][-1]}: {gain}", highlight=False)
-
-
-def _cell(arm: Mapping[str, Sequence[float]], place: int) -> str:
-    return _with_interval(arm["mean"][place], arm["low"][place], arm["high"][place])
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:

@@ -103,12 +103,8 @@ def _print_summary(run_dir: Path, summary: dict[str, Any], report: str) -> None:
 def shipped() -> list[str]:
     """Names of the recipes that come with gvpo."""
     root = shipped_directory("recipes")
-    return sorted(_name(file, root) for file in root.glob("*/*.toml"))
-
-
-def _name(file: Path, root: Path) -> str:
-    name = file.relative_to(root).with_suffix("").as_posix()
-    return name.removesuffix("/recipe")
+    names = (file.relative_to(root).with_suffix("").as_posix() for file in root.glob("*/*.toml"))
+    return sorted(name.removesuffix("/recipe") for name in names)
 
 
 def find_recipe(name: str) -> Path:

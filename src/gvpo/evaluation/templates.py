@@ -124,14 +124,6 @@ def _plain(benchmark: Benchmark, question: str) -> str:
     return question if benchmark.family == "continuation" else _asked(benchmark, question)
 
 
-def _bare(benchmark: Benchmark, question: str) -> str:
-    return question
-
-
-def _qwen_math(benchmark: Benchmark, question: str) -> str:
-    return QWEN_MATH.format(question)
-
-
 def _r1(benchmark: Benchmark, question: str) -> str:
     return R1.format(question if benchmark.family == "math" else _asked(benchmark, question))
 
@@ -195,8 +187,8 @@ TEMPLATES: dict[str, Template] = {
     for template in (
         Template("chat", _asked, "chat"),
         Template("plain", _plain, stops={"continuation": STOPS_OF_A_FUNCTION}),
-        Template("none", _bare, stops={"continuation": STOPS_OF_A_FUNCTION}),
-        Template("qwen-math", _qwen_math, families=("math",)),
+        Template("none", lambda _, question: question, stops={"continuation": STOPS_OF_A_FUNCTION}),
+        Template("qwen-math", lambda _, question: QWEN_MATH.format(question), families=("math",)),
         Template("r1", _r1, stops=dict.fromkeys(("math", "code"), (ANSWERED,)), tagged=True, families=("math", "code")),
         few_shot(),
     )

@@ -32,14 +32,10 @@ def math_vote(text: str) -> Vote:
     return (spelling.compact(bare) or None) if number is None else number
 
 
-def _number_vote(text: str) -> Vote:
-    return final_number(answer_inside(text, boxed=False))
-
-
 VOTES: dict[str, Callable[[str], Vote]] = {
     "math_answer": math_vote,
     "boxed_answer": math_vote,
-    "gsm8k": _number_vote,
+    "gsm8k": lambda text: final_number(answer_inside(text, boxed=False)),
     "number_match": last_number,
     "exact_match": lambda text: " ".join(text.split()) or None,
 }
