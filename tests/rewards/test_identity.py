@@ -1,4 +1,4 @@
-"""A reward's name changes with what it computes, and with nothing else."""
+"""The identity of a reward changes with what it computes, and with nothing else."""
 
 import argparse
 import array
@@ -30,7 +30,7 @@ from gvpo.rewards.registry import load
 
 
 def made(source: str, name: str = "reward") -> Any:
-    """A function of some source, as a module of the user's would define it."""
+    """Return a function of some source, as a user's module would define it."""
     scope: dict[str, Any] = {"__name__": "theirs"}
     exec(textwrap.dedent(source), scope)
     return scope[name]
@@ -70,7 +70,7 @@ def reward(completions, *, scale=1.0, **columns):
         ('{"a", "z"}', '{"a", "y"}'),  # within a nested function
     ],
 )
-def test_what_decides_a_reward_changes_its_name(before: str, after: str):
+def test_a_change_that_affects_a_reward_changes_its_identity(before: str, after: str):
     assert before in PLAIN
     assert identity(made(PLAIN)) != identity(made(PLAIN.replace(before, after)))
 
@@ -83,20 +83,20 @@ def test_what_decides_a_reward_changes_its_name(before: str, after: str):
         ("weight = 1.0", "weight = 2.0"),  # of a class that it does not mention
     ],
 )
-def test_what_does_not_decide_it_leaves_the_name(before: str, after: str):
+def test_a_change_that_affects_no_reward_keeps_the_identity(before: str, after: str):
     assert identity(made(PLAIN)) == identity(made(PLAIN.replace(before, after)))
 
 
 @pytest.mark.parametrize(
     ("before", "after"), [("weight = 1.0", "weight = 2.0"), ("Scorer(2)", "Scorer(3)"), ("** self", "* self")]
 )
-def test_a_callable_object_is_its_class_and_its_attributes(before: str, after: str):
+def test_a_callable_object_is_identified_by_class_and_attributes(before: str, after: str):
     assert identity(made(PLAIN, "scorer")) == identity(made(PLAIN, "scorer"))
     assert identity(made(PLAIN, "scorer")) != identity(made(PLAIN.replace(before, after), "scorer"))
 
 
 @pytest.mark.parametrize("name", ["reward", "scorer", "Scorer"])
-def test_the_name_is_the_same_in_each_process_and_under_each_seed_of_hashes(name: str, tmp_path: Path):
+def test_the_identity_is_the_same_in_each_process_and_for_each_hash_seed(name: str, tmp_path: Path):
     (tmp_path / "theirs.py").write_text(PLAIN)
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import theirs; " + (
         f"from gvpo.rewards.identity import identity; print(identity(theirs.{name}))"
@@ -115,7 +115,7 @@ def test_the_name_is_the_same_in_each_process_and_under_each_seed_of_hashes(name
     assert found == {f"{identity(made(PLAIN, name))}\n"}, "the name of the module does not matter"
 
 
-def test_values_that_functions_hold():
+def test_values_are_identified_by_their_content():
     pairs: list[tuple[Any, Any]] = [
         (re.compile("a"), re.compile("b")),
         (re.compile("a"), re.compile("a", re.IGNORECASE)),
@@ -138,7 +138,7 @@ def test_values_that_functions_hold():
     assert identity({3, 1, 2}) == identity({1, 2, 3})
 
 
-def test_values_that_cannot_be_followed_do_no_harm():
+def test_values_that_cannot_be_traversed_are_harmless():
     ring: list[Any] = []
     ring.append(ring)
     deep: list[Any] = []
@@ -146,11 +146,11 @@ def test_values_that_cannot_be_followed_do_no_harm():
         deep = [deep]
     for value in (ring, deep, threading.Lock(), (each for each in "ab"), sys.stdout, functools.lru_cache(len)):
         assert identity(value) == identity(value)
-    while deep:  # so that Python need not follow it either
+    while deep:  # so that Python does not recurse either
         deep = deep[0]
 
 
-def test_built_in_rewards_are_their_names_and_options():
+def test_built_in_rewards_are_identified_by_name_and_options():
     names = {identity(function) for function in REWARDS.values()}
     assert len(names) == len(REWARDS)
     assert identity(code_reward(wall=1.0)) != identity(code_reward(wall=2.0))
@@ -158,7 +158,7 @@ def test_built_in_rewards_are_their_names_and_options():
     assert identity(regex_format(pattern="a")) != identity(regex_format(pattern="b"))
 
 
-def test_a_judge_is_its_model_and_its_prompt_and_not_where_it_is_served(tmp_path: Path):
+def test_a_judge_is_identified_by_model_and_prompt_not_by_its_server(tmp_path: Path):
     def asked(**changes: Any) -> str:
         given = {"url": "http://a.example/v1", "model": "m", "cache": str(tmp_path / "cache"), **changes}
         return identity(judge(**given))
@@ -168,7 +168,7 @@ def test_a_judge_is_its_model_and_its_prompt_and_not_where_it_is_served(tmp_path
         assert asked() != asked(**changes)
 
 
-def test_a_file_of_rewards_is_known_by_what_it_imports_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_identity_of_a_file_covers_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def written(name: str, number: int) -> str:
         place = tmp_path / name
         place.mkdir()
@@ -197,14 +197,14 @@ FLEETING = [
 
 
 def in_a_file(place: Path, source: str, name: str = "reward") -> str:
-    """The name of a function of a file, which is loaded anew."""
+    """Return the identity of a function of a file, which is reloaded."""
     place.mkdir(exist_ok=True)
     (place / "rewards.py").write_text(textwrap.dedent(source))
     return identity(load(f"{place / 'rewards.py'}:{name}"))
 
 
 @pytest.mark.parametrize("expression", FLEETING)
-def test_a_value_that_is_another_in_each_process_counts_by_its_expression(expression: str, tmp_path: Path):
+def test_a_value_that_differs_between_processes_counts_by_its_expression(expression: str, tmp_path: Path):
     def written(text: str, name: str) -> str:
         source = f"{HEAD}BEGUN = {text}\ndef reward(completions, **_):\n    return [BEGUN for _ in completions]\n"
         return in_a_file(tmp_path / name, source)
@@ -213,7 +213,7 @@ def test_a_value_that_is_another_in_each_process_counts_by_its_expression(expres
     assert written(expression, "one") != written(f"[{expression}, 1]", "three")
 
 
-def test_places_of_files_do_not_count_and_what_is_read_from_them_does(tmp_path: Path):
+def test_paths_of_files_do_not_count_but_their_content_does(tmp_path: Path):
     source = """
     import json, pathlib
     FILE = pathlib.Path(__file__).parent / "gold.json"
@@ -246,7 +246,7 @@ def test_places_of_files_do_not_count_and_what_is_read_from_them_does(tmp_path: 
         "def reward(completions, **_):\n    import {0}\n    return [{0}.points(text) for text in completions]\n",
     ],
 )
-def test_modules_count_by_what_they_do(source: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_modules_are_identified_by_their_code(source: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plain = "def points(text):\n    return 1\n"
 
     def written(name: str, text: str) -> str:
@@ -290,7 +290,7 @@ scorer, closed = Scorer(), made()
 """
 
 
-def test_state_that_a_reward_keeps_is_no_part_of_it(tmp_path: Path):
+def test_state_that_a_reward_keeps_does_not_count(tmp_path: Path):
     before = {name: in_a_file(tmp_path, STATEFUL, name) for name in ("counting", "scorer", "closed")}
     functions = {name: load(f"{tmp_path / 'rewards.py'}:{name}") for name in before}
     functions["counting"]([])
@@ -328,7 +328,7 @@ def test_objects_of_libraries_that_are_values_count_by_their_content():
         assert identity(one) != identity(other)
 
 
-def test_tables_count_by_their_cells_and_the_names_of_their_rows():
+def test_tables_count_by_their_cells_and_row_names():
     pandas = pytest.importorskip("pandas")
     frame, column = pandas.DataFrame({"a": [1, 2]}), pandas.Series(["a", "b"])
     for one, other in ((frame, frame + 1), (frame, frame[::-1]), (frame, frame.rename(columns={"a": "b"}))):
@@ -337,7 +337,7 @@ def test_tables_count_by_their_cells_and_the_names_of_their_rows():
     assert identity(column) != identity(column.str.upper())
 
 
-def test_large_collections_of_plain_data_are_known_by_every_value():
+def test_every_value_of_a_large_collection_counts():
     for many in ([str(i) for i in range(5000)], {str(i): [i] for i in range(5000)}, {str(i) for i in range(5000)}):
         same = type(many)(reversed(list(many.items()))) if isinstance(many, dict) else copy.copy(many)
         assert identity(many) == identity(same)

@@ -1,4 +1,4 @@
-"""Names to reward functions, from the registry, modules and files."""
+"""Lookup of reward functions by name, in the registry, modules and files."""
 
 import importlib
 import sys
@@ -24,7 +24,7 @@ number = 3
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """A working directory with a reward file and a module that it imports; the import path is put back afterwards."""
+    """Enter a working directory with a reward file and a module that it imports; restore the import path afterwards."""
     (tmp_path / "my_rewards.py").write_text(FILE)
     (tmp_path / "sibling.py").write_text("def measure(text):\n    return float(len(text))\n")
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_a_file_is_run_once(directory):
         ("broken.py:judge", "broken.py cannot be imported: SyntaxError"),
     ],
 )
-def test_names_that_lead_nowhere(directory, name, message):
+def test_unknown_names(directory, name, message):
     (directory / "broken.py").write_text("def judge(:")
     with pytest.raises(RewardError, match=message):
         load(name)

@@ -1,4 +1,4 @@
-"""The log of what rewards print keeps the newest output within its limit, whoever writes."""
+"""The log of the rewards' prints keeps the latest output within its limit, with any number of writers."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from gvpo.workers.output_log import OutputLog
 NOTE = b"[gvpo: earlier output is in rewards.log.1, older output is gone]\n"
 
 
-def test_the_newest_output_stays(tmp_path):
+def test_the_latest_output_is_kept(tmp_path):
     log = OutputLog(tmp_path / "rewards.log", limit=2000)
     for number in range(300):
         log.write(f"line {number}\n".encode())
@@ -28,7 +28,7 @@ def test_one_print_larger_than_the_log_keeps_its_end(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
 
 
-def test_a_log_that_cannot_be_written_costs_nothing(tmp_path):
+def test_a_log_that_cannot_be_written_is_ignored(tmp_path):
     OutputLog(tmp_path / "absent" / "rewards.log").write(b"lost")
 
 

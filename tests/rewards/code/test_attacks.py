@@ -1,4 +1,4 @@
-"""Code that cheats, escapes or exhausts gets nothing, leaves no process and changes nothing outside of its jail."""
+"""Code that cheats, escapes or exhausts gets no reward, leaves no process and changes nothing outside its sandbox."""
 
 import os
 import platform
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot 
 TESTS = "assert add(2, 3) == 5\nassert add(10, -4) == 6"
 RUNS = [{"input": "2 3", "output": "5"}, {"input": "10 -4", "output": "6"}]
 WALL = round(1 + random.random() / 1000, 9)
-"""In the command line of every process of a jail: by it they are found."""
+"""Part of the command line of every sandboxed process, by which it is found."""
 judge = code_reward(wall=WALL, cpu=1, memory=192 * MIB, disk=2 * MIB, output=MIB, processes=4)
 
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
-    """What must stay as it is: a secret file and variable, a server without visitors, and no process of a jail's."""
+    """Check what must not change: a secret file and variable, a server without visitors, and no sandboxed processes."""
     canary = tmp_path / "canary"
     canary.write_text("alive")
     canary.chmod(0o666)
@@ -49,13 +49,13 @@ def outside(tmp_path, monkeypatch):
 
 
 def _processes():
-    """Those of this module's jails."""
+    """Return the IDs of this module's sandboxed processes."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if str(WALL)[1:].encode() in (entry / "cmdline").read_bytes():
                 found.append(entry.name)
-        except OSError:  # it ended while we looked
+        except OSError:  # the process ended in the meantime
             continue
     return found
 
@@ -79,37 +79,37 @@ def test_programs_that_cheat_get_nothing(name, outside):
 
 
 def test_every_attack_is_python(outside):
-    """Else it would get nothing for the wrong reason."""
+    """Otherwise it would get no reward for the wrong reason."""
     for code in (LIES | ENDS | REACHES | EXHAUSTS | PROGRAMS).values():
         compile(_filled(code, outside), "attack", "exec")
 
 
 def test_the_same_tests_are_passed_by_code_that_adds(outside):
-    """Else the attacks would prove nothing."""
+    """Otherwise the attacks would prove nothing."""
     assert judge(completions=["def add(a, b): return a + b"], tests=[TESTS]) == [1.0]
     assert judge(completions=["print(sum(map(int, input().split())))"], tests=[RUNS]) == [1.0]
 
 
 def _wait_for(count):
-    """Until that many processes of jails run; how many there are."""
+    """Wait until `count` sandboxed processes are running; return their number."""
     deadline = time.monotonic() + 5
     while len(_processes()) != count and time.monotonic() < deadline:
         time.sleep(0.01)
     return len(_processes())
 
 
-def test_the_processes_of_a_jail_can_be_found(outside):
-    """Else the search for survivors would prove nothing: here they are looked for while they run."""
+def test_the_processes_of_a_sandbox_can_be_found(outside):
+    """Otherwise the search for survivors would prove nothing. Here the processes are found while they run."""
     payload = {"kind": "program", "code": "import time\ntime.sleep(9)", "files": {}, "arguments": []}
     with Jail(payload, Limits(wall=WALL), isolate=True):
-        assert _wait_for(3) == 3  # starter, supervisor, guest
+        assert _wait_for(3) == 3  # starter, supervisor, sandboxed process
 
 
-def test_when_the_pool_kills_the_worker_the_jail_ends_too(outside):
+def test_when_the_pool_kills_the_worker_the_sandbox_ends_too(outside):
     patient = code_reward(wall=float(f"6{WALL}"), cpu=60)
 
     def stubborn(completions, tests):
-        """A reward that does not keep the pool's deadline."""
+        """Ignore the pool's deadline."""
         deadline.begin(60.0)
         return patient(completions=completions, tests=tests)
 
@@ -120,7 +120,7 @@ def test_when_the_pool_kills_the_worker_the_jail_ends_too(outside):
     assert _wait_for(0) == 0
 
 
-# As another user: the supervisor of a jail has the guest's own user then, so that signals and limits could reach it
+# As another user: the supervisor then has the same user as the sandboxed code, whose signals and limits could reach it
 
 AS_NOBODY = """
 set -e
@@ -129,11 +129,11 @@ mount -t tmpfs -o mode=755 none "$2"; mkdir -p "$1"; mount --bind "$kept" "$1"
 shift 2
 exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
 """
-"""Python's own directory is shown in a namespace of its own, without those above it that only root may enter."""
+"""Shows Python's own directory in a separate namespace, without those parent directories that only root may enter."""
 
 
 def as_nobody(*words, **options):
-    """Run the interpreter as a user without rights."""
+    """Run the interpreter as a user without privileges."""
     prefix = Path(sys.base_prefix).resolve()
     closed = next((path for path in reversed(prefix.parents) if not path.stat().st_mode & 1), prefix)
     command = ["unshare", "--mount", "bash", "-c", AS_NOBODY, "as_nobody", str(prefix), str(closed)]
@@ -159,7 +159,7 @@ needs_root = pytest.mark.skipif(
     ids=["some", "all"],
 )
 def test_the_attacks_fail_as_nobody_too(chosen):
-    with tempfile.TemporaryDirectory(prefix="gvpo-nobody-") as directory:  # pytest's own are closed to others
+    with tempfile.TemporaryDirectory(prefix="gvpo-nobody-") as directory:  # other users cannot enter pytest's own
         Path(directory).chmod(0o777)
         if as_nobody("-c", "import gvpo, pytest", TMPDIR=directory).returncode:
             pytest.skip("another user cannot read this checkout")
@@ -184,6 +184,6 @@ print(code_tests(completions=["def f(): return 1", "def f(): return 2"], tests=[
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter has the numbers of x86_64")
-def test_a_system_that_refuses_pidfd_open_loses_nothing():
+def test_code_is_scored_on_a_system_without_pidfd_open():
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.returncode) == ("[1.0, 0.0]\n", 0), done.stderr

@@ -1,6 +1,6 @@
-"""Which code counts, what passes and what does not; and the refusal to run it unprotected."""
+"""The code of a completion, what passes and what does not, and the error if it would run unprotected."""
 
-# ruff: noqa: E501 - a case a line
+# ruff: noqa: E501 - one case per line
 
 import os
 import shutil
@@ -34,11 +34,14 @@ def passes(code, tests=TESTS, **columns):
         ("First:\n```python\nx = 1\n```\nBetter:\n```python\nx = 2\n```\nDone.", "x = 2\n"),
         ("```\nx = 1\n```", "x = 1\n"),
         ("```py\nx = 1\n```", "x = 1\n"),
-        ("```python\nx = 1\n```\nIt prints:\n```text\n1\n```", "x = 1\n"),  # another language is no answer
-        ("```python\nx = 1\n```\nRun it:\n```\n$ python x.py\n```", "x = 1\n"),  # Python goes before no language
+        ("```python\nx = 1\n```\nIt prints:\n```text\n1\n```", "x = 1\n"),  # a block in another language does not count
+        (
+            "```python\nx = 1\n```\nRun it:\n```\n$ python x.py\n```",
+            "x = 1\n",
+        ),  # Python before a block without language
         ("```python\r\nx = 1\r\n```", "x = 1\r\n"),
-        ("```python\nx = 1", "x = 1"),  # cut off, or never closed: what is there counts
-        ("```python\nx = '''```'''\n```", "x = '''```'''\n"),  # a fence stands at the start of a line
+        ("```python\nx = 1", "x = 1"),  # truncated, or never closed: the existing part counts
+        ("```python\nx = '''```'''\n```", "x = '''```'''\n"),  # a fence is at the start of a line
         ("", ""),
     ],
 )
@@ -128,7 +131,7 @@ def test_programs():
 
 
 @isolated
-def test_a_problem_with_a_checker_of_its_own():
+def test_a_problem_with_its_own_checker():
     checker = (
         "import sys\n"
         "given, right, output = (open(path).read() for path in sys.argv[1:])\n"
@@ -158,12 +161,12 @@ def test_limits_are_checked():
 
 
 @isolated
-def test_a_limit_that_the_system_does_not_take_is_no_verdict():
+def test_a_limit_that_the_system_rejects_gives_no_verdict():
     with pytest.raises(RewardError, match="the sandbox for code cannot be built"):
         code_reward(memory=1 << 70)(completions=[ADD], tests=[TESTS])
 
 
-def test_without_isolation_it_refuses_until_it_is_told(monkeypatch):
+def test_code_runs_without_isolation_only_if_the_user_allows_it(monkeypatch):
     monkeypatch.setattr(isolation, "isolation_problem", lambda: "unshare: Operation not permitted")
     monkeypatch.delenv(ALLOW_VARIABLE, raising=False)
     with pytest.raises(RewardError, match=r"unshare: Operation not permitted.*GVPO_UNSAFE_CODE=1"):
@@ -176,10 +179,10 @@ def test_without_isolation_it_refuses_until_it_is_told(monkeypatch):
     assert passes(ADD)
     assert not passes("def add(a, b): return 0")
     assert passes("open('file', 'w').write('x')\n" + ADD)  # its own directory
-    assert not passes("import socket\nsocket.socket()\n" + ADD)  # system calls are filtered all the same
-    assert not passes("import os\nos.kill(os.getpid(), 0)\n" + ADD)  # nor may it signal anybody
+    assert not passes("import socket\nsocket.socket()\n" + ADD)  # system calls are still filtered
+    assert not passes("import os\nos.kill(os.getpid(), 0)\n" + ADD)  # signals are not allowed either
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n"
-    assert passes(daemon + ADD)  # and it returns at once, as what the code started is ended
+    assert passes(daemon + ADD)  # and it returns immediately, since all processes of the code are ended
 
 
 CONTAINER = """
@@ -193,14 +196,14 @@ print(isolation_problem())
 """
 
 
-def test_a_container_that_forbids_namespaces_is_found_out():
+def test_a_container_that_forbids_namespaces_is_detected():
     found = subprocess.run([sys.executable, "-c", CONTAINER], capture_output=True, text=True, check=True)
     assert "unshare: Operation not permitted" in found.stdout
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None or os.geteuid() != 0, reason="needs root and setpriv")
-def test_root_whose_processes_cannot_be_counted_is_found_out():
-    """Linux does not limit the processes of root: a user namespace alone is not enough for it."""
+def test_root_whose_processes_cannot_be_counted_is_detected():
+    """Linux does not limit the processes of root, so that a user namespace is not enough for it."""
     probe = "from gvpo.rewards.sandbox.isolation import isolation_problem; print(isolation_problem() or 'holds')"
     command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", probe]
     found = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""The shapes of tests in data sets: what each pays, and the problems by which nobody can be judged."""
+"""The formats of tests in datasets: the rewards of each, and the problems with which no completion can be scored."""
 
-# ruff: noqa: E501 - a shape a line
+# ruff: noqa: E501 - one format per line
 
 import json
 import os
@@ -24,7 +24,7 @@ UNITTEST = "import unittest\nclass TestCases(unittest.TestCase):\n    def setUp(
 
 
 def judge(tests, texts, **columns):
-    """The values of some completions, and the reason of the first."""
+    """Return the values of some completions, and the reason of the first."""
     with hearing() as heard:
         values = code_tests(
             texts, tests=[tests] * len(texts), **{name: [v] * len(texts) for name, v in columns.items()}
@@ -33,7 +33,7 @@ def judge(tests, texts, **columns):
 
 
 SHAPES = {
-    # APPS and TACO: columns side by side, as an object, in a list, or as JSON text; numbers and lines as input
+    # APPS and TACO: parallel columns, as an object, in a list, or as JSON text; numbers and lines as input
     "apps": ([{"inputs": ["1\n", "2\n"], "outputs": ["2\n", "3\n"]}], PROGRAM, {}),
     "apps, no list": ({"inputs": ["1\n"], "outputs": ["2\n"]}, PROGRAM, {}),
     "apps, json": (json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]}), PROGRAM, {}),
@@ -42,12 +42,12 @@ SHAPES = {
     "apps, numbers": ({"inputs": [1], "outputs": [2]}, PROGRAM, {}),
     "apps, one text": ({"inputs": "1\n", "outputs": "2\n"}, PROGRAM, {}),
     "codecontests": ({"input": ["1", "2"], "output": ["2", "3"]}, PROGRAM, {}),
-    # the same with a function: arguments in a list; the right value may be wrapped in a list
+    # the same with a function: arguments in a list; the correct value may be wrapped in a list
     "apps, function": ({"fn_name": "f", "inputs": [[1], [4]], "outputs": [2, 5]}, F, {}),
     "apps, function, wrapped": (json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [[2]]}), F, {}),
     "apps, function, method": ({"fn_name": "f", "inputs": [[1]], "outputs": [2]}, METHOD, {}),
     "apps, function, tuple": ({"fn_name": "f", "inputs": [[1]], "outputs": [[1, 2]]}, "def f(n):\n    return n, n + 1", {}),
-    # LiveCodeBench and those after it: cases with a function's name, one argument per line in JSON
+    # LiveCodeBench and later datasets: cases with a function's name, one argument per line in JSON
     "livecodebench": ([{"input": "1", "output": "2", "testtype": "stdin"}], PROGRAM, {}),
     "livecodebench, function": ([{"input": "1", "output": "2", "testtype": "functional", "metadata": {"func_name": "f"}}], METHOD, {}),
     "livecodebench, entry_point": ([{"input": "1", "output": "2", "testtype": "functional"}], METHOD, {"entry_point": "f"}),
@@ -61,7 +61,7 @@ SHAPES = {
     # MBPP: assertions, also as JSON text
     "mbpp": (["assert f(1) == 2", "assert f(2) == 3"], F, {}),
     "mbpp, json": (json.dumps(["assert f(1) == 2", "assert f(2) == 3"]), F, {}),
-    # HumanEval: a function `check` that nobody calls
+    # HumanEval: a function `check` that the tests do not call
     "humaneval": ([CHECK], F, {"entry_point": "f"}),
     "humaneval, called": ([f"{CHECK}\ncheck(f)"], F, {}),
     "humaneval, method": (CHECK, METHOD, {"entry_point": "Solution().f"}),
@@ -84,7 +84,7 @@ SHAPES = {
 
 @isolated
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_shape_pays_right_code_alone(shape):
+def test_each_format_rewards_only_correct_code(shape):
     tests, right, columns = SHAPES[shape]
     wrong = right.replace("+ 1", "+ 2")
     assert wrong != right
@@ -107,13 +107,13 @@ UNSCORABLE = {
     "own function": ("assert f(1) == 2", "name the functions that they call in `entry_point`", {"setup": F}),
     "exits first": ("raise SystemExit\nassert f(1) == 2", "pass for an empty program", {}),
     "prefix": ("assert f(1) is None", "pass for the column `prefix` alone", {"prefix": "def f(n):\n    '''Do it.'''\n"}),
-    # tests that look at no value: two answers that contradict each other pass
+    # tests that read no value: two answers that contradict each other pass
     "no assert": ("f(1) == 2", "whether functions return None or 'gvpo'", {}),
     "printed": (["print(f(1) == 2)"], "whether functions return None or 'gvpo'", {}),
     "or true": ("assert f(1) == 2 or True", "compare what is returned, with `assert`", {}),
     "assert of a pair": ("assert (f(1) == 2, 'two')", "whether functions return", {}),
     "no assert, class": ("f(1) == 2", "whether functions return", {"entry_point": "Solution.f"}),
-    # tests that fail for every program, as they call nothing of the code
+    # tests that fail for every program because they call no function of the code
     "false": ("assert False", "call nothing of the code, and fail for every program", {}),
     "not written": ("raise NotImplementedError('later')", "every program .NotImplementedError: later.; write tests that", {}),
     "by a text": ("import solution\nassert getattr(solution, 'f')(1) == 2", "name these in `entry_point`", {}),
@@ -133,7 +133,7 @@ UNSCORABLE = {
     "any word": ([{"input": "1", "output": "2"}], "accepts 'None' and 'gvpo' alike", {"checker": "import sys\nprint(int(bool(open(sys.argv[3]).read())))"}),
     "checker fails": ([{"input": "1", "output": "2"}], "the checker raises an error, or prints no number", {"checker": "raise ValueError"}),
     "prefix prints": ([{"input": "1", "output": "2"}], "pass for the column `prefix` alone", {"prefix": "print(2)\n"}),
-    # what cannot be read
+    # unreadable tests
     "other keys": ([{"in": "", "out": ""}], r"have \['in', 'out'\]; write Python, or objects with `input`", {}),
     "lengths": ({"inputs": ["1", "2"], "outputs": ["2"]}, "2 inputs and 1 outputs", {}),
     "null": ([{"input": "1", "output": None}], "a test's `output` is null", {}),
@@ -154,7 +154,7 @@ UNSCORABLE = {
     "entry_point": ("assert f(1) == 2", "entry_point is 3; write a name", {"entry_point": 3}),
     "checker": ([{"input": "1", "output": "2"}], "no checker 'token'; name one of exact, numbers, tokens", {"checker": "token"}),
     "checker, code": ([{"input": "1", "output": "2"}], "the checker is not Python", {"checker": "int main() {"}),
-    # what the tests need and nobody has
+    # tests that need something that is not available
     "package": ("import numpy\nassert f(1) == 2", "No module named 'numpy'; the sandbox has the standard library", {}),
     "package, later": ("def test_a():\n    import numpy\n    assert f(1) == 2", "No module named 'numpy'", {}),
     "module": ("from main import f\nassert f(1) == 2", "the completion as `solution`", {}),
@@ -166,7 +166,7 @@ UNSCORABLE = {
 
 @isolated
 @pytest.mark.parametrize("name", UNSCORABLE)
-def test_nobody_is_judged_by_tests_that_cannot_tell(name):
+def test_no_completion_is_scored_with_tests_that_cannot_distinguish_programs(name):
     tests, reason, columns = UNSCORABLE[name]
     values, said = judge(tests, ["no idea", "", F, PROGRAM], **columns)
     assert values == [None] * 4
@@ -182,7 +182,7 @@ def test_programs_may_end_with_exit_as_under_python():
 
 @isolated
 def test_functions_may_have_to_return_nothing_or_anything_else():
-    """Only what no answer can fail is refused."""
+    """Only tests that every answer passes are rejected."""
     nothing, something = "def f(n):\n    return None", "def f(n):\n    return 7"
     assert judge("assert f(1) is None", [nothing, something]) == ([1.0, 0.0], "")
     assert judge("assert f(1) is not None", [nothing, something]) == ([0.0, 1.0], "")
@@ -191,8 +191,8 @@ def test_functions_may_have_to_return_nothing_or_anything_else():
 
 
 @isolated
-def test_exceptions_of_the_code_and_its_end_are_told_apart():
-    """A process that is gone raises nothing that a test could have been waiting for."""
+def test_exceptions_of_the_code_are_distinguished_from_its_end():
+    """A process that has ended raises no exception that a test could expect."""
     tests = "try:\n    f(1)\nexcept {}:\n    pass\nelse:\n    raise AssertionError"
     for kind in ("RuntimeError", "OSError", "ZeroDivisionError"):
         raises = f"def f(n):\n    raise {kind}"
@@ -202,12 +202,12 @@ def test_exceptions_of_the_code_and_its_end_are_told_apart():
 
 
 @isolated
-def test_a_wrong_answer_that_leads_tests_to_a_name_they_lack_is_wrong():
+def test_a_wrong_answer_that_makes_tests_raise_a_name_error_is_wrong():
     assert judge("assert f(1) == 2, explain(f)", [F, "def f(n):\n    return 3"], entry_point="f") == ([1.0, 0.0], "")
 
 
 @isolated
-def test_the_reason_reaches_the_verdict_and_other_problems_are_judged():
+def test_the_reason_reaches_the_verdict_and_other_problems_are_scored():
     batches = [
         RewardBatch("p", ["no idea"] * 9, {"tests": ["# no tests"]}),
         RewardBatch("p", [F], {"tests": "assert f(1) == 2"}),
@@ -222,8 +222,8 @@ def test_the_reason_reaches_the_verdict_and_other_problems_are_judged():
 
 
 @isolated
-def test_a_problem_is_tried_once(monkeypatch):
-    """Not again in a later call, unless something that decides has changed."""
+def test_a_problem_is_checked_once(monkeypatch):
+    """A later call does not check it again, unless something that decides has changed."""
     from gvpo.rewards.code import problem
 
     tried, run = [], problem.run_tests
@@ -240,8 +240,8 @@ def test_a_problem_is_tried_once(monkeypatch):
     assert len(tried) == 3 + 3 + 6  # programs without a statement, stubs, and completions
 
 
-def test_tests_may_come_as_arrays():
-    """As pandas reads them from Parquet files."""
+def test_tests_may_be_arrays():
+    """pandas reads them as arrays from Parquet files."""
 
     class Array(list):
         def tolist(self):
@@ -257,7 +257,7 @@ def _humaneval(path=REAL / "humaneval" / "HumanEval.jsonl"):
 
 
 def _raw_humaneval_pays(row):
-    """What the reference, a refusal and an empty answer are paid by HumanEval's own columns."""
+    """Return the values of the reference, a refusal and an empty answer with HumanEval's own columns."""
     given = row["prompt"]
     texts = [row["canonical_solution"], "    no idea\n", "", "no idea"]
     return judge(row["test"], texts, entry_point=row["entry_point"], prefix=given, setup=given)

@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = tuple[int, Any, dict[str, str]]
-"""Status, body (text and bytes as they are, all else as JSON), headers."""
+"""Status, body (text and bytes unchanged, anything else as JSON), headers."""
 
 
 class JudgeServer:
-    """What was asked, and what is answered: `answer` gets the number of a request, from 0, and its body."""
+    """Requests and answers of a server: `answer` receives the number of a request, from 0, and its body."""
 
     def __init__(self, answer: Callable[[int, dict[str, Any]], Reply]) -> None:
         self.answer = answer
@@ -40,18 +40,18 @@ class JudgeServer:
 
 
 def says(text: str, status: int = 200, **headers: str) -> Reply:
-    """An answer with these words, as chat endpoints give it."""
+    """Return an answer with this text in the form of a chat endpoint."""
     return status, {"choices": [{"message": {"role": "assistant", "content": text}}]}, headers
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # the default of 5 resets connections when many come at once
+    request_queue_size = 128  # the default of 5 resets connections when many arrive simultaneously
 
 
 @contextmanager
 def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[JudgeServer]:
-    """A server on a free port, while entered."""
+    """Run a server on a free port within this context."""
     judge = JudgeServer(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[JudgeSer
                 pass  # the client has given up
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: pytest shows what is printed."""
+            """Print nothing, since pytest shows printed output."""
 
     server = _Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -85,7 +85,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[JudgeSer
 
 
 def slowly(seconds: float, reply: Reply) -> Callable[[int, dict[str, Any]], Reply]:
-    """Answers after a while."""
+    """Return a function that answers after a while."""
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
         time.sleep(seconds)
@@ -96,7 +96,7 @@ def slowly(seconds: float, reply: Reply) -> Callable[[int, dict[str, Any]], Repl
 
 @contextmanager
 def dripping(parts: Callable[[], Iterator[bytes]], header: bytes = b"") -> Iterator[str]:
-    """A server that sends the parts of a body for as long as the client reads them; its address."""
+    """Run a server that sends the parts of a body while the client reads them; yield its address."""
 
     def serve(listener: socket.socket) -> None:
         while True:

@@ -24,7 +24,7 @@ def _quick(monkeypatch):
 
 
 def by_length(number, body):
-    """A point a letter of the answer."""
+    """Give one point per letter of the answer."""
     completion = body["messages"][-1]["content"].rpartition("<answer>\n")[2].partition("\n</answer>")[0]
     return says(f"It has some letters.\nScore: {len(completion)}")
 
@@ -38,7 +38,7 @@ def rewards(verdicts):
     return [verdict.reward for verdict in verdicts]
 
 
-# what is asked
+# requests
 
 
 def test_the_request_and_the_reward():
@@ -71,7 +71,7 @@ def test_templates_take_columns_once_and_leave_other_braces():
     )
 
 
-def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
+def test_a_column_that_no_group_has_is_found_before_any_request():
     with serving(by_length) as server:
         made = judge(server.url, "m", template="{completion} {answer}")
         with RewardPool({"judge": made}) as pool, pytest.raises(RewardError, match="'judge' needs a column 'answer'"):
@@ -93,7 +93,7 @@ def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
         ('{"why": "good", "score": 8}', {"key": "score"}, 0.8),
         ('```json\n{"score": "8"}\n```', {"key": "score"}, 0.8),
         ('I say {"score": 8}!', {"key": "score"}, 0.8),
-        # no score, or one off the scale
+        # no score, or one outside the scale
         ("Very good.", {}, None),
         ("Score: 11", {}, None),
         ("Score: -1", {}, None),
@@ -103,7 +103,7 @@ def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
         ('{"points": 8}', {"key": "score"}, None),
         ("8", {"key": "score"}, None),
         ("", {}, None),
-        # a number is read as a whole, or not at all
+        # a number is read completely, or not at all
         ("Score: 1e9", {}, None),
         ("Score: 1E-1", {}, 0.01),
         ("Score: 1e999999999", {}, None),
@@ -112,7 +112,7 @@ def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
         ("Score: 8.", {}, 0.8),
         ("Score: 8, because 3 of 4 are right", {}, 0.8),
         ("Score: 10/10", {}, 1.0),
-        ("Score: \u22125", {}, None),  # a minus of typographers
+        ("Score: \u22125", {}, None),  # a typographic minus
         ("Score: nan", {}, None),
         ("Score: inf", {}, None),
         ("Score: " + "9" * 5000, {}, None),
@@ -123,7 +123,7 @@ def test_a_column_that_no_group_has_is_found_before_anything_is_asked():
         ('{"score": ' + "9" * 5000 + "}", {"key": "score"}, None),
         ('{"score": [7]}', {"key": "score"}, None),
         ('{"score": {"score": 7}}', {"key": "score"}, None),
-        # nested too deep for a parser
+        # nested too deeply for a parser
         ("[" * 200_000, {"key": "score"}, None),
         ('{"score":' * 100_000, {"key": "score"}, None),
         ("[" * 200_000 + "Score: 7", {}, 0.7),
@@ -140,13 +140,13 @@ def test_scores(text, options, reward):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_pass_is_asked_again(status):
+def test_temporary_failures_are_retried(status):
     with serving(lambda number, body: says("Score: 5") if number == 2 else (status, "busy", {})) as server:
         assert rewards(ask(server, "a")) == [0.5]
     assert len(server.bodies) == 3
 
 
-def test_the_servers_own_wait_is_kept():
+def test_the_delay_that_the_server_requests_is_kept():
     waits = iter([says("", 429, **{"Retry-After": "0.3"}), says("Score: 5")])
     with serving(lambda number, body: next(waits)) as server:
         (late,) = ask(server, "a", deadline=0.2)
@@ -182,7 +182,7 @@ def test_a_row_without_a_score_has_a_reason_and_no_reward(monkeypatch, reply, as
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-def test_no_server_is_a_reason():
+def test_a_missing_server_gives_a_reason():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -212,7 +212,7 @@ def endless_parts():
         yield b" " * (1 << 16)
 
 
-def test_a_body_that_drips_meets_the_deadline_of_the_row():
+def test_a_body_that_drips_ends_at_the_deadline_of_the_row():
     with dripping(slow_parts) as url:
         started = time.monotonic()
         (verdict,) = judge(url, "m", deadline=0.5).verdicts(prompts=["p"], completions=["a"])
@@ -226,7 +226,7 @@ def test_a_body_without_end_is_not_read_to_its_end():
     assert (verdict.reward, verdict.reason) == (None, "http: answered with more than 4 MiB (2 attempts)")
 
 
-def test_after_eight_failures_and_no_success_the_rest_is_not_asked():
+def test_after_eight_failures_and_no_success_the_rest_is_skipped():
     with serving(lambda number, body: (404, "no", {})) as server:
         verdicts = ask(server, *map(str, range(20)), concurrency=2)
     assert 8 <= len(server.bodies) <= 9
@@ -234,10 +234,10 @@ def test_after_eight_failures_and_no_success_the_rest_is_not_asked():
     assert all(verdict.reward is None and verdict.reason for verdict in verdicts)
 
 
-# at once, and again
+# concurrency and cache
 
 
-def test_requests_run_at_once_up_to_the_limit():
+def test_requests_run_concurrently_up_to_the_limit():
     meeting = threading.Barrier(3, timeout=20)
 
     def answer(number, body):
@@ -259,19 +259,19 @@ def test_equal_requests_are_made_once_and_the_cache_outlives_the_process(tmp_pat
         ask(server, "bb", cache=file, parameters={"temperature": 1})
         ask(server, "bb", cache=file, prompt="another")
         assert len(server.bodies) == 5
-        # the words are kept, not the score: another scale asks nothing
+        # the cache stores texts, not scores: another scale needs no request
         assert rewards(ask(server, "bb", cache=file, highest=4)) == [0.5]
         assert len(server.bodies) == 5
 
 
-def test_what_cannot_be_read_is_not_kept(tmp_path):
+def test_unreadable_answers_are_not_cached(tmp_path):
     replies = iter(["no score", "no score", "no score", "Score: 5"])
     with serving(lambda number, body: says(next(replies))) as server:
         assert rewards(ask(server, "a", cache=tmp_path / "c")) == [None]
         assert rewards(ask(server, "a", cache=tmp_path / "c")) == [0.5]
 
 
-def test_the_key_is_nowhere(tmp_path, monkeypatch):
+def test_the_key_is_not_stored_anywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with serving(by_length) as server:
         made = judge(server.url, "m", api_key_env="JUDGE_KEY", cache=tmp_path / "c")
@@ -281,7 +281,7 @@ def test_the_key_is_nowhere(tmp_path, monkeypatch):
     assert KEY.encode() not in (tmp_path / "c").read_bytes()
 
 
-def test_a_damaged_cache_is_one_line(tmp_path):
+def test_a_corrupt_cache_is_a_one_line_error(tmp_path):
     (tmp_path / "c").write_text("not a database, whatever it was " * 40)
     with pytest.raises(RewardError, match="as a cache: file is not a database; remove it or name another file"):
         RequestCache(tmp_path / "c")
@@ -290,7 +290,7 @@ def test_a_damaged_cache_is_one_line(tmp_path):
         RequestCache(tmp_path / "file/x/c")
 
 
-def test_it_works_where_an_event_loop_runs_already():
+def test_it_works_inside_a_running_event_loop():
     async def notebook():
         return ask(server, "abc")
 
@@ -301,7 +301,7 @@ def test_it_works_where_an_event_loop_runs_already():
 # in a pool
 
 
-def test_in_a_pool_it_judges_beside_other_rewards_and_starts_no_worker_of_its_own():
+def test_in_a_pool_it_works_with_other_rewards_and_starts_no_worker():
     def answer(number, body):
         return says("no score") if "bad" in str(body) else by_length(number, body)
 
@@ -324,7 +324,7 @@ def test_in_a_pool_it_judges_beside_other_rewards_and_starts_no_worker_of_its_ow
         assert none == []
 
 
-def test_an_exception_of_a_reward_of_this_process_is_a_reason_too():
+def test_an_exception_of_a_local_reward_gives_a_reason():
     class Broken:
         def __call__(self, **_):
             return []
@@ -354,6 +354,6 @@ def test_an_exception_of_a_reward_of_this_process_is_a_reason_too():
         ({"modell": "m"}, "options of the reward 'judge' do not fit: got an unexpected keyword argument 'modell'"),
     ],
 )
-def test_settings_that_cannot_be(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(RewardError, match=message):
         load("judge", {"url": "http://localhost/v1", "model": "m", **options})

@@ -1,4 +1,4 @@
-"""Answers that no computer finishes, or that are too long to read: they are wrong, and quickly."""
+"""Answers that no computer finishes, or that are too long to read: they are wrong, and rejected quickly."""
 
 import time
 
@@ -171,13 +171,13 @@ def test_bombs_are_wrong_answers_like_others():
 
 
 @pytest.mark.parametrize("gold", ["9^{9^{9^9}}", "(10^9)!", r"\frac{1}{0}", r"\infty"])
-def test_a_gold_without_a_value_is_the_same_as_its_own_text_alone(gold):
+def test_a_reference_answer_without_a_value_equals_only_its_own_text(gold):
     assert judged(gold, rf"\boxed{{ {gold} }}")
     assert not judged(gold, "9^{9^{9^8}}")
     assert not judged(gold, "0")
 
 
-def test_the_room_for_an_answer_grows_with_the_gold():
+def test_the_length_limit_of_an_answer_grows_with_the_reference_answer():
     numbers = [str(n) for n in range(600)]
     large = r"\{" + ", ".join(numbers) + r"\}"
     assert values.same_answer(large, ",".join(reversed(numbers)))

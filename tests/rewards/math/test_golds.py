@@ -1,4 +1,4 @@
-"""All gold answers of the real data: each is itself in every layout, and none is paid by what it is not."""
+"""All reference answers of real datasets: each equals itself in every layout, and no other answer."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ BENCHMARKS = {
     "aime24": ("aime24/test.jsonl", "answer"),
     "gsm8k": ("gsm8k/test.jsonl", "answer"),
 }
-FAST, ALL = 40, 1  # every 40th gold, every gold
+FAST, ALL = 40, 1  # every 40th reference answer, every one
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def after_commas(space: str):
 
 
 def without_text(change):
-    """Change the text where it has no words, whose spaces and braces mean something."""
+    """Change the text outside words, in which spaces and braces have a meaning."""
     return lambda text: text if re.search(r"\\text|\\mbox|\\begin|where|\\!", text) else change(text)
 
 
@@ -124,7 +124,7 @@ each_benchmark = pytest.mark.parametrize("name", BENCHMARKS)
 
 @sweeps
 @each_benchmark
-def test_each_gold_is_itself_in_every_layout(name, step):
+def test_each_reference_answer_equals_itself_in_every_layout(name, step):
     other = [
         (gold, key) for gold in golds(name)[::step] for key, lay in LAYOUTS.items() if not same_answer(gold, lay(gold))
     ]
@@ -133,7 +133,7 @@ def test_each_gold_is_itself_in_every_layout(name, step):
 
 @sweeps
 @each_benchmark
-def test_no_gold_is_paid_by_zero_or_by_what_has_no_value(name, step):
+def test_no_reference_answer_equals_zero_or_an_answer_without_a_value(name, step):
     paid = [(gold, wrong) for gold in golds(name)[::step] for wrong in WRONG if same_answer(gold, wrong)]
     assert [each for each in paid if not (each[1] in ZEROS and same_answer(each[0], "0"))] == []
     assert all(float(re.sub(r"[^\d.]", "", gold)) == 0 for gold, _ in paid)
@@ -141,8 +141,8 @@ def test_no_gold_is_paid_by_zero_or_by_what_has_no_value(name, step):
 
 @sweeps
 @each_benchmark
-def test_no_gold_is_paid_by_one_of_its_sides_unless_the_other_is_a_name(name, step):
-    """But for an equation between numbers, 0.56 = 56 %, which is a number."""
+def test_no_reference_answer_equals_one_of_its_sides_unless_the_other_is_a_name(name, step):
+    """An equation between numbers is an exception: 0.56 = 56 % is a number."""
     paid = []
     for gold in golds(name)[::step]:
         found = relation(spelled(gold))

@@ -1,4 +1,4 @@
-"""Mathematical answers as a table: a comment per family, wrong answers that must score 0 beside the right ones."""
+"""Mathematical answers as a table: one comment per family, with wrong answers that must score 0."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def _warm():
 
 
 SAME = [
-    # whole numbers: AIME's zeros, AMC's floats, signs, commas
+    # integers: AIME's zeros, AMC's floats, signs, commas
     ("25", "025"),
     ("033", "33"),
     ("27", 27.0),
@@ -158,7 +158,7 @@ DIFFERENT = [
     # longer than Python turns into a number
     (rf"{'7' * 5000} \times 10^{{2}}", "3"),
     ("7" * 5000, r"1.6 \times 10^{-19}"),
-    # powers of ten: what absolute rounding gets wrong
+    # powers of ten that absolute rounding gets wrong
     ("3.2e-19", "1.6e-19"),
     ("0", "1.6e-19"),
     (r"3.2 \times 10^{-19}", r"1.6 \times 10^{-19}"),
@@ -251,7 +251,7 @@ def test_wrong_answers(written, gold):
         (r"the answer is 7, so \boxed{8}", "8"),
         # a last box that never closes is no answer
         (r"\boxed{1} then \boxed{2", None),
-        # without a box, what follows "answer is"
+        # without a box, the text after "answer is"
         ("So the answer is 42.", "42"),
         ("**Answer:** 3/4", "3/4"),
         ("The answer is 3. The answer is $5$. Good.", "$5$"),
@@ -259,7 +259,7 @@ def test_wrong_answers(written, gold):
         ("", None),
     ],
 )
-def test_which_answer_a_completion_gives(text, answer):
+def test_the_answer_of_a_completion(text, answer):
     assert final_answer(text) == answer
 
 
@@ -270,7 +270,7 @@ def test_which_answer_a_completion_gives(text, answer):
         ("-1./3", r"\frac{(-1)}{3}"),
         ("8.7e8", r"(8.7 \cdot 10^{8})"),
         ("2**0.5", "(2)^{0.5}"),
-        # not arithmetic, or nothing says that it is Python
+        # not arithmetic, or no sign of Python
         ("__import__('os').system('x')", None),
         ("np.load('x')", None),
         ("(lambda: 1)()**2", None),
@@ -299,7 +299,7 @@ def test_without_an_answer_it_abstains_and_a_bad_tolerance_is_an_error():
     assert "the error 'a bit' is not a number" in failed.reason
 
 
-def test_it_judges_in_any_thread_outside_a_pool():
+def test_it_works_in_any_thread_outside_a_pool():
     found = {}
 
     def judge():

@@ -1,4 +1,4 @@
-"""More mathematical answers as (gold, written), as users write them: right ones, and wrong ones beside them."""
+"""More mathematical answers as (gold, written), in users' spelling: correct ones, and wrong ones next to them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Reward functions that do what reward functions should not; each misbehaves on the rows whose text is "bad"."""
+"""Reward functions that misbehave on the rows whose text is "bad"."""
 
 import os
 import re
@@ -15,7 +15,7 @@ def hang(completions, **_):
 
 
 def hang_in_c(completions, **_):
-    """A regular expression that backtracks without end and never lets go of the interpreter."""
+    """Match a regular expression that backtracks without end and never releases the interpreter."""
     if "bad" in completions:
         re.match(r"(a+)+$", "a" * 64 + "b")
     return [1.0] * len(completions)
@@ -56,9 +56,9 @@ def eat_memory(completions, **_):
 
 
 def scribble(completions, **_):
-    """Writes into every file that is open, the pool's pipe too."""
+    """Write into every open file, including the pool's pipe."""
     if "bad" in completions:
-        for descriptor in range(3, 1024):  # whatever number the pipe has got
+        for descriptor in range(3, 1024):  # the number of the pipe is unknown
             try:
                 os.write(descriptor, b"\xff" * 64)
             except OSError:
@@ -89,7 +89,7 @@ def leave_child_and_die(completions, pid_file, **_):
 
 
 def _daemon(pid_file):
-    """A grandchild in a session of its own, which no signal to the worker's group reaches."""
+    """Start a grandchild in a separate session, which no signal to the worker's group reaches."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -101,7 +101,7 @@ def _daemon(pid_file):
 
 
 def leave_clean_daemon_and_hang(completions, pid_file, **_):
-    """A daemon without anything of its parent's: another session, no environment, another program."""
+    """Leave a daemon that shares nothing with its parent: another session, no environment, another program."""
     start = f"sleep 600 & echo $! > {pid_file[0]}.new; mv {pid_file[0]}.new {pid_file[0]}"
     subprocess.run(["/bin/sh", "-c", start], env={}, start_new_session=True, check=True)
     time.sleep(600)

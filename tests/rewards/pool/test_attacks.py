@@ -1,4 +1,4 @@
-"""Rewards under attack: the scoring goes on, only the guilty rows lose their reward, and the reason is kept."""
+"""Rewards under attack: the scoring continues, only the guilty rows lose their reward, and the reason is kept."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /
 
 
 def judge(function, completions=ROWS, *, columns=None, **options):
-    """The verdicts of one group, and the pool's first failure."""
+    """Return the verdicts of one group, and the pool's first failure."""
     options = {"timeout": 5.0, "workers": 1, **options}
     with RewardPool({"attacker": function}, **options) as pool:
         (verdicts,) = pool.score([RewardBatch("prompt", completions, columns or {})])
@@ -66,13 +66,13 @@ def test_an_exception_keeps_its_traceback_without_the_workers_frames():
     assert "worker.py" not in failure.traceback
 
 
-def test_megabytes_of_prints_neither_block_nor_corrupt(tmp_path):
+def test_megabytes_of_prints_neither_block_nor_corrupt_replies(tmp_path):
     verdicts, _ = judge(attackers.shout, log=tmp_path / "rewards.log")
     assert [verdict.reward for verdict in verdicts] == [4.0, 3.0, 4.0]
     assert (tmp_path / "rewards.log").stat().st_size == 10_100_000
 
 
-def test_prints_go_nowhere_without_a_log(capfd):
+def test_prints_are_discarded_without_a_log(capfd):
     verdicts, _ = judge(attackers.shout)
     assert verdicts[0].reward == 4.0
     assert capfd.readouterr() == ("", "")
@@ -86,14 +86,14 @@ def test_a_fork_that_returns_twice_replies_once():
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is not merely waiting to be reaped."""
+    """Return whether a process exists and is not merely waiting to be reaped."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
 
 
 def ends(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process ends in time."""
+    """Return whether a process ends in time."""
     limit = time.monotonic() + seconds
     while is_running(pid) and time.monotonic() < limit:
         time.sleep(0.02)
@@ -129,7 +129,7 @@ def test_a_killed_worker_is_replaced():
 
 
 @linux
-def test_a_worker_that_died_while_idle_costs_nothing():
+def test_a_worker_that_died_while_idle_costs_no_reward():
     with RewardPool({"pid": attackers.report_pid}, workers=1) as pool:
         ((first,),) = pool.score([RewardBatch("prompt", ["fine"])])
         os.kill(int(first.reward), 9)
@@ -184,12 +184,12 @@ os._exit(0)
 @linux
 @pytest.mark.parametrize("state", ["idle", "busy", "daemon"])
 def test_an_orphan_ends(tmp_path, state):
-    """The program ends without a word to its workers: they and what they started end at once."""
+    """The program ends without closing the pool: the workers and their descendants end immediately."""
     subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path / "pid"), state], check=True, timeout=60)
     assert ends(int((tmp_path / f"pid.{'idle' if state == 'idle' else 'busy'}").read_text()))
 
 
-def test_a_reward_that_always_hangs_does_not_take_all_day():
+def test_a_reward_that_always_hangs_is_given_up():
     started = time.monotonic()
     with RewardPool({"hang": attackers.hang}, workers=2, timeout=0.2) as pool:
         verdicts = pool.score([RewardBatch("prompt", ["bad"] * 8) for _ in range(16)])
@@ -205,12 +205,12 @@ def test_a_reward_that_worked_once_is_not_given_up():
     with RewardPool({"raises": attackers.raise_}, workers=1) as pool:
         given_up = pool.score([bad, bad, fine])
         assert [group[0].reward for group in given_up] == [None, None, None]
-        verdicts = pool.score([fine, bad, bad, fine])  # the next scoring starts afresh
+        verdicts = pool.score([fine, bad, bad, fine])  # the next scoring starts from scratch
         assert [group[0].reward for group in verdicts] == [1.0, None, None, 1.0]
 
 
 @pytest.mark.parametrize("held", [threading.Lock(), (number for number in range(3))], ids=["lock", "generator"])
-def test_an_unpicklable_function_is_named_at_once(held):
+def test_the_error_names_an_unpicklable_function(held):
     def judge_with_it(completions, **_):
         return [float(held is not None)] * len(completions)
 
@@ -218,7 +218,7 @@ def test_an_unpicklable_function_is_named_at_once(held):
         RewardPool({"mine": judge_with_it})
 
 
-def test_an_unpicklable_column_is_named():
+def test_the_error_names_an_unpicklable_column():
     def generator():
         yield 1
 

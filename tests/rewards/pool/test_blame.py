@@ -1,4 +1,4 @@
-"""Who pays for a call that fails: the completion where a harmless one succeeds in its place, else nobody."""
+"""Blame for a failed call: the completion if a harmless one succeeds in its place, otherwise no completion."""
 
 import re
 import time
@@ -21,7 +21,7 @@ def judge(function, completions, *, columns=None, **options):
 
 
 def declared(function, worst=0.0, control="", *, row_by_row=False):
-    """Return a function of the attackers' that judges text, as gvpo's own verifiers do."""
+    """Return an attacker function that scores text, declared like gvpo's own verifiers."""
 
     def judges(completions, **columns):
         return function(completions=completions, **columns)
@@ -43,7 +43,7 @@ def declared(function, worst=0.0, control="", *, row_by_row=False):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_completion_pays_for_what_it_causes_and_the_row_says_so(function, kind, options, row_by_row):
+def test_a_completion_that_causes_a_failure_gets_the_worst_value_with_a_reason(function, kind, options, row_by_row):
     rows = ["fine", "bad", "well", "bad"]
     verdicts = judge(declared(function, -0.5, row_by_row=row_by_row), rows, **options)
     assert [(v.reward, v.parts["f"]) for v in verdicts] == [(1.0, 1.0), (-0.5, -0.5)] * 2
@@ -51,7 +51,7 @@ def test_a_completion_pays_for_what_it_causes_and_the_row_says_so(function, kind
 
 
 @pytest.mark.parametrize("row_by_row", [False, True])
-def test_where_a_harmless_completion_fails_too_the_row_has_no_reward(row_by_row):
+def test_the_row_has_no_reward_if_a_harmless_completion_fails_too(row_by_row):
     def hangs_on_its_column(completions, answer):
         time.sleep(60 if answer[0] == "bad" else 0)
         return [1.0] * len(completions)
@@ -62,12 +62,12 @@ def test_where_a_harmless_completion_fails_too_the_row_has_no_reward(row_by_row)
     assert [(v.reward, v.reason) for v in verdicts] == [(None, reason)] * 2
 
 
-def test_a_users_function_that_fails_has_no_reward_to_give():
+def test_a_row_has_no_reward_if_a_users_function_fails():
     verdicts = judge(attackers.hang, ["fine", "bad"], timeout=0.4)
     assert [(v.reward, v.reason) for v in verdicts] == [(1.0, ""), (None, "timeout: f gave no answer in 0.4 s")]
 
 
-def test_what_gvpo_itself_states_is_not_the_completions_doing():
+def test_an_error_of_gvpo_is_not_blamed_on_the_completion():
     def states(completions, **_):
         if "bad" in completions:
             raise DataError("the column is empty; fill it")
@@ -109,8 +109,8 @@ def test_a_group_has_one_control_call(tmp_path):
     assert (tmp_path / "controls").read_text() == "x"
 
 
-def test_a_slow_row_costs_its_siblings_nothing():
-    """Together they take longer than a call may; each has a deadline of its own."""
+def test_a_slow_row_costs_the_other_rows_nothing():
+    """Together the rows take longer than a call may; each has its own deadline."""
 
     def slow(completions, **_):
         time.sleep(60 if completions == ["bad"] else 0.3)
@@ -123,8 +123,8 @@ def test_a_slow_row_costs_its_siblings_nothing():
     assert time.monotonic() - started < 10
 
 
-def test_the_row_that_hangs_is_found_behind_quick_ones():
-    """Quick rows are answered together; the one that the worker was at pays, not the first without an answer."""
+def test_the_row_that_hangs_is_found_after_quick_ones():
+    """Quick rows are answered together; the row in progress gets the blame, not the first without an answer."""
 
     def hangs(completions, **_):
         if completions == ["bad"]:
@@ -141,7 +141,7 @@ def test_the_row_that_hangs_is_found_behind_quick_ones():
 
 
 def test_a_worker_is_replaced_after_a_memory_error_and_the_call_repeated():
-    """The memory that earlier calls have filled is not this one's fault."""
+    """The memory that earlier calls have filled is not the fault of this call."""
 
     def fills(completions, **_):
         hoard.append(0)
@@ -179,20 +179,20 @@ def test_a_spare_worker_is_ready_when_a_late_one_is_killed():
     with RewardPool({"f": hangs}, workers=1, timeout=5.0) as pool:
         before, bad, after = pool.score([RewardBatch("p", ["fine", "bad", "fine"])])[0]
     assert bad.reward is None
-    assert 5.0 <= after.reward - before.reward < 6.4  # without the spare the start takes 1.5 s more
+    assert 5.0 <= after.reward - before.reward < 6.4  # without the spare worker the start takes 1.5 s more
 
 
-# gvpo's own
+# gvpo's own rewards
 
 
-def test_every_reward_that_reads_text_says_what_it_pays():
+def test_every_reward_that_reads_text_declares_its_worst_value():
     silent = {name for name, reward in REWARDS.items() if not hasattr(reward, "worst")}
     assert silent == {"token_cost"}
     made = [json_fields({"a": "text"}), regex_format("a"), repetition_penalty(2)]
     assert [reward.worst for reward in made] == [0.0, 0.0, -1.0]
 
 
-def test_a_pattern_that_backtracks_without_end_is_the_completions_doing():
+def test_a_pattern_that_backtracks_without_end_is_blamed_on_the_completion():
     pattern = regex_format("(a+)+")
     assert re.fullmatch("(a+)+", "aa")
     verdicts = judge(pattern, ["aaa", "a" * 40 + "b", "b"], timeout=0.6)
@@ -235,7 +235,7 @@ def test_bombs_cost_a_mathematical_answer_its_reward(bombs):
         *[(gold, "the answer is empty") for gold in ("", " ", r"\boxed{}", "$$", "We find it.\n#### ")],
     ],
 )
-def test_nobody_is_judged_by_a_reference_answer_that_cannot_be_read(gold, reason):
+def test_no_completion_is_scored_with_an_unreadable_reference_answer(gold, reason):
     pytest.importorskip("mpmath")
     with RewardPool({"math_answer": REWARDS["math_answer"]}, workers=1) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [r"\boxed{7}", "no idea", gold], {"answer": gold})])
@@ -247,7 +247,7 @@ def test_nobody_is_judged_by_a_reference_answer_that_cannot_be_read(gold, reason
 @pytest.mark.parametrize(
     "gold", ["12:00", "05:00", "1:2", r"\infty", "100!", "2^{2008}", "10^{100}", r"\sqrt{-1}", "x=5", "0"]
 )
-def test_a_reference_answer_that_is_large_or_has_no_value_is_judged(gold):
+def test_a_reference_answer_that_is_large_or_has_no_value_is_scored(gold):
     pytest.importorskip("mpmath")
     assert [
         v.reward for v in judge(REWARDS["math_answer"], [rf"\boxed{{{gold}}}", "no idea"], columns={"answer": gold})
@@ -272,14 +272,14 @@ FUNCTION = "def add(a, b):\n    {}return a + b"
 @pytest.mark.parametrize(
     ("tests", "slow", "right"),
     [
-        # a program that sleeps in each test, and is right in all of them
+        # a program that sleeps in each test, and passes all of them
         (SUMS, SLEEPS.format(1.5) + ADDS, ADDS),
         # functions that sleep, when they are called and when they are defined
         ("assert add(1, 2) == 3", FUNCTION.format("import time; time.sleep(99); "), FUNCTION.format("")),
         ("assert add(1, 2) == 3", SLEEPS.format(99) + FUNCTION.format(""), FUNCTION.format("")),
     ],
 )
-def test_code_that_sleeps_pays_and_its_siblings_do_not(tests, slow, right):
+def test_code_that_sleeps_gets_the_worst_value_and_other_rows_do_not(tests, slow, right):
     tests = tests[:6] if isinstance(tests, list) else tests
     with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=2, timeout=8.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [slow, right, slow, "pass"], {"tests": tests})])
@@ -287,7 +287,7 @@ def test_code_that_sleeps_pays_and_its_siblings_do_not(tests, slow, right):
 
 
 @pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
-def test_more_tests_than_there_is_time_for_are_not_the_completions_doing():
+def test_too_many_tests_for_the_time_are_not_blamed_on_the_completion():
     with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=1, timeout=2.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [ADDS, "print(0)"], {"tests": SUMS})])
     assert [v.reward for v in verdicts] == [None, 0.0]
@@ -295,7 +295,7 @@ def test_more_tests_than_there_is_time_for_are_not_the_completions_doing():
 
 
 @pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
-def test_tests_that_never_end_are_not_the_completions_doing():
+def test_tests_that_never_end_are_not_blamed_on_the_completion():
     tests = "while True:\n    pass\nassert add(1, 2) == 3"
     with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=1, timeout=8.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [FUNCTION.format("")], {"tests": tests})])

@@ -1,4 +1,4 @@
-"""What the pool promises of well-behaved rewards: TRL's arguments, weights, order, and what is not a number."""
+"""The pool with well-behaved rewards: TRL's arguments, weights, order, and values that are not numbers."""
 
 import doctest
 import importlib
@@ -18,14 +18,14 @@ from tests.rewards.pool import attackers
 
 
 def score(functions, batch, **options):
-    """The verdicts of one group."""
+    """Return the verdicts of one group."""
     with RewardPool(functions, workers=1, **options) as pool:
         (verdicts,) = pool.score([batch])
     return verdicts
 
 
 def returning(values):
-    """A reward that returns `values` whatever it is given; a closure."""
+    """Return a reward (a closure) that returns `values` for any arguments."""
     return lambda completions, **_: values
 
 
@@ -45,7 +45,7 @@ def test_columns_and_prompts_are_repeated_for_each_row():
     assert [verdict.reward for verdict in score({"check": check}, batch)] == [1.0, 2.0]
 
 
-def test_a_function_with_kwargs_gets_every_column():
+def test_a_function_with_kwargs_receives_every_column():
     def names(**arguments):
         return [",".join(sorted(arguments)) == "answer,completions,prompts"]
 
@@ -60,7 +60,7 @@ def test_prompts_and_completions_may_be_messages():
     assert score({"check": check}, batch)[0].reward == 1.0
 
 
-def test_a_column_that_no_group_has_is_an_error_that_names_it():
+def test_the_error_names_a_column_that_no_group_has():
     def judge(completions, answer):
         return [0.0]
 
@@ -92,14 +92,14 @@ def test_token_ids_must_fit_the_completions():
 @pytest.mark.parametrize(
     ("returned", "reward", "reason"),
     [
-        # what is a number
+        # numbers
         ([1], 1.0, ""),
         ([True], 1.0, ""),
         ((0.5,), 0.5, ""),
         ([Fraction(1, 4)], 0.25, ""),
         (np.array([0.5], dtype=np.float32), 0.5, ""),
         ([np.float64(0.5)], 0.5, ""),
-        # what is none
+        # not numbers
         ([None], None, "abstained: every reward function returned None"),
         ([math.nan], None, "nan: f returned nan"),
         ([-math.inf], None, "infinite: f returned -inf"),
@@ -107,7 +107,7 @@ def test_token_ids_must_fit_the_completions():
         (["1.0"], None, "wrong type: f returned a str instead of a number or None"),
         ([[1.0]], None, "wrong type: f returned a list instead of a number or None"),
         ([1j], None, "wrong type: f returned a complex instead of a number or None"),
-        # what is no list of one value a row
+        # not a list of one value per row
         ([1.0, 2.0], None, "wrong length: f returned 2 values for 1 completions"),
         ([], None, "wrong length: f returned 0 values for 1 completions"),
         (1.0, None, "wrong type: f returned a float; return a list of one number or None per completion"),
@@ -146,7 +146,7 @@ def test_async_rewards_keep_one_event_loop():
     ]
 
 
-def test_an_async_reward_that_hangs_meets_its_deadline():
+def test_an_async_reward_that_hangs_ends_at_its_deadline():
     async def hang(completions, **_):
         import asyncio
 
@@ -178,8 +178,8 @@ def test_a_row_on_which_every_weighted_function_abstains_has_no_reward():
     assert (verdict.reward, verdict.reason) == (None, "abstained: every reward function returned None")
 
 
-def test_a_reward_says_why_a_row_has_no_value():
-    """The row then has no reward even if another reward has a value for it; the next call starts afresh."""
+def test_a_reward_may_give_the_reason_for_a_row_without_a_value():
+    """The row then has no reward even if another reward has a value for it; the next call starts from scratch."""
 
     def judges(completions, **_):
         if len(completions) > 1:
@@ -196,7 +196,7 @@ def returning_ones(completions, **_):
     return [1.0] * len(completions)
 
 
-def test_a_sum_that_overflows_is_no_reward():
+def test_a_sum_that_overflows_gives_no_reward():
     functions = {"a": returning([1e308]), "b": returning([1e308])}
     (verdict,) = score(functions, RewardBatch("p", ["x"]), weights={"a": 1.0, "b": 1.0})
     assert (verdict.reward, verdict.reason) == (None, "infinite: the weighted sum of the rewards is too large")
@@ -215,15 +215,15 @@ def test_a_sum_that_overflows_is_no_reward():
         ({"a": len}, {"timeout": 0}, "seconds above 0, not 0"),
     ],
 )
-def test_settings_that_cannot_be(functions, options, message):
+def test_invalid_settings(functions, options, message):
     with pytest.raises(RewardError, match=message):
         RewardPool(functions, **options)
 
 
-# Order, several workers, the program around
+# Order, several workers, the surrounding program
 
 
-def test_the_order_of_verdicts_is_that_of_the_batches():
+def test_verdicts_are_in_the_order_of_the_batches():
     def slow_first(completions, **_):
         time.sleep(0.05 if completions[0] == "0" else 0.0)
         return [float(text) for text in completions]
@@ -236,7 +236,7 @@ def test_the_order_of_verdicts_is_that_of_the_batches():
 
 
 def test_workers_run_at_the_same_time(tmp_path):
-    """Each call waits until the other one runs too."""
+    """Each call waits until the other one is running too."""
 
     def meet(completions, **_):
         (tmp_path / completions[0]).touch()
@@ -272,7 +272,7 @@ def test_empty_groups_and_no_groups():
 
 
 class Interrupts:
-    """Ctrl-C at the moment when this is sent to a worker."""
+    """An interrupt (Ctrl-C) at the moment when this is sent to a worker."""
 
     def __reduce__(self):
         raise KeyboardInterrupt
@@ -286,7 +286,7 @@ def test_an_interrupt_leaves_a_pool_that_works():
         assert pool.score([fine])[0][0].reward == 1.0
 
 
-def test_the_first_failure_is_that_of_the_newest_scoring():
+def test_the_first_failure_belongs_to_the_latest_scoring():
     with RewardPool({"raises": attackers.raise_}) as pool:
         assert pool.first_failure is None
         pool.score([RewardBatch("p", ["fine"]), RewardBatch("p", ["bad"])])
@@ -296,7 +296,7 @@ def test_the_first_failure_is_that_of_the_newest_scoring():
 
 
 def sizes(completions, **_):
-    """How many completions the call has, and whether the worker was prepared."""
+    """Return the number of completions of the call, plus 10 per preparation of the worker."""
     return [len(completions) + 10 * PREPARED] * len(completions)
 
 
@@ -309,12 +309,12 @@ PREPARED = 0
 sizes.row_by_row, sizes.prepare = True, prepare
 
 
-def test_a_function_may_ask_for_a_call_a_completion_and_for_a_preparation():
+def test_a_function_may_request_one_call_per_completion_and_a_preparation():
     batch = RewardBatch("p", ["a", "b", "c"])
     assert [verdict.reward for verdict in score({"sizes": sizes}, batch)] == [11.0] * 3
 
 
-def test_a_call_a_completion_is_never_given_up():
+def test_a_function_with_one_call_per_completion_is_never_given_up():
     def hang(completions, **_):
         time.sleep(0 if completions == ["fine"] else 60)
         return [1.0]

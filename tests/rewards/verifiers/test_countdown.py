@@ -1,4 +1,4 @@
-"""Countdown's reward: right expressions in every spelling get 1, everything else 0, and nothing is evaluated."""
+"""Countdown's reward: correct expressions in every spelling get 1, everything else 0, and nothing is evaluated."""
 
 import itertools
 import operator
@@ -29,12 +29,12 @@ WRONG = [
     "46",
     r"\boxed{46}",  # the target is not one of the numbers
     r"\boxed{3+7+25}",  # 35
-    r"\boxed{3*7+25=47}",  # what is stated is false
+    r"\boxed{3*7+25=47}",  # the stated value is wrong
     r"\boxed{3*7+25=46=46}",
     r"\boxed{3*7+25+3-3}",  # a number used three times
     r"\boxed{21+25}",  # other numbers
-    r"\boxed{37+9}",  # digits put together
-    r"\boxed{3*7+25",  # never closes, and is no expression as a line
+    r"\boxed{37+9}",  # concatenated digits
+    r"\boxed{3*7+25",  # never closes, and is not an expression as a line
     r"\boxed{3*7+25} but rather \boxed{3+7}",
     r"\boxed{--3*7+25}",  # only signs between numbers
     r"\boxed{+3*7+25}",
@@ -69,7 +69,7 @@ def test_wrong(text):
 
 
 def test_fractions_are_exact():
-    """8 / (3 - 8 / 3) = 24: the classic that floats and whole numbers miss."""
+    """8 / (3 - 8 / 3) = 24 is the classic example that floats and integers miss."""
     for text in ("8/(3-8/3)", r"\frac{8}{3-\frac{8}{3}}", r"\dfrac{8}{3 - 8 \div 3}"):
         judged = countdown(completions=[f"\\boxed{{{text}}}"], numbers=[[8, 8, 3, 3]], target=[24])
         assert judged == [1.0], text
@@ -79,7 +79,7 @@ def test_a_division_by_zero_is_wrong():
     assert countdown(completions=[r"\boxed{5/(3-3)}"], numbers=[[3, 3, 5]], target=[0]) == [0.0]
 
 
-def test_values_equal_those_of_fractions_on_random_expressions():
+def test_values_equal_fractions_on_random_expressions():
     apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
     rng = random.Random(0)
     for _ in range(300):
@@ -92,7 +92,7 @@ def test_values_equal_those_of_fractions_on_random_expressions():
         assert value_of(text, numbers[:3]) is None
 
 
-def test_rows_are_judged_each_by_its_own_columns_and_may_abstain():
+def test_each_row_is_scored_with_its_own_columns_and_may_abstain():
     judged = countdown(
         completions=["1+2", "1+2", "1+2", [{"role": "assistant", "content": "1+2"}]],
         numbers=[[1, 2], "[2, 1]", None, [1, 2]],
@@ -107,7 +107,7 @@ def test_columns_that_are_not_numbers(numbers):
         countdown(completions=["1+2"], numbers=[numbers], target=[3])
 
 
-def test_every_order_of_the_numbers_is_right():
+def test_every_order_of_the_numbers_is_correct():
     for a, b, c in itertools.permutations(NUMBERS):
         value = Fraction(a + b * c)
         assert value_of(f"{a}+{b}*{c}", NUMBERS) == value

@@ -144,7 +144,7 @@ def test_sentences(text, sentences):
 
 RECORD = {
     "instruction_id_list": ["punctuation:no_comma", "startend:end_checker"],
-    # as the data set on the hub has them: every keyword of every kind, most of them null
+    # as in the dataset on the Hugging Face Hub: every keyword of every kind, most of them null
     "kwargs": [{"end_phrase": None, "num_words": None}, {"end_phrase": "Bye.", "num_words": None}],
 }
 
@@ -160,7 +160,7 @@ def test_a_record_is_followed_in_all_or_in_part():
     assert judged(ifeval_share, *texts) == [1.0, 0.5, 0.0, 0.0]
 
 
-def test_loosely_an_introduction_a_farewell_and_asterisks_are_forgiven():
+def test_the_loose_check_ignores_an_introduction_a_farewell_and_asterisks():
     texts = ("Sure, here:\nHi. Bye.", "Hi.\n**Bye.**", "Hi. Bye.\nHope that helps!", "Hi, you. Bye.")
     assert judged(ifeval, *texts) == [0.0] * 4
     assert judged(ifeval_loose, *texts) == [1.0, 1.0, 1.0, 0.0]
@@ -169,12 +169,12 @@ def test_loosely_an_introduction_a_farewell_and_asterisks_are_forgiven():
 
 
 def test_each_instruction_may_be_followed_by_another_form():
-    """No comma without the first line, the end phrase with all lines but the last."""
+    """Without the first line there is no comma; with all lines but the last there is the end phrase."""
     text = "So, hi\nBye.\nthe end"
     assert judged(ifeval_loose, text) == [1.0]
 
 
-def test_no_instructions_abstain_and_bad_records_are_named():
+def test_no_instructions_abstain_and_errors_name_bad_records():
     assert ifeval(completions=["a"], instruction_id_list=[[]], kwargs=[[]]) == [None]
     assert ifeval(completions=["a"], instruction_id_list=[["punctuation:no_comma"]]) == [1.0]
     with pytest.raises(ValueError, match="kwargs has 1 entries for 2 instructions"):
@@ -195,7 +195,7 @@ def test_it_works_in_a_pool():
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
 
 
-def test_without_the_extra_it_says_how_to_get_it(monkeypatch):
+def test_without_the_extra_the_error_states_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "langdetect", None)
     with RewardPool({"ifeval": ifeval}) as pool, pytest.raises(RewardError, match=r"pip install 'gvpo\[ifeval\]'"):
         pool.score([RewardBatch("p", ["a"], RECORD)])

@@ -1,4 +1,4 @@
-"""Refusals by what they say, and answers that sound like them."""
+"""Refusals by their phrases, and answers that sound like refusals."""
 
 import pytest
 
@@ -37,16 +37,16 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("text", REFUSES)
-def test_what_refuses(text):
+def test_refusals_are_recognized(text):
     assert is_refusal(text)
 
 
 @pytest.mark.parametrize("text", ANSWERS, ids=lambda text: text[:40])
-def test_what_answers(text):
+def test_answers_are_not_refusals(text):
     assert not is_refusal(text)
 
 
-def test_due_refusals_are_rewarded_and_others_charged():
+def test_due_refusals_are_rewarded_and_others_penalized():
     texts = [REFUSES[0], ANSWERS[0], REFUSES[0], ANSWERS[0], REFUSES[0]]
     flags = [True, True, False, False, None]
     assert refusal(completions=texts, should_refuse=flags) == [1.0, 0.0, None, None, None]

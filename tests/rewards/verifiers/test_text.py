@@ -1,4 +1,4 @@
-"""Rewards for texts, choices and JSON as tables: a comment per family, wrong answers that must score 0 included."""
+"""Rewards for texts, choices and JSON as tables: one comment per family, including wrong answers that must score 0."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ TEXT = [
     ("U.S.A.", "USA", 1),
     ("1,000", "1000", 1),
     ("C++", "c++", 1),
-    # what the completion marks as its answer
+    # the part that the completion marks as its answer
     ("<think>London? No.</think>Paris", "Paris", 1),
     ("I think <answer>London</answer>, no, <answer> Paris </answer>", "Paris", 1),
     ("So the answer is **Paris**.", "Paris", 1),
@@ -26,7 +26,7 @@ TEXT = [
     ("NYC", ["New York City", "NYC"], 1),
     ("Boston", ["New York City", "NYC"], 0),
     ("anything", [], 0),
-    # nothing but articles: as they stand
+    # only articles: compared unchanged
     ("The", "the", 1),
     ("a", "the", 0),
     ("?", "!", 0),
@@ -48,7 +48,7 @@ def test_text_match(completion, answer, reward):
     assert text_match(completions=[completion], answer=[answer]) == [reward]
 
 
-def test_text_f1_worked_by_hand():
+def test_text_f1_equals_a_hand_computed_value():
     """Two of three words and two of two: 2 * 2 / (3 + 2)."""
     assert text_f1(completions=["tall Eiffel Tower"], answer=["the Eiffel Tower"]) == [0.8]
     assert text_f1(completions=["a tower tower", "x", ""], answer=["tower", "tower", "tower"]) == [2 / 3, 0.0, 0.0]
@@ -58,7 +58,7 @@ def test_text_f1_worked_by_hand():
 PLACES = ["Paris", "London", "Rome", "Berlin"]
 ARC = {"label": ["1", "2", "3"], "text": ["ice", "water", "steam"]}
 CHOICES = [
-    # a label alone, in its usual dress
+    # only a label, in its usual forms
     ("B", "B", None, 1),
     ("(B)", "B", None, 1),
     ("b", "B", None, 1),
@@ -73,12 +73,12 @@ CHOICES = [
     ("Rome is out, Paris too.\nB", "B", None, 1),
     ("Option B", "B", None, 1),
     ("<think>The answer is A</think>B", "B", None, 1),
-    # a label with its text, or the text alone
+    # a label with its text, or only the text
     ("B) London", "B", PLACES, 1),
     ("(B) London", "B", PLACES, 1),
     ("The answer is London.", "B", PLACES, 1),
     ("london", "B", PLACES, 1),
-    # the right answer as position, label or text
+    # the correct answer as position, label or text
     ("B", 1, PLACES, 1),
     ("A", 0, PLACES, 1),
     ("B", "London", PLACES, 1),
@@ -91,7 +91,7 @@ CHOICES = [
     ("A", 1, PLACES, 0),
     ("London", "A", PLACES, 0),
     ("3", "2", ARC, 0),
-    # two at once, or a label beside the text of another
+    # two labels, or a label with the text of another one
     ("A or B", "A", None, 0),
     ("(A) and (B)", "A", None, 0),
     ("A/B", "A", None, 0),
@@ -115,7 +115,7 @@ def test_multiple_choice(completion, answer, choices, reward):
     assert multiple_choice(completions=[completion], answer=[answer], choices=[choices]) == [reward]
 
 
-def test_choices_of_no_use_are_an_error():
+def test_unusable_choices_are_an_error():
     with pytest.raises(ValueError, match="'E' is not one of the choices A, B, C, D"):
         multiple_choice(completions=["A"], answer=["E"], choices=[PLACES])
     with pytest.raises(ValueError, match="choices is neither"):
@@ -128,7 +128,7 @@ JSON = [
     ('```json\n{"a": 1}\n```', 1),
     ("```\n[]\n```", 1),
     ('<think>{"no"</think>{"a": 1}', 1),
-    # not JSON, not alone, or a mere value
+    # not JSON, with other text, or a mere value
     ("{'a': 1}", 0),
     ('{"a": 1,}', 0),
     ('{"a": NaN}', 0),
@@ -185,7 +185,7 @@ def test_json_fields():
         json_fields({})
 
 
-def test_repetition_penalty_worked_by_hand():
+def test_repetition_penalty_equals_a_hand_computed_value():
     """Five bigrams of "a b a b a b", two of them different: 3/5 are repeated."""
     judge = repetition_penalty(2)
     assert judge(completions=["a b A b a b", "a b c", "a", ""]) == [pytest.approx(-0.6), 0.0, 0.0, 0.0]
@@ -198,7 +198,7 @@ def test_repetition_penalty_worked_by_hand():
 
 
 @pytest.mark.parametrize("judge", [text_match, text_f1, json_match, multiple_choice])
-def test_no_answer_abstains_and_messages_are_judged_by_their_text(judge):
+def test_no_answer_abstains_and_messages_are_scored_by_their_text(judge):
     message = [{"role": "assistant", "content": '"B"' if judge is json_match else "B"}]
     assert judge(completions=["x", message], answer=[None, "B"]) == [None, 1.0]
 

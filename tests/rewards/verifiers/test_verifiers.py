@@ -1,4 +1,4 @@
-"""Verifiers as tables: a comment per family, wrong answers that must score 0 included."""
+"""Verifiers as tables: one comment per family, including wrong answers that must score 0."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -42,7 +42,7 @@ def test_exact_match(completion, answer, reward):
 
 
 LAST_NUMBER = [
-    # whole numbers and signs
+    # integers and signs
     ("the answer is 42", 42),
     ("42.", 42),
     ("first 1, then 2", 2),
@@ -87,14 +87,14 @@ LAST_NUMBER = [
     ("50%", 50),
     ("5km", 5),
     ("共有72个", 72),
-    # digits that are no number
+    # digits that are not a number
     ("H2O", None),
     ("room B12", None),
     ("x_1", None),
     ("", None),
     ("none at all", None),
     ("٣", None),  # other digits than 0 to 9
-    # no value, or one that nobody means
+    # no value, or an implausible one
     ("1/0", None),
     ("9" * (MAX_CHARACTERS + 1), None),
     ("9" * 1_000_000, None),
@@ -153,7 +153,7 @@ def test_number_match(completion, answer, reward):
 
 
 @pytest.mark.parametrize("judge", [number_match, gsm8k])
-def test_an_answer_that_is_no_number_is_an_error(judge):
+def test_an_answer_that_is_not_a_number_is_an_error(judge):
     with pytest.raises(ValueError, match="'forty-two' is not a number"):
         judge(completions=["42"], answer=["forty-two"])
 
@@ -171,7 +171,7 @@ BOXED = [
     ("\\boxed{\\dfrac{1}{2}}", "\\frac{1}{2}", 1),
     ("\\boxed{\\$5}", "5", 1),
     ("\\boxed{50\\%}", "50", 1),
-    # text, but for spacing
+    # text, except for spacing
     ("\\boxed{(1,\\,2)}", "(1, 2)", 1),
     ("\\boxed{\\left(1, 2\\right)}", "(1,2)", 1),
     ("\\boxed{x^{2}+1}", "x^{2} + 1", 1),
@@ -239,7 +239,7 @@ def test_boxed_format(completion, reward):
     assert boxed_format(completions=[completion]) == [reward]
 
 
-def test_regex_format_wants_the_whole_completion():
+def test_regex_format_must_match_the_whole_completion():
     judge = regex_format(r"<think>.+</think>\s*\d+", name="thinks")
     texts = ["<think>a\nb</think>\n12\n", "<think></think>12", "well: <think>a</think>12", "12"]
     assert judge(completions=texts) == [1.0, 0.0, 0.0, 0.0]
@@ -302,11 +302,11 @@ GSM8K = [
     (r"\boxed{5, 18}", "18", 0),
     (r"\boxed{18\text{ dollars and }50\text{ cents}}", "18", 0),
     (r"\boxed{18x}", "18", 0),
-    (rf"\boxed{{18{' ' * 5000}dollars}}", "18", 0),  # nobody means it
-    # the data set's own answers
+    (rf"\boxed{{18{' ' * 5000}dollars}}", "18", 0),  # implausible
+    # the dataset's own answers
     ("72", "48+24 = <<48+24=72>>72\n#### 72", 1),
     ("2125", "so\n#### 2,125", 1),
-    # wrong, or right in the wrong place
+    # wrong, or correct in the wrong place
     ("72\n#### 71", "72", 0),
     ("72\n####", "72", 0),
     ("#### none, but 72 \n####", "72", 0),
@@ -327,7 +327,7 @@ ADDITION = [
     ("9+6+0=15\n8+3+1=12\n4+6+1=11\n\\boxed{1125}", 1.0),
     ("9+6+0=15\n8+3+0=11\n4+6+1=11\n\\boxed{1115}", 2 / 3),
     ("9+6+0=15", 1 / 3),
-    ("8+3+1=12\n9+6+0=15\n4+6+1=11", 1 / 3),  # at the wrong place
+    ("8+3+1=12\n9+6+0=15\n4+6+1=11", 1 / 3),  # on the wrong lines
     ("\n9+6+0=15\n8+3+1=12\n4+6+1=11", 0.0),
     ("", 0.0),
 ]
@@ -339,7 +339,7 @@ def test_addition_steps(completion, share):
 
 
 @pytest.mark.parametrize(("completion", "share"), ADDITION)
-def test_addition_slip_is_the_cost_of_any_step_that_is_not_right(completion, share):
+def test_addition_slip_is_the_cost_of_any_wrong_step(completion, share):
     assert addition_slip(completions=[completion], steps=[STEPS]) == [float(share < 1)]
 
 
@@ -353,7 +353,7 @@ def test_token_cost():
 
 
 def test_length_penalty_is_dapos_soft_punishment():
-    """Worked by hand for limit 10, margin 4: 0 up to 6 tokens, then a quarter less for each, -1 from 10 on."""
+    """Hand-computed for limit 10, margin 4: 0 up to 6 tokens, then a quarter less for each, -1 from 10 on."""
     judge = length_penalty(10, 4)
     assert judge(completion_ids=[[0] * n for n in (0, 6, 7, 9, 10, 50)]) == [0.0, 0.0, -0.25, -0.75, -1.0, -1.0]
     for margin in (0, 11):
@@ -362,6 +362,6 @@ def test_length_penalty_is_dapos_soft_punishment():
 
 
 @pytest.mark.parametrize("judge", [boxed_answer, exact_match, gsm8k, number_match])
-def test_messages_are_judged_by_their_text(judge):
+def test_messages_are_scored_by_their_text(judge):
     completion = [{"role": "assistant", "content": "\\boxed{5}" if judge is boxed_answer else "5"}]
     assert judge(completions=[completion, []], answer=["5", "5"]) == [1.0, 0.0]
