@@ -264,14 +264,14 @@ def _raw_humaneval_pays(row):
 
 
 @isolated
-@pytest.mark.skipif(not (REAL / "humaneval").exists(), reason="HumanEval is not at hand")
+@pytest.mark.skipif(not (REAL / "humaneval").exists(), reason="HumanEval is missing")
 def test_raw_humaneval():
     for row in _humaneval()[::20]:
         assert _raw_humaneval_pays(row) == ([1.0, 0.0, 0.0, 0.0], ""), row["task_id"]
 
 
 @isolated
-@pytest.mark.skipif(not (REAL / "mbpp").exists(), reason="MBPP is not at hand")
+@pytest.mark.skipif(not (REAL / "mbpp").exists(), reason="MBPP is missing")
 def test_raw_mbpp():
     rows = [json.loads(line) for line in (REAL / "mbpp" / "mbpp.jsonl").read_text().splitlines()]
     for row in rows[::150]:
@@ -282,7 +282,7 @@ def test_raw_mbpp():
 @isolated
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not (REAL / "humaneval").exists(), reason="HumanEval is not at hand")
+@pytest.mark.skipif(not (REAL / "humaneval").exists(), reason="HumanEval is missing")
 def test_all_of_raw_humaneval():
     paid = {row["task_id"]: _raw_humaneval_pays(row) for row in _humaneval()}
     assert {name: each for name, each in paid.items() if each != ([1.0, 0.0, 0.0, 0.0], "")} == {}

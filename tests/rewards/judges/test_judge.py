@@ -350,7 +350,7 @@ def test_an_exception_of_a_local_reward_gives_a_reason():
         ({"lowest": 1, "highest": 1}, "scores go from 1 to 1; put the lowest first"),
         ({"deadline": 0}, "the judge's deadline is 0; give a number above 0"),
         ({"attempts": 0}, "the judge's attempts is 0"),
-        ({"api_key_env": "NO_SUCH_KEY"}, r"looked for in \$NO_SUCH_KEY, which is not set; export it"),
+        ({"api_key_env": "NO_SUCH_KEY"}, r"read from \$NO_SUCH_KEY, which is not set; export it"),
         ({"modell": "m"}, "options of the reward 'judge' do not fit: got an unexpected keyword argument 'modell'"),
     ],
 )

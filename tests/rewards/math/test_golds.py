@@ -33,7 +33,7 @@ FAST, ALL = 40, 1  # every 40th reference answer, every one
 def golds(name: str) -> list[str]:
     file, column = BENCHMARKS[name]
     if not (DATA / file).is_file():
-        pytest.skip("the real data is not here; GVPO_TEST_DATA names its place")
+        pytest.skip("the real datasets are missing; set GVPO_TEST_DATA to their directory")
     texts = (gold_text(json.loads(line)[column]) for line in (DATA / file).read_text().splitlines())
     return list(dict.fromkeys(text for text in texts if text.strip()))
 

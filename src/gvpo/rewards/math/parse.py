@@ -279,7 +279,7 @@ class _Parser:
     def number(self) -> Fraction:
         token = self.take()
         if len(token) > MAX_DIGITS:
-            raise Unreadable("a number that nobody means")
+            raise Unreadable("an implausibly long number")
         return Fraction(token if token[-1] != "." else token[:-1])
 
     def two_arguments(self, operation: str) -> Tree:
