@@ -1,7 +1,9 @@
 """A recipe from start to end: a fresh model, its warm start, the run."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError
 from gvpo.model.model import load_model
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
+from gvpo.training import warm_start as module
 from gvpo.training.trainer import Trainer
 from gvpo.training.warm_start import train_recipe
 from tests.training.toy import INIT, lines, same, stopped_at, weights
@@ -112,6 +115,27 @@ def assert_same_run(run_dir: Path, unbroken: Path) -> None:
     assert lines(run_dir) == lines(unbroken)
     assert lines(run_dir / "warm-start") == lines(unbroken / "warm-start")
     assert same(final_weights(run_dir), final_weights(unbroken))
+
+
+def test_a_warm_start_does_not_keep_a_second_model_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    rollout = DemonstrationSource.rollout
+
+    def load(**settings: Any) -> Any:
+        model = load_model(**settings)
+        made.append(weakref.ref(model))
+        return model
+
+    def counted(source: DemonstrationSource, step: int) -> Any:
+        gc.collect()
+        alive.append(sum(model() is not None for model in made))
+        return rollout(source, step)
+
+    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(DemonstrationSource, "rollout", counted)
+    train_recipe(recipe(tmp_path, warm_start_steps=1, steps=1))
+    assert (len(made), alive) == (2, [1])
 
 
 @pytest.mark.parametrize("stop", [1, 3])

@@ -36,7 +36,7 @@ from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.checkpoint.resume import BASE, open_run, restore
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
-from gvpo.training.inputs import RunInputs, TrainingData, logged_data
+from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import policy_name, score_under_start
@@ -107,7 +107,7 @@ class RunParts:
 
 
 @contextlib.contextmanager
-def build(inputs: RunInputs, *, resume: bool) -> Iterator[RunParts]:
+def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunParts]:
     """Begin a run, or open one that is resumed; its workers, locks and trackers live as long as the context.
 
     Raises:
@@ -126,14 +126,14 @@ def build(inputs: RunInputs, *, resume: bool) -> Iterator[RunParts]:
         ranks.on_first(lambda: stack.enter_context(locked(path)))
         stop = stack.enter_context(StopRequests())
         stack.enter_context(explained(lambda: "before training"))
-        ranks.on_first(lambda: try_save(config, inputs.model, inputs.tokenizer, path))
-        run = ranks.on_first(lambda: _directory(path, inputs, resume=resume))
+        ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
+        run = ranks.on_first(lambda: _directory(path, inputs, policy, resume=resume))
         _say(inputs, resume=resume)
-        start = None if any(run.checkpoints.glob("step-*")) else policy_name(inputs.model)  # before it is split
-        learner = Learner(inputs.model, build_objective(config), config, reference_given=_stores_reference(inputs))
+        start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before it is split
+        learner = Learner(policy.model, build_objective(config), config, reference_given=_stores_reference(inputs))
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        source = _source(inputs, data, pool, path / runfiles.GROUPS, resume=resume)
+        source = _source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
         stack.callback(source.close)
         state = restore(run, learner, source, config) if resume else TrainerState()
         ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
@@ -147,7 +147,7 @@ def build(inputs: RunInputs, *, resume: bool) -> Iterator[RunParts]:
             tokenizer=inputs.tokenizer,
             source=source,
             judge=config.accuracy_reward or next(iter(inputs.rewards), None),
-            held=_eval_inputs(inputs, pool),
+            held=_eval_inputs(inputs, policy, pool),
             held_groups=held_groups,
             progress=progress,
             trackers=trackers,
@@ -155,22 +155,22 @@ def build(inputs: RunInputs, *, resume: bool) -> Iterator[RunParts]:
         )
 
 
-def _directory(path: Path, inputs: RunInputs, *, resume: bool) -> RunDirectory:
-    fingerprints = _fingerprints(inputs)
+def _directory(path: Path, inputs: RunInputs, policy: Policy, *, resume: bool) -> RunDirectory:
+    fingerprints = _fingerprints(inputs, policy)
     if resume:
         return open_run(path, inputs.settings, fingerprints)
     facts = {"ranks": ranks.count(), "device": str(ranks.device())}
     return RunDirectory.create(path, config=dump_config(inputs.settings), facts=facts, inputs=fingerprints)
 
 
-def _fingerprints(inputs: RunInputs) -> Mapping[str, str]:
+def _fingerprints(inputs: RunInputs, policy: Policy) -> Mapping[str, str]:
     """Return what decides the run besides settings and weights; a resumed run has the same."""
     held_out = fingerprint([*problem_rows(inputs.held_out), *answer_rows(inputs.held_groups)])
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
     if inputs.plan.samples or (inputs.held_out and inputs.rewards):
         found |= {f"reward {name!r}": identity(function) for name, function in inputs.rewards.items()}
-    if lora.is_adapted(inputs.model):
-        found[BASE] = base_fingerprint(inputs.model)  # no checkpoint contains those weights
+    if lora.is_adapted(policy.model):
+        found[BASE] = base_fingerprint(policy.model)  # no checkpoint contains those weights
     return found
 
 
@@ -205,24 +205,26 @@ def _under_start(
     return data, score(inputs.held_groups, "held-out")
 
 
-def _source(inputs: RunInputs, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool) -> Source:
+def _source(
+    inputs: RunInputs, policy: Policy, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool
+) -> Source:
     config = inputs.settings
     if not inputs.plan.samples:
         return _stored_source(config, data)
     assert pool is not None  # a plan that samples is refused without a reward
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
-    live = LiveSource(order, inputs.sampler, inputs.params, pool, seed=config.seed)
+    live = LiveSource(order, policy.sampler, inputs.params, pool, seed=config.seed)
     if inputs.plan.source == "live":
         return live
-    return SampledOnceSource(file, live, _reader(inputs), resumed=resume)
+    return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
 
 
-def _reader(inputs: RunInputs) -> Callable[[Records], StatelessSource]:
+def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:
     """Return what makes a source of groups that were sampled once."""
 
     def read(records: Records) -> StatelessSource:
-        groups = offline_groups(inputs.settings, inputs.tokenizer, inputs.model, records, source="live")
-        return _stored_source(inputs.settings, logged_data(inputs.plan, groups, inputs.model))
+        groups = offline_groups(inputs.settings, inputs.tokenizer, policy.model, records, source="live")
+        return _stored_source(inputs.settings, logged_data(inputs.plan, groups, policy.model))
 
     return read
 
@@ -237,10 +239,10 @@ def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
     return OfflineSource(ShuffledOrder(data.logged, per_step, seed))
 
 
-def _eval_inputs(inputs: RunInputs, pool: RewardPool | None) -> EvalInputs | None:
+def _eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> EvalInputs | None:
     if not inputs.held_out or pool is None:
         return None
-    return EvalInputs(inputs.held_out, inputs.sampler, inputs.params, pool)
+    return EvalInputs(inputs.held_out, policy.sampler, inputs.params, pool)
 
 
 def _console() -> Console:

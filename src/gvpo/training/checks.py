@@ -30,7 +30,7 @@ from gvpo.update.experts.routers import routers_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from gvpo.training.inputs import RunInputs
+    from gvpo.training.inputs import Policy, RunInputs
 
 
 def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
@@ -108,7 +108,7 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
         check_ready(rewards.values())  # before a model is loaded, not at the first scoring
 
 
-def check(inputs: "RunInputs") -> list[str]:
+def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     """Apply the rules that need model, tokenizer and data together.
 
     Returns:
@@ -117,14 +117,14 @@ def check(inputs: "RunInputs") -> list[str]:
     Raises:
         GvpoError: what cannot work; the message says what to do.
     """
-    inputs.sampler.check([], inputs.params)
-    inputs.sampler.exclusion(inputs.params)
+    policy.sampler.check([], inputs.params)
+    policy.sampler.exclusion(inputs.params)
     for problems in (inputs.held_out, inputs.data.problems):
-        check_prompts(problems, inputs.model)
+        check_prompts(problems, policy.model)
         check_columns(inputs.rewards, problems)
     if not inputs.data:
         raise DataError(NOTHING)
-    check_demonstrations(inputs.data.written, inputs.model)
+    check_demonstrations(inputs.data.written, policy.model)
     check_temperature(inputs.settings, inputs.data.logged)
     evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
     return [*sampling_notices(inputs.plan, inputs.params), *_of_overlap(inputs.data.prompts(), evaluated)]

@@ -1,6 +1,8 @@
 """What a run is made of: policy, rewards and data as token ids, all read and checked before anything is written.
 
-RunPlan, model, rows ──prepare──▶ RunInputs ──build──▶ RunParts (gvpo.training.build)
+    RunPlan, model, rows ──prepare──▶ RunInputs, Policy ──build──▶ RunParts (gvpo.training.build)
+
+`RunInputs` has no weights, so what a warm start trains is not in memory twice.
 """
 
 import dataclasses
@@ -68,15 +70,26 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """The policy that a run starts from.
+
+    Args:
+        model: It is on its device, with its adapter.
+        sampler: Draws completions from it.
+    """
+
+    model: "PreTrainedModel"
+    sampler: TransformersSampler
+
+
+@dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of.
+    """What a run is made of, its policy aside.
 
     Args:
         plan: What it does; train.epochs is resolved to train.steps.
-        model: The policy on its device, with its adapter.
-        tokenizer: Its tokenizer.
-        sampler: Draws completions from the policy.
-        params: How training draws them.
+        tokenizer: The tokenizer of the policy.
+        params: How training draws completions.
         rewards: The reward functions by name; empty without.
         data: What it trains on.
         held_out: Problems to evaluate on.
@@ -85,9 +98,7 @@ class RunInputs:
     """
 
     plan: RunPlan
-    model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    sampler: TransformersSampler
     params: SamplingParams
     rewards: Mapping[str, RewardFunc]
     data: TrainingData
@@ -100,10 +111,10 @@ class RunInputs:
         """Return the settings of the plan."""
         return self.plan.settings
 
-    def starting_from(self, model: "str | PreTrainedModel") -> "RunInputs":
-        """Return the same run with another starting model of the same kind."""
+    def policy(self, model: "str | PreTrainedModel") -> Policy:
+        """Return another starting policy of the same kind, which is loaded now if it is named."""
         policy, _ = load_policy(self.plan, model, self.tokenizer)
-        return dataclasses.replace(self, model=policy, sampler=_sampler(self.settings, policy, self.tokenizer))
+        return Policy(policy, _sampler(self.settings, policy, self.tokenizer))
 
 
 def prepare(
@@ -115,7 +126,7 @@ def prepare(
     train: Rows | None = None,
     held_out: Rows | None = None,
     peft_config: object | None = None,
-) -> RunInputs:
+) -> tuple[RunInputs, Policy]:
     """Load and read what a run is made of, and apply the rules that settings alone do not decide.
 
     Args:
@@ -136,24 +147,23 @@ def prepare(
     functions = reward_functions(config, rewards)
     rows, groups = (held_out, None) if held_out is None or held_out.kind == "problems" else (None, held_out)
     check_rewards(plan, functions, held_out=rows is not None)
-    policy, words = load_policy(plan, model, tokenizer, peft_config)
+    loaded, words = load_policy(plan, model, tokenizer, peft_config)
+    policy = Policy(loaded, _sampler(config, loaded, words))
     problems = held_out_problems(config, None if rows is None else rows.items)
     inputs = RunInputs(
         plan,
-        policy,
         words,
-        _sampler(config, policy, words),
         params,
         functions,
-        _training_data(plan, policy, words, train),
+        _training_data(plan, loaded, words, train),
         encode(config, words, problems),
-        held_out_groups(config, words, policy, groups),
+        held_out_groups(config, words, loaded, groups),
     )
     if config.epochs is not None:
         items = config.sample_groups or len(inputs.data)
         steps = -(-config.epochs * items // config.prompts_per_step)  # the last takes what it lacks from the next epoch
         inputs = dataclasses.replace(inputs, plan=dataclasses.replace(plan, settings=config.replace(steps=steps)))
-    return dataclasses.replace(inputs, notices=(*plan.notices, *check(inputs)))
+    return dataclasses.replace(inputs, notices=(*plan.notices, *check(inputs, policy))), policy
 
 
 def _sampler(

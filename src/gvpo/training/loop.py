@@ -25,7 +25,7 @@ from gvpo.training.checkpoint.card import model_card
 from gvpo.training.checkpoint.files import Checkpoints
 from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.constraints import with_inputs
-from gvpo.training.inputs import RunInputs
+from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.learner import StepResult
 from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics
 from gvpo.training.signals import RunStopped
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_EMPTY_STEPS = 5
 
 
-def train(inputs: RunInputs, *, resume: bool) -> dict[str, Any]:
+def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
     """Build the parts of a run and run them to the end.
 
     Returns:
@@ -47,11 +47,11 @@ def train(inputs: RunInputs, *, resume: bool) -> dict[str, Any]:
         GvpoError: the run cannot begin or go on; what was written stays.
         KeyboardInterrupt: it was asked to stop; the last step is saved.
     """
-    if inputs.model.device.type == "cpu":
+    if policy.model.device.type == "cpu":
         keep_freed_memory()
     with ranks.explained():
-        warn_of_nameless_base(inputs.model)
-        with build(inputs, resume=resume) as parts:
+        warn_of_nameless_base(policy.model)
+        with build(inputs, policy, resume=resume) as parts:
             return Session(parts).train()
 
 

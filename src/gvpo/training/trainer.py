@@ -72,7 +72,7 @@ class Trainer:
             )
             plan = resolve(config, given)
             check_surroundings(config)
-            self._inputs = prepare(
+            self._inputs, self._policy = prepare(
                 plan,
                 model,
                 processing_class,
@@ -82,7 +82,7 @@ class Trainer:
                 peft_config=peft_config,
             )
         self.config, self.rewards = self._inputs.settings, self._inputs.rewards
-        self.model, self.tokenizer = self._inputs.model, self._inputs.tokenizer
+        self.model, self.tokenizer = self._policy.model, self._inputs.tokenizer
 
     def check(self) -> None:
         """Try what a run needs besides settings, model and data; trains nothing and writes nothing.
@@ -91,7 +91,7 @@ class Trainer:
             GvpoError: as `train` would.
         """
         with notices.handled(self._notices.add):  # `train` prints them
-            rehearse(self._inputs)
+            rehearse(self._inputs, self._policy)
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """Run to the end.
@@ -111,4 +111,4 @@ class Trainer:
                 once if there were two (other than SIGHUP). In any thread but the main one signals are left alone.
         """
         with notices.handled(self._notices.add):
-            return train(self._inputs, resume=resume)
+            return train(self._inputs, self._policy, resume=resume)

@@ -49,14 +49,15 @@ def train_plan(plan: RunPlan, *, resume: bool = False) -> dict[str, Any]:
         ranks.on_first(lambda: _require_place(run_dir, resume=resume))
         check_surroundings(plan.settings)
         tokenizer = _tokenizer(plan.settings)
-        inputs = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
+        inputs, policy = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
         if plan.warm_start is not None and not resume:
-            rehearse(inputs)  # what cannot work after the warm start is found before it
+            rehearse(inputs, policy)  # what cannot work after the warm start is found before it
         with StopRequests():  # a request in the warm start's last moments also stops the run after it
             if plan.warm_start is not None:
-                inputs = inputs.starting_from(_warm_model(plan.warm_start, tokenizer, resume=resume))
+                del policy  # two models need not be in memory at once
+                policy = inputs.policy(_warm_model(plan.warm_start, tokenizer, resume=resume))
             began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
-            return train(inputs, resume=began)
+            return train(inputs, policy, resume=began)
 
 
 def _located(plan: RunPlan) -> tuple[RunPlan, Path]:
@@ -99,8 +100,8 @@ def _warm_model(plan: RunPlan, tokenizer: "PreTrainedTokenizerBase", *, resume: 
     if resume and (model := ranks.on_first(lambda: _whole_model(directory))) is not None:
         return str(model)
     began = resume and ranks.on_first(lambda: runfiles.is_run(directory))
-    inputs = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
-    return str(train(inputs, resume=began)["model"])
+    inputs, policy = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
+    return str(train(inputs, policy, resume=began)["model"])
 
 
 def _whole_model(directory: Path) -> Path | None:

@@ -25,13 +25,13 @@ from gvpo.update.distributed import ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from gvpo.training.inputs import RunInputs
+    from gvpo.training.inputs import Policy, RunInputs
 
 TRIAL = ".trial"
 """Name of the directory in a run's in which a save is tried; it is removed at once."""
 
 
-def rehearse(inputs: "RunInputs") -> None:
+def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
     """Try what a run needs besides settings, model and data, before hours of work; nothing is left behind.
 
     Raises:
@@ -41,7 +41,7 @@ def rehearse(inputs: "RunInputs") -> None:
     config = inputs.settings
     ranks.on_first(lambda: check_place(config.run_dir or Path("runs")))
     ranks.on_first(lambda: check_account(config))
-    ranks.on_first(lambda: try_save(config, inputs.model, inputs.tokenizer))  # the other ranks would save nothing
+    ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer))  # the other ranks would save nothing
     if inputs.rewards:
         reward_pool(config, inputs.rewards).close()
 
