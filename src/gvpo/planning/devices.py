@@ -81,7 +81,7 @@ def find_device(name: str | None = None, count: int = 1, memory: float | None = 
         raise ConfigError(f"--gpus is {count}; give at least 1")
     device = _own() if name is None else _named(name)
     if device.kind == "cpu" and count > 1:
-        raise ConfigError("--gpus needs the name of the GPU to plan for; add --gpu NAME")
+        raise ConfigError("--gpus needs --gpu NAME, the GPU to plan for")
     return replace(device, count=count, memory=memory or device.memory)
 
 

@@ -1,4 +1,4 @@
-"""What is found in small data sets made for it, and what is not."""
+"""Tests of the checks on small datasets: problems that they find, and clean rows."""
 
 import json
 
@@ -21,11 +21,11 @@ def rows_of(tmp_path, records, name="data.jsonl", **columns):
 
 
 def found(report, kind):
-    """The row numbers of a kind of finding, each with the row that it is about."""
+    """Return the row numbers of a kind of finding, each with the row that it refers to."""
     return [(finding.place.row, finding.other and finding.other.row) for finding in report.of(kind)]
 
 
-def test_a_clean_data_set_has_no_finding(tmp_path):
+def test_a_clean_dataset_has_no_finding(tmp_path):
     rows = rows_of(tmp_path, [{"prompt": LONG.format(n, n + 1), "answer": str(n)} for n in range(2, 9)])
     report = check(rows, benchmarks=rows_of(tmp_path, [{"problem": "What else?"}], "other.jsonl"))
     assert report.findings == []
@@ -33,7 +33,7 @@ def test_a_clean_data_set_has_no_finding(tmp_path):
     assert report.skipped.keys() == {"unscorable", "wrong answer paid", "too long"}
 
 
-def test_prompts_that_are_none(tmp_path):
+def test_missing_and_invalid_prompts_are_found(tmp_path):
     chat = [{"role": "user", "content": "Hi"}]
     silent = [{"role": "system", "content": "Hi"}, {"role": "user", "content": " "}]
     records = [
@@ -53,7 +53,7 @@ def test_prompts_that_are_none(tmp_path):
     assert details[4] == "no message of the user has text"
 
 
-def test_the_same_words_are_a_duplicate_of_the_first(tmp_path):
+def test_rows_with_the_same_words_are_duplicates_of_the_first(tmp_path):
     records = [
         {"problem": "Find $\\frac12$ of 1,000.", "answer": "500"},
         {"problem": "Find $\\frac12$ of 1,001.", "answer": "500.5"},
@@ -67,7 +67,7 @@ def test_the_same_words_are_a_duplicate_of_the_first(tmp_path):
     assert report.of("near duplicate") == []
 
 
-def test_what_differs_in_a_number_or_in_the_answer_is_another_question(tmp_path):
+def test_rows_with_another_number_or_answer_are_not_duplicates(tmp_path):
     text = LONG.format(5, 3)
     records = [
         {"question": text, "answer": "180"},
@@ -81,8 +81,8 @@ def test_what_differs_in_a_number_or_in_the_answer_is_another_question(tmp_path)
     assert report.of("near duplicate")[0].share == pytest.approx(20 / 24)  # 24 words are 20 grams, and 4 more
 
 
-def test_a_row_is_compared_with_rows_that_stay(tmp_path):
-    """Each is close to the one before; the third is not close to the first, which is what remains of the two."""
+def test_a_row_is_compared_only_with_kept_rows(tmp_path):
+    """Each row is similar to the previous one, but the third is not similar to the first, which is kept."""
     words = [f"w{chr(97 + n)}" for n in range(26)]
     records = [{"prompt": " ".join(words[n : n + 20])} for n in (0, 2, 4)]
     report = check(rows_of(tmp_path, records), similarity=0.75)
@@ -124,7 +124,7 @@ def test_several_files_are_one_data_set(tmp_path):
     assert (finding.place.data, finding.other) == (str(tmp_path / "two.jsonl"), Place(str(tmp_path / "one.jsonl"), 1))
 
 
-def test_answers_are_tried_on_the_reward_in_a_box_and_by_themselves(tmp_path):
+def test_answers_are_scored_in_a_box_and_by_themselves(tmp_path):
     records = [
         {"prompt": "a", "answer": "7"},
         {"prompt": "b", "answer": ""},
@@ -148,7 +148,7 @@ def test_answers_are_tried_on_the_reward_in_a_box_and_by_themselves(tmp_path):
         assert [row for row, _ in found(check(rows, pool=pool), "unscorable")] == [2, 3]
 
 
-def test_a_reward_that_fails_gives_its_reason(tmp_path):
+def test_the_finding_of_a_failed_reward_has_its_reason(tmp_path):
     def fails(completions, answer, **_):
         return [1.0 / int(each) for each in answer]
 
@@ -163,8 +163,8 @@ def paid(report):
     return {finding.place.row: finding.detail for finding in report.of("wrong answer paid")}
 
 
-def test_rewards_that_pay_a_wrong_answer_are_named_with_what_they_pay(tmp_path):
-    """Each by itself; full is what the right answer gets, or 1 where that is not known."""
+def test_findings_name_the_rewards_of_wrong_answers_and_their_scores(tmp_path):
+    """Each reward counts separately. Its full score is that of the correct answer, or 1 if that is not known."""
 
     def anything(completions, **_):
         return [1.0] * len(completions)
@@ -211,7 +211,7 @@ def test_rewards_that_pay_a_wrong_answer_are_named_with_what_they_pay(tmp_path):
         ("yes", "no", True),
     ],
 )
-def test_an_answer_is_wrong_for_another_row_only_if_it_says_something_else(tmp_path, answer, other, differs):
+def test_an_answer_is_wrong_for_another_row_only_if_it_differs(tmp_path, answer, other, differs):
     def paying(completions, answer, **_):
         return [float(text not in ("", "no idea")) for text in completions]
 
@@ -220,7 +220,7 @@ def test_an_answer_is_wrong_for_another_row_only_if_it_says_something_else(tmp_p
         assert bool(paid(check(rows, pool=pool))) is differs
 
 
-def test_rows_that_are_the_same_to_a_reward_are_judged_once(tmp_path):
+def test_rows_that_are_the_same_to_a_reward_are_scored_once(tmp_path):
     log = tmp_path / "log"
 
     def counted(completions, answer, **_):
@@ -238,8 +238,8 @@ def test_rows_that_are_the_same_to_a_reward_are_judged_once(tmp_path):
 
 
 @pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")
-def test_problems_of_code_by_which_nobody_can_be_judged(tmp_path):
-    """Without any reference too; all problems are tried, and a stub that passes is named."""
+def test_code_problems_that_cannot_be_scored_are_found(tmp_path):
+    """Try all problems, also without reference answers, and report a stub that passes."""
     records = [
         {"prompt": "a", "tests": ["assert f(1) == 2"]},
         {"prompt": "b", "tests": ["# no tests"]},
@@ -264,7 +264,7 @@ def test_problems_of_code_by_which_nobody_can_be_judged(tmp_path):
     assert paid(solved) == {2: f"code pays 1 for the answer of {tmp_path / 'data.jsonl'} row 1"}
 
 
-def test_answers_may_be_written_solutions_and_columns_of_some_rows_only(tmp_path):
+def test_answers_may_be_solutions_and_only_in_some_rows(tmp_path):
     records = [
         {"prompt": "a", "numbers": [3, 4], "target": 7, "solution": "3+4"},
         {"prompt": "b", "numbers": [3, 4], "target": 8, "solution": "3+4"},
@@ -278,7 +278,7 @@ def test_answers_may_be_written_solutions_and_columns_of_some_rows_only(tmp_path
     ]
 
 
-def test_a_data_set_without_answers_is_a_wrong_setting(tmp_path):
+def test_a_dataset_without_answers_raises(tmp_path):
     rows = rows_of(tmp_path, [{"prompt": "a", "gold": "1"}])
     with RewardPool({"boxed": boxed_answer}) as pool:
         with pytest.raises(DataError, match="no row has an answer in answer or final_answer; name its column"):
@@ -289,7 +289,7 @@ def test_a_data_set_without_answers_is_a_wrong_setting(tmp_path):
         check(rows_of(tmp_path, [{"prompt": "a", "solution": "1"}]), pool=pool)
 
 
-def test_lengths_and_what_is_longer_than_the_context(tmp_path):
+def test_lengths_and_prompts_longer_than_the_context(tmp_path):
     rows = rows_of(tmp_path, [*({"prompt": "x " * n} for n in range(1, 101)), {"prompt": ""}])
     report = check(rows, tokens=Tokens(lambda prompt: len(prompt.split()), context=98))
     assert report.lengths["tokens"] == [1, 10, 50, 90, 99, 100]
@@ -301,7 +301,7 @@ def test_lengths_and_what_is_longer_than_the_context(tmp_path):
     assert "too long" in unlimited.skipped
 
 
-def test_the_report_as_json(tmp_path):
+def test_report_as_json(tmp_path):
     rows = rows_of(tmp_path, [{"prompt": "a"}, {"prompt": "A"}, {"prompt": ""}])
     report = json.loads(json.dumps(check(rows).to_json()))
     place = str(tmp_path / "data.jsonl")
@@ -317,7 +317,7 @@ def test_the_report_as_json(tmp_path):
     }
 
 
-def test_rows_come_from_files_of_a_directory_by_any_prompt_column(tmp_path):
+def test_rows_are_read_from_files_of_a_directory_with_any_prompt_column(tmp_path):
     (tmp_path / "set").mkdir()
     rows_of(tmp_path / "set", [{"question": "One?"}], "a.jsonl")
     rows_of(tmp_path / "set", [{"problem": "Two?"}, {"problem": "Three?"}], "b.jsonl")
@@ -341,11 +341,11 @@ def test_rows_come_from_files_of_a_directory_by_any_prompt_column(tmp_path):
         ([{"prompt": "?"}], {"answer_column": "gold"}, r"no answer column 'gold': its columns are 'prompt'"),
     ],
 )
-def test_data_that_cannot_be_checked(tmp_path, records, columns, message):
+def test_error_explains_data_that_cannot_be_checked(tmp_path, records, columns, message):
     with pytest.raises(DataError, match=message):
         rows_of(tmp_path, records, **columns)
 
 
-def test_a_directory_without_data(tmp_path):
+def test_a_directory_without_data_raises(tmp_path):
     with pytest.raises(DataError, match=r"has no data file; give a directory with files that end in \.jsonl, \.json"):
         read_rows(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Containment against a search that compares every text with every other."""
+"""Tests of containment against a search that compares all pairs of texts."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ from gvpo.data.check.overlap import Containment, counted, grams, jaccard
 
 
 def texts(seed, count):
-    """Random texts of few words, some of which hold parts of others."""
+    """Return random texts of few words, some of which contain parts of others."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -23,7 +23,7 @@ def texts(seed, count):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.34, 0.5, 2 / 3, 0.7, 0.99, 1.0])
-def test_it_finds_what_comparing_all_pairs_finds(share):
+def test_search_agrees_with_comparing_all_pairs(share):
     for seed in range(5):
         held, searched = texts(seed, 60), texts(100 + seed, 60)
         index = Containment(counted([*held, *searched]), share)
@@ -33,7 +33,7 @@ def test_it_finds_what_comparing_all_pairs_finds(share):
             assert index.search(text) == [(number, found) for number, found in by_pairs if found >= share]
 
 
-def test_how_often_a_gram_is_met_decides_the_work_and_not_the_result():
+def test_gram_frequencies_do_not_change_the_result():
     held, searched = texts(0, 40), texts(1, 40)
     informed, ignorant = Containment(counted(held), 0.5), Containment(Counter(), 0.5)
     for text in held:
@@ -43,13 +43,13 @@ def test_how_often_a_gram_is_met_decides_the_work_and_not_the_result():
     assert all(informed.search(text) == ignorant.search(text) for text in searched)
 
 
-def test_grams_by_hand():
+def test_grams_match_hand_computed_values():
     assert grams(("a", "b", "c", "b"), 2) == {("a", "b"), ("b", "c"), ("c", "b")}
     assert grams(("a", "b"), 3) == {("a", "b")}
     assert grams((), 3) == frozenset()
 
 
-def test_jaccard_by_hand():
+def test_jaccard_matches_hand_computed_values():
     left, right = grams(("a", "b", "c"), 2), grams(("b", "c", "d"), 2)
     assert jaccard(left, right) == 1 / 3
     assert jaccard(left, left) == 1

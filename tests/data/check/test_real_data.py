@@ -1,4 +1,4 @@
-"""The real levels 3 to 5 of MATH against the real benchmarks, where they are at hand."""
+"""Checks of the real levels 3 to 5 of MATH against the real benchmarks, if the data are available."""
 
 import os
 from pathlib import Path
@@ -19,8 +19,8 @@ def report():
     return check(read_rows(str(TRAIN)), benchmarks=benchmarks)
 
 
-def test_the_problems_that_it_shares_with_olympiadbench(report):
-    """One by its text as it is, the ellipse in the first quadrant; four more once LaTeX has one spelling."""
+def test_problems_shared_with_olympiadbench_are_found(report):
+    """One problem has the same text (the ellipse in the first quadrant); four more do after LaTeX is normalized."""
     same = {f.place.row: f.other for f in report.of("contamination") if f.share == 1}
     assert {(row, Path(other.data).parent.name, other.row) for row, other in same.items()} == {
         (2600, "olympiadbench", 518),
@@ -32,7 +32,7 @@ def test_the_problems_that_it_shares_with_olympiadbench(report):
     assert 205 in {finding.place.row for finding in report.of("contamination")}  # MATH-500's 387 with one word more
 
 
-def test_the_problems_that_stand_twice(report):
+def test_repeated_problems_are_found(report):
     assert [(f.place.row, f.other.row) for f in report.of("duplicate")] == [
         (675, 653),
         (2202, 1958),  # \over, \frac

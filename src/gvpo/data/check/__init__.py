@@ -1,4 +1,4 @@
-"""What is wrong with a data set before anybody trains on it: repeated, leaked, unscorable, unusable rows."""
+"""Checks of a dataset before training: repeated, leaked, unscorable and unusable rows."""
 
 from gvpo.data.check.check import Report, Tokens, check
 from gvpo.data.check.findings import Finding

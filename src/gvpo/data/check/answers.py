@@ -1,8 +1,8 @@
-r"""What the reward says of right and of wrong answers: rows on which nobody can be right, and rows that pay anybody.
+r"""Checks of the reward on correct and wrong answers, which find rows that no answer solves or that any answer solves.
 
-The reward is given the reference answer as if a model had written it: in a box, by itself, as it stands, then the row's
-written solution; the first that scores 1 is enough. It is also given answers that cannot be right: nothing at all, "no
-idea", functions that return nothing (where the row has tests of functions), and the answer of another row.
+The reward scores the reference answer as if a model had written it: in a box, by itself, as written in the row, and
+then the row's solution. One form with a score of 1 is enough. It also scores answers that cannot be correct: an empty
+text, "no idea", functions that return nothing (if the row has tests of functions), and the answer of another row.
 """
 
 import re
@@ -21,11 +21,11 @@ from gvpo.rewards.verifiers.boxed import same_answer
 from gvpo.types import Verdict
 
 SOLUTIONS = ("solution", "canonical_solution", "code", "completion")
-"""Columns where a written solution may stand."""
+"""Columns that may contain a written solution."""
 AT_ONCE = 200
-"""Rows judged between two looks at the progress."""
+"""Number of rows scored between two progress reports."""
 OTHERS = 50
-"""Rows among which one with another answer is looked for."""
+"""Number of rows that are searched for a row with another answer."""
 _FRACTION = re.compile(r"\\[dt]?frac\{?(\d{1,9})\}?\{?([1-9]\d{0,9})\}?")
 _NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 EMPTY, IDLE = "an empty completion", '"no idea"'
@@ -33,15 +33,15 @@ EMPTY, IDLE = "an empty completion", '"no idea"'
 
 @dataclass
 class _Case:
-    """Rows that the reward cannot tell apart, and what came of them.
+    """Rows that the reward cannot distinguish, and the results of their answers.
 
     Args:
-        rows: at least one.
-        forms: in which the reference answer is still to be tried.
-        reason: why the reference answer is not accepted; "" if it is, or if there is none to try.
-        accepted: the form that is.
-        best: what each reward gave the form that scored most.
-        wrong: the verdict on each wrong answer, by its name.
+        rows: The rows, at least one.
+        forms: Forms of the reference answer that are still to be tried.
+        reason: Reason why the reference answer is not accepted; "" if it is accepted, or if there is none to try.
+        accepted: The accepted form.
+        best: Score of each reward for the form with the highest score.
+        wrong: The verdict on each wrong answer, by its name.
     """
 
     rows: list[CheckedRow]
@@ -53,11 +53,11 @@ class _Case:
 
     @property
     def row(self) -> CheckedRow:
-        """The first of the rows."""
+        """First of the rows."""
         return self.rows[0]
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong with each of the rows."""
+        """Yield the findings of each row."""
         details = [*self._paid()]
         for row in self.rows:
             if self.reason:
@@ -65,7 +65,7 @@ class _Case:
             yield from (Finding("wrong answer paid", row.place, detail) for detail in details)
 
     def _paid(self) -> Iterator[str]:
-        """The rewards that give a wrong answer as much as the right one, or 1 where nothing right is known."""
+        """Yield the rewards that score a wrong answer as high as the correct one, or 1 if no correct one is known."""
         for name in next(iter(self.wrong.values())).parts if self.wrong else ():
             full = self.best.get(name) or 0.0
             paid = {what: value for what, verdict in self.wrong.items() if (value := verdict.parts[name]) is not None}
@@ -77,16 +77,16 @@ class _Case:
 def tried(
     rows: Sequence[CheckedRow], pool: RewardPool, progress: Callable[[int], None] | None = None
 ) -> Iterator[Finding]:
-    """Rows whose reference answer does not score 1 by the rewards of `pool`, and rows that pay a wrong answer.
+    """Find rows whose reference answer does not score 1 by the rewards of `pool`, and rows that reward a wrong answer.
 
     Args:
-        rows: those without a prompt are left out.
-        pool: with the data's rewards; they see each row's columns, and the answer as `answer`.
-        progress: told the number of rows after each part of them.
+        rows: The rows; rows without a prompt are skipped.
+        pool: Pool with the data's rewards; they receive each row's columns, and the answer as `answer`.
+        progress: Function that is called with the number of rows after each part.
 
     Raises:
-        DataError: no row has an answer, and the rewards need one.
-        RewardError: a reward needs a column that no row has.
+        DataError: If no row has an answer and the rewards need one.
+        RewardError: If a reward needs a column that no row has.
     """
     asked = [row for row in rows if row.prompt is not None]
     columns = list(dict.fromkeys(name for row in asked for name in row.record if name != "prompt"))
@@ -106,7 +106,7 @@ def tried(
 
 
 def written(row: CheckedRow) -> list[str]:
-    """The forms in which the reference answer is given to the reward; none where the row has no answer."""
+    """Return the forms of the reference answer that the reward scores; [] if the row has no answer."""
     forms = [row.record[name] for name in SOLUTIONS if isinstance(row.record.get(name), str)]
     if row.answer is None or not str(row.answer).strip():
         return forms
@@ -115,7 +115,7 @@ def written(row: CheckedRow) -> list[str]:
 
 
 def _cases(rows: Sequence[CheckedRow], columns: Sequence[str]) -> list[_Case]:
-    """The rows, those together that are the same to a reward."""
+    """Group the rows that are the same to a reward."""
     alike: dict[str, list[CheckedRow]] = {}
     for row in rows:
         key = request_key(
@@ -141,7 +141,7 @@ def _require_no_answer(cases: Sequence[_Case], columns: Sequence[str], pool: Rew
 
 
 def _try_right(cases: Sequence[_Case], columns: Sequence[str], pool: RewardPool) -> None:
-    """Try the forms of each reference answer until one is accepted, and beside the first what is wrong for all rows."""
+    """Try the forms of each reference answer until one is accepted. Try general wrong answers along with the first."""
     wrong = {case.row.place: _wrong(case.row) for case in cases}
     waiting = list(cases)
     while waiting:
@@ -167,7 +167,7 @@ def _note_form(case: _Case, form: str, verdict: Verdict) -> None:
 
 
 def _note_wrong(case: _Case, verdicts: Mapping[str, Verdict]) -> None:
-    """Keep what wrong answers are paid; where none of them could be judged, nobody can be."""
+    """Record the scores of wrong answers. If none of them could be scored, no completion of the row can be."""
     case.wrong |= verdicts
     reasons = [verdict.reason for verdict in verdicts.values() if verdict.reward is None]
     told = next((reason for reason in reasons if reason.startswith("unscorable")), "")
@@ -176,13 +176,13 @@ def _note_wrong(case: _Case, verdicts: Mapping[str, Verdict]) -> None:
 
 
 def _wrong(row: CheckedRow) -> dict[str, str]:
-    """Answers that cannot be right, by their names."""
+    """Return answers that cannot be correct, by their names."""
     stub = _stub(row)
     return {EMPTY: "", IDLE: "no idea"} | ({"functions that return nothing": stub} if stub else {})
 
 
 def _stub(row: CheckedRow) -> str:
-    """Code that defines the functions that the row's tests call, and does nothing; "" without such tests."""
+    """Return code whose functions, which the row's tests call, do nothing; "" if the row has no such tests."""
     if row.record.get("tests") is None:
         return ""
     try:
@@ -206,14 +206,14 @@ def _other(case: _Case, done: Sequence[_Case]) -> _Case | None:
 
 
 def _differ(row: CheckedRow, other: CheckedRow) -> bool:
-    """Return whether the answer of one row is known to be wrong for the other; of code, its tests tell."""
+    """Return whether the answer of one row is known to be wrong for the other; code is compared by its tests."""
     if row.answer is None or other.answer is None:
         return row.answer is other.answer and row.record.get("tests") != other.record.get("tests")
     return not any(_may_be_same(one, two) for one in _golds(row) for two in _golds(other))
 
 
 def _may_be_same(one: str, other: str) -> bool:
-    """Whether two answers say the same in some way: the same text or value, or the same numbers (20, 20 degrees)."""
+    """Return whether two answers may mean the same: the same text or value, or the same numbers (20, 20 degrees)."""
     return one == other or same_answer(one, other) or (_numbers(one) == _numbers(other) != set())
 
 
@@ -228,7 +228,7 @@ def _golds(row: CheckedRow) -> list[str]:
 
 
 def _batch(row: CheckedRow, columns: Sequence[str], texts: Sequence[str]) -> RewardBatch:
-    """What the reward sees; a column that only other rows have is null."""
+    """Return the batch for the reward; columns that only other rows have are None."""
     chat = not isinstance(row.prompt, str)
     given: dict[str, Any] = {name: row.record.get(name) for name in columns}
     if row.answer is not None:

@@ -1,4 +1,4 @@
-"""All checks of a data set, and what came of them."""
+"""All checks of a dataset, and their report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,13 +17,13 @@ PERCENTILES = (0, 10, 50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class Report:
-    """What the checks say.
+    """Results of the checks.
 
     Args:
-        rows: how many there are.
-        findings: by the order of the checks, then of the rows.
-        skipped: why a check was not made, by what it would have found.
-        lengths: percentiles (`PERCENTILES`) of the prompts' lengths, in "characters" and perhaps in "tokens".
+        rows: Number of rows.
+        findings: Findings, ordered by check and then by row.
+        skipped: Reason why a check was skipped, by kind of finding.
+        lengths: Percentiles (`PERCENTILES`) of the prompts' lengths, in "characters" and optionally in "tokens".
     """
 
     rows: int
@@ -33,15 +33,15 @@ class Report:
 
     @property
     def places(self) -> set[Place]:
-        """The rows of which something was found."""
+        """Rows with a finding."""
         return {finding.place for finding in self.findings}
 
     def of(self, kind: Kind) -> list[Finding]:
-        """The findings of a kind."""
+        """Return the findings of a kind."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """Return the report as JSON values."""
         return {
             "rows": self.rows,
             "rows_with_findings": len(self.places),
@@ -57,11 +57,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How prompts are counted in tokens.
+    """Settings for the lengths of prompts in tokens.
 
     Args:
-        count: the tokens of a prompt, as training would see it.
-        context: the most tokens that a prompt may have; None for no limit.
+        count: Function that returns the number of tokens of a prompt as in training.
+        context: Maximum number of tokens per prompt; None for no limit.
     """
 
     count: Callable[[Prompt], int]
@@ -77,19 +77,19 @@ def check(
     similarity: float = SIMILARITY,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Look for everything in a data set.
+    """Run all checks on a dataset.
 
     Args:
-        rows: of all its files.
-        benchmarks: rows that must not be trained on.
-        pool: with the data's rewards, to try right and wrong answers on.
-        tokens: how to count; only characters are counted without it.
-        similarity: the share of grams from which two texts are almost the same, in (0, 1].
-        progress: told of rows whose answers were tried.
+        rows: The rows of all its files.
+        benchmarks: Rows that must not be trained on.
+        pool: Pool with the data's rewards, to score correct and wrong answers.
+        tokens: How to count tokens; None counts only characters.
+        similarity: Fraction of shared grams from which two texts are near duplicates, in (0, 1].
+        progress: Function that is called with the number of rows whose answers were tried.
 
     Raises:
-        DataError: no row has an answer, and a reward needs one.
-        RewardError: a reward needs a column that no row has.
+        DataError: If no row has an answer and a reward needs one.
+        RewardError: If a reward needs a column that no row has.
     """
     lengths = {"characters": [len(row.text) for row in rows if row.prompt is not None]}
     found = [*without_prompt(rows), *duplicates(rows, similarity), *contamination(rows, benchmarks, similarity)]
@@ -116,7 +116,7 @@ def _too_long(rows: Sequence[CheckedRow], lengths: Sequence[int], context: int |
 
 
 def _percentiles(values: Sequence[int]) -> list[int]:
-    """The smallest value that as large a share of them does not exceed; none of none."""
+    """Return the percentiles, each one of the values; zeros if there are no values."""
     if not values:
         return [0] * len(PERCENTILES)
     return [int(value) for value in np.percentile(values, PERCENTILES, method="inverted_cdf")]

@@ -1,4 +1,4 @@
-"""What is found in a data set, and the searches for it in the prompts: none, twice, almost twice, in a benchmark."""
+"""Findings of the checks, and searches for missing, duplicate, near duplicate and contaminated prompts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ Kind = Literal[
 ]
 
 GRAM = 5
-"""Words in a gram."""
+"""Number of words per gram."""
 SIMILARITY = 0.7
-"""The share of grams from which two texts are almost the same."""
+"""Default fraction of shared grams from which two texts are near duplicates."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a row.
+    """A problem of a row.
 
     Args:
-        kind: what.
-        place: of the row.
-        detail: in words.
-        other: the row that it repeats, or the benchmark's row that it holds; else None.
-        share: of their grams, 1 for the same text; None where it is not about another row.
+        kind: Kind of problem.
+        place: Place of the row.
+        detail: Description.
+        other: The row that it repeats, or the benchmark's row that it contains; otherwise None.
+        share: Fraction of shared grams, 1 for the same text; None if `other` is None.
     """
 
     kind: Kind
@@ -39,16 +39,16 @@ class Finding:
 
 
 def without_prompt(rows: Sequence[CheckedRow]) -> Iterator[Finding]:
-    """Rows whose prompt is missing, empty or nothing that can be a prompt."""
+    """Find rows whose prompt is missing, empty or invalid."""
     return (Finding("no prompt", row.place, row.problem) for row in rows if row.prompt is None)
 
 
 def duplicates(rows: Sequence[CheckedRow], similarity: float = SIMILARITY) -> Iterator[Finding]:
-    """Rows that ask what an earlier row asks.
+    """Find rows that repeat the question of an earlier row.
 
-    A duplicate has the words of an earlier row. A near duplicate shares, with an earlier row that is neither, at least
-    `similarity` of the grams that either has (Jaccard), all numbers, and the answer where both have one: what differs
-    in a number or in the answer is another question.
+    A duplicate has the same words as an earlier row. A near duplicate has, compared with an earlier row that is kept, a
+    Jaccard similarity of grams of at least `similarity`, the same numbers, and the same answer if both have one: rows
+    with different numbers or answers are different questions.
     """
     asked = [row for row in rows if row.words]
     of_row = [grams(row.bare, GRAM) for row in asked]
@@ -79,7 +79,7 @@ def _asks_the_same(row: CheckedRow, other: CheckedRow) -> bool:
 
 
 def _same_answers(row: CheckedRow, other: CheckedRow) -> bool | None:
-    """Whether the answers are the same number or text; None where one of the rows has none."""
+    """Return whether the answers are the same number or text, or None if one of the rows has no answer."""
     if row.answer is None or other.answer is None:
         return None
     left, right = gold_text(row.answer), gold_text(other.answer)
@@ -89,7 +89,7 @@ def _same_answers(row: CheckedRow, other: CheckedRow) -> bool | None:
 def contamination(
     rows: Sequence[CheckedRow], benchmarks: Sequence[CheckedRow], similarity: float = SIMILARITY
 ) -> Iterator[Finding]:
-    """Rows that hold a benchmark's problem: its words, or at least `similarity` of its grams and all its numbers."""
+    """Find rows with a benchmark problem: its words, or at least `similarity` of its grams and all its numbers."""
     asked = [row for row in rows if row.words]
     held_out = [row for row in benchmarks if row.words]
     of_row, of_benchmark = [[grams(row.bare, GRAM) for row in each] for each in (asked, held_out)]

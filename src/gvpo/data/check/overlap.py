@@ -1,8 +1,9 @@
-"""Which texts of a collection are contained in another text, by runs of words: exact, and fast on tens of thousands.
+"""Search for the texts of a collection that another text contains, by runs of words: exact, and fast for many texts.
 
-The grams of a text are its runs of n words, as a set. A text is contained in another by the share of its grams that the
-other has too. To find the texts contained by a share t or more, only a few grams of each need be looked up: of g grams,
-at least t g must be common, so one of any g - t g + 1 of them is. The rarest ones are taken, which few texts have.
+The grams of a text are the set of its runs of n words. A text contains another by the fraction of the other's grams
+that it has. To find the texts contained by a fraction t or more, only a few grams of each need to be looked up: of g
+grams, at least t g must be shared, so any g - t g + 1 of them include a shared gram. The rarest grams are indexed,
+because few texts have them.
 """
 
 import math
@@ -13,18 +14,18 @@ Gram = tuple[str, ...]
 
 
 def grams(words: Sequence[str], size: int) -> frozenset[Gram]:
-    """The runs of `size` words of a text; a shorter text is one run of its own length, and no words are none."""
+    """Return the runs of `size` words of a text. A shorter text is a single run, and an empty text has none."""
     if len(words) <= size:
         return frozenset([tuple(words)] if words else [])
     return frozenset(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
 
 
 class Containment:
-    """Texts, given by their grams, and a search for those that another text contains.
+    """An index of texts, given by their grams, that finds the texts contained in another text.
 
     Args:
-        common: how often each gram is met, in whatever texts will be added or searched: rare ones are looked up.
-        share: of a text's grams that must be found, in (0, 1].
+        common: Frequency of each gram in the texts that will be added or searched; rare grams are looked up.
+        share: Fraction of a text's grams that must be found, in (0, 1].
     """
 
     def __init__(self, common: Counter[Gram], share: float) -> None:
@@ -46,14 +47,14 @@ class Containment:
         return number
 
     def text(self, number: int) -> frozenset[Gram]:
-        """An added text."""
+        """Return an added text."""
         return self._texts[number]
 
     def search(self, text: frozenset[Gram]) -> list[tuple[int, float]]:
-        """The added texts that `text` contains.
+        """Find the added texts that `text` contains.
 
         Returns:
-            (number, share) pairs by number: the share of the added text's grams that `text` has.
+            (number, share) pairs, sorted by number; share is the fraction of the added text's grams that `text` has.
         """
         candidates = {number for gram in text for number in self._by_gram.get(gram, ())}
         shares = ((number, len(self._texts[number] & text) / len(self._texts[number])) for number in sorted(candidates))
@@ -61,11 +62,11 @@ class Containment:
 
 
 def counted(texts: Iterable[frozenset[Gram]]) -> Counter[Gram]:
-    """In how many texts each gram is."""
+    """Count the texts that contain each gram."""
     return Counter(gram for text in texts for gram in text)
 
 
 def jaccard(left: frozenset[Gram], right: frozenset[Gram]) -> float:
-    """The grams that both texts have, as a share of those that either has; two texts without any have nothing alike."""
+    """Return the Jaccard similarity: the fraction of all grams that both texts have; 0 for two texts without grams."""
     either = len(left | right)
     return len(left & right) / either if either else 0.0

@@ -1,4 +1,4 @@
-"""Rows of data sets as the checks see them: where each stands, its prompt's text in one spelling, its answer."""
+"""Dataset rows for the checks: the place, the normalized prompt text and the answer of each row."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ ANSWER_COLUMNS = ("answer", "final_answer")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: the data set as it was named, and the row's number in it, from 1."""
+    """Place of a row: the name of its dataset, and its number there, from 1."""
 
     data: str
     row: int
@@ -30,16 +30,16 @@ class Place:
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """A row of a data set.
+    """A row of a dataset.
 
     Args:
-        place: where it stands.
-        record: its columns as they are.
-        prompt: its prompt; None where it has none that can be used.
-        problem: why not; "" where it has one.
-        answer: of the answer column; None where it has none.
-        words: of the prompt, in their one spelling.
-        bare: the same without the lines that all prompts of the data set begin and end with, such as an instruction.
+        place: Place of the row.
+        record: Its columns, unchanged.
+        prompt: Its prompt; None if it has no usable prompt.
+        problem: Reason why the prompt is not usable; otherwise "".
+        answer: Value of the answer column; None if it has none.
+        words: Normalized words of the prompt.
+        bare: The words without the lines that all prompts of the dataset begin and end with, such as an instruction.
     """
 
     place: Place
@@ -52,35 +52,35 @@ class CheckedRow:
 
     @property
     def text(self) -> str:
-        """The prompt's text; "" where it has none."""
+        """Text of the prompt; "" without a prompt."""
         return "" if self.prompt is None else prompt_text(self.prompt)
 
     @property
     def numbers(self) -> Counter[str]:
-        """The numbers in the bare prompt, and how often each is there."""
+        """Numbers in the bare prompt, with their counts."""
         return Counter(word for word in self.bare if word.isdigit())
 
 
 def read_rows(
     data: str, *, split: str = "train", prompt_column: str | None = None, answer_column: str | None = None
 ) -> list[CheckedRow]:
-    """All rows of a file, of the data files in a directory, or of a data set on the hub.
+    """Read all rows of a file, of the data files in a directory, or of a Hub dataset.
 
     Args:
-        data: path or hub id, as for `load_records`.
-        split: of a hub data set whose id names none.
-        prompt_column: where the prompts are; default the first of `PROMPT_COLUMNS` that there is.
-        answer_column: where the answers are; default the first of `ANSWER_COLUMNS` that there is.
+        data: Path or Hub dataset ID, as for `load_records`.
+        split: Split of a Hub dataset whose ID does not name one.
+        prompt_column: Column of the prompts; default: the first of `PROMPT_COLUMNS` that exists.
+        answer_column: Column of the answers; default: the first of `ANSWER_COLUMNS` that exists.
 
     Raises:
-        DataError: it cannot be read, has no rows, or has no such column.
+        DataError: If the data cannot be read, have no rows, or have no such column.
     """
     files = _data_files(Path(data)) if Path(data).is_dir() else [data]
     return [row for file in files for row in _rows(file, load_records(file, split), prompt_column, answer_column)]
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The text of a prompt: itself, or what the user says in its messages."""
+    """Return the text of a prompt: the prompt itself, or its user messages."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(str(message["content"]) for message in prompt if message["role"] == "user")
@@ -97,7 +97,7 @@ def _rows(
     data: str, records: Sequence[Mapping[str, Any]], prompt_column: str | None, answer_column: str | None
 ) -> list[CheckedRow]:
     if not records:
-        raise DataError(f"{data} has no rows; give a file with some")
+        raise DataError(f"{data} has no rows; give a file with rows")
     asked = _column(data, records, "prompt", prompt_column, PROMPT_COLUMNS)
     answered = _column(data, records, "answer", answer_column, ANSWER_COLUMNS)
     if asked is None:
@@ -122,7 +122,7 @@ def _rows(
 def _column(
     data: str, records: Sequence[Mapping[str, Any]], what: str, named: str | None, usual: Sequence[str]
 ) -> str | None:
-    """The column that is named, or the first of the usual ones that a row has."""
+    """Return the given column, or the first of the usual columns that a row has."""
     found = next((name for name in ([named] if named else usual) if any(name in record for record in records)), None)
     if named is not None and found is None:
         raise DataError(f"{data} has no {what} column {named!r}: its columns are {_names(records)}")
@@ -134,7 +134,7 @@ def _names(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _prompt(record: Mapping[str, Any], column: str, number: int) -> tuple[Prompt | None, str]:
-    """A row's prompt, or why it has none."""
+    """Return a row's prompt, or the reason why it has none."""
     if column not in record:
         return None, f"there is no {column!r}"
     try:
@@ -145,13 +145,13 @@ def _prompt(record: Mapping[str, Any], column: str, number: int) -> tuple[Prompt
 
 
 def common_frame(texts: Sequence[str]) -> tuple[int, int]:
-    """How many characters all texts begin and end with alike, in whole lines: an instruction around every problem.
+    """Return the lengths of the common beginning and ending of all texts, in whole lines, such as an instruction.
 
     Args:
-        texts: of a data set; fewer than two have no frame.
+        texts: Texts of a dataset; fewer than two have no frame.
 
     Returns:
-        The lengths of the beginning and of the ending, the line breaks that part them from the problem included.
+        Number of characters of the beginning and of the ending, including the line breaks next to the problem.
     """
     if len(texts) < 2:
         return 0, 0
@@ -160,6 +160,6 @@ def common_frame(texts: Sequence[str]) -> tuple[int, int]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    """What all texts begin with: what the first and the last of them in the order of the alphabet begin with."""
+    """Return the common prefix of all texts, which is that of the first and the last text in alphabetical order."""
     first, last = min(texts), max(texts)
     return first[: next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
