@@ -97,13 +97,13 @@ SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
     "rewards.accuracy_reward=digit": "rewards.accuracy_reward='digit' is not one of the rewards: digits",
     "warm_start.steps=3": "warm_start needs data.task: its demonstrations come from there",
     "model.path=good": "set model.path or model.init, not both",
-    "model.vocabulary=['a','a']": "model.vocabulary needs tokens that are neither empty nor given twice",
-    "model.init={}": "init names no architecture; add architecture",
-    "model.init={architecture='lama'}": "'lama' is no causal language model of transformers; did you mean 'llama'?",
+    "model.vocabulary=['a','a']": "model.vocabulary needs tokens that are neither empty nor repeated",
+    "model.init={}": "init names no architecture; add one",
+    "model.init={architecture='lama'}": "'lama' is not a causal language model of transformers; did you mean 'llama'?",
     "model.init={architecture='llama',hiden_size=3}": "init.hiden_size is not a key of the llama config; did you mean",
     "model.init={architecture='llama',hidden_size=30,num_attention_heads=4}": "init is not a valid llama config",
     "data.chat=chat": "problem 'row-1': the prompt needs a chat template and the tokenizer has none; set",
-    "data.system_prompt=hello": "a system prompt and template arguments need a chat template; leave them out",
+    "data.system_prompt=hello": "a system prompt and template arguments need a chat template; remove them",
     "run.dir=a-file": "choose another run.dir",
     "run.dir=a-file/run": "cannot make run directory a-file/run: Not a directory; choose another run.dir",
     "run.dir=taken": "taken already holds a run; choose another run.dir, or go on with --resume",
@@ -154,10 +154,10 @@ REWARDS = {
     "judge.py:digits', 'judge.py:digits": "two rewards are called 'digits'; give them different names",
 }
 MODELS = {
-    "nobody/nothing": "no directory 'nobody/nothing', and no tokenizer of that name could be had from the hub or",
+    "nobody/nothing": "no directory 'nobody/nothing', and no tokenizer of that name was found on the Hub or",
     "./nowhere": "there is no directory './nowhere' to load a tokenizer from; check the path",
     "/nowhere/at/all": "there is no directory '/nowhere/at/all' to load a tokenizer from; check the path",
-    "a-file": "a-file is a file; give the directory that save_pretrained wrote, or a hub id",
+    "a-file": "a-file is a file; give the directory that save_pretrained wrote, or a Hub model ID",
     "empty": "empty has no tokenizer; save one there with tokenizer.save_pretrained",
     "no-tokenizer": "no-tokenizer has no tokenizer; save one there with tokenizer.save_pretrained",
     "torn-tokenizer": "cannot load the tokenizer in torn-tokenizer",
@@ -167,16 +167,16 @@ MODELS = {
     "no-type": "cannot load the model in no-type: Unrecognized model in no-type",
     "wrong-type": "model type `lama` but Transformers does not recognize this architecture",
     "no-weights": "cannot load the model in no-weights: Error no file named model.safetensors",
-    "torn-weights": "the weights in torn-weights are damaged or cut off",
-    "cut-weights": "the weights in cut-weights are damaged or cut off",
+    "torn-weights": "the weights in torn-weights are corrupt or truncated",
+    "cut-weights": "the weights in cut-weights are corrupt or truncated",
     "other-shape": "the weights in other-shape have other shapes than its config.json says",
     "small-vocabulary": "the tokenizer has token ids up to 258 and the model's embedding only 100 rows; use the",
-    "encoder": "the model in encoder is an encoder: its tokens see later ones; give a causal model",
+    "encoder": "the model in encoder is an encoder: its tokens attend to later ones; give a causal model",
     "encoder-decoder": "the model in encoder-decoder is not a causal language model; give a decoder",
     "classifier": "classifier lacks 1 weights of a causal language model (lm_head.weight, ...)",
-    "refusing": "problem 'row-1': the chat template refuses the prompt: only users may speak",
+    "refusing": "problem 'row-1': the chat template rejects the prompt: only users may speak",
     "good model.tokenizer=a-file": "a-file is a file; give the directory",
-    "good model.attention=flash": "the model in good cannot be had with attention='flash'; use sdpa or eager",
+    "good model.attention=flash": "the model in good does not load with attention='flash'; use sdpa or eager",
     "good model.compute_dtype=float16": "Input should be 'auto', 'float32' or 'bfloat16'",
 }
 OFFLINE = {  # of offline.toml, which trains on two logged groups
@@ -245,7 +245,7 @@ def test_one_line_says_what_to_do(words: list[str], message: str, place: Path, c
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(ModelError, match="damaged or cut off") as caught:
+    with pytest.raises(ModelError, match="corrupt or truncated") as caught:
         main(["train", "saved.toml", "model.path=torn-weights", "--debug"])
     assert type(caught.value.__cause__).__name__ == "SafetensorError"
 

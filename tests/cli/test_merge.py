@@ -77,7 +77,7 @@ def test_an_adapter_learns_and_is_merged(project: Path, capsys: pytest.CaptureFi
     [
         (["nothing", "out"], "there is no model in nothing; give a run's directory or one of its checkpoints"),
         (["whole", "out"], "there is no adapter in whole"),
-        (["adapter", "whole"], "whole is taken; give a new directory for the merged model"),
+        (["adapter", "whole"], "whole is not empty; give a new directory for the merged model"),
         (["adapter", "out", "--base", "./gone"], "there is no directory './gone'"),
         (["adapter", "out"], "does not name its base model; give it with --base"),
     ],

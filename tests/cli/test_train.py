@@ -114,7 +114,7 @@ class Began(Exception):  # it stands for the run that would begin
         (["demo", "run.dir=taken"], "taken already holds a run; choose another run.dir, or go on with --resume"),
         (["broken.toml"], "broken.toml is not valid TOML"),
         (["demo", "rewards.funcs=['boxed']", "rewards.weights=[1.0]"], "there is no reward 'boxed'"),
-        (["demo", "model.init={architecture='qwen'}"], "init.architecture='qwen' is no causal language model"),
+        (["demo", "model.init={architecture='qwen'}"], "init.architecture='qwen' is not a causal language model"),
     ],
 )
 def test_what_users_get_wrong_is_one_line_and_exit_code_2(

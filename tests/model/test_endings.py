@@ -1,4 +1,4 @@
-"""How an answer ends, by template family: the tokens that stop a completion and the one that is written."""
+"""Tests of the end of an answer by template family: the tokens that stop a completion and the one that is written."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -55,18 +55,18 @@ IM = ("<|im_start|>", "<|im_end|>")
 
 @dataclass(frozen=True)
 class Family:
-    """A tokenizer, and how answers end with it.
+    """A tokenizer, and the end of its answers.
 
     Args:
-        name: Of the family.
-        template: Its chat template.
-        special: Special tokens besides bos and pad.
+        name: Name of the family.
+        template: Chat template.
+        special: Special tokens, in addition to bos and pad.
         added: Added tokens that are not special.
-        eos: The tokenizer's end token.
+        eos: End token of the tokenizer.
         configured: End tokens of the generation config.
-        stops: What ends a completion.
-        written: What ends a training target.
-        plain: What ends a training target where prompts are plain text; default the end token.
+        stops: Tokens that end a completion.
+        written: Token that ends a training target.
+        plain: Token that ends a training target if prompts are plain text; default the end token.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Family:
 
 
 FAMILIES = [
-    # the template's terminator beside another end token
+    # the template's terminator in addition to another end token
     Family("chatml, eos </s>", CHATML, {"</s>", IM[1]}, IM[1], special=IM),
     Family("qwen base", CHATML, {"<|endoftext|>", IM[1]}, IM[1], eos="<|endoftext|>", special=IM),
     Family(
@@ -188,7 +188,7 @@ FAMILIES = [
 
 
 def model(ends: list[int]) -> Any:
-    """As much of a model as its generation config."""
+    """Return a stand-in for a model that has only a generation config."""
     return SimpleNamespace(generation_config=GenerationConfig(eos_token_id=ends or None))
 
 
@@ -220,7 +220,7 @@ SPELLED_OUT = [
 
 
 @pytest.mark.parametrize(("name", "template", "mark"), SPELLED_OUT, ids=lambda value: str(value)[:20])
-def test_an_end_that_is_no_token_is_named(name: str, template: str, mark: str):
+def test_the_error_names_an_end_that_is_not_a_token(name: str, template: str, mark: str):
     tokenizer = byte_tokenizer(template)
     found = ending(tokenizer, None)
     assert found.doubt.startswith(f"the chat template ends an answer with '{mark}', which the tokenizer writes as ")
@@ -231,19 +231,19 @@ def test_an_end_that_is_no_token_is_named(name: str, template: str, mark: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_endings_of_known_families_are_not_doubted(family: Family):
+def test_endings_of_known_families_give_no_warning(family: Family):
     tokenizer = family.tokenizer()
     ids = tokenizer.convert_tokens_to_ids(list(family.configured))
     doubt = ending(tokenizer, model(ids), template_args=family.args).doubt
     assert bool(doubt) == (family.name in ("several ordinary tokens", "nothing"))
 
 
-def test_an_id_that_no_token_can_have_ends_nothing():
+def test_an_id_without_a_token_ends_nothing():
     tokenizer = byte_tokenizer()
     assert ending(tokenizer, model([-1])).stops == (tokenizer.eos_token_id,)
 
 
-def test_the_token_of_unknown_text_ends_nothing():
+def test_the_unknown_token_ends_nothing():
     tokenizer = byte_tokenizer(VICUNA)
     tokenizer.unk_token = "<unk>"
     tokenizer.add_special_tokens({"additional_special_tokens": ["<unk>"]})

@@ -1,4 +1,4 @@
-"""A generation config that transformers loads is saved too, whatever it holds."""
+"""Tests that every generation config that transformers loads can be saved."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ ENDS = {"eos_token_id": [1, 7], "pad_token_id": 0}
 
 
 def made(settings: dict[str, Any]) -> GenerationConfig:
-    """A config as it comes from a file: no check has seen its values."""
+    """Return a config as read from a file, with unchecked values."""
     config = GenerationConfig()
     for name, value in {**ENDS, **settings}.items():
         setattr(config, name, value)
@@ -32,11 +32,11 @@ def saved(config: GenerationConfig, directory: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "kept", "named"),
     [
-        # sampling is meant, and not said: Llama 2's config among many
+        # sampling is implied but not set, as in Llama 2's config
         ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}, "temperature set do_sample to true"),
         ({"top_p": 0.9}, {"top_p": 0.9, "do_sample": True}, "top_p set do_sample"),
         ({"top_k": 20, "min_p": 0.1}, {"top_k": 20, "min_p": 0.1, "do_sample": True}, "top_k and min_p set do_sample"),
-        # greedy is said, or meant
+        # greedy is set explicitly or implied
         ({"temperature": 0.7, "do_sample": False}, {"do_sample": False}, "temperature is left out"),
         ({"temperature": 0.0}, {}, "temperature is left out"),
         ({"temperature": 0.0, "top_p": 0.9}, {}, "top_p is left out"),
@@ -44,13 +44,13 @@ def saved(config: GenerationConfig, directory: Path) -> dict[str, Any]:
         ({"early_stopping": True}, {}, "early_stopping is left out"),
         ({"length_penalty": 2.0, "max_length": 30}, {"max_length": 30}, "length_penalty is left out"),
         ({"num_return_sequences": 3}, {}, "num_return_sequences is left out"),
-        # values that are out of range or no JSON
+        # values that are out of range or not JSON
         ({"pad_token_id": -1}, {"pad_token_id": None}, "pad_token_id is left out"),
         ({"max_new_tokens": 0}, {}, "max_new_tokens is left out"),
         ({"cache_implementation": "none"}, {}, "cache_implementation is left out"),
         ({"watermark": object()}, {}, "watermark is left out"),
         ({"temperature": "hot"}, {}, "temperature is left out"),
-        # two at once
+        # two problems together
         (
             {"temperature": 0.7, "early_stopping": True},
             {"temperature": 0.7, "do_sample": True},
@@ -59,7 +59,7 @@ def saved(config: GenerationConfig, directory: Path) -> dict[str, Any]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
-def test_what_cannot_be_saved_is_repaired_and_named(
+def test_a_config_that_cannot_be_saved_is_repaired_with_a_warning(
     tmp_path: Path, settings: dict[str, Any], kept: dict[str, Any], named: str
 ):
     with pytest.warns(GvpoWarning, match=named):
@@ -71,7 +71,7 @@ def test_what_cannot_be_saved_is_repaired_and_named(
 @pytest.mark.parametrize(
     "settings", [{}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"num_beams": 3, "early_stopping": True}]
 )
-def test_what_can_be_saved_is_left_as_it_is(settings: dict[str, Any]):
+def test_a_config_that_can_be_saved_is_unchanged(settings: dict[str, Any]):
     config = made(settings)
     assert savable(config) is config
 
@@ -88,14 +88,14 @@ def test_what_can_be_saved_is_left_as_it_is(settings: dict[str, Any]):
         (None, (), None),
     ],
 )
-def test_end_tokens_are_added_after_those_that_are_there(known: Any, stops: tuple[int, ...], expected: Any):
+def test_end_tokens_are_added_after_the_existing_ones(known: Any, stops: tuple[int, ...], expected: Any):
     model = tiny_model()
     model.generation_config.eos_token_id = known
     settle(model, stops)
     assert model.generation_config.eos_token_id == expected
 
 
-def test_weights_are_saved_whatever_the_generation_config_holds(tmp_path: Path):
+def test_weights_are_saved_with_any_generation_config(tmp_path: Path):
     model = tiny_model()
     model.generation_config.temperature = 0.7
     with pytest.warns(GvpoWarning, match="temperature set do_sample to true"):

@@ -1,4 +1,4 @@
-"""Ids that a tokenizer does not have: never drawn, and left out of the softmax of samples, log-probs and gradients."""
+"""Tests of ids without a token: never sampled, and excluded from the softmax of samples, log-probs and gradients."""
 
 import copy
 from typing import Any
@@ -17,12 +17,12 @@ from gvpo.update.group_backward import group_backward, score
 from tests.fakes import VOCABULARY, byte_tokenizer, tiny_model
 
 PADDED = VOCABULARY + 21
-GAP = VOCABULARY + 7  # ids VOCABULARY .. GAP - 1 are gaps where a token is added at GAP
+GAP = VOCABULARY + 7  # ids VOCABULARY .. GAP - 1 are gaps if a token is added at GAP
 GROUPS = [Group([5, 6, 7], [Completion([9, 200, 30, 1], 1.0), Completion([8, 1], 0.0)], id="a")]
 
 
 def gapped_tokenizer() -> Any:
-    """`byte_tokenizer` with a token whose id leaves a gap, as tokenizers with reserved ids have."""
+    """Return `byte_tokenizer` with a token whose id leaves a gap, as in tokenizers with reserved ids."""
     import json
 
     from tokenizers import Tokenizer
@@ -35,7 +35,7 @@ def gapped_tokenizer() -> Any:
 
 
 def padded(kind: str = "qwen2", **config: Any) -> Any:
-    """A model with more rows than its tokenizer has tokens, whose surplus rows would be drawn most of the time."""
+    """Return a model with more rows than its tokenizer has tokens, whose extra rows would be sampled mostly."""
     model = tiny_model(kind, vocab_size=PADDED, **config).eval()
     with torch.no_grad():
         model.get_output_embeddings().weight[VOCABULARY:] *= 4
@@ -47,7 +47,7 @@ KNOWN = {"padded": list(range(VOCABULARY)), "gapped": [*range(VOCABULARY), GAP]}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_what_is_missing_is_found_and_copied_with_the_model(name: str):
+def test_missing_ids_are_found_and_copied_with_the_model(name: str):
     model = padded()
     assert missing_tokens(model) is None
     restrict(model, TOKENIZERS[name]())
@@ -59,8 +59,8 @@ def test_what_is_missing_is_found_and_copied_with_the_model(name: str):
     assert largest_id(TOKENIZERS[name]()) == KNOWN[name][-1]
 
 
-def test_an_id_whose_text_another_id_has_too_is_not_missing():
-    """Vocabularies name one id a text; the others are known by what they decode to."""
+def test_an_id_with_the_text_of_another_id_is_not_missing():
+    """Vocabularies contain one id per text. The other ids are found by their decoded text."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("twice")])
     model = tiny_model(vocab_size=PADDED)
@@ -69,17 +69,17 @@ def test_an_id_whose_text_another_id_has_too_is_not_missing():
 
 
 def naive(model: Any, known: list[int], group: Group, row: Completion, temperature: float) -> torch.Tensor:
-    """Log-probs of a row under the softmax of the known tokens, by plain autograd."""
+    """Compute log-probs of a row under the softmax of the known tokens with plain autograd."""
     ids = torch.tensor([[*group.prompt, *row.tokens]])
     logits = model(input_ids=ids).logits[0, len(group.prompt) - 1 : -1] / temperature
     places = torch.tensor([known.index(token) for token in row.tokens])
     return logits[:, known].log_softmax(-1).gather(1, places[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])  # tied weights, and a head of its own
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])  # tied weights, and a separate head
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("budget", [8, 8192])
-def test_log_probs_and_gradients_are_those_of_the_known_tokens(kind: str, name: str, budget: int):
+def test_log_probs_and_gradients_equal_those_of_the_known_tokens(kind: str, name: str, budget: int):
     model = padded(kind, dtype=torch.float64)
     restrict(model, TOKENIZERS[name]())
     output = group_backward(model, GROUPS, sft, tokens_per_microbatch=budget, temperature=0.9)
@@ -99,7 +99,7 @@ def test_log_probs_and_gradients_are_those_of_the_known_tokens(kind: str, name: 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 2.0}])
-def test_missing_ids_are_never_drawn_and_the_sampler_agrees_with_the_update(name: str, changes: dict[str, Any]):
+def test_missing_ids_are_never_sampled_and_the_sampler_agrees_with_the_update(name: str, changes: dict[str, Any]):
     model, tokenizer = padded(), TOKENIZERS[name]()
     requests = [Request(str(number), (5, 6, 7 + number)) for number in range(4)]
     params = SamplingParams(group_size=4, max_tokens=12, **changes)
@@ -112,8 +112,8 @@ def test_missing_ids_are_never_drawn_and_the_sampler_agrees_with_the_update(name
         torch.testing.assert_close(torch.tensor(row.sampler_logprobs), scores.logprobs, atol=1e-4, rtol=1e-4)
 
 
-def test_without_a_restriction_they_would_be_drawn():
-    """So the test above can fail."""
+def test_without_a_restriction_they_would_be_sampled():
+    """This shows that the test above can fail."""
     model = padded()
     sampler = TransformersSampler(model, byte_tokenizer())
     restrict(model, _everything())
@@ -128,7 +128,7 @@ def _everything() -> Any:
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, PADDED - 1])
-def test_rows_with_a_missing_id_are_refused(token: int):
+def test_rows_with_a_missing_id_are_rejected(token: int):
     model = padded()
     restrict(model, gapped_tokenizer() if token == VOCABULARY else byte_tokenizer())
     with pytest.raises(DataError, match=f"token id {token}, which the tokenizer does not have"):

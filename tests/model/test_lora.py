@@ -1,4 +1,4 @@
-"""LoRA: exact gradients, a base that never moves, adapters that come back, settings that cannot work."""
+"""Tests of LoRA: exact gradients, a base that never changes, saved and loaded adapters, invalid settings."""
 
 import functools
 import warnings
@@ -34,7 +34,7 @@ TARGETS = {
     "biases": {"target_modules": ["q_proj"], "bias": "all"},
     "rank-stabilised": {"target_modules": ["q_proj"], "use_rslora": True},
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*no tied modules were found")  # Llama's ends are not tied
+pytestmark = pytest.mark.filterwarnings("ignore:.*no tied modules were found")  # Llama's embeddings are not tied
 
 
 def config(name="attention", **changes):
@@ -42,7 +42,7 @@ def config(name="attention", **changes):
 
 
 def adapted(name="attention", *, kind="llama", moved=True, dtype=torch.float32, **changes):
-    """A model with an adapter; `moved` also gives the half that starts at zero random values."""
+    """Return a model with an adapter. `moved` also gives the half that starts at zero random values."""
     model = tiny_model(kind, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GvpoWarning)
@@ -65,7 +65,7 @@ def logits(model):
 
 @pytest.mark.parametrize("budget", [4096, 1])
 @pytest.mark.parametrize("name", TARGETS)
-def test_gradients_are_those_of_the_naive_loop(name, budget):
+def test_gradients_equal_those_of_the_naive_loop(name, budget):
     model = adapted(name, dtype=torch.float64)
     for _, parameter in lora.trainable(model):
         parameter.data = parameter.data.double()
@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_naive_loop(name, budget):
     ],
     ids=str,
 )
-def test_gradients_of_tied_ends_are_those_of_the_naive_loop(changes):
+def test_gradients_of_tied_embeddings_equal_those_of_the_naive_loop(changes):
     model = adapted(kind="qwen2", dtype=torch.float64, **changes)
     for _, parameter in lora.trainable(model):
         parameter.data = parameter.data.double()
@@ -100,7 +100,7 @@ def test_gradients_of_tied_ends_are_those_of_the_naive_loop(changes):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_activations_may_be_computed_twice(wrapped):
+def test_activations_may_be_recomputed(wrapped):
     groups = random_groups(GROUPS)
     model = move(peft.get_peft_model(tiny_model("llama"), config())) if wrapped else adapted()
     true = naive_update(model, groups, OBJECTIVE)
@@ -118,7 +118,7 @@ def test_experts_may_be_trained_too():
     assert relative_error(gradients(model), true.gradients) < 1e-4
 
 
-def test_a_peft_model_of_the_users_goes_through_the_update():
+def test_a_users_peft_model_works_in_the_update():
     groups = random_groups(GROUPS)
     whole = peft.get_peft_model(tiny_model("llama"), config())
     move(whole)
@@ -132,7 +132,7 @@ def test_a_peft_model_of_the_users_goes_through_the_update():
     assert not lora.is_adapted(inner)
 
 
-def test_the_adapter_switches_off_exactly_and_leaves_no_trace():
+def test_the_adapter_can_be_disabled_exactly_and_restored():
     for name in TARGETS:
         base = logits(tiny_model("llama"))
         model = adapted(name)
@@ -158,19 +158,19 @@ def test_the_adapter_switches_off_exactly_and_leaves_no_trace():
     ],
     ids=str,
 )
-def test_which_fresh_adapters_change_nothing(changes, neutral):
+def test_only_neutral_fresh_adapters_change_nothing(changes, neutral):
     model = adapted(moved=False, **changes)
     assert adapter_kinds.is_at_base(model) is neutral
     move(model)
     assert not adapter_kinds.is_at_base(model)
 
 
-def test_trained_biases_are_not_switched_off_with_the_adapter():
+def test_trained_biases_are_not_disabled_with_the_adapter():
     model = adapted(kind="qwen2", moved=False, bias="all")
     assert not adapter_kinds.is_at_base(model)
 
 
-def test_the_adapters_start_depends_on_its_seed_alone():
+def test_the_adapters_start_depends_only_on_its_seed():
     def start(seed):
         model = tiny_model("llama")
         torch.manual_seed(7)
@@ -185,7 +185,7 @@ def test_the_adapters_start_depends_on_its_seed_alone():
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_saved_comes_back_to_peft_and_to_us(name, tmp_path):
+def test_a_saved_adapter_is_loaded_by_peft_and_by_gvpo(name, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "base")
     model = load_model(tmp_path / "base")
     with warnings.catch_warnings():
@@ -217,7 +217,7 @@ def test_an_adapter_of_peft_is_read(tmp_path):
     assert torch.equal(logits(ours), logits(theirs))
 
 
-def test_a_round_trip_that_lost_something_is_named(tmp_path):
+def test_the_error_names_what_a_round_trip_lost(tmp_path):
     model = adapted()
     save_model(model, byte_tokenizer(), tmp_path)
     move(model, seed=2)
@@ -255,24 +255,24 @@ def test_the_adapter_is_described():
     ],
     ids=["dropout", "misspelt", "one misspelt", "a norm", "a pattern", "another method", "no config"],
 )
-def test_adapters_that_cannot_work_are_one_line(given, message):
+def test_errors_of_invalid_adapters_are_one_line(given, message):
     with pytest.raises(ModelError, match=message) as error:
         lora.add_adapter(tiny_model("llama"), given)
     assert "\n" not in str(error.value)
 
 
-def test_a_second_adapter_is_refused():
+def test_a_second_adapter_is_rejected():
     with pytest.raises(ModelError, match="has an adapter already"):
         lora.add_adapter(adapted(), config())
 
 
-def test_a_missing_peft_says_what_to_install(monkeypatch):
+def test_a_missing_peft_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ModelError, match=r"LoRA needs peft .*; pip install 'gvpo\[lora\]'"):
         lora.add_adapter(tiny_model("llama"), object())
 
 
-def test_adapters_of_other_settings_or_models_are_refused(tmp_path):
+def test_adapters_of_other_settings_or_models_are_rejected(tmp_path):
     save_model(adapted(), None, tmp_path)
     with pytest.raises(ModelError, match="has lora_alpha=8, the model's has 16"):
         lora.read_adapter(adapted(lora_alpha=16), tmp_path)
@@ -282,7 +282,7 @@ def test_adapters_of_other_settings_or_models_are_refused(tmp_path):
         lora.load_adapter(tiny_model("llama", hidden_size=64), tmp_path)
     with pytest.raises(ModelError, match="the model has no adapter"):
         lora.read_adapter(tiny_model("llama"), tmp_path)
-    with pytest.raises(ModelError, match=r"there is no adapter .*none here or on the hub"):
+    with pytest.raises(ModelError, match=r"there is no adapter .*none here or on the Hub"):
         lora.load_adapter(tiny_model("llama"), tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"there is no adapter in .*empty: it has no adapter_config\.json"):

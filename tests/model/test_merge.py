@@ -1,4 +1,4 @@
-"""An adapter merged into its base: the same log-probs, in a directory like any other model's."""
+"""Tests of an adapter merged into its base: the same log-probs, in a directory like that of any other model."""
 
 import json
 import os
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def stored(path, name="attention", kind="llama", **changes):
-    """A trained adapter in `path / "adapter"`, its base in `path / "base"`; and its log-probs."""
+    """Save a trained adapter in `path / "adapter"`, its base in `path / "base"`, and return its log-probs."""
     save_model(tiny_model(kind), byte_tokenizer(), path / "base")
     model = load_model(path / "base")
     with warnings.catch_warnings():
@@ -40,8 +40,8 @@ def stored(path, name="attention", kind="llama", **changes):
 @pytest.mark.filterwarnings("ignore::gvpo.errors.GvpoWarning")
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_merged_model_is_base_and_adapter(name, kind, tmp_path):
-    """Llama's ends are apart, Qwen2's are tied: there an adapter on one of them unties them."""
+def test_the_merged_model_equals_base_and_adapter(name, kind, tmp_path):
+    """Llama's embeddings are separate, Qwen2's are tied. There an adapter on one of them unties them."""
     want = stored(tmp_path, name, kind)
     assert merge_adapter(tmp_path / "adapter", tmp_path / "out") == tmp_path / "out"
     whole = load_model(tmp_path / "out")
@@ -52,7 +52,7 @@ def test_the_merged_model_is_base_and_adapter(name, kind, tmp_path):
     assert load_tokenizer(tmp_path / "out")("2+2").input_ids == byte_tokenizer()("2+2").input_ids
 
 
-def test_an_empty_working_directory_is_a_place_for_a_merged_model(tmp_path, monkeypatch):
+def test_the_merged_model_may_go_to_an_empty_working_directory(tmp_path, monkeypatch):
     stored(tmp_path)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
@@ -76,7 +76,7 @@ def test_the_base_may_have_moved(tmp_path):
     assert (next_logprobs(load_model(tmp_path / "out"), IDS) - want).abs().max() < LOGPROB_TOLERANCE
 
 
-def test_a_merge_that_went_wrong_is_found(tmp_path, monkeypatch):
+def test_a_wrong_merge_is_found(tmp_path, monkeypatch):
     stored(tmp_path)
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda self, **_: None)
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_a_merge_that_went_wrong_is_found(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
-def test_a_merge_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_a_merge_that_cannot_be_written_leaves_no_files(tmp_path, monkeypatch):
     stored(tmp_path)
 
     def full(*_, **__):
@@ -106,7 +106,7 @@ def test_a_merge_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_adapters_that_have_no_merged_form_are_refused(tmp_path, changes, message):
+def test_adapters_without_a_merged_form_are_rejected(tmp_path, changes, message):
     stored(tmp_path, **changes)
     with pytest.raises(ModelError, match=message):
         merge_adapter(tmp_path / "adapter", tmp_path / "out")
@@ -114,7 +114,7 @@ def test_adapters_that_have_no_merged_form_are_refused(tmp_path, changes, messag
 
 
 def test_the_noise_of_float32_is_measured(tmp_path):
-    """The model's weights are so large that rounding alone makes a difference above the fixed tolerance."""
+    """The model's weights are so large that rounding exceeds the fixed tolerance."""
     save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "base")
     model = load_model(tmp_path / "base")
     with torch.no_grad():
@@ -135,7 +135,7 @@ SMOLLM2 = Path(os.environ.get("GVPO_TEST_SMOLLM2", ""))
 @pytest.mark.slow
 @pytest.mark.skipif(not (SMOLLM2 / "config.json").is_file(), reason="GVPO_TEST_SMOLLM2 names no SmolLM2-135M-Instruct")
 def test_a_real_model_is_merged(tmp_path):
-    """Log-probs of ordinary text to 1e-3 nats, which is rounding, and the same greedy tokens."""
+    """Compare log-probs of ordinary text up to 1e-3 nats, which is rounding, and greedy tokens exactly."""
     model = load_model(SMOLLM2)
     lora.add_adapter(model, config("all linear", r=16, lora_alpha=32))
     generator = torch.Generator().manual_seed(0)
@@ -155,13 +155,13 @@ def test_a_real_model_is_merged(tmp_path):
     assert greedy[0] == greedy[1]
 
 
-def test_what_cannot_be_merged_is_one_line(tmp_path):
+def test_errors_of_merges_are_one_line(tmp_path):
     stored(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
-    with pytest.raises(ModelError, match="taken is taken; give a new directory"):
+    with pytest.raises(ModelError, match="taken is not empty; give a new directory"):
         merge_adapter(tmp_path / "adapter", tmp_path / "taken")
-    with pytest.raises(ModelError, match="is an adapter, too; give a whole model as base"):
+    with pytest.raises(ModelError, match="is an adapter too; give a complete model as base"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "adapter")
     with pytest.raises(ModelError, match="there is no adapter in"):
         merge_adapter(tmp_path / "base", tmp_path / "out")

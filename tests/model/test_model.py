@@ -1,4 +1,4 @@
-"""Models: loading, fresh ones, saving, round trips, and noise switched off."""
+"""Tests of models: loading, random ones, saving, round trips, and disabled noise."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_saved_model_comes_back(kind, tmp_path):
+def test_a_saved_model_can_be_loaded(kind, tmp_path):
     model = tiny_model(kind)
     save_model(model, byte_tokenizer(), tmp_path)
     torch.testing.assert_close(logits(load_model(tmp_path)), logits(model), atol=1e-6, rtol=0)
@@ -55,7 +55,7 @@ def test_a_bfloat16_checkpoint_loads_as_float32(tmp_path):
     torch.testing.assert_close(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight.float())
 
 
-def test_the_attention_implementation_is_the_one_asked_for(tmp_path):
+def test_the_attention_implementation_is_the_requested_one(tmp_path):
     tiny_model("qwen2").save_pretrained(tmp_path)
     assert load_model(tmp_path, attention="eager").config._attn_implementation == "eager"
     assert load_model(tmp_path).config._attn_implementation == "sdpa"
@@ -68,18 +68,18 @@ def test_several_end_tokens_survive_saving(tmp_path):
     assert load_model(tmp_path).generation_config.eos_token_id == [1, 7]
 
 
-def test_a_directory_that_is_no_model_is_named(tmp_path):
+def test_the_error_names_a_directory_without_a_model(tmp_path):
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_model(tmp_path)
 
 
-def test_a_model_that_does_not_exist_says_what_to_do(monkeypatch, tmp_path):
+def test_the_error_for_a_missing_model_suggests_a_fix(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=r"there is no directory .*missing' to load a model from; check the path"):
         load_model(tmp_path / "missing")
 
 
-def test_a_directory_without_weights_is_named(tmp_path):
+def test_the_error_names_a_directory_without_weights(tmp_path):
     CONFIGS["qwen2"].save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"cannot load the model in .*no file named model.safetensors"):
         load_model(tmp_path)
@@ -94,16 +94,16 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_model_that_generates_no_text_is_named(tmp_path):
+def test_the_error_names_a_model_that_generates_no_text(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ModelError, match="is not a causal language model; give a decoder"):
         load_model(tmp_path)
 
 
-# fresh models
+# randomly initialized models
 
 
-def test_the_seed_fixes_a_fresh_model_and_torch_generators_stay():
+def test_the_seed_determines_a_random_model_and_torch_generators_are_unchanged():
     before = torch.get_rng_state()
     one, same, other = (load_model(init=INIT, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -113,7 +113,7 @@ def test_the_seed_fixes_a_fresh_model_and_torch_generators_stay():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "gpt2"])
-def test_a_fresh_model_has_no_token_ids_of_another_tokenizer(architecture):
+def test_a_random_model_has_no_token_ids_of_another_tokenizer(architecture):
     """Llama's default config says that token 2 ends a text; in the user's tokenizer it may be a digit."""
     init = {"architecture": architecture, "vocab_size": 40, "num_hidden_layers": 1}
     sizes = {"hidden_size": 16, "num_attention_heads": 2}
@@ -126,12 +126,12 @@ def test_a_fresh_model_has_no_token_ids_of_another_tokenizer(architecture):
     ("change", "message"),
     [
         ({"architecture": "qwen22"}, "did you mean 'qwen2'"),
-        ({"architecture": "vit"}, "no causal language model"),
+        ({"architecture": "vit"}, "is not a causal language model"),
         ({"hiden_size": 8}, "init.hiden_size .* did you mean 'hidden_size'"),
         ({"hidden_size": "wide"}, "not a valid qwen2 config"),
     ],
 )
-def test_an_init_that_cannot_work_is_named(change, message):
+def test_the_error_names_an_invalid_init(change, message):
     with pytest.raises(ModelError, match=message):
         load_model(init=INIT | change)
 
@@ -154,7 +154,7 @@ def test_a_custom_tokenizer_of_a_qwen2_model_survives(tmp_path):
     assert model.training
 
 
-def test_changed_weights_do_not_pass(tmp_path):
+def test_changed_weights_are_rejected(tmp_path):
     model, tokenizer = tiny_model("llama"), byte_tokenizer()
     save_model(model, tokenizer, tmp_path)
     with torch.no_grad():
@@ -165,20 +165,20 @@ def test_changed_weights_do_not_pass(tmp_path):
 
 
 class Lowering(type(byte_tokenizer())):
-    """A user's subclass: what it does in Python is not in the files that it saves."""
+    """A user's subclass, whose Python code is not in the files that it saves."""
 
     def _encode_plus(self, text, *args, **kwargs):
         return super()._encode_plus(text.lower(), *args, **kwargs)
 
 
-def test_a_tokenizer_that_cannot_be_saved_whole_is_named(tmp_path):
+def test_the_error_names_a_tokenizer_that_cannot_be_saved(tmp_path):
     tokenizer = Lowering(tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="<eos>", pad_token="<pad>")
     save_model(tiny_model("llama"), tokenizer, tmp_path)
-    with pytest.raises(RoundTripError, match=r"does not come back as it was: .*gives \d+ tokens"):
+    with pytest.raises(RoundTripError, match=r"changes when it is loaded again: .*gives \d+ tokens"):
         verify_round_trip(None, tokenizer, tmp_path)
 
 
-def test_a_difference_on_real_texts_alone_is_found(tmp_path):
+def test_a_difference_only_on_real_texts_is_found(tmp_path):
     tokenizer = byte_tokenizer()
     save_model(tiny_model("llama"), tokenizer, tmp_path)
     tokenizer.add_tokens(["zebra"])
@@ -192,7 +192,7 @@ def test_saved_files_load_with_the_tokenizer_loader(tmp_path):
     assert load_tokenizer(tmp_path)("12+34").input_ids == byte_tokenizer()("12+34").input_ids
 
 
-def test_what_cannot_be_saved_is_named(tmp_path):
+def test_errors_of_saving_are_model_errors(tmp_path):
     file = tmp_path / "taken"
     file.write_text("")
     with pytest.raises(ModelError, match="cannot save the model"):
@@ -202,7 +202,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
 # noise
 
 
-def test_no_dropout_makes_forwards_repeatable_and_restores():
+def test_no_dropout_makes_forwards_repeatable_and_restores_values():
     model = tiny_model("qwen2", attention_dropout=0.5).train()
     with torch.no_grad():
         noisy = [model(input_ids=IDS).logits for _ in range(2)]
@@ -230,7 +230,7 @@ def test_no_dropout_covers_modules_and_configs_read_in_each_forward():
 
 
 def phimoe(**config):
-    """PhiMoE, in whose router the size of the jitter is part of what it computes in evaluation."""
+    """PhiMoE, in whose router the size of the jitter is also part of evaluation."""
     small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.3, "input_jitter_noise": 0.1}
     return load_model(
@@ -268,8 +268,8 @@ def test_no_dropout_gives_train_mode_the_logits_of_eval_mode_and_changes_nothing
         assert vars(module).keys() == attributes.keys()
 
 
-def test_the_size_of_phimoes_jitter_decides_its_evaluation():
-    """So a model whose jitter were set to 0 would be another one."""
+def test_phimoes_jitter_affects_its_evaluation():
+    """A model whose jitter is set to 0 would therefore be another model."""
     with torch.no_grad():
         one, other = (phimoe(router_jitter_noise=size).eval()(input_ids=IDS).logits for size in (0.3, 0.0))
     assert not torch.equal(one, other)
@@ -283,7 +283,7 @@ def test_values_are_restored_after_an_error():
     assert module[1].p == 0.3
 
 
-def test_lora_dropout_is_an_error_that_says_what_to_do():
+def test_lora_dropout_is_an_error_with_a_remedy():
     layer = nn.Module()
     layer.lora_dropout = nn.ModuleDict({"default": nn.Dropout(0.05)})
     with pytest.raises(ModelError, match="lora_dropout=0"), no_dropout(nn.Sequential(layer)):

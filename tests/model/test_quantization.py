@@ -1,4 +1,4 @@
-"""QLoRA: a base in 4 bits under an adapter in float32. The real path runs where bitsandbytes is installed."""
+"""Tests of QLoRA: a base in 4 bits under an adapter in float32. The real path runs if bitsandbytes is installed."""
 
 import functools
 import importlib.util
@@ -28,11 +28,11 @@ needs_bitsandbytes = pytest.mark.skipif(not THERE, reason="bitsandbytes is not i
 def quantised(tmp_path):
     tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bitsandbytes' own, of what it would rather run on
+        warnings.simplefilter("ignore")  # bitsandbytes warns about the hardware
         return load_model(tmp_path / "base", quantization="4bit")
 
 
-def test_none_asks_for_nothing():
+def test_none_needs_no_config():
     assert quantization_config("none") is None
 
 
@@ -41,13 +41,13 @@ def test_another_kind_is_an_error():
         quantization_config("8bit")
 
 
-def test_a_missing_bitsandbytes_says_what_to_install(monkeypatch):
+def test_a_missing_bitsandbytes_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs bitsandbytes; pip install 'gvpo\[qlora\]'"):
         quantization_config("4bit")
 
 
-def test_a_loaded_model_is_too_late_to_quantise():
+def test_a_loaded_model_cannot_be_quantized():
     with pytest.raises(ConfigError, match="is done on loading, and this model is loaded; pass its path or id"):
         trainer(None, lora_quantization="4bit", lora_rank=2)
 
@@ -63,7 +63,7 @@ def test_the_adapter_learns_on_four_bits_exactly(quantised, tmp_path):
     with reference.scoring() as scored:
         assert torch.equal(logits(scored), start)
     with torch.no_grad():
-        quantised.eval()(input_ids=IDS)  # as a sampler does; what bitsandbytes may change here must not stay
+        quantised.eval()(input_ids=IDS)  # like a sampler; changes by bitsandbytes must not persist
     groups = random_groups(((7, (5, 9, 3)), (4, (6, 6))))
     objective = functools.partial(gvpo, beta=0.1)
     quantised.train()
@@ -76,13 +76,13 @@ def test_the_adapter_learns_on_four_bits_exactly(quantised, tmp_path):
 
 
 @needs_bitsandbytes
-def test_four_bits_alone_cannot_be_trained(quantised):
+def test_four_bit_weights_need_an_adapter(quantised):
     with pytest.raises(ConfigError, match=r"quantised weights cannot be trained; set lora\.rank"):
         trainer(None, policy=quantised)
 
 
 @needs_bitsandbytes
-def test_a_quantised_run_learns_its_adapter(tmp_path):
+def test_a_quantized_run_trains_its_adapter(tmp_path):
     model(architecture="llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     run = trainer(tmp_path / "run", policy=tmp_path / "base", lora_rank=4, lora_quantization="4bit")
     assert run.model.is_quantized

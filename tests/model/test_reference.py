@@ -1,4 +1,4 @@
-"""The reference: a frozen copy of the policy, refreshed in place; of an adapter, the adapter of then or none."""
+"""Tests of the reference: a frozen copy of the policy, refreshed in place, or an earlier adapter."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ def logits(model):
 
 
 def moved(model):
-    """The model after a step of training."""
+    """Return the model after a training step."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
     return model
 
 
-def test_the_reference_stays_while_the_policy_moves():
+def test_the_reference_stays_while_the_policy_changes():
     policy = tiny_model()
     policy(input_ids=IDS).logits.sum().backward()
     start = logits(policy)
@@ -40,7 +40,7 @@ def test_the_reference_stays_while_the_policy_moves():
     assert policy.training
 
 
-def test_refreshing_takes_the_weights_of_now_in_place():
+def test_refreshing_copies_the_current_weights_in_place():
     policy = tiny_model()
     reference = Reference(policy)
     storage = [parameter.data_ptr() for parameter in reference.model.parameters()]
@@ -53,8 +53,8 @@ def test_refreshing_takes_the_weights_of_now_in_place():
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_stored_weights_come_back_through_safetensors(kind, tmp_path):
-    """Tied (qwen2) and untied (llama) embeddings: safetensors refuses a tensor under two names."""
+def test_stored_weights_are_restored_through_safetensors(kind, tmp_path):
+    """Embeddings are tied (qwen2) and untied (llama): safetensors rejects a tensor under two names."""
     reference = Reference(tiny_model(kind))
     before = logits(reference.model)
     save_file(reference.state_dict(), tmp_path / "reference.safetensors")
@@ -73,7 +73,7 @@ def test_the_copy_keeps_dtype_and_ties(kind):
     assert (copy.get_output_embeddings().weight is copy.get_input_embeddings().weight) == tied
 
 
-def test_weights_of_another_model_are_refused():
+def test_weights_of_another_model_are_rejected():
     reference = Reference(tiny_model("qwen2"))
     with pytest.raises(ModelError, match="do not fit"):
         reference.load_state_dict(dict(tiny_model("llama").named_parameters()))
@@ -82,7 +82,7 @@ def test_weights_of_another_model_are_refused():
 
 
 def referred(reference):
-    """What the reference's logits are."""
+    """Return the reference's logits."""
     with reference.scoring() as model:
         return logits(model)
 
@@ -92,7 +92,7 @@ def storages(model):
 
 
 @pytest.mark.parametrize("kind", ["whole", "fresh", "moved"])
-def test_it_is_the_policy_as_it_was(kind):
+def test_it_equals_the_earlier_policy(kind):
     policy = tiny_model("llama") if kind == "whole" else adapted(moved=kind == "moved")
     start = logits(policy)
     reference = make_reference(policy)
@@ -105,7 +105,7 @@ def test_it_is_the_policy_as_it_was(kind):
     assert torch.equal(referred(reference), now)
 
 
-def test_a_fresh_adapter_costs_the_reference_nothing():
+def test_the_reference_of_a_fresh_adapter_stores_nothing():
     reference = make_reference(adapted(moved=False))
     assert isinstance(reference, AdapterReference)
     assert reference.state_dict() == {}
@@ -124,7 +124,7 @@ def test_the_base_is_never_copied(was_moved):
     assert sum(each.numel() for each in reference.state_dict().values()) == sum(p.numel() for p in trained.values())
 
 
-def test_an_error_while_scoring_leaves_the_policy_as_it_was():
+def test_an_error_while_scoring_leaves_the_policy_unchanged():
     for was_moved in (True, False):
         policy = adapted(moved=was_moved)
         reference = make_reference(policy)
@@ -135,7 +135,7 @@ def test_an_error_while_scoring_leaves_the_policy_as_it_was():
         assert torch.equal(logits(policy), now)
 
 
-def test_an_adapters_reference_comes_back_through_safetensors(tmp_path):
+def test_an_adapters_reference_is_restored_through_safetensors(tmp_path):
     for name, was_moved in (("off", False), ("stored", True)):
         reference = make_reference(adapted(moved=was_moved))
         before = referred(reference)
@@ -146,7 +146,7 @@ def test_an_adapters_reference_comes_back_through_safetensors(tmp_path):
         assert torch.equal(referred(other), before)
 
 
-def test_an_adapters_reference_of_another_shape_is_refused():
+def test_an_adapters_reference_of_another_shape_is_rejected():
     reference = make_reference(adapted())
     with pytest.raises(ModelError, match="do not fit this model"):
         reference.load_state_dict(make_reference(adapted(r=2)).state_dict())

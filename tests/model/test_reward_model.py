@@ -1,4 +1,4 @@
-"""Reward models: sequence classifiers of real architectures, made here, with tokenizers of their own."""
+"""Tests of reward models: random sequence classifiers of real architectures, with their own tokenizers."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from gvpo.model.reward_model import RewardModel
 from gvpo.rewards import RewardBatch, RewardPool
 from tests.fakes import CHAT_TEMPLATE, CONFIGS, byte_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
 QUESTION = [{"role": "user", "content": "Why?"}]
 ANSWERS = ["", "b", "because", "because it is so, and always was", "é"]
 
@@ -54,16 +54,16 @@ def score(model: RewardModel, *answers: str, prompt: Any = "Why?") -> list[Any]:
 
 
 def by_hand(path: str, text: str) -> float:
-    """transformers alone, one text at a time."""
+    """Score with plain transformers, one text at a time."""
     model = Qwen2ForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
         return float(model(input_ids=torch.tensor([byte_tokenizer()(text).input_ids])).logits[0, 0])
 
 
-# what it reads
+# input texts
 
 
-def test_the_score_is_that_of_the_closed_conversation(path: str):
+def test_the_score_is_computed_from_the_closed_conversation(path: str):
     model = RewardModel(path)
     wanted = by_hand(path, "<bos>[user]Why?\n[assistant]because\n")
     assert score(model, "because") == [pytest.approx(wanted, abs=1e-5)]
@@ -95,8 +95,8 @@ def test_another_tokenizer(path: str, tmp_path: Path):
 
 @pytest.mark.parametrize("pad", [0, 1, None])
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_a_row_scores_the_same_whatever_its_batch(tmp_path: Path, kind: str, pad: int | None):
-    """Also where the padding token is the end token, or the config names none and the texts hold the first ids."""
+def test_a_row_scores_the_same_in_any_batch(tmp_path: Path, kind: str, pad: int | None):
+    """The cases include a padding token that is the end token, a config without one, and texts with the first ids."""
     path = save(tmp_path, kind, pad_token_id=pad)
     texts = [*ANSWERS, "<eos>", "<pad><eos><bos>"]
     alone = [score(RewardModel(path), text)[0] for text in texts]
@@ -118,7 +118,7 @@ def test_the_token_budget_bounds_each_forward(path: str):
     assert sum(shape[0] for shape in shapes) == 6
 
 
-def test_where_memory_runs_out_the_budget_is_halved(path: str):
+def test_the_budget_is_halved_when_memory_runs_out(path: str):
     model = RewardModel(path)
 
     def too_much(_: Any, __: Any, given: dict[str, torch.Tensor]) -> None:
@@ -134,7 +134,7 @@ def test_where_memory_runs_out_the_budget_is_halved(path: str):
 # length
 
 
-def test_longer_texts_are_cut_at_the_beginning_and_that_is_said_once(path: str):
+def test_longer_texts_are_truncated_at_the_beginning_with_one_warning(path: str):
     model = RewardModel(path, max_length=20, form="plain")
     long = "x" * 30 + "the last 20 letters."
     with pytest.warns(GvpoWarning, match="reads 20 tokens, and 1 of 2 texts are longer: their beginning is cut off"):
@@ -143,14 +143,14 @@ def test_longer_texts_are_cut_at_the_beginning_and_that_is_said_once(path: str):
     assert score(model, long, prompt="p") == [pytest.approx(cut, abs=1e-5)]  # and no second warning
 
 
-def test_what_begins_every_text_is_not_cut(path: str):
+def test_the_token_that_begins_every_text_is_kept(path: str):
     model = RewardModel(path, max_length=20)
     text = "[user]Why?\n[assistant]because\n"
     with pytest.warns(GvpoWarning, match="their beginning is cut off"):
         assert score(model, "because") == [pytest.approx(by_hand(path, "<bos>" + text[-19:]), abs=1e-5)]
 
 
-def test_or_their_rows_have_no_reward(path: str):
+def test_too_long_rows_may_have_no_reward(path: str):
     model = RewardModel(path, max_length=20, form="plain", too_long="fail")
     short, long = model.verdicts(prompts=["p", "p"], completions=["short", "x" * 30])
     assert short.reason == ""
@@ -165,7 +165,7 @@ def test_the_models_context_is_the_limit(path: str):
 # labels and types
 
 
-def test_of_several_labels_one_gives_its_probability(tmp_path: Path):
+def test_with_several_labels_the_probability_of_one_is_the_reward(tmp_path: Path):
     small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     labels = {0: "bad", 1: "so-so", 2: "good"}
     bert = BertForSequenceClassification(BertConfig(**small, intermediate_size=64, id2label=labels, num_labels=3))
@@ -205,19 +205,19 @@ def test_the_two_texts_of_a_pair_have_their_types(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_dtype_is_the_one_asked_for(path: str, dtype: str):
+def test_the_dtype_is_the_requested_one(path: str, dtype: str):
     model = RewardModel(path, dtype=dtype)
     assert {parameter.dtype for parameter in model.model.parameters()} == {getattr(torch, dtype)}
     assert score(model, "because") == pytest.approx(score(RewardModel(path), "because"), rel=0.1, abs=0.1)
 
 
-def test_on_a_cpu_the_dtype_is_float32_and_nothing_is_trained(path: str):
+def test_on_a_cpu_the_dtype_is_float32_and_the_model_is_frozen(path: str):
     model = RewardModel(path).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not model.training
 
 
-# in a pool, and what is refused
+# in a pool, and rejected settings
 
 
 def test_in_a_pool_it_scores_all_groups_in_one_call(path: str):
@@ -228,7 +228,7 @@ def test_in_a_pool_it_scores_all_groups_in_one_call(path: str):
     with RewardPool({"reward_model": model}, {"reward_model": 0.5}) as pool:
         (a, bb), (ccc,) = pool.score(batches)
     assert [v.reward for v in (a, bb, ccc)] == pytest.approx([each / 2 for each in score(model, "a", "bb", "ccc")])
-    assert len(calls) == 2  # the pool's, and the one of this line above
+    assert len(calls) == 2  # the pool's call, and the direct call above
 
 
 def test_scores_that_are_not_numbers_are_a_reason(path: str):
@@ -250,12 +250,12 @@ def test_scores_that_are_not_numbers_are_a_reason(path: str):
         ({"tokens_per_batch": 0}, "tokens_per_batch is 0; give at least 1"),
     ],
 )
-def test_settings_that_cannot_be(path: str, options: dict[str, Any], message: str):
+def test_invalid_settings_are_rejected(path: str, options: dict[str, Any], message: str):
     with pytest.raises(ModelError, match=message):
         RewardModel(path, **options)
 
 
-def test_what_is_no_reward_model_is_one_line(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_other_models_are_one_line(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     from tests.fakes import tiny_model
@@ -264,7 +264,7 @@ def test_what_is_no_reward_model_is_one_line(path: str, tmp_path: Path, monkeypa
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/config.json").write_text(json.dumps({"model_type": "qwen"}))
     for where, message in (
-        (causal, "is no reward model: it lacks score.weight, which would be random"),
+        (causal, "is not a reward model: it lacks score.weight, which would be random"),
         (str(tmp_path / "torn"), "cannot load the reward model in"),
         ("./nowhere/at/all", "there is no directory './nowhere/at/all' to load a reward model from"),
     ):

@@ -1,4 +1,4 @@
-"""An adapter is loaded by PEFT on the base that it names, before it is trained, and must be the model in memory."""
+"""Tests that PEFT, with an adapter on the base that it names, builds the model in memory, before training."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def base(path: Path, kind: str = "llama", **kwargs):
-    """A base that is saved and loaded as a user does."""
+    """Save a base and load it as a user does."""
     save_model(tiny_model(kind), byte_tokenizer(), path / "base")
     return AutoModelForCausalLM.from_pretrained(path / "base", **{"dtype": torch.float32, **kwargs})
 
 
 def loaded(model, directory: Path, dtype=torch.float32):
-    """Yield the ways in which a user loads an adapter, each as the model that it gives."""
+    """Yield the ways in which a user loads an adapter, with the resulting models."""
     named = json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"]
     whole = AutoModelForCausalLM.from_pretrained(named, dtype=dtype)
     yield "PeftModel", peft.PeftModel.from_pretrained(whole, str(directory)).get_base_model()
@@ -41,12 +41,12 @@ def loaded(model, directory: Path, dtype=torch.float32):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_way_of_loading_gives_the_model_in_memory(name, kind, tmp_path):
-    """Llama's ends are apart, Qwen2's are tied."""
+    """Llama's embeddings are separate, Qwen2's are tied."""
     model = base(tmp_path, kind)
     lora.add_adapter(model, config(name))
     start = {key: value.clone() for key, value in model.state_dict().items()}
     rehearse_adapter(model, byte_tokenizer())
-    assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())  # as it was
+    assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())  # restored
     save_model(move(model), byte_tokenizer(), tmp_path / "adapter")
     verify_round_trip(model, byte_tokenizer(), tmp_path / "adapter")
     want = next_logprobs(model.eval(), IDS)
@@ -67,7 +67,7 @@ def test_every_way_of_loading_gives_the_model_in_memory(name, kind, tmp_path):
     ],
     ids=str,
 )
-def test_other_kinds_of_adapters_come_back(kind, changes, tmp_path):
+def test_other_kinds_of_adapters_survive(kind, changes, tmp_path):
     model = base(tmp_path, kind)
     lora.add_adapter(model, config(**changes))
     rehearse_adapter(model, byte_tokenizer())
@@ -92,7 +92,7 @@ def edited(model):
 
 @torch.no_grad()
 def new_row(model):
-    """One row of the embedding, which no text may contain."""
+    """Change one row of the embedding, which may occur in no text."""
     model.model.embed_tokens.weight[200] += 0.5
 
 
@@ -105,7 +105,7 @@ def cast(model):
 
 
 def rotated(model):
-    """No weight, and no file has it."""
+    """Change a buffer, which is not a weight and in no file."""
     model.model.rotary_emb.inv_freq *= 0.5
 
 
@@ -131,7 +131,7 @@ def merged(model):
     ids=lambda each: getattr(each, "__name__", ""),
 )
 @pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}], ids=["plain", "saved ends"])
-def test_a_base_that_was_changed_in_memory_is_refused_before_training(change, message, changes, tmp_path):
+def test_a_base_that_was_changed_in_memory_is_rejected_before_training(change, message, changes, tmp_path):
     model = base(tmp_path)
     change(model)
     lora.add_adapter(model, config(**changes))
@@ -140,7 +140,7 @@ def test_a_base_that_was_changed_in_memory_is_refused_before_training(change, me
     assert "\n" not in str(error.value)
 
 
-def test_the_fix_that_is_named_works(tmp_path):
+def test_the_suggested_fix_works(tmp_path):
     model = base(tmp_path)
     resized(model)
     tokenizer = byte_tokenizer()
@@ -157,13 +157,13 @@ def test_the_fix_that_is_named_works(tmp_path):
     assert (next_logprobs(whole, [5, 259, 260]) - want).abs().max() < 1e-4
 
 
-def test_saved_modules_on_a_base_in_half_precision_come_back_rounded(tmp_path):
+def test_saved_modules_on_a_base_in_half_precision_are_rounded(tmp_path):
     model = base(tmp_path, dtype=torch.bfloat16)
     lora.add_adapter(model, config(modules_to_save=["lm_head", "embed_tokens"]))
     rehearse_adapter(model, byte_tokenizer())
 
 
-def test_a_base_in_half_precision_is_one_that_loads_in_it(tmp_path):
+def test_a_base_in_half_precision_must_load_in_it(tmp_path):
     model = base(tmp_path, dtype=torch.bfloat16)
     lora.add_adapter(model, config())
     rehearse_adapter(model, byte_tokenizer())
@@ -173,7 +173,7 @@ def test_a_base_in_half_precision_is_one_that_loads_in_it(tmp_path):
         assert torch.equal(next_logprobs(found.eval(), IDS), want), way
 
 
-def test_a_start_that_peft_does_not_repeat_is_refused(tmp_path):
+def test_a_start_that_peft_does_not_repeat_is_rejected(tmp_path):
     model = base(tmp_path)
     lora.add_adapter(model, config(init_lora_weights="pissa_niter_4"))
     with pytest.raises(
@@ -194,7 +194,7 @@ def test_one_of_several_adapters_is_saved_with_the_name_of_its_base(tmp_path):
         assert torch.equal(next_logprobs(found.eval(), IDS), want), way
 
 
-def test_a_base_that_does_not_load_is_named(tmp_path):
+def test_the_error_names_a_base_that_does_not_load(tmp_path):
     model = base(tmp_path)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     lora.add_adapter(model, config())
@@ -216,7 +216,7 @@ def test_a_relative_base_is_found_from_any_directory(tmp_path, monkeypatch):
 
 
 def test_the_revision_of_a_base_on_the_hub_is_loaded(tmp_path, monkeypatch):
-    """A cache with two revisions of one model, as the hub's own library lays it out."""
+    """Create a cache with two revisions of one model, in the layout of the Hub's own library."""
     for revision, seed in (("a" * 40, 0), ("b" * 40, 1)):
         tiny_model("llama", seed=seed).save_pretrained(tmp_path / "models--me--base/snapshots" / revision)
     (tmp_path / "models--me--base/refs").mkdir()
@@ -238,7 +238,7 @@ def test_the_revision_of_a_base_on_the_hub_is_loaded(tmp_path, monkeypatch):
 
 
 def test_the_commit_of_a_base_on_the_hub_is_recorded(tmp_path, monkeypatch):
-    """The newest revision is another one later, and an adapter still names the one that it was trained on."""
+    """The latest revision changes later, and an adapter still names the one that it was trained on."""
     for revision, seed in (("a" * 40, 0), ("b" * 40, 1)):
         tiny_model("llama", seed=seed).save_pretrained(tmp_path / "models--me--base/snapshots" / revision)
     (tmp_path / "models--me--base/refs").mkdir()
@@ -260,24 +260,24 @@ def test_the_commit_of_a_base_on_the_hub_is_recorded(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("error:the weight files")
-def test_a_base_that_changed_on_the_disk_is_noticed_by_whoever_loads_the_adapter(tmp_path):
+def test_loading_an_adapter_warns_if_its_base_changed_on_disk(tmp_path):
     model = base(tmp_path)
     lora.add_adapter(model, config())
-    save_model(tiny_model("llama", seed=1), byte_tokenizer(), tmp_path / "base")  # after it was loaded: not recorded
+    save_model(tiny_model("llama", seed=1), byte_tokenizer(), tmp_path / "base")  # after loading, so it is not recorded
     save_model(move(model), byte_tokenizer(), tmp_path / "adapter")
     with pytest.warns(GvpoWarning, match="are not those that the adapter in .* was trained on"):
         load_model(tmp_path / "adapter")
     with pytest.warns(GvpoWarning, match="are not those that the adapter in .* was trained on"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out")
     save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "elsewhere")
-    merge_adapter(tmp_path / "adapter", tmp_path / "moved", base=tmp_path / "elsewhere")  # the same weights: no warning
+    merge_adapter(tmp_path / "adapter", tmp_path / "moved", base=tmp_path / "elsewhere")  # same weights, no warning
     save_model(tiny_model("llama"), byte_tokenizer(), tmp_path / "base")
     again = load_model(tmp_path / "adapter")
     save_model(again, byte_tokenizer(), tmp_path / "again")
     load_model(tmp_path / "again")
 
 
-def test_a_base_without_a_name_is_warned_of():
+def test_a_base_without_a_name_gives_a_warning():
     model = tiny_model("llama")
     warn_of_nameless_base(model)  # no adapter
     lora.add_adapter(model, config())
@@ -285,7 +285,7 @@ def test_a_base_without_a_name_is_warned_of():
         warn_of_nameless_base(model)
 
 
-def test_a_fingerprint_is_of_the_base_alone(tmp_path):
+def test_a_fingerprint_covers_only_the_base(tmp_path):
     def fingerprint(change=None, **changes):
         model = base(tmp_path)
         if change is not None:

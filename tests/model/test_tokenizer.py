@@ -1,4 +1,4 @@
-"""Tokenizers: loading what a checkpoint holds, prompts as token ids, padding ids."""
+"""Tests of tokenizers: loading from a checkpoint, prompts as token ids, padding ids."""
 
 import warnings
 from pathlib import Path
@@ -18,7 +18,7 @@ PLAIN_TEMPLATE = (
 
 
 def digit_tokenizer() -> PreTrainedTokenizerFast:
-    """Pairs of digits and single characters, by a pattern of its own: what Qwen2's class would not keep."""
+    """Return a tokenizer of digit pairs and single characters with its own pattern, which Qwen2's class loses."""
     words = ["<pad>", "<eos>", "<unk>", *"0123456789+=\n ", *(f"{n:02d}" for n in range(100))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d\d|[\s\S]"), "isolated")
@@ -27,7 +27,7 @@ def digit_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast, *, eos: bool = False) -> PreTrainedTokenizerFast:
-    """Put <bos> before each text, as Llama's do, and <eos> behind it where asked."""
+    """Put <bos> before each text, as Llama's tokenizers do, and <eos> after it on request."""
     single = "<bos> $A <eos>" if eos else "<bos> $A"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[("<bos>", 2), ("<eos>", 1)]
@@ -43,8 +43,8 @@ def text_of(tokenizer, ids):
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, digit_tokenizer])
-def test_a_custom_tokenizer_of_a_qwen2_checkpoint_is_loaded_as_it_is(make, tmp_path):
-    """transformers returns Qwen2Tokenizer here, which rebuilds normaliser and pre-tokenizer: the trap."""
+def test_a_custom_tokenizer_of_a_qwen2_checkpoint_is_loaded_unchanged(make, tmp_path):
+    """transformers returns Qwen2Tokenizer here, which rebuilds normalizer and pre-tokenizer."""
     original = make()
     tiny_model("qwen2").save_pretrained(tmp_path)
     original.save_pretrained(tmp_path)
@@ -59,7 +59,7 @@ def test_a_custom_tokenizer_of_a_qwen2_checkpoint_is_loaded_as_it_is(make, tmp_p
     assert tokenizer_difference(original, ours, texts) == ""
 
 
-def test_a_tokenizer_that_transformers_loads_right_comes_without_a_warning(tmp_path):
+def test_a_tokenizer_that_transformers_loads_correctly_gives_no_warning(tmp_path):
     original = byte_tokenizer(CHAT_TEMPLATE)
     tiny_model("llama").save_pretrained(tmp_path / "llama")
     original.save_pretrained(tmp_path / "alone")
@@ -70,15 +70,15 @@ def test_a_tokenizer_that_transformers_loads_right_comes_without_a_warning(tmp_p
     assert loaded.chat_template == CHAT_TEMPLATE
 
 
-def test_a_directory_without_a_tokenizer_is_named(tmp_path):
+def test_the_error_names_a_directory_without_a_tokenizer(tmp_path):
     tiny_model("qwen2").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
 
 
-def test_a_damaged_tokenizer_is_named(tmp_path):
+def test_the_error_names_a_corrupt_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match=r"cannot load the tokenizer in .*; save it anew"):
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer in .*; save it again"):
         load_tokenizer(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_an_added_bos_is_a_difference():
 # prompts
 
 
-def test_plain_text_is_its_own_tokens():
+def test_plain_text_becomes_its_own_tokens():
     tokenizer = byte_tokenizer()
     assert text_of(tokenizer, encode_prompt(tokenizer, "1+2=")) == "1+2="
 
@@ -130,7 +130,7 @@ def test_a_template_that_writes_bos_gives_one_bos():
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_text_is_one_user_message_where_there_is_a_template():
+def test_text_is_one_user_message_if_there_is_a_template():
     tokenizer = byte_tokenizer(PLAIN_TEMPLATE)
     assert encode_prompt(tokenizer, "hi") == encode_prompt(tokenizer, [{"role": "user", "content": "hi"}])
     assert text_of(tokenizer, encode_prompt(tokenizer, "hi", chat="chat")) == "[user]hi[assistant]"
@@ -160,48 +160,48 @@ def test_a_last_message_of_the_assistant_is_continued():
 
 
 @pytest.mark.parametrize("empty", ["", []])
-def test_an_empty_prompt_is_refused(empty):
+def test_an_empty_prompt_is_rejected(empty):
     with pytest.raises(DataError, match="empty"):
         encode_prompt(byte_tokenizer(CHAT_TEMPLATE), empty)
 
 
-def test_a_prompt_without_tokens_is_refused():
+def test_a_prompt_without_tokens_is_rejected():
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     with pytest.raises(DataError, match="no token"):
         encode_prompt(tokenizer, "  ")
 
 
-def test_messages_without_a_template_say_what_to_do():
+def test_messages_without_a_template_suggest_a_fix():
     with pytest.raises(DataError, match=r"set tokenizer\.chat_template"):
         encode_prompt(byte_tokenizer(), [{"role": "user", "content": "hi"}])
     with pytest.raises(DataError, match=r"set tokenizer\.chat_template"):
         encode_prompt(byte_tokenizer(), "hi", chat="chat")
 
 
-def test_messages_in_plain_mode_are_refused():
+def test_messages_in_plain_mode_are_rejected():
     with pytest.raises(DataError, match="chat='plain'"):
         encode_prompt(byte_tokenizer(CHAT_TEMPLATE), [{"role": "user", "content": "hi"}], chat="plain")
 
 
-def test_what_is_not_a_message_is_named():
+def test_the_error_names_an_invalid_message():
     with pytest.raises(DataError, match="message 1 has no `role` and `content`; write messages as"):
         encode_prompt(byte_tokenizer(CHAT_TEMPLATE), ["hi"])
 
 
-def test_a_template_that_refuses_is_reported():
+def test_the_error_of_a_template_is_reported():
     tokenizer = byte_tokenizer("{{ raise_exception('no system role here') }}")
     with pytest.raises(DataError, match="no system role here"):
         encode_prompt(tokenizer, "hi")
 
 
 @pytest.mark.parametrize("settings", [{"system_prompt": "be brief"}, {"template_args": {"thinking": False}}])
-def test_settings_that_plain_text_would_ignore_are_refused(settings):
+def test_settings_that_plain_text_would_ignore_are_rejected(settings):
     with pytest.raises(ConfigError, match="need a chat template"):
         encode_prompt(byte_tokenizer(), "hi", **settings)
 
 
-def test_an_unknown_mode_is_refused():
+def test_an_unknown_mode_is_rejected():
     with pytest.raises(ConfigError, match="'auto', 'chat' or 'plain'"):
         encode_prompt(byte_tokenizer(), "hi", chat="always")
 
@@ -221,7 +221,7 @@ def test_padding_falls_back_to_the_end_token_and_adds_none():
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_a_damaged_config_is_named(tmp_path: Path, name: str, data: bytes):
+def test_the_error_names_a_corrupt_config(tmp_path: Path, name: str, data: bytes):
     byte_tokenizer().save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ModelError, match=f"{name} is not a JSON object; copy or download the model again"):

@@ -336,7 +336,7 @@ def switched_off(start: PreTrainedModel) -> Any:
         (frozen, r"no weight of the model requires a gradient.* call requires_grad_\(\) on it"),
         (for_inference, "no weight of the model requires a gradient.* load an adapter with is_trainable=True"),
         (merged, r"the adapter is merged into the model's weights; call unmerge_adapter\(\)"),
-        (switched_off, r"the adapter is switched off; call enable_adapter_layers\(\)"),
+        (switched_off, r"the adapter is disabled; call enable_adapter_layers\(\)"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_at_the_start(make: Any, message: str, tmp_path: Path):

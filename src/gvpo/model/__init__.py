@@ -1,6 +1,6 @@
 """The policy: models, tokenizers, references, and exact log-probs of groups.
 
-Names are imported when they are first used: most need transformers, which takes seconds to import.
+Names are imported on first use, because most need transformers, which takes seconds to import.
 """
 
 from typing import TYPE_CHECKING

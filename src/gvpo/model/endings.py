@@ -1,12 +1,12 @@
-r"""How an answer ends: which tokens end it, and which one is written after a training target.
+r"""The end of an answer: the tokens that end it, and the token written after a training target.
 
-This is decided here once, for sampling, evaluation, training targets and the generation config that is saved.
+This module decides it once, for sampling, evaluation, training targets and the saved generation config.
 
                       assistant message in the chat template ── control token after it ──┐
     tokenizer.eos_token_id, generation_config.eos_token_id ──────────────────────────────┴─▶ Ending(stops, written)
 
 A control token is a special token, or an added token in brackets (`<|im_end|>`). Ordinary text after an answer, such as
-"\n\n" or "END", ends nothing: it may occur inside of an answer too.
+"\n\n" or "END", ends nothing, because it may occur within an answer too.
 """
 
 import re
@@ -28,8 +28,8 @@ ENDLESS = (
 
 SPELLED_OUT = (
     "the chat template ends an answer with {mark!r}, which the tokenizer writes as {count} tokens of ordinary text, so "
-    "it ends no completion: a model that has learnt to write it runs to its maximum length. Use the tokenizer that the "
-    "template belongs to, or add {mark!r} to this one as a special token"
+    "it ends no completion: a model that has learned to write it runs to its maximum length. Use the tokenizer that "
+    "the template belongs to, or add {mark!r} to this one as a special token"
 )
 
 _QUESTION, _ANSWER, _NEXT = "A first question?", "An answer, as any other.", "Another question?"
@@ -39,12 +39,12 @@ _MARK = re.compile(r"\s*(<[^<>\s]+>|\[[^\[\]\s]+\])")
 
 @dataclass(frozen=True)
 class Ending:
-    """How answers end.
+    """The end of answers.
 
     Args:
-        stops: Token ids, sorted; each of them ends a completion.
-        written: The token id after the text of a training target; None where nothing ends an answer.
-        doubt: What a user should know about it, a sentence; "" where all is well.
+        stops: Token ids that end a completion, sorted.
+        written: Token id after the text of a training target; None if no token ends an answer.
+        doubt: Warning for the user, one sentence; "" if there is none.
     """
 
     stops: tuple[int, ...]
@@ -59,17 +59,17 @@ def ending(
     chat: ChatMode = "auto",
     template_args: Mapping[str, Any] | None = None,
 ) -> Ending:
-    """Decide how answers end.
+    """Determine the end of answers.
 
     Args:
-        tokenizer: The tokenizer, with a chat template or without.
-        model: The model, for its generation config, which often has several end tokens; None does without.
-        chat: How prompts become tokens. It decides which token is written, not which tokens end a completion.
+        tokenizer: Tokenizer, with or without a chat template.
+        model: Model, for its generation config, which often has several end tokens; None ignores it.
+        chat: Chat mode of prompts. It decides which token is written, not which tokens end a completion.
         template_args: Keywords for the template.
 
     Returns:
-        All end tokens as `stops`. `written` is the template's, where prompts go through the template and it has one;
-        else the tokenizer's; else any other.
+        All end tokens as `stops`. `written` is the template's end token if prompts use the template and it has one,
+        else the tokenizer's, else any other.
     """
     templates = _terminator(tokenizer, template_args or {}) if tokenizer.chat_template else None
     own = token_ids(tokenizer.eos_token_id)
@@ -81,7 +81,7 @@ def ending(
 
 
 def _doubt(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
-    """Return a warning if the template ends an answer with a mark that is not a token; "" if it does not."""
+    """Return a warning if the template ends an answer with a mark that is not a token, or ""."""
     found = _MARK.match(_after_last_answer(tokenizer, template_args))
     if found is None:
         return ""
@@ -90,13 +90,13 @@ def _doubt(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any])
 
 
 def _terminator(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> int | None:
-    """Return the control token that the template writes after an assistant's message; None where it writes none."""
+    """Return the control token that the template writes after an assistant's message, or None if it writes none."""
     after = _controls(tokenizer, _after_last_answer(tokenizer, template_args))
     if after:
         return after[0]
     between = _controls(
         tokenizer, _between_turns(tokenizer, template_args)
-    )  # some templates end all turns but the last
+    )  # some templates end every turn except the last
     opening = {*between[-1:], *_controls(tokenizer, _generation_prompt(tokenizer, template_args))}
     return between[0] if between and between[0] not in opening else None
 
@@ -117,16 +117,16 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template_args: Mappin
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], template_args: Mapping[str, Any]) -> str:
-    """Return a conversation of user and assistant as the template writes it; "" where it refuses."""
+    """Return a conversation of user and assistant as rendered by the template, or "" if the template rejects it."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    for system in ([], [{"role": "system", "content": "A system prompt."}]):  # some templates refuse to do without
-        with suppress(Exception):  # a template is a program of somebody else's, and may divide by zero
+    for system in ([], [{"role": "system", "content": "A system prompt."}]):  # some templates require a system prompt
+        with suppress(Exception):  # templates are third-party programs and may raise anything
             return str(tokenizer.apply_chat_template([*system, *messages], **{**template_args, "tokenize": False}))
     return ""
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the control tokens of a text: the special ones, or if there are none, added tokens in brackets."""
+    """Return the control tokens of a text: special tokens, or if there are none, added tokens in brackets."""
     added = tokenizer.added_tokens_decoder
     found = [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in added]
     special = [token for token in found if added[token].special]
@@ -135,5 +135,5 @@ def _controls(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _never(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
-    """Return special tokens that end nothing: unknown text, and the beginning where it is not the end token too."""
+    """Return special tokens that never end an answer: the unknown token, and the beginning unless it is the end."""
     return {tokenizer.unk_token_id, tokenizer.bos_token_id} - {*token_ids(tokenizer.eos_token_id)}

@@ -1,9 +1,9 @@
-"""Short names for loaded models, by which later work knows its model again.
+"""Fingerprints of loaded models, by which later work recognizes its model.
 
-    base_fingerprint    every bit of the weights under an adapter: a LoRA run that is resumed
-    fingerprint         some values of each weight, the config and the tokenizer: features of a probe
+    base_fingerprint    every bit of the weights under an adapter, for a resumed LoRA run
+    fingerprint         some values of each weight, the config and the tokenizer, for features of a probe
 
-`gvpo.model.weight_files.weights_fingerprint` names a model on the disk, which is not loaded for it.
+`gvpo.model.weight_files.weights_fingerprint` identifies a model on disk without loading it.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from gvpo.model import adapter_kinds, lora
 from gvpo.model.tokenizer import PROBES
 
 _SAMPLED = 64
-"""Values of each weight that a fingerprint looks at, spread evenly."""
+"""Number of evenly spaced values per weight that enter a fingerprint."""
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Return a hash of every frozen weight of a model with an adapter; "" for a model without one.
+    """Return a hash of all frozen weights of a model with an adapter, or "" for a model without one.
 
-    The model is read whole: about half a second per gigabyte and core. Weights that an adapter's start has changed
-    (PiSSA) are left out, since the same change is not the same to the last bit on another machine.
+    All weights are read, which takes about half a second per gigabyte and core. Weights changed by an adapter's start
+    (PiSSA) are excluded, because that change differs in the last bits between machines.
     """
     if not lora.is_adapted(model):
         return ""
@@ -52,9 +52,9 @@ def _digest(tensor: Tensor) -> str:
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a short name that changes with the weights, the config or the tokenizer, and not with the directory.
+    """Return a short name that depends on the weights, the config and the tokenizer, but not on the directory.
 
-    Of each weight some values are read, so that it takes no time; a change to other values alone goes unnoticed.
+    Only some values of each weight are read, which is fast. A change that affects only other values goes unnoticed.
     """
     digest = hashlib.blake2b(digest_size=16)
     config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}

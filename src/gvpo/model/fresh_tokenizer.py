@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot, for small models that start from nothing."""
+"""Tokenizers generated for small models that are trained from scratch."""
 
 import re
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 def fresh_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are exactly the given strings, the longest match first.
+    """Return a tokenizer whose tokens are exactly the given strings, with the longest match first.
 
     Args:
-        vocabulary: the tokens, characters or longer strings; `<pad>`, `<eos>` and `<unk>` are put before them.
+        vocabulary: Tokens, which are characters or longer strings. `<pad>`, `<eos>` and `<unk>` are added before them.
 
     Raises:
-        ConfigError: no tokens, an empty one, or one given twice.
+        ConfigError: If there are no tokens, or a token is empty or repeated.
     """
     if not vocabulary or "" in vocabulary or len(set(vocabulary)) < len(vocabulary):
-        raise ConfigError("model.vocabulary needs tokens that are neither empty nor given twice")
+        raise ConfigError("model.vocabulary needs tokens that are neither empty nor repeated")
     ids = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *vocabulary])}
     tokenizer = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
     pattern = "|".join(re.escape(token) for token in sorted(vocabulary, key=len, reverse=True))

@@ -1,7 +1,7 @@
-"""The generation config that is saved with a model: it ends answers as training did, and transformers takes it.
+"""The generation config that is saved with a model. It ends answers as in training, and transformers can save it.
 
-transformers loads a generation config with settings that have no effect, `temperature` without `do_sample` for
-example, and refuses to save the same config later. So it is repaired before it is saved.
+transformers loads a generation config with settings that have no effect, such as `temperature` without `do_sample`, but
+raises an error when the same config is saved later. The config is therefore repaired before it is saved.
 """
 
 import copy
@@ -18,30 +18,30 @@ GENERATION_CONFIG = "generation_config.json"
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _FIRST = ("eos_token_id", "bos_token_id", "pad_token_id", "do_sample", "num_beams")
-"""Settings that others depend on; they are kept before those."""
+"""Settings that other settings depend on. They are kept before the others."""
 
 
 def generation_config_of(model: PreTrainedModel | None) -> GenerationConfig | None:
-    """Return a model's generation config; None for a model that does not generate."""
+    """Return a model's generation config, or None for a model that does not generate."""
     return getattr(model, "generation_config", None)
 
 
 def settle(model: PreTrainedModel, stops: Iterable[int]) -> None:
-    """Make the model's generation config one that can be saved and that stops where answers end; it is replaced.
+    """Replace the model's generation config by one that can be saved and that stops at the end of answers.
 
     Args:
-        model: A model; one that does not generate is left alone.
-        stops: Token ids that end an answer, besides those that the config has.
+        model: Model. A model that does not generate is left unchanged.
+        stops: Token ids that end an answer, in addition to those in the config.
     """
     if (config := generation_config_of(model)) is not None:
         model.generation_config = savable(_with_stops(config, stops))
 
 
 def savable(config: GenerationConfig) -> GenerationConfig:
-    """Return the config if transformers saves it, else a repaired one, with a warning that names the changed settings.
+    """Return the config if transformers can save it, else a repaired one, with a warning about the changed settings.
 
-    Settings of sampling switch sampling on, unless `do_sample` is false or the temperature 0. What transformers still
-    refuses is left out.
+    Sampling settings set `do_sample` to true, unless `do_sample` is false or the temperature is 0. Settings that
+    transformers still rejects are removed.
     """
     if _can_be_saved(config):
         return config
@@ -59,20 +59,20 @@ def savable(config: GenerationConfig) -> GenerationConfig:
 
 
 def save_beside(model: PreTrainedModel, directory: str | Path) -> None:
-    """Write the model's generation config beside an adapter, whose base may have another one."""
+    """Write the model's generation config next to an adapter, whose base may have another one."""
     if (config := generation_config_of(model)) is not None:
         config.save_pretrained(str(directory))
 
 
 def restore(model: PreTrainedModel, directory: str | Path) -> None:
-    """Read the generation config that was saved beside an adapter, if there is one, into a model."""
+    """Read the generation config that was saved with an adapter into a model, if there is one."""
     if (Path(directory) / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(directory))
 
 
 def _with_stops(config: GenerationConfig, stops: Iterable[int]) -> GenerationConfig:
     configured = token_ids(config.eos_token_id)
-    known = [each for each in configured if each >= 0]  # some configs have -1 for none
+    known = [each for each in configured if each >= 0]  # some configs use -1 for "none"
     ends = [*known, *sorted({*stops} - {*known})]
     if ends == configured or not ends:
         return config
@@ -92,7 +92,7 @@ def _means_to_sample(settings: dict[str, Any]) -> bool:
 
 
 def _kept(config: GenerationConfig, settings: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
-    """Add settings one by one as long as the config can be saved; return it, and the names that it cannot have."""
+    """Add settings one by one as long as the config can be saved. Return it, and the names of the rejected settings."""
     dropped = []
     for name in sorted(settings, key=lambda name: name not in _FIRST):
         trial = copy.copy(config)
@@ -108,6 +108,6 @@ def _can_be_saved(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
         config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
-    except Exception:  # its settings are the user's, and none of them is worth a checkpoint
+    except Exception:  # the user's settings must not cost a checkpoint
         return False
     return True

@@ -1,7 +1,4 @@
-"""Hidden states of a model for given tokens.
-
-Knows transformers' models; nothing of what the states are used for.
-"""
+"""Hidden states of a model for given tokens, independent of their use."""
 
 from collections.abc import Sequence
 
@@ -14,15 +11,15 @@ from gvpo.model.model import no_dropout, vocabulary_size
 
 
 def layer_count(model: PreTrainedModel) -> int:
-    """How many layers a model has; its hidden states are numbered 0 (embeddings) to this."""
+    """Return the number of layers. Hidden states are numbered from 0 (embeddings) to this number."""
     return int(model.config.get_text_config().num_hidden_layers)
 
 
 def resolve_layer(model: PreTrainedModel, layer: int) -> int:
-    """A layer's number from 0, where negative ones count from the last.
+    """Return a layer's number counted from 0. Negative numbers count from the last layer.
 
     Raises:
-        ConfigError: there is no such layer.
+            ConfigError: If the layer does not exist.
     """
     count = layer_count(model)
     if not -count - 1 <= layer <= count:
@@ -32,18 +29,19 @@ def resolve_layer(model: PreTrainedModel, layer: int) -> int:
 
 @torch.no_grad()
 def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int) -> Tensor:
-    """States of one layer for some token sequences, computed together.
+    """Return the states of one layer for some token sequences, computed together.
 
     Args:
-        model: a causal model; its dropout is off inside, its mode stays.
-        rows: token ids of each row, at least one; padded on the right here, which a causal model does not see.
-        layer: 0 the embeddings, l the output of layer l; the last one is behind the final norm.
+        model: Causal model. Its dropout is disabled during the call, and its mode does not change.
+        rows: Token ids of each row, at least one. Rows are padded on the right, which does not affect a causal model.
+        layer: Number of the layer: 0 for the embeddings, l for the output of layer l. The last output is after the
+            final norm.
 
     Returns:
-        [n, T, D] float32 on the model's device; places behind a row's end are meaningless.
+        [n, T, D] float32 on the model's device. Positions after a row's end are meaningless.
 
     Raises:
-        ModelError: a token that the model does not have, or a model that does not give its states.
+        ModelError: If a token is outside the vocabulary, or the model does not return its states.
     """
     if (highest := max(map(max, rows))) >= vocabulary_size(model):
         raise ModelError(
@@ -64,5 +62,5 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
         )
     states: tuple[Tensor, ...] | None = getattr(output, "hidden_states", None)
     if states is None:
-        raise ModelError(f"{type(model).__name__} does not give its hidden states; use an embeddings endpoint instead")
+        raise ModelError(f"{type(model).__name__} returns no hidden states; use an embeddings endpoint instead")
     return states[layer].float()

@@ -1,9 +1,9 @@
-"""Which token ids a policy is a distribution over: those that its tokenizer has.
+"""Restriction of a policy's distribution to the token ids of its tokenizer.
 
-Embeddings are often larger than the vocabulary (Qwen2.5 has 151,936 rows for 151,665 tokens), and ids may be left out
-in between. Such an id has no text, so none is drawn, and the softmax of samples, log-probs and gradients leaves it out.
+Embeddings are often larger than the vocabulary (Qwen2.5 has 151,936 rows for 151,665 tokens), and ids in between may be
+unused. Such an id has no text, so it is never sampled, and the softmax of samples, log-probs and gradients excludes it.
 
-    restrict(model, tokenizer) ── notes on the model what is missing ──▶ the sampler's logits, the head's log-probs
+    restrict(model, tokenizer) ── records the missing ids on the model ──▶ the sampler's logits, the head's log-probs
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from gvpo.model.model import vocabulary_size
 from gvpo.types import Group
 
 _NOTE = "_gvpo_missing"
-"""The attribute of a model; a copy of the model has it too, and nothing saves it."""
+"""Attribute of a model. Copies of the model have it too, but it is not saved."""
 _IMPOSSIBLE = -1e30
-"""A logit that has probability 0 in every dtype with float32's range, and an entropy that is a number."""
+"""Logit with probability 0 and a finite entropy in every dtype with float32's range."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,34 @@ class Missing:
     """Token ids of a model that its tokenizer does not have.
 
     Args:
-        end: all ids from here on.
-        gaps: the ids below it.
+        end: First id from which on all ids are missing.
+        gaps: Missing ids below `end`.
     """
 
     end: int
     gaps: tuple[int, ...]
 
     def among(self, tokens: Sequence[int]) -> list[int]:
-        """Return those of some token ids that are missing."""
+        """Return the missing ids among some token ids."""
         if max(tokens, default=-1) < self.end and not self.gaps:
             return []
         gaps = set(self.gaps)
         return [token for token in tokens if token >= self.end or token in gaps]
 
     def hidden(self, logits: Tensor) -> Tensor:
-        """Return logits [..., V] in which the ids cannot be drawn; the argument is changed."""
+        """Return logits [..., V] with which missing ids cannot be sampled. The argument is changed in place."""
         logits[..., self.end :] = -torch.inf
         if self.gaps:
             logits[..., list(self.gaps)] = -torch.inf
         return logits
 
     def known(self, logits: Tensor) -> Tensor:
-        """Return logits [..., n] of the ids up to the end, with minus infinity in the gaps; gradients pass."""
+        """Return logits [..., n] of the ids below `end`, with minus infinity in the gaps. Gradients flow through."""
         kept = logits[..., : self.end]
         return kept.masked_fill(self._gap_mask(kept), -torch.inf) if self.gaps else kept
 
     def bias(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return the bias [V] of a head with a weight [V, H], where the gaps cannot be drawn; gradients pass."""
+        """Return the bias [V] of a head with weight [V, H] that makes gaps impossible. The result is differentiable."""
         if not self.gaps:
             return bias
         own = weight.new_zeros(len(weight)) if bias is None else bias
@@ -68,7 +68,7 @@ class Missing:
 
 
 def restrict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model a distribution over the tokens that its tokenizer has, in samples and log-probs alike."""
+    """Restrict a model's distribution to the tokens of its tokenizer, for samples and log-probs alike."""
     size = vocabulary_size(model)
     known = _known_ids(tokenizer, size)
     end = max(known, default=size - 1) + 1
@@ -77,21 +77,21 @@ def restrict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def missing_tokens(model: nn.Module) -> Missing | None:
-    """Return the token ids that `restrict` found missing; None where there is none, or nobody has asked."""
+    """Return the missing token ids recorded by `restrict`, or None if no id is missing or it was not called."""
     found: Missing | None = getattr(model, _NOTE, None)
     return found
 
 
 def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the largest token id of a tokenizer; -1 if it has none."""
+    """Return the largest token id of a tokenizer, or -1 if it has no tokens."""
     return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def refuse_missing(missing: Missing | None, groups: Iterable[Group]) -> None:
-    """Refuse completions with a token that the policy gives no probability.
+    """Raise an error if a completion has a token to which the policy gives no probability.
 
     Raises:
-        DataError: the message names the token.
+        DataError: If there is such a token. The message names it.
     """
     if missing is None:
         return
@@ -105,7 +105,7 @@ def refuse_missing(missing: Missing | None, groups: Iterable[Group]) -> None:
 
 
 def _known_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> set[int]:
-    """Return the ids below `size` that stand for a token. Of two ids with one text, the vocabulary names only one."""
+    """Return the ids below `size` with a token. If two ids have the same text, the vocabulary contains only one."""
     named = {token for token in tokenizer.get_vocab().values() if token < size}
     others = (token for token in range(size) if token not in named)
     return named | {token for token in others if _stands_for_a_token(tokenizer, token)}

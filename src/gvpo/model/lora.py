@@ -1,9 +1,9 @@
 """LoRA: a small trained adapter on a frozen model, through peft.
 
-The policy stays the transformers model that it was; peft puts adapter layers into it. A `PeftModel` of the user's is
-taken apart to that same form (`unwrapped`), its modules shared. Why so: docs/internals/decisions/0011-lora.md.
+The policy stays the same transformers model; peft adds adapter layers to it. A user's `PeftModel` is converted to the
+same form (`unwrapped`), which shares its modules. For the reasons, see docs/internals/decisions/0011-lora.md.
 
-An adapter on disk is what PEFT and vLLM load: adapter_config.json and adapter_model.safetensors, and never the base.
+An adapter on disk has the format of PEFT and vLLM: adapter_config.json and adapter_model.safetensors, without the base.
 """
 
 import copy
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _BASE_FILES = "base_files"
-"""Under this name the metadata of an adapter's weights tells the weight files of its base."""
+"""Metadata key of an adapter's weights that stores the fingerprint of its base's weight files."""
 _PREFIX = "base_model.model."
-"""What PEFT puts before a weight's name on disk."""
+"""Prefix of weight names in PEFT's files."""
 
 _SHAPE = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias")
-"""Settings of an adapter that decide what its weights mean."""
+"""Settings of an adapter that decide the meaning of its weights."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter is, in words for people.
+    """Description of an adapter.
 
     Args:
-        base: the model under it, a path or hub id; "" for one that was made on the spot.
-        rank: of its matrices.
-        alpha: its output is scaled by alpha / rank.
-        targets: the layers that it changes, by the last part of their names.
-        dtype: of the base's weights in training.
-        revision: of a base on the hub; None for the newest.
+        base: Base model, a path or a Hub model ID; "" for a randomly initialized model.
+        rank: Rank of its matrices.
+        alpha: Scale of its output, which is multiplied by alpha / rank.
+        targets: Layers that it changes, by the last part of their names.
+        dtype: Dtype of the base's weights in training.
+        revision: Revision of a base on the Hub; None for the latest.
     """
 
     base: str
@@ -58,17 +58,17 @@ class Adapter:
 
 
 def is_adapted(model: object) -> bool:
-    """Whether a model has adapter layers of peft in it; never imports peft."""
+    """Return whether a model contains adapter layers of peft. This never imports peft."""
     if not isinstance(model, nn.Module) or "peft" not in sys.modules:
         return False
     return next(layers_of(model), None) is not None
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside a `PeftModel`, sharing its modules; anything else as it is.
+    """Return the transformers model inside a `PeftModel`, sharing its modules. Return anything else unchanged.
 
     Raises:
-        ModelError: the adapter is not LoRA, or more or fewer than one is active.
+        ModelError: If the adapter is not LoRA, or not exactly one is active.
     """
     if "peft" not in sys.modules or not isinstance(model, sys.modules["peft"].PeftModel):
         return model
@@ -82,7 +82,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def settings(config: TrainConfig) -> Any:
-    """The `peft.LoraConfig` of a run's [lora] section; None where it asks for no fresh adapter."""
+    """Return the `peft.LoraConfig` of a run's [lora] section, or None if it sets no new adapter."""
     if config.lora_rank is None:
         return None
     return _peft().LoraConfig(
@@ -95,10 +95,10 @@ def settings(config: TrainConfig) -> Any:
 
 
 def require_lora(config: Any) -> None:
-    """Refuse what is no `peft.LoraConfig`, or has dropout.
+    """Raise an error unless `config` is a `peft.LoraConfig` without dropout.
 
     Raises:
-        ModelError: the message says what to pass.
+        ModelError: If it is not. The message says what to pass.
     """
     kind = _peft().LoraConfig
     if not isinstance(config, kind):
@@ -110,15 +110,15 @@ def require_lora(config: Any) -> None:
 
 
 def add_adapter(model: "PreTrainedModel", config: Any, *, seed: int = 0) -> None:
-    """Put a fresh adapter on a model and freeze all else; the adapter's weights are float32.
+    """Add a new adapter to a model and freeze all other weights. The adapter's weights are float32.
 
     Args:
-        model: without an adapter; changed in place.
-        config: a `peft.LoraConfig`.
-        seed: of the adapter's random half; torch's own generators are left as they were.
+        model: Model without an adapter, changed in place.
+        config: A `peft.LoraConfig`.
+        seed: Random seed of the adapter's initialization. torch's generators are left unchanged.
 
     Raises:
-        ModelError: peft is missing, the adapter has dropout or is not LoRA, or the model has no such layers.
+        ModelError: If peft is missing, the adapter has dropout or is not LoRA, or the model has no such layers.
     """
     _peft()
     require_lora(config)
@@ -135,14 +135,14 @@ def add_adapter(model: "PreTrainedModel", config: Any, *, seed: int = 0) -> None
 
 
 def load_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Put a stored adapter on a model, to be trained on.
+    """Add a stored adapter to a model, ready for training.
 
     Args:
-        model: its base, without an adapter; changed in place.
-        directory: of the adapter, or a hub id.
+        model: Its base, without an adapter, changed in place.
+        directory: Directory of the adapter, or a Hub model ID.
 
     Raises:
-        ModelError: there is no adapter, or it is another model's.
+        ModelError: If there is no adapter, or it belongs to another model.
     """
     config = read_config(directory)
     config.inference_mode = False
@@ -152,26 +152,26 @@ def load_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
 
 
 def read_config(directory: str | Path) -> Any:
-    """The settings of a stored adapter.
+    """Return the settings of a stored adapter.
 
     Raises:
-        ModelError: there is none, or it is not LoRA.
+        ModelError: If there is no adapter, or it is not LoRA.
     """
-    if Path(directory).is_dir() and not (Path(directory) / CONFIG_FILE).is_file():  # peft would ask the hub
-        raise ModelError(f"there is no adapter in {directory}: it has no {CONFIG_FILE}; give the directory that has")
+    if Path(directory).is_dir() and not (Path(directory) / CONFIG_FILE).is_file():  # peft would look on the Hub
+        raise ModelError(f"there is no adapter in {directory}: it has no {CONFIG_FILE}; give a directory that has one")
     try:
         config = _peft().PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"there is no adapter {directory} here or on the hub ({one_line(error)})") from error
+        raise ModelError(f"there is no adapter {directory} here or on the Hub ({one_line(error)})") from error
     require_lora(config)
     return config
 
 
 def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Write a stored adapter's weights over those of the model's own, bit by bit.
+    """Copy a stored adapter's weights into the model's adapter, bit by bit.
 
     Raises:
-        ModelError: there is no adapter, or it has other settings, layers or shapes.
+        ModelError: If there is no adapter, or it has other settings, layers or shapes.
     """
     _peft()
     from peft.utils import set_peft_model_state_dict
@@ -193,24 +193,24 @@ def read_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
 
 
 def save_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Write the active adapter as PEFT does: its settings, with the base's name, and its weights, not the base."""
+    """Write the active adapter in PEFT's format: its settings, with the base's name, and its weights, not the base."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(own_config(model))
     config.inference_mode = True
-    config.task_type = config.task_type or "CAUSAL_LM"  # peft.AutoPeftModelForCausalLM loads no adapter without
+    config.task_type = config.task_type or "CAUSAL_LM"  # peft.AutoPeftModelForCausalLM needs it to load an adapter
     config.base_model_name_or_path, config.revision = named_base(model), base_revision(model)
     config.save_pretrained(str(directory))
-    # copies: safetensors refuses two names for one tensor, as tied modules have
+    # clone, because safetensors rejects two names for one tensor, which tied modules have
     weights = {f"{_PREFIX}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in _own(model).items()}
     metadata = {"format": "pt", _BASE_FILES: origin_of(model).files}
     safetensors.torch.save_file(weights, Path(directory) / WEIGHTS_FILE, metadata=metadata)
 
 
 def verify_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Compare a stored adapter with the model's own, bit by bit, and read it back into it; no copy of the base.
+    """Compare a stored adapter with the model's own, bit by bit, and read it back, without a copy of the base.
 
     Raises:
-        RoundTripError: settings, names or values differ.
+        RoundTripError: If settings, names or values differ.
     """
     stored, own = dict(_stored(directory)), _own(model)
     unlike = sorted(stored.keys() ^ own.keys()) or [k for k in own if not torch.equal(own[k].cpu(), stored[k])]
@@ -219,17 +219,17 @@ def verify_adapter(model: "PreTrainedModel", directory: str | Path) -> None:
     try:
         read_adapter(model, directory)
     except ModelError as error:
-        raise RoundTripError(f"the adapter saved in {directory} does not come back: {error}") from error
+        raise RoundTripError(f"the adapter saved in {directory} cannot be loaded again: {error}") from error
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that training moves."""
+    """Yield names and parameters that are trained."""
     yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base: adapter layers pass everything by. Afterwards all is as it was."""
+    """Disable the adapter within this context, so that the model computes as its base. Restore it on exit."""
     layers = list(layers_of(model))
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for layer in layers:
@@ -239,12 +239,12 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(enabled=True)
-        for parameter, gradient in wanted:  # peft's switch turns these too
+        for parameter, gradient in wanted:  # enable_adapters changes these too
             parameter.requires_grad_(gradient)
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
-    """What the model's adapter is; None where it has none."""
+    """Describe the model's adapter, or return None if it has none."""
     if not is_adapted(model):
         return None
     config = own_config(model)
@@ -256,31 +256,31 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 
 def is_adapter(directory: str | Path) -> bool:
-    """Whether a local directory holds an adapter and no whole model."""
+    """Return whether a local directory contains an adapter and no complete model."""
     path = Path(directory)
     return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
 
 
 def named_base(model: nn.Module) -> str:
-    """Return the name under which an adapter records its base; "" for a model that was never loaded from anywhere.
+    """Return the name under which an adapter records its base, or "" for a model that was not loaded from anywhere.
 
-    A local directory is named by its whole path, since a relative one is found from one directory alone.
+    A local directory is recorded by its absolute path, since a relative path depends on the working directory.
     """
     name = str(getattr(model, "name_or_path", ""))
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def base_revision(model: Any) -> str | None:
-    """Return the revision that an adapter records for a base on the hub: the settings', else the commit in memory."""
+    """Return the revision that an adapter records for a base on the Hub: its settings' one, else the loaded commit."""
     given: str | None = own_config(model).revision
     return given or origin_of(model).commit
 
 
 def base_of(directory: str | Path) -> tuple[str, str | None]:
-    """Return the path or id of the model that a stored adapter belongs on, and its revision on the hub.
+    """Return the path or ID of the base model of a stored adapter, and its revision on the Hub.
 
     Raises:
-        ModelError: it names none.
+        ModelError: If it names no base model.
     """
     config = read_config(directory)
     if not config.base_model_name_or_path:
@@ -297,7 +297,7 @@ def _peft() -> Any:
 
 
 def layers_of(model: nn.Module) -> Iterator[Any]:
-    """Yield peft's own modules in a model, those that switch."""
+    """Yield peft's modules in a model that can be enabled and disabled."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -305,10 +305,10 @@ def layers_of(model: nn.Module) -> Iterator[Any]:
 
 
 def _require_targets(model: nn.Module, config: Any) -> None:
-    """Peft passes over names that match nothing as long as one matches; here a misspelt one is an error."""
+    """Raise an error if a target matches no layer. peft ignores such names as long as another one matches."""
     targets = config.target_modules
     if not isinstance(targets, list | tuple | set) or any(p.ndim > 2 for p in model.parameters()):
-        return  # a pattern; or experts, whose old names peft translates
+        return  # a pattern, or experts, whose old names peft converts
     names = [name for name, _ in model.named_modules()]
     for target in sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in names):
@@ -319,23 +319,23 @@ def _require_targets(model: nn.Module, config: Any) -> None:
 def _prepare(model: "PreTrainedModel") -> None:
     note_origin(model, named_base(model))
     for _, parameter in trainable(model):
-        if parameter.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
+        if parameter.dtype in (torch.bfloat16, torch.float16):  # half precision stalls at the rates of RL
             parameter.data = parameter.data.float()
     embedding: Any = model.get_input_embeddings()
-    if not hasattr(embedding, "num_embeddings"):  # peft's layer hides it, and sizes are read off the embedding
+    if not hasattr(embedding, "num_embeddings"):  # peft's layer hides the attribute, which other code reads
         inner = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding.original_module
         embedding.num_embeddings = inner.num_embeddings
     if model.get_output_embeddings() in set(layers_of(model)):
         notices.warn(
-            "the adapter changes the model's head, so updates hold its full logits; leave the head out to save memory"
+            "the adapter changes the model's head, so updates store its full logits; exclude the head to save memory"
         )
 
 
 def active_adapter(model: nn.Module) -> str:
-    """Return the name of the one active adapter.
+    """Return the name of the only active adapter.
 
     Raises:
-        ModelError: there is none, or there are several.
+        ModelError: If no adapter or several adapters are active.
     """
     active = {name for layer in layers_of(model) for name in layer.active_adapters}
     if len(active) != 1:
@@ -347,22 +347,22 @@ def own_config(model: Any) -> Any:
     """Return the settings of the active adapter.
 
     Raises:
-        ModelError: there is none.
+        ModelError: If the model has no adapter.
     """
     if not is_adapted(model):
-        raise ModelError("the model has no adapter; give it one with peft_config, lora.rank or lora.path")
+        raise ModelError("the model has no adapter; add one with peft_config, lora.rank or lora.path")
     return model.peft_config[active_adapter(model)]
 
 
 def _own(model: "PreTrainedModel") -> Mapping[str, Tensor]:
-    """The active adapter's weights as PEFT names them, without its prefix; not copied.
+    """Return the active adapter's weights under PEFT's names, without its prefix and without copies.
 
-    Never peft's "auto" for embeddings: it looks the base model up on the hub, and saves frozen weights.
+    Never use peft's "auto" for embeddings, because it looks the base model up on the Hub, and saves frozen weights.
     """
     _peft()
     from peft import get_peft_model_state_dict
 
-    state = model.state_dict()  # given, since peft takes biases of an adapter in its own state for damaged weights
+    state = model.state_dict()  # passed, since peft mistakes biases in its own state for corrupt weights
     found: dict[str, Tensor] = get_peft_model_state_dict(
         model, state, adapter_name=active_adapter(model), save_embedding_layers=False
     )
@@ -370,7 +370,7 @@ def _own(model: "PreTrainedModel") -> Mapping[str, Tensor]:
 
 
 def _stored(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """A stored adapter's weights, on the CPU, without PEFT's prefix."""
+    """Yield a stored adapter's weights on the CPU, without PEFT's prefix."""
     from peft.utils import load_peft_weights
 
     try:
@@ -381,7 +381,7 @@ def _stored(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _base_files(directory: str | Path) -> str:
-    """Return what a stored adapter tells of its base's weight files; "" if it tells nothing, or is on the hub."""
+    """Return the recorded fingerprint of an adapter's base, or "" if it records none or is on the Hub."""
     file = Path(directory) / WEIGHTS_FILE
     if not file.is_file():
         return ""

@@ -1,6 +1,6 @@
 """Matrix products and linear layers: PyTorch's own, or on a CPU the faster ones of `gvpo.model.cpu`.
 
-That package is imported here, the first time that something is multiplied on a CPU.
+That package is imported here, at the first product on a CPU.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
         x: [T, in], its input.
 
     Returns:
-        [out, in]; where it is larger one way than the other, perhaps a transposed view.
+        [out, in]; on a CPU it may be a transposed view.
     """
     if change.device.type == "cpu":
         found: Tensor = _on_cpu().gradient_of_weight(change, x)
@@ -53,8 +53,8 @@ def fast_linears(model: nn.Module, head: nn.Module | None = None) -> AbstractCon
     """Return a context in which a model's linear layers on a CPU are faster.
 
     Args:
-        model: the policy; backwards belong inside only if they recompute.
-        head: a layer to leave alone.
+        model: Policy. Run backward in the context only for passes that recompute.
+        head: Layer to leave unchanged.
     """
     if all(parameter.device.type != "cpu" for parameter in model.parameters()):
         return nullcontext()

@@ -1,4 +1,4 @@
-"""A LoRA adapter merged into its base: a whole model again, for programs that know nothing of adapters."""
+"""Merging a LoRA adapter into its base, for programs that do not support adapters."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TIMES_THE_NOISE = 8
-"""How far the merged model may be from base and adapter, in units of float32's own error on the same text."""
+"""Largest difference of the merged model from base and adapter, in units of float32's own error on the same text."""
 
 
 def merge_adapter(adapter: str | Path, directory: str | Path, *, base: str | Path | None = None) -> Path:
-    """Write the base with the adapter in its weights, a whole model in float32.
+    """Write the base with the adapter merged into its weights, a complete model in float32.
 
-    It is written beside `directory`, loaded back and compared, and gets its name after that: whatever goes wrong,
-    nothing is left.
+    The model is written to a temporary directory, loaded back and compared, and then renamed. If anything fails, no
+    files are left.
 
     Args:
-        adapter: directory of a stored adapter, for example a checkpoint.
-        directory: where the model goes; new or empty.
-        base: the model that the adapter belongs on; default the one that it names.
+        adapter: Directory of a stored adapter, for example a checkpoint.
+        directory: Output directory, new or empty.
+        base: Base model of the adapter; default the one that it names.
 
     Returns:
         `directory`.
 
     Raises:
-        ModelError: there is no adapter, its base cannot be had, it cannot be merged, or `directory` is not empty.
-        RoundTripError: the merged model gives other log-probs than base and adapter.
+        ModelError: If there is no adapter, its base cannot be loaded, it cannot be merged, or `directory` is not empty.
+        RoundTripError: If the log-probs of the merged model differ from those of base and adapter.
     """
-    target = Path(directory).resolve()  # "." has no name to be written beside
+    target = Path(directory).resolve()  # "." has no name for the temporary directory
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} is taken; give a new directory for the merged model")
+        raise ModelError(f"{target} is not empty; give a new directory for the merged model")
     model, origin = _with_adapter(adapter, base)
     tokenizer = load_tokenizer(adapter if _has_tokenizer(adapter) else origin)
     ids = token_ids(tokenizer)
@@ -57,28 +57,28 @@ def _with_adapter(adapter: str | Path, base: str | Path | None) -> "tuple[PreTra
     """Return the base with the adapter on it, and the base's name."""
     named, revision = (str(base), None) if base else lora.base_of(adapter)
     if lora.is_adapter(named):
-        raise ModelError(f"{named} is an adapter, too; give a whole model as base")
+        raise ModelError(f"{named} is an adapter too; give a complete model as base")
     model = pretrained(named, torch.float32, "sdpa", revision=revision)
     lora.load_adapter(model, adapter)
     return model, named
 
 
 def _logprobs_and_noise(model: "PreTrainedModel", ids: Sequence[int]) -> tuple[torch.Tensor, float]:
-    """Return the log-probs in float32, and their error, which the same forward in float64 shows."""
+    """Return the log-probs in float32, and their error, measured by the same forward pass in float64."""
     if hasattr(model.config.get_text_config(), "num_experts_per_tok"):
-        model.set_experts_implementation("eager")  # the only one that can do float64
+        model.set_experts_implementation("eager")  # the only one with float64
     logprobs = next_logprobs(model, ids)
     try:
         exact = next_logprobs(model.double(), ids)
-    except RuntimeError:  # a kernel that has no float64: the fixed tolerance has to do
+    except RuntimeError:  # a kernel without float64, so the fixed tolerance applies
         exact = logprobs
-    model.float()  # float32 weights come back from float64 bit by bit
+    model.float()  # float32 weights survive float64 bit by bit
     return logprobs, float((logprobs - exact).abs().max())
 
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A directory that gets the target's name at the end; nothing of it is left if there is an error."""
+    """Yield a temporary directory that is renamed to the target on success and removed on an error."""
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,13 +86,13 @@ def _beside(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         partial.replace(target)
     except OSError as error:
-        raise ModelError(f"cannot write the merged model to {target}: {error.strerror}; make room there") from error
+        raise ModelError(f"cannot write the merged model to {target}: {error.strerror}; free some space") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _merged(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Add the adapter's product to the weights and take peft's layers away; the model is changed in place."""
+    """Add the adapter's product to the weights and remove peft's layers. The model is changed in place."""
     if adapter_kinds.repeats_layers(model):
         raise ModelError(
             "this adapter repeats layers, which share weights and cannot be merged; use the adapter itself"
@@ -101,7 +101,7 @@ def _merged(model: "PreTrainedModel") -> "PreTrainedModel":
     try:
         for name, module in reversed(list(model.named_modules())):  # adapters of a layer may be nested, inner ones last
             _merge_module(model, name, module)
-    except (RuntimeError, ValueError, NotImplementedError) as error:  # of peft, for some kinds of adapter
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # raised by peft for some kinds of adapter
         raise ModelError(f"this adapter cannot be merged: {one_line(error)}; use the adapter itself") from error
     _note_ends(model)
     model.peft_config.clear()
@@ -120,7 +120,7 @@ def _merge_module(model: "PreTrainedModel", name: str, module: nn.Module) -> Non
     elif isinstance(module, ModulesToSaveWrapper):
         _replace(model, name, module.modules_to_save[module.active_adapters[0]])
     elif isinstance(module, TrainableTokensWrapper):
-        _replace(model, name, module.token_adapter)  # by now the embedding that was in it
+        _replace(model, name, module.token_adapter)  # by now the embedding inside it
 
 
 def _replace(model: nn.Module, name: str, module: Any) -> None:
@@ -129,7 +129,7 @@ def _replace(model: nn.Module, name: str, module: Any) -> None:
 
 
 def _separate_ends(model: "PreTrainedModel") -> None:
-    """Give head and embedding weights of their own where an adapter changes one of two that were tied."""
+    """Separate the weights of head and embedding if an adapter changes one of them and they were tied."""
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     if not model.config.get_text_config().tie_word_embeddings or not any(lora.is_adapted(end) for end in ends):
         return
@@ -139,7 +139,7 @@ def _separate_ends(model: "PreTrainedModel") -> None:
 
 
 def _note_ends(model: "PreTrainedModel") -> None:
-    """Write into the config that head and embedding are apart, where the adapter has taken them apart."""
+    """Record in the config that head and embedding are separate, if the adapter has separated them."""
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     if ends[1] is not None and ends[0].weight is not ends[1].weight:
         for config in (model.config, model.config.get_text_config()):

@@ -1,6 +1,6 @@
-"""Models: load them in float32, make fresh ones, switch their noise off, save them so that they come back.
+"""Models: load them in float32, create randomly initialized ones, disable their noise, and save them.
 
-Knows transformers' auto classes and nothing of training; reading a tokenizer is `gvpo.model.tokenizer`.
+This module uses transformers' auto classes and does not depend on training. `gvpo.model.tokenizer` reads tokenizers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,32 +45,33 @@ def load_model(
     device: torch.device | str | None = None,
     quantization: Quantization = "none",
 ) -> PreTrainedModel:
-    """Load a causal language model, or make a fresh one. A LoRA adapter comes on its base, ready to be trained on.
+    """Load a causal language model, or create a random one. A LoRA adapter is loaded on its base, ready for training.
 
-    The dtype is always explicit: a bfloat16 checkpoint comes as float32 parameters, since bfloat16 ones do not move at
-    the learning rates of RL. Compute in bfloat16 is autocast's business.
+    The dtype is always explicit: a bfloat16 checkpoint is loaded as float32 parameters, since bfloat16 parameters do
+    not change at the learning rates of RL. Use autocast to compute in bfloat16.
 
     Args:
-        path_or_id: a local directory or a hub id; None with `init`.
-        init: `{"architecture": "qwen2", ...}` and keys of that transformers config: a random model instead.
-        seed: of the random model's weights; torch's own generators are left as they were.
-        dtype: of the parameters.
-        attention: transformers' attention implementation, "sdpa" or "eager" say.
-        device: where to put it; None leaves it on the CPU.
-        quantization: "4bit" keeps the layers' weights in 4 bits (QLoRA): train an adapter on them, not the model.
+        path_or_id: Local directory or Hub model ID; None with `init`.
+        init: `{"architecture": "qwen2", ...}` and keys of that transformers config, for a randomly initialized model.
+        seed: Random seed of the random model's weights. torch's generators are left unchanged.
+        dtype: Dtype of the parameters.
+        attention: Attention implementation of transformers, such as "sdpa" or "eager".
+        device: Device of the model; None leaves it on the CPU.
+        quantization: "4bit" stores the layers' weights in 4 bits (QLoRA): train an adapter on them, not the model.
 
     Returns:
-        The model in eval mode, or in train mode where it is fresh: transformers' own defaults.
+        The model, in eval mode if it was loaded and in train mode if it is random, as in transformers.
 
     Raises:
-        ModelError: not a model, not complete, not reachable, or unknown keys; the message says what to do.
+        ModelError: If the model is invalid, incomplete or not reachable, or keys are unknown. The message says what to
+            do.
 
     Example:
         >>> load_model(init={"architecture": "qwen2", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
         ...                  "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64})
     """
     if (path_or_id is None) == (init is None):
-        raise ModelError("give either the path of a model or init for a fresh one, not both or none")
+        raise ModelError("give either the path of a model or init for a random one, not both or none")
     if init is not None:
         load = _fresh(init, seed, dtype, attention)
     else:
@@ -79,18 +80,18 @@ def load_model(
 
 
 def is_model(value: object) -> bool:
-    """Whether something is a transformers model."""
+    """Return whether an object is a transformers model."""
     return isinstance(value, PreTrainedModel)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens, prompt and completion together, the model can read; None if its config does not say."""
+    """Return the maximum number of tokens of prompt and completion together, or None if the config has no limit."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many tokens the model's embedding has."""
+    """Return the number of tokens in the model's embedding."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.num_embeddings)
 
@@ -105,17 +106,17 @@ def save_model(
 ) -> None:
     """Write a directory that transformers and vLLM load: safetensors, config, generation config, tokenizer.
 
-    Of a model with a LoRA adapter, the adapter alone, as PEFT and vLLM load it.
+    For a model with a LoRA adapter, only the adapter is written, in the format of PEFT and vLLM.
 
     Args:
-        model: what to save.
-        tokenizer: saved beside it.
-        directory: made if need be.
-        weights: the model's state, where the model itself holds only a part of it.
-        original_format: Write weights in the names and shapes of the hub, where transformers has others in memory.
+        model: Model to save.
+        tokenizer: Tokenizer to save with it.
+        directory: Output directory, created if necessary.
+        weights: State of the model, if the model itself has only a part of it.
+        original_format: Write weights with the names and shapes of the Hub, if transformers uses others in memory.
 
     Raises:
-        ModelError: the files cannot be written, or transformers refuses the generation config.
+        ModelError: If the files cannot be written, or transformers rejects the generation config.
     """
     try:
         with quietly():
@@ -133,13 +134,13 @@ def save_model(
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep one activation a layer and compute the others again in the backward.
+    """Keep one activation per layer and recompute the others in the backward pass.
 
-    It works in train mode alone: transformers skips it in eval mode. No random state is kept for the second time: in
-    updates nothing is random.
+    This only works in train mode, since transformers skips it in eval mode. The random state is not saved for the
+    recomputation, because updates are deterministic.
 
     Raises:
-        ModelError: the architecture cannot.
+        ModelError: If the architecture does not support it.
     """
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -149,17 +150,18 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 @contextmanager
 def no_dropout(model: nn.Module) -> Iterator[None]:
-    """Give forwards in train mode the log-probs of eval mode: without dropout, layer drop and router jitter.
+    """Give forward passes in train mode the log-probs of eval mode, without dropout, layer drop and router jitter.
 
-    Train mode must stay because transformers skips gradient checkpointing in eval mode. Rates of dropout are 0 inside,
-    since no evaluation reads them. A module with jitter is in eval mode inside: in PhiMoE's router the size of the
-    jitter is a part of the formula of evaluation too, and train mode draws experts at random besides.
+    The model must stay in train mode because transformers skips gradient checkpointing in eval mode. Dropout rates are
+    0 in this context, which does not affect eval mode. Modules with jitter are in eval mode in this context: in
+    PhiMoE's router the size of the jitter is also part of the formula of eval mode, and train mode chooses experts at
+    random.
 
     Args:
-        model: any module, wrapped or not. Every value is as it was on exit.
+        model: Any module, wrapped or not. All values are restored on exit.
 
     Raises:
-        ModelError: a LoRA adapter has dropout. Silencing it would train otherwise than was asked for.
+        ModelError: If a LoRA adapter has dropout. Disabling it would change the requested training.
     """
     _refuse_lora_dropout(model)
     noisy = [(owner, name, value) for owner in _owners(model) for name, value in _noise(owner).items()]
@@ -178,14 +180,14 @@ def no_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def _owners(model: nn.Module) -> list[object]:
-    """Modules, and their configs: some attention layers read `config.attention_dropout` in each forward."""
+    """Return modules and their configs: some attention layers read `config.attention_dropout` in each forward pass."""
     modules = list(model.modules())
     configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
     return [*modules, *configs.values()]
 
 
 def _noise(owner: object) -> dict[str, float]:
-    """Return the attributes of a module or a config that are rates of dropout."""
+    """Return the attributes of a module or a config that are dropout rates."""
     layer = "Drop" in type(owner).__name__
     return {
         name: value
@@ -212,32 +214,32 @@ def _fresh(init: Mapping[str, Any], seed: int, dtype: torch.dtype, attention: st
         try:
             return _AUTO.from_config(config, dtype=dtype, attn_implementation=attention)
         except (ValueError, ImportError, RuntimeError) as error:
-            raise ModelError(f"cannot make this model with attention={attention!r}: {one_line(error)}") from error
+            raise ModelError(f"cannot create this model with attention={attention!r}: {one_line(error)}") from error
 
 
 def _fresh_config(init: Mapping[str, Any]) -> PreTrainedConfig:
-    """The transformers config of `init`; a key that the architecture does not have is an error, not ignored."""
+    """Return the transformers config of `init`. Raise an error for a key that the architecture does not have."""
     keys = dict(init)
     if "architecture" not in keys:
-        raise ModelError('init names no architecture; add architecture = "qwen2", say')
+        raise ModelError('init names no architecture; add one, such as architecture = "qwen2"')
     architecture = str(keys.pop("architecture"))
     if architecture not in CONFIG_MAPPING or CONFIG_MAPPING[architecture] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         near = did_you_mean(architecture, sorted(set(CONFIG_MAPPING.keys()) - {architecture}))
-        raise ModelError(f"init.architecture={architecture!r} is no causal language model of transformers{near}")
+        raise ModelError(f"init.architecture={architecture!r} is not a causal language model of transformers{near}")
     known = {*vars(AutoConfig.for_model(architecture)), *CONFIG_MAPPING[architecture].attribute_map, "rope_theta"}
     public = [name for name in known if not name.startswith("_")]
     for key in keys:
         if key not in known:
             raise ModelError(f"init.{key} is not a key of the {architecture} config{did_you_mean(key, public)}")
     try:
-        # token ids that were not given stay unset: the defaults belong to another tokenizer
+        # missing token ids stay unset, because the defaults belong to another tokenizer
         return AutoConfig.for_model(architecture, **{**dict.fromkeys(_TOKEN_IDS), **keys})
-    except Exception as error:  # its validators raise classes of their own
+    except Exception as error:  # its validators raise their own classes
         raise ModelError(f"init is not a valid {architecture} config: {one_line(error)}") from error
 
 
 def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantization) -> Any:
-    """A whole model, or an adapter on its base."""
+    """Load a complete model, or an adapter on its base."""
     if not lora.is_adapter(path):
         return pretrained(path, dtype, attention, quantization_config(quantization))
     base, revision = lora.base_of(path)
@@ -248,17 +250,17 @@ def _stored(path: str, dtype: torch.dtype, attention: str, quantization: Quantiz
 
 
 def pretrained(path: str, dtype: torch.dtype, attention: str, bits: Any = None, revision: str | None = None) -> Any:
-    """Load a whole model as transformers' AutoModelForCausalLM does, and refuse one that is not complete.
+    """Load a complete model as transformers' AutoModelForCausalLM does, and raise an error if weights are missing.
 
     Args:
-        path: a local directory or a hub id.
-        dtype: of the parameters.
-        attention: transformers' attention implementation.
-        bits: transformers' configuration of quantised weights.
-        revision: of a model of the hub.
+        path: Local directory or Hub model ID.
+        dtype: Dtype of the parameters.
+        attention: Attention implementation of transformers.
+        bits: Quantization config of transformers.
+        revision: Revision of a model on the Hub.
 
     Raises:
-        ModelError: not a model, not complete or not reachable; the message says what to do.
+        ModelError: If the model is invalid, incomplete or not reachable. The message says what to do.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ModelError(
@@ -274,7 +276,7 @@ def pretrained(path: str, dtype: torch.dtype, attention: str, bits: Any = None, 
                 **({} if revision is None else {"revision": revision}),
                 **({} if bits is None else {"quantization_config": bits}),
             )
-    except Exception as error:  # damaged files raise whatever their parsers do, safetensors' own class among it
+    except Exception as error:  # parsers of corrupt files raise many classes, including safetensors' own
         raise _cannot_load(path, attention, error) from error
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -289,47 +291,47 @@ def pretrained(path: str, dtype: torch.dtype, attention: str, bits: Any = None, 
 
 
 def _cannot_load(path: str, attention: str, error: Exception) -> ModelError:
-    """Why a model did not load, in the words of who has to mend it."""
+    """Return the error for a model that did not load, with a remedy for the user."""
     text = one_line(error)
     if not Path(path).is_dir():
         return ModelError(not_found("model", path, error))
-    if "Unrecognized configuration class" in text:  # goes on to list every model there is
-        return ModelError(f"the model in {path} is not a causal language model; give a decoder, as Qwen2 or Llama are")
+    if "Unrecognized configuration class" in text:  # the text then lists every known model
+        return ModelError(f"the model in {path} is not a causal language model; give a decoder, such as Qwen2 or Llama")
     if "attn_implementation" in text or "FlashAttention" in text:
-        return ModelError(f"the model in {path} cannot be had with attention={attention!r}; use sdpa or eager ({text})")
+        return ModelError(f"the model in {path} does not load with attention={attention!r}; use sdpa or eager ({text})")
     if "ignore_mismatched_sizes" in text:
         return ModelError(
-            f"the weights in {path} have other shapes than its config.json says; give the config that they came with"
+            f"the weights in {path} have other shapes than its config.json says; use the config that belongs to them"
         )
     if isinstance(error, SafetensorError):
-        return ModelError(f"the weights in {path} are damaged or cut off ({text}); copy or download them again")
+        return ModelError(f"the weights in {path} are corrupt or truncated ({text}); copy or download them again")
     return ModelError(f"cannot load the model in {path}: {text}; give the directory that save_pretrained wrote")
 
 
 def _refuse_encoder(model: PreTrainedModel, path: str) -> None:
-    """Encoders load as causal models and look ahead all the same; those whose config leaves it open are asked."""
+    """Raise an error for an encoder. Encoders load as causal models, so models with an ambiguous config are tested."""
     if getattr(model.config, "is_decoder", True) is False:
         first, other = (next_logprobs(model, [0, second])[0, 0] for second in (0, 1))
         if not torch.equal(first, other):
-            raise ModelError(f"the model in {path} is an encoder: its tokens see later ones; give a causal model")
+            raise ModelError(f"the model in {path} is an encoder: its tokens attend to later ones; give a causal model")
 
 
 def moved_to(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    """The model on a device.
+    """Move the model to a device.
 
     Raises:
-        ModelError: there is no such device, or it is too small.
+        ModelError: If the device does not exist or is too small.
     """
     try:
         moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # transformers' stubs forget the string
-    except (AssertionError, RuntimeError) as error:  # torch's words for a device that is not there, or too small
+    except (AssertionError, RuntimeError) as error:  # raised by torch if the device is missing or too small
         raise ModelError(f"cannot put the model on {device}: {one_line(error)}") from error
     return moved
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No bar of transformers for each load and save, and no table of what did not fit: our error says it in a line."""
+    """Hide transformers' progress bars and its table of mismatched weights, which our errors report in one line."""
     logs: Any = transformers_logging
     shown, verbosity = logs.is_progress_bar_enabled(), logs.get_verbosity()
     logs.disable_progress_bar()
@@ -344,7 +346,7 @@ def quietly() -> Iterator[None]:
 
 @torch.no_grad()
 def next_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
-    """Return [1, T, V] log-probs of every next token, without gradient or noise, of ids cut to the context.
+    """Return [1, T, V] log-probs of every next token, without gradient or dropout, for ids truncated to the context.
 
     They are float32, or float64 for a model of that precision.
     """

@@ -13,12 +13,12 @@ Quantization = Literal["none", "4bit"]
 
 
 def quantization_config(kind: Quantization) -> BitsAndBytesConfig | None:
-    """What `from_pretrained` needs for a kind; None for "none".
+    """Return the quantization config for `from_pretrained`, or None for "none".
 
-    "4bit" is QLoRA's own: NF4 with doubly quantised constants (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    "4bit" is QLoRA's own format: NF4 with double quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
     Raises:
-        ModelError: bitsandbytes is not installed, or another kind.
+        ModelError: If bitsandbytes is not installed, or the kind is unknown.
     """
     if kind == "none":
         return None
@@ -37,8 +37,8 @@ def quantization_config(kind: Quantization) -> BitsAndBytesConfig | None:
 def stay_trainable(model: nn.Module) -> None:
     """Keep bitsandbytes on CPUs from repacking weights when the model samples.
 
-    Its layout for inference in bfloat16 has no gradient, and stays when the model goes back to training: gradients
-    through it are silently wrong (0.50).
+    Its inference layout in bfloat16 has no gradient, and stays when training continues, so gradients are silently wrong
+    (version 0.50).
     """
     module: Any
     for module in model.modules():

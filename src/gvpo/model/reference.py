@@ -1,10 +1,10 @@
-"""The reference policy pi_theta': what the policy was when training started, or at the last refresh.
+"""The reference policy pi_theta': the policy at the start of training, or at the last refresh.
 
 initial    stored once, never refreshed
 every:N    refreshed in place every N steps
-previous   nothing stored: the policy's own log-probs, taken before the first update of a step
+previous   not stored: the policy's own log-probs before the first update of a step
 
-Stored is a frozen copy of the model; of a model with a LoRA adapter only the adapter, or nothing at all.
+The reference stores a frozen copy of the model. For a model with a LoRA adapter it stores only the adapter, or nothing.
 """
 
 import copy
@@ -20,18 +20,18 @@ from gvpo.model import adapter_kinds, lora
 
 
 def make_reference(model: PreTrainedModel) -> "Reference | AdapterReference":
-    """The reference that is this policy as it is now, in the form that costs least."""
+    """Return a reference equal to the current policy, in the cheapest form."""
     return AdapterReference(model) if lora.is_adapted(model) else Reference(model)
 
 
 class Reference:
-    """A frozen copy of a policy; the one copy that there is.
+    """A frozen copy of a policy, the only copy.
 
     Args:
-        model: the policy as it is now; same dtype and device.
+        model: Current policy. The copy has the same dtype and device.
 
     Attributes:
-        model: the copy, in eval mode, no parameter of which requires a gradient.
+        model: The copy, in eval mode, without gradients.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -39,27 +39,27 @@ class Reference:
 
     @contextmanager
     def scoring(self) -> Iterator[PreTrainedModel]:
-        """The model whose log-probs are the reference's, inside."""
+        """Yield the model whose log-probs are the reference's."""
         yield self.model
 
     def refresh(self, model: PreTrainedModel) -> None:
-        """Take the policy's weights of now, in place.
+        """Copy the policy's current weights, in place.
 
         Raises:
-            ModelError: another architecture.
+            ModelError: If the architecture differs.
         """
         self.load_state_dict(dict(_weights(model)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The copy's weights by name, tied ones once, so that safetensors can write them; not copied."""
+        """Return the copy's weights by name, without copying, with tied ones once for safetensors."""
         return dict(_weights(self.model))
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take stored weights, in place.
+        """Copy stored weights, in place.
 
         Raises:
-            ModelError: names or shapes are not those of this model.
+            ModelError: If names or shapes do not match this model.
         """
         own = self.state_dict()
         _require_fit(own, state)
@@ -68,13 +68,13 @@ class Reference:
 
 
 class AdapterReference:
-    """The adapter of then, on the policy's own base; the base is never copied.
+    """An earlier adapter on the policy's own base, which is never copied.
 
-    Where training starts from an adapter that changes nothing yet, the reference is the adapter switched off, and
-    nothing is stored. Else the trained weights of then are stored, and change places with those of now for a score.
+    If training starts from an adapter that changes nothing yet, the reference is the disabled adapter, and no weights
+    are stored. Otherwise the earlier trained weights are stored, and swapped with the current ones while scoring.
 
     Args:
-        model: the policy as it is now, with an adapter in it. The reference goes on using it.
+        model: Current policy with an adapter. The reference keeps using it.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -83,7 +83,7 @@ class AdapterReference:
 
     @contextmanager
     def scoring(self) -> Iterator[PreTrainedModel]:
-        """The policy's model, which gives the reference's log-probs inside; do not train it there."""
+        """Yield the policy's model, which computes the reference's log-probs in this context. Do not train it there."""
         if not self._stored:
             with lora.adapter_off(self._policy):
                 yield self._policy
@@ -95,18 +95,18 @@ class AdapterReference:
             self._swap()
 
     def refresh(self, model: PreTrainedModel) -> None:
-        """Take the adapter of now."""
+        """Store the current adapter."""
         self._policy, self._stored = model, self._now()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The stored weights by name, not copied; {} where the reference is the adapter switched off."""
+        """Return the stored weights by name, without copying, or {} if the reference is the disabled adapter."""
         return dict(self._stored)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take stored weights; {} is the adapter switched off.
+        """Copy stored weights; {} means the disabled adapter.
 
         Raises:
-            ModelError: names or shapes are not those of this model's adapter.
+            ModelError: If names or shapes do not match this model's adapter.
         """
         own = dict(lora.trainable(self._policy))
         if state:
@@ -118,7 +118,7 @@ class AdapterReference:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Values change places, tensors stay: optimizers and wrappers hold the parameters."""
+        """Swap values in place, because optimizers and wrappers refer to the parameters."""
         for name, parameter in lora.trainable(self._policy):
             now = parameter.clone()
             parameter.copy_(self._stored[name])
@@ -129,12 +129,12 @@ def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None
     unlike = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     if unlike:
         raise ModelError(
-            f"the reference's weights do not fit this model: {unlike[0]} differs; use those of its own run"
+            f"the reference's weights do not fit this model: {unlike[0]} differs; use the weights of its own run"
         )
 
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and the buffers that checkpoints hold; the others follow from the configuration."""
+    """Yield parameters, and the buffers that checkpoints contain; other buffers follow from the configuration."""
     persistent = model.state_dict(keep_vars=True).keys()
     yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)

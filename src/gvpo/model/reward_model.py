@@ -1,9 +1,9 @@
-"""Reward models: sequence classifiers of Hugging Face that score a completion behind its prompt.
+"""Reward models: Hugging Face sequence classifiers that score a completion after its prompt.
 
     prompt, completion ──own template, own tokenizer──▶ ids ──token budget──▶ batches ──▶ logit ──▶ reward
 
-A reward model lives in the trainer's process, on its device, outside the pool of reward workers. Its number is the
-logit as it is: its weight in the sum of rewards is where to scale it.
+A reward model runs in the trainer's process, on its device, outside the pool of reward workers. Its reward is the
+unscaled logit. Scale it with its weight in the sum of rewards.
 """
 
 import inspect
@@ -29,23 +29,26 @@ if TYPE_CHECKING:
     Completion = str | Sequence[Message]
 
 Form = Literal["auto", "chat", "plain", "pair"]
-"""How a prompt and a completion become one text: by the chat template where there is one (auto), always (chat), one
-behind the other (plain), or as the tokenizer's own pair of texts (pair)."""
+"""How prompt and completion become one text.
+
+auto uses the chat template if there is one, chat always uses it, plain concatenates, and pair is the tokenizer's text
+pair.
+"""
 TooLong = Literal["cut", "fail"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _AUTO: Any = AutoModelForSequenceClassification
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNLIMITED = 10**9
-"""transformers writes a huge number where a tokenizer has no longest text."""
+"""Threshold above which a tokenizer's maximum length means "no limit" in transformers."""
 
 
 class RewardModelRow(NamedTuple):
-    """A text as a reward model reads it.
+    """Input of a reward model for one text.
 
     Args:
-        ids: its tokens.
-        types: for each the number of its text in a pair; empty where the tokenizer gives none.
+        ids: Token ids.
+        types: For each token the number of its text in a pair; empty if the tokenizer returns none.
     """
 
     ids: list[int]
@@ -53,23 +56,23 @@ class RewardModelRow(NamedTuple):
 
 
 class RewardModel:
-    """A reward: what a sequence classifier says of each completion. Loaded when it is first needed.
+    """A reward: the score of a sequence classifier for each completion. The model is loaded on first use.
 
     Args:
-        path: local directory or hub id, with a tokenizer.
-        tokenizer: directory or hub id of another tokenizer; default the model's own.
+        path: Local directory or Hub model ID, with a tokenizer.
+        tokenizer: Directory or Hub ID of another tokenizer; default the model's own.
         form: "auto", "chat", "plain" or "pair".
-        template_args: keywords for the chat template.
-        label: which label's probability is the reward, by name or number, where there are several.
-        max_length: tokens that it reads at most; default what model and tokenizer say.
-        too_long: "cut" drops the beginning of longer texts, but for a first special token, with a warning; "fail" gives
-            their rows no reward.
-        tokens_per_batch: tokens a forward, padding included; halved while memory runs out.
-        dtype: of weights and computation; "auto" is bfloat16 on GPUs, else float32.
-        device: where it computes; default the CPU.
+        template_args: Keywords for the chat template.
+        label: Name or number of the label whose probability is the reward, if there are several.
+        max_length: Maximum number of tokens per text; default the limit of model and tokenizer.
+        too_long: "cut" removes the beginning of longer texts, except for a special first token, with a warning; "fail"
+            gives their rows no reward.
+        tokens_per_batch: Maximum number of tokens per forward pass, including padding; halved when memory runs out.
+        dtype: Dtype of weights and computation; "auto" is bfloat16 on GPUs, else float32.
+        device: Device of the model; default the CPU.
 
     Raises:
-        ModelError: a setting that cannot be.
+        ModelError: If a setting is invalid.
 
     >>> helpful = RewardModel("path/to/reward-model", device="cuda")  # doctest: +SKIP
     >>> helpful(prompts=["What is 2 + 2?"], completions=["4"])  # doctest: +SKIP
@@ -121,28 +124,28 @@ class RewardModel:
         return self._parts()[1]
 
     def identity(self) -> tuple[Any, ...]:
-        """Return what decides its rewards: its weights (by its name on a hub) and how rows are written for it."""
+        """Return what determines its rewards: its weights (by its name on the Hub) and the format of its rows."""
         how = (self.form, self.too_long, self.label, self._max_length, self._tokenizer_path, self._template_args)
         return (weights_fingerprint(self.path) or self.path, *how)
 
     def check_ready(self) -> None:
-        """Load it now.
+        """Load the model now.
 
         Raises:
-            ModelError: there is no such model, it has no head for scores, or several labels and none is chosen.
+            ModelError: If the model does not exist, has no score head, or has several labels and none is chosen.
         """
         self._parts()
 
     def __call__(self, prompts: Sequence[Prompt], completions: "Sequence[Completion]", **_: Any) -> list[float | None]:
-        """One reward a row; None for a row that could not be read."""
+        """Return one reward per row, or None for a row that could not be read."""
         return [verdict.reward for verdict in self.verdicts(prompts=prompts, completions=completions)]
 
     def verdicts(self, prompts: Sequence[Prompt], completions: "Sequence[Completion]", **_: Any) -> list[Verdict]:
-        """One verdict a row, in order.
+        """Return one verdict per row, in order.
 
         Args:
-            prompts: text or messages.
-            completions: text, or `[{"role": "assistant", ...}]`.
+            prompts: Text or messages.
+            completions: Text, or `[{"role": "assistant", ...}]`.
         """
         verdicts: list[Verdict] = [Verdict(None)] * len(prompts)
         readable: dict[int, RewardModelRow] = {}
@@ -160,16 +163,16 @@ class RewardModel:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that it reads at most; None if nothing says."""
+        """Maximum number of tokens per text, or None if there is no limit."""
         limits = (self._max_length, context_length(self.model), self.tokenizer.model_max_length)
         known = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
         return min(known, default=None)
 
     def encode(self, prompt: Prompt, completion: "Completion") -> RewardModelRow:
-        """The tokens of a prompt with its completion, not cut.
+        """Return the tokens of a prompt with its completion, without truncation.
 
         Raises:
-            DataError: messages without a template, or a template that refuses them.
+            DataError: If messages have no template, or the template rejects them.
         """
         tokenizer = self.tokenizer
         text = completion if isinstance(completion, str) else str(completion[-1]["content"])
@@ -187,7 +190,7 @@ class RewardModel:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[RewardModelRow]) -> list[float]:
-        """The reward of each row."""
+        """Return the reward of each row."""
         found: dict[int, float] = {}
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row].ids))
         while order:
@@ -204,7 +207,7 @@ class RewardModel:
         return [found[row] for row in range(len(rows))]
 
     def _forward(self, rows: Sequence[RewardModelRow]) -> Tensor:
-        """[n] float32 rewards of n rows, padded on the right."""
+        """Return [n] float32 rewards of n rows, padded on the right."""
         ids = [row.ids for row in rows]
         with _padding(self.model, ids) as pad:
             mask = self._tensor([[1] * len(row) for row in ids], 0)
@@ -217,12 +220,12 @@ class RewardModel:
         return logits.softmax(-1)[:, _label_index(self.model, self.label)]
 
     def _tensor(self, rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-        """[n, width of the longest]."""
+        """Return the padded rows as a tensor [n, width of the longest]."""
         width = max(map(len, rows))
         return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
 
     def _settle_length(self, rows: dict[int, RewardModelRow]) -> list[int]:
-        """Cut what is too long; or else return the rows that are."""
+        """Truncate rows that are too long, or return those rows."""
         most = self.max_length
         long = [row for row, read in rows.items() if most is not None and len(read.ids) > most]
         if self.too_long == "fail" or most is None:
@@ -233,12 +236,12 @@ class RewardModel:
             self._warned = True
             notices.warn(
                 f"the reward model reads {most} tokens, and {len(long)} of {len(rows)} texts are longer: their "
-                'beginning is cut off, now and later; too_long="fail" takes such rows out instead'
+                'beginning is cut off, now and later; set too_long="fail" to give such rows no reward instead'
             )
         return []
 
     def _cut(self, row: RewardModelRow, most: int) -> RewardModelRow:
-        """The last tokens of a row, behind the token that begins every text."""
+        """Return the last tokens of a row, after the token that begins every text."""
         first = int(row.ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
         start = len(row.ids) - (most - first)
         return RewardModelRow(*(part[:first] + part[start:] for part in row))
@@ -256,22 +259,22 @@ def _classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # damaged files raise whatever their parsers do
+    except Exception as error:  # parsers of corrupt files raise many classes
         if not Path(path).is_dir():
             raise ModelError(not_found("reward model", path, error)) from error
         raise ModelError(f"cannot load the reward model in {path}: {one_line(error)}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
-            f"{path} is no reward model: it lacks {missing[0]}, which would be random; give a sequence classifier that "
-            "was trained to score"
+            f"{path} is not a reward model: it lacks {missing[0]}, which would be random; give a sequence classifier "
+            "that was trained to score"
         )
     whole: PreTrainedModel = model
     return whole
 
 
 def _label_index(model: PreTrainedModel, label: str | int | None) -> int:
-    """The place of the label whose probability is the reward; 0 where there is but one."""
+    """Return the index of the label whose probability is the reward, or 0 if there is only one label."""
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     count: int = model.config.num_labels or 1
     if count == 1 and label is None:
@@ -284,10 +287,10 @@ def _label_index(model: PreTrainedModel, label: str | int | None) -> int:
 
 @contextmanager
 def _padding(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Iterator[int]:
-    """Inside, the model takes padded batches; gives the id to pad with.
+    """Make the model accept padded batches in this context, and yield the padding id.
 
-    A model looks for the last token that is not padding, by its id. Where its config names none it takes the very last
-    one, so a batch needs an id that occurs in none of its rows.
+    A model searches for the last token that is not padding, by its id. If its config sets no padding id, it uses the
+    very last token, so a batch needs an id that occurs in none of its rows.
     """
     config: Any = model.config.get_text_config()
     own: int | None = config.pad_token_id

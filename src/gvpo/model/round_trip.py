@@ -1,4 +1,4 @@
-"""Round trips: load what was saved as a user will load it, and compare it with what is in memory."""
+"""Round trips: load what was saved as a user would, and compare it with the objects in memory."""
 
 import tempfile
 import warnings
@@ -18,17 +18,17 @@ from gvpo.model.model import load_model, next_logprobs, pretrained, vocabulary_s
 from gvpo.model.tokenizer import load_tokenizer, tokenizer_difference
 
 LOGPROB_TOLERANCE = 1e-4
-"""Largest difference, in nats per token, between a model's log-probs and those of its saved copy: kernels' rounding."""
+"""Largest difference in nats per token between log-probs of a model and its saved copy, due to kernels' rounding."""
 
 WEIGHT_TOLERANCE = 1e-5
-"""Largest difference between two bases' weights, as a share of the largest weight of the same matrix."""
+"""Largest difference between two bases' weights, as a fraction of the largest weight of the same matrix."""
 
 TEXT = (
     "The committee met on 12 March 1969 and agreed, after a long debate, to build two bridges over the river. "
     "How many trains will cross them each day? If 3 trains leave every hour, then 3 * 24 = 72. "
     "def double(x):\n    return 2 * x  # simple enough\n"
 )
-"""Ordinary text: on strings of control tokens, float32 noise is ten times larger."""
+"""Ordinary text. On strings of control tokens, float32 noise is ten times larger."""
 
 _SAVE = (
     "save the model in memory and its tokenizer with save_pretrained to a directory, and start from the model that is "
@@ -42,22 +42,23 @@ def verify_round_trip(
     directory: str | Path,
     texts: Sequence[str] = (),
 ) -> None:
-    """Load what was saved and compare it with what is in memory; an adapter is loaded by PEFT on the base it names.
+    """Load what was saved and compare it with the objects in memory. PEFT loads an adapter on the base that it names.
 
     Args:
-        model: the model that was saved; None compares the tokenizer alone, which is cheap.
-        tokenizer: the tokenizer that was saved.
-        directory: where.
-        texts: real prompts and completions, compared besides built-in probes.
+        model: Saved model; None compares only the tokenizer, which is cheap.
+        tokenizer: Saved tokenizer.
+        directory: Directory of the files.
+        texts: Real prompts and completions, compared in addition to built-in probes.
 
     Raises:
-        RoundTripError: other token ids, special tokens, chat template or log-probs come back; the message names which.
+        RoundTripError: If token ids, special tokens, chat template or log-probs differ. The message names the
+            difference.
     """
     difference = tokenizer_difference(tokenizer, load_tokenizer(directory), texts)
     if difference:
         raise RoundTripError(
-            f"the tokenizer saved in {directory} does not come back as it was: {difference}; "
-            "train with a tokenizer that save_pretrained keeps whole"
+            f"the tokenizer saved in {directory} changes when it is loaded again: {difference}; "
+            "train with a tokenizer that save_pretrained preserves"
         )
     if model is not None and lora.is_adapted(model):
         lora.verify_adapter(model, directory)
@@ -68,17 +69,17 @@ def verify_round_trip(
 
 
 def rehearse_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save the adapter aside before it is trained, load it as a user will, and compare it with the one in memory.
+    """Save the adapter to a temporary directory before training, load it as a user would, and compare the two.
 
-    Its weights are moved by noise meanwhile: most adapters start as zero, which would hide what is lost.
+    During the test, noise is added to its weights, because most adapters start at zero, which would hide lost weights.
 
     Args:
-        model: the policy; as it was afterwards.
-        tokenizer: its tokenizer.
+        model: Policy, restored afterwards.
+        tokenizer: Tokenizer of the policy.
 
     Raises:
-        RoundTripError: PEFT does not make the same model of the base's name and the adapter; the message says what to
-            do.
+        RoundTripError: If PEFT does not build the same model from the base's name and the adapter. The message says
+            what to do.
     """
     with tempfile.TemporaryDirectory() as directory, _moved(model):
         lora.save_adapter(model, directory)
@@ -86,7 +87,7 @@ def rehearse_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of ordinary text, and those of the newest tokens."""
+    """Return the token ids of ordinary text, and the ids of the last tokens."""
     ids: list[int] = tokenizer(TEXT).input_ids[:128]
     return [*ids, *range(max(0, len(tokenizer) - 8), len(tokenizer))]
 
@@ -103,7 +104,7 @@ def _verify_logprobs(model: PreTrainedModel, ids: Sequence[int], directory: str 
 
 
 def _verify_as_peft_loads(model: PreTrainedModel, directory: str | Path, ids: Sequence[int]) -> None:
-    """`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory)` is the model in memory."""
+    """Check that `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory)` is the model."""
     name = lora.named_base(model)
     if not name:
         return
@@ -111,7 +112,7 @@ def _verify_as_peft_loads(model: PreTrainedModel, directory: str | Path, ids: Se
     if vocabulary_size(base) != vocabulary_size(model):
         raise RoundTripError(
             f"the base model {name} has {vocabulary_size(base)} tokens and the model in memory {vocabulary_size(model)}"
-            f", so its adapter would fit no model on the disk; {_SAVE}"
+            f", so its adapter would fit no model on disk; {_SAVE}"
         )
     found = _with_adapter(base, model, directory)
     _compare_weights(model, found, name)
@@ -134,9 +135,9 @@ def _with_adapter(base: PreTrainedModel, model: PreTrainedModel, directory: str 
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tied weights: the comparison tells
+            warnings.simplefilter("ignore")  # about tied weights, which the comparison covers
             whole = peft.PeftModel.from_pretrained(base, str(directory), adapter_name=lora.active_adapter(model))
-    except Exception as error:  # PEFT raises what its parts do
+    except Exception as error:  # PEFT raises the exceptions of its parts
         raise RoundTripError(
             f"PEFT cannot load this adapter on the base model that it names: {one_line(error)}; {_SAVE}"
         ) from error
@@ -166,7 +167,7 @@ def _compare_weights(model: PreTrainedModel, found: PreTrainedModel, name: str) 
 
 
 def _unlike(model: PreTrainedModel, found: PreTrainedModel) -> list[str]:
-    """Return the names of weights and buffers that differ; weights may be rounded to half precision, and 4 bits."""
+    """Return the names of weights and buffers that differ. Weights may be rounded to half precision or 4 bits."""
     rounded = model.dtype.itemsize < 4 or bool(getattr(model, "is_quantized", False))
     own, others = _plain_names(model.state_dict()), _plain_names(found.state_dict())
     buffers, other_buffers = _plain_names(dict(model.named_buffers())), dict(found.named_buffers())
@@ -177,7 +178,7 @@ def _unlike(model: PreTrainedModel, found: PreTrainedModel) -> list[str]:
 
 
 def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by the names that they have in any model, whichever of its layers have an adapter."""
+    """Return tensors by names that do not depend on which layers have an adapter."""
     return {name.replace(".base_layer", "").replace(".original_module", ""): each for name, each in tensors.items()}
 
 
@@ -186,14 +187,14 @@ def _is_equal(own: Tensor | None, other: Tensor) -> bool:
 
 
 def _is_same(own: Tensor | None, other: Tensor, *, rounded: bool) -> bool:
-    """Compare two weights, up to the half precision in which the model in memory has its base."""
+    """Compare two weights, up to the half precision in which the model in memory stores its base."""
     if own is None or own.shape != other.shape:
         return False
     own, other = own.detach().cpu(), other.cpu()
     if not own.is_floating_point() or own.numel() == 0:
         return torch.equal(own, other)
     pairs = [(own, other.to(own))]
-    if rounded:  # the base that is loaded may be finer, or what is trained
+    if rounded:  # the loaded base, or the trained weights, may be more precise
         pairs += [
             (own, other.to(torch.bfloat16).to(own)),
             (own, other.to(torch.float16).to(own)),
@@ -203,12 +204,12 @@ def _is_same(own: Tensor | None, other: Tensor, *, rounded: bool) -> bool:
 
 
 def _is_mixed(model: PreTrainedModel) -> bool:
-    """Return whether modules in float32 meet a half-precision base, which computes under autocast alone."""
+    """Return whether float32 modules are mixed with a half-precision base, which only computes under autocast."""
     return model.dtype.itemsize < 4 and adapter_kinds.trains_whole_modules(model)
 
 
 def _compare_logprobs(model: PreTrainedModel, found: PreTrainedModel, name: str, ids: Sequence[int]) -> None:
-    """Compare log-probs, unless the device has no room for a second model; the weights have been compared by now."""
+    """Compare log-probs, unless the device has no room for a second model. The weights are compared before."""
     if _is_mixed(model):
         return
     try:
@@ -226,7 +227,7 @@ def _compare_logprobs(model: PreTrainedModel, found: PreTrainedModel, name: str,
 @contextmanager
 @torch.no_grad()
 def _moved(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, what is trained has noise added; afterwards it is what it was, bit by bit."""
+    """Add noise to the trained weights in this context. Restore them on exit, bit by bit."""
     generator = torch.Generator().manual_seed(0)
     before = [(parameter, parameter.clone()) for _, parameter in lora.trainable(model)]
     try:
@@ -239,7 +240,7 @@ def _moved(model: PreTrainedModel) -> Iterator[None]:
 
 
 def warn_of_nameless_base(model: PreTrainedModel) -> None:
-    """Say at the start of a run that nobody will find the base of its adapter."""
+    """Warn at the start of a run that the base of its adapter cannot be found later."""
     if lora.is_adapted(model) and not lora.named_base(model):
         notices.warn(
             "the base model was not loaded from anywhere, so its adapter can name none and is lost without it; "

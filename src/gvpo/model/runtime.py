@@ -1,4 +1,4 @@
-"""Facts without a model: the configuration of one on the hub and what torch can use here."""
+"""Information that needs no model: a model's configuration on the Hub, and the devices that torch can use."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from gvpo.hub import from_hub
 
 
 def hub_config(name: str) -> dict[str, Any]:
-    """The configuration of a model on the hub, or in its cache; no weights are downloaded.
+    """Return the configuration of a model on the Hub, or in its cache, without downloading weights.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: If there is no such configuration.
     """
     try:
         with from_hub(name):
             found: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"there is no directory {name}, and no configuration of that name could be had from the hub or its cache "
+            f"there is no directory {name}, and no configuration of that name was found on the Hub or in its cache "
             f"({type(error).__name__}); check the name and the connection, or give a local config.json"
         ) from error
     return found
 
 
 def torch_devices() -> list[str]:
-    """What torch can compute on here, best first, in words."""
+    """Return descriptions of the devices that torch can use, best first."""
     cuda = [_cuda(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
     return [*cuda, *mps, f"CPU, {torch.get_num_threads()} threads"]
@@ -41,7 +41,7 @@ def _cuda(index: int) -> str:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that a matmul with this tensor is computed in, autocast considered."""
+    """Return the dtype in which a matmul with this tensor is computed, taking autocast into account."""
     kind = weight.device.type
     if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -1,6 +1,6 @@
-"""Tokenizers: the right one for a checkpoint, prompts as token ids, the padding id.
+"""Tokenizers: the correct tokenizer for a checkpoint, prompts as token ids, the padding id.
 
-Knows transformers' tokenizers and chat templates; nothing of models.
+This module uses transformers' tokenizers and chat templates and does not depend on models.
 """
 
 import json
@@ -20,13 +20,13 @@ from gvpo.messages import plain_messages, unicode_text
 from gvpo.types import Prompt
 
 ChatMode = Literal["auto", "chat", "plain"]
-"""How a prompt becomes tokens: by the chat template where there is one (auto), always, or never."""
+"""How a prompt becomes tokens: by the chat template if there is one (auto), always (chat), or never (plain)."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles of chat messages; a template may know more."""
 
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "chatbot": "assistant"}
-"""What some data sets call a role."""
+"""Other names of roles in some datasets."""
 
 PROBES = (
     "12+345=357\n\\boxed{357}",
@@ -35,7 +35,7 @@ PROBES = (
     "caf\u00e9 cafe\u0301 \u00bd \ufb01 \u6f22\u5b57 \u0915\u094d\u0937 \U0001f600",
     "def f(x):\n    return {x: [1.5e-3, -7]}  # <tag> & </tag>",
 )
-"""Texts on which tokenizers tend to part: digits, white space, contractions, composed letters, other scripts, code."""
+"""Texts on which tokenizers tend to differ: digits, white space, contractions, composed letters, scripts, code."""
 
 _VOCABULARY_FILES = (
     "tokenizer.json",
@@ -49,21 +49,21 @@ _VOCABULARY_FILES = (
 
 
 class TokenizerWarning(GvpoWarning):
-    """transformers would load another tokenizer than the checkpoint holds."""
+    """Warning that transformers would load another tokenizer than the one in the checkpoint."""
 
 
 def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a checkpoint holds.
+    """Load the tokenizer of a checkpoint.
 
-    transformers chooses a class by the model's type, and some classes (Qwen2's) rebuild normaliser and pre-tokenizer
-    instead of reading them: a custom tokenizer.json then gives other tokens. So what `AutoTokenizer` loads is compared
-    with tokenizer.json itself, and where they differ the file wins, with a warning.
+    transformers chooses a class by the model's type, and some classes (Qwen2's) rebuild normalizer and pre-tokenizer
+    instead of reading them, so a custom tokenizer.json gives other tokens. This function compares the result of
+    `AutoTokenizer` with tokenizer.json itself. If they differ, the file takes precedence, with a warning.
 
     Args:
-        path_or_id: a local directory or a hub id.
+        path_or_id: Local directory or Hub model ID.
 
     Raises:
-        ModelError: there is no tokenizer, or none that tokenizes as its tokenizer.json says.
+        ModelError: If there is no tokenizer, or none that tokenizes according to its tokenizer.json.
     """
     path = str(path_or_id)
     _require_files(path)
@@ -92,14 +92,14 @@ def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
 
 
 def is_tokenizer(value: object) -> bool:
-    """Whether something is a transformers tokenizer."""
+    """Return whether an object is a transformers tokenizer."""
     return isinstance(value, PreTrainedTokenizerBase)
 
 
 def tokenizer_difference(
     one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str] = ()
 ) -> str:
-    """How two tokenizers differ on built-in probes and `texts`, in special tokens or template; "" if they do not."""
+    """Describe how two tokenizers differ on built-in probes and `texts`, special tokens or template, or return ""."""
     for name in ("eos_token_id", "bos_token_id", "pad_token_id", "chat_template"):
         if getattr(one, name) != getattr(other, name):
             return f"{name} was {getattr(one, name)!r} and is {getattr(other, name)!r}"
@@ -118,22 +118,22 @@ def encode_prompt(
     chat: ChatMode = "auto",
     template_args: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """A prompt's token ids.
+    """Return a prompt's token ids.
 
     Args:
-        tokenizer: with a chat template or without.
-        prompt: text, or chat messages. Text that goes through a template is one user message.
-        system_prompt: put before prompts that have no system message of their own.
-        chat: "auto" uses the template for messages, and for text where there is one; "chat" always; "plain" never.
-        template_args: keywords for the template, `{"enable_thinking": False}` say.
+        tokenizer: Tokenizer, with or without a chat template.
+        prompt: Text, or chat messages. Text that goes through a template is one user message.
+        system_prompt: System prompt for prompts that have no system message.
+        chat: "auto" uses the template for messages, and for text if there is a template; "chat" always; "plain" never.
+        template_args: Keywords for the template, such as `{"enable_thinking": False}`.
 
     Returns:
-        At least one id, with the beginning-of-sequence token once where the template or the tokenizer puts one, and no
-        end token that the tokenizer would add. A last message of the assistant is left open, to be continued.
+        At least one id, with one beginning-of-sequence token if the template or the tokenizer writes one, and without
+        an end token that the tokenizer would add. A last message of the assistant is left open, to be continued.
 
     Raises:
-        DataError: an empty prompt, messages without a template, or a template that refuses them.
-        ConfigError: a system prompt or template arguments without a template to use them; an unknown mode.
+        DataError: If the prompt is empty, messages have no template, or the template rejects them.
+        ConfigError: If a system prompt or template arguments have no template, or the mode is unknown.
     """
     if chat not in ("auto", "chat", "plain"):
         raise ConfigError(f"chat is {chat!r}; use 'auto', 'chat' or 'plain'")
@@ -144,20 +144,20 @@ def encode_prompt(
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain_messages(prompt)
         ids = _encode_chat(tokenizer, messages, system_prompt, template_args or {})
     elif system_prompt is not None or template_args:
-        raise ConfigError("a system prompt and template arguments need a chat template; leave them out for plain text")
+        raise ConfigError("a system prompt and template arguments need a chat template; remove them for plain text")
     elif isinstance(prompt, str):
         ids = _encode_plain(tokenizer, prompt)
     else:
         raise DataError("the prompt is chat messages, which chat='plain' cannot encode; give text or use chat='auto'")
     if not ids:
-        raise DataError(f"the tokenizer gives no token for the prompt {str(prompt)[:40]!r}; give it some text")
+        raise DataError(f"the tokenizer returns no token for the prompt {str(prompt)[:40]!r}; give it some text")
     return ids
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills up batches: of the pad token, else of the end token, else 0.
+    """Return the id for padding batches: the pad token's, else the end token's, else 0.
 
-    Padding is always masked, so any id does; a new token would resize the model.
+    Padding is always masked, so any id works. A new token would resize the model.
     """
     return next((ids[0] for name in ("pad", "eos") if (ids := token_ids(getattr(tokenizer, f"{name}_token_id")))), 0)
 
@@ -170,10 +170,10 @@ def token_ids(value: int | Sequence[int] | None) -> list[int]:
 
 
 def _require_files(path: str) -> None:
-    """Without any file transformers makes an empty tokenizer for some model types, and says nothing."""
+    """Raise an error if files are missing. For some models transformers would silently create an empty tokenizer."""
     directory = Path(path)
     if directory.is_file():
-        raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a hub id")
+        raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a Hub model ID")
     for name in ("config.json", "generation_config.json"):
         _require_config(directory / name)
     if directory.is_dir() and not any((directory / name).is_file() for name in _VOCABULARY_FILES):
@@ -183,7 +183,7 @@ def _require_files(path: str) -> None:
 
 
 def _require_config(file: Path) -> None:
-    """Refuse a damaged config: transformers would choose another tokenizer, or other end tokens, without a word."""
+    """Raise an error for a corrupt config, for which transformers would silently use another tokenizer or ends."""
     try:
         whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
     except (ValueError, RecursionError):
@@ -195,28 +195,28 @@ def _require_config(file: Path) -> None:
 def _load(load: Callable[[str], Any], path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = load(path)
-    except Exception as error:  # damaged files raise whatever their parsers do; tokenizers raises plain Exception
+    except Exception as error:  # parsers of corrupt files raise many classes, even plain Exception
         if not Path(path).is_dir():
             raise ModelError(not_found("tokenizer", path, error)) from error
         raise ModelError(
-            f"cannot load the tokenizer in {path}: {one_line(error)}; save it anew with tokenizer.save_pretrained"
+            f"cannot load the tokenizer in {path}: {one_line(error)}; save it again with tokenizer.save_pretrained"
         ) from error
     return tokenizer
 
 
 def not_found(what: str, path: str, error: Exception) -> str:
-    """The message where neither a directory nor the hub has a model or a tokenizer.
+    """Return the message for a model or tokenizer that is neither a directory nor on the Hub.
 
     Args:
         what: "model" or "tokenizer".
-        path: what was asked for.
-        error: what transformers said.
+        path: Requested path.
+        error: Exception raised by transformers.
     """
     if not may_be_hub_id(path):
         return f"there is no directory {path!r} to load a {what} from; check the path"
     reason = one_line(error).partition(". ")[0][:160]
     return (
-        f"there is no directory {path!r}, and no {what} of that name could be had from the hub or its cache "
+        f"there is no directory {path!r}, and no {what} of that name was found on the Hub or in its cache "
         f"({reason}); check the name and the connection, or give a local directory"
     )
 
@@ -257,7 +257,7 @@ def _encoding_difference(
 
 
 def _from(ids: list[int], place: int) -> str:
-    """Some tokens from a place on, and how many there are in all."""
+    """Describe some tokens from a position on, and the total number of tokens."""
     return f"{len(ids)} tokens with {ids[place : place + 4]} from token {place} on"
 
 
@@ -289,16 +289,16 @@ def _encode_chat(
     try:
         text = tokenizer.apply_chat_template(messages, **{**settings, "tokenize": False})
     except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"the chat template refuses the prompt: {one_line(error)}") from error
+        raise DataError(f"the chat template rejects the prompt: {one_line(error)}") from error
     ids = tokenizer(unicode_text(str(text)), add_special_tokens=False).input_ids  # the template has written BOS
     return list(ids)
 
 
 def _require_written(messages: Sequence[Mapping[str, Any]], template: str) -> None:
-    """Refuse what the template would leave out or write as it is, without a word.
+    """Raise an error for parts of messages that the template would silently omit or write unchanged.
 
     Raises:
-        DataError: a role that neither gvpo nor the template knows, or tool calls that the template does not write.
+        DataError: If a role is unknown to gvpo and the template, or the template does not write tool calls.
     """
     for number, message in enumerate(messages, start=1):
         role = message["role"]
@@ -309,7 +309,7 @@ def _require_written(messages: Sequence[Mapping[str, Any]], template: str) -> No
         if message.get("tool_calls") and "tool_calls" not in template:
             raise DataError(
                 f"message {number} has tool calls, and the chat template does not write any; write them into the "
-                "content, or take a template that does"
+                "content, or use a template that does"
             )
 
 

@@ -1,4 +1,4 @@
-"""Saving a model before it is trained: what a checkpoint would be refused for is found before the first step."""
+"""A trial save of a model before training, so that errors of a later checkpoint appear before the first step."""
 
 import json
 from collections.abc import Iterator
@@ -19,21 +19,21 @@ from gvpo.model.round_trip import verify_round_trip
 def rehearse_save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, reload: bool = True
 ) -> None:
-    """Save all of a model but its weights, and load it back: config, generation config, tokenizer, adapter.
+    """Save everything of a model except its weights, and load it back: config, generation config, tokenizer, adapter.
 
-    Of each weight a single element is written: transformers then compares their storages as in a real save, and takes
-    neither time nor room for it.
+    A single element of each weight is written. transformers then compares their storages as in a real save, without its
+    time and disk space.
 
     Args:
-        model: The model as it will be trained.
-        tokenizer: The tokenizer that is saved with it.
-        directory: Where to write; new or empty.
-        reload: Read the files back. Models with code of their own cannot be loaded by name.
+        model: Model to be trained.
+        tokenizer: Tokenizer that is saved with it.
+        directory: Output directory, new or empty.
+        reload: Read the files back. Models with custom code cannot be loaded by name.
 
     Raises:
-        OSError: The directory cannot be written.
-        ModelError: The model or its tokenizer cannot be saved or read; the message names the cause.
-        RoundTripError: Another tokenizer comes back.
+        OSError: If the directory cannot be written.
+        ModelError: If the model or its tokenizer cannot be saved or read. The message names the cause.
+        RoundTripError: If the tokenizer differs after loading.
     """
     _refuse_unwritable_config(model)
     first = {name: _first_element(value) for name, value in model.state_dict().items()}
@@ -48,7 +48,7 @@ def rehearse_save(
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say that a save would fail at the end, and why; what the system refuses passes as it is."""
+    """Explain that a checkpoint could not be saved, and why. Errors of the operating system are raised unchanged."""
     try:
         yield
     except Exception as error:  # tokenizers raises plain Exception for parts written in Python
@@ -62,7 +62,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _first_element(value: Any) -> Any:
-    """Return a view of a tensor's first element, in its own storage; anything else as it is."""
+    """Return a view of a tensor's first element, in its own storage. Return anything else unchanged."""
     return value[(slice(0, 1),) * value.ndim] if isinstance(value, torch.Tensor) else value
 
 
@@ -74,8 +74,8 @@ def _refuse_unwritable_config(model: PreTrainedModel) -> None:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise ModelError(
-                f"no checkpoint could be written, since config.json cannot hold model.config.{name}, of type "
-                f"{type(value).__name__} ({one_line(error)}); remove it, or make it numbers and text"
+                f"no checkpoint could be written, since config.json cannot store model.config.{name}, of type "
+                f"{type(value).__name__} ({one_line(error)}); remove it, or convert it to numbers and text"
             ) from None
 
 
@@ -88,8 +88,8 @@ def _read_configs(model: PreTrainedModel, directory: Path) -> None:
                 AutoConfig.from_pretrained(str(directory))
             if (directory / GENERATION_CONFIG).is_file():
                 GenerationConfig.from_pretrained(str(directory))
-    except Exception as error:  # configs raise whatever their validators do
+    except Exception as error:  # validators of configs raise many classes
         raise ModelError(
-            f"the model's config does not come back from a checkpoint: {one_line(error)}; register its class with "
+            f"the model's config cannot be loaded from a checkpoint: {one_line(error)}; register its class with "
             "AutoConfig, or set checkpoint.verify=false if you load checkpoints in your own way"
         ) from error

@@ -1,6 +1,6 @@
-"""Weights of a local model as files: a name that tells one model from another without loading either.
+"""Weight files of a local model: a fingerprint that distinguishes models without loading them.
 
-An adapter records that name of its base, and whoever loads it later is warned if the base has changed.
+An adapter records the fingerprint of its base, and a warning is shown later if the base has changed.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ _PIECES, _PIECE = 64, 4096
 
 
 def weights_fingerprint(model: str) -> str:
-    """Return a short name for a local model's weights, from pieces all over their files; "" for a hub id.
+    """Return a fingerprint of a local model's weights, from pieces of all their files, or "" for a Hub model ID.
 
-    It tells a model from the same one trained on. Reading all of it would take minutes for a large one.
+    It distinguishes a model from the same model after more training. Reading all bytes of a large model would take
+    minutes.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
@@ -33,11 +34,11 @@ def weights_fingerprint(model: str) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """The version of a model that was loaded.
+    """Version of a loaded model.
 
     Args:
-        files: Fingerprint of its weight files; "" for a model of the hub.
-        commit: Of the hub; None for a local model.
+        files: Fingerprint of its weight files; "" for a model on the Hub.
+        commit: Commit on the Hub; None for a local model.
     """
 
     files: str = ""
@@ -48,13 +49,13 @@ _ORIGINS: WeakKeyDictionary[object, Origin] = WeakKeyDictionary()
 
 
 def note_origin(model: object, name: str) -> None:
-    """Remember which version of a model was loaded, the first time alone: the directory or the hub may change later."""
+    """Record the version of a model when it is first loaded, because the directory or the Hub may change later."""
     if model not in _ORIGINS:
         _ORIGINS[model] = Origin(weights_fingerprint(name), cached_commit(name))
 
 
 def origin_of(model: object) -> Origin:
-    """Return what `note_origin` has remembered of a model."""
+    """Return the version recorded by `note_origin`."""
     return _ORIGINS.get(model, Origin())
 
 
@@ -62,10 +63,10 @@ def warn_of_changed_base(model: object, trained_on: str, adapter: str | Path, na
     """Warn if a model comes from other weight files than those that an adapter was trained on.
 
     Args:
-        model: The base that the adapter was put on.
-        trained_on: What the adapter records; "" for one that records nothing.
-        adapter: Where it is, for the message.
-        name: Of the base, for the message.
+        model: Base of the adapter.
+        trained_on: Fingerprint recorded by the adapter; "" if it records none.
+        adapter: Path of the adapter, for the message.
+        name: Name of the base, for the message.
     """
     now = origin_of(model).files
     if trained_on and now and now != trained_on:

@@ -1,4 +1,4 @@
-"""oneDNN's products are torch.mm's, with their gradients, and only where they are meant."""
+"""Tests that oneDNN's products equal torch.mm's, with their gradients, and are used only where intended."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def all_sizes(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry a product that oneDNN makes."""
+    """Return a list with one entry per product of oneDNN."""
     found: list[int] = []
     multiply = matmul._multiply
     monkeypatch.setattr(matmul, "_multiply", lambda *a: found.append(1) or multiply(*a))
@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """Equal to float32's rounding of sums of a few hundred terms of size 1."""
+    """Compare up to float32's rounding of sums of a few hundred terms of size 1."""
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-4)
 
 
@@ -42,7 +42,7 @@ def test_products_of_matrices_and_of_transposed_views(calls: list[int]):
 
 
 @pytest.mark.parametrize(("out", "inner"), [(200, 50), (50, 200), (64, 64)])
-def test_the_gradient_of_a_weight_whichever_side_is_larger(calls: list[int], out: int, inner: int):
+def test_the_gradient_of_a_weight_with_either_side_larger(calls: list[int], out: int, inner: int):
     torch.manual_seed(0)
     change, x = torch.randn(300, out), torch.randn(300, inner)
     found = gradient_of_weight(change, x)
@@ -51,7 +51,7 @@ def test_the_gradient_of_a_weight_whichever_side_is_larger(calls: list[int], out
     assert calls
 
 
-def test_rows_that_do_not_lie_side_by_side_are_left_to_torch(calls: list[int]):
+def test_rows_that_are_not_adjacent_in_memory_use_torch(calls: list[int]):
     wide = torch.randn(40, 100)
     close(product(wide[:, :30], torch.ones(30, 20)), wide[:, :30].double() @ torch.ones(30, 20).double())
     assert not calls
@@ -74,7 +74,7 @@ def test_a_linear_layer_and_its_gradients(calls: list[int], bias: bool):
     assert len(calls) == 3
 
 
-def test_nothing_is_formed_for_a_frozen_weight(calls: list[int]):
+def test_no_gradient_is_computed_for_a_frozen_weight(calls: list[int]):
     layer = nn.Linear(48, 80).requires_grad_(False)
     x = torch.randn(25, 48, requires_grad=True)
     linear(layer, x).square().sum().backward()
@@ -82,7 +82,7 @@ def test_nothing_is_formed_for_a_frozen_weight(calls: list[int]):
     assert len(calls) == 2
 
 
-def test_layers_of_a_model_are_as_they_were_afterwards(calls: list[int]):
+def test_layers_of_a_model_are_restored(calls: list[int]):
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     x = torch.randn(20, 16)
     expected = model(x)
@@ -94,7 +94,7 @@ def test_layers_of_a_model_are_as_they_were_afterwards(calls: list[int]):
     assert all("forward" not in vars(layer) for layer in model)
 
 
-def test_other_dtypes_and_autocast_are_left_to_torch(calls: list[int]):
+def test_other_dtypes_and_autocast_use_torch(calls: list[int]):
     layer = nn.Linear(16, 32)
     x = torch.randn(20, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -103,7 +103,7 @@ def test_other_dtypes_and_autocast_are_left_to_torch(calls: list[int]):
     assert not calls
 
 
-def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+def test_small_products_use_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matmul, "LEAST", 1001)
     assert not is_fast(torch.ones(10, 10), torch.ones(10, 10))
     assert is_fast(torch.ones(10, 10), torch.ones(10, 11))

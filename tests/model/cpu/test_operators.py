@@ -1,4 +1,4 @@
-"""The private operators are found once, and their absence is no error."""
+"""Tests that the private operators are looked up once, and that their absence is not an error."""
 
 from collections.abc import Iterator
 

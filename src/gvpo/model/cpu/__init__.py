@@ -1,1 +1,1 @@
-"""Matrix products on a CPU. It is imported on CPUs only, and it gains no features."""
+"""Matrix products on a CPU. This package is imported only on CPUs, and gets no new features."""

@@ -1,13 +1,14 @@
-"""Matrix products in float32 on a CPU, by the faster of the two libraries that torch brings.
+"""Matrix products in float32 on a CPU, by the faster of torch's two libraries.
 
-torch.mm calls MKL, which does not use all that processors of other makers than Intel's have. oneDNN, which torch calls
-for narrower dtypes, does: on an AMD EPYC with AVX-512 most products took half the time, at the same precision.
+torch.mm calls MKL, which uses only a part of the instructions of processors from makers other than Intel. oneDNN, which
+torch calls for narrower dtypes, uses all of them: on an AMD EPYC with AVX-512 most products took half the time, at the
+same precision.
 
     forward    x @ weight.T              [T, in] @ [in, out]
     backward   change @ weight           [T, out] @ [out, in]
                change.T @ x              [out, T] @ [T, in]; the smaller of its sides comes first, which is faster
 
-Elsewhere, for other dtypes and for small products all of this is what torch.nn.functional.linear does.
+On other devices, for other dtypes and for small products, the functions compute torch.nn.functional.linear.
 """
 
 from collections.abc import Iterator
@@ -23,17 +24,17 @@ from torch.autograd.function import Function, once_differentiable
 from gvpo.model.cpu import operators
 
 LEAST = 2**22
-"""Multiplications of a product that is worth oneDNN's overhead: more than torch.mm's, and most for a new shape."""
+"""Minimum number of multiplications for oneDNN, which has more overhead than torch.mm, most for a new shape."""
 
 
 def is_fast(left: Tensor, right: Tensor) -> bool:
-    """Return whether oneDNN takes the product of [M, K] and [K, N]."""
+    """Return whether oneDNN is used for the product of [M, K] and [K, N]."""
     large = left.numel() * right.shape[-1] >= LEAST
     return large and _is_dense(left) and _is_dense(right) and has_fast(left, right)
 
 
 def has_fast(*values: Tensor) -> bool:
-    """Return whether oneDNN is here and takes values of such a dtype on such a device."""
+    """Return whether oneDNN is available and supports these values' dtype and device."""
     return (
         all(each.dtype == torch.float32 and each.device.type == "cpu" for each in values)
         and bool(torch.backends.mkldnn.enabled)
@@ -42,7 +43,7 @@ def has_fast(*values: Tensor) -> bool:
 
 
 def _is_dense(matrix: Tensor) -> bool:
-    """Return whether a matrix or its transpose is contiguous; for other strides oneDNN has no fast code."""
+    """Return whether a matrix or its transpose is contiguous. oneDNN has no fast code for other strides."""
     return matrix.is_contiguous() or matrix.T.is_contiguous()
 
 
@@ -72,7 +73,7 @@ def gradient_of_weight(change: Tensor, x: Tensor) -> Tensor:
         x: [T, in], its input.
 
     Returns:
-        [out, in]; where it is larger one way than the other, perhaps a transposed view.
+        [out, in]; may be a transposed view.
     """
     if not is_fast(change.T, x):
         return change.T @ x
@@ -113,10 +114,10 @@ class _Linear(Function):
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Return what a layer computes, differentiable.
+    """Compute a linear layer, differentiably.
 
     Args:
-        layer: a layer with weight [out, in].
+        layer: Layer with weight [out, in].
         x: [..., in].
 
     Returns:
@@ -131,11 +132,11 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 @contextmanager
 def fast_linears(model: nn.Module, head: nn.Module | None = None) -> Iterator[None]:
-    """Let the linear layers of a model compute by `linear` inside; backwards belong inside only if they recompute.
+    """Compute the model's linear layers with `linear` in this context. Run backward in it only if it recomputes.
 
     Args:
-        model: the policy.
-        head: a layer to leave alone.
+        model: Policy.
+        head: Layer to leave unchanged.
     """
     layers = [
         layer

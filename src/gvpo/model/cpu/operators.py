@@ -1,6 +1,6 @@
-"""PyTorch's private operators for CPUs, all that gvpo calls.
+"""All of PyTorch's private CPU operators that gvpo calls.
 
-Each is looked up once. Where it is None, this PyTorch does not have it, and the caller uses public functions.
+Each one is looked up once. If it is None, this PyTorch version does not have it, and the caller uses public functions.
 """
 
 import platform
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 X86 = ("x86_64", "AMD64")
-"""Machines on which PyTorch brings both MKL and oneDNN."""
+"""Machines on which PyTorch includes both MKL and oneDNN."""
 
 _FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 class LinearPointwise(NamedTuple):
-    """oneDNN's `x @ weight.T + bias`, as PyTorch's compiler calls it: alone, and followed by another operation."""
+    """oneDNN's `x @ weight.T + bias` as called by PyTorch's compiler: by itself, and followed by another operation."""
 
     alone: Any
     binary: Any
@@ -31,7 +31,7 @@ class FlashAttention(NamedTuple):
 
 @cache
 def linear_pointwise() -> LinearPointwise | None:
-    """Return oneDNN's linear layer; None without it, and on machines where it is not the faster library."""
+    """Return oneDNN's linear layer, or None if it is missing or not the faster library on this machine."""
     if platform.machine() not in X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     alone, binary = (_operator("mkldnn", "_linear_pointwise", overload) for overload in ("default", "binary"))
@@ -40,7 +40,7 @@ def linear_pointwise() -> LinearPointwise | None:
 
 @cache
 def flash_attention() -> FlashAttention | None:
-    """Return the attention with its log-sum-exp; None without it."""
+    """Return the attention with its log-sum-exp, or None if it is missing."""
     forward, backward = (_operator("aten", name, "default") for name in (_FLASH, f"{_FLASH}_backward"))
     return None if forward is None or backward is None else FlashAttention(forward, backward)
 
