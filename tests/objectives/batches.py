@@ -10,7 +10,7 @@ LENGTHS = (3, 5, 1, 4, 2, 5, 3, 2, 4)
 
 
 def make_batch(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: float = 0.3) -> dict[str, Tensor]:
-    """9 rows of up to 5 tokens in groups of 4, 2 and 3; policy, old and reference log-probs `spread` apart (nats)."""
+    """Return 9 rows of up to 5 tokens in groups of 4, 2 and 3, whose log-probs are `spread` nats apart."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> Tensor:
@@ -33,7 +33,7 @@ def make_batch(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
 
 
 def pick(batch: dict[str, Tensor], *names: str, **changes: Any) -> dict[str, Any]:
-    """Some tensors of a batch, and others in their place or beside them."""
+    """Return some tensors of a batch, with some replaced or added."""
     return {**{name: batch[name] for name in names}, **changes}
 
 
@@ -46,7 +46,7 @@ def grpo_inputs(batch: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
 
 
 def roles_of(group: Tensor, *, weak: bool) -> tuple[str, ...]:
-    """The first row of each group is the chosen one, the second a strong negative; the others too, or weak ones."""
+    """Make the first row of each group the chosen one, the second a strong negative, the others strong or weak."""
     first = {name: iter(["chosen", "strong"]) for name in set(group.tolist())}
     return tuple(next(first[name], "weak" if weak else "strong") for name in group.tolist())
 

@@ -1,6 +1,6 @@
 """A policy small enough to enumerate: every prefix has its own logits, so it can be any distribution over completions.
 
-Three tokens, 0 ends a completion, at most three tokens a completion: 15 completions of length 1 to 3.
+Three tokens, 0 ends a completion, at most three tokens per completion: 15 completions of length 1 to 3.
 """
 
 import itertools
@@ -29,7 +29,7 @@ class TabularPolicy:
     """Next-token logits by prefix, float64.
 
     Args:
-        seed: of random logits.
+        seed: random seed of the logits.
         scale: their standard deviation; 0 makes every next token equally likely.
     """
 

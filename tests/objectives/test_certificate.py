@@ -16,13 +16,13 @@ OPTIMUM = optimum(REFERENCE, REWARDS, BETA)
 
 
 def estimate(policy, rows):
-    """From sampled completions `rows` [G, k] of a log-distribution, per group."""
+    """Estimate the certificate of a log-distribution per group, from sampled completions `rows` [G, k]."""
     group = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
     flat = rows.reshape(-1)
     return certificate((policy - REFERENCE)[flat], REWARDS[flat], group, BETA)
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # beta 1/2, d = R/beta - l = [2, 0]: log((e^2 + 1)/2) - 1.
     value = certificate(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([4, 4]), 0.5)
     assert value.tolist() == pytest.approx([0.4337808304830272])

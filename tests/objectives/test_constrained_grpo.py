@@ -14,14 +14,14 @@ from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
 
 
 def standardised(values, group):
-    """Per row, in a loop."""
+    """Compute it per row, in a loop."""
     found = torch.zeros_like(values)
     for rows in rows_of(group):
         found[rows] = (values[rows] - values[rows].mean()) / (values[rows].std() + 1e-4)
     return found
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Rewards 1, 0: Z_R = (a, -a) with a = 0.5 / (sqrt 0.5 + 1e-4). Costs 0, 2: Z_C = (-b, b), b = 1 / (sqrt 2 + 1e-4).
     # A = 2 a + 3 b on row 0, the negative on row 1; at ratio 1 the gradient of the loss is -A / 2 rows.
     a, b = 0.5 / (math.sqrt(0.5) + 1e-4), 1 / (math.sqrt(2) + 1e-4)
@@ -83,7 +83,7 @@ def test_degenerate_group_of_one_raises():
         constrained_grpo(**inputs, costs=torch.zeros(9, 1), multipliers=[1.0])
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_rejected():
     inputs = grpo_inputs(make_batch())
     with pytest.raises(ShapeError, match=r"costs has shape \(9,\); expected \(9, 1\), \[B, K\]"):
         constrained_grpo(**inputs, costs=torch.zeros(9), multipliers=[1.0])
@@ -104,7 +104,7 @@ def test_multipliers_rise_over_the_limit_and_fall_to_zero_under_it():
 
 
 def learned(limit):
-    """Reward 1 for a completion that starts with 2, half as much again if it goes on with 1 or 2; that is its cost."""
+    """Reward 1 for a completion that starts with 2, half as much again if 1 or 2 follows; that is its cost."""
     costs = torch.tensor([float(len(tokens) > 1 and tokens[1] != 0) for tokens in COMPLETIONS], dtype=torch.float64)
     rewards = torch.tensor([float(tokens[0] == 2) for tokens in COMPLETIONS], dtype=torch.float64) + 0.5 * costs
     policy, generator, multipliers = TabularPolicy(seed=0, scale=0.0), torch.Generator().manual_seed(0), [0.0]

@@ -1,4 +1,4 @@
-"""DPO: by hand, at its start, on rows and on pairs, and what is refused."""
+"""Tests of DPO: hand-computed values, at its start, on rows and on pairs, and rejected inputs."""
 
 import math
 
@@ -18,7 +18,7 @@ def row_inputs(seed=0, **changes):
     return pick(batch, "logprobs", "ref_logprobs", "group", "mask", role=roles, **changes)
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Log-ratios 1 and -1, and 0 and 3: margins 0.5 * 2 and 0.5 * -3.
     output = dpo(
         torch.tensor([-1.0, -4.0]),
@@ -64,7 +64,7 @@ def test_rows_are_pairs_of_each_negative_with_its_groups_chosen_row():
 
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected_by_the_same():
     batch = row_inputs()
-    slope = gradient(dpo_rows, batch).sum(dim=1) / batch["mask"].sum(dim=1)  # one c a row
+    slope = gradient(dpo_rows, batch).sum(dim=1) / batch["mask"].sum(dim=1)  # one c per row
     for rows in rows_of(batch["group"]):
         assert slope[rows[0]] < 0
         assert (slope[rows[1:]] > 0).all()
@@ -85,13 +85,13 @@ def test_the_gradient_raises_the_chosen_and_lowers_the_rejected_by_the_same():
         ("chosen", ShapeError, "role has one text for 3 rows"),
     ],
 )
-def test_roles_that_make_no_pairs_are_refused(role, error, message):
+def test_roles_that_make_no_pairs_are_rejected(role, error, message):
     rows = torch.zeros(3, 1)
     with pytest.raises(error, match=message):
         dpo_rows(rows, ref_logprobs=rows, role=role, group=torch.tensor([5, 5, 5]), mask=torch.ones(3, 1))
 
 
-def test_a_chosen_row_alone_is_refused():
+def test_a_chosen_row_alone_is_rejected():
     rows = torch.zeros(3, 1)
     with pytest.raises(GroupTooSmall, match="group 7 has one"):
         dpo_rows(

@@ -22,14 +22,14 @@ RATIO = ("constrained_grpo", "dapo", "dr_grpo", "grpo", "gspo", "gspo_token", "g
 
 
 def inputs_for(name, batch, **options):
-    """The tensors of a batch that an objective takes, the first row of each group the chosen one, and its options."""
+    """Return an objective's tensors of a batch, with the first row of each group as the chosen one, and its options."""
     takes = inspect.signature(FUNCTIONS[name]).parameters
     roles = {"role": roles_of(batch["group"], weak=name == "epa")} if "role" in takes else {}
     return pick(batch, *(key for key in batch if key in takes), **roles, **REQUIRED.get(name, {}), **options)
 
 
 def far_apart(nats, dtype=torch.float32):
-    """A batch whose policy is `nats` per token from both other policies, in turn above and below."""
+    """Return a batch whose policy is `nats` per token from both other policies, in turn above and below."""
     batch = make_batch(dtype=dtype)
     batch["logprobs"] = batch["logprobs"] + nats * torch.tensor([1.0, -1.0, 1.0] * 3, dtype=dtype)[:, None]
     return batch
@@ -54,7 +54,7 @@ def test_loss_gradient_and_metrics_are_finite_at_any_log_ratio(name, options, na
 @pytest.mark.parametrize("nats", [100.0, 1e4])
 @pytest.mark.parametrize("name", RATIO)
 def test_a_large_ratio_has_the_gradient_of_the_bound_and_a_clipped_one_none(name, nats):
-    """Two rows of one token; the first became far likelier. Alone its advantage decides whether the clip stops it."""
+    """Two rows of one token; the first became far more likely. Only its advantage decides whether the clip stops it."""
     tokens = {"logprobs": torch.tensor([[nats - 1.0], [-1.0]]), "old_logprobs": torch.full((2, 1), -1.0)}
     rest = {"group": torch.tensor([0, 0]), "mask": torch.ones(2, 1), **REQUIRED.get(name, {})}
     rest |= {"costs": torch.zeros(2, 2)} if name == "constrained_grpo" else {}

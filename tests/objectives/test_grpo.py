@@ -16,7 +16,7 @@ CLIP = {"clip_low": 0.1, "clip_high": 0.15}  # narrow enough that a batch has cl
 
 
 def naive(batch, *, low, high, scale=True, leave_one_out=False, reduction="sequence_mean", length=None, kl=0.0):
-    """The formula in plain Python, token by token."""
+    """Compute the formula in plain Python, token by token."""
     advantage = [0.0] * len(batch["rewards"])
     rewards = batch["rewards"].tolist()
     for rows in rows_of(batch["group"]):
@@ -44,7 +44,7 @@ def naive(batch, *, low, high, scale=True, leave_one_out=False, reduction="seque
 
 
 def pair(ratios, rewards, **changes):
-    """A group of rows of one token each with these probability ratios."""
+    """Return a group of rows of one token each with these probability ratios."""
     logprobs = torch.tensor(ratios, dtype=torch.float64).log()[:, None] - 1
     return {
         "logprobs": logprobs,
@@ -59,7 +59,7 @@ def pair(ratios, rewards, **changes):
 # Worked arithmetic
 
 
-def test_a_pair_by_hand():
+def test_a_pair_has_hand_computed_values():
     # R = [2, 0]: mean 1, std sqrt 2, A = +-1/(sqrt 2 + 1e-4). Ratios [1.5, 1.1] in [0.8, 1.2]:
     # min(1.5 A, 1.2 A) = 1.2 A and min(-1.1 A, -1.1 A) = -1.1 A; loss = -(1.2 - 1.1) A / 2.
     a = 1 / (math.sqrt(2) + 1e-4)
@@ -75,7 +75,7 @@ def test_a_pair_by_hand():
     assert {key: value.item() for key, value in output.metrics.items()} == pytest.approx(expected)
 
 
-def test_presets_by_hand():
+def test_presets_has_hand_computed_values():
     # Without std A = [1, -1]; ratios [1.25, 0.75].
     inputs = pair([1.25, 0.75], [2.0, 0.0])
     # Dr.GRPO, clip 0.2: min(1.25, 1.2) = 1.2, min(-0.75, -0.8) = -0.8; mean over 2 rows, over a length of 4.
@@ -86,7 +86,7 @@ def test_presets_by_hand():
     assert dapo(**inputs).loss.item() == pytest.approx(-(1.25 - 0.8) / 2 / (math.sqrt(2) + 1e-4))
 
 
-def test_the_kl_term_by_hand():
+def test_the_kl_term_has_hand_computed_values():
     # Reference log-prob above the policy's by ln 2: k3 = 2 - ln 2 - 1. Equal rewards: nothing else is left.
     inputs = pair([1.0, 1.0], [1.0, 1.0])
     inputs["ref_logprobs"] = inputs["logprobs"] + math.log(2)
@@ -194,7 +194,7 @@ def test_on_policy_the_gradient_is_the_policy_gradient():
 
 
 def test_clipped_tokens_carry_no_gradient():
-    # A > 0 above the range and A < 0 below it stop; A < 0 above it goes on.
+    # A > 0 above the range and A < 0 below it stop; A < 0 above it continues.
     inputs = pair([1.5, 0.5, 1.5], [3.0, 0.0, 0.0])
     slope = gradient(grpo, inputs)[:, 0]
     assert slope[:2].tolist() == [0.0, 0.0]

@@ -16,7 +16,7 @@ WIDE = {"clip_low": 0.05, "clip_high": 0.08}  # about half of a batch's rows lie
 
 
 def naive(batch, low, high):
-    """The formula in plain Python, row by row; rows without a scored token add 0."""
+    """Compute the formula in plain Python, row by row; rows without a scored token add 0."""
     rewards = batch["rewards"].tolist()
     total = 0.0
     for rows in rows_of(batch["group"]):
@@ -32,7 +32,7 @@ def naive(batch, low, high):
 
 
 def two_rows(log_ratios, rewards, mask):
-    """Two rows of two tokens with these log-ratios."""
+    """Return two rows of two tokens with these log-ratios."""
     return {
         "logprobs": torch.tensor(log_ratios, dtype=torch.float64) - 1,
         "old_logprobs": torch.full((2, 2), -1.0, dtype=torch.float64),
@@ -42,7 +42,7 @@ def two_rows(log_ratios, rewards, mask):
     }
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Mean log-ratios ln 1.2 (of two tokens) and ln 0.5 (of one); A = +-1/(sqrt 2 + 1e-4); clip [0.9, 1.1]:
     # min(1.2 A, 1.1 A) = 1.1 A and min(-0.5 A, -0.9 A) = -0.9 A; the mean over rows of minus these.
     a = 1 / (math.sqrt(2) + 1e-4)
@@ -59,7 +59,7 @@ def test_by_hand():
     assert {key: value.item() for key, value in output.metrics.items()} == pytest.approx(expected)
 
 
-def test_the_gradient_of_an_unclipped_row_by_hand():
+def test_the_gradient_of_an_unclipped_row_has_hand_computed_values():
     # s = 1.05 over two tokens: d loss / d logprob = -s A / 2 tokens / 2 rows on each of its tokens.
     a = 1 / (math.sqrt(2) + 1e-4)
     inputs = two_rows([[2 * math.log(1.05), 0.0], [0.0, 0.0]], [2.0, 0.0], [[1, 1], [1, 1]])
@@ -166,7 +166,7 @@ def test_degenerate_one_truncated_row_is_dropped_as_a_row():
 
 @pytest.mark.parametrize("objective", [gspo, gspo_token])
 def test_it_learns(objective):
-    # Four updates a rollout: reward 1 for completions that end in token 0 after a 2.
+    # Four updates per rollout: reward 1 for completions that end in token 0 after a 2.
     rewards = torch.tensor([float(tokens[-2:] == (2, 0)) for tokens in COMPLETIONS], dtype=torch.float64)
     policy, generator = TabularPolicy(seed=0, scale=0.0), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam([policy.logits], lr=0.05)

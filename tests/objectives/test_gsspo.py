@@ -21,7 +21,7 @@ def inputs_of(batch, **changes):
 
 
 def naive(batch, low, high):
-    """One segment after the other, in plain Python."""
+    """Compute it in plain Python, one segment after the other."""
     total = 0.0
     for rows in rows_of(batch["group"]):
         rewards = batch["rewards"][rows]
@@ -40,7 +40,7 @@ def naive(batch, low, high):
     return total / len(batch["rewards"])
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Row 0: segments {t0, t2} with mean log-ratio (ln 1.44 + 0) / 2 = ln 1.2, {t1} with ln 0.9; row 1: one of ratio 1.
     # A = +-1 / (sqrt 2 + 1e-4); clip at 1.1: ((1.1 + 0.9) / 2 A - A) / 2 = 0.
     a = 1 / (math.sqrt(2) + 1e-4)
@@ -118,19 +118,19 @@ def test_degenerate_equal_rewards_teach_nothing():
     assert gradient(gsspo, inputs).abs().max().item() == 0.0
 
 
-def test_degenerate_segments_behind_the_mask_are_never_read():
+def test_degenerate_segments_outside_the_mask_are_never_read():
     batch = make_batch()
     poisoned = torch.where(batch["mask"] == 0, 10**9, batch["segments"])
     assert torch.equal(gsspo(**inputs_of(batch)).loss, gsspo(**inputs_of(batch) | {"segments": poisoned}).loss)
 
 
-def test_segments_that_are_no_ids_are_refused():
+def test_segments_that_are_not_ids_are_rejected():
     with pytest.raises(ShapeError, match=r"segments has shape \(9, 5\) and dtype torch.float32"):
         gsspo(**inputs_of(make_batch()) | {"segments": torch.zeros(9, 5)})
 
 
 def test_it_learns():
-    # Four updates a rollout, two tokens a segment: reward 1 for completions that end in token 0 after a 2.
+    # Four updates per rollout, two tokens per segment: reward 1 for completions that end in token 0 after a 2.
     rewards = torch.tensor([float(tokens[-2:] == (2, 0)) for tokens in COMPLETIONS], dtype=torch.float64)
     segments = (torch.arange(MASK.shape[1]) // 2).expand(32, -1)
     policy, generator = TabularPolicy(seed=0, scale=0.0), torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ BETA = 0.7
 
 
 def one_group(logratios, rewards, **changes):
-    """A group whose rows have these sums of log-ratios, one token each, over a reference of -2 nats."""
+    """Return a group whose rows have these sums of log-ratios, one token each, over a reference of -2 nats."""
     ratios = torch.tensor(logratios, dtype=torch.float64)[:, None]
     return {
         "logprobs": ratios - 2.0,
@@ -32,7 +32,7 @@ def sums(values, mask):
 
 
 def naive_loss(batch, beta, variance_weight=1.0, covariance_weight=1.0):
-    """The formula, row by row and group by group; gradients pass through batch["logprobs"]."""
+    """Compute the formula, row by row and group by group. Gradients flow through batch["logprobs"]."""
     policy, reference = sums(batch["logprobs"], batch["mask"]), sums(batch["ref_logprobs"], batch["mask"])
     losses = []
     for rows in rows_of(batch["group"]):
@@ -67,7 +67,7 @@ def test_identity_h_a_right_and_a_wrong_answer_at_the_reference():
     assert gvpo(**one_group([0.0, 0.0], [1.0, 0.0]), beta=1.0).loss.item() == 0.25
 
 
-def test_three_rows_by_hand():
+def test_three_rows_has_hand_computed_values():
     # l = [0, 1, 2] centred [-1, 0, 1]; R = [3, 0, 0] centred [2, -1, -1]; beta 1/2.
     # residuals: -1/2 - 2 = -5/2,  0 + 1 = 1,  1/2 + 1 = 3/2; squares 25/4 + 1 + 9/4 = 19/2; over 2(k-1) = 4: 19/8.
     inputs = one_group([0.0, 1.0, 2.0], [3.0, 0.0, 0.0])
@@ -87,7 +87,7 @@ def test_log_ratios_are_sums_over_tokens_not_means():
     assert gvpo(**long, beta=1.0).loss.item() == gvpo(**one_group([1.0, 0.0], [1.0, 0.0]), beta=1.0).loss.item() == 0.0
 
 
-def test_metrics_by_hand():
+def test_metrics_has_hand_computed_values():
     # As above: beta 1/2, l = [0, 1, 2], R = [3, 0, 0]; log pi = l - 2, log pi' constant.
     metrics = gvpo(**one_group([0.0, 1.0, 2.0], [3.0, 0.0, 0.0]), beta=0.5).metrics
     d = torch.tensor([6.0, -1.0, -2.0], dtype=torch.float64)  # R / beta - l
@@ -318,7 +318,7 @@ def test_weights_sum_to_zero_in_each_group():
     assert weights.abs().max() > 0.1
 
 
-def test_the_mean_is_over_groups_whatever_their_sizes():
+def test_the_mean_is_over_groups_of_any_size():
     batch = make_batch()
     inputs = gvpo_inputs(batch)
     alone = [

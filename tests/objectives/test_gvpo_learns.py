@@ -22,7 +22,7 @@ START = divergence(REFERENCE.sum(dim=1), OPTIMUM)
 
 
 def group_of(counts):
-    """One group in which completion y stands counts[y] times: its row numbers and the tensors of `gvpo`."""
+    """Return a group in which completion y appears counts[y] times: its row numbers and the tensors of `gvpo`."""
     rows = torch.repeat_interleave(torch.arange(COUNT), torch.as_tensor(counts))
     return rows, {
         "ref_logprobs": REFERENCE[rows],
@@ -48,7 +48,7 @@ def minimise(policy, loss):
 
 
 def stale_counts():
-    """A distribution of 200 rows that covers everything and is neither the policy's nor the reference's."""
+    """Return a distribution of 200 rows that covers everything and is neither the policy's nor the reference's."""
     other = TabularPolicy(seed=5).log_distribution().detach().exp()
     return (1 + (185 * other).round()).long()
 
@@ -73,7 +73,7 @@ def test_it_reaches_the_optimum_from_any_sampler_with_full_support(sampler):
 
 
 def pair_inputs():
-    """Every ordered pair of completions as a group of two."""
+    """Return every ordered pair of completions as a group of two."""
     first, second = torch.meshgrid(torch.arange(COUNT), torch.arange(COUNT), indexing="ij")
     rows = torch.stack([first, second], dim=-1).reshape(-1)
     group = torch.arange(COUNT * COUNT).repeat_interleave(2)
@@ -84,7 +84,7 @@ PAIR_ROWS, PAIRS = pair_inputs()
 
 
 def expected_loss(policy, share_of_policy, other):
-    """A surrogate with GVPO's expected gradient for groups of two from a mixture of the live policy and `other`."""
+    """Return a surrogate with GVPO's expected gradient for groups of two from a mixture of the policy and `other`."""
     logprobs = policy.logprobs()
     sampled = share_of_policy * logprobs.detach().sum(dim=1).exp() + (1 - share_of_policy) * other
     chance = torch.outer(sampled, sampled).reshape(-1).repeat_interleave(2)
@@ -131,7 +131,7 @@ def test_undetached_weights_settle_at_the_square_root_instead():
 
 
 def test_a_sampler_without_full_support_does_not_reach_the_optimum():
-    # The five likeliest completions of the reference, as top-k would leave: right among themselves, and nothing else.
+    # The five most likely completions of the reference, as with top-k: correct among themselves, and nothing else.
     counts = torch.zeros(COUNT, dtype=torch.int64)
     kept = REFERENCE.sum(dim=1).topk(5).indices
     counts[kept] = 1

@@ -17,7 +17,7 @@ def penalised(batch, **changes):
     return kl_in_reward(batch["rewards"], **inputs, beta=BETA)
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Log-ratios 1, -2 and (masked) 5: 3 - 0.5 * (1 - 2) = 3.5. The empty row keeps its reward.
     zeros = torch.zeros(2, 3)
     rewards = kl_in_reward(
@@ -68,13 +68,13 @@ def test_it_is_detached_and_float64():
     assert rewards.dtype == torch.float64
 
 
-def test_values_behind_the_mask_are_never_read():
+def test_values_outside_the_mask_are_never_read():
     batch = make_batch()
     poisoned = torch.where(batch["mask"] == 0, torch.nan, batch["logprobs"])
     assert torch.equal(penalised(batch, logprobs=poisoned), penalised(batch))
 
 
-def test_beta_zero_changes_nothing_and_a_negative_one_is_refused():
+def test_beta_zero_changes_nothing_and_a_negative_one_is_rejected():
     batch = make_batch()
     inputs = pick(batch, "logprobs", "ref_logprobs", "mask")
     assert torch.equal(kl_in_reward(batch["rewards"], **inputs, beta=0.0), batch["rewards"])

@@ -1,8 +1,8 @@
-"""Which loss has how many minimisers: DPO, EPA and GVPO on one table policy, from the same comparisons.
+"""Tests of the number of minimisers of DPO, EPA and GVPO on one table policy, from the same comparisons.
 
-A policy over n answers to one prompt has n logits, one of which is free by itself. The losses here depend on
-differences of logits alone and are convex in them, so where pi* = pi' exp(R / beta) / Z is a minimiser, all others lie
-in the plane through it along which the Hessian is flat: its dimension is n - 1 - rank.
+A policy over n answers to one prompt has n logits, one of which is free by itself. The losses here depend only on
+differences of logits and are convex in them, so if pi* = pi' exp(R / beta) / Z is a minimiser, all other minimisers are
+in the plane through it along which the Hessian is flat. Its dimension is n - 1 - rank.
 """
 
 import itertools
@@ -27,7 +27,7 @@ FULL: Comparisons = [(0, 1, 2, 3, 4)]
 
 
 def rows(logits: Tensor, answers: Sequence[int]) -> dict[str, Tensor]:
-    """One group of answers, one token each."""
+    """Return one group of answers, one token each."""
     return {
         "logprobs": logits.log_softmax(0)[list(answers), None],
         "ref_logprobs": REFERENCE[list(answers), None],
@@ -49,7 +49,7 @@ def epa_loss(
     weak: Sequence[int] = (),
     rewards: Tensor = REWARDS,
 ) -> Tensor:
-    """The expectation over the positive, drawn by softmax(sharp * R) of those compared."""
+    """Return the expectation over the positive, sampled from softmax(sharp * R) of the compared answers."""
     total = logits.new_zeros(())
     for group in compared:
         for chosen, share in zip(group, (sharp * rewards[list(group)]).softmax(0), strict=True):
@@ -60,7 +60,7 @@ def epa_loss(
 
 
 def dpo_loss(logits: Tensor, compared: Comparisons, *, sharp: float = 1.0) -> Tensor:
-    """The expectation over labels by Bradley and Terry, of every pair of those compared."""
+    """Return the expectation over Bradley-Terry labels of every pair of the compared answers."""
     total = logits.new_zeros(())
     for pair in (pair for group in compared for pair in itertools.combinations(group, 2)):
         for better, share in zip((pair, pair[::-1]), (sharp * REWARDS[list(pair)]).softmax(0), strict=True):
@@ -79,7 +79,7 @@ def slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 def dimension(loss: Callable[[Tensor], Tensor], at: Tensor) -> int:
-    """Of the plane on which the Hessian is flat, the shift of all logits aside."""
+    """Return the dimension of the plane on which the Hessian is flat, except for the shift of all logits."""
     hessian = torch.autograd.functional.hessian(loss, at)
     values = torch.linalg.eigvalsh(hessian)
     assert values.min() > -1e-12
@@ -133,7 +133,7 @@ def test_separable_labels_have_no_minimiser(name, compared):
         assert slope(loss, at).abs().max() > 1e-4
 
 
-def test_gvpo_has_one_finite_minimiser_whatever_the_labels():
+def test_gvpo_has_one_finite_minimiser_for_all_labels():
     """It fits rewards, not who wins: ten times the rewards move the one minimiser, and it stays finite."""
 
     def loss(logits):
@@ -221,7 +221,7 @@ def test_separable_labels_have_no_minimiser_with_weak_negatives_either(compared)
 
 
 def newton(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """The minimiser of a convex loss near enough to `start`, the shift of all logits left alone."""
+    """Return the minimiser of a convex loss near enough to `start`, keeping the shift of all logits."""
     at = start.clone()
     for _ in range(50):
         hessian = torch.autograd.functional.hessian(loss, at)

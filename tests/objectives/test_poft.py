@@ -1,4 +1,4 @@
-"""PoFT: by hand, and its gradient is SFT's times tau."""
+"""Tests of PoFT: hand-computed values, and that its gradient is SFT's times tau."""
 
 import functools
 
@@ -16,7 +16,7 @@ def inputs(seed=0):
     return pick(make_batch(seed), "logprobs", "mask", "aligned_mean_logprobs")
 
 
-def test_by_hand():
+def test_hand_computed_values():
     # Means -2 and -4; the aligned models' -1 and -3, so -2, and -1: margins 0 and -3.
     logprobs = torch.tensor([[-1.0, -3.0], [-4.0, 99.0]])
     aligned = torch.tensor([[-1.0, -3.0], [-1.0, -1.0]])
@@ -52,7 +52,7 @@ def test_where_the_policy_is_as_good_as_the_aligned_models_the_gradient_is_half_
     torch.testing.assert_close(gradient(poft, {**batch, "aligned_mean_logprobs": own}), half)
 
 
-def test_whole_numbers_and_no_models_are_refused():
+def test_whole_numbers_and_no_models_are_rejected():
     batch = inputs()
     with pytest.raises(ShapeError, match=r"dtype torch\.int64"):
         poft(**{**batch, "aligned_mean_logprobs": torch.zeros(9, 2, dtype=torch.int64)})

@@ -75,6 +75,6 @@ def test_infinite_bounds_do_not_clip():
     )
 
 
-def test_a_negative_bound_is_refused():
+def test_a_negative_bound_is_rejected():
     with pytest.raises(ObjectiveError, match=r"clip_low is -0\.1; set it to at least 0"):
         clipped_surrogate(torch.ones(1), torch.ones(1), -0.1, 0.2)

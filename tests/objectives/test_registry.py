@@ -27,7 +27,7 @@ def bound(name):
 
 
 def inputs_for(name, batch):
-    """What an objective takes of a batch; in each group the first row is the chosen one."""
+    """Return an objective's inputs from a batch. In each group the first row is the chosen one."""
     takes = inspect.signature(FUNCTIONS[name]).parameters
     roles = {"role": roles_of(batch["group"], weak=name == "epa")} if "role" in takes else {}
     return pick(batch, *(key for key in batch if key in takes), **roles)
@@ -57,7 +57,7 @@ def test_keywords_are_keyword_only_and_documented(name):
 
 
 @every
-def test_the_table_says_what_the_signature_says(name):
+def test_the_table_agrees_with_the_signature(name):
     spec = OBJECTIVES[name]
     takes = inspect.signature(FUNCTIONS[name]).parameters
     required = {key for key, each in takes.items() if each.default is inspect.Parameter.empty}
@@ -71,7 +71,7 @@ def test_the_table_says_what_the_signature_says(name):
 
 
 @every
-def test_a_group_that_is_smaller_than_the_table_says_is_refused(name):
+def test_a_group_below_the_tables_minimum_is_rejected(name):
     batch = make_batch()
     alone = {key: value[:1] for key, value in inputs_for(name, {**batch, "group": torch.arange(9)}).items()}
     if OBJECTIVES[name].min_group == 1:
@@ -124,7 +124,7 @@ def test_bf16_autocast_changes_nothing(name):
 
 
 @every
-def test_values_behind_the_mask_are_never_read(name):
+def test_values_outside_the_mask_are_never_read(name):
     batch = make_batch()
     poisoned = dict(batch)
     for key in PER_TOKEN:
@@ -208,7 +208,7 @@ def test_a_batch_of_empty_masks_has_a_finite_loss_and_no_gradient(name):
 
 
 @every
-def test_a_mask_of_other_values_is_refused(name):
+def test_a_mask_of_other_values_is_rejected(name):
     inputs = inputs_for(name, changed(make_batch(), "mask", torch.full((9, 5), 0.5)))
     with pytest.raises(ObjectiveError, match="mask has values other than 0 and 1"):
         bound(name)(**inputs)
@@ -236,7 +236,7 @@ def test_wrong_shapes_and_dtypes_name_the_tensor(name):
 
 
 @every
-def test_a_batch_without_rows_is_refused(name):
+def test_a_batch_without_rows_is_rejected(name):
     nothing = {key: value[:0] for key, value in inputs_for(name, make_batch()).items()}
     with pytest.raises(ShapeError, match="B >= 1"):
         bound(name)(**nothing)

@@ -41,13 +41,13 @@ def test_equals_torchs_cross_entropy():
 
 
 @pytest.mark.parametrize("reduction", ["constant", "sum"])
-def test_other_reductions_are_refused(reduction):
+def test_other_reductions_are_rejected(reduction):
     with pytest.raises(ObjectiveError, match="choose token_mean or sequence_mean"):
         sft(LOGPROBS, mask=KEPT, reduction=reduction)
 
 
 def test_it_learns_the_distribution_of_its_data():
-    # 64 completions drawn from another policy: the likeliest policy is their own distribution, by prefix.
+    # 64 completions drawn from another policy: the most likely policy is their own distribution, by prefix.
     source = TabularPolicy(seed=3).log_distribution().detach()
     counts = 1 + (64 * source.exp()).round().long()
     rows = torch.repeat_interleave(torch.arange(len(COMPLETIONS)), counts)

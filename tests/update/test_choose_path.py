@@ -1,4 +1,4 @@
-"""Which path a model takes, and that a fast path which is wrong for it is found out."""
+"""Tests of the choice of a model's path, and that an incorrect fast path is detected."""
 
 import warnings
 from typing import Any
@@ -32,7 +32,7 @@ SIZES = [(11, (5, 9, 1)), (1, (4, 2)), (6, (3,))]
 
 
 def error_of(model: PreTrainedModel, path: Path, *, temperature: float = 1.0) -> float:
-    """How far a path's log-probs are from one row a forward with full logits."""
+    """Return the difference of a path's log-probs from one row per forward pass with full logits."""
     groups = random_groups(SIZES)
     true = torch.cat([naive_scores(model, group, row, temperature)[0] for group in groups for row in group.completions])
     found = torch.full((len([r for g in groups for r in g.completions]), 9), torch.nan, dtype=true.dtype)
@@ -57,7 +57,7 @@ def test_every_path_gives_the_plain_log_probs(path: Path):
 
 
 def gemma3(**settings: Any) -> PreTrainedModel:
-    """Layers with a window of 4 tokens, and every second one without."""
+    """Return a model in which every second layer has a window of 4 tokens."""
     small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     kinds = ["sliding_attention", "full_attention"]
     small |= {"num_attention_heads": 2, "head_dim": 8, "num_key_value_heads": 1, "layer_types": kinds}
@@ -72,7 +72,7 @@ def test_sliding_windows_share_too():
             assert error_of(model, path) < 1e-5
 
 
-def test_a_window_that_the_attention_is_not_told_of_does_not_share(monkeypatch: pytest.MonkeyPatch):
+def test_a_window_that_is_not_passed_to_the_attention_does_not_share(monkeypatch: pytest.MonkeyPatch):
     # The self-check's rows are shorter than the window: their log-probs would agree.
     model = tiny_model("mistral", sliding_window=100)
     attend = ALL_ATTENTION_FUNCTIONS[TREES]
@@ -81,7 +81,7 @@ def test_a_window_that_the_attention_is_not_told_of_does_not_share(monkeypatch: 
         return attend(*args, **others)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, TREES, forgetful)
-    with pytest.warns(FastPathWarning, match="a layer with a sliding window of 100 tokens told its attention None"):
+    with pytest.warns(FastPathWarning, match="sliding window of 100 tokens passed None to its attention"):
         assert choose_path(model).layout == Forked()
 
 
@@ -92,7 +92,7 @@ def test_other_layer_types_do_not_share():
 
 
 def test_local_attention_by_another_name_does_not_share():
-    # A window that is longer than the self-check's rows: only the configuration can tell.
+    # The window is longer than the self-check's rows, so only the configuration shows it.
     config = GPTNeoConfig(
         vocab_size=50,
         hidden_size=16,
@@ -108,7 +108,7 @@ def test_local_attention_by_another_name_does_not_share():
     assert choose_path(model).layout == Forked()
 
 
-def test_rotary_embeddings_that_stretch_tell_up_to_where_they_do_not():
+def test_stretching_rotary_embeddings_report_their_original_length():
     stretched = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     assert length_limit(tiny_model("llama", max_position_embeddings=24, rope_parameters=stretched)) == 24
     long = {"rope_type": "longrope", "original_max_position_embeddings": 16, "factor": 2.0, "rope_theta": 1e4}
@@ -126,7 +126,7 @@ def test_eager_attention_shares_too():
         assert error_of(model, path) < 1e-6
 
 
-def test_an_unknown_setting_is_refused():
+def test_an_unknown_setting_is_rejected():
     with pytest.raises(ConfigError, match="prefix_sharing is 'yes'"):
         choose_path(tiny_model(), "yes")  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ def test_models_that_change_their_logits_use_them(settings: Any, extra: dict[str
 
 
 class DoctoredHead(nn.Module):
-    """A model whose logits are changed after its head, and nothing in its configuration says so."""
+    """A model whose logits are changed after its head without a trace in its configuration."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -161,7 +161,7 @@ class DoctoredHead(nn.Module):
         return output
 
 
-def test_a_hidden_change_of_the_logits_is_found_and_said_once():
+def test_a_hidden_change_of_the_logits_is_detected_with_one_warning():
     model = DoctoredHead(tiny_model("llama"))
     with pytest.warns(FastPathWarning, match="head without logits not used: log-probs differ by up to"):
         path = choose_path(model)
@@ -170,7 +170,7 @@ def test_a_hidden_change_of_the_logits_is_found_and_said_once():
 
 
 def ignore_trees(model: PreTrainedModel) -> None:
-    """Make every attention layer causal over its whole lane whatever it is told."""
+    """Make every attention layer causal over its whole lane, regardless of its arguments."""
     for layer in model.model.layers:
         attend = layer.self_attn.forward
 
@@ -183,9 +183,9 @@ def ignore_trees(model: PreTrainedModel) -> None:
         layer.self_attn.forward = causal
 
 
-@pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a fresh model, almost uniform
+@pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a random model, almost uniform
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_model_that_ignores_the_trees_falls_back_and_says_so(scale: float, dtype: torch.dtype):
+def test_a_model_that_ignores_the_trees_falls_back_with_a_warning(scale: float, dtype: torch.dtype):
     model = tiny_model("llama", dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -193,7 +193,7 @@ def test_a_model_that_ignores_the_trees_falls_back_and_says_so(scale: float, dty
     ignore_trees(model)
     with pytest.warns(FastPathWarning, match="shared prompts not used: log-probs differ"):
         path = choose_path(model)
-    assert path == Path(Forked(), fused=True)  # its own attention knows no trees
+    assert path == Path(Forked(), fused=True)  # its own attention does not support trees
     model.gradient_checkpointing_enable()
     with pytest.raises(ModelError, match=r"log-probs differ .* and its cache .* use 'auto' or 'off'"):
         choose_path(model, "on")
@@ -223,7 +223,7 @@ def test_a_model_that_fails_on_the_fast_path_falls_back():
         assert choose_path(model).layout == Forked()
 
 
-def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path():
+def test_running_out_of_memory_in_the_check_does_not_decide_the_path():
     model = tiny_model("llama")
     inner = model.model.forward
 
@@ -243,11 +243,11 @@ def test_a_model_that_keeps_keywords_from_its_attention_falls_back():
     model = tiny_model("llama")
     inner = model.model.forward
     model.model.forward = lambda *args, gvpo_trees=None, **kwargs: inner(*args, **kwargs)
-    with pytest.warns(FastPathWarning, match="does not hand keywords on to its attention"):
+    with pytest.warns(FastPathWarning, match="does not pass keywords on to its attention"):
         assert choose_path(model).layout == Forked()
 
 
-def test_the_models_own_attention_is_back_afterwards():
+def test_the_models_own_attention_is_restored():
     model = tiny_model("llama")
     with choose_path(model).layout.attention(model):
         assert model.config._attn_implementation == TREES
@@ -258,14 +258,14 @@ def test_the_models_own_attention_is_back_afterwards():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
+def test_float_noise_is_not_a_disagreement(kind: str, dtype: torch.dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose_path(tiny_model(kind, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_fused_head_multiplies_in_what_autocast_says(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_the_fused_head_multiplies_in_autocasts_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
     def spy(*args: Any, **kwargs: Any) -> TokenScores:
@@ -284,7 +284,7 @@ def test_the_fused_head_multiplies_in_what_autocast_says(dtype: torch.dtype, mon
     assert seen == [dtype, inside]
 
 
-def test_checking_leaves_the_random_state_the_mode_and_the_head_alone():
+def test_checking_leaves_the_random_state_the_mode_and_the_head_unchanged():
     model = tiny_model("llama").eval()
     before = torch.get_rng_state()
     choose_path(model)

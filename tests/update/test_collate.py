@@ -1,4 +1,4 @@
-"""An objective gets the keywords that it names: as tensors, or a named error that says what to do."""
+"""Tests that an objective receives its keywords as tensors, or an error names the missing one with a remedy."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PROMPT = (1, 2)
 
 
 def collect(objective: Callable[..., Any], *rows: Completion, on_policy: bool = False) -> Batch:
-    """The batch of one group of the first row and one of the others."""
+    """Collate one group with the first row and one with the others."""
     groups = [Group(PROMPT, rows[:1]), Group(PROMPT, rows[1:])]
     return collate(groups, objective, dtype=torch.float32, device=torch.device("cpu"), on_policy=on_policy)
 
@@ -55,7 +55,7 @@ def test_a_batch_of_empty_completions_has_one_masked_column():
     assert collect(needs_nothing, row(), row()).mask.tolist() == [[0.0], [0.0]]
 
 
-def test_partial_objectives_are_seen_through():
+def test_keywords_of_partial_objectives_are_found():
     bound = functools.partial(needs_reference, beta=0.5)
     rows = [row(5, reward=1.0, ref_logprobs=[-1.0]), row(6, reward=2.0, ref_logprobs=[-1.0])]
     assert collect(bound, *rows).inputs.keys() == {"ref_logprobs", "rewards", "group", "mask"}
@@ -74,7 +74,7 @@ def test_kwargs_receive_what_every_row_has():
 @pytest.mark.parametrize("values", [[-1.5, -0.5], np.array([-1.5, -0.5], np.float32), torch.tensor([-1.5, -0.5])])
 def test_log_probs_may_be_lists_arrays_or_tensors(values: Any):
     if isinstance(values, np.ndarray):
-        values.flags.writeable = False  # as pyarrow hands them out
+        values.flags.writeable = False  # as returned by pyarrow
     batch = collect(may_take_reference, row(5, 6, ref_logprobs=values), row(6, ref_logprobs=[-2.0]))
     assert batch.inputs["ref_logprobs"].tolist() == [[-1.5, -0.5], [-2.0, 0.0]]
 
@@ -113,7 +113,7 @@ def test_given_log_probs_are_used_on_policy_too():
     assert "ref_logprobs" in batch.inputs
 
 
-def test_a_missing_reward_or_extra_is_named():
+def test_the_error_names_a_missing_reward_or_extra():
     references = {"ref_logprobs": [-1.0]}
     with pytest.raises(MissingInput, match="needs rewards and no completion has one"):
         collect(needs_reference, row(5, **references), row(6, **references))
@@ -125,7 +125,7 @@ def test_a_missing_reward_or_extra_is_named():
         collect(needs_role, row(5, extras={"role": 1}), row(6))
 
 
-def test_extras_are_scalars_vectors_or_one_value_a_token():
+def test_extras_are_scalars_vectors_or_one_value_per_token():
     def extra(first: Any, second: Any) -> Any:
         rows = [row(5, 6, 7, extras={"advantages": first}), row(8, 9, extras={"advantages": second})]
         return collect(may_take_advantages, *rows).inputs["advantages"]

@@ -1,4 +1,4 @@
-"""The code for CPUs is imported on CPUs only, and an update without its private operators gives the same gradient."""
+"""Tests that CPU code is imported only on CPUs, and that an update without private operators has the same gradient."""
 
 import ast
 import subprocess
@@ -41,7 +41,7 @@ def imported_at_once(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("entry", ["gvpo.update.group_backward", "gvpo.sampling.transformers", "gvpo.training.trainer"])
-def test_an_import_does_not_reach_behind_the_fence(entry: str):
+def test_an_import_does_not_load_the_cpu_code(entry: str):
     code = f"import sys, {entry}; print([name for name in sys.modules if name.startswith({FENCED!r})])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
@@ -60,7 +60,7 @@ def test_private_operators_are_named_in_one_file():
 
 @pytest.fixture
 def without_operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make this PyTorch one that has none of the private operators."""
+    """Make this PyTorch version appear to have none of the private operators."""
     finders = (operators.linear_pointwise, operators.flash_attention)
     monkeypatch.setattr(operators, "_operator", lambda *_: None)
     for find in finders:

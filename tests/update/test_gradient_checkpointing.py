@@ -1,4 +1,4 @@
-"""model.gradient_checkpointing: every layer is computed twice, and the gradient is what it is without."""
+"""Tests of model.gradient_checkpointing: every layer is computed twice, and the gradient is unchanged."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SMALL, LARGE = 40, 10**6
 
 @contextmanager
 def layers_run(policy: Any) -> Iterator[list[bool]]:
-    """Each run of the first layer: whether it had gradients."""
+    """Return a list that records, for each run of the first layer, whether it had gradients."""
     seen: list[bool] = []
     hook = policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     yield seen
@@ -50,11 +50,11 @@ def test_the_gradient_is_the_same_and_each_layer_runs_twice(kind: str, sharing: 
     assert len(twice) == len(once) + sum(once)
     with layers_run(policy) as scored:
         score(policy, GROUPS, **settings)
-    assert len(scored) == len(once) - sum(once) or budget == LARGE  # nothing is computed again without a gradient
+    assert len(scored) == len(once) - sum(once) or budget == LARGE  # nothing is recomputed without a gradient
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_bit_by_bit_also_in_mixed_precision(half: bool):
+def test_it_is_exact_bit_by_bit_also_in_mixed_precision(half: bool):
     policy = tiny_model("llama")
     score(policy, GROUPS)
     found = []
@@ -95,7 +95,7 @@ def test_a_run_is_the_same_with_and_without_and_may_change_on_resume(tmp_path: P
     assert not any("checkpoint" in key for key in written)
 
 
-def test_an_architecture_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_names_an_unsupported_architecture(monkeypatch: pytest.MonkeyPatch):
     policy = tiny_model("llama")
     monkeypatch.setattr(type(policy), "supports_gradient_checkpointing", False)
     with pytest.raises(ModelError, match=r"model\.gradient_checkpointing: LlamaForCausalLM does not support"):

@@ -1,4 +1,4 @@
-"""The update against the truth: one row a forward, full logits, plain autograd on the whole batch."""
+"""Tests of the update against one row per forward pass, full logits and plain autograd on the whole batch."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TEMPERATURE = 0.7
 
 
 def near_old(kind: str, spread: float) -> list[Group]:
-    """The groups with old log-probs near the model's own, so that some ratios are clipped and some are not."""
+    """Return the groups with old log-probs near the model's own, so that some ratios are clipped and some are not."""
     generator = torch.Generator().manual_seed(1)
     scored = iter(score(tiny_model(kind, dtype=torch.float64), GROUPS, temperature=TEMPERATURE))
 
@@ -48,14 +48,14 @@ def assert_agrees(model: Any, output: UpdateOutput, true: Naive, tolerance: floa
     [(kind, sharing) for kind in sorted(CONFIGS) for sharing in ("on", "off", "auto")]
     + [(kind, "on") for kind in sorted(RECURRENT)],
 )
-def test_loss_and_gradient_are_the_naive_ones(kind: str, sharing: Any, budget: int, double: bool):
+def test_loss_and_gradient_equal_the_naive_ones(kind: str, sharing: Any, budget: int, double: bool):
     model = tiny_model(kind, dtype=torch.float64)
     with double_precision(model) if double else nullcontext():
         true = naive_update(model, GROUPS, gvpo, TEMPERATURE)
         output = group_backward(
             model, GROUPS, gvpo, tokens_per_microbatch=budget, prefix_sharing=sharing, temperature=TEMPERATURE
         )
-    # a recurrence that is cut elsewhere rounds otherwise, in transformers' float32
+    # a recurrence that is split elsewhere rounds differently, in transformers' float32
     assert_agrees(model, output, true, 1e-10 if double else 1e-4 if kind in RECURRENT else 1e-6)
 
 
@@ -83,7 +83,7 @@ def test_every_objective_is_exact(objective: Callable[..., Any], spread: float, 
         torch.testing.assert_close(output.metrics[name], value, rtol=1e-8, atol=1e-8)
 
 
-def test_clipping_is_really_met():
+def test_clipping_really_happens():
     output = group_backward(
         tiny_model("llama", dtype=torch.float64), near_old("llama", 0.2), grpo, temperature=TEMPERATURE
     )
@@ -104,7 +104,7 @@ def test_tied_and_untied_embeddings(tied: bool, budget: int):
     assert_agrees(model, output, true, 1e-10)
 
 
-def test_the_coefficients_are_the_gradient_by_the_log_probs_and_zero_where_masked():
+def test_the_coefficients_are_the_gradient_by_the_log_probs_and_zero_on_masked_tokens():
     model = tiny_model("llama", dtype=torch.float64)
     output = group_backward(model, GROUPS, gvpo)
     rows = [row for group in GROUPS for row in group.completions]
@@ -120,7 +120,7 @@ def test_the_coefficients_are_the_gradient_by_the_log_probs_and_zero_where_maske
         assert (output.rows[5].coefficients[token] == 0) == (wanted.mask is not None and wanted.mask[token] == 0)
 
 
-def test_gradients_are_added_to_what_is_there():
+def test_gradients_are_added_to_existing_ones():
     model = tiny_model("llama", dtype=torch.float64)
     group_backward(model, GROUPS, gvpo)
     once = gradients(model)
@@ -129,7 +129,7 @@ def test_gradients_are_added_to_what_is_there():
     assert relative_error(twice, {name: 2 * value for name, value in once.items()}) < 1e-6
 
 
-def test_empty_completions_and_groups_count_as_rows_and_nothing_else():
+def test_empty_completions_and_groups_count_only_as_rows():
     model = tiny_model("llama", dtype=torch.float64)
     rows = [Completion([], 1.0, ref_logprobs=[]), Completion([5, 6], 0.0, ref_logprobs=[-1.0, -2.0])]
     groups = [Group([4], rows), Group([4], [])]
@@ -163,8 +163,8 @@ def test_score_gives_log_probs_entropies_and_no_gradient():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_stretched_rotary_embeddings_do_not_see_the_budget():
-    """Their factor comes from the longest row of a forward: beyond the original length each row goes alone."""
+def test_stretched_rotary_embeddings_do_not_depend_on_the_budget():
+    """Their factor comes from the longest row of a forward. Beyond the original length each row is computed alone."""
     stretched = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     model = tiny_model("llama", dtype=torch.float64, max_position_embeddings=8, rope_parameters=stretched)
     rows = [Completion([5, 6], 1.0), Completion(list(range(10, 30)), 0.0)]

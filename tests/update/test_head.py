@@ -1,4 +1,4 @@
-"""The head without full logits against log_softmax and autograd."""
+"""Tests of the head without full logits, against log_softmax and autograd."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TOKENS, HIDDEN, VOCABULARY = 13, 6, 40
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
-    """In float64 chunks of five tokens, two whole ones and a rest, of blocks of two."""
+    """Use float64 chunks of five tokens (two complete ones and a rest) and blocks of two."""
     monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 8 * 5 * VOCABULARY)
     monkeypatch.setitem(head.BLOCK_ELEMENTS, "cpu", 2 * VOCABULARY)
     monkeypatch.setattr(head, "PRODUCT_ELEMENTS", 7 * HIDDEN)
@@ -37,7 +37,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, t
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("known", [True, False])
-def test_values_and_gradients_are_those_of_autograd(bias: bool, temperature: float, known: bool):
+def test_values_and_gradients_equal_those_of_autograd(bias: bool, temperature: float, known: bool):
     hidden, weight, offset, target = inputs(bias=bias)
     leaves = [each for each in (hidden, weight, offset) if each is not None]
     c = torch.randn(TOKENS, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_gradcheck():
     )
 
 
-def test_entropy_is_that_of_the_tempered_distribution():
+def test_entropy_is_computed_from_the_tempered_distribution():
     hidden, weight, bias, target = inputs()
     found = head_logprobs(hidden, weight, bias, target, temperature=0.5).entropy
     true = torch.distributions.Categorical(logits=F.linear(hidden, weight, bias) / 0.5).entropy()
@@ -82,7 +82,7 @@ def test_knowing_the_coefficients_changes_no_bit_of_the_log_probs():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_no_gradient_is_formed_for_what_is_frozen(known: bool):
+def test_no_gradient_is_computed_for_frozen_weights(known: bool):
     hidden, weight, _, target = inputs()
     c = torch.randn(TOKENS, dtype=torch.float64)
     scores = head_logprobs(hidden, weight.detach(), None, target, coefficients=c if known else None)
@@ -93,7 +93,7 @@ def test_no_gradient_is_formed_for_what_is_frozen(known: bool):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_half_matmuls_give_float32_log_probs_and_gradients_in_the_weights_own_dtype(known: bool):
+def test_half_matmuls_return_float32_log_probs_and_gradients_in_the_weights_own_dtype(known: bool):
     hidden, weight, bias, target = inputs(torch.float32)
     c = torch.randn(TOKENS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,8 +136,8 @@ def test_a_token_without_coefficient_does_not_count_even_at_minus_infinity():
 @pytest.mark.parametrize("known", [True, False], ids=["coefficients known", "recomputed"])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_rows_past_the_vocabulary_are_left_out_and_have_no_gradient(known: bool, biased: bool, dtype: torch.dtype):
-    """The same as a head without those rows, whose gradient has zeros in their place."""
+def test_rows_past_the_vocabulary_are_ignored_and_have_no_gradient(known: bool, biased: bool, dtype: torch.dtype):
+    """Compare with a head without those rows, whose gradient has zeros in their place."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(size, 8, generator=generator, dtype=torch.float64) for size in (300, 40))
     bias = torch.randn(40, generator=generator, dtype=torch.float64) if biased else None

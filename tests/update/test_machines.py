@@ -1,4 +1,4 @@
-"""What the machine does to the files of a run: each fault is one line, and nothing that was written is lost."""
+"""Tests of system faults in a run's files: each is a one-line error, and written data is never lost."""
 
 import errno
 import hashlib
@@ -39,7 +39,7 @@ def save(directory: Path, step: int, optimizer: dict[str, Any] | None = None) ->
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses what a file would grow to beyond `size`, as a full disk does."""
+    """Make the system reject writes beyond `size` per file, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -48,12 +48,12 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path: Path):
+def test_a_full_disk_at_the_start_is_a_one_line_error(tmp_path: Path):
     with files_of_at_most(0), pytest.raises(RunError, match=r"cannot write \S*\.lock: .*make room"):
         trainer(tmp_path / "run", **SETTINGS).train()
 
 
-def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line_and_leaves_no_part_of_it(tmp_path: Path):
+def test_a_disk_that_fills_during_a_checkpoint_is_a_one_line_error_and_leaves_no_part_of_it(tmp_path: Path):
     files = {file.name: file.stat().st_size for file in save(tmp_path, 1).rglob("*") if file.is_file()}
     largest = files["optimizer.pt"]
     assert largest > 1.5 * max(size for name, size in files.items() if name != "optimizer.pt")
@@ -68,11 +68,11 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line_and_leaves_
 
 
 class Foreign:
-    """What no checkpoint holds: loading it could run any code."""
+    """An object that no checkpoint contains, since loading it could run any code."""
 
 
 def rewrite(checkpoint: Path, name: str, data: bytes) -> None:
-    """Other contents, with the checksum to fit: another program or another version wrote them."""
+    """Write other contents with a matching checksum, as another program or another version would."""
     (checkpoint / name).write_bytes(data)
     manifest = json.loads((checkpoint / "trainer/manifest.json").read_text())
     manifest[name] = hashlib.sha256(data).hexdigest()
@@ -96,7 +96,7 @@ def foreign(tmp_path: Path) -> bytes:
         ("trainer/state.json", b"[" * 100_000, "cannot be read by this version"),
     ],
 )
-def test_a_checkpoint_of_another_program_is_passed_over(tmp_path: Path, name: str, data: bytes | None, named: str):
+def test_a_checkpoint_of_another_program_is_skipped(tmp_path: Path, name: str, data: bytes | None, named: str):
     save(tmp_path / "run", 1)
     rewrite(save(tmp_path / "run", 2), name, foreign(tmp_path) if data is None else data)
     with pytest.warns(GvpoWarning, match=f"step-000002 {named}.*; trying the one before") as warned:
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_program_is_passed_over(tmp_path: Path, name: st
     assert "\n" not in str(warned[0].message)
 
 
-def test_an_optimizer_of_another_model_names_the_checkpoint(tmp_path: Path):
+def test_the_error_about_an_optimizer_of_another_model_names_the_checkpoint(tmp_path: Path):
     trainer(tmp_path / "run", **SETTINGS).train()
     checkpoint = tmp_path / "run/checkpoints/step-000003"
     torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "other.pt")
@@ -118,10 +118,8 @@ def test_an_optimizer_of_another_model_names_the_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ESTALE])
-def test_a_checkpoint_that_may_be_whole_is_not_passed_over(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-):
-    """Steps would be trained again, and a checkpoint replaced, for want of a permission."""
+def test_a_checkpoint_that_may_be_intact_is_not_skipped(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch):
+    """Otherwise a missing permission would repeat steps and replace a checkpoint."""
     save(tmp_path, 1)
     save(tmp_path, 2)
 
@@ -133,7 +131,7 @@ def test_a_checkpoint_that_may_be_whole_is_not_passed_over(
         Checkpoints(tmp_path, 3).newest()
 
 
-def test_a_bad_sector_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bad_sector_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 1)
 
     def refused(path: Path) -> str:
@@ -157,7 +155,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"run": 1}', b"[]", b'{"run": {"dirs": 1}}', b"\xff", b"[" * 100_000])
-def test_settings_that_cannot_be_read_are_one_line(run: Path, data: bytes):
+def test_unreadable_settings_are_a_one_line_error(run: Path, data: bytes):
     (run / "config.json").write_bytes(data)
     with pytest.raises(RunError, match=r"run/config\.json cannot be read \(.*\); put the one there that") as refused:
         trainer(run, **SETTINGS).train(resume=True)
@@ -165,7 +163,7 @@ def test_settings_that_cannot_be_read_are_one_line(run: Path, data: bytes):
     assert len(list(run.glob("checkpoints/step-*"))) == 3
 
 
-def test_a_damaged_line_of_metrics_before_the_checkpoint_is_named_and_nothing_is_cut(run: Path):
+def test_the_error_names_a_corrupt_line_of_metrics_before_the_checkpoint_and_nothing_is_truncated(run: Path):
     before = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(b"".join([before[0], b"\0" * 40 + b"\n", *before[2:]]))
     with pytest.raises(RunError, match=r"metrics\.jsonl line 2 is damaged; remove that line"):
@@ -177,7 +175,7 @@ def test_a_damaged_line_of_metrics_before_the_checkpoint_is_named_and_nothing_is
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "flipped", "text", "directory", "other columns"])
-def test_a_damaged_rollout_file_is_left_out_of_the_report(run: Path, damage: str):
+def test_the_report_skips_a_corrupt_rollout_file(run: Path, damage: str):
     file = runfiles.rollout_path(run, 2)
     whole = file.read_bytes()
     middle = len(whole) // 3
@@ -216,7 +214,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30] or type(error).__name__)
-def test_every_word_for_memory_that_has_run_out_is_known(error: Exception):
+def test_every_message_about_exhausted_memory_is_known(error: Exception):
     assert is_out_of_memory(error)
     with pytest.raises(TrainingError, match="step 1: out of memory; lower"), explained(lambda: "step 1"):
         raise error

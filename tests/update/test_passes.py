@@ -1,4 +1,4 @@
-"""How the update goes about it: which forwards it makes, that they agree bit by bit, and what it leaves alone."""
+"""Tests of the update's forward passes, their bitwise agreement, and the state that it leaves unchanged."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ SMALL, LARGE = 30, 10**6
 
 
 def with_logprobs(groups: Sequence[Group], scored: Sequence[TokenLogprobs] | None, *names: str) -> list[Group]:
-    """The groups with these log-probs set from scores, in order, or with none."""
+    """Return the groups with these log-probs set from scores, in order, or with none."""
     remaining = iter(scored or ())
 
     def changed(row: Completion) -> Completion:
@@ -38,7 +38,7 @@ BARE = with_logprobs(GROUPS, None, "ref_logprobs", "old_logprobs")
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[list[bool]]:
-    """A forward a batch: whether each had gradients."""
+    """Return a list with one entry per forward pass: whether it had gradients."""
     seen: list[bool] = []
     hook = model.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     yield seen
@@ -57,7 +57,7 @@ def microbatches(model: nn.Module, budget: int) -> int:
     [(gvpo, BARE, True), (grpo, BARE, True), (rloo, BARE, True), (gspo, BARE, True), (sft, BARE, False)],
     ids=["gvpo", "grpo", "rloo", "gspo", "sft"],
 )
-def test_where_log_probs_cannot_matter_there_is_no_score_pass(
+def test_if_log_probs_cannot_matter_there_is_no_score_pass(
     objective: Callable[..., Any], groups: list[Group], on_policy: bool
 ):
     model = tiny_model("llama")
@@ -77,7 +77,7 @@ def test_otherwise_every_microbatch_is_scored_and_pushed(objective: Callable[...
     assert forwards == [False] * count + [True] * count
 
 
-def test_one_microbatch_is_one_forward():
+def test_one_microbatch_needs_one_forward():
     model = tiny_model("llama")
     assert microbatches(model, LARGE) == 1
     with counted(model) as forwards:
@@ -96,7 +96,7 @@ def test_a_variance_weight_makes_the_on_policy_log_probs_matter():
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
 @pytest.mark.parametrize("objective", [gvpo, grpo, gspo])
-def test_on_policy_is_the_same_as_the_models_own_log_probs(objective: Callable[..., Any], budget: int):
+def test_on_policy_equals_the_models_own_log_probs(objective: Callable[..., Any], budget: int):
     model = tiny_model("llama", dtype=torch.float64)
     own = with_logprobs(GROUPS, score(model, GROUPS), "ref_logprobs", "old_logprobs")
     given = group_backward(model, own, objective)
@@ -144,7 +144,7 @@ def test_scores_and_update_agree_bit_by_bit_at_unchanged_weights(kind: str, shar
 def test_autocast_casts_are_neither_reused_without_gradient_nor_after_a_step(
     objective: Callable[..., Any], budget: int
 ):
-    """Inside one autocast context torch caches casts of weights: a no-grad pass or a step would poison them."""
+    """Within one autocast context torch caches casts of weights. A no-grad pass or a step would make them wrong."""
     model = tiny_model("llama")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score(model, GROUPS)
@@ -163,7 +163,7 @@ def test_autocast_casts_are_neither_reused_without_gradient_nor_after_a_step(
     assert relative_error(inside, gradients(model)) == 0.0
 
 
-def test_half_precision_gradients_are_near_the_float32_ones():
+def test_half_precision_gradients_are_close_to_the_float32_ones():
     model = tiny_model("llama")
     group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
     true = gradients(model)
@@ -184,7 +184,7 @@ def test_autocast_leaves_a_float64_model_in_float64():
     assert relative_error(gradients(model), expected) == 0.0
 
 
-def test_dropout_is_off_in_every_pass_and_back_afterwards():
+def test_dropout_is_off_in_every_pass_and_restored_afterwards():
     noisy = tiny_model("llama", attention_dropout=0.5)
     calm = tiny_model("llama")
     group_backward(noisy, GROUPS, gvpo, tokens_per_microbatch=SMALL)
@@ -195,7 +195,7 @@ def test_dropout_is_off_in_every_pass_and_back_afterwards():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_random_state_and_head_are_left_alone(training: bool):
+def test_mode_random_state_and_head_are_unchanged(training: bool):
     model = tiny_model("llama").train(training)
     before = torch.get_rng_state()
     group_backward(model, GROUPS, gvpo, tokens_per_microbatch=SMALL)
@@ -226,7 +226,7 @@ def broken(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
 @pytest.mark.parametrize("objective", [gvpo, sft])
-def test_nothing_is_pushed_where_the_model_is_not_finite(objective: Callable[..., Any], budget: int):
+def test_nothing_is_pushed_if_the_model_is_not_finite(objective: Callable[..., Any], budget: int):
     model = broken(tiny_model("llama"))
     output = group_backward(model, GROUPS, objective, tokens_per_microbatch=budget)
     assert not output.loss.isfinite()
@@ -234,7 +234,7 @@ def test_nothing_is_pushed_where_the_model_is_not_finite(objective: Callable[...
 
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
-def test_nothing_is_pushed_where_the_loss_is_not_finite(budget: int):
+def test_nothing_is_pushed_if_the_loss_is_not_finite(budget: int):
     model = tiny_model("llama")
     rows = list(GROUPS[0].completions)
     groups = [Group(GROUPS[0].prompt, [dataclasses.replace(rows[0], reward=float("nan")), *rows[1:]]), *GROUPS[1:]]
@@ -244,7 +244,7 @@ def test_nothing_is_pushed_where_the_loss_is_not_finite(budget: int):
 
 
 class Fooling:
-    """Hides from the first two evaluations, the guesses, that c depends on the log-probs."""
+    """An objective that hides from the first two evaluations, the guesses, that c depends on the log-probs."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -268,7 +268,7 @@ def test_a_wrong_guess_of_the_coefficients_is_corrected():
         assert relative_error(gradients(model), expected) < 1e-12
 
 
-def test_what_an_objective_says_of_masked_tokens_is_not_pushed():
+def test_coefficients_of_masked_tokens_are_not_pushed():
     def careless(logprobs: Tensor) -> ObjectiveOutput:
         return ObjectiveOutput(logprobs.square().sum(), {})
 
@@ -278,7 +278,7 @@ def test_what_an_objective_says_of_masked_tokens_is_not_pushed():
         assert ((found.coefficients == 0) == (torch.tensor(row.mask) == 0)).all()
 
 
-def test_a_loss_that_no_log_prob_reaches_pushes_nothing():
+def test_a_loss_without_log_probs_pushes_nothing():
     def constant(logprobs: Tensor) -> ObjectiveOutput:
         return ObjectiveOutput(torch.ones(()), {"a/b": torch.zeros(())})
 
@@ -289,7 +289,7 @@ def test_a_loss_that_no_log_prob_reaches_pushes_nothing():
     assert all(float(value.abs().max()) == 0.0 for value in gradients(model).values())
 
 
-def test_what_is_missing_is_named_before_any_forward():
+def test_the_error_names_missing_inputs_before_any_forward():
     model = tiny_model("llama")
     rewardless = [Group([3], [Completion([5], ref_logprobs=[-1.0]), Completion([6], ref_logprobs=[-1.0])])]
     microbatches(model, LARGE)
@@ -301,14 +301,14 @@ def test_what_is_missing_is_named_before_any_forward():
     assert forwards == []
 
 
-def test_settings_out_of_range_are_named():
+def test_the_error_names_settings_out_of_range():
     with pytest.raises(ConfigError, match=r"temperature is 0\.0; log-probs need one above 0"):
         score(tiny_model("llama"), GROUPS, temperature=0.0)
     with pytest.raises(ConfigError, match="tokens_per_microbatch is 0"):
         group_backward(tiny_model("llama"), GROUPS, gvpo, tokens_per_microbatch=0)
 
 
-def test_an_empty_batch_and_a_wrong_objective_are_named():
+def test_the_error_names_an_empty_batch_and_a_wrong_objective():
     with pytest.raises(DataError, match="no completion"):
         group_backward(tiny_model("llama"), [], gvpo)
     with pytest.raises(DataError, match="no completion"):

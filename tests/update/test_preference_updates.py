@@ -1,4 +1,4 @@
-"""The exact update with roles and scores in extras: however the batch is cut, one gradient."""
+"""Tests of the exact update with roles and scores in extras: the gradient is the same for every split."""
 
 import functools
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_micro_batches_change_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_without_their_extras_are_named(name: str):
+def test_the_error_names_missing_extras(name: str):
     objective, _ = CASES[name]
     batch = [with_extras(group, lambda place: {}) for group in groups(1)]
     with pytest.raises(MissingInput, match="put it into Completion.extras".replace(".", r"\.")):

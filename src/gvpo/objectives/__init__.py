@@ -1,4 +1,4 @@
-"""Objectives: pure functions from log-probs and rewards to a loss and its metrics, one paper a file.
+"""Objectives: pure functions from log-probs and rewards to a loss and its metrics, one paper per file.
 
 Each takes `logprobs` [B, T] (rows are completions) and keywords, and is differentiable through `logprobs` only. None
 knows a model, a device or a config; docs/reference/objectives/ has a page for each. The table of the objectives that

@@ -15,7 +15,7 @@ from gvpo.errors import ObjectiveError, ShapeError
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What an objective returns.
+    """Result of an objective.
 
     Args:
         loss: scalar; differentiable through `logprobs` and nothing else.
@@ -31,7 +31,7 @@ Objective = Callable[..., ObjectiveOutput]
 
 
 def scored_positions(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """The mask as booleans, after both were checked.
+    """Return the mask as booleans, after checking both tensors.
 
     Args:
         logprobs: [B, T] floating point, B >= 1.
@@ -55,12 +55,12 @@ def scored_positions(logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_values(name: str, values: Tensor, scored: Tensor, like: Tensor) -> Tensor:
-    """Per-token values, ready for arithmetic: checked, in float32 or better, and 0 where nothing is scored.
+    """Return per-token values, ready for arithmetic: checked, in float32 or better, and 0 where nothing is scored.
 
-    The zeros keep whatever padding holds, NaN included, out of the loss and out of its gradient.
+    The zeros keep the values of padding, including NaN, out of the loss and its gradient.
 
     Args:
-        name: of the tensor, for the error.
+        name: name of the tensor, for the error.
         values: [B, T] floating point.
         scored: [B, T] bool.
         like: `logprobs`, whose precision decides: float64 stays, all others become float32.
@@ -83,7 +83,7 @@ def row_values(name: str, values: Tensor, like: Tensor) -> Tensor:
     So callers centre first, and cast to the precision of the log-probs afterwards.
 
     Args:
-        name: of the tensor, for the error.
+        name: name of the tensor, for the error.
         values: [B] real numbers of any dtype.
         like: `logprobs`, [B, T].
 
@@ -101,7 +101,7 @@ def sequence_sums(name: str, values: Tensor, like: Tensor) -> Tensor:
     """Sequence log-probs, checked, in the precision of the arithmetic.
 
     Args:
-        name: of the tensor, for the error.
+        name: name of the tensor, for the error.
         values: floating point, of the shape of `like`.
         like: [B] or [B, N], B >= 1: gives shape and precision.
 
@@ -113,7 +113,7 @@ def sequence_sums(name: str, values: Tensor, like: Tensor) -> Tensor:
     """
     if values.ndim == 0 or values.shape[0] == 0 or values.shape != like.shape:
         raise ShapeError(
-            f"{name} has shape {tuple(values.shape)}; expected {tuple(like.shape)}, one sum a sequence, B >= 1"
+            f"{name} has shape {tuple(values.shape)}; expected {tuple(like.shape)}, one sum per sequence, B >= 1"
         )
     _check_floating(name, values)
     return values.to(working_dtype(like))
@@ -130,7 +130,7 @@ def check_at_least(name: str, value: float, least: float, *, strictly: bool = Fa
 
 
 def named_metrics(prefix: str, **values: Tensor) -> dict[str, Tensor]:
-    """Detached scalars under `prefix/name`."""
+    """Return detached scalars under `prefix/name`."""
     return {f"{prefix}/{name}": value.detach() for name, value in values.items()}
 
 

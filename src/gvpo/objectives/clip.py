@@ -31,7 +31,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
 
 
 def clipped_share(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
-    """1 where the lower (upper) bound stops the gradient, elsewhere 0, in the ratio's dtype.
+    """Return 1 where the lower (upper) bound stops the gradient, elsewhere 0, in the ratio's dtype.
 
     A bound acts on one sign only: a falling ratio is stopped for a negative advantage, a rising one for a positive.
     """

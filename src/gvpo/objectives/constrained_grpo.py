@@ -47,11 +47,11 @@ def constrained_grpo(
         multipliers: K numbers, at least 0; `updated_multipliers` moves them between updates.
         group: [B] int64 group ids; sizes may differ, each at least 2.
         mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
-        reward_multiplier: at least 0.
+        reward_multiplier: multiplier of the reward, at least 0.
         clip_low: lower half-width of the clip range; infinite for none.
         clip_high: upper half-width.
-        reduction: as `grpo`.
-        max_length: as `grpo`.
+        reduction: see `grpo`.
+        max_length: see `grpo`.
 
     Returns:
         The loss and `grpo`'s metrics, under the same keys.
@@ -98,7 +98,7 @@ def constrained_grpo(
 def updated_multipliers(
     multipliers: Sequence[float], *, rates: Sequence[float], limits: Sequence[float], rate: float
 ) -> list[float]:
-    """One step of projected ascent on the dual: up while a cost is over its limit, down to 0 while it is under.
+    """Take one step of projected ascent on the dual: up while a cost is over its limit, down to 0 while it is under.
 
         multiplier_k = max(0, multiplier_k + rate * (rates_k - limits_k))
 

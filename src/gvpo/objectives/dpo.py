@@ -88,7 +88,7 @@ def dpo_rows(
     Args:
         logprobs: [B, T] log-probs of the policy, nats.
         ref_logprobs: [B, T] the same under the reference.
-        role: B names, "chosen" or "strong"; one chosen row a group.
+        role: B names, "chosen" or "strong"; one chosen row per group.
         group: [B] int64, which rows answer the same prompt.
         mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
         beta: reward per nat, above 0.
@@ -97,7 +97,7 @@ def dpo_rows(
         As `dpo`.
 
     Raises:
-        ShapeError: a tensor of the wrong shape or dtype, or not one role a row.
+        ShapeError: a tensor of the wrong shape or dtype, or not one role per row.
         GroupTooSmall: a group without a strong negative.
         ObjectiveError: an unknown role, a weak negative, or a group without exactly one chosen row.
 
@@ -123,5 +123,5 @@ def dpo_rows(
 
 
 def ranked_right(margin: Tensor) -> Tensor:
-    """1 where a margin is positive, 0 where it is negative, 1/2 at a tie."""
+    """Return 1 where a margin is positive, 0 where it is negative, 1/2 at a tie."""
     return (margin.sign() + 1) / 2

@@ -23,7 +23,7 @@ def epa(
     weak_weight: float = 1.0,
     beta: float = 0.1,
 ) -> ObjectiveOutput:
-    """Make the positive the likeliest of itself and its negatives, by implicit rewards.
+    """Make the positive the most likely of itself and its negatives, by implicit rewards.
 
         r    = beta * (logprobs - ref_logprobs)
         loss = mean over prompts of  log(1 + sum_j v_j exp(r_j - r_positive)),    v_j = weak_weight if weak else 1
@@ -94,7 +94,7 @@ def epa_rows(
         logprobs: [B, T] log-probs of the policy, nats.
         ref_logprobs: [B, T] the same under the reference.
         role: B names, "chosen", "strong" (a worse answer) or "weak" (an answer to another prompt, scored under this
-            one); one chosen row a group.
+            one); one chosen row per group.
         group: [B] int64, which rows belong to the same prompt; groups may have different sizes.
         mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
         weak_weight: how much a weak negative counts, 0 or more.
@@ -104,7 +104,7 @@ def epa_rows(
         As `epa`.
 
     Raises:
-        ShapeError: a tensor of the wrong shape or dtype, or not one role a row.
+        ShapeError: a tensor of the wrong shape or dtype, or not one role per row.
         GroupTooSmall: a group without a negative.
         ObjectiveError: an unknown role, or a group without exactly one chosen row.
 
@@ -140,9 +140,9 @@ def _table(rows: RowSums) -> tuple[Tensor, Tensor]:
 
 
 def _flags(name: str, mask: Tensor | None, like: Tensor, *, default: bool) -> Tensor:
-    """A mask as booleans, [B, N]."""
+    """Return a mask as booleans, [B, N]."""
     if like.ndim != 2:
-        raise ShapeError(f"negative_logprobs has shape {tuple(like.shape)}; expected [B, N], N negatives a positive")
+        raise ShapeError(f"negative_logprobs has shape {tuple(like.shape)}; expected [B, N], N negatives per positive")
     if mask is None:
         return torch.full(like.shape, default, device=like.device)
     if mask.shape != like.shape:
@@ -151,7 +151,7 @@ def _flags(name: str, mask: Tensor | None, like: Tensor, *, default: bool) -> Te
 
 
 def _column(positive: Tensor, negative: Tensor) -> Tensor:
-    """[B] -> [B, 1], to stand beside the negatives [B, N]."""
+    """Reshape [B] to [B, 1], the shape of a column next to the negatives [B, N]."""
     if positive.shape != negative.shape[:1]:
         raise ShapeError(
             f"negative_logprobs has shape {tuple(negative.shape)}; expected [B, N] with B = {len(positive)} positives"
@@ -160,7 +160,7 @@ def _column(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _kept(name: str, values: Tensor, like: Tensor, present: Tensor) -> Tensor:
-    """[B, N], 0 where there is no negative, whatever stands there."""
+    """Return [B, N], with 0 in place of any value where there is no negative."""
     return torch.where(present, sequence_sums(name, values, like), 0.0)
 
 

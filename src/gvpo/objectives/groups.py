@@ -13,7 +13,7 @@ from gvpo.errors import GroupTooSmall, ShapeError
 
 @dataclass(frozen=True)
 class Groups:
-    """Which row belongs to which group.
+    """Assignment of rows to groups.
 
     Args:
         ids: [G] the group ids, ascending.
@@ -29,7 +29,7 @@ class Groups:
 
     @classmethod
     def of(cls, group: Tensor, rows: int) -> "Groups":
-        """From ids.
+        """Create groups from ids.
 
         Args:
             group: [B] int64, any values; rows of a group need not be neighbours.
@@ -60,7 +60,7 @@ class Groups:
             which = self.ids[small][0].item()
             raise GroupTooSmall(
                 f"{objective} compares the rows of a group, and group {which} has one; "
-                f"drop such groups ({int(small.sum())} here) or sample at least 2 completions a prompt"
+                f"drop such groups ({int(small.sum())} here) or sample at least 2 completions per prompt"
             )
 
     def sum(self, values: Tensor) -> Tensor:

@@ -107,13 +107,13 @@ def grpo(
 
 
 def group_advantages(rewards: Tensor, groups: Groups, *, baseline: str = "mean", scale_rewards: bool = True) -> Tensor:
-    """How much better than its group each row is.
+    """Return how much better each row is than its group.
 
         A_i = (R_i - Rbar) / (std + 1e-4)
 
     Args:
         rewards: [B] float.
-        groups: of at least two rows each.
+        groups: groups of at least two rows each.
         baseline: "mean" (Rbar) or "leave_one_out" (the mean of the group's other rows).
         scale_rewards: divide by the standard deviation (k - 1).
 
@@ -140,7 +140,7 @@ def token_advantages(
     baseline: str = "mean",
     scale_rewards: bool = True,
 ) -> Tensor:
-    """The given per-token advantages, or a row's computed one on each of its tokens.
+    """Return the given per-token advantages, or a row's computed one on each of its tokens.
 
     Args:
         logprobs: [B, T], for shape and precision.
@@ -148,9 +148,9 @@ def token_advantages(
         rewards: [B].
         group: [B] int64.
         advantages: [B, T] or None.
-        name: of the objective, for errors.
-        baseline: as `group_advantages`.
-        scale_rewards: as `group_advantages`.
+        name: name of the objective, for errors.
+        baseline: see `group_advantages`.
+        scale_rewards: see `group_advantages`.
 
     Returns:
         [B, T], detached, 0 where nothing is scored.

@@ -21,7 +21,7 @@ def gspo(
     clip_high: float = 4e-4,
     scale_rewards: bool = True,
 ) -> ObjectiveOutput:
-    """GRPO with one ratio a completion, the geometric mean of its token ratios.
+    """GRPO with one ratio per completion, the geometric mean of its token ratios.
 
         s_i  = exp(mean_t(logprobs - old_logprobs))
         A_i  = (R_i - Rbar) / (std + 1e-4)
@@ -92,7 +92,7 @@ def gspo_token(
         log s_it = logprobs - logprobs.detach() + mean_t(logprobs - old_logprobs).detach()
         loss     = - mean_i mean_t min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)
 
-    The value of s_it is the row's s_i of `gspo`, its gradient is the token's own. With one advantage a row, value,
+    The value of s_it is the row's s_i of `gspo`, its gradient is the token's own. With one advantage per row, value,
     clipping and gradient are `gspo`'s; with per-token ones the minimum picks a branch per token.
 
     Differs from the paper:
@@ -144,7 +144,7 @@ def _mean_log_ratio(logprobs: Tensor, old_logprobs: Tensor, scored: Tensor) -> T
 
 @torch.no_grad()
 def _metrics(ratio: Tensor, advantage: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
-    """All [B]."""
+    """Return the metrics of tensors [B]."""
     return named_metrics(
         "gspo",
         ratio_mean=ratio.mean(),

@@ -22,16 +22,16 @@ def gsspo(
     clip_high: float = 0.2,
     scale_rewards: bool = True,
 ) -> ObjectiveOutput:
-    """GRPO with one ratio a segment, the geometric mean of its token ratios: everything between GRPO and GSPO.
+    """GRPO with one ratio per segment, the geometric mean of its token ratios: everything between GRPO and GSPO.
 
         s_ij = exp(mean over the tokens t of segment j of (logprobs - old_logprobs))
         A_i  = (R_i - Rbar) / (std + 1e-4)
         loss = - mean_i mean_j min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)
 
-    With one segment a completion it is `gspo`, with one token a segment `grpo`, at the same clip range.
+    With one segment per completion it is `gspo`, with one token per segment `grpo`, at the same clip range.
 
     Differs from the paper:
-        - Segments are whatever the caller says they are; the paper's are cycles of a thought and an action.
+        - The caller chooses the segments; the paper's are cycles of a thought and an action.
         - std has k - 1 in its denominator and 1e-4 added.
         - The clip range is GRPO's by default. The longer the segments, the narrower a range that still clips.
 
@@ -39,7 +39,7 @@ def gsspo(
         logprobs: [B, T] log-probs of the policy, nats.
         old_logprobs: [B, T] log-probs under the policy that sampled, nats; see `gspo`.
         rewards: [B].
-        segments: [B, T] int64; tokens of a row with the same id are one segment, whatever lies between them. Values
+        segments: [B, T] int64; tokens of a row with the same id are one segment, even with gaps. Values
             where nothing is scored are never read.
         group: [B] int64 group ids; sizes may differ, each at least 2.
         mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
@@ -91,7 +91,7 @@ def gsspo(
 
 
 class _Segments:
-    """Which of the N scored tokens belong together: G segments, rows in order.
+    """Assignment of the N scored tokens to G segments, rows in order.
 
     Attributes:
         row: [G] int64, the row of each segment.

@@ -28,7 +28,7 @@ class _Centred:
         uncentred: l_i.
         policy: sum_t mask * logprobs, centred.
         reference: sum_t mask * ref_logprobs, centred.
-        groups: of the rows.
+        groups: groups of the rows.
     """
 
     rewards: Tensor
@@ -73,11 +73,11 @@ def gvpo(
         group: [B] int64 group ids; sizes may differ, each at least 2.
         mask: [B, T], 1 on scored tokens. Values elsewhere are never read.
         beta: the strength of the pull to pi', in units of reward per nat.
-        variance_weight: of beta^2/2 Var(log pi), which explores.
-        covariance_weight: of -beta^2 Cov(log pi, log pi'), the trust region.
+        variance_weight: weight of beta^2/2 Var(log pi), which explores.
+        covariance_weight: weight of -beta^2 Cov(log pi, log pi'), the trust region.
 
     Returns:
-        The loss and these metrics, averaged over groups where not said otherwise (variances with k - 1):
+        The loss and these metrics, averaged over groups unless stated otherwise (variances with k - 1):
         `gvpo/advantage_term` Cov(R, log pi), `gvpo/variance_term` Var(log pi), `gvpo/covariance_term`
         Cov(log pi, log pi'), `gvpo/logratio_gap_max` largest |l_i - lbar| (nats), `gvpo/weight_sum_max` largest
         |sum_i w_i| of a group, `gvpo/weight_abs_mean` mean |w_i| over rows, `gvpo/implicit_reward_corr` correlation of
@@ -116,7 +116,7 @@ def gvpo(
 def gvpo_weights(
     logprobs: Tensor, *, ref_logprobs: Tensor, rewards: Tensor, group: Tensor, mask: Tensor, beta: float = 0.1
 ) -> Tensor:
-    """The weight of each row in GVPO's gradient: positive pushes the completion up.
+    """Return the weight of each row in GVPO's gradient; positive pushes the completion up.
 
         w_i = (R_i - Rbar) - beta (l_i - lbar)
 
@@ -144,7 +144,7 @@ def gvpo_weights(
 
 
 def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float) -> Tensor:
-    """How far the policy is from its optimum, estimated from its own samples.
+    """Estimate the distance of the policy from its optimum, from its own samples.
 
         d_i = R_i / beta - l_i
         certificate = log mean_i e^(d_i) - mean_i d_i        estimates KL(pi || pi*), nats
@@ -157,7 +157,7 @@ def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float)
         log_ratios: [B] l_i, sums over scored tokens of logprobs - ref_logprobs, nats.
         rewards: [B].
         group: [B] int64 group ids; a group of one has certificate 0.
-        beta: as in `gvpo`.
+        beta: see `gvpo`.
 
     Returns:
         [G], one value per group in ascending order of the ids, detached.
@@ -206,7 +206,7 @@ def _weights(centred: _Centred, beta: float, variance_weight: float = 1.0, covar
 
 
 def _certificate(rewards: Tensor, log_ratios: Tensor, groups: Groups, beta: float) -> Tensor:
-    """On centred values, where the mean of d is 0 and only the first term is left."""
+    """Compute the certificate of centred values, for which the mean of d is 0 and only the first term remains."""
     return groups.log_mean_exp(rewards / beta - log_ratios)
 
 
@@ -234,13 +234,13 @@ def _metrics(centred: _Centred, beta: float, variance_weight: float, covariance_
 
 
 def _by_side(log_ratios: Tensor, rewards: Tensor) -> dict[str, Tensor]:
-    """Mean log-ratios of the rows above and below their group's mean reward; a side without rows is left out."""
+    """Return mean log-ratios of the rows above and below their group's mean reward, without a side that has no rows."""
     sides = {"logratio_mean_better": rewards > 0, "logratio_mean_worse": rewards < 0}
     return {name: log_ratios[side].mean() for name, side in sides.items() if side.any()}
 
 
 def _correlation(left: Tensor, right: Tensor) -> Tensor:
-    """Of centred values; 0 where one of them does not vary."""
+    """Return the correlation of centred values, or 0 if one of them does not vary."""
     return _ratio((left * right).sum(), left.square().sum().sqrt() * right.square().sum().sqrt(), otherwise=0.0)
 
 

@@ -9,7 +9,7 @@ from gvpo.objectives.reduce import row_sums
 
 @torch.no_grad()
 def kl_in_reward(rewards: Tensor, *, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Rewards less beta times the completion's log-ratio to the reference.
+    """Subtract beta times the completion's log-ratio to the reference from the rewards.
 
         R'_i = R_i - beta * sum_t mask * (logprobs - ref_logprobs)
 

@@ -1,4 +1,4 @@
-"""Preference-Oriented Fine-Tuning: a written answer should be likelier here than under models that are aligned."""
+"""Preference-Oriented Fine-Tuning: a written answer should be more likely here than under aligned models."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ def poft(logprobs: Tensor, *, mask: Tensor, aligned_mean_logprobs: Tensor) -> Ob
     Its gradient is that of `sft` with reduction "sequence_mean", each row times
     tau = sigmoid(mean_j aligned_mean_logprobs_j - r): about 1/2 where the policy is as good as the aligned models.
 
-    What differs from the paper: nothing; the response alone is scored, by the policy as by the aligned models.
+    Nothing differs from the paper; only the response is scored, by the policy and by the aligned models.
 
     Args:
         logprobs: [B, T] log-probs of the policy, nats.

@@ -13,7 +13,7 @@ from gvpo.objectives.groups import Groups
 from gvpo.objectives.reduce import row_sums
 
 Role = Literal["chosen", "strong", "weak"]
-"""What a row is to its group."""
+"""Role of a row in its group."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RowSums:
     def of(
         cls, objective: str, logprobs: Tensor, ref_logprobs: Tensor, role: Sequence[str], group: Tensor, mask: Tensor
     ) -> "RowSums":
-        """From rows.
+        """Create the sums from rows.
 
         Args:
             objective: its name, for errors.
@@ -51,7 +51,7 @@ class RowSums:
             mask: [B, T].
 
         Raises:
-            ShapeError: a tensor of the wrong shape or dtype, or not one role a row.
+            ShapeError: a tensor of the wrong shape or dtype, or not one role per row.
             GroupTooSmall: a group without a negative.
             ObjectiveError: an unknown role, or a group without exactly one chosen row.
         """
@@ -76,10 +76,10 @@ class RowSums:
 
 
 def _rows(role: Sequence[str], name: str, index: Tensor) -> Tensor:
-    """The rows of a role, after all roles were checked."""
+    """Return the rows of a role, after checking all roles."""
     if isinstance(role, str) or len(role) != len(index):
         have = "one text" if isinstance(role, str) else f"{len(role)} values"
-        raise ShapeError(f"role has {have} for {len(index)} rows; give one name a row")
+        raise ShapeError(f"role has {have} for {len(index)} rows; give one name per row")
     unknown = [value for value in role if value not in get_args(Role)]
     if unknown:
         raise ObjectiveError(f"role {unknown[0]!r} does not exist; choose one of {', '.join(get_args(Role))}")
@@ -87,7 +87,7 @@ def _rows(role: Sequence[str], name: str, index: Tensor) -> Tensor:
 
 
 def _require_comparisons(objective: str, groups: Groups, rows: dict[str, Tensor]) -> None:
-    """One chosen row and at least one negative in each group."""
+    """Raise an error unless each group has one chosen row and at least one negative."""
     counts = torch.bincount(groups.index[rows["chosen"]], minlength=len(groups.ids))
     wrong = counts != 1
     if wrong.any():

@@ -1,8 +1,8 @@
-"""Choose the path that is right for a model, by its configuration and a comparison.
+"""Choice of the path for a model, by its configuration and a comparison.
 
-Neither shared prompts nor the fused head is right for every model. Chunked attention, recurrent layers and logits that
-are scaled after the head are read from the configuration. In addition, each fast path is compared once per model with
-the plain one on a few synthetic rows, and dropped with a `FastPathWarning` where it disagrees.
+Neither shared prompts nor the fused head is correct for every model. Chunked attention, recurrent layers and logits
+that are scaled after the head are recognized by the configuration. In addition, each fast path is compared once per
+model with the plain one on a few synthetic rows. If they disagree, it is dropped with a `FastPathWarning`.
 """
 
 from collections.abc import Sequence
@@ -36,26 +36,29 @@ _NOISE_CAP = 0.1
 
 
 class FastPathWarning(GvpoWarning):
-    """A fast path disagrees with the plain one on this model and is not used."""
+    """Warning that a fast path disagrees with the plain one on this model and is not used."""
 
 
 _PLAIN = Path(ROWS, fused=False)
 _SHARING: Sequence[tuple[Layout, Layout]] = ((Trees(), Trees()), (Forked(call_tokens=0), Forked()))
-"""Layouts that share prompts, the fastest first: the one that is checked, with as many calls as it can have, and the
-one that is used."""
+"""Pairs of layouts that share prompts, fastest first.
+
+The first of a pair is checked, with as many calls as possible, and the second is used.
+"""
 _DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
 
 
 def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Path:
-    """Return the fastest path that is right for a model; at first use it is checked against the plain one.
+    """Return the fastest correct path for a model. At first use it is checked against the plain one.
 
     Args:
-        model: a causal language model of transformers, wrapped (DDP, FSDP2) or not. Its dropout must be off.
-        prefix_sharing: "auto" shares prompts where that is right, "off" never; "on" raises an error where it is wrong.
+        model: Causal language model of transformers, wrapped (DDP, FSDP2) or not, without dropout.
+        prefix_sharing: "auto" shares prompts if that is correct, "off" never; "on" raises an error if it is not
+            correct.
 
     Raises:
-        ModelError: prefix_sharing is "on" and the model cannot share prompts.
-        ConfigError: prefix_sharing is something else.
+        ModelError: If prefix_sharing is "on" and the model cannot share prompts.
+        ConfigError: If prefix_sharing has another value.
     """
     if prefix_sharing not in ("auto", "on", "off"):
         raise ConfigError(f"prefix_sharing is {prefix_sharing!r}; use 'auto', 'on' or 'off'")
@@ -79,10 +82,10 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
 
 
 def length_limit(model: Any) -> int | None:
-    """Return up to how many tokens a row's positions do not depend on the rest of the forward; None if they never do.
+    """Return the row length up to which positions do not depend on other rows of the forward, or None if unlimited.
 
-    Two kinds of rotary embedding stretch with the longest row of a forward. Rows beyond this go alone, so that the
-    micro-batch does not decide how they are stretched.
+    Two kinds of rotary embedding stretch with the longest row of a forward pass. Rows beyond this limit are computed
+    individually, so that their positions do not depend on the micro-batch.
     """
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -94,19 +97,19 @@ def length_limit(model: Any) -> int | None:
 
 
 def _fusable(model: Any) -> bool:
-    """Return whether logits are a linear layer of hidden states and nothing more, as far as can be told in advance."""
+    """Return whether logits are just a linear layer of hidden states, as far as the configuration shows."""
     head = model.get_output_embeddings()
     linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
     return linear and model_config.logits_are_linear(model.config.get_text_config())
 
 
 def _disagreement(model: nn.Module, path: Path, what: str) -> str:
-    """Return how a path differs from the plain one on synthetic rows, found once per model; "" if it does not.
+    """Return how a path differs from the plain one on synthetic rows, compared once per model, or "" if it does not.
 
     Args:
-        model: the policy.
-        path: the path to check.
-        what: the part of the path that a warning names.
+        model: Policy.
+        path: Path to check.
+        what: Part of the path that a warning names.
     """
     known = _DISAGREEMENTS.setdefault(unwrap(model), {})
     if path not in known:
@@ -120,9 +123,9 @@ def _disagreement(model: nn.Module, path: Path, what: str) -> str:
 
 
 def _compare(model: nn.Module, path: Path) -> str | None:
-    """Return what is wrong with a path on synthetic rows; "" if nothing is.
+    """Return the error of a path on synthetic rows, or "" if there is none.
 
-    Return None where the model's own log-probs are not finite: nothing can be compared, and the update reports it.
+    Return None if the model's own log-probs are not finite: a comparison is impossible, and the update reports it.
     """
     groups = _synthetic_groups(unwrap(model))
     with torch.autocast(embedding_weight(model).device.type, enabled=False):
@@ -141,7 +144,7 @@ def _compare(model: nn.Module, path: Path) -> str | None:
 
 @torch.no_grad()
 def _compare_logprobs(model: nn.Module, groups: Sequence[Group], path: Path, alone: Tensor) -> str:
-    """Compare with the log-probs of rows that went alone; how far a plain batch is from them is the float noise."""
+    """Compare with log-probs of rows computed individually. Their difference from a plain batch is the float noise."""
     noise = (_logprobs(model, groups, _PLAIN, budget=4096) - alone).abs().max().item()
     with path.layout.attention(unwrap(model)):
         difference = (_logprobs(model, groups, path, budget=4096) - alone).abs().max().item()
@@ -152,7 +155,7 @@ def _compare_logprobs(model: nn.Module, groups: Sequence[Group], path: Path, alo
 def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
     """Compare the gradient that reaches the prompt, which a state may lose without changing a log-prob.
 
-    First tokens are left out: the prompt predicts them itself, and their gradient could hide that of the states.
+    First tokens are excluded: the prompt predicts them itself, and their gradient could hide that of the states.
     """
     embedding, size = unwrap(model).get_input_embeddings(), len(group.prompt)
     later = torch.tensor([place > 0 for row in group.completions for place in range(len(row.tokens))])
@@ -166,15 +169,16 @@ def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
 
 
 def _floor(model: nn.Module, path: Path) -> float:
-    """Return how far right log-probs may differ. Layers with states compute in float32 whatever their weights are."""
+    """Return the allowed error of log-probs. Layers with states compute in float32 for all weight dtypes."""
     floor = _FLOOR.get(embedding_weight(model).dtype, _HALF_FLOOR)
     return floor if path.layout.one_call else max(floor, _FLOOR[torch.float32])
 
 
 def _synthetic_groups(model: Any) -> Sequence[Group]:
-    """Return a few groups of unequal rows of low token ids: special ones tend to be high. Leave torch's RNG alone.
+    """Return a few groups of unequal rows of low token ids, since special ids tend to be high. torch's RNG is not used.
 
-    The last prompt is longer than what a CPU's attention takes for short; a model with fewer positions goes without it.
+    The last prompt is longer than the CPU attention's limit for short rows. It is omitted for a model with fewer
+    positions.
     """
     low, missing = range(min(model.get_input_embeddings().num_embeddings, 1000)), missing_tokens(model)
     unknown = set() if missing is None else set(missing.among(low))

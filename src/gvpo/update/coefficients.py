@@ -1,4 +1,4 @@
-"""The objective on a whole batch: its loss, and how hard it pushes each token's log-prob."""
+"""The objective on a whole batch: its loss, and its gradient with respect to each token's log-prob."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class ObjectiveGradient:
     """An objective's value on the batch, and its gradient c = d loss / d logprobs.
 
     Args:
-        loss: scalar, detached.
-        metrics: the objective's.
+        loss: Scalar, detached.
+        metrics: Metrics of the objective.
         coefficients: [B, T] c.
     """
 
@@ -30,14 +30,14 @@ class ObjectiveGradient:
 
     @property
     def finite(self) -> bool:
-        """True if loss and gradient can be used."""
+        """True if loss and gradient are finite."""
         return bool(self.loss.isfinite() & self.coefficients.isfinite().all())
 
 
 def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGradient:
     """Run the objective on the whole batch, with `logprobs` [B, T] as a leaf.
 
-    c is 0 on masked tokens whatever the objective says of them, and everywhere if the loss ignores the log-probs.
+    c is 0 on masked tokens, regardless of the objective, and 0 everywhere if the loss does not depend on the log-probs.
     """
     leaf = logprobs.detach().clone().requires_grad_()
     own = {name: leaf.detach() for name in batch.own}
@@ -55,7 +55,7 @@ def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGrad
 
 
 def fixed_coefficients(objective: Objective, batch: Batch) -> Tensor | None:
-    """Return c, if two quite different random log-probs give it bit by bit alike; None if it depends on them."""
+    """Return c if two very different random log-probs give it bit by bit, or None if it depends on them."""
     generator = torch.Generator().manual_seed(0)
     near, far = (-scale * torch.rand(batch.mask.shape, generator=generator).to(batch.mask) for scale in (0.1, 10.0))
     first, second = (weigh(objective, batch, logprobs).coefficients for logprobs in (near, far))

@@ -1,8 +1,8 @@
-"""From groups to an objective's keywords: exactly those that its signature names, as tensors.
+"""From groups to an objective's keywords: exactly the keywords of its signature, as tensors.
 
-mask, group         always there
+mask, group         always available
 rewards             from Completion.reward
-ref_, old_logprobs  from the completions; where all lack them and the update is on-policy, the policy's own, detached
+ref_, old_logprobs  from the completions; if all lack them and the update is on-policy, the policy's own, detached
 anything else       from Completion.extras
 """
 
@@ -23,18 +23,18 @@ from gvpo.types import Completion, Group
 
 LOGPROBS = ("ref_logprobs", "old_logprobs")
 FIELDS = ("mask", "rewards", *LOGPROBS)
-"""What comes from a completion's own fields and is a float; extras that are whole numbers stay so."""
+"""Floating-point fields of a completion. Extras that are whole numbers stay whole numbers."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective is given on a batch of B rows of at most T tokens, but for the log-probs themselves.
+    """Inputs of an objective for a batch of B rows of at most T tokens, except for the log-probs themselves.
 
     Args:
-        inputs: keywords of the objective.
-        own: keywords to fill with the policy's own log-probs, detached.
-        mask: [B, T], 1 on scored tokens, 0 on the others and on padding.
-        lengths: tokens of each row.
+        inputs: Keywords of the objective.
+        own: Keywords to fill with the policy's own log-probs, detached.
+        mask: [B, T], 1 on scored tokens, 0 on other tokens and on padding.
+        lengths: Number of tokens of each row.
     """
 
     inputs: Mapping[str, Any]
@@ -51,19 +51,19 @@ def collate(
     device: torch.device,
     on_policy: bool = False,
 ) -> Batch:
-    """Collect the keywords that an objective's signature names.
+    """Collect the keywords of an objective's signature.
 
     Args:
-        groups: the optimizer batch.
-        objective: takes log-probs first, then keywords; `**kwargs` receive whatever every row has.
-        dtype: of floating-point tensors with a value per token; those with a value per row are float64.
-        device: of all tensors.
-        on_policy: missing reference and old log-probs are those of this very policy.
+        groups: Optimizer batch.
+        objective: Function of log-probs and keywords; `**kwargs` receive everything that all rows have.
+        dtype: Dtype of floating-point tensors with one value per token; tensors with one value per row are float64.
+        device: Device of all tensors.
+        on_policy: Whether missing reference and old log-probs are taken from the current policy.
 
     Raises:
-        MissingLogprobs: reference or old log-probs are missing from all rows, and not on-policy, or from some.
-        MissingInput: another keyword without a default is missing, or one is there on some rows only.
-        ShapeError: values of an extra that fit neither the tokens nor each other.
+        MissingLogprobs: If reference or old log-probs are missing from all rows off-policy, or from some rows.
+        MissingInput: If another keyword without a default is missing, or is present on some rows only.
+        ShapeError: If values of an extra match neither the tokens nor each other in length.
     """
     rows = [row for group in groups for row in group.completions]
     lengths = tuple(len(row.tokens) for row in rows)
@@ -88,7 +88,7 @@ def collate(
 
 
 def _keywords(objective: Callable[..., Any], rows: Sequence[Completion]) -> dict[str, bool]:
-    """The keywords that an objective takes from the batch, and whether each is required."""
+    """Return the keywords that an objective accepts from the batch, and whether each is required."""
     parameters = list(inspect.signature(objective).parameters.values())
     fixed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
     named = {p.name: p.default is p.empty for p in parameters[1:] if p.kind not in fixed}
@@ -100,7 +100,7 @@ def _keywords(objective: Callable[..., Any], rows: Sequence[Completion]) -> dict
 
 
 def _value(row: Completion, name: str) -> Any:
-    """What a completion has for a keyword; None if nothing."""
+    """Return a completion's value for a keyword, or None if it has none."""
     if name == "rewards":
         return row.reward
     return getattr(row, name) if name in LOGPROBS else row.extras.get(name)
@@ -109,8 +109,8 @@ def _value(row: Completion, name: str) -> Any:
 def _missing_everywhere(name: str) -> MissingInput:
     if name in LOGPROBS:
         return MissingLogprobs(
-            f"the objective needs {name} and no completion has them: set Completion.{name}, from gvpo.score, say, "
-            "or pass on_policy=True where they are those of the policy as it is now"
+            f"the objective needs {name} and no completion has them: set Completion.{name}, for example from "
+            "gvpo.score, or pass on_policy=True if they are those of the current policy"
         )
     if name == "rewards":
         return MissingInput("the objective needs rewards and no completion has one: set Completion.reward")
@@ -123,15 +123,15 @@ def _missing_somewhere(name: str, values: Sequence[Any]) -> MissingInput:
     if name in LOGPROBS:
         return MissingLogprobs(f"{what}: set it on all of them or on none")
     if name == "rewards":
-        return MissingInput(f"{what}: leave rows without a reward out of their group")
+        return MissingInput(f"{what}: remove rows without a reward from their group")
     return MissingInput(f"{what}: put it into the extras of all of them")
 
 
 class _Stacker:
-    """Stack one value per row: scalars to [B], lists as long as the tokens to [B, T], other vectors to [B, M].
+    """Stacks one value per row: scalars to [B], lists as long as the tokens to [B, T], other vectors to [B, M].
 
-    Values per token take the dtype of the log-probs. Values per row keep float64: rewards are centred by the objective,
-    and in float32 a large offset would cost their differences.
+    Values per token get the dtype of the log-probs. Values per row keep float64, because the objective centers rewards,
+    and float32 would lose their differences under a large offset.
     """
 
     def __init__(self, lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -153,13 +153,13 @@ class _Stacker:
         return stacked.to(self.device, self.dtype if per_token else row_dtype(self.device))
 
     def _pad(self, parts: Sequence[Tensor]) -> Tensor:
-        """[B, T], zeros on the right; T is at least 1, so that rows without tokens have a column to be empty in."""
+        """Return [B, T], zero-padded on the right. T is at least 1, so that empty rows have a column."""
         padded = pad_sequence(list(parts), batch_first=True)
         return padded if padded.shape[1] else F.pad(padded, (0, 1))
 
 
 def _tensors(values: Sequence[Any], *, floating: bool) -> list[Tensor]:
-    """A value a row, on the CPU, all of one dtype: float64 if wanted or if one of them is a float, else int64."""
+    """Return one tensor per row on the CPU, all of one dtype: float64 if requested or if any is a float, else int64."""
     parts = [value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(np.asarray(value)) for value in values]
     floating = floating or any(part.is_floating_point() for part in parts)
     return [part.to(torch.float64 if floating else torch.int64) for part in parts]

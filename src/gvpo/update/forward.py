@@ -1,14 +1,15 @@
-"""One forward of a micro-batch through a model, on a given path.
+"""One forward pass of a micro-batch through a model, on a given path.
 
-Two things make the update cheap, and each has a plain twin:
+Two optimizations make the update cheap, and each has a plain counterpart:
 
-    shared prompts   the prompt of a group is computed once (`layouts.packed.Trees`; of recurrent models, `Forked`)
+    shared prompts   the prompt of a group is computed once (`layouts.packed.Trees`; for recurrent models, `Forked`)
                                                         plain: each completion after its own prompt (`Rows`)
     fused head       no logits tensor (`head`)          plain: the model's own logits
 
-`choose_path` finds out which of them is right for a model.
+`choose_path` determines which of them are correct for a model.
 
-Only `model(...)` is called, head included, so the hooks of DDP, FSDP2 and gradient checkpointing fire as always.
+Only `model(...)` is called, including the head, so the hooks of DDP, FSDP2 and gradient checkpointing are called as
+usual.
 """
 
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ from gvpo.update.layouts.packed import ROWS
 
 @dataclass(frozen=True)
 class Path:
-    """How micro-batches go through a model.
+    """The way of micro-batches through a model.
 
     Args:
-        layout: how groups become calls of the model.
-        fused: the head gives log-probs, not logits.
+        layout: Layout that converts groups to calls of the model.
+        fused: Whether the head returns log-probs instead of logits.
     """
 
     layout: Layout
@@ -43,7 +44,7 @@ class Path:
 
     @property
     def unshared(self) -> "Path":
-        """The same with a prompt for each row."""
+        """The same path with a prompt for each row."""
         return replace(self, layout=ROWS)
 
 
@@ -59,12 +60,12 @@ def token_scores(
     """Run one micro-batch.
 
     Args:
-        model: the policy; within `path.layout.attention`.
-        calls: the micro-batch, on the model's device, from `path.layout.lay_out`.
-        path: from `choose_path`.
-        temperature: divides the logits.
-        coefficients: [S] c = d loss / d logprobs when known: then the backward of `weighted` is what is wanted.
-        routing: records or forces the experts of a mixture, within its `installed`.
+        model: Policy, within `path.layout.attention`.
+        calls: The micro-batch, on the model's device, from `path.layout.lay_out`.
+        path: Path from `choose_path`.
+        temperature: Divisor of the logits.
+        coefficients: [S] c = d loss / d logprobs, if known; then call `backward` on `weighted`.
+        routing: Records or forces the experts of a mixture, within its `installed`.
 
     Returns:
         Scores of the micro-batch's S tokens, in the order of `calls`.
@@ -74,12 +75,12 @@ def token_scores(
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Return the transformers model inside DDP's wrapper; hooks are not called on it, so only look at it."""
+    """Return the transformers model inside DDP's wrapper. Only read its attributes, because calls would skip hooks."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def embedding_weight(model: nn.Module) -> Tensor:
-    """Return the weight that embeds tokens: its device and dtype are those of the model."""
+    """Return the weight that embeds tokens. Its device and dtype are those of the model."""
     weight: Tensor = unwrap(model).get_input_embeddings().weight
     return weight
 
@@ -87,7 +88,7 @@ def embedding_weight(model: nn.Module) -> Tensor:
 def _output(model: nn.Module, call: Call) -> Any:
     inputs = call.inputs
     if getattr(unwrap(model).config, "output_router_logits", False):
-        inputs = {**inputs, "output_router_logits": False}  # its router loss would count padding and needs a 2D mask
+        inputs = {**inputs, "output_router_logits": False}  # the router loss would count padding and needs a 2D mask
     return model(**inputs)
 
 
@@ -115,7 +116,7 @@ def _fused_scores(
         output = _output(model, call)
     packed = output.logits
     if packed.shape != (2 * count + (coefficients is not None),):
-        raise ModelError(f"the model reshaped what its head gave, to {tuple(packed.shape)}; report this model")
+        raise ModelError(f"the model reshaped the output of its head, to {tuple(packed.shape)}; report this model")
     weighted = None if coefficients is None else packed[-1]
     return TokenScores(packed[:count], packed[count : 2 * count], weighted), output
 
@@ -130,7 +131,7 @@ def _scoring_head(
 ) -> Iterator[None]:
     """Make the head return [logprobs | entropy | weighted] of the call's tokens instead of logits.
 
-    It stays the module's own `forward`, called by the model: its weight may be sharded until a hook gathers it.
+    The model still calls the head's own `forward`, because its weight may be sharded until a hook gathers it.
     """
 
     def forward(hidden: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class TokenLogprobs:
     """A policy's scores of one completion of C tokens.
 
     Args:
-        logprobs: [C] on the CPU, float32 (float64 of a float64 model), in nats.
-        entropy: [C] of the distribution each token was drawn from, in nats.
-        experts: the experts that its tokens went to, if they were watched; for `Completion.experts`.
+        logprobs: [C] on the CPU, float32 (float64 for a float64 model), in nats.
+        entropy: [C] entropy of the distribution of each token, in nats.
+        experts: Experts that processed its tokens, if they were recorded; for `Completion.experts`.
     """
 
     logprobs: Tensor
@@ -49,10 +49,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class RowGradient(TokenLogprobs):
-    """A trained completion: its scores at the weights before the update, and how hard each token is pushed.
+    """A trained completion: its scores at the weights before the update, and the gradient of each token's log-prob.
 
     Args:
-        coefficients: [C] d loss / d logprobs; 0 on masked tokens. A negative sum pushes the completion up.
+        coefficients: [C] d loss / d logprobs; 0 on masked tokens. A negative sum makes the completion more likely.
     """
 
     coefficients: Tensor
@@ -63,9 +63,9 @@ class UpdateOutput:
     """The result of `group_backward`.
 
     Args:
-        loss: scalar, detached. Where it is not finite the gradient is of no use: skip the update.
-        metrics: the objective's detached scalars.
-        rows: one per completion, groups in order, then completions in order.
+        loss: Scalar, detached. If it is not finite, the gradient is useless: skip the update.
+        metrics: Detached scalars of the objective.
+        rows: One per completion, groups in order, then completions in order.
     """
 
     loss: Tensor
@@ -84,27 +84,27 @@ def score(
 ) -> list[TokenLogprobs]:
     """Return log-probs and entropies of every completion, without gradient.
 
-    The same groups at the same budget are laid out as `group_backward` lays them out, so at unchanged weights the two
-    give the same log-probs bit by bit. Dropout is off; the model's mode is left as it is.
+    The same groups at the same budget are laid out as in `group_backward`, so at unchanged weights the two return the
+    same log-probs bit by bit. Dropout is off; the model's mode is left unchanged.
 
     Args:
-        model: a causal language model; it runs on the device of its weights, under the caller's autocast.
-        groups: the optimizer batch; with several ranks, this rank's own part of it, or the whole as `ranks.deal`
-            deals it.
-        tokens_per_microbatch: tokens per forward, padding included.
-        prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
-        temperature: log-probs are those of softmax(logits / temperature).
-        routing: how a mixture of experts is treated. "watch" records the experts of each token; "replay"
-            takes those in `Completion.experts`.
+        model: Causal language model. It runs on the device of its weights, under the caller's autocast.
+        groups: Optimizer batch; with several ranks, only this rank's part, or the whole batch from `ranks.deal`.
+        tokens_per_microbatch: Maximum number of tokens per forward pass, including padding.
+        prefix_sharing: "auto", "on" or "off": whether to compute the prompt of a group once.
+        temperature: Log-probs are computed from softmax(logits / temperature).
+        routing: Treatment of a mixture of experts. "watch" records the experts of each token; "replay" uses the experts
+            in `Completion.experts`.
 
     Returns:
         One `TokenLogprobs` per completion of all ranks, groups in order, then completions in order, on every rank.
 
     Raises:
-        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
-        DataError: the batch has no completion.
-        MissingInput: routing="replay" without experts.
-        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
+        ConfigError: If temperature, tokens_per_microbatch or prefix_sharing is out of range.
+        DataError: If the batch has no completion.
+        MissingInput: If routing="replay" and completions have no experts.
+        ModelError: If prefix_sharing="on" and the model cannot share prompts, or if routing needs routers that the
+            model does not have.
     """
     batch = ranks.gathered(groups)
     watched = routing_of(model, batch, routing)
@@ -129,37 +129,41 @@ def group_backward(
     routing: RoutingMode = "free",
     router_aux_coef: float = 0.0,
 ) -> UpdateOutput:
-    """Add d loss / d parameters of the whole batch to `.grad`, exactly once, whatever the budget.
+    """Add d loss / d parameters of the whole batch to `.grad`, exactly once, regardless of the budget.
 
-    With several ranks, each calls this with whole groups of its own; an empty list is allowed. The batch is that of all
-    of them, and each gets the same output and the gradient of the whole: the sum, where DDP and FSDP2 would average.
+    With several ranks, each rank passes its own whole groups; an empty list is allowed. The batch consists of the
+    groups of all ranks, and each rank gets the same output and the gradient of the whole batch: the sum, where DDP and
+    FSDP2 would average.
 
     Args:
-        model: the policy; it runs on the device of its weights, under the caller's autocast. On several ranks it is a
-            plain model that is the same on each, or one wrapped by DDP or split by FSDP2 over all of them.
-        groups: the optimizer batch, whole groups; with several ranks, this rank's own part of it, or the whole as
-            `ranks.deal` deals it.
-        objective: called as `objective(logprobs, **keywords)` with exactly the keywords that its signature names:
-            for example `functools.partial(gvpo.objectives.gvpo, beta=0.1)`. It sees the whole batch at once.
-        tokens_per_microbatch: tokens per forward, padding included; a limit of memory, never of the result.
-        prefix_sharing: "auto", "on" or "off": compute the prompt of a group once.
-        temperature: log-probs are those of softmax(logits / temperature).
-        on_policy: missing reference and old log-probs, and experts, are taken from the current policy, detached.
-        routing: how a mixture of experts is treated. "watch" records the experts of each token and counts how many
-            in `Completion.experts` the routers would no longer choose; "replay" also takes those in their place.
-        router_aux_coef: weight of the load-balancing loss over the scored tokens of the whole batch.
+        model: Policy. It runs on the device of its weights, under the caller's autocast. With several ranks it is a
+            plain model that is the same on each, or a model wrapped by DDP or sharded by FSDP2 over all of them.
+        groups: Optimizer batch, whole groups; with several ranks, only this rank's part, or the whole batch from
+            `ranks.deal`.
+        objective: Called as `objective(logprobs, **keywords)` with exactly the keywords of its signature, for example
+            `functools.partial(gvpo.objectives.gvpo, beta=0.1)`. It receives the whole batch in one call.
+        tokens_per_microbatch: Maximum number of tokens per forward pass, including padding. This bounds memory; it does
+            not change the result.
+        prefix_sharing: "auto", "on" or "off": whether to compute the prompt of a group once.
+        temperature: Log-probs are computed from softmax(logits / temperature).
+        on_policy: Whether missing reference and old log-probs, and experts, are taken from the current policy,
+            detached.
+        routing: Treatment of a mixture of experts. "watch" records the experts of each token and counts how many of the
+            experts in `Completion.experts` the routers would no longer choose; "replay" also uses the latter instead.
+        router_aux_coef: Weight of the load-balancing loss over the scored tokens of the whole batch.
 
     Returns:
         The loss, the objective's metrics and one `RowGradient` per completion. If the loss is not finite, drop the
-        gradient and skip the update. Nothing was pushed then, unless a push without a score pass met the loss in a
-        later micro-batch.
+        gradient and skip the update. No gradient was added then, unless a push without a score pass reached the problem
+        only in a later micro-batch.
 
     Raises:
-        ConfigError: temperature, tokens_per_microbatch or prefix_sharing is out of range.
-        DataError: the batch has no completion.
-        MissingLogprobs: reference or old log-probs are missing, from all rows and not on-policy, or from some.
-        MissingInput: the objective, or routing="replay", requires something else that the completions lack.
-        ModelError: prefix_sharing="on" and the model cannot share prompts, or routing and it has no known routers.
+        ConfigError: If temperature, tokens_per_microbatch or prefix_sharing is out of range.
+        DataError: If the batch has no completion.
+        MissingLogprobs: If reference or old log-probs are missing from all rows off-policy, or from some rows.
+        MissingInput: If the completions lack another input that the objective, or routing="replay", requires.
+        ModelError: If prefix_sharing="on" and the model cannot share prompts, or if routing needs routers that the
+            model does not have.
     """
     dealt = ranks.gathered(groups)
     watched = routing_of(model, dealt, routing, router_aux_coef, on_policy=on_policy)

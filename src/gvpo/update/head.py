@@ -5,7 +5,7 @@ a time, in a buffer that all chunks share, and one block of a chunk at a time in
 
     hidden [S, H] ──chunk──▶ logits [C, V] ──block──▶ probabilities [B, V] ──▶ log-prob and entropy of each token
                                   ▲                         │
-                                  └──── p - onehot ◀────────┘   where a gradient is wanted
+                                  └──── p - onehot ◀────────┘   if a gradient is needed
 
 The gradient of a log-prob with respect to its logits is (onehot - p) / temperature, so it needs the same chunk again:
 
@@ -51,8 +51,8 @@ class TokenScores:
 
     Args:
         logprobs: [S] float32 or float64.
-        entropy: [S] of the distribution each token was drawn from, in nats; no gradient.
-        weighted: the scalar sum(c * logprobs) when c was given; call `backward` on it. Then `logprobs` has no gradient.
+        entropy: [S] entropy of the distribution of each token, in nats, without gradient.
+        weighted: Scalar sum(c * logprobs) if c was given; call `backward` on it. Then `logprobs` has no gradient.
     """
 
     logprobs: Tensor
@@ -102,18 +102,18 @@ def head_logprobs(
     """Return log-probs of `target` under softmax((hidden @ weight.T + bias) / temperature).
 
     Args:
-        hidden: [S, H] the model's output before the head.
-        weight: [V, H] of the head.
-        bias: [V] of the head, or None.
+        hidden: [S, H] input of the head.
+        weight: [V, H] weight of the head.
+        bias: [V] bias of the head, or None.
         target: [S] int64 token ids.
-        temperature: divides the logits.
-        coefficients: [S] c of sum(c * logprobs), when known and a gradient is wanted.
-        dtype: dtype of the matmuls; None takes the weight's.
-        vocabulary: number of ids, from 0; the rows after them are left out. None: as many as rows.
+        temperature: Divisor of the logits.
+        coefficients: [S] c of sum(c * logprobs), if known and a gradient is needed.
+        dtype: Dtype of the matmuls; None for the weight's dtype.
+        vocabulary: Number of ids, from 0; later rows of the weight are ignored. None for all rows.
 
     Returns:
-        The scores; differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted`
-        when coefficients are given.
+        The scores, differentiable with respect to hidden, weight and bias through `logprobs`, or through `weighted` if
+        coefficients are given.
     """
     settings = _Settings.of(weight, temperature, dtype or weight.dtype, vocabulary or len(weight))
     with torch.autocast(hidden.device.type, enabled=False):
@@ -124,12 +124,12 @@ def head_logprobs(
 
 
 def logits_logprobs(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return log-probs of `target` and entropies from logits that exist: the plain way, differentiable by autograd.
+    """Return log-probs of `target` and entropies from existing logits, the plain way, differentiable by autograd.
 
     Args:
-        logits: [S, V], any float dtype; minus infinity is a token that cannot be drawn.
+        logits: [S, V], any float dtype; minus infinity is a token that cannot be sampled.
         target: [S] int64.
-        temperature: divides the logits.
+        temperature: Divisor of the logits.
 
     Returns:
         Log-probs [S] and detached entropies [S], float32 or better.
@@ -151,9 +151,9 @@ class _Head:
     Args:
         weight: [V, H].
         bias: [V] or None.
-        tokens: S, of all chunks together.
-        settings: how to compute.
-        gradient: leave each chunk's p - onehot where its logits were.
+        tokens: S, the number of tokens of all chunks together.
+        settings: Settings of the head.
+        gradient: Whether to replace each chunk's logits by p - onehot.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class _Head:
         Args:
             hidden: [S, H].
             target: [S].
-            use: called with each chunk; it keeps none, so that one exists at a time.
+            use: Called with each chunk. It must not keep chunks, so that only one is in memory.
         """
         for part in slices(len(target), self.settings.chunk):
             use(self._chunk_of(part, hidden[part].to(self.settings.dtype), target[part]))
@@ -196,7 +196,7 @@ class _Head:
         return torch.addmm(self.bias, rows, self.weight.T, out=chunk)
 
     def _scored(self, block: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies of a block [B, V] of a chunk, which is used up."""
+        """Return log-probs and entropies of a block [B, V] of a chunk, which is overwritten."""
         logits = self._logits[: len(block)].copy_(block)
         if self.settings.temperature != 1.0:
             logits /= self.settings.temperature
@@ -218,11 +218,11 @@ class _Chunk:
     """The head's scores of C tokens.
 
     Args:
-        part: where they are among all.
-        rows: [C, H] their hidden states in the dtype of the matmuls.
+        part: Slice of all tokens.
+        rows: [C, H] hidden states of the tokens in the dtype of the matmuls.
         logprobs: [C].
         entropy: [C].
-        change: [C, V] p - onehot in the dtype of the matmuls, where a gradient is wanted.
+        change: [C, V] p - onehot in the dtype of the matmuls, if a gradient is needed.
     """
 
     part: slice
@@ -240,19 +240,19 @@ def _add_product(total: Tensor | None, change: Tensor, rows: Tensor, dtype: torc
     if change.dtype == dtype and not fast:
         return change.T @ rows if total is None else total.addmm_(change.T, rows)
     first, total = total is None, rows.new_empty(count, width, dtype=dtype) if total is None else total
-    for part in slices(count, size):  # what is widened or turned stays in the cache
+    for part in slices(count, size):  # converted or transposed parts stay in the cache
         added = gradient_of_weight(change[:, part].contiguous() if fast else change[:, part], rows)
         total[part].copy_(added) if first else total[part].add_(added)
     return total
 
 
 def picked(values: Tensor, target: Tensor) -> Tensor:
-    """Return from each row of values [S, V] the one at target [S]."""
+    """Return the value at target [S] from each row of values [S, V]."""
     return values.gather(1, target[:, None])[:, 0]
 
 
 class _Gradients:
-    """The gradients of the head's inputs, summed chunk by chunk; those nobody needs stay None."""
+    """The gradients of the head's inputs, summed chunk by chunk. Gradients that are not needed stay None."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], settings: _Settings
@@ -265,12 +265,12 @@ class _Gradients:
         self.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
 
     def add(self, chunk: _Chunk, coefficients: Tensor, head: _Head) -> None:
-        """Add those of sum(c * logprobs) over a chunk.
+        """Add the gradients of sum(c * logprobs) over a chunk.
 
         Args:
-            chunk: its C tokens.
+            chunk: Chunk of C tokens.
             coefficients: [C].
-            head: its maker, for gradients.
+            head: Head that computed the chunk, with `gradient` set.
         """
         scale = (-coefficients / head.settings.temperature)[:, None]
         if self.bias is not None:

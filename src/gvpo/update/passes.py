@@ -1,9 +1,9 @@
-"""The parts of an update's passes: the forwards of a batch, and the table that they fill.
+"""The parts of an update's passes: the forward passes of a batch, and the table that they fill.
 
     groups of this rank ──cut──▶ micro-batches ──lay out──▶ run ──▶ rows of the table [B, T] ──combine──▶ rows of all
 
-With several ranks each runs as many forwards as the others, because they may meet in them (DDP, FSDP2): a rank with
-fewer micro-batches computes `IDLE` at the end, which goes to a row of its own that nobody reads.
+With several ranks, all ranks run the same number of forward passes, because these may communicate (DDP, FSDP2). A rank
+with fewer micro-batches computes `IDLE` at the end, which fills a separate row that is never read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,21 +30,21 @@ from gvpo.update.layouts.base import Calls, MicroBatch
 from gvpo.update.layouts.packed import ROWS
 
 ONE_ROW = 1
-"""A budget that no two rows share."""
+"""Budget with which no two rows share a micro-batch."""
 
 IDLE = Group([0], [Completion([0])])
-"""Group that a rank computes, to no effect, while another has one micro-batch more."""
+"""Group that a rank computes, without effect, while another rank has one more micro-batch."""
 
 
 @dataclass(frozen=True)
 class PlacedCalls:
-    """The calls of a micro-batch, and where its S tokens are in the batch.
+    """The calls of a micro-batch, and the positions of its S tokens in the batch.
 
     Args:
-        calls: of this rank's own rows, by their own numbers.
-        row: [S] int64, the row of the batch.
-        token: [S] int64, the place in that row.
-        idle: nobody reads their scores.
+        calls: Calls for this rank's own rows, by their own numbers.
+        row: [S] int64, row in the batch.
+        token: [S] int64, position in that row.
+        idle: Whether their scores are unused.
     """
 
     calls: Calls
@@ -55,17 +55,17 @@ class PlacedCalls:
 
 @dataclass(frozen=True)
 class Forwards:
-    """This rank's forwards of a batch: the same list for every pass over it.
+    """This rank's forward passes of a batch, the same list for every pass over it.
 
     Args:
-        model: the policy.
-        path: how micro-batches go through it.
-        temperature: divides the logits.
-        microbatches: of this rank's own groups.
-        rows: the row of the batch, of B, that each row of the own groups is.
-        count: forwards of a pass, as many on every rank. Those past the micro-batches are idle: their row is number B.
+        model: Policy.
+        path: Path of micro-batches through the model.
+        temperature: Divisor of the logits.
+        microbatches: Micro-batches of this rank's own groups.
+        rows: Row of the batch, of B, for each row of the own groups.
+        count: Number of forward passes, the same on every rank. Those after the micro-batches are idle; their row is B.
         idle_row: B.
-        routing: watches or forces the experts of a mixture; None leaves them alone.
+        routing: Records or forces the experts of a mixture; None does neither.
     """
 
     model: nn.Module
@@ -87,17 +87,17 @@ class Forwards:
         temperature: float,
         routing: Routing | None = None,
     ) -> "Forwards":
-        """Plan the passes over a batch; every rank calls this.
+        """Plan the passes over a batch. Every rank must call this.
 
         Raises:
-            ConfigError: a setting is out of range.
-            ModelError: prompts must be shared and cannot be.
-            DataError: a completion has a token that the policy's tokenizer does not have.
+            ConfigError: If a setting is out of range.
+            ModelError: If prompts must be shared but cannot be.
+            DataError: If a completion has a token that the policy's tokenizer does not have.
         """
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}; log-probs need one above 0, also of greedy samples")
         if budget < 1:
-            raise ConfigError(f"tokens_per_microbatch is {budget}; give at least 1, a few thousand as a rule")
+            raise ConfigError(f"tokens_per_microbatch is {budget}; use at least 1, typically a few thousand")
         refuse_missing(missing_tokens(unwrap(model)), batch.own)
         path = _agreed(choose_path(model, prefix_sharing))
         if not path.layout.one_call and ranks.count() > 1 and fsdp.communicates(model):
@@ -114,7 +114,7 @@ class Forwards:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Set up the attention that the layout needs, and routers that listen; backwards, too, belong inside."""
+        """Set up the layout's attention and the recording of routers. Run backward passes in this context too."""
         routers = nullcontext() if self.routing is None else self.routing.installed()
         model = unwrap(self.model)
         linears = fast_linears(model, head=model.get_output_embeddings())
@@ -122,7 +122,7 @@ class Forwards:
             yield
 
     def placed(self) -> Iterator[PlacedCalls]:
-        """Lay out the micro-batches of a pass, one forward each."""
+        """Lay out the micro-batches of a pass, one forward pass each."""
         if self.routing is not None:
             self.routing.start_pass()
         layout, device = self.path.layout, embedding_weight(self.model).device
@@ -135,7 +135,7 @@ class Forwards:
             yield PlacedCalls(calls, torch.full_like(calls.row, self.idle_row), calls.token, idle=True)
 
     def run(self, placed: PlacedCalls, coefficients: Tensor | None = None) -> TokenScores:
-        """Run one forward; with coefficients [B, T] of the whole batch its `weighted` is what to push."""
+        """Run one forward pass. With coefficients [B, T] of the whole batch, call `backward` on its `weighted`."""
         scores = token_scores(
             self.model,
             placed.calls,
@@ -150,12 +150,12 @@ class Forwards:
         return replace(scores, weighted=scores.weighted + term)
 
     def router_term(self, placed: PlacedCalls) -> Tensor | None:
-        """Return the router loss's part of what to push with the calls that were run last; None if it has none."""
+        """Return the router loss's part of the push for the calls that were run last, or None if it has none."""
         term = None if placed.idle or self.routing is None else self.routing.term()
         return None if term is None else term * fsdp.gradient_scale(self.model)
 
     def experts(self) -> list[Experts | None]:
-        """Return the recorded experts of each row of the batch, None for rows of other ranks."""
+        """Return the recorded experts of each row of the batch, or None for rows of other ranks."""
         found: list[Experts | None] = [None] * self.idle_row
         if self.routing is not None:
             for row, experts in zip(self.rows.tolist(), self.routing.experts(), strict=True):
@@ -163,33 +163,33 @@ class Forwards:
         return found
 
     def pushed(self, placed: PlacedCalls, coefficients: Tensor) -> Tensor:
-        """Return [S] the factors of the calls' log-probs in the backward, from [B, T]; 0 where they are idle."""
+        """Return [S] the coefficients of the calls' log-probs for the backward pass, from [B, T]; 0 if idle."""
         return F.pad(coefficients, (0, 0, 0, 1))[placed.row, placed.token] * fsdp.gradient_scale(self.model)
 
     @property
     def in_step(self) -> bool:
-        """True if the ranks meet in each forward: then none may leave one out, or report an error before the end."""
+        """True if ranks communicate in each forward pass. Then no rank may skip one, or raise an error early."""
         return fsdp.communicates(self.model)
 
     def together(self) -> AbstractContextManager[None]:
-        """Return a context at whose end all ranks learn of an error on any."""
+        """Return a context that raises an error of any rank on all ranks at its end."""
         return nullcontext() if self.in_step else ranks.together()
 
 
 def _agreed(path: Path) -> Path:
-    """Keep what is right on every rank: what checks find may depend on the machine."""
+    """Keep the parts of a path that are correct on every rank, because the checks may depend on the machine."""
     shared, fused = ranks.every(path.layout != ROWS), ranks.every(path.fused)
     return replace(path if shared else path.unshared, fused=fused)
 
 
 def _unforked(path: Path, prefix_sharing: PrefixSharing) -> Path:
-    """Leave out a layout of several calls: where ranks meet in each call, all must make as many.
+    """Drop a layout of several calls. If ranks communicate in each call, all must make the same number.
 
     Raises:
-        ModelError: prompts must be shared.
+        ModelError: If prompts must be shared.
     """
     if prefix_sharing == "on":
-        raise ModelError("prefix_sharing='on' cannot fork prompts of a model that is split over ranks; use 'auto'")
+        raise ModelError("prefix_sharing='on' cannot fork prompts of a model that is sharded over ranks; use 'auto'")
     return path.unshared
 
 
@@ -202,8 +202,8 @@ class Table:
     """Log-probs and entropies of the batch, filled micro-batch by micro-batch.
 
     Args:
-        values: [2, B + 1, T], log-probs before entropies; the last row is for idle forwards.
-        lengths: tokens of each of the B rows.
+        values: [2, B + 1, T], log-probs before entropies; the last row is for idle forward passes.
+        lengths: Number of tokens of each of the B rows.
     """
 
     values: Tensor
@@ -214,7 +214,7 @@ class Table:
         """Return an empty table for the rows of all ranks.
 
         Raises:
-            DataError: there is none.
+            DataError: If there are no rows.
         """
         lengths = tuple(len(row.tokens) for group in groups for row in group.completions)
         if not lengths:
@@ -226,17 +226,17 @@ class Table:
 
     @property
     def logprobs(self) -> Tensor:
-        """[B, T]."""
+        """[B, T] log-probs."""
         return self.values[0, :-1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """float32, or float64 of a float64 model."""
+        """float32, or float64 for a float64 model."""
         return self.values.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return self.values.device
 
     def fill(self, placed: PlacedCalls, scores: TokenScores) -> None:
@@ -245,7 +245,7 @@ class Table:
         self.values[1, placed.row, placed.token] = scores.entropy.detach()
 
     def combine(self) -> None:
-        """Add the rows that the other ranks have filled; here they are 0."""
+        """Add the rows that other ranks have filled, which are 0 here."""
         ranks.sum_(self.values)
 
     def cut(self, values: Tensor) -> list[Tensor]:
@@ -259,9 +259,9 @@ class Table:
 
 @contextmanager
 def passes(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off during the passes of an update, and let autocast reuse no weight cast before or after them.
+    """Disable dropout during the passes of an update, and clear autocast's cache of weights before and after them.
 
-    Inside the caller's autocast context torch would otherwise reuse casts of weights that a step has since changed.
+    Within the caller's autocast context torch would otherwise reuse casts of weights that a step has changed since.
     """
     torch.clear_autocast_cache()
     try:

@@ -1,4 +1,4 @@
-"""Mixed precision: what `model.compute_dtype` means on this machine."""
+"""Mixed precision: the effect of `model.compute_dtype` on this machine."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,11 +10,11 @@ from gvpo.update.distributed import ranks
 
 
 def is_half(config: TrainConfig) -> bool:
-    """Whether forwards are computed in bfloat16; weights are float32 always."""
+    """Return whether forward passes are computed in bfloat16. Weights are always float32."""
     wanted = config.compute_dtype
     return wanted == "bfloat16" or (wanted == "auto" and ranks.device().type == "cuda")
 
 
 def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
-    """What forwards are made under."""
+    """Return the autocast context of forward passes."""
     return torch.autocast(ranks.device().type, dtype=torch.bfloat16) if is_half(config) else nullcontext()

@@ -1,4 +1,4 @@
-"""Attention over trees against one softmax under the mask of the picture."""
+"""Tests of attention over trees, against one softmax under the mask of the picture."""
 
 import math
 import random
@@ -38,7 +38,7 @@ WAYS = {
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way that a part can be computed."""
+    """Set up each way to compute a part."""
     chosen = WAYS[request.param]
     for name in ("SHORT", "PIECE"):
         monkeypatch.setattr(attention, name, chosen.get(name, getattr(attention, name)))
@@ -55,7 +55,7 @@ def trees_of(case: str) -> Forest:
 
 
 def laid(shapes: list[tuple[int, tuple[int, ...]]]) -> Forest:
-    """Forest of (prompt, rows), one behind the other."""
+    """Return a forest of (prompt, rows), one after the other."""
     made, start = [], 0
     for prompt, rows in shapes:
         made.append(Tree(start, prompt, rows))
@@ -64,7 +64,7 @@ def laid(shapes: list[tuple[int, tuple[int, ...]]]) -> Forest:
 
 
 def visible(trees: Forest, window: int | None) -> Tensor:
-    """[L, L], pair by pair from the definition."""
+    """Return [L, L], pair by pair from the definition."""
     places = [
         (number, owner, (tree.prompt if owner else 0) + place)
         for number, tree in enumerate(trees.trees)
@@ -104,7 +104,7 @@ def over_trees(leaves: list[Tensor], trees: Forest, window: int | None, **others
 
 
 def check(trees: Forest, window: int | None) -> None:
-    """Hold output and gradients against one softmax."""
+    """Compare output and gradients with one softmax."""
     seen = visible(trees, window)
     leaves = inputs(len(seen))
     true = dense(leaves, seen, SIZE**-0.5)
@@ -119,7 +119,7 @@ def check(trees: Forest, window: int | None) -> None:
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 64])
 @pytest.mark.parametrize("case", CASES)
-def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | None):
+def test_output_and_gradients_equal_those_of_one_softmax(case: str, window: int | None):
     check(trees_of(case), window)
 
 
@@ -127,7 +127,7 @@ def test_output_and_gradients_are_those_of_one_softmax(case: str, window: int | 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_lane(seed: int):
     draw = random.Random(seed)
-    lengths = [draw.randrange(13) for _ in range(3)]  # few, so that rows often are alike
+    lengths = [draw.randrange(13) for _ in range(3)]  # few, so that rows often have equal lengths
     shapes = [
         (draw.choice(lengths) + 1, tuple(draw.choice(lengths) for _ in range(draw.randrange(5))))
         for _ in range(draw.randrange(1, 6))
@@ -135,7 +135,7 @@ def test_any_lane(seed: int):
     check(laid(shapes), draw.choice([None, None, 3, 9]))
 
 
-def test_long_rows_in_float32_go_through_products(monkeypatch: pytest.MonkeyPatch):
+def test_long_rows_in_float32_use_products(monkeypatch: pytest.MonkeyPatch):
     trees = Forest((Tree(0, 700, (520, 90, 300, 90)), Tree(1700, 20, (30, 25))))
     seen = visible(trees, None)
     wide = inputs(len(seen))
@@ -158,7 +158,7 @@ def test_long_rows_in_float32_go_through_products(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("case", ["ragged, one that is empty", "several trees"])
-def test_the_block_mask_is_the_same_picture(case: str, window: int | None):
+def test_the_block_mask_equals_the_picture(case: str, window: int | None):
     trees = trees_of(case)
     seen = visible(trees, window)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_the_block_mask_is_the_same_picture(case: str, window: int | None):
 
 
 @pytest.mark.usefixtures("way")
-def test_half_precision_is_as_near_as_its_rounding():
+def test_half_precision_is_accurate_up_to_its_rounding():
     trees = trees_of("several trees")
     leaves = inputs(len(visible(trees, None)), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -179,7 +179,7 @@ def test_half_precision_is_as_near_as_its_rounding():
 
 
 def multiplications(name: str, shapes: list[list[int]]) -> int:
-    """Of a profiled call that is a part of attention: its products', 0 for any other."""
+    """Return the multiplications of a profiled call that is a part of attention, or 0 for any other call."""
     first, second, third, *_ = (*shapes, [], [], [])
     if "flash_attention" in name:  # forward: query, key, value; backward: gradient, query, key
         return 2 * math.prod(first) * third[2]
@@ -193,8 +193,8 @@ def multiplications(name: str, shapes: list[list[int]]) -> int:
 
 
 @pytest.mark.parametrize("length", [64, 256])
-def test_siblings_cost_nothing(length: int):
-    """Ten times the completions: ten times the pairs, not a hundred."""
+def test_siblings_are_not_computed(length: int):
+    """Ten times the completions have ten times the pairs, not a hundred times."""
 
     def cost(rows: int) -> int:
         trees = Forest((Tree(0, length, (length,) * rows),))
@@ -210,6 +210,6 @@ def test_siblings_cost_nothing(length: int):
     ("others", "message"),
     [({"softcap": 30.0}, "softcap"), ({"s_aux": torch.zeros(4)}, "s_aux"), ({"dropout": 0.1}, "dropout")],
 )
-def test_what_is_not_done_here_is_refused(others: dict[str, object], message: str):
+def test_unsupported_attention_is_rejected(others: dict[str, object], message: str):
     with pytest.raises(ModelError, match=message):
         over_trees(inputs(7), trees_of("one completion"), None, **others)

@@ -1,4 +1,4 @@
-"""What of sharding a single process can see; many ranks are in test_ranks.py."""
+"""Tests of sharding in a single process; several ranks are tested in test_ranks.py."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from gvpo.update.distributed import fsdp
 from tests.training.toy import model
 
 
-def test_small_gradients_of_one_dtype_travel_together(monkeypatch: pytest.MonkeyPatch):
+def test_small_gradients_of_one_dtype_are_sent_together(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fsdp, "BUCKET", 10)
     gradients = [torch.zeros(size) for size in (4, 4, 4, 20)]
     gradients += [torch.zeros(2, dtype=torch.float64), torch.zeros(3)]
@@ -15,7 +15,7 @@ def test_small_gradients_of_one_dtype_travel_together(monkeypatch: pytest.Monkey
     assert sizes == [[4, 4], [4], [20], [2], [3]]
 
 
-def test_on_one_process_nothing_is_split():
+def test_a_single_process_shards_nothing():
     policy = model()
     fsdp.shard(policy, half=True)
     assert not fsdp.is_sharded(policy)
@@ -25,7 +25,7 @@ def test_on_one_process_nothing_is_split():
         assert all(parameter.dtype == torch.float32 for parameter in policy.parameters())
 
 
-def test_whole_tensors_keep_their_ties():
+def test_complete_tensors_keep_their_ties():
     shared = torch.ones(3)
     found = fsdp.full_on_first({"a": shared, "b": shared, "c": torch.ones(3)})
     assert found["a"] is found["b"]

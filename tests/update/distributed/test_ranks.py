@@ -1,4 +1,4 @@
-"""Many ranks compute what one process does: gradients, runs, checkpoints; and none waits for one that has failed."""
+"""Tests that several ranks compute the results of one process, and that no rank waits for a failed one."""
 
 import contextlib
 import itertools
@@ -36,7 +36,7 @@ UPDATES = (
     (ONE_HAS_NONE, "gvpo", 10_000),
     (TWO, "sft", 12),
 )
-"""Owners, objective and budget: with a score pass, at once, and with coefficients known beforehand."""
+"""Owners, objective and budget: with a score pass, in one micro-batch, and with coefficients known in advance."""
 
 STEPS = 20
 SHARDINGS = ("none", "full")
@@ -45,7 +45,7 @@ MOSTLY_NONE = ("none", pytest.param("full", marks=pytest.mark.slow))
 
 
 def movement_gap(path: Path, expected: Path, step: int = STEPS) -> float:
-    """|difference of the weights| over |movement of the weights since the start| (L2)."""
+    """Return |difference of the weights| / |movement of the weights since the start| (L2)."""
     file = f"checkpoints/{runfiles.step_name(step)}/model.safetensors"
     found, true = (safetensors.torch.load_file(p / file) for p in (path, expected))
     start = model().state_dict()
@@ -58,7 +58,7 @@ def movement_gap(path: Path, expected: Path, step: int = STEPS) -> float:
 
 
 def assert_close_lines(path: Path, expected: Path) -> None:
-    """The same metrics, up to the rounding of another order of sums; means of rounding errors aside."""
+    """Compare metrics up to the rounding of another order of sums, except for means of rounding errors."""
     found, true = lines(path), lines(expected)
     assert [line.keys() for line in found] == [line.keys() for line in true]
     for one, other in zip(found, true, strict=True):
@@ -68,13 +68,13 @@ def assert_close_lines(path: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process on stored groups."""
+    """Run training in one process on stored groups."""
     path = tmp_path_factory.mktemp("one")
     jobs.logged_run(path, steps=STEPS, checkpoint_every=8)
     return path
 
 
-def test_a_process_on_its_own_needs_no_other():
+def test_a_single_process_needs_no_other():
     assert (ranks.count(), ranks.rank(), ranks.is_first()) == (1, 0, True)
     assert ranks.gather(3) == [3]
     assert ranks.on_first(lambda: 4) == 4
@@ -87,13 +87,13 @@ def test_a_process_on_its_own_needs_no_other():
     assert ranks.deal(jobs.GROUPS).own == list(jobs.GROUPS)
 
 
-def test_groups_are_dealt_by_tokens(monkeypatch: pytest.MonkeyPatch):
+def test_groups_are_distributed_by_tokens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranks, "count", lambda: 3)
     groups = [Group([1], [Completion([2] * length)]) for length in (9, 1, 8, 2, 7, 3, 29)]
     assert list(ranks.deal(groups).owners) == [1, 1, 2, 1, 2, 1, 0]
 
 
-def test_what_ranks_tell_each_other(tmp_path: Path):
+def test_collectives_exchange_values(tmp_path: Path):
     first, second = world(2, tmp_path, jobs.messages)
     for told in (first, second):
         assert told["gathered"] == ["rank 0", "rank 1"]
@@ -111,8 +111,8 @@ def test_what_ranks_tell_each_other(tmp_path: Path):
     ]
 
 
-def test_an_update_is_that_of_one_process(tmp_path: Path):
-    """Plain, DDP and FSDP2; tied and untied heads; ranks with more groups, and with none; with and without scoring."""
+def test_an_update_equals_that_of_one_process(tmp_path: Path):
+    """Test plain, DDP, FSDP2; tied and untied heads; ranks with more groups, or none; with and without scoring."""
     cases: list[jobs.Case] = [
         (wrapped, kind, torch.float64, owners, objective, budget)
         for wrapped, kind in (("plain", "qwen2"), ("ddp", "qwen2"), ("fsdp2", "qwen2"), ("fsdp2", "llama"))
@@ -124,8 +124,8 @@ def test_an_update_is_that_of_one_process(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_replayed_experts_and_the_router_loss_are_those_of_one_process(tmp_path: Path):
-    """Counts are those of all ranks, and each rank keeps the experts of its own rows."""
+def test_replayed_experts_and_the_router_loss_equal_those_of_one_process(tmp_path: Path):
+    """Counts cover all ranks, and each rank keeps the experts of its own rows."""
     cases = [
         (wrapped, owners, budget)
         for wrapped in ("plain", "ddp", "fsdp2")
@@ -137,8 +137,8 @@ def test_replayed_experts_and_the_router_loss_are_those_of_one_process(tmp_path:
 
 
 @pytest.mark.slow
-def test_an_update_on_four_ranks_is_that_of_one_process(tmp_path: Path):
-    """Two of them have no group at all. Experts that a rank's rows do not reach get the others' gradients."""
+def test_an_update_on_four_ranks_equals_that_of_one_process(tmp_path: Path):
+    """Two ranks have no group at all. Experts that a rank's rows do not use get the other ranks' gradients."""
     cases: list[jobs.Case] = [
         (wrapped, kind, torch.float64, (2, 2, 0), objective, budget)
         for wrapped, kind in itertools.product(("plain", "ddp", "fsdp2"), ("llama", "qwen2", "qwen3_moe"))
@@ -151,7 +151,7 @@ def test_an_update_on_four_ranks_is_that_of_one_process(tmp_path: Path):
 
 @pytest.mark.slow
 def test_float32_differs_by_rounding(tmp_path: Path):
-    """Full attention, sliding windows, recurrent layers."""
+    """Test full attention, sliding windows and recurrent layers."""
     cases: list[jobs.Case] = [
         (wrapped, kind, torch.float32, owners, "gvpo", 12)
         for wrapped, kind, owners in itertools.product(
@@ -170,8 +170,8 @@ def test_gradients_of_several_calls_add_up(tmp_path: Path):
 
 
 @pytest.mark.parametrize("sharding", MOSTLY_FULL)
-def test_twenty_steps_end_where_one_process_does(tmp_path: Path, one_process: Path, sharding: str):
-    """Three groups a step on two ranks: one has two, the other one."""
+def test_twenty_steps_equal_those_of_one_process(tmp_path: Path, one_process: Path, sharding: str):
+    """Three groups per step are distributed over two ranks: one has two, the other one."""
     path = tmp_path / "run"
     told = world(2, tmp_path, jobs.logged_run, path, steps=STEPS, checkpoint_every=8, sharding=sharding)
     assert told[0] == told[1]
@@ -181,7 +181,7 @@ def test_twenty_steps_end_where_one_process_does(tmp_path: Path, one_process: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_twenty_steps_on_four_ranks_of_which_one_has_no_group(tmp_path: Path, one_process: Path, sharding: str):
+def test_twenty_steps_on_four_ranks_with_one_that_has_no_group(tmp_path: Path, one_process: Path, sharding: str):
     path = tmp_path / "run"
     world(4, tmp_path, jobs.logged_run, path, steps=STEPS, checkpoint_every=8, sharding=sharding)
     assert movement_gap(path, one_process) < 1e-5
@@ -189,8 +189,8 @@ def test_twenty_steps_on_four_ranks_of_which_one_has_no_group(tmp_path: Path, on
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_other_numbers_of_ranks(tmp_path: Path, one_process: Path):
-    """1 -> 2 -> 4 -> 1 ranks, split and not, each stopped in the middle: the same end."""
+def test_a_run_resumes_on_other_numbers_of_ranks(tmp_path: Path, one_process: Path):
+    """Runs on 1 -> 2 -> 4 -> 1 ranks, sharded and not, each stopped in the middle, have the same end."""
     path = tmp_path / "run"
     settings: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 2}
     for count, stop, sharding in ((1, 5, "none"), (2, 9, "full"), (4, 13, "full"), (2, 17, "none")):
@@ -204,7 +204,7 @@ def test_a_run_goes_on_on_other_numbers_of_ranks(tmp_path: Path, one_process: Pa
 
 @pytest.mark.slow
 def test_shards_compute_in_bfloat16(tmp_path: Path, one_process: Path):
-    """As close to float32 as bfloat16 is on one process: 4% of the movement."""
+    """The result is as close to float32 as bfloat16 is in one process: 4% of the movement."""
     path = tmp_path / "run"
     settings: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 8, "compute_dtype": "bfloat16"}
     world(2, tmp_path, jobs.logged_run, path, sharding="full", checkpoint_verify=True, **settings)
@@ -214,8 +214,8 @@ def test_shards_compute_in_bfloat16(tmp_path: Path, one_process: Path):
 
 
 @pytest.mark.parametrize("sharding", MOSTLY_FULL)
-def test_live_sampling_and_evaluation_are_shared_out(tmp_path: Path, sharding: str):
-    """Noise does not depend on the rank, so the samples are those of one process."""
+def test_live_sampling_and_evaluation_are_distributed(tmp_path: Path, sharding: str):
+    """Noise does not depend on the rank, so the samples equal those of one process."""
     settings: dict[str, Any] = {
         "steps": 2,
         "eval_every": 1,
@@ -235,7 +235,7 @@ def test_live_sampling_and_evaluation_are_shared_out(tmp_path: Path, sharding: s
 
 
 @pytest.mark.parametrize("sharding", MOSTLY_NONE)
-def test_a_killed_rank_ends_the_run_and_it_goes_on(tmp_path: Path, one_process: Path, sharding: str):
+def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, one_process: Path, sharding: str):
     path = tmp_path / "run"
     settings: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 2, "sharding": sharding}
     left, killed = run_world(2, tmp_path, jobs.killed_run, path, 4, 1, **settings)
@@ -243,7 +243,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(tmp_path: Path, one_process: 
     assert left.error is not None
     assert left.error[0] == "TrainingError"
     assert left.error[1].startswith("rank 0 of 2 has lost the others: one was killed, ")
-    assert "go on with --resume" in left.error[1]
+    assert "resume with --resume" in left.error[1]
     assert [line["step"] for line in lines(path)][-1] == 3
     world(2, tmp_path, jobs.logged_run, path, resume=True, **settings)
     assert movement_gap(path, one_process) < 1e-5
@@ -251,7 +251,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(tmp_path: Path, one_process: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_the_same_number_of_ranks_goes_on_exactly(tmp_path: Path, sharding: str):
+def test_the_same_number_of_ranks_resumes_exactly(tmp_path: Path, sharding: str):
     settings: dict[str, Any] = {"steps": 5, "checkpoint_every": 2, "sharding": sharding}
     world(2, tmp_path, jobs.logged_run, tmp_path / "unbroken", **settings)
     run_world(2, tmp_path, jobs.killed_run, tmp_path / "run", 4, 0, **settings)
@@ -299,7 +299,7 @@ def test_a_budget_is_found_on_every_rank_and_checkpointing_works_on_shards(tmp_p
 
 
 @pytest.mark.slow
-def test_adapters_are_trained_on_many_ranks(tmp_path: Path):
+def test_adapters_are_trained_on_several_ranks(tmp_path: Path):
     settings: dict[str, Any] = {"steps": 8, "checkpoint_every": 8, "lora_rank": 2}
     jobs.logged_run(tmp_path / "one", **settings)
     world(2, tmp_path, jobs.logged_run, tmp_path / "two", **settings)
@@ -313,16 +313,16 @@ def test_adapters_are_trained_on_many_ranks(tmp_path: Path):
 
 
 def test_a_check_passes_on_every_rank(tmp_path: Path):
-    """Only the first rank writes what transformers saves, so the others cannot read a save of their own."""
+    """Only the first rank writes transformers' files, so other ranks cannot read their own save."""
     assert [end.error for end in run_world(2, tmp_path, jobs.checked_run, tmp_path / "run")] == [None, None]
 
 
-def test_models_that_cannot_work_are_refused(tmp_path: Path):
+def test_unsupported_models_are_rejected(tmp_path: Path):
     for end in run_world(2, tmp_path, jobs.unlike_models):
         assert end.error is not None
         assert end.error[:2] == (
             "ConfigError",
-            "the ranks were given different models; load the same one on each, or make it from one seed",
+            "the ranks have different models; load the same one on each, or create it from one seed",
         )
     for end in run_world(2, tmp_path, jobs.split_model):
         assert end.error is not None
@@ -332,14 +332,14 @@ def test_models_that_cannot_work_are_refused(tmp_path: Path):
         )
 
 
-def test_an_error_leaves_gradients_as_they_were(tmp_path: Path):
+def test_an_error_leaves_gradients_unchanged(tmp_path: Path):
     assert world(2, tmp_path, jobs.gradient_after_an_error) == [True, True]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_torchrun_ends_clearly_when_a_worker_is_killed_and_goes_on(tmp_path: Path):
-    """From the command line: the run, the kill, the one line, the run that goes on."""
+def test_torchrun_ends_clearly_when_a_worker_is_killed_and_resumes(tmp_path: Path):
+    """Test the command line: the run, the kill, the one-line error, the resumed run."""
     words = [*DEMO, "checkpoint.every=1", "warm_start.steps=2", "train.sharding=full", f"run.dir={tmp_path / 'run'}"]
     with launched(tmp_path, *words, "train.steps=100000") as process:
         wait_for(tmp_path / "run/checkpoints/step-000002/config.json", process)
@@ -359,7 +359,7 @@ def test_torchrun_ends_clearly_when_a_worker_is_killed_and_goes_on(tmp_path: Pat
 
 @contextlib.contextmanager
 def launched(directory: Path, *words: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """`gvpo train demo` on two processes."""
+    """Run `gvpo train demo` on two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (directory / "output.txt").open("wb") as output:
         process = subprocess.Popen(
@@ -379,7 +379,7 @@ def wait_for(file: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 def worker(launcher: int, rank: int) -> int:
-    """The process of a rank, by its environment."""
+    """Run the process of a rank, according to its environment."""
     for place in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])

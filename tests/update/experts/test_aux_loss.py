@@ -1,4 +1,4 @@
-"""The router loss is that of the whole batch, however it is cut; and routing in the learner and in runs."""
+"""Tests of the router loss of the whole batch under any split, and of routing in the learner and in runs."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def nothing(logprobs: Tensor, *, mask: Tensor) -> ObjectiveOutput:
 
 
 def naive_loss(model: Any) -> Tensor:
-    """transformers' own loss, layer by layer, on the places that predict a scored token, of all rows at once."""
+    """Compute transformers' own loss per layer on the positions that predict a scored token, of all rows together."""
     layers: list[list[Tensor]] = [[] for _ in routers_of(model)]
     hooks = [
         router.register_forward_hook(lambda _m, _i, out, layer=layer: layers[layer].append(out[0]))
@@ -49,7 +49,7 @@ def naive_loss(model: Any) -> Tensor:
 
 @pytest.mark.parametrize("budget", [SMALL, MIDDLE, LARGE])
 @pytest.mark.parametrize(("kind", "sharing"), [("qwen3_moe", "on"), ("qwen3_moe", "off"), ("qwen3_next_moe", "on")])
-def test_loss_and_gradient_are_those_of_the_whole_batch(kind: str, sharing: Any, budget: int):
+def test_loss_and_gradient_equal_those_of_the_whole_batch(kind: str, sharing: Any, budget: int):
     model = tiny_model(kind, dtype=torch.float64)
     with double_precision(model):
         loss = 0.3 * naive_loss(model)
@@ -78,17 +78,17 @@ def test_it_is_added_to_the_objective(objective: Any):
     assert losses[2] == pytest.approx(losses[0] + losses[1], rel=1e-6)
 
 
-def test_the_fullest_expert_is_measured_against_an_even_one():
+def test_the_fullest_expert_is_measured_relative_to_a_uniform_load():
     model = tiny_model("qwen3_moe")
     with torch.no_grad():
         for router in routers_of(model):
-            router.weight.zero_()  # all alike: top-k takes the same two of four experts for every token
+            router.weight.zero_()  # equal logits: top-k selects the same two of four experts for every token
     output = group_backward(model, GROUPS, gvpo, routing="watch")
     assert output.metrics["moe/load_max"].item() == pytest.approx(2.0)
     assert output.metrics["moe/balance_loss"].item() == pytest.approx(2.0)
 
 
-def test_training_on_it_alone_evens_the_load():
+def test_training_only_on_it_balances_the_load():
     model = tiny_model("qwen3_moe")
     optimizer = torch.optim.Adam([router.weight for router in routers_of(model)], lr=0.05)
     seen = []
@@ -107,7 +107,7 @@ def sparse(seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("objective", ["grpo", "gspo", "gvpo"])
-def test_the_experts_of_the_steps_start_go_with_every_update(objective: str):
+def test_the_experts_of_the_steps_start_are_used_in_every_update(objective: str):
     one = learner(sparse(), objective=objective, routing="replay", groups_per_update=1, passes=2, learning_rate=0.03)
     learned = one.learn(training(toy.groups(policy=one.model)), 1)
     changed = [float(update.output.metrics["moe/changed"]) for update in learned.updates]
@@ -120,7 +120,7 @@ def test_the_experts_of_the_steps_start_go_with_every_update(objective: str):
                 assert torch.equal(row.experts.own, same.experts.own)
 
 
-def test_at_a_learning_rate_of_nothing_all_ratios_stay_one():
+def test_at_learning_rate_zero_all_ratios_stay_one():
     one = learner(sparse(), objective="gspo", routing="replay", groups_per_update=1, passes=2, learning_rate=1e-30)
     for update in one.learn(training(toy.groups(policy=one.model)), 1).updates:
         assert update.output.metrics["gspo/ratio_mean"].item() == 1.0
@@ -139,9 +139,9 @@ def test_watching_changes_nothing_and_replaying_does():
     assert not toy.same(ends["free"], ends["replay"])
 
 
-def test_a_dense_model_is_refused_at_once():
+def test_a_dense_model_is_rejected_immediately():
     for settings in ({"routing": "replay"}, {"router_aux_coef": 0.1}):
-        with pytest.raises(ModelError, match="Qwen2ForCausalLM has no router"):
+        with pytest.raises(ModelError, match="Qwen2ForCausalLM has no supported router"):
             toy.trainer(None, **settings)
 
 

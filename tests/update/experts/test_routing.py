@@ -1,4 +1,4 @@
-"""Routing Replay: what is recorded is what the routers chose, what is forced is what was recorded, to the last bit."""
+"""Tests of Routing Replay: the routers' choices are recorded, and recorded choices are forced, bit by bit."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def rows_of(groups: Sequence[Group]) -> list[tuple[Group, Completion]]:
 
 
 def with_old(scored: Sequence[TokenLogprobs]) -> list[Group]:
-    """GROUPS with these as the old policy's log-probs and experts."""
+    """Return GROUPS with these log-probs and experts as those of the old policy."""
     remaining = iter(scored)
 
     def changed(row: Completion) -> Completion:
@@ -42,7 +42,7 @@ def with_old(scored: Sequence[TokenLogprobs]) -> list[Group]:
 
 
 def moved(model: nn.Module, by: float = 0.3) -> None:
-    """Change every weight, by a share of itself."""
+    """Change every weight by a fraction of itself."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,13 +50,13 @@ def moved(model: nn.Module, by: float = 0.3) -> None:
 
 
 def naive_choice(model: Any, group: Group, row: Completion, logits: list[Tensor]) -> Tensor:
-    """[layers, P + C - 1, k] by the routers' logits of one row alone."""
+    """Return [layers, P + C - 1, k] from the routers' logits of a single row."""
     return torch.stack([each.softmax(-1).topk(2).indices for each in logits])
 
 
 @contextmanager
 def watched_logits(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The logits of each router, layer by layer, as a plain forward gives them."""
+    """Return the logits of each router, layer by layer, in a plain forward pass."""
     seen: list[Tensor] = []
     hooks = [router.register_forward_hook(lambda _m, _i, out: seen.append(out[0])) for router in routers_of(model)]
     yield seen
@@ -66,7 +66,7 @@ def watched_logits(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def forced_by_hand(model: Any, experts: Tensor) -> Iterator[None]:
-    """Each router replaced by a few lines that take given experts [layers, N, k]: softmax, gather, normalise."""
+    """Replace each router by a few lines with given experts [layers, N, k]: softmax, gather, normalize."""
 
     def route(router: Any, chosen: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)
@@ -89,7 +89,7 @@ def test_every_layers_router_is_found(kind: str):
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
 @pytest.mark.parametrize(("kind", "sharing"), LAYOUTS)
-def test_the_experts_recorded_are_those_of_each_row_alone(kind: str, sharing: Any, budget: int):
+def test_the_recorded_experts_equal_those_of_each_row_by_itself(kind: str, sharing: Any, budget: int):
     model = tiny_model(kind, dtype=torch.float64)
     settings: dict[str, Any] = {"tokens_per_microbatch": budget, "prefix_sharing": sharing}
     with double_precision(model):
@@ -145,7 +145,7 @@ def test_replay_forces_the_old_experts_with_the_new_weights(sharing: Any, budget
         watched = group_backward(model, groups, gvpo, routing="watch", **settings)
         for (group, row), found, free in zip(rows_of(groups), output.rows, watched.rows, strict=True):
             kept = torch.cat([row.experts.prompt, row.experts.own], dim=1).long()
-            last = torch.zeros(kept.shape[0], 1, kept.shape[2], dtype=torch.int64)  # its output is not looked at
+            last = torch.zeros(kept.shape[0], 1, kept.shape[2], dtype=torch.int64)  # its output is not used
             with forced_by_hand(model.eval(), torch.cat([kept, last], dim=1)), torch.no_grad():
                 expected, _ = naive_scores(model, group, row, 1.0)
             torch.testing.assert_close(found.logprobs, expected, rtol=1e-10, atol=1e-10)
@@ -157,7 +157,7 @@ def test_replay_forces_the_old_experts_with_the_new_weights(sharing: Any, budget
     )
 
 
-def test_the_gradient_of_a_replay_is_the_naive_one():
+def test_the_gradient_of_a_replay_equals_the_naive_one():
     model = tiny_model("qwen3_moe", dtype=torch.float64, norm_topk_prob=True)
 
     def mean(logprobs: Tensor, *, mask: Tensor) -> Any:
@@ -194,7 +194,7 @@ def test_another_budget_replays_the_same_experts():
     assert one.metrics["moe/changed"].item() == pytest.approx(other.metrics["moe/changed"].item())
 
 
-def test_the_share_of_changed_experts_is_that_of_a_loop():
+def test_the_fraction_of_changed_experts_equals_that_of_a_loop():
     model = tiny_model("qwen3_moe", dtype=torch.float64)
     with double_precision(model):
         before = score(model, GROUPS, routing="watch")
@@ -224,7 +224,7 @@ def test_completions_share_the_routing_of_a_shared_prompt(sharing: Any):
 
 
 @pytest.mark.parametrize("budget", [SMALL, LARGE])
-def test_layers_that_are_computed_again_are_forced_again(budget: int):
+def test_recomputed_layers_are_forced_again(budget: int):
     settings: dict[str, Any] = {"routing": "replay", "router_aux_coef": 0.1, "tokens_per_microbatch": budget}
     policy = tiny_model("qwen3_moe", dtype=torch.float64)
     groups = with_old(score(policy, GROUPS, routing="watch"))
@@ -253,12 +253,12 @@ def test_rows_without_tokens_have_no_experts_and_need_none():
     assert group_backward(model, [group], gvpo, routing="replay").loss.isfinite()
 
 
-def test_on_policy_there_is_nothing_to_replay_yet_and_experts_are_recorded():
+def test_on_policy_experts_are_recorded_instead_of_replayed():
     output = group_backward(tiny_model("qwen3_moe"), GROUPS, gvpo, routing="replay", on_policy=True)
     assert all(row.experts is not None for row in output.rows)
 
 
-def test_what_cannot_be_done_is_named():
+def test_errors_name_the_problem():
     model = tiny_model("qwen3_moe")
     with pytest.raises(MissingInput, match=r"routing='replay' and 9 of 9 completions have no experts"):
         group_backward(model, GROUPS, gvpo, routing="replay")
@@ -269,11 +269,11 @@ def test_what_cannot_be_done_is_named():
         score(model, GROUPS, routing="again")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="router_aux_coef is -1"):
         group_backward(model, GROUPS, gvpo, router_aux_coef=-1)
-    with pytest.raises(ModelError, match="LlamaForCausalLM has no router of a mixture of experts that is known here"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no supported router of a mixture of experts"):
         score(tiny_model("llama"), GROUPS, routing="watch")
 
 
-def test_a_router_that_chooses_otherwise_is_named():
+def test_the_error_names_an_unsupported_router():
     config = DeepseekV3Config(
         vocab_size=259, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4, n_group=2, topk_group=1,

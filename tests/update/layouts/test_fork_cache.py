@@ -1,4 +1,4 @@
-"""Prompts shared by forking a cache: which models may, and that calls do not change what comes out."""
+"""Tests of prompts shared by forking a cache: the supported models, and that calls do not change the result."""
 
 import warnings
 from collections.abc import Iterator
@@ -32,21 +32,21 @@ _MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "
 
 
 def mamba2() -> PreTrainedModel:
-    """No attention at all, and a cache by another name."""
+    """Return a model without attention, with a cache under another name."""
     torch.manual_seed(0)
     config = Mamba2Config(**_MAMBA, num_heads=8, head_dim=8, n_groups=2, chunk_size=16)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float64).train()
 
 
 def mamba() -> PreTrainedModel:
-    """Its layers start from zero in every call of more than one token, whatever cache they are given."""
+    """Return a model whose layers start from zero in every call of more than one token, for any cache."""
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(MambaConfig(**_MAMBA)).train()
 
 
 @pytest.mark.parametrize("layout", [Forked(0), Forked(10**6)])
 @pytest.mark.parametrize("kind", [*RECURRENT, "gemma3", "mistral"])
-def test_log_probs_and_gradients_are_the_naive_ones_however_rows_are_cut(kind: str, layout: Forked):
+def test_log_probs_and_gradients_equal_the_naive_ones_for_any_split(kind: str, layout: Forked):
     model, path = tiny_model(kind, dtype=torch.float64), Path(layout, fused=True)
     rows = [(group, row) for group in GROUPS for row in group.completions]
     found = torch.zeros(len(rows), 41, dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_the_prompt_is_computed_once():
     assert seen == [(1, 200), (3, 6)]
 
 
-def test_auto_forks_only_where_that_is_cheaper():
+def test_auto_forks_only_if_that_is_cheaper():
     model = tiny_model("lfm2")
     assert choose_path(model).layout == Forked()
     for sizes, shapes in {(200, (7, 7)): [(1, 200), (2, 6)], (200, (7,)): [(1, 206)], (5, (7, 7)): [(2, 11)]}.items():
@@ -97,7 +97,7 @@ def test_a_model_without_attention_is_exact():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_one_token_completions_are_predicted_by_the_prompt_alone(fused: bool):
+def test_one_token_completions_are_predicted_only_by_the_prompt(fused: bool):
     model, groups = tiny_model("lfm2", dtype=torch.float64), random_groups([(5, (1, 1))])
     path = Path(Forked(), fused)
     (microbatch,) = path.layout.cut(groups, 100)
@@ -113,7 +113,7 @@ def test_one_token_completions_are_predicted_by_the_prompt_alone(fused: bool):
     assert relative_error(found, gradients(model)) < 1e-6
 
 
-def test_a_model_that_forgets_its_state_is_found_out():
+def test_a_model_that_forgets_its_state_is_detected():
     model = mamba()
     with pytest.warns(FastPathWarning, match="forked prompts not used: log-probs differ by up to"):
         assert choose_path(model) == Path(Rows(), fused=True)
@@ -121,12 +121,12 @@ def test_a_model_that_forgets_its_state_is_found_out():
         choose_path(model, "on")
 
 
-@pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a fresh model, almost uniform
+@pytest.mark.parametrize("scale", [1.0, 1 / 12])  # 1/12: the weights of a random model, almost uniform
 @pytest.mark.parametrize(
     ("kind", "update"),
     [("lfm2", "update_conv_state"), ("falcon_h1", "update_recurrent_state"), ("qwen3_next", "update_recurrent_state")],
 )
-def test_a_state_that_loses_its_gradient_is_found_out(
+def test_a_state_that_loses_its_gradient_is_detected(
     kind: str, update: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ):
     kept = getattr(LinearAttentionLayer, update)
@@ -146,7 +146,7 @@ def test_a_state_that_loses_its_gradient_is_found_out(
         assert choose_path(model) == Path(Rows(), fused=True)
 
 
-def test_the_prompts_gradient_is_that_of_the_embedding():
+def test_the_prompts_gradient_equals_that_of_the_embedding():
     model, size = tiny_model("llama", dtype=torch.float64), 4
     ids = torch.arange(10, 17)[None]
 
@@ -161,7 +161,7 @@ def test_the_prompts_gradient_is_that_of_the_embedding():
 
 
 @pytest.mark.parametrize("kind", sorted(RECURRENT))
-def test_the_check_leaves_no_trace_and_needs_no_trained_embedding(kind: str):
+def test_the_check_changes_nothing_and_needs_no_trained_embedding(kind: str):
     model = tiny_model(kind)
     model.get_input_embeddings().requires_grad_(False)
     before = torch.get_rng_state()
@@ -175,7 +175,7 @@ def test_the_check_leaves_no_trace_and_needs_no_trained_embedding(kind: str):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", sorted(RECURRENT))
-def test_float_noise_is_no_disagreement(kind: str, dtype: torch.dtype):
+def test_float_noise_is_not_a_disagreement(kind: str, dtype: torch.dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose_path(tiny_model(kind, dtype=dtype)).layout == Forked()
@@ -195,7 +195,7 @@ def test_gradient_checkpointing_keeps_no_cache_so_prompts_are_repeated():
     assert choose_path(model).layout == Forked()
 
 
-def test_a_model_that_returns_no_cache_is_refused():
+def test_a_model_that_returns_no_cache_is_rejected():
     model = tiny_model("lfm2")
     inner = model.model.forward
     model.model.forward = lambda *args, **kwargs: inner(*args, **{**kwargs, "use_cache": False})
@@ -212,7 +212,7 @@ def one_rank(tmp_path: FilePath) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_hooks_of_wrappers_fire_and_the_gradient_is_the_same(wrapper: str):
+def test_hooks_of_wrappers_are_called_and_the_gradient_is_the_same(wrapper: str):
     plain, wrapped = tiny_model("qwen3_next"), tiny_model("qwen3_next")
     group_backward(plain, GROUPS, gvpo, prefix_sharing="on", tokens_per_microbatch=80)
     model: nn.Module = wrapped

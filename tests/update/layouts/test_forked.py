@@ -1,4 +1,4 @@
-"""How rows that fork from a prompt are cut into micro-batches and calls."""
+"""Tests of splitting rows that fork from a prompt into micro-batches and calls."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def tokens(calls: ForkedCalls) -> int:
 
 @pytest.mark.parametrize("layout", [Forked(0), Forked(), Forked(10**6)])
 @pytest.mark.parametrize("budget", [1, 30, 80, 10**6])
-def test_every_completion_with_a_token_lies_in_one_micro_batch_within_the_budget(budget: int, layout: Forked):
+def test_every_completion_with_a_token_is_in_one_micro_batch_within_the_budget(budget: int, layout: Forked):
     rows = [row for group in GROUPS for row in group.completions]
     seen = []
     for microbatch in layout.cut(GROUPS, budget):
@@ -55,7 +55,7 @@ def test_a_worked_layout():
 @pytest.mark.parametrize(
     ("cost", "most"), [(0, np.inf), (3, np.inf), (10, 20), (3, 1), (_FEWEST, 20), (_FEWEST, np.inf)]
 )
-def test_rows_are_cut_where_that_costs_the_fewest_tokens(cost: float, most: float):
+def test_rows_are_split_where_that_costs_the_fewest_tokens(cost: float, most: float):
     widths = np.array([17, 9, 9, 8, 4, 2, 2])
 
     def price(ends: tuple[int, ...]) -> float:
@@ -70,7 +70,7 @@ def test_rows_are_cut_where_that_costs_the_fewest_tokens(cost: float, most: floa
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(widths)))
 
 
-def test_a_long_tail_goes_in_a_call_of_its_own():
+def test_a_long_tail_gets_its_own_call():
     groups = random_groups([(100, (300, 20, 20, 20, 20, 20))])
     (microbatch,) = Forked().cut(groups, 10**6)
     calls = Forked().lay_out(microbatch, CPU)

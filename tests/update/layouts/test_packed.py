@@ -1,4 +1,4 @@
-"""The layout: what a token may see, where it is, what predicts it, and how much room it all takes."""
+"""Tests of the layout: visible tokens, positions, predicting positions, and memory."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TREES = Trees()
 
 
 def group(prompt: int, *rows: int, start: int = 0) -> Group:
-    """A group whose tokens count upwards from `start`, prompt first, so that a token tells whose it is."""
+    """Return a group whose tokens count upwards from `start`, prompt first, so that a token shows its owner."""
     tokens = iter(range(start, start + 1000))
     take = lambda count: [next(tokens) for _ in range(count)]  # noqa: E731
     return Group(take(prompt), [Completion(take(size)) for size in rows])
@@ -46,14 +46,14 @@ def test_one_group_is_its_prompt_and_its_completions_without_their_last_tokens()
     assert call.token.tolist() == [0, 1, 2, 0, 1]
 
 
-def test_the_trees_tell_where_the_prompt_and_each_completion_lie():
+def test_the_trees_contain_the_positions_of_the_prompt_and_each_completion():
     (microbatch,) = TREES.cut([group(3, 3, 1, 2)], 100)
     assert trees(draw(microbatch)) == (
         Tree(0, 3, (2, 1, 0)),
     )  # the longest first; a completion of one token has nothing to lay out
 
 
-def test_groups_lie_behind_each_other_without_a_gap():
+def test_groups_follow_each_other_without_a_gap():
     groups = [group(4, 4), group(2, 2, start=50), group(2, 2, start=90)]  # 7, 3 and 3 tokens
     (microbatch,) = TREES.cut(groups, 13)
     call = draw(microbatch)
@@ -63,7 +63,7 @@ def test_groups_lie_behind_each_other_without_a_gap():
     assert call.inputs["attention_mask"].shape == (1, 1, 1, 1)  # transformers would make its own of a 2D mask
 
 
-def test_rows_are_alone_in_their_lanes_longest_first_and_padded_on_the_right():
+def test_rows_have_their_own_lanes_longest_first_and_padded_on_the_right():
     (microbatch,) = Rows().cut([group(2, 2, 4)], 100)
     call = draw(microbatch, Rows())
     assert call.input_ids.tolist() == [[0, 1, 4, 5, 6], [0, 1, 2, 0, 0]]
@@ -91,7 +91,7 @@ def test_every_token_is_scored_once_and_no_microbatch_is_over_the_budget(layout:
     assert scored == expected
 
 
-def test_a_group_over_the_budget_is_cut_and_each_part_has_the_prompt():
+def test_a_group_over_the_budget_is_split_and_each_part_has_the_prompt():
     microbatches = TREES.cut([group(4, 3, 3, 3)], 8)  # 4 + 2 + 2 fits, the third row does not
     assert lengths(microbatches) == [[8], [6]]
     assert [draw(each).input_ids[0, :4].tolist() for each in microbatches] == [[0, 1, 2, 3]] * 2
@@ -105,12 +105,12 @@ def test_small_groups_fill_the_budget_and_nothing_is_padded():
     assert all(sum(each) > 512 - 31 for each in lengths(microbatches)[:-1])
 
 
-def test_the_plan_is_a_function_of_its_arguments():
+def test_the_plan_depends_only_on_its_arguments():
     groups = random_groups([(5, (3, 3)), (5, (3, 3)), (2, (8,))])
     assert lengths(TREES.cut(groups, 16)) == lengths(TREES.cut(groups, 16)) == [[9], [9], [9]]
 
 
-def test_completions_without_tokens_are_left_out_and_keep_their_number():
+def test_completions_without_tokens_are_skipped_and_keep_their_number():
     (microbatch,) = TREES.cut([group(2, 0, 2), Group([9], [])], 100)
     assert draw(microbatch).row.tolist() == [1, 1]
     assert TREES.cut([group(2, 0)], 100) == []

@@ -1,1 +1,1 @@
-"""Attention for the layouts in which completions share a prompt."""
+"""Attention for layouts in which completions share a prompt."""

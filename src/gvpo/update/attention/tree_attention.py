@@ -1,20 +1,22 @@
-"""Attention of the shared layout: over the pairs that may see each other, and no others.
+"""Attention of the shared layout, only over the pairs that may attend to each other.
 
-A lane contains trees, one after the other: a prompt and the completions that continue it.
+A lane contains trees, one after the other. A tree is a prompt and the completions that continue it.
 
              P P P P a a a b b
         P    ■                      prompt x itself          causal
         P    ■ ■                    completion x itself      causal
         P    ■ ■ ■                  completions x prompt     all of it, all completions in one call
         P    ■ ■ ■ ■
-        a    ■ ■ ■ ■ ■              The last two are two parts of one softmax. Each gives an output of its own and a
-        a    ■ ■ ■ ■ ■ ■            log-sum-exp, from which the whole follows; and given the whole's, the backward of
-        a    ■ ■ ■ ■ ■ ■ ■          each part is exact by itself (as in ring attention, Liu et al. 2023).
-        b    ■ ■ ■ ■       ■
-        b    ■ ■ ■ ■       ■ ■      Nothing is computed for two siblings, and no mask is as large as the picture.
+                a    ■ ■ ■ ■ ■ ■              The last two are two parts of one softmax. Each returns its own output and
+                a    ■ ■ ■ ■ ■ ■ ■            log-sum-exp, from which the whole follows. Given the results of the whole,
+                the
+                a    ■ ■ ■ ■ ■ ■ ■ ■          backward pass of each part is exact (as in ring attention, Liu et al.
+                2023).
+                b    ■ ■ ■ ■       ■
+                b    ■ ■ ■ ■       ■ ■      Pairs of siblings are not computed, and no mask has the size of the picture.
 
-On a CPU each part is computed in the way that is fastest there (`cpu.attention`, imported on CPUs only); elsewhere it
-is FlexAttention, one call.
+        On a CPU each part uses the fastest implementation (`cpu.attention`, imported only on CPUs). On other devices it
+        is one call of FlexAttention.
 """
 
 from collections.abc import Iterator
@@ -32,19 +34,19 @@ from gvpo.model.runtime import compute_dtype
 from gvpo.update.layouts.forest import Forest
 
 TREES = "gvpo_trees"
-"""The name of this attention among those of transformers, and of the keyword that brings the trees to it."""
+"""Name of this attention in transformers, and of the keyword that passes the trees to it."""
 
 _NOT_DONE = ("softcap", "s_aux", "position_bias")
-"""Keywords of attention that some architectures need, and that this one does not support."""
+"""Attention keywords of some architectures that are not supported here."""
 _IMPLEMENTATION = "_attn_implementation_internal"
 
 
 @contextmanager
 def tree_attention(model: nn.Module) -> Iterator[None]:
-    """Let `model(..., gvpo_trees=Forest)` attend over trees inside; its backward, which may recompute, belongs inside.
+    """Make `model(..., gvpo_trees=Forest)` attend over trees in this context. Run its backward pass in the context too.
 
     Args:
-        model: one of transformers whose attention goes through its `AttentionInterface`.
+        model: A transformers model whose attention uses `AttentionInterface`.
     """
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     before = [
@@ -70,28 +72,28 @@ def attend(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Compute the attention of one layer, as transformers calls it.
+    """Compute the attention of one layer, as called by transformers.
 
     Args:
-        module: the layer.
+        module: Attention layer.
         query: [1, heads, L, D].
-        key: [1, key heads, L, D]; each serves heads / key heads of the query's.
+        key: [1, key heads, L, D]; each key head serves heads / key heads query heads.
         value: [1, key heads, L, D].
-        attention_mask: not looked at; the trees say who sees whom.
-        dropout: must be 0.
-        scaling: factor of the scores; None: 1 / sqrt(D).
-        sliding_window: tokens that a query sees, itself included; None: all.
-        others: must bring the `Forest`.
+        attention_mask: Ignored; the trees define the mask.
+        dropout: Must be 0.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+        sliding_window: Number of tokens that a query attends to, including itself; None for all.
+        others: Must contain the `Forest`.
 
     Returns:
-        [1, L, heads, D], and no weights.
+        [1, L, heads, D], and None in place of the attention weights.
 
     Raises:
-        ModelError: the layer wants something that is not done here.
+        ModelError: If the layer needs an unsupported feature.
     """
     forest: Forest | None = others.get(TREES)
     if forest is None:
-        raise ModelError("the model does not hand keywords on to its attention")
+        raise ModelError("the model does not pass keywords on to its attention")
     unknown = ["dropout"] * bool(dropout) + [name for name in _NOT_DONE if others.get(name) is not None]
     if unknown:
         raise ModelError(f"its attention has {unknown[0]}")
@@ -110,14 +112,14 @@ AttentionInterface.register(TREES, attend)
 
 
 def _check_window(module: nn.Module, window: int | None) -> None:
-    """Refuse a layer whose window is told by its mask alone; rows shorter than the window would not show it."""
+    """Raise an error for a layer whose window is only in its mask. Rows shorter than the window would not show it."""
     config: Any = getattr(module, "config", None)
     expected = getattr(config, "sliding_window", None)
     if kinds := getattr(config, "layer_types", None):
         kind = kinds[module.layer_idx]
         expected = expected if kind == "sliding_attention" else None
     if window != expected:
-        raise ModelError(f"a layer with a sliding window of {expected} tokens told its attention {window}")
+        raise ModelError(f"a layer with a sliding window of {expected} tokens passed {window} to its attention")
 
 
 def flex(
@@ -130,16 +132,16 @@ def flex(
     *,
     compiled: bool = True,
 ) -> Tensor:
-    """Compute the same by FlexAttention: one kernel over the blocks of the picture that are not empty.
+    """Compute the same with FlexAttention: one kernel over the nonempty blocks of the picture.
 
     Args:
         query: [1, heads, L, D].
         key: [1, key heads, L, D].
         value: [1, key heads, L, D].
-        forest: trees of the lane.
-        scale: factor of the scores.
-        window: tokens that a query sees.
-        compiled: False computes every score, slowly; for tests without a GPU.
+        forest: Trees of the lane.
+        scale: Factor of the scores.
+        window: Number of tokens that a query attends to.
+        compiled: False computes every score, slowly, for tests without a GPU.
 
     Returns:
         [1, L, heads, D].

@@ -1,1 +1,1 @@
-"""Several processes: ranks, and weights that are replicated or split over them."""
+"""Several processes: ranks, and weights that are replicated or sharded."""

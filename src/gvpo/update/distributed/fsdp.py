@@ -1,11 +1,12 @@
-"""Weights on many ranks: gradients summed over replicas, or parameters split by PyTorch's FSDP2.
+"""Weights on several ranks: gradients summed over replicas, or parameters sharded by PyTorch's FSDP2.
 
-    replicas   every rank holds the model; what backwards add to `.grad` is summed once an update (`summed_gradients`)
-    shards     every rank holds 1/n of each parameter, gradient and optimizer state; FSDP2 gathers a layer while it
-               computes, and sums gradients as they come
+    replicas   every rank has the whole model; the `.grad` of its backward passes is summed once per update
+               (`summed_gradients`)
+    shards     every rank has 1/n of each parameter, gradient and optimizer state; FSDP2 gathers a layer while it
+               computes, and sums gradients during the backward pass
 
-FSDP2 is used as it is: `fully_shard` on each decoder layer and on the root, which changes their classes in place.
-Every rank must then run as many forwards and backwards as the others.
+FSDP2 is used unchanged: `fully_shard` on each decoder layer and on the root, which changes their classes in place.
+Every rank must then run the same number of forward and backward passes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,25 +22,25 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gvpo.update.distributed import ranks
 
 BUCKET = 2**24
-"""Elements of small gradients that are summed in one message."""
+"""Number of elements of small gradients that are summed in one message."""
 
 
 def communicates(model: nn.Module) -> bool:
-    """Whether a forward of this model may talk to other ranks, so that all must run as many."""
+    """Return whether a forward pass of this model may communicate, so that all ranks must run the same number."""
     return isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(model)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 splits this model or a part of it."""
+    """Return whether FSDP2 shards this model or a part of it."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def shard(model: nn.Module, *, half: bool) -> None:
-    """Split a model over all ranks, in place; on a single one it is only put on its device.
+    """Shard a model over all ranks, in place. On a single rank, only move it to its device.
 
     Args:
-        model: float32 weights, the same on every rank, on the CPU or on the device.
-        half: layers are gathered and computed in bfloat16; gradients are summed in float32.
+        model: Model with float32 weights, the same on every rank, on the CPU or on the device.
+        half: Whether layers are gathered and computed in bfloat16. Gradients are summed in float32.
     """
     if ranks.count() == 1:
         model.to(ranks.device())
@@ -50,15 +51,15 @@ def shard(model: nn.Module, *, half: bool) -> None:
     names = getattr(model, "_no_split_modules", None) or ()
     layers = [module for module in model.modules() if type(module).__name__ in names]
     for module in [*layers, model]:
-        # the root too: what a pass without backward leaves gathered would be stale after the next optimizer step
+        # the root too: weights that a pass without backward leaves gathered are stale after the next optimizer step
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """The whole model on every rank, so that forwards inside need no other rank; each may run as many as it likes.
+    """Gather the whole model on every rank in this context, so that each rank may run any number of forward passes.
 
-    Costs the memory of all weights, in the dtype of compute.
+    This needs the memory of all weights, in the compute dtype.
     """
     parts = _parts(model)
     for part in parts:
@@ -73,7 +74,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up what forwards without a backward have left gathered: after the next step it would be stale."""
+    """Free weights that forward passes without a backward pass left gathered, which are stale after the next step."""
     for part in _parts(model):
         part.reshard()
 
@@ -83,16 +84,17 @@ def _parts(model: nn.Module) -> list[FSDPModule]:
 
 
 def gradient_scale(model: nn.Module) -> int:
-    """What to multiply a loss by, so that the gradient over all ranks is a sum: FSDP2 takes the mean."""
+    """Return the factor of a loss that makes the gradient over all ranks a sum, since FSDP2 computes the mean."""
     return ranks.count() if is_sharded(model) else 1
 
 
 @contextmanager
 def summed_gradients(model: nn.Module) -> Iterator[None]:
-    """What backwards inside add to `.grad` is summed over the ranks, once, at the end.
+    """Sum the `.grad` of backward passes in this context over the ranks, once, at the end.
 
-    What was there before is not: it is set aside, and added again; after an error it is all there is. FSDP2 sums by
-    itself. DDP, which would average at each backward and wants as many of them on each rank, is told not to.
+    Earlier gradients are not summed: they are set aside, and added at the end. After an error only they remain. FSDP2
+    sums by itself. For DDP, which would average in each backward pass and needs the same number on each rank,
+    synchronization is disabled.
     """
     if ranks.count() == 1 or is_sharded(model):
         yield
@@ -119,7 +121,7 @@ def _put_back(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | N
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum over the ranks; a parameter that no rank's rows have touched keeps its None, as with one process."""
+    """Sum over the ranks. A parameter without a gradient on any rank keeps None, as in a single process."""
     touched = ranks.union_([parameter.grad is not None for parameter in parameters])
     used = [parameter for parameter, flag in zip(parameters, touched, strict=True) if flag]
     for parameter in used:
@@ -137,7 +139,7 @@ def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, together no larger than a bucket."""
+    """Yield consecutive gradients of one dtype, together no larger than a bucket."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         size = sum(each.numel() for each in bucket) + gradient.numel()
@@ -150,12 +152,12 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def full(value: Tensor) -> Tensor:
-    """A tensor whole; where it is split, every rank must ask."""
+    """Return a complete tensor. If it is sharded, every rank must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def full_on_first(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whole, one at a time, on the CPU of the first rank; {} on the others. Tied ones stay tied."""
+    """Return complete tensors on the CPU of the first rank, and {} on the others. Tied tensors stay tied."""
     found: dict[str, Tensor] = {}
     known: dict[int, Tensor] = {}
     for name, value in values.items():
@@ -168,13 +170,13 @@ def full_on_first(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def full_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state as a single process has it, on the first rank."""
+    """Return an optimizer's state on the first rank, as in a single process."""
     state = optimizer.state_dict()
     return {**state, "state": {index: full_on_first(values) for index, values in state["state"].items()}}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take a whole state, as `full_optimizer` gives it, of however many ranks; each keeps its part."""
+    """Load a complete state from `full_optimizer`, for any number of ranks. Each rank keeps its shard."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = {
         index: {name: like(parameters[index], value) for name, value in values.items()}
@@ -184,8 +186,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
 
 def like(own: Tensor, whole: Any) -> Any:
-    """What every rank has whole, split as `own` is, if it is, and if it has its shape."""
+    """Shard a tensor that every rank has complete in the same way as `own`, if `own` is sharded and has its shape."""
     if not (isinstance(own, DTensor) and isinstance(whole, Tensor) and whole.shape == own.shape):
         return whole
     part = distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-    return torch.empty_like(part).copy_(part)  # a view would keep the whole in memory
+    return torch.empty_like(part).copy_(part)  # a view would keep the complete tensor in memory

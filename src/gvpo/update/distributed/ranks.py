@@ -1,13 +1,13 @@
-"""Many processes ("ranks"): who there is, what they tell each other, and who gets which groups.
+"""Several processes ("ranks"): their number, their communication, and the distribution of groups.
 
-With `sharding`, the one place that knows torch.distributed; a process on its own runs the same code without a
-collective. `torchrun` or `accelerate launch` start the ranks, and `start` joins them.
+With `fsdp`, this is the only module that uses torch.distributed. A single process runs the same code without
+collectives. `torchrun` or `accelerate launch` start the ranks, and `start` joins them.
 
     rank 0   its groups ──forward──┐                              ┌──▶ the same loss, metrics and c on every rank
     rank 1   its groups ──forward──┼──▶ log-probs of all [B, T] ──┤
     rank 2   no group              ┘                              └──▶ each pushes its own rows; gradients are summed
 
-Everything that is not a tensor of the update is small, and travels as Python objects.
+Everything except the update's tensors is small, and is sent as Python objects.
 """
 
 import os
@@ -29,32 +29,32 @@ from gvpo.types import Group
 T = TypeVar("T")
 
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "process group")
-"""Words by which torch says that another rank does not answer."""
+"""Words in torch's errors when another rank does not answer."""
 
 
 def start(timeout: float) -> None:
-    """Join the ranks that a launcher has started; nothing without one, or once it is done.
+    """Join the ranks that a launcher has started. Do nothing without a launcher, or if already joined.
 
     Args:
-        timeout: seconds that a rank waits for the others before it gives up.
+        timeout: Timeout for waiting for other ranks, in seconds.
     """
     if count() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState(timeout=timedelta(seconds=timeout))
 
 
 def leave() -> None:
-    """Part from the other ranks at the end of a program: they have nothing more to say."""
+    """Leave the process group at the end of a program."""
     if count() > 1:
         dist.destroy_process_group()
 
 
 _apart = False
-"""Whether this process works `alone` for now."""
+"""True while this process works `alone`."""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """While entered, this process is the only one: the others may do otherwise. Nothing inside is a collective."""
+    """Treat this process as the only one in this context. Other ranks may differ, and collectives are not used."""
     global _apart
     before, _apart = _apart, True
     try:
@@ -64,30 +64,30 @@ def alone() -> Iterator[None]:
 
 
 def count() -> int:
-    """How many ranks there are; 1 without torch.distributed."""
+    """Return the number of ranks, which is 1 without torch.distributed."""
     if _apart:
         return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes, prints and is asked."""
+    """Return whether this rank is the one that writes, prints and answers."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """Where this process computes."""
+    """Return the device of this process."""
     chosen: torch.device = PartialState().device
     return chosen
 
 
 def gather(value: T) -> list[T]:
-    """Each rank's value, in order of ranks, on every rank. Values are pickled."""
+    """Return the values of all ranks, in order, on every rank. Values are pickled."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -96,7 +96,7 @@ def gather(value: T) -> list[T]:
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """Run something on the first rank alone; what it returns or raises, every rank gets."""
+    """Run a function only on the first rank. Every rank returns its result or raises its error."""
     if count() == 1:
         return function()
     told: list[Any] = [None, None]
@@ -117,9 +117,9 @@ def on_first(function: Callable[[], T]) -> T:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """An error of any rank inside is raised on all of them at the end, so that none waits for one that has failed.
+    """Raise an error of any rank in this context on all ranks at its end, so that no rank waits for a failed one.
 
-    Nothing inside may be a collective.
+    Collectives are not allowed in this context.
     """
     if count() == 1:
         yield
@@ -139,7 +139,7 @@ def together() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way to the other ranks: exceptions themselves may not survive pickling."""
+    """An error to send to other ranks. Exceptions themselves may not survive pickling."""
 
     kind: type[Exception]
     message: str
@@ -149,7 +149,7 @@ class _Failure:
         where = f"rank {rank()}: "
         if isinstance(error, GvpoError):
             return cls(type(error), f"{where}{error}")
-        if is_out_of_memory(error):  # stays what it is, so that every rank tries again with less
+        if is_out_of_memory(error):  # keep its type, so that every rank retries with less
             return cls(torch.OutOfMemoryError, f"{where}out of memory")
         return cls(TrainingError, f"{where}{type(error).__name__}: {error}")
 
@@ -159,10 +159,10 @@ class _Failure:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns what torch says of a rank that does not answer into one line.
+    """Convert torch's errors about a rank that does not answer to one line.
 
     Raises:
-        TrainingError: another rank has ended, or was silent for too long.
+        TrainingError: If another rank has ended, or did not answer before the timeout.
     """
     try:
         yield
@@ -172,22 +172,22 @@ def explained() -> Iterator[None]:
             raise
         raise TrainingError(
             f"rank {rank()} of {count()} has lost the others: one was killed, has failed (its own message says why) or "
-            "was silent for too long; go on with --resume (train(resume=True))"
+            "did not answer before the timeout; resume with --resume (train(resume=True))"
         ) from error
 
 
 def every(flag: bool) -> bool:
-    """Whether a flag is set on every rank."""
+    """Return whether a flag is set on every rank."""
     return largest(int(not flag)) == 0
 
 
 def some(flag: bool) -> bool:
-    """Whether a flag is set on some rank."""
+    """Return whether a flag is set on some rank."""
     return largest(int(flag)) == 1
 
 
 def largest(number: int) -> int:
-    """The largest of each rank's number."""
+    """Return the largest number of all ranks."""
     if count() == 1:
         return number
     told = torch.tensor(number, device=_channel())
@@ -196,13 +196,13 @@ def largest(number: int) -> int:
 
 
 def sum_(tensor: Tensor) -> None:
-    """Replace a tensor by its sum over the ranks; it has one shape on all of them."""
+    """Replace a tensor by its sum over the ranks. Its shape must be the same on all of them."""
     if count() > 1:
         dist.all_reduce(tensor)
 
 
 def union_(flags: Sequence[bool]) -> list[bool]:
-    """Which of some flags are set on any rank."""
+    """Return, for each flag, whether it is set on any rank."""
     if count() == 1:
         return list(flags)
     told = torch.tensor(flags, dtype=torch.uint8, device=_channel())
@@ -211,17 +211,17 @@ def union_(flags: Sequence[bool]) -> list[bool]:
 
 
 def _channel() -> torch.device:
-    """Where small tensors must be to be sent."""
+    """Return the device from which small tensors can be sent."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class RankBatch:
-    """A batch that every rank holds, each group of which one rank computes.
+    """A batch known to every rank, each group of which is computed by one rank.
 
     Args:
-        groups: the whole batch, the same on every rank.
-        owners: the rank of each group.
+        groups: The whole batch, the same on every rank.
+        owners: Rank of each group.
     """
 
     groups: Sequence[Group]
@@ -229,21 +229,21 @@ class RankBatch:
 
     @property
     def own(self) -> list[Group]:
-        """The groups of this rank."""
+        """Groups of this rank."""
         return [group for group, owner in zip(self.groups, self.owners, strict=True) if owner == rank()]
 
     @property
     def own_rows(self) -> list[int]:
-        """Which rows of the batch they are, of the B of all groups in order."""
+        """Indices of this rank's rows among the B rows of all groups in order."""
         owners = [owner for group, owner in zip(self.groups, self.owners, strict=True) for _ in group.completions]
         return [row for row, owner in enumerate(owners) if owner == rank()]
 
 
 def deal(groups: Sequence[Group]) -> RankBatch:
-    """Share out whole groups, the same on every rank: the longest first, each to the rank with the fewest tokens yet.
+    """Distribute whole groups, in the same way on every rank: longest first, each to the rank with the fewest tokens.
 
     Args:
-        groups: the whole batch, the same on every rank.
+        groups: The whole batch, the same on every rank.
     """
     loads, owners = [0] * count(), [0] * len(groups)
     lengths = [len(group.prompt) + sum(len(row.tokens) for row in group.completions) for group in groups]
@@ -254,7 +254,7 @@ def deal(groups: Sequence[Group]) -> RankBatch:
 
 
 def gathered(groups: "Sequence[Group] | RankBatch") -> RankBatch:
-    """The batch of which each rank gives its own groups, in order of ranks; a batch that is dealt already stays."""
+    """Return the batch of all ranks' own groups, in order of ranks. Return an already distributed batch unchanged."""
     if isinstance(groups, RankBatch):
         return groups
     parts = gather(list(groups))
@@ -262,16 +262,16 @@ def gathered(groups: "Sequence[Group] | RankBatch") -> RankBatch:
 
 
 def require_same_weights(model: torch.nn.Module) -> None:
-    """Nothing, if every rank was given the same model.
+    """Raise an error unless every rank has the same model.
 
     Raises:
-        ConfigError: they were not, by a sample of their weights.
+        ConfigError: If a sample of their weights differs.
     """
     if count() > 1 and len(set(gather(weights_sample(model)))) > 1:
-        raise ConfigError("the ranks were given different models; load the same one on each, or make it from one seed")
+        raise ConfigError("the ranks have different models; load the same one on each, or create it from one seed")
 
 
 def weights_sample(model: torch.nn.Module, values: int = 16) -> tuple[tuple[float, ...], ...]:
-    """Some weights of each parameter, exactly."""
+    """Return some exact weights of each parameter."""
     flat = (parameter.detach().reshape(-1) for parameter in model.parameters())
     return tuple(tuple(each[:: max(1, each.numel() // values)].double().tolist()) for each in flat)

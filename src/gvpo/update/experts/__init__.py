@@ -1,1 +1,1 @@
-"""Mixtures of experts: routing is recorded, compared and replayed, and its load is balanced."""
+"""Mixtures of experts: routing is recorded, compared and replayed, and the experts' load is balanced."""

@@ -1,9 +1,9 @@
-"""The router loss of a mixture of experts: a second channel beside the objective, exact under any split as it is.
+"""The router loss of a mixture of experts: a second channel next to the objective, exact under any split.
 
     loss = coefficient * mean over layers of  E sum_e f_e p_e        (`gvpo.update.experts.load_balance`)
 
-f, the share of tokens that an expert gets, has no gradient and belongs to the whole batch; given f the loss is linear
-in the probabilities. So the pass that scores counts f, over all micro-batches and ranks, and each push adds its part.
+f, the fraction of tokens per expert, has no gradient and is computed over the whole batch. Given f, the loss is linear
+in the probabilities. The score pass therefore counts f, over all micro-batches and ranks, and each push adds its part.
 """
 
 from dataclasses import replace
@@ -22,12 +22,12 @@ from gvpo.update.forward import unwrap
 def routing_of(
     model: nn.Module, batch: RankBatch, mode: RoutingMode, coefficient: float = 0.0, *, on_policy: bool = False
 ) -> Routing | None:
-    """What watches the routers of a model during the passes over a batch; None where nothing is asked of them.
+    """Return the routing recorder for the passes over a batch, or None if it is not needed.
 
     Raises:
-        ConfigError: a mode that does not exist, or a negative coefficient.
-        ModelError: the model has no routers that are known here.
-        MissingInput: there is nothing to replay.
+        ConfigError: If the mode does not exist, or the coefficient is negative.
+        ModelError: If the model has no supported routers.
+        MissingInput: If there are no experts to replay.
     """
     check_mode(mode)
     if not coefficient >= 0:
@@ -42,8 +42,8 @@ class RouterLoss:
     """The router loss of one update.
 
     Args:
-        routing: of its passes; None: there is no such loss and nothing to count.
-        coefficient: the loss's weight.
+        routing: Routing of its passes; None if there is no router loss and nothing to count.
+        coefficient: Weight of the loss.
     """
 
     def __init__(self, routing: Routing | None, coefficient: float) -> None:
@@ -52,11 +52,11 @@ class RouterLoss:
 
     @property
     def pushes(self) -> bool:
-        """Whether pushes have a part of it, so that a whole pass has to come before the first of them."""
+        """True if pushes include a part of the loss, so that a complete pass must precede the first push."""
         return self._coefficient > 0
 
     def settle(self) -> None:
-        """The pass that counts is over, on every rank; from now on the forwards give their part."""
+        """Finish the counting pass, on every rank. From now on forward passes return their part of the loss."""
         if self._routing is None:
             return
         flat = self._routing.load.flat()
@@ -65,7 +65,7 @@ class RouterLoss:
         self._routing.settle(self._coefficient * self._load.balance_gradient() if self.pushes else None)
 
     def added_to(self, weighed: ObjectiveGradient) -> ObjectiveGradient:
-        """What the objective gave, with this loss and the metrics of routing added."""
+        """Return the objective's result with this loss and the metrics of routing added."""
         if self._load is None:
             self.settle()
         if self._load is None or self._routing is None:

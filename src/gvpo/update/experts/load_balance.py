@@ -1,4 +1,4 @@
-"""How evenly tokens are spread over experts, and how many of them have changed their experts."""
+"""Load balance: the distribution of tokens over experts, and the number of changed choices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from gvpo.update.experts.routers import Choice
 
 @dataclass(frozen=True)
 class Load:
-    """Sums over tokens; those of two sets of tokens add up to those of both.
+    """Sums over tokens. The sums of two sets of tokens add up to the sums of both.
 
     Args:
-        counts: [layers, E] how many of the tokens each expert got.
+        counts: [layers, E] number of tokens of each expert.
         probabilities: [layers, E] sum of the router's softmax.
-        tokens: [3] tokens counted; choices compared with kept ones; those of them that differ.
-        chosen: k, experts a token.
+        tokens: [3] numbers of counted tokens, of compared choices, and of choices that differ.
+        chosen: k, experts per token.
     """
 
     counts: Tensor
@@ -27,7 +27,7 @@ class Load:
 
     @classmethod
     def empty(cls, layers: int, experts: int, chosen: int, device: torch.device) -> "Load":
-        """Of no token."""
+        """Return the load of no tokens."""
         zeros = torch.zeros(layers, experts, dtype=_wide(device), device=device)
         return cls(zeros, zeros, zeros.new_zeros(3), chosen)
 
@@ -35,30 +35,31 @@ class Load:
         return self.of(self.flat() + other.flat())
 
     def flat(self) -> Tensor:
-        """All sums in one vector, to be added over ranks."""
+        """Return all sums in one vector, to be added over ranks."""
         return torch.cat([self.counts.flatten(), self.probabilities.flatten(), self.tokens])
 
     def of(self, flat: Tensor) -> "Load":
-        """The inverse of `flat`."""
+        """Return the inverse of `flat`."""
         size = self.counts.numel()
         counts, probabilities, tokens = torch.split(flat, [size, size, 3])
         return Load(counts.view_as(self.counts), probabilities.view_as(self.counts), tokens, self.chosen)
 
     def balance_loss(self) -> Tensor:
-        """Scalar: mean over layers of  E sum_e f_e p_e,  f the tokens' share of each expert, p its mean probability.
+        """Return the mean over layers of  E sum_e f_e p_e  (f: fraction of tokens per expert, p: mean probability).
 
-        k where all experts get the same; at most E k. Fedus et al., Switch Transformers, arXiv 2101.03961, eq. 4 to 6.
+        It is k if all experts have the same load, and at most E k. See Fedus et al., Switch Transformers, arXiv
+        2101.03961, eq. 4 to 6.
         """
         experts, count = self.counts.shape[1], self.tokens[0].clamp(min=1)
         return experts * (self.counts / count * self.probabilities / count).sum(1).mean()
 
     def balance_gradient(self) -> Tensor:
-        """[layers, E]: of `balance_loss` by one token's probabilities; the shares f are constants."""
+        """Return [layers, E], the gradient of `balance_loss` with respect to one token's probabilities, f constant."""
         layers, experts = self.counts.shape
         return experts / layers * self.counts / self.tokens[0].clamp(min=1) ** 2
 
     def metrics(self, *, compared: bool) -> dict[str, Tensor]:
-        """The balance loss; the fullest expert's share over an even one; if compared, the share of changed choices."""
+        """Return the balance loss, the fullest expert's load relative to uniform, and the changed fraction."""
         even = self.tokens[0].clamp(min=1) * self.chosen / self.counts.shape[1]
         return {
             "moe/balance_loss": self.balance_loss(),
@@ -68,12 +69,12 @@ class Load:
 
 
 def load_of(choices: Sequence[Choice], places: Tensor, kept: Tensor | None) -> Load:
-    """Count some places of a forward.
+    """Count some positions of a forward pass.
 
     Args:
-        choices: of each layer, at N places.
-        places: [S] those that count, some of them more than once.
-        kept: [layers, N, k] experts to compare with what the routers would choose, -1 where there are none.
+        choices: Choices of each layer, at N positions.
+        places: [S] positions to count, some of them more than once.
+        kept: [layers, N, k] experts to compare with the routers' choices, -1 where there are none.
     """
     wide = _wide(places.device)
     counts, probabilities = [], []
@@ -92,5 +93,5 @@ def load_of(choices: Sequence[Choice], places: Tensor, kept: Tensor | None) -> L
 
 
 def _wide(device: torch.device) -> torch.dtype:
-    """What sums over tokens are kept in; MPS has no float64."""
+    """Return the dtype of sums over tokens; MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64

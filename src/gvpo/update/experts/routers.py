@@ -1,12 +1,12 @@
-"""The routers of a mixture of experts, watched and told what to choose.
+"""The routers of a mixture of experts: recording and replacing their choices.
 
-A router scores every expert for every token and takes the best few:
+A router scores every expert for every token and selects the best few:
 
     tokens [N, H] ──▶ logits [N, E] ──▶ torch.topk ──▶ experts [N, k] ──▶ their weights [N, k]
 
-The choice is watched, and replaced, where it is made: inside the router's own forward `torch.topk` answers with the
-experts that are asked for and the router's scores of them. How scores become weights (softmax, normalised or not) stays
-the architecture's own, to the last bit, and so does the gradient through them.
+The choice is recorded and replaced where it is made: inside the router's forward pass, `torch.topk` returns the
+requested experts and the router's scores of them. The architecture still computes weights from scores (softmax,
+normalized or not), bit by bit, and the gradient through them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,12 @@ _TOP_K = (torch.topk, Tensor.topk)
 
 @dataclass(frozen=True)
 class Choice:
-    """What one router did with N tokens.
+    """Choice of one router for N tokens.
 
     Args:
-        logits: [N, E] its scores of the experts, before any softmax; with gradient.
-        wanted: [N, k] int64, the experts that it would choose.
-        used: [N, k] int64, the experts that the tokens went to.
+        logits: [N, E] scores of the experts, before any softmax, with gradient.
+        wanted: [N, k] int64, the experts that the router would choose.
+        used: [N, k] int64, the experts that processed the tokens.
     """
 
     logits: Tensor
@@ -39,27 +39,27 @@ class Choice:
     used: Tensor
 
     def probabilities(self, places: Tensor) -> Tensor:
-        """[S, E]: the router's softmax at some places, in float32 or better; with gradient."""
+        """Return [S, E] the router's softmax at some positions, in float32 or better, with gradient."""
         chosen = self.logits[places]
         with torch.autocast(chosen.device.type, enabled=False):
             return torch.softmax(chosen.to(torch.promote_types(chosen.dtype, torch.float32)), dim=-1)
 
     def weighted(self, places: Tensor, weights: Tensor) -> Tensor:
-        """Scalar: the probabilities at some places times weights [E], summed; with gradient."""
+        """Return the scalar sum of the probabilities at some positions times weights [E], with gradient."""
         probabilities = self.probabilities(places)
         return (probabilities * weights.to(probabilities)).sum()
 
 
 def routers_of(model: nn.Module) -> list[nn.Module]:
-    """The routers of a model, in the order of its layers.
+    """Return the routers of a model, in the order of its layers.
 
     Raises:
-        ModelError: it has none, or none of a kind that is known here.
+        ModelError: If it has no router, or none of a supported kind.
     """
     found = [module for module in model.modules() if _is_router(module)]
     if not found:
         raise ModelError(
-            f"{type(model).__name__} has no router of a mixture of experts that is known here (Qwen2-MoE, Qwen3-MoE, "
+            f"{type(model).__name__} has no supported router of a mixture of experts (Qwen2-MoE, Qwen3-MoE, "
             "Mixtral and others with a TopKRouter of transformers); leave train.routing at free and "
             "train.router_aux_coef at 0"
         )
@@ -71,14 +71,15 @@ def _is_router(module: nn.Module) -> bool:
 
 
 class Taps:
-    """What is asked of the routers in the next forward, and what they did in the last.
+    """Requests to the routers for the next forward pass, and their choices in the last one.
 
     Args:
-        routers: from `routers_of`.
+        routers: Routers from `routers_of`.
 
     Attributes:
-        asked: [layers, N, k] int64, the experts that tokens must go to, -1 where the router is free; None: everywhere.
-        choices: by layer, of the last forward.
+        asked: [layers, N, k] int64, the experts that tokens must go to, -1 where the router is free; None: free
+            everywhere.
+        choices: Choices of the last forward pass by layer.
     """
 
     def __init__(self, routers: Sequence[nn.Module]) -> None:
@@ -88,7 +89,7 @@ class Taps:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Within it the routers listen; a backward that computes layers again belongs inside."""
+        """Connect the routers in this context. A backward pass that recomputes layers must run in it too."""
         with ExitStack() as stack:
             for layer, router in enumerate(self.routers):
                 stack.enter_context(_replaced_forward(router, partial(self._route, layer, router, router.forward)))
@@ -98,7 +99,7 @@ class Taps:
                 self.begin(None)
 
     def begin(self, asked: Tensor | None) -> None:
-        """Before a forward."""
+        """Prepare a forward pass."""
         self.asked, self.choices = asked, {}
 
     def _route(self, layer: int, router: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +117,7 @@ class Taps:
 
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module's own `forward` is another inside; its hooks fire as always."""
+    """Replace the module's own `forward` in this context. Its hooks are called as usual."""
     module.forward = forward
     try:
         yield
@@ -125,7 +126,7 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 
 class _TopK(TorchFunctionMode):
-    """Inside it top-k takes the experts that are asked for [N, k], and notes what it would have taken."""
+    """Makes top-k return the requested experts [N, k], and records the experts that it would have returned."""
 
     def __init__(self, asked: Tensor | None) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
-"""Which experts the tokens of a batch go to: recorded under one policy, compared or forced under the next.
+"""Routing of a batch's tokens to experts: recorded under one policy, compared or forced under the next.
 
-    record   score of the old policy    places of a layout ──▶ Experts of each completion
-    replay   its later updates          Experts of each completion ──▶ places of a layout
+    record   score of the old policy    positions of a layout ──▶ Experts of each completion
+    replay   its later updates          Experts of each completion ──▶ positions of a layout
 
-A router sees places of a layout, and a layout depends on the token budget; so experts are kept by completion and token,
-and translated. Where completions share a prompt it has one routing, which all of them keep.
+A router processes positions of a layout, and a layout depends on the token budget, so experts are stored by completion
+and token, and converted. Completions that share a prompt also share its routing.
 
-The router's load is counted in the same forwards (`load`), over scored tokens: each by the place that predicts it.
+The router's load is counted in the same forward passes (`load_balance`), over scored tokens, each at the position that
+predicts it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,16 +27,16 @@ from gvpo.update.head import TokenScores
 from gvpo.update.layouts.base import Call, Run
 
 RoutingMode = Literal["free", "watch", "replay"]
-"""free: as the routers say. watch: also recorded, and compared with what is recorded already. replay: forced."""
+"""free: the routers choose. watch: choices are also recorded, and compared with recorded ones. replay: forced."""
 MODES = ("free", "watch", "replay")
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The experts that a completion's tokens and its prompt's went to, int16 on the CPU.
+    """The experts that processed a completion's tokens and its prompt's tokens, int16 on the CPU.
 
     Args:
-        prompt: [layers, P, k]; one tensor for completions that shared their prompt.
+        prompt: [layers, P, k]; completions that shared their prompt share this tensor.
         own: [layers, C - 1, k]; the last token of a completion is only a target.
     """
 
@@ -47,18 +48,18 @@ class Routing:
     """The experts of the passes over a batch.
 
     Args:
-        model: the transformers model itself, not its wrapper.
-        groups: the batch; with several ranks, this rank's own part of it.
+        model: The transformers model itself, without a wrapper.
+        groups: The batch; with several ranks, only this rank's part.
         mode: "watch" or "replay"; "free" only counts the load.
-        on_policy: "replay" of completions without experts records them: this is the policy that they are replayed for.
+        on_policy: Whether "replay" records completions without experts, because the current policy sampled them.
 
     Attributes:
-        load: what the current pass has counted so far; of this rank alone.
-        watched: experts are recorded and compared, besides.
+        load: Load counted so far in the current pass, on this rank only.
+        watched: Whether experts are also recorded and compared.
 
     Raises:
-        ModelError: the model has no routers that are known here.
-        MissingInput: there is nothing to replay.
+        ModelError: If the model has no supported routers.
+        MissingInput: If there are no experts to replay.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], mode: RoutingMode, *, on_policy: bool) -> None:
@@ -78,21 +79,21 @@ class Routing:
         self.start_pass()
 
     def installed(self) -> AbstractContextManager[None]:
-        """Forwards, and backwards that compute layers again, belong inside."""
+        """Return the context for forward passes, and for backward passes that recompute layers."""
         return self._taps.installed()
 
     def start_pass(self) -> None:
-        """Every pass counts anew, until the counts are settled."""
+        """Reset the counts for a new pass, unless they are settled."""
         if not self._settled:
             first: Any = self._taps.routers[0]
             self.load = Load.empty(len(self._taps.routers), first.num_experts, first.top_k, self._device)
 
     def settle(self, coefficients: Tensor | None) -> None:
-        """The pass that counts is over; with coefficients [layers, E] there is a `term` to push from now on."""
+        """Finish the counting pass. With coefficients [layers, E], `term` returns a value to push from now on."""
         self._settled, self._coefficients = True, coefficients
 
     def experts(self) -> list[Experts | None]:
-        """What was recorded of each of the batch's rows; None of those without tokens."""
+        """Return the recorded experts of each row of the batch, or None for rows without tokens."""
         prompts, own = self._recorded
         return [
             Experts(prompts[row], own.get(row, prompts[row][:, :0])) if row in prompts else None
@@ -100,7 +101,7 @@ class Routing:
         ]
 
     def term(self) -> Tensor | None:
-        """What the last layout adds to the router loss's push; None where there is no such loss, or not yet.
+        """Return the last layout's term of the router loss's push, or None if there is no such loss, or not yet.
 
         It is the sum over its scored tokens of the settled coefficients times the routers' probabilities.
         """
@@ -114,7 +115,7 @@ class Routing:
         return torch.stack(parts).sum()
 
     def around(self, run: Run) -> Run:
-        """The same forwards, their experts recorded, compared or forced."""
+        """Wrap forward passes so that their experts are recorded, compared or forced."""
         self._last = []
 
         def routed(call: Call, coefficients: Tensor | None) -> tuple[TokenScores, Any]:
@@ -127,7 +128,7 @@ class Routing:
         return routed
 
     def _laid_out(self, call: Call) -> Tensor | None:
-        """[layers, N, k] the experts that are kept for each place, -1 where there are none; None if nowhere."""
+        """Return [layers, N, k] the stored experts of each position, -1 if there are none, or None if all lack them."""
         if all(experts is None for experts in self._kept):
             return None
         shape = next(experts.prompt.shape for experts in self._kept if experts is not None)
@@ -165,7 +166,7 @@ class Routing:
                 self._recorded[1][span.row] = used[:, span.own]
 
     def _spans(self, call: Call) -> Iterator["_Span"]:
-        """Where each row's tokens are. They stand together, in order; the prompt's last place predicts the first."""
+        """Yield the contiguous positions of each row's tokens. The prompt's last position predicts the first."""
         rows, sources, tokens = call.row.cpu(), call.source.cpu(), call.token.cpu()
         starts = [0, *(rows.diff().nonzero()[:, 0] + 1).tolist()]
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
@@ -178,7 +179,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class _Span:
-    """The places of a row in a call: its prompt's, if the call has it, and those of its own tokens but the last."""
+    """Positions of a row in a call: its prompt's, if the call contains it, and its own tokens' except the last."""
 
     row: int
     prompt: slice | None
@@ -186,10 +187,10 @@ class _Span:
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that does not exist.
+    """Raise an error for an unknown mode.
 
     Raises:
-        ConfigError: the message names those that do.
+        ConfigError: If the mode is unknown. The message names the known modes.
     """
     if mode not in MODES:
         raise ConfigError(f"routing is {mode!r}; use 'free', 'watch' or 'replay'")

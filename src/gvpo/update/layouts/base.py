@@ -1,4 +1,4 @@
-"""What the layouts of a batch have in common: pieces of groups, calls of a model, and the protocol of a layout.
+"""Common parts of the layouts of a batch: pieces of groups, calls of a model, and the protocol of a layout.
 
     groups ──cut──▶ micro-batches of pieces ──lay_out──▶ calls of the model ──scores──▶ a log-prob of every token
 
@@ -26,8 +26,8 @@ class PackedRow:
     """A completion to lay out.
 
     Args:
-        index: its place in the batch: groups in order, then completions in order.
-        tokens: its C >= 1 token ids.
+        index: Its index in the batch: groups in order, then completions in order.
+        tokens: Its C >= 1 token ids.
     """
 
     index: int
@@ -36,11 +36,11 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class Piece:
-    """A prompt and completions of its group: what is laid out without a gap.
+    """A prompt and completions of its group, which are laid out without a gap.
 
     Args:
         prompt: P token ids.
-        rows: completions, at least one.
+        rows: Completions, at least one.
     """
 
     prompt: Tokens
@@ -48,7 +48,7 @@ class Piece:
 
     @property
     def length(self) -> int:
-        """Tokens that the piece takes: the last token of each completion is only a target."""
+        """Number of laid-out tokens. The last token of each completion is only a target."""
         return len(self.prompt) + sum(len(row.tokens) - 1 for row in self.rows)
 
 
@@ -58,14 +58,14 @@ MicroBatch = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the model: its inputs, and where its S scored tokens are.
+    """One call of the model: its inputs, and the positions of its S scored tokens.
 
     Args:
-        inputs: keywords of the model, with `input_ids` [n, L] int64 among them.
+        inputs: Keywords of the model, including `input_ids` [n, L] int64.
         source: [S] int64 into the flattened [n * L]: the position whose output predicts the token.
-        target: [S] int64, the token's id.
-        row: [S] int64, the completion it belongs to.
-        token: [S] int64, its place in that completion.
+        target: [S] int64, id of the token.
+        row: [S] int64, completion of the token.
+        token: [S] int64, index of the token in its completion.
     """
 
     inputs: dict[str, Any]
@@ -81,65 +81,65 @@ class Call:
         return ids
 
     def scores(self, run: "Run", coefficients: Tensor | None) -> TokenScores:
-        """Score the tokens by this one call; see `Calls`."""
+        """Score the tokens with this one call; see `Calls`."""
         return run(self, coefficients)[0]
 
 
 Run = Callable[[Call, Tensor | None], tuple[TokenScores, Any]]
-"""Calls the model; takes the coefficients of the call's tokens, and returns their scores and the model's output."""
+"""Calls the model with the coefficients of the call's tokens, and returns their scores and the model's output."""
 
 
 class Calls(Protocol):
-    """The calls that one micro-batch takes."""
+    """The calls of the model for one micro-batch."""
 
     @property
     def row(self) -> Tensor:
-        """[S] int64, the completion that each scored token belongs to."""
+        """[S] int64, completion of each scored token."""
 
     @property
     def token(self) -> Tensor:
-        """[S] int64, its place in that completion."""
+        """[S] int64, index of each token in its completion."""
 
     def scores(self, run: Run, coefficients: Tensor | None) -> TokenScores:
         """Score the S tokens, in the order of `row` and `token`.
 
         Args:
-            run: makes one call.
-            coefficients: [S] c = d loss / d logprobs when known.
+            run: Makes one call.
+            coefficients: [S] c = d loss / d logprobs, if known.
         """
 
 
 class Layout(Protocol):
-    """A way to lay out groups as calls of a model. Everything that it does is a function of its arguments alone.
+    """A way to lay out groups as calls of a model. Its results depend only on its arguments.
 
     Attributes:
-        name: what a warning calls it.
-        one_call: each micro-batch is one call. Otherwise states go from call to call, where a gradient can get lost,
-            and two micro-batches may differ in how many calls they take.
+        name: Name in warnings.
+        one_call: Whether each micro-batch is one call. Otherwise states pass from call to call, where a gradient can be
+            lost, and two micro-batches may need different numbers of calls.
     """
 
     name: ClassVar[str]
     one_call: ClassVar[bool]
 
     def why_not(self, model: Any) -> str:
-        """Return what forbids this layout for a transformers model before anything is tried; "" if nothing does."""
+        """Return what forbids this layout for a transformers model, without running it, or "" if it is allowed."""
 
     def pays(self, groups: Sequence[Group]) -> bool:
-        """Return whether these groups cost less in this layout than with a prompt for each row."""
+        """Return whether this layout costs less for these groups than a prompt for each row."""
 
     def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
-        """Cut groups into micro-batches of at most `budget` tokens, padding included.
+        """Split groups into micro-batches of at most `budget` tokens, including padding.
 
         Args:
-            groups: the optimizer batch. Completions without tokens have nothing to score and are left out.
-            budget: tokens per micro-batch; exceeded only by a single completion that does not fit with its prompt.
+            groups: Optimizer batch. Completions without tokens are skipped.
+            budget: Tokens per micro-batch, exceeded only by a single completion that does not fit with its prompt.
 
         Returns:
             Micro-batches; each non-empty completion is in exactly one.
         """
 
     def lay_out(self, microbatch: MicroBatch, device: torch.device) -> Calls:
-        """Write one of the micro-batches from `cut` as tensors on a device."""
+        """Convert one of the micro-batches from `cut` to tensors on a device."""
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
-        """Return what the calls of a transformers model and their backwards have to run in."""
+        """Return the context for the calls of a transformers model and their backward passes."""

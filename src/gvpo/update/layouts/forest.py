@@ -1,4 +1,4 @@
-"""Who sees whom in a lane of `Trees`: prompts, and the completions that continue them."""
+"""The attention structure of a lane of `Trees`: prompts, and the completions that continue them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """The places of a prompt and its completions in a lane.
+    """The positions of a prompt and its completions in a lane.
 
     Args:
-        start: the prompt's first place.
-        prompt: how many tokens it has.
-        rows: tokens of each completion; they follow the prompt, and each other, without a gap.
+        start: First position of the prompt.
+        prompt: Number of tokens of the prompt.
+        rows: Number of tokens of each completion. Completions follow the prompt, and each other, without a gap.
     """
 
     start: int
@@ -25,13 +25,13 @@ class Tree:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """The trees of a lane, in order, without a gap; and what a kernel has made of them, kept for all layers."""
+    """The trees of a lane, in order, without a gap, and data that a kernel derives from them, cached for all layers."""
 
     trees: tuple[Tree, ...]
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def places(self) -> tuple[list[int], list[int], list[int]]:
-        """Return three values for each place: its tree, whose it is (0: the prompt's), and its position."""
+        """Return three values for each position: its tree, its owner (0 for the prompt), and its position id."""
         tree, owner, position = list[int](), list[int](), list[int]()
         for number, each in enumerate(self.trees):
             for whose, length in enumerate((each.prompt, *each.rows)):
@@ -42,11 +42,11 @@ class Forest:
         return tree, owner, position
 
     def visible(self, window: int | None, device: torch.device) -> Callable[..., Tensor]:
-        """Return the function of (batch, head, query, key) that tells which places of queries see which of keys.
+        """Return the function of (batch, head, query, key) that decides which keys a query attends to.
 
         Args:
-            window: tokens that a query sees, itself included; None: all.
-            device: where the places are.
+            window: Number of tokens that a query attends to, including itself; None for all.
+            device: Device of the positions.
         """
         tree, owner, position = (torch.tensor(values, device=device) for values in self.places())
 

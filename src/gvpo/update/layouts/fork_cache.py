@@ -1,7 +1,7 @@
 """Shared prompts for models with a state: the prompt of a group runs once, and its cache is forked.
 
-A recurrent layer takes one token after the other, so no mask can hide a sibling from it. So completions are rows, and
-each continues from what the prompt left: keys and values of attention, states of convolutions and recurrences.
+A recurrent layer processes one token after the other, so no mask can hide a sibling from it. Therefore completions are
+rows, and each continues from the prompt's cache: keys and values of attention, states of convolutions and recurrences.
 
     first call       │ P P P P │─┬─▶ a a a a        second call: rows of similar length, padded on the right
                                  ├─▶ b b b .
@@ -11,11 +11,12 @@ each continues from what the prompt left: keys and values of attention, states o
     predicts               a,b,c                    the prompt's last position, the first token of every row
 
 All calls of a micro-batch are one graph: the gradient of a row flows through the fork into the prompt's call, where the
-rows' gradients are summed. So one backward serves, and memory ends with the token budget: a group over it is cut into
-micro-batches, each with the prompt again. Prompts share a micro-batch if they have the same length; others would need
-padding before their states.
+rows' gradients are summed. So one backward pass suffices, and memory is bounded by the token budget: a group over it is
+split into micro-batches, each with the prompt again. Prompts share a micro-batch if they have the same length. Others
+would need padding before their states.
 
-transformers' own caches write states in place, which the backward of the call before would miss; a forked one does not.
+The caches of transformers write states in place, which would break the backward pass of the previous call. A forked
+cache does not.
 """
 
 import copy
@@ -34,7 +35,7 @@ from gvpo.update.head import TokenScores
 from gvpo.update.layouts.base import Call, Run
 
 _CACHES = ("past_key_values", "cache_params")
-"""Names under which models return their cache and take it back."""
+"""Names under which models return and accept their cache."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Continuation:
     """A call for n rows that continue prompts.
 
     Args:
-        call: the rows' own tokens; the cache is missing from its inputs.
-        parent: [n] int64, the prompt that each row continues, of the m in the first call.
+        call: Call with the rows' own tokens, without a cache in its inputs.
+        parent: [n] int64, the prompt that each row continues, among the m prompts of the first call.
     """
 
     call: Call
@@ -54,7 +55,7 @@ class Continuation:
 class ForkedCalls:
     """A micro-batch as calls: the prompts [m, P], then rows that continue them.
 
-    `row` and `token` are those of all its tokens, call by call.
+    `row` and `token` cover all its tokens, call by call.
     """
 
     prompts: Call
@@ -72,7 +73,7 @@ class ForkedCalls:
 
     @property
     def token(self) -> Tensor:
-        """[S] int64, its place in that completion."""
+        """[S] int64, index of each token in its completion."""
         return torch.cat([call.token for call in self.calls])
 
     def scores(self, run: Run, coefficients: Tensor | None) -> TokenScores:
@@ -81,7 +82,7 @@ class ForkedCalls:
         Gradients flow through the forks.
 
         Raises:
-            ModelError: the model returns no cache that can be forked.
+            ModelError: If the model returns no cache that can be forked.
         """
         sizes = [len(call.target) for call in self.calls]
         shares = [None] * len(sizes) if coefficients is None else list(torch.split(coefficients, sizes))
@@ -94,16 +95,16 @@ class ForkedCalls:
 
 
 def prompt_gradient(embedding: nn.Module, prompt: int, logprobs: Callable[[], Tensor], chosen: Tensor) -> Tensor:
-    """Return the gradient of a sum of log-probs by the embedded tokens of the one prompt that they belong to.
+    """Return the gradient of a sum of log-probs with respect to the embedded tokens of their common prompt.
 
-    A state that loses its gradient gives the right log-probs all the same; here it shows. Parameters are not asked, so
-    no hook that synchronises their gradients fires.
+    A state that loses its gradient still gives correct log-probs, but this gradient reveals it. Parameters get no
+    gradient, so hooks that synchronize gradients are not called.
 
     Args:
-        embedding: the module that embeds tokens, [n, L] to [n, L, H].
-        prompt: P, the prompt's tokens.
-        logprobs: runs the model, each row of the first call starting with the prompt, and gives [S].
-        chosen: [S] bool, those that count.
+        embedding: Module that embeds tokens, [n, L] to [n, L, H].
+        prompt: P, the number of tokens of the prompt.
+        logprobs: Runs the model, with the prompt at the start of each row of the first call, and returns [S].
+        chosen: [S] bool, the log-probs to include.
 
     Returns:
         [P, H], summed over the rows that repeat the prompt.
@@ -117,7 +118,7 @@ def prompt_gradient(embedding: nn.Module, prompt: int, logprobs: Callable[[], Te
 
 @contextmanager
 def _recorded(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """Record what a module returns, as leaves that have a gradient."""
+    """Record the outputs of a module, as leaves that have a gradient."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ def _recorded(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _cache_of(output: Any) -> tuple[str, Cache]:
-    """Return the name of the input that takes the cache which a model returned, and the cache."""
+    """Return the name of the input that accepts the cache that a model returned, and the cache."""
     for name in _CACHES:
         cache = output.get(name)
         if isinstance(cache, Cache):
@@ -141,7 +142,7 @@ def _cache_of(output: Any) -> tuple[str, Cache]:
 
 
 def _continued(prompts: Call, rows: Continuation, name: str, cache: Cache) -> Call:
-    """Return the call of rows that continue from the prompts' cache, the input called `name`."""
+    """Return the call of rows that continue from the prompts' cache, which is passed as the input `name`."""
     ids, (count, start) = rows.call.input_ids, prompts.input_ids.shape
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
     forked = _forked(cache, partial(_expand, count=count, parent=rows.parent))
@@ -149,14 +150,14 @@ def _continued(prompts: Call, rows: Continuation, name: str, cache: Cache) -> Ca
 
 
 def _expand(state: Tensor, count: int, parent: Tensor) -> Tensor:
-    """Repeat the state [m, ...] of m prompts for n rows; what has no batch dimension stays."""
+    """Repeat the state [m, ...] of m prompts for n rows. Tensors without a batch dimension are unchanged."""
     if state.ndim < 2 or state.shape[0] != count:
         return state
     return state.expand(len(parent), *state.shape[1:]) if count == 1 else state.index_select(0, parent)
 
 
 def _forked(value: Any, fork: Callable[[Tensor], Tensor]) -> Any:
-    """Copy a cache, or a part of one, with its tensors passed through `fork`; the copy writes nothing in place."""
+    """Copy a cache, or a part of one, with its tensors passed through `fork`. The copy does not write in place."""
     if isinstance(value, Tensor):
         return fork(value)
     if isinstance(value, dict):
@@ -174,12 +175,12 @@ def _forked(value: Any, fork: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _convolved(states: dict[int, Tensor], inputs: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-    """Return what a convolution over new inputs [n, D, L] sees: the state before them, then they. Nothing is kept."""
+    """Return the input of a convolution over new inputs [n, D, L]: the previous state, then they. Store nothing."""
     return torch.cat([states[state_idx], inputs], dim=-1)
 
 
 def _passed(state: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-    """Return a recurrence's state after the rows unchanged: nothing continues from it."""
+    """Return a recurrence's state after the rows unchanged, because no call continues from it."""
     return state
 
 

@@ -1,11 +1,11 @@
-"""How rows that fork from a prompt are put into the calls of a model: see the drawing in `fork_cache`.
+"""The calls of a model for rows that fork from a prompt; see the drawing in `fork_cache`.
 
-A micro-batch is one call for prompts of one length and calls for the rows that continue them. Rows of similar length
-go together, padded on the right: what follows a row's end is not scored and reaches nothing that is. A call has a fixed
-cost, so rows are cut where that saves more padding than a call is worth.
+A micro-batch is one call for prompts of one length and further calls for the rows that continue them. Rows of similar
+length are batched together, padded on the right. Padding is not scored and does not affect scored tokens. A call has a
+fixed cost, so rows are split where that saves more padding than a call costs.
 
-Everything here is a function of the groups, the budget and the layout only, so two passes over the same groups compute
-the same, bit by bit.
+All results depend only on the groups, the budget and the layout, so two passes over the same groups compute the same,
+bit by bit.
 """
 
 import math
@@ -24,13 +24,13 @@ from gvpo.update.layouts.base import Call, MicroBatch, PackedRow, Piece, Tokens
 from gvpo.update.layouts.fork_cache import Continuation, ForkedCalls
 
 CALL_TOKENS = 128
-"""Tokens that one more call of a model is worth: its fixed cost, small compared with a real prompt."""
+"""Fixed cost of one more call of a model, in tokens, which is small compared with a real prompt."""
 
 _FEWEST = 2.0**40
-"""Cost of a part, in tokens, at which rows are cut into as few parts as possible."""
+"""Cost of a part, in tokens, at which rows are split into as few parts as possible."""
 
 _SHORTEST = 2
-"""Tokens of the shortest row: with one, layers take their decoding path, whose kernels write states in place."""
+"""Minimum number of tokens per row. With one token, layers use decoding kernels, which write states in place."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Forked:
     """Prompts in one call, and rows in further calls that continue from forks of its cache.
 
     Args:
-        call_tokens: tokens that a further call for the rows of a micro-batch is worth.
+        call_tokens: Cost of a further call for the rows of a micro-batch, in tokens.
     """
 
     call_tokens: float = CALL_TOKENS
@@ -47,19 +47,19 @@ class Forked:
     one_call: ClassVar[bool] = False
 
     def why_not(self, model: Any) -> str:
-        """Return what in a model forbids forks of its cache; "" if nothing does."""
+        """Return what in a model forbids forks of its cache, or "" if they are allowed."""
         if model.training and getattr(model, "is_gradient_checkpointing", False):
             return "its layers keep no cache under gradient checkpointing"
         return ""
 
     def pays(self, groups: Sequence[Group]) -> bool:
-        """Return whether this costs fewer tokens than a prompt for each row, further calls counted."""
+        """Return whether this costs fewer tokens than a prompt for each row, including further calls."""
         prompts = sum(len(group.prompt) for group in groups)
         repeated = sum(len(group.prompt) * sum(len(row.tokens) > 0 for row in group.completions) for group in groups)
         return prompts + self.call_tokens * len({len(group.prompt) for group in groups}) < repeated
 
     def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
-        """Cut groups into micro-batches with prompts of one length in each, the longest prompts and rows first."""
+        """Split groups into micro-batches of prompts of one length, with the longest prompts and rows first."""
         lengths: dict[int, list[Piece]] = {}
         for piece in _pieces(groups, budget):
             lengths.setdefault(len(piece.prompt), []).append(piece)
@@ -69,21 +69,21 @@ class Forked:
         return microbatches
 
     def lay_out(self, microbatch: MicroBatch, device: torch.device) -> ForkedCalls:
-        """Write a micro-batch as the tensors of its calls."""
+        """Convert a micro-batch to the tensors of its calls."""
         rows = _longest_first((parent, row) for parent, piece in enumerate(microbatch) for row in piece.rows)
         widths = np.array([_width([row]) for _, row in rows])
         parts = [_rows_call(rows[part], device) for part in _cut(widths, self.call_tokens)]
         return ForkedCalls(_prompt_call(microbatch, device), tuple(parts))
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
-        """Return a context that leaves the model's attention as it is."""
+        """Return a context that leaves the model's attention unchanged."""
         return nullcontext()
 
 
 def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
-    """Cut each group into as few pieces within the budget as possible, rows of similar length together.
+    """Split each group into as few pieces within the budget as possible, with rows of similar length together.
 
-    A further piece costs the prompt again.
+    Each further piece repeats the prompt.
     """
     index = count()
     for group in groups:
@@ -100,21 +100,21 @@ def _longest_first(rows: Iterable[tuple[int, PackedRow]]) -> list[tuple[int, Pac
 
 
 def _width(rows: Sequence[PackedRow]) -> int:
-    """Return the tokens of the longest of some rows; a last token is only a target."""
+    """Return the number of tokens of the longest row. A last token is only a target."""
     return max(_SHORTEST, *(len(row.tokens) - 1 for row in rows))
 
 
 def _cut(widths: Tokens, cost: float, most: float = math.inf) -> list[slice]:
-    """Cut rows, widest first, into parts that are padded to their widest, so that the tokens are fewest.
+    """Split rows, widest first, into parts that are padded to their widest row, with the fewest tokens in total.
 
     Args:
-        widths: [n] tokens of each row, descending.
-        cost: tokens that each part costs in addition.
-        most: tokens per part, unless a single row has more.
+        widths: [n] number of tokens of each row, descending.
+        cost: Additional cost of each part, in tokens.
+        most: Maximum number of tokens per part, unless a single row has more.
     """
     sizes = np.arange(len(widths), 0, -1)
     best, start = np.zeros(len(widths) + 1), np.zeros(len(widths) + 1, dtype=np.int64)
-    for end in range(1, len(best)):  # the cheapest way to cut the first `end` rows, by where the last part starts
+    for end in range(1, len(best)):  # the cheapest split of the first `end` rows, by the start of the last part
         rows = sizes[-end:]
         tokens = rows * widths[:end]
         total = np.where((tokens > most) & (rows > 1), np.inf, best[:end] + tokens + cost)
@@ -128,11 +128,11 @@ def _cut(widths: Tokens, cost: float, most: float = math.inf) -> list[slice]:
 
 
 def _bundles(pieces: Sequence[Piece], budget: int) -> Iterator[MicroBatch]:
-    """Put pieces with prompts of one length together, as many as fit the budget when padded to the first one's width.
+    """Combine pieces with prompts of one length, as many as fit the budget when padded to the width of the first one.
 
     Args:
-        pieces: widest first.
-        budget: tokens per micro-batch.
+        pieces: Pieces, widest first.
+        budget: Maximum number of tokens per micro-batch.
     """
     taken: list[Piece] = []
     size = width = 0

@@ -1,20 +1,23 @@
-"""From groups to tokens: where prompts and completions are in the micro-batches of an update.
+"""From groups to tokens: the positions of prompts and completions in the micro-batches of an update.
 
-A micro-batch is within the token budget. Two layouts, each one call of the model:
+A micro-batch stays within the token budget. There are two layouts, each with one call of the model:
 
     trees    one lane of whole groups one after another, each prompt once, then its completions; nothing is padded
 
                             P P P P │ a a a │ b b │ c c c c ║ Q Q │ d d d │ e e ║ R R │ f f
                  position   0 1 2 3   4 5 6   4 5   4 5 6 7   0 1   2 3 4   2 3   0 1   2 3
 
-             positions restart after the prompt; a token sees its own prompt and its own completion, and neither a
-             sibling nor another group (`tree_attention`)
+                          positions restart after the prompt; a token attends to its own prompt and its own completion,
+                          but not to a
+                          sibling or another group (`tree_attention`)
 
-    rows     each completion after a prompt of its own, alone in its lane, longest first, padded on the right
+                 rows     each completion after its own copy of the prompt, one per lane, longest first, padded on the
+                 right
 
-The last token of a completion is only a target: nothing follows it, so it is not laid out. A group over the budget is
-cut into parts, each with the prompt again; a completion that is over the budget alone goes alone. Everything here is a
-function of the groups, the budget and the layout only, so two passes over the same groups compute the same, bit by bit.
+             The last token of a completion is only a target, so it is not laid out. A group over the budget is split
+             into parts, each with the prompt again. A completion that exceeds the budget by itself gets its own
+             micro-batch. All results depend only on the groups, the budget and the layout, so two passes over the same
+             groups compute the same, bit by bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,21 +38,21 @@ from gvpo.update.layouts.forest import Forest, Tree
 
 @dataclass(frozen=True)
 class Rows:
-    """Each completion in a lane of its own, after a prompt of its own: right for every model."""
+    """Each completion in its own lane, after its own copy of the prompt. This is correct for every model."""
 
     name: ClassVar[str] = "a prompt for each row"
     one_call: ClassVar[bool] = True
 
     def why_not(self, model: Any) -> str:
-        """Return "": nothing forbids it."""
+        """Return "", because it is always allowed."""
         return ""
 
     def pays(self, groups: Sequence[Group]) -> bool:
-        """Return True: it is what the others are compared with."""
+        """Return True, because the other layouts are compared with it."""
         return True
 
     def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
-        """Cut groups into micro-batches, the longest rows first."""
+        """Split groups into micro-batches, the longest rows first."""
         pieces = _longest_first(_pieces(groups, 0))
         microbatches = list[MicroBatch]()
         while pieces:
@@ -59,14 +62,14 @@ class Rows:
         return microbatches
 
     def lay_out(self, microbatch: MicroBatch, device: torch.device) -> Call:
-        """Write a micro-batch as [n, L] with a mask [n, L], 0 on padding; the model's own positions are right."""
+        """Convert a micro-batch to [n, L] with a mask [n, L], 0 on padding. The model's own positions are correct."""
         canvas = _Canvas(len(microbatch), max(piece.length for piece in microbatch))
         for lane, piece in enumerate(microbatch):
             canvas.draw(piece, lane, 0)
         return canvas.call(device, {"attention_mask": torch.from_numpy(canvas.drawn).to(device)})
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
-        """Return a context that leaves the model's attention as it is."""
+        """Return a context that leaves the model's attention unchanged."""
         return nullcontext()
 
 
@@ -75,22 +78,22 @@ ROWS = Rows()
 
 @dataclass(frozen=True)
 class Trees:
-    """Whole groups in one lane, each prompt once, by attention over trees."""
+    """Whole groups in one lane, with each prompt once, by attention over trees."""
 
     name: ClassVar[str] = "shared prompts"
     one_call: ClassVar[bool] = True
 
     def why_not(self, model: Any) -> str:
-        """Return what in a model forbids attention over trees; "" if nothing does."""
+        """Return what in a model forbids attention over trees, or "" if it is allowed."""
         reason = model_config.why_not_shared(model.config.get_text_config())
         return reason or ("it has recurrent layers" if getattr(model, "_is_stateful", False) else "")
 
     def pays(self, groups: Sequence[Group]) -> bool:
-        """Return True: attention over trees costs nothing."""
+        """Return True, because attention over trees has no extra cost."""
         return True
 
     def cut(self, groups: Sequence[Group], budget: int) -> list[MicroBatch]:
-        """Cut groups into micro-batches, the longest pieces first."""
+        """Split groups into micro-batches, the longest pieces first."""
         pieces = _longest_first(_pieces(groups, budget))
         microbatches = list[MicroBatch]()
         while pieces:
@@ -99,7 +102,7 @@ class Trees:
         return microbatches
 
     def lay_out(self, microbatch: MicroBatch, device: torch.device) -> Call:
-        """Write a micro-batch as [1, L], with positions [1, L] that restart and the forest that says who sees whom."""
+        """Convert a micro-batch to [1, L], with positions [1, L] that restart and the forest for the attention."""
         canvas = _Canvas(1, sum(piece.length for piece in microbatch))
         start = 0
         for piece in microbatch:
@@ -107,7 +110,7 @@ class Trees:
             start += piece.length
         inputs = {
             "position_ids": torch.from_numpy(canvas.position_ids).to(device),
-            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # a 4D mask is handed on as it is
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),  # a 4D mask is passed on unchanged
             TREES: Forest(tuple(canvas.trees)),
         }
         return canvas.call(device, inputs)
@@ -118,7 +121,7 @@ class Trees:
 
 
 def _pieces(groups: Sequence[Group], budget: int) -> Iterator[Piece]:
-    """Cut each group into pieces within the budget, equal lengths together; a budget of 0 gives one row per piece."""
+    """Split each group into pieces within the budget, equal lengths together. A budget of 0 gives one row per piece."""
     index = count()
     for group in groups:
         prompt = np.asarray(group.prompt, dtype=np.int64)
@@ -140,7 +143,7 @@ def _longest_first(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _fill(pieces: list[Piece], budget: int) -> tuple[MicroBatch, list[Piece]]:
-    """Fill a micro-batch, the longest piece first and then each that still fits; return it and what is left."""
+    """Fill a micro-batch with the longest piece and then each piece that still fits. Return it and the other pieces."""
     room = budget - pieces[0].length
     taken, rest = pieces[:1], []
     for piece in pieces[1:]:
@@ -153,7 +156,7 @@ def _fill(pieces: list[Piece], budget: int) -> tuple[MicroBatch, list[Piece]]:
 
 
 class _Canvas:
-    """The arrays of one call while pieces are drawn on them."""
+    """The arrays of one call, on which pieces are drawn."""
 
     def __init__(self, lanes: int, length: int) -> None:
         self.length = length
@@ -164,7 +167,7 @@ class _Canvas:
         self.scored: dict[str, list[Tokens]] = {"source": [], "target": [], "row": [], "token": []}
 
     def draw(self, piece: Piece, lane: int, start: int) -> None:
-        """Draw a piece into a lane, starting at a place."""
+        """Draw a piece into a lane, starting at a position."""
         prompt = len(piece.prompt)
         self.trees.append(Tree(start, prompt, tuple(len(row.tokens) - 1 for row in piece.rows)))
         self._write(lane, start, piece.prompt, position=0)
@@ -175,7 +178,7 @@ class _Canvas:
             start += len(row.tokens) - 1
 
     def call(self, device: torch.device, inputs: dict[str, Any]) -> Call:
-        """Return what was drawn, with further inputs of the model, on a device."""
+        """Return the call with everything that was drawn and further inputs of the model, on a device."""
         own = {"input_ids": torch.from_numpy(self.input_ids).to(device), "use_cache": False}
         scored = {name: torch.from_numpy(np.concatenate(parts)).to(device) for name, parts in self.scored.items()}
         return Call({**own, **inputs}, **scored)
@@ -187,7 +190,7 @@ class _Canvas:
         self.drawn[where] = 1
 
     def _score(self, lane: int, last: int, start: int, row: PackedRow) -> None:
-        """Note where a completion is predicted: its first token by the prompt's last, the others by the one before."""
+        """Record where a completion is predicted: the first token by the prompt's last, others by the previous one."""
         count = len(row.tokens)
         source = np.arange(start - 1, start + count - 1, dtype=np.int64)
         source[0] = last

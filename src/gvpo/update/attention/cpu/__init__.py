@@ -1,1 +1,1 @@
-"""Attention on a CPU. It is imported on CPUs only, and it gains no features."""
+"""Attention on a CPU. This package is imported only on CPUs, and gets no new features."""

@@ -2,18 +2,18 @@
 
 A part is one call: rows of queries, each with its row of keys.
 
-    short    rows of a few tokens, of all trees, in one batch (`short_rows`); where prompt and completion together are
+    short    rows of a few tokens, of all trees, in one batch (`short_rows`); if prompt and completion together are
              short, each with its prompt
-    own      longer rows with themselves, causal: PyTorch's flash kernel
-    cross    the other completions of a tree with its prompt; and of a long row that was cut in two, again and again
-             while that pays, the second half with the first: by products where they are faster (`products`)
+    own      longer rows with themselves, causal, by PyTorch's flash kernel
+    cross    other completions of a tree with its prompt; and for a long row that is split in two, recursively while
+             it pays, the second half with the first; by products where they are faster (`products`)
 
                  ■                       own: the triangles of the last pieces
                  ■ ■                     cross: the squares
                  □ □ ■
                  □ □ ■ ■
 
-Short and own parts contain each place once; a cross part is joined to what they found.
+Short and own parts contain each position once. A cross part is merged into their results.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,22 +33,22 @@ from gvpo.update.attention.cpu.short_rows import Behind, ShortRows
 from gvpo.update.layouts.forest import Forest, Tree
 
 SHORT = 128
-"""Tokens up to which rows are gathered: the kernel is not faster, and one call takes them all."""
+"""Maximum number of tokens of gathered rows. The kernel is not faster for them, and one call processes all of them."""
 
 PIECE = 256
-"""Least tokens of half a row: of less, products are not faster than the kernel."""
+"""Minimum number of tokens of half a row. For shorter ones, products are not faster than the kernel."""
 
 
 def on_cpu(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float, window: int | None) -> Tensor:
-    """Attend over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, above all its backward.
+    """Attend over trees, in float32 or better: on CPUs the kernel's bfloat16 is slower, especially in backward passes.
 
     Args:
         query: [1, heads, L, D].
-        key: [1, key heads, L, D]; each serves heads / key heads of the query's.
+        key: [1, key heads, L, D]; each key head serves heads / key heads query heads.
         value: [1, key heads, L, D].
-        forest: trees of the lane.
-        scale: factor of the scores.
-        window: tokens that a query sees, itself included; None: all.
+        forest: Trees of the lane.
+        scale: Factor of the scores.
+        window: Number of tokens that a query attends to, including itself; None for all.
 
     Returns:
         [1, L, heads, D], float32 or better.
@@ -68,7 +68,7 @@ def _flash() -> operators.FlashAttention:
 
 
 def _dense(given: Sequence[Tensor], forest: Forest, scale: float, window: int | None) -> Tensor:
-    """Return the same by PyTorch's public attention under a mask [L, L] of the whole lane, which is slow."""
+    """Compute the same with PyTorch's public attention and a mask [L, L] of the whole lane, which is slow."""
     query, key, value = given
     if ("dense", window) not in forest.made:
         places = torch.arange(query.shape[2])
@@ -81,13 +81,13 @@ def _dense(given: Sequence[Tensor], forest: Forest, scale: float, window: int | 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One call on long rows: each of queries with its row of keys.
+    """One call on long rows, each a row of queries with its row of keys.
 
     Args:
-        queries: what looks.
-        keys: what is seen.
-        causal: the rows are the same, and a query sees the keys up to itself; else all of them.
-        mask: [1, 1, queries, keys] added to the scores, causality included, where a window cuts.
+        queries: Rows of queries.
+        keys: Rows of keys.
+        causal: The rows are the same, and a query attends to the keys up to itself; otherwise to all of them.
+        mask: [1, 1, queries, keys] added to the scores, including causality, if a window restricts them.
     """
 
     queries: Strip
@@ -96,12 +96,12 @@ class _Part:
     mask: Tensor | None
 
     def write(self, out: Tensor, lse: Tensor, *given: Any) -> None:
-        """Write what it finds, of query, key, value and scale, over output [heads, L, E] and log-sum-exp [heads, L]."""
+        """Write its result for query, key, value and scale to output [heads, L, E] and log-sum-exp [heads, L]."""
         for lane, found in zip((out, lse), self._run(*given), strict=True):
             self.queries.of(lane).copy_(found)
 
     def join(self, out: Tensor, lse: Tensor, *given: Any) -> None:
-        """Take it for another part of the softmax that is written there."""
+        """Merge its result with the other part of the softmax that is already written."""
         _merge(self.queries.of(out), self.queries.of(lse), *self._run(*given))
 
     def add_gradients(self, found: Sequence[Tensor], *given: Any) -> None:
@@ -110,7 +110,7 @@ class _Part:
             lane += share
 
     def _run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Return output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part alone."""
+        """Return output [count, heads, length, E] and log-sum-exp [count, heads, length] of this part only."""
         q, k, v = self._places((query, key, value))
         if self._by_products(q, k):
             found, logs = products.attend(q[0], k[0], v[0], scale)
@@ -146,14 +146,14 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """All calls of a layer: first those of which each place is in one, then those that are joined to it."""
+    """All calls of a layer: first the calls that contain each position once, then the calls merged into them."""
 
     first: list[ShortRows | _Part]
     cross: list[_Part]
 
     @classmethod
     def of(cls, forest: Forest, window: int | None, query: Tensor) -> "_Parts":
-        """Return the parts of a lane; layers that are alike share them."""
+        """Return the parts of a lane, which identical layers share."""
         halve = has_fast(query)
         key = "parts", window, query.dtype, halve
         if key not in forest.made:
@@ -187,7 +187,7 @@ def _square(seen: LaneRow, looking: LaneRow) -> _Part:
 
 
 def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
-    """Yield the part of all completions of a tree with as much of its prompt as any of them sees."""
+    """Yield the part of all completions of a tree with the part of its prompt that any of them attends to."""
     seen = tree.prompt if window is None else min(tree.prompt, window - 1)
     queries = Strip(tree.start + tree.prompt, 1, sum(tree.rows))
     if queries.length > 0 and seen > 0:
@@ -196,7 +196,7 @@ def _behind_prompt(tree: Tree, window: int | None, dtype: torch.dtype) -> Iterat
 
 
 def _band(length: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Return who sees whom in a row, where a window cuts: the last `window` tokens, itself included."""
+    """Return the mask of a row if a window restricts it to the last `window` tokens, including the query's own."""
     if window is None or length <= window:
         return None
     places = torch.arange(length)
@@ -205,7 +205,7 @@ def _band(length: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _reach(tree: Tree, seen: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Return which of the last `seen` tokens of the prompt a completion still sees, where a window cuts."""
+    """Return the mask of the last `seen` tokens of the prompt for the completions, if a window restricts them."""
     if window is None or tree.prompt + max(tree.rows) <= window:
         return None
     ahead = torch.cat([torch.arange(length) for length in tree.rows])
@@ -213,12 +213,12 @@ def _reach(tree: Tree, seen: int, window: int | None, dtype: torch.dtype) -> Ten
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask that is finite where hidden, so that a query that sees nothing gets weight 0 and not NaN."""
+    """Return a mask with finite values, so that a query without visible keys gets weight 0 instead of NaN."""
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
 class _Attention(Function):
-    """One layer's attention on the CPU; keeps its inputs, the output and the log-sum-exp."""
+    """One layer's attention on the CPU. It keeps its inputs, the output and the log-sum-exp for the backward pass."""
 
     @staticmethod
     def forward(
@@ -250,12 +250,12 @@ class _Attention(Function):
 
 
 def _zeros(values: Tensor) -> Tensor:
-    """Return zeros [heads, L, D] that are [L, heads, D] in memory, as what the projections give."""
+    """Return zeros [heads, L, D] with memory layout [L, heads, D], as the outputs of the projections."""
     return torch.zeros_like(values.transpose(0, 1), memory_format=torch.contiguous_format).transpose(0, 1)
 
 
 def _merge(out: Tensor, lse: Tensor, found: Tensor, logs: Tensor) -> None:
-    """Join another part of the same softmax into `out` and its log-sum-exp, in place."""
+    """Merge another part of the same softmax into `out` and its log-sum-exp, in place."""
     total = torch.logaddexp(lse, logs)
     out.copy_(out * (lse - total).exp_()[..., None] + found * (logs - total).exp_()[..., None])
     lse.copy_(total)

@@ -1,6 +1,7 @@
-"""Attention of many queries on the same keys, by matrix products: nothing is hidden from any query.
+"""Attention of many queries to the same keys by matrix products, without a mask.
 
-PyTorch's flash kernel multiplies by MKL. Where `products` has something faster, a block of queries at a time gains:
+PyTorch's flash kernel multiplies with MKL. If `products` has a faster implementation, one block of queries at a time is
+faster:
 
     forward    scores = query @ key.T             softmax along the keys; out = weights @ value
     backward   weights.T = 2^(key @ query.T - lse)
@@ -8,9 +9,9 @@ PyTorch's flash kernel multiplies by MKL. Where `products` has something faster,
 
                key's = change.T @ query           query's = change @ key           value's = weights.T @ gradient
 
-with delta = sum(gradient * out) of each query (as in FlashAttention, Dao et al. 2022). In the backward a query is a
-column, so that the log-sum-exp and delta are biases of the products. Powers are of 2: on a CPU torch computes them in
-a quarter of the time of e's. Query heads that share a key's go in together.
+with delta = sum(gradient * out) of each query (as in FlashAttention, Dao et al. 2022). In the backward pass a query is
+a column, so that the log-sum-exp and delta are biases of the products. Exponentials use base 2, because on a CPU torch
+computes them in a quarter of the time of base e. Query heads that share a key head are processed together.
 """
 
 import math
@@ -23,14 +24,14 @@ from gvpo.model.cpu.matmul import has_fast, product
 from gvpo.model.matmul import slices
 
 BLOCK_ELEMENTS = 2**20
-"""Scores that exist at a time: enough for the products, and nearly what fits a cache."""
+"""Maximum number of scores in memory: enough for the products, and about the size of a cache."""
 
 FEWEST_KEYS, FEWEST_SCORES = 128, 2**17
 """Sizes of a product below which the flash kernel is about as fast or faster."""
 
 
 def gains(query: Tensor, key: Tensor) -> bool:
-    """Return whether this is the faster way for query [heads, L, D] and key [key heads, S, D]."""
+    """Return whether products are faster for query [heads, L, D] and key [key heads, S, D]."""
     shared, keys = len(query) // len(key), key.shape[1]
     return keys >= FEWEST_KEYS and shared * query.shape[1] * keys >= FEWEST_SCORES and has_fast(query, key)
 
@@ -61,13 +62,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
 
 
 def powers_(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn scores into 2^(scores - the largest), in place.
+    """Replace scores by 2^(scores - the largest), in place.
 
     Args:
         scores: [..., S], exponents of 2.
 
     Returns:
-        The sums of what they became and log2 of the sums of 2^scores, both [..., 1].
+        The sums of the results, and log2 of the sums of 2^scores, both [..., 1].
     """
     largest = scores.amax(-1, keepdim=True)
     total = scores.sub_(largest).exp2_().sum(-1, keepdim=True)
@@ -77,19 +78,19 @@ def powers_(scores: Tensor) -> tuple[Tensor, Tensor]:
 def attend_back(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `attend`, also where it is a part of a larger softmax.
+    """Return the gradients of `attend`, even if it is a part of a larger softmax.
 
     Args:
-        gradient: [heads, L, E] of the output.
+        gradient: [heads, L, E] gradient of the output.
         query: [heads, L, D].
         key: [key heads, S, D].
         value: [key heads, S, E].
-        out: [heads, L, E] of the whole softmax.
-        lse: [heads, L] of the whole softmax.
-        scale: factor of the scores.
+        out: [heads, L, E] output of the whole softmax.
+        lse: [heads, L] log-sum-exp of the whole softmax.
+        scale: Factor of the scores.
 
     Returns:
-        Those of query, key and value.
+        The gradients of query, key and value.
     """
     minus_logs = _shared(lse, key) / -math.log(2)
     minus_delta = _shared((gradient * out).sum(-1), key).neg_()
@@ -109,7 +110,7 @@ def attend_back(
 
 
 def _shared(values: Tensor, key: Tensor) -> Tensor:
-    """Return [key heads, heads / key heads * L, ...] of [heads, L, ...]: the rows that see the same keys."""
+    """Reshape [heads, L, ...] to [key heads, heads / key heads * L, ...], which groups the rows that share keys."""
     return values.reshape(len(key), -1, *values.shape[2:]).contiguous()
 
 

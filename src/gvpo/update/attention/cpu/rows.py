@@ -1,4 +1,4 @@
-"""The rows of a lane: its prompts and completions, where they are and how they are cut and bundled."""
+"""Rows of a lane: positions of its prompts and completions, and how they are split and bundled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class LaneRow(NamedTuple):
     length: int
 
     def pieces(self, least: int) -> list["LaneRow"]:
-        """Return what is left of it when it is halved as long as halves have `least` tokens."""
+        """Return the pieces of the row after halving as long as halves have at least `least` tokens."""
         return [piece for half in self._halves(least) for piece in half.pieces(least)] or [self]
 
     def cuts(self, least: int) -> Iterator[tuple["LaneRow", "LaneRow"]]:
-        """Yield all first and second halves: of the row, of its halves, and so on."""
+        """Yield all pairs of first and second halves: of the row, of its halves, and so on."""
         if halves := self._halves(least):
             yield halves[0], halves[1]
         for half in halves:
@@ -35,7 +35,7 @@ class LaneRow(NamedTuple):
 
 
 def rows_of(tree: Tree) -> Iterator[LaneRow]:
-    """Yield the prompt, then each completion, also where one is empty."""
+    """Yield the prompt, then each completion, including empty ones."""
     start = tree.start
     for length in (tree.prompt, *tree.rows):
         yield LaneRow(start, length)
@@ -44,7 +44,7 @@ def rows_of(tree: Tree) -> Iterator[LaneRow]:
 
 @dataclass(frozen=True)
 class Strip:
-    """`count` rows of `length` places, one after the other from `start` on."""
+    """`count` consecutive rows of `length` positions, from `start` on."""
 
     start: int
     count: int
@@ -52,7 +52,7 @@ class Strip:
 
     @classmethod
     def of_rows(cls, rows: list[LaneRow]) -> Iterator["Strip"]:
-        """Yield as few strips as contain all rows: those of the same length without a gap between them share one."""
+        """Yield as few strips as possible that contain all rows: adjacent rows of the same length share a strip."""
         for _, run in groupby(enumerate(rows), lambda each: (each[1].length, each[1].start - each[0] * each[1].length)):
             alike = [row for _, row in run]
             yield cls(alike[0].start, len(alike), alike[0].length)

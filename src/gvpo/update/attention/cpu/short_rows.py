@@ -1,15 +1,15 @@
-"""Attention of many short rows by one batch of products, each row with the keys before it.
+"""Attention of many short rows by one batch of products, each row with its preceding keys.
 
-PyTorch's flash kernel does little per call on such rows. Here they are gathered, those of about a size together, and
-padded on the right; a mask hides what a query may not see:
+PyTorch's flash kernel does little work per call on such rows. Here rows of similar size are gathered and padded on the
+right, and a mask hides keys:
 
                      prefix    itself   padding
         query 0      . . . .   .
-        query 1      . . . .   . .                     What a query of the padding finds is dropped,
-        padding      . . . .   . .                     and its gradient is 0.
+        query 1      . . . .   . .                     The results of padded queries are dropped,
+        padding      . . . .   . .                     and their gradient is 0.
 
-The formulas and the powers of 2 are those of `products`. Here, too, query heads that share a key's go in
-together, one below the other.
+The formulas and the exponentials of base 2 are the same as in `products`. Query heads that share a key head are
+processed together here too.
 """
 
 import math
@@ -25,21 +25,21 @@ from gvpo.update.attention.cpu.products import powers_
 from gvpo.update.attention.cpu.rows import LaneRow
 
 PADDED = 1.25
-"""How much longer than itself, and 4 tokens more, a row may be padded."""
+"""Maximum padding: a row may be padded to this multiple of its length, plus 4 tokens."""
 
 BLOCK_ELEMENTS = 2**20
-"""Scores that exist at a time, unless one row has more."""
+"""Maximum number of scores in memory, unless a single row has more."""
 
 
 class Behind(NamedTuple):
-    """A row that sees itself, causally, and a prefix, which may be empty."""
+    """A row that attends causally to itself and to a prefix, which may be empty."""
 
     row: LaneRow
     prefix: LaneRow
 
     @property
     def keys(self) -> int:
-        """How many places its last query sees."""
+        """Number of keys of the row's last query."""
         return self.prefix.length + self.row.length
 
 
@@ -48,9 +48,9 @@ class ShortRows:
     """R rows of up to C queries and S keys.
 
     Args:
-        places: [R, C] of the queries in the lane.
+        places: [R, C] positions of the queries in the lane.
         real: [R, C], False on padding.
-        seen: [R, S] places of the keys.
+        seen: [R, S] positions of the keys.
         mask: [R, 1, 1, C, S] added to the scores, minus infinity where a key is hidden.
     """
 
@@ -62,7 +62,7 @@ class ShortRows:
 
     @classmethod
     def of_rows(cls, rows: list[Behind], window: int | None, dtype: torch.dtype) -> Iterator["ShortRows"]:
-        """Yield all rows that are not empty, in as few batches as padding allows."""
+        """Yield all rows that are not empty, in as few batches as the padding limit allows."""
         rows = sorted((each for each in rows if each.row.length > 0), key=lambda each: -each.row.length)
         while rows:
             yield cls._of_alike([each for each in rows if _alike(each, rows[0])], window, dtype)
@@ -86,12 +86,12 @@ class ShortRows:
         """Attend, and write these rows of output and log-sum-exp.
 
         Args:
-            out: [heads, L, E], one token's heads side by side.
-            lse: [heads, L], as well.
+            out: [heads, L, E], with the heads of a token adjacent in memory.
+            lse: [heads, L], with the same memory layout.
             query: [heads, L, D].
             key: [key heads, L, D].
             value: [key heads, L, E].
-            scale: factor of the scores.
+            scale: Factor of the scores.
         """
         at = self._indices(len(query), len(key))
         queries, keys, values = _take(query, at.queries), _take(key, at.keys), _take(value, at.keys)
@@ -116,17 +116,17 @@ class ShortRows:
         lse: Tensor,
         scale: float,
     ) -> None:
-        """Add what these rows give to `found`, given output and log-sum-exp of the whole softmax.
+        """Add the gradients of these rows to `found`, given output and log-sum-exp of the whole softmax.
 
         Args:
-            found: gradients of query, key and value, one token's heads side by side.
-            gradient: [heads, L, E] of the output.
+            found: Gradients of query, key and value, with the heads of a token adjacent in memory.
+            gradient: [heads, L, E] gradient of the output.
             query: [heads, L, D].
             key: [key heads, L, D].
             value: [key heads, L, E].
             out: [heads, L, E].
             lse: [heads, L].
-            scale: factor of the scores.
+            scale: Factor of the scores.
         """
         at = self._indices(len(query), len(key))
         queries, keys, values = _take(query, at.queries), _take(key, at.keys), _take(value, at.keys)
@@ -157,13 +157,13 @@ class ShortRows:
 
 @dataclass(frozen=True, eq=False)
 class _Indices:
-    """The places of the rows in [L x heads], for a number of heads.
+    """Positions of the rows in [L x heads], for a number of heads.
 
     Args:
         queries: [R, key heads, heads / key heads, C].
         keys: [R, key heads, S].
-        real: which of the queries, flat, are not padding.
-        lane: where those are.
+        real: Flat indices of the queries that are not padding.
+        lane: Positions of these queries.
     """
 
     queries: Tensor
@@ -180,11 +180,11 @@ class _Indices:
         return cls(queries, keys, real, queries.flatten()[real])
 
     def put(self, lane: Tensor, found: Tensor) -> None:
-        """Write the queries' `found` [R, key heads, shared, C, ...] over their places in [heads, L, ...]."""
+        """Write the queries' `found` [R, key heads, shared, C, ...] to their positions in [heads, L, ...]."""
         _tokens(lane).index_copy_(0, self.lane, found.flatten(0, 3).index_select(0, self.real))
 
     def add(self, lane: Tensor, found: Tensor) -> None:
-        """Add the keys' `found` [R, key heads, S, ...] to their places in [key heads, L, ...]."""
+        """Add the keys' `found` [R, key heads, S, ...] to their positions in [key heads, L, ...]."""
         _tokens(lane).index_add_(0, self.keys.flatten(), found.flatten(0, 2))
 
 
@@ -194,15 +194,15 @@ def _alike(one: Behind, other: Behind) -> bool:
 
 
 def _tokens(lane: Tensor) -> Tensor:
-    """Return [L x heads, ...] of [heads, L, ...]; a view where one token's heads are side by side."""
+    """Reshape [heads, L, ...] to [L x heads, ...], as a view if the heads of a token are adjacent in memory."""
     return lane.transpose(0, 1).flatten(0, 1)
 
 
 def _take(lane: Tensor, index: Tensor) -> Tensor:
-    """Copy [*index, ...] out of [heads, L, ...]."""
+    """Copy [*index, ...] from [heads, L, ...]."""
     return _tokens(lane).index_select(0, index.flatten()).view(*index.shape, *lane.shape[2:])
 
 
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """[R, key heads, shared, C, S] of queries [R, key heads, shared, C, D] and keys [R, key heads, S, D]."""
+    """Return [R, key heads, shared, C, S] for queries [R, key heads, shared, C, D] and keys [R, key heads, S, D]."""
     return (queries.flatten(2, 3) @ keys.mT).view(*queries.shape[:-1], -1).add_(mask)
