@@ -144,11 +144,17 @@ def check_ready(functions: Iterable[RewardFunc]) -> None:
         RewardError: If one of them cannot work here; the message states how to fix it.
     """
     for function in functions:
-        getattr(function, "check_ready", _nothing)()
+        getattr(function, "check_ready", lambda: None)()
 
 
-def _nothing() -> None:
-    """Do nothing, for functions without `check_ready`."""
+def grade(
+    completions: Sequence[Answer], answer: Sequence[Any], is_right: Callable[[str, Any], bool]
+) -> list[float | None]:
+    """Return 1.0 or 0.0 for each completion, as `is_right(text, gold)` decides; None where the answer is None."""
+    return [
+        None if gold is None else float(is_right(completion_text(completion), gold))
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
 
 
 def completion_text(completion: Answer) -> str:

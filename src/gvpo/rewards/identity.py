@@ -98,9 +98,6 @@ class _Namer:
     def _sequence(self, values: Iterable[Any]) -> bytes:
         return _joined("sequence", [self.name(value) for value in values])
 
-    def _set(self, values: Iterable[Any]) -> bytes:
-        return _joined("set", sorted(self.name(value) for value in values))
-
     def _mapping(self, values: Mapping[Any, Any]) -> bytes:
         pairs = [(self.name(key), key) for key in values]
         ordered = sorted(pairs, key=lambda pair: pair[0])
@@ -178,17 +175,11 @@ class _Namer:
     def _partial(self, value: "functools.partial[Any]") -> bytes:
         return _joined("partial", [self.name(part) for part in (value.func, value.args, value.keywords)])
 
-    def _method(self, method: MethodType) -> bytes:
-        return _joined("method", [self.name(method.__func__), self.name(method.__self__)])
-
     def _property(self, value: property) -> bytes:
         return _joined("property", [self.name(part) for part in (value.fget, value.fset, value.fdel)])
 
     def _pattern(self, value: "re.Pattern[Any]") -> bytes:
         return self.name(("pattern", value.pattern, value.flags))
-
-    def _static(self, value: "staticmethod[..., Any] | classmethod[Any, ..., Any]") -> bytes:
-        return _joined(type(value).__name__, [self.name(value.__func__)])
 
     def _array(self, values: Any) -> bytes:
         """Fingerprint an array of numpy or torch by its shape and by values spread over it."""
@@ -201,15 +192,15 @@ class _Namer:
     _kinds: Sequence[tuple[Any, Any]] = (
         (dict | MappingProxyType, _mapping),
         (list | tuple, _sequence),
-        (set | frozenset, _set),
+        (set | frozenset, lambda self, values: _joined("set", sorted(self.name(value) for value in values))),
         (CodeType, _code),
         (FunctionType, _function),
-        (MethodType, _method),
+        (MethodType, lambda self, method: _joined("method", [self.name(method.__func__), self.name(method.__self__)])),
         (type, _class),
         (ModuleType, _module),
         (functools.partial, _partial),
         (property, _property),
-        (staticmethod | classmethod, _static),
+        (staticmethod | classmethod, lambda self, value: _joined(type(value).__name__, [self.name(value.__func__)])),
         (re.Pattern, _pattern),
         (PurePath, lambda self, value: self.name(("path", str(value)))),
         (BuiltinFunctionType, lambda _, value: _atom("builtin", _full_name(value))),

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 
 def notice_ends() -> tuple[int, int]:
@@ -20,7 +19,8 @@ def notice_ends() -> tuple[int, int]:
     ended, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, _note)
+    # A signal reaches the pipe only if Python has a handler for it.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     return ended, woken
 
 
@@ -48,7 +48,3 @@ def living() -> list[int]:
         OSError: If the system has no /proc that lists them.
     """
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
-def _note(number: int, frame: Any) -> None:
-    """Do nothing. A signal reaches the wakeup pipe only if Python has a handler for it."""

@@ -154,7 +154,7 @@ class Dispatcher:
         ready = [worker for worker in self._workers if worker.ready]
         if sum(bool(worker.pending) for worker in ready) >= self._limit:
             ready = [worker for worker in ready if worker.pending]
-        worker = min(ready, key=_load, default=None)
+        worker = min(ready, key=lambda worker: worker.load, default=None)
         return worker if worker is not None and worker.load < AHEAD else None
 
     def _give(self, worker: WorkerProcess, queue: Queue) -> None:
@@ -265,10 +265,6 @@ class Dispatcher:
                 f"a reward worker {what}, {START_ATTEMPTS} times; check that the modules of the reward functions "
                 "can be imported, and see the pool's log"
             )
-
-
-def _load(worker: WorkerProcess) -> float:
-    return worker.load
 
 
 def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None:

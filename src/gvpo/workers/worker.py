@@ -153,14 +153,10 @@ def _load(pickled: Mapping[str, bytes]) -> tuple[list[Callable[..., Any]], dict[
     for name, data in pickled.items():
         try:
             functions.append(pickle.loads(data))
-            getattr(functions[-1], "prepare", _nothing)()
+            getattr(functions[-1], "prepare", lambda: None)()
         except BaseException as error:
             return [], {"name": name, "error": _one_line(error), "traceback": _traceback(error)}
     return functions, None
-
-
-def _nothing() -> None:
-    """Do nothing, for functions without `prepare`."""
 
 
 class _Calls:

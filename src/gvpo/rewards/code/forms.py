@@ -109,7 +109,9 @@ def read_tests(tests: Any, names: Any = None, setup: str = "") -> Programs | Fun
     cases = [case for item in items for case in _cases(item, listed)]
     if not cases:
         raise TestsError("there are no tests in the column `tests`; add some, or remove the problem")
-    return _calls(cases, listed) if any(name for _, _, name in cases) else Programs(tuple(map(_run, cases)))
+    if any(name for _, _, name in cases):
+        return _calls(cases, listed)
+    return Programs(tuple((_text(given), _text(right)) for given, right, _ in cases))
 
 
 def _items(tests: Any) -> Iterator[Any]:
@@ -215,11 +217,6 @@ def _column(item: Mapping[str, Any], names: Sequence[str]) -> Any:
     raise TestsError(
         f"tests are neither Python nor objects with input and output but have {list(item)}; write {SHAPES}"
     )
-
-
-def _run(case: _Case) -> tuple[str, str]:
-    given, right, _ = case
-    return _text(given), _text(right)
 
 
 def _text(value: Any) -> str:

@@ -263,16 +263,10 @@ def _whole_power(base: Fraction, exponent: int) -> Fraction:
     return base**exponent if abs(base) != 1 else base ** (exponent % 2)
 
 
-def _factorial(number: Fraction) -> Fraction:
+def _up_to_5000(number: Fraction) -> int:
     if number.denominator != 1 or not 0 <= number <= 5000:
         raise NoValue
-    return Fraction(math.factorial(int(number)))
-
-
-def _double_factorial(number: Fraction) -> Fraction:
-    if number.denominator != 1 or not 0 <= number <= 5000:
-        raise NoValue
-    return Fraction(math.prod(range(int(number), 0, -2)))
+    return int(number)
 
 
 def _binomial(top: Fraction, bottom: Fraction) -> Fraction:
@@ -306,8 +300,8 @@ _EXACT: dict[str, Callable[..., Fraction]] = {
     "min": min,
     "sgn": lambda number: Fraction((number > 0) - (number < 0)),
     "sign": lambda number: Fraction((number > 0) - (number < 0)),
-    "factorial": _factorial,
-    "factorial2": _double_factorial,
+    "factorial": lambda number: Fraction(math.factorial(_up_to_5000(number))),
+    "factorial2": lambda number: Fraction(math.prod(range(_up_to_5000(number), 0, -2))),
     "binomial": _binomial,
     "gcd": _common(math.gcd),
     "lcm": _common(math.lcm),

@@ -73,7 +73,8 @@ def _judged(row: int, completion: Answer, gold: str, tolerance: Fraction | None)
     if fault:
         no_value(row, fault)
         return None
-    return float(_is_right(completion_text(completion), gold, tolerance))
+    written = final_answer(completion_text(completion))
+    return float(written is not None and values.same_answer(gold, written, tolerance))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,11 +147,6 @@ def final_answer(text: str) -> str | None:
         return None
     line = text[stated.end() :].strip(" *:\n").partition("\n")[0]
     return _AT_THE_END.sub("", line).strip(" *")
-
-
-def _is_right(text: str, gold: str, tolerance: Fraction | None) -> bool:
-    written = final_answer(text)
-    return written is not None and values.same_answer(gold, written, tolerance)
 
 
 def _tolerance(value: Any) -> Fraction | None:

@@ -128,7 +128,7 @@ class _Link:
         reply = json.loads(self._exchange(json.dumps({"do": do, "of": of, **sent}).encode() + b"\n"))
         if "raised" in reply:
             raise _exception(reply["raised"])(str(reply["text"]))
-        return decode(reply["value"], self._proxy)
+        return decode(reply["value"], lambda number: _Proxy(self, number))
 
     def _exchange(self, request: bytes) -> bytes:
         """Return the line that answers a request. End the tests if there is none, since they could catch an error."""
@@ -145,9 +145,6 @@ class _Link:
     def function(self, name: str) -> Callable[..., Any]:
         """Return a function that calls the completion's function of that name."""
         return lambda *args, **named: self.ask("call", name, args=args, named=named)
-
-    def _proxy(self, number: int) -> "_Proxy":
-        return _Proxy(self, number)
 
 
 class _Proxy:

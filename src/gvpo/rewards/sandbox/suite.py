@@ -71,15 +71,11 @@ class _Result(unittest.TestResult):
 def _run_method(test: type, name: str) -> None:
     """Run a method of a pytest test class on a new object."""
     own = test()
-    getattr(own, "setup_method", _nothing)()
+    getattr(own, "setup_method", lambda: None)()
     try:
         _run_function(getattr(own, name))
     finally:
-        getattr(own, "teardown_method", _nothing)()
-
-
-def _nothing() -> None:
-    """Do nothing, in place of a method that a class does not have."""
+        getattr(own, "teardown_method", lambda: None)()
 
 
 def _run_function(test: Callable[..., Any]) -> None:

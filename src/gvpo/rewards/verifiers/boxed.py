@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.base import Answer, grade
 from gvpo.rewards.verifiers.number import parse_number
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{|[-+]?[\d.\\(]|(?<=[\s])[A-Za-z](?![A-Za-z]))")
@@ -32,10 +32,7 @@ def boxed_answer(completions: Sequence[Answer], answer: Sequence[Any], **columns
     Returns:
         k values: 1.0, 0.0, or None.
     """
-    return [
-        None if gold is None else float(_is_boxed(completion_text(completion), str(gold)))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: _is_boxed(text, str(gold)))
 
 
 def _is_boxed(text: str, gold: str) -> bool:

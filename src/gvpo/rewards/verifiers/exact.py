@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.base import Answer, grade
 
 
 def exact_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -19,10 +19,7 @@ def exact_match(completions: Sequence[Answer], answer: Sequence[Any], **columns:
     Returns:
         k values: 1.0, 0.0, or None.
     """
-    return [
-        None if gold is None else float(normal_space(completion_text(completion)) == normal_space(str(gold)))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: normal_space(text) == normal_space(str(gold)))
 
 
 def normal_space(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.base import Answer, grade
 from gvpo.rewards.math import spelling
 from gvpo.rewards.math import text as mathtext
 from gvpo.rewards.verifiers.boxed import last_boxed, normal_answer
@@ -39,10 +39,7 @@ def gsm8k(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) 
     Raises:
         ValueError: If an answer has no number.
     """
-    return [
-        None if gold is None else float(final_number(completion_text(completion)) == gold_answer(gold))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: final_number(text) == gold_answer(gold))
 
 
 def gold_answer(value: Any) -> Fraction:

@@ -37,7 +37,7 @@ def ifeval(
         RewardError: If an instruction does not exist or lacks a keyword, or the extra `ifeval` is not installed.
         ValueError: If the numbers of tables and instructions differ.
     """
-    return _judged(completions, instruction_id_list, kwargs, _strictly, _all)
+    return _judged(completions, instruction_id_list, kwargs, follows, min)
 
 
 def ifeval_loose(
@@ -47,7 +47,7 @@ def ifeval_loose(
     **columns: Any,
 ) -> list[float | None]:
     """Return 1 if at least one of eight forms of the completion follows each instruction, else 0; see `ifeval`."""
-    return _judged(completions, instruction_id_list, kwargs, _loosely, _all)
+    return _judged(completions, instruction_id_list, kwargs, _loosely, min)
 
 
 def ifeval_share(
@@ -57,7 +57,7 @@ def ifeval_share(
     **columns: Any,
 ) -> list[float | None]:
     """Return the fraction of its instructions that the completion follows, strictly: a denser signal than `ifeval`."""
-    return _judged(completions, instruction_id_list, kwargs, _strictly, fmean)
+    return _judged(completions, instruction_id_list, kwargs, follows, fmean)
 
 
 def prepare() -> None:
@@ -103,13 +103,5 @@ def _text(completion: Answer) -> str:
     return without_thinking(completion_text(completion)).strip()
 
 
-def _strictly(text: str, instruction: str, keywords: Any) -> bool:
-    return follows(text, instruction, keywords)
-
-
 def _loosely(text: str, instruction: str, keywords: Any) -> bool:
     return any(follows(form, instruction, keywords) for form in loose_forms(text))
-
-
-def _all(values: list[float]) -> float:
-    return min(values)

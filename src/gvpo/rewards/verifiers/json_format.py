@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.errors import RewardError
-from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text
+from gvpo.rewards.base import Answer, RewardFunc, blames_text, completion_text, grade
 from gvpo.rewards.verifiers.stated_answer import without_thinking
 
 _BLOCK = re.compile(r"^\s*```[ \t]*(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*$", re.DOTALL | re.IGNORECASE)
@@ -50,10 +50,7 @@ def json_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: 
     Returns:
         k values: 1.0, 0.0, or None.
     """
-    return [
-        None if gold is None else float(same_json(_value(completion), _gold(gold)))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: same_json(_value(text), _gold(gold)))
 
 
 def json_fields(fields: Mapping[str, str], *, only: bool = False, name: str = "json_fields") -> RewardFunc:

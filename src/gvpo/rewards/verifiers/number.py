@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.base import Answer, grade
 
 MAX_CHARACTERS = 1000
 """Maximum length of a run of digits; a longer one is not a plausible answer, and its arithmetic would take long."""
@@ -57,10 +57,7 @@ def number_match(completions: Sequence[Answer], answer: Sequence[Any], **columns
     Raises:
         ValueError: If an answer is not a number.
     """
-    return [
-        None if gold is None else float(last_number(completion_text(completion)) == gold_number(gold))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: last_number(text) == gold_number(gold))
 
 
 def gold_number(value: Any) -> Fraction:

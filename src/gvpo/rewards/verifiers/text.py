@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gvpo.rewards.base import Answer, completion_text
+from gvpo.rewards.base import Answer, completion_text, grade
 from gvpo.rewards.verifiers.exact import normal_space
 from gvpo.rewards.verifiers.stated_answer import stated_answer, without_thinking
 
@@ -31,10 +31,7 @@ def text_match(completions: Sequence[Answer], answer: Sequence[Any], **columns: 
 
     Reference: the exact match of SQuAD (arXiv:1606.05250), which drops signs and decimal points too.
     """
-    return [
-        None if gold is None else float(any(same_text(said(completion), each) for each in accepted(gold)))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return grade(completions, answer, lambda text, gold: any(same_text(said(text), each) for each in accepted(gold)))
 
 
 def text_f1(completions: Sequence[Answer], answer: Sequence[Any], **columns: Any) -> list[float | None]:
