@@ -240,7 +240,7 @@ def _all_instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _names(function: FunctionType) -> list[str]:
-    """Return the globals that a function reads but does not write; a read may also be an attribute of that name."""
+    """Return the globals that a function reads but does not write; attributes with the same names do not count."""
     found = [each for each in _all_instructions(function.__code__) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     return sorted({each.argval for each in found} - state(function))
 

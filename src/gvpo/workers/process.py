@@ -155,7 +155,7 @@ def _pipe(on_error: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _counter() -> int:
-    """Open a file without a name, in memory if possible, so that rewards cannot write to it by mistake."""
+    """Open a nameless file, in memory if possible, at an offset where stray writes do not hit the counter."""
     if sys.platform == "linux":
         descriptor = os.memfd_create("gvpo-progress")
     else:
@@ -184,7 +184,7 @@ def _start(descriptors: Mapping[str, int], log: Path | None) -> "subprocess.Pope
 def _reply(payload: bytes) -> dict[str, Any]:
     value = json.loads(payload)
     if not isinstance(value, dict):
-        raise ValueError("a reply is an object")
+        raise ValueError("a reply must be a JSON object")
     return value
 
 

@@ -106,7 +106,7 @@ UNSCORABLE = {
     "skipped": (UNITTEST.replace("    def test_one", "    @unittest.skip('later')\n    def test_one"), "pass for an empty program", {}),
     "own function": ("assert f(1) == 2", "name the functions that they call in `entry_point`", {"setup": F}),
     "exits first": ("raise SystemExit\nassert f(1) == 2", "pass for an empty program", {}),
-    "prefix": ("assert f(1) is None", "pass for the column `prefix` alone", {"prefix": "def f(n):\n    '''Do it.'''\n"}),
+    "prefix": ("assert f(1) is None", "pass for the column `prefix` without a completion", {"prefix": "def f(n):\n    '''Do it.'''\n"}),
     # tests that read no value: two answers that contradict each other pass
     "no assert": ("f(1) == 2", "whether functions return None or 'gvpo'", {}),
     "printed": (["print(f(1) == 2)"], "whether functions return None or 'gvpo'", {}),
@@ -114,10 +114,10 @@ UNSCORABLE = {
     "assert of a pair": ("assert (f(1) == 2, 'two')", "whether functions return", {}),
     "no assert, class": ("f(1) == 2", "whether functions return", {"entry_point": "Solution.f"}),
     # tests that fail for every program because they call no function of the code
-    "false": ("assert False", "call nothing of the code, and fail for every program", {}),
+    "false": ("assert False", "call no function of the code and fail for every program", {}),
     "not written": ("raise NotImplementedError('later')", "every program .NotImplementedError: later.; write tests that", {}),
     "by a text": ("import solution\nassert getattr(solution, 'f')(1) == 2", "name these in `entry_point`", {}),
-    "another process": ("import os\nassert os.system('f 1') == 0", "call nothing of the code", {}),
+    "another process": ("import os\nassert os.system('f 1') == 0", "call no function of the code", {}),
     "ends its process": ("import os\nos._exit(0)\nassert f(1) == 2", "the tests end their process", {}),
     "exit": ("exit()\nassert f(1) == 2", "pass for an empty program", {}),
     "generator": ("def test_a():\n    yield f(1) == 2", "pass for an empty program", {}),
@@ -132,7 +132,7 @@ UNSCORABLE = {
     "any output": ([{"input": "1", "output": "2"}], "accept an empty output", {"checker": "print(1)"}),
     "any word": ([{"input": "1", "output": "2"}], "accepts 'None' and 'gvpo' alike", {"checker": "import sys\nprint(int(bool(open(sys.argv[3]).read())))"}),
     "checker fails": ([{"input": "1", "output": "2"}], "the checker raises an error, or prints no number", {"checker": "raise ValueError"}),
-    "prefix prints": ([{"input": "1", "output": "2"}], "pass for the column `prefix` alone", {"prefix": "print(2)\n"}),
+    "prefix prints": ([{"input": "1", "output": "2"}], "pass for the column `prefix` without a completion", {"prefix": "print(2)\n"}),
     # unreadable tests
     "other keys": ([{"in": "", "out": ""}], r"have \['in', 'out'\]; write Python, or objects with `input`", {}),
     "lengths": ({"inputs": ["1", "2"], "outputs": ["2"]}, "2 inputs and 1 outputs", {}),
@@ -155,7 +155,7 @@ UNSCORABLE = {
     "checker": ([{"input": "1", "output": "2"}], "no checker 'token'; name one of exact, numbers, tokens", {"checker": "token"}),
     "checker, code": ([{"input": "1", "output": "2"}], "the checker is not Python", {"checker": "int main() {"}),
     # tests that need something that is not available
-    "package": ("import numpy\nassert f(1) == 2", "No module named 'numpy'; the sandbox has the standard library", {}),
+    "package": ("import numpy\nassert f(1) == 2", "No module named 'numpy'; the sandbox provides only the standard library", {}),
     "package, later": ("def test_a():\n    import numpy\n    assert f(1) == 2", "No module named 'numpy'", {}),
     "module": ("from main import f\nassert f(1) == 2", "the completion as `solution`", {}),
     "name": (f"{CHECK.replace('(1)', '(g(1))')}", "name 'g' is not defined; define it in `setup`, or name it in `entry_point`", {"entry_point": "f"}),

@@ -230,7 +230,7 @@ def test_after_eight_failures_and_no_success_the_rest_is_skipped():
     with serving(lambda number, body: (404, "no", {})) as server:
         verdicts = ask(server, *map(str, range(20)), concurrency=2)
     assert 8 <= len(server.bodies) <= 9
-    assert verdicts[-1].reason == "http: failed on 8 rows and was not asked again"
+    assert verdicts[-1].reason == "http: failed on 8 rows and was not called again"
     assert all(verdict.reward is None and verdict.reason for verdict in verdicts)
 
 
@@ -286,7 +286,7 @@ def test_a_corrupt_cache_is_a_one_line_error(tmp_path):
     with pytest.raises(RewardError, match="as a cache: file is not a database; remove it or name another file"):
         RequestCache(tmp_path / "c")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RewardError, match=r"cannot make .*file/x for the cache"):
+    with pytest.raises(RewardError, match=r"cannot create .*file/x for the cache"):
         RequestCache(tmp_path / "file/x/c")
 
 
@@ -346,7 +346,7 @@ def test_an_exception_of_a_local_reward_gives_a_reason():
         ({"url": "localhost:8000"}, "the judge's url is 'localhost:8000'; give a base such as"),
         ({"template": "Rate it."}, r"the judge's template has no \{completion\}"),
         ({"pattern": "("}, "is not a regular expression"),
-        ({"pattern": "score"}, "has 0 groups; put one, the score, in brackets"),
+        ({"pattern": "score"}, "has 0 groups; it needs exactly one, the score"),
         ({"lowest": 1, "highest": 1}, "scores go from 1 to 1; put the lowest first"),
         ({"deadline": 0}, "the judge's deadline is 0; give a number above 0"),
         ({"attempts": 0}, "the judge's attempts is 0"),

@@ -291,7 +291,7 @@ def test_too_many_tests_for_the_time_are_not_blamed_on_the_completion():
     with RewardPool({"code_tests": REWARDS["code_tests"]}, workers=1, timeout=2.0) as pool:
         (verdicts,) = pool.score([RewardBatch("p", [ADDS, "print(0)"], {"tests": SUMS})])
     assert [v.reward for v in verdicts] == [None, 0.0]
-    assert "40 tests take longer than a completion has; give rewards.timeout" in verdicts[0].reason
+    assert "40 tests need more time than a completion has; increase rewards.timeout" in verdicts[0].reason
 
 
 @pytest.mark.skipif(bool(isolation_problem()), reason=f"code cannot be isolated: {isolation_problem()}")

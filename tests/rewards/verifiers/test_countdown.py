@@ -103,7 +103,7 @@ def test_each_row_is_scored_with_its_own_columns_and_may_abstain():
 
 @pytest.mark.parametrize("numbers", ["three", 3, ["1", "2"], '{"a": 1}'])
 def test_columns_that_are_not_numbers(numbers):
-    with pytest.raises(ValueError, match=r"not a list of whole numbers|Expecting value"):
+    with pytest.raises(ValueError, match=r"not a list of integers|Expecting value"):
         countdown(completions=["1+2"], numbers=[numbers], target=[3])
 
 

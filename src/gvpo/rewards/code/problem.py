@@ -99,9 +99,7 @@ class _Budget:
         self._done, self._own = self._done + 1, self._own + seconds
         taken = time.monotonic() - self._started
         if taken >= self._seconds and (taken - self._own) / self._done * self._tests >= self._seconds:
-            raise RewardError(
-                f"{self._tests} tests take longer than a completion has; give rewards.timeout more seconds"
-            )
+            raise RewardError(f"{self._tests} tests need more time than a completion has; increase rewards.timeout")
         return taken < self._seconds
 
 
@@ -163,7 +161,7 @@ def _fault(problem: CodeProblem) -> str:
     programs = isinstance(problem.tests, Programs)
     fault = _fault_of_outputs(problem) if programs else _fault_of_tests(problem)
     if not fault and problem.prefix.strip() and problem.passes(problem.prefix):
-        return "the tests pass for the column `prefix` alone, without a completion; correct `tests` or `prefix`"
+        return "the tests pass for the column `prefix` without a completion; correct `tests` or `prefix`"
     return fault
 
 
@@ -188,15 +186,16 @@ def _fault_of_tests(problem: CodeProblem) -> str:
     if said.startswith(BROKEN):
         return _cannot_run(said.removeprefix(f"{BROKEN}: "))
     if empty:
-        called = f"`{'`, `'.join(problem.tests.names)}`" if problem.tests.names else "nothing of the code"
+        called = f"`{'`, `'.join(problem.tests.names)}`" if problem.tests.names else "no function of the code"
         return (
             f"the tests pass for an empty program, so they cannot fail (they call {called}); "
             "write tests that fail for wrong code, and name the functions that they call in `entry_point`"
         )
     if not problem.tests.names:
         return (
-            f"the tests call nothing of the code, and fail for every program ({said.partition(': ')[2].rstrip(': ')}); "
-            "write tests that call its functions, or name these in `entry_point`"
+            "the tests call no function of the code and fail for every program "
+            f"({said.partition(': ')[2].rstrip(': ')}); write tests that call its functions, "
+            "or name these in `entry_point`"
         )
     if all(problem.passes(problem.tests.stub(value)) for value in CONTRADICTING):
         return (
@@ -211,8 +210,8 @@ def _cannot_run(said: str) -> str:
     kind, _, text = said.partition(": ")
     if kind in ("ModuleNotFoundError", "ImportError"):
         return (
-            f"the tests cannot run: {text}; the sandbox has the standard library, and the completion as `solution`: "
-            "rewrite the tests with these, or remove the problem"
+            f"the tests cannot run: {text}; the sandbox provides only the standard library, and the completion as "
+            "`solution`; rewrite the tests, or remove the problem"
         )
     if kind == "NameError":
         return f"the tests cannot run: {text}; define it in `setup`, or name it in `entry_point` if it is the code's"

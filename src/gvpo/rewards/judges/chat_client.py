@@ -151,7 +151,7 @@ class _Asking:
         """Wait for a turn, then ask until there is an answer, no attempts remain, or the deadline has passed."""
         async with self._free:
             if self._failed >= GIVE_UP_AFTER and not self._succeeded:
-                return ChatAnswer(reason=f"http: failed on {self._failed} rows and was not asked again")
+                return ChatAnswer(reason=f"http: failed on {self._failed} rows and was not called again")
             answer = await self._in_time(body)
         self._failed += bool(answer.reason)
         self._succeeded |= not answer.reason

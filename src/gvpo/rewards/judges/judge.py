@@ -35,7 +35,7 @@ part of what you rate, not for you.
 
 Give your reasons in a few words, then end with a line "Score: " and the number."""
 SCORE = r"(?i)score[^\w\-\u2212]{0,5}(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w.,]*\d)"
-"""Regular expression for the score in the judge's answer; the last match counts. Only whole numbers match."""
+"""Regular expression for the score in the judge's answer, of which the last match counts. It never splits a number."""
 _PLACE = re.compile(r"\{(\w+)\}")
 _GIVEN = ("prompt", "completion")
 
@@ -67,7 +67,7 @@ class Scale:
         except re.error as error:
             raise RewardError(f"the judge's pattern {self.pattern!r} is not a regular expression: {error}") from None
         if groups != 1:
-            raise RewardError(f"the judge's pattern has {groups} groups; put one, the score, in brackets")
+            raise RewardError(f"the judge's pattern has {groups} groups; it needs exactly one, the score")
 
     def reward(self, text: str) -> float | None:
         """Return the reward in [0, 1] of a judge's answer; None if it has no score, or a score outside the scale."""

@@ -34,7 +34,7 @@ _SMALL, _POSITIVE, _SIGNED, _WHOLE, _NEGATIVE = (
 
 
 def same_constant(left: Tree, right: Tree, decimals: bool, error: Fraction | None) -> bool:
-    """Return whether two trees without variables have the same value; a tree without a value equals none.
+    """Return whether two trees without variables have the same value, and False if one has no value.
 
     Args:
         left: A tree.

@@ -291,7 +291,7 @@ def _parts(ratio: str) -> list[Tree | None]:
 
 
 def _same_ratio(gold: list[Tree | None], written: list[Tree | None]) -> bool:
-    """Return whether two ratios of two or more numbers are proportional; a ratio with a part that is 0 equals none."""
+    """Return whether two ratios of two or more numbers are proportional; one with a zero part equals no other."""
     if len(gold) != len(written) or None in gold or None in written:
         return False
     if any(formulas.is_zero(part) for part in (*gold, *written)):

@@ -37,7 +37,9 @@ def checked_weights(names: Sequence[str], weights: Mapping[str, float] | None) -
     given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     for name in names:
         if name not in given:
-            raise RewardError(f"there is no weight for the reward {name!r}; give every reward one, or none at all")
+            raise RewardError(
+                f"there is no weight for the reward {name!r}; give every reward a weight, or give no weights"
+            )
     for name, weight in given.items():
         if name not in names:
             raise RewardError(f"there is a weight for {name!r}, which is not one of the rewards: {', '.join(names)}")

@@ -233,6 +233,6 @@ def _run_parts(parts: Sequence[CodeType], module: dict[str, Any], functions: Map
 
 
 def _blame(error: BaseException) -> str:
-    """Return BROKEN if tests lack a name or a module, or cannot be read; exceptions of the code never say this."""
+    """Return BROKEN if tests lack a name or a module, or cannot be read; exceptions of the code have no `name`."""
     lacks = isinstance(error, NameError | ImportError) and error.name
     return BROKEN if lacks or type(error).__name__ == "Unreadable" else FAILED

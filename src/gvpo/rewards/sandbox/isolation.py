@@ -50,12 +50,12 @@ def is_isolated() -> bool:
     if allowed:
         raise RewardError(
             f"{ALLOW_VARIABLE}=1 is not allowed for root, as untrusted code would run as root ({problem}); run gvpo as "
-            "another user (docker run --user 1000), or allow it to make namespaces (`gvpo docs code-tests`)"
+            "another user (docker run --user 1000), or allow it to create namespaces (`gvpo docs code-tests`)"
         )
     raise RewardError(
-        f"code cannot be isolated on this machine ({problem}); allow it to make namespaces "
+        f"code cannot be isolated on this machine ({problem}); allow it to create namespaces "
         f"(`gvpo docs code-tests`), or set {ALLOW_VARIABLE}=1, "
-        "as another user than root, to run untrusted code with limits only"
+        "as a user other than root, to run untrusted code with limits only"
     )
 
 

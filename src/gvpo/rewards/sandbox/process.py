@@ -162,7 +162,7 @@ def sealed(data: bytes) -> int:
 
 
 def _ended(status: bytes) -> GuestExit:
-    """Parse the first report of the supervisor; there is only one unless the sandbox did not close."""
+    """Parse the first report of the supervisor; later ones could only come from code that escaped the sandbox."""
     try:
         said, _ = json.JSONDecoder().raw_decode(status.decode())
     except ValueError:

@@ -115,7 +115,7 @@ def run_tests(
         if said == b"" and exit_code is not None and exit_code >= 0:
             return False, f"{BROKEN}: Unreadable: the tests end their process; write tests that return"
         if said is None and _checked(theirs.end()).seconds < (time.monotonic() - started) / 2:
-            raise RewardError("the sandbox for code did not start in time; give rewards.timeout more seconds")
+            raise RewardError("the sandbox for code did not start in time; increase rewards.timeout")
     text = (said or b"").decode(errors="replace")
     return text == PASSED, text
 

@@ -65,7 +65,7 @@ class _Result(unittest.TestResult):
 
     def addUnexpectedSuccess(self, test: Any) -> None:  # noqa: N802
         """Record that a test passed although it is marked as an expected failure."""
-        self.first = self.first or AssertionError(f"{test} passed, which it must not")
+        self.first = self.first or AssertionError(f"{test} passed, but was expected to fail")
 
 
 def _run_method(test: type, name: str) -> None:

@@ -98,7 +98,7 @@ def _is_right(text: str, numbers: Sequence[int], target: int) -> bool:
 def _given(numbers: Any) -> list[int]:
     listed = json.loads(numbers) if isinstance(numbers, str) else numbers
     if not isinstance(listed, Sequence) or not all(isinstance(each, int) for each in listed):
-        raise ValueError(f"the numbers {str(numbers)[:80]!r} are not a list of whole numbers; clean the column")
+        raise ValueError(f"the numbers {str(numbers)[:80]!r} are not a list of integers; clean the column")
     return list(listed)
 
 

@@ -69,7 +69,7 @@ def json_fields(fields: Mapping[str, str], *, only: bool = False, name: str = "j
         RewardError: If there are no fields, or a kind does not exist.
     """
     if not isinstance(fields, Mapping) or not fields:
-        raise RewardError('json_fields: give the fields and their kinds, { name = "text", age = "integer" }')
+        raise RewardError('json_fields: give the fields and their kinds, such as { name = "text", age = "integer" }')
     kinds = {field: _kinds(field, kind) for field, kind in fields.items()}
 
     def share(completions: Sequence[Answer], **columns: Any) -> list[float | None]:
