@@ -91,7 +91,7 @@ def test_what_cannot_be_merged_is_one_line_and_exit_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     save_model(model(), tokenizer(), "whole")
-    run = trainer(Path("run"), lora_rank=2, steps=1, held=[])
+    run = trainer(Path("run"), lora_rank=2, steps=1, held=None)
     save_model(run.model, tokenizer(), "adapter")
     assert main(["merge", *words]) == 2
     error = capsys.readouterr().err

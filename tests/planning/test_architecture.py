@@ -69,7 +69,7 @@ def test_an_unknown_type_is_planned_as_a_llama_with_a_note():
     llama = read_architecture({**SIZES, "model_type": "llama"})
     other = read_architecture({**SIZES, "model_type": "zebra"})
     assert other.parameters == llama.parameters
-    assert "'zebra' is not known" in other.notes[0]
+    assert "'zebra' is unknown" in other.notes[0]
 
 
 def test_only_the_language_part_of_a_vision_model_counts():
@@ -90,7 +90,7 @@ def test_local_configurations(tmp_path):
     with pytest.raises(ModelError, match=r"has no config\.json"):
         local_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="is not JSON"):
+    with pytest.raises(ModelError, match="is not readable JSON"):
         local_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="is a list"):
