@@ -1,4 +1,4 @@
-"""Column addition: the chains are right or forget every carry, and no held-out problem is ever trained on."""
+"""Tests of column addition: chains are correct or forget every carry, and no held-out problem is in training."""
 
 import itertools
 
@@ -13,16 +13,16 @@ ADDITION = TASKS["addition"]
 
 
 def numbers(problem):
-    """The two numbers of a problem."""
+    """Return the two numbers of a problem."""
     left, right = problem.prompt.removesuffix("=\n").split("+")
     return int(left), int(right)
 
 
-def test_a_chain_by_hand():
+def test_a_chain_matches_a_hand_written_one():
     assert chain(489, 636) == "9+6+0=15\n8+3+1=12\n4+6+1=11\n\\boxed{1125}"
 
 
-def test_a_chain_that_forgets_by_hand():
+def test_a_chain_without_carries_matches_a_hand_written_one():
     assert chain(489, 636, carry=False) == "9+6+0=15\n8+3+0=11\n4+6+0=10\n\\boxed{1015}"
 
 
@@ -32,7 +32,7 @@ def test_numbers_of_different_width():
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3, 8])
-def test_the_right_chain_gets_every_reward(digits):
+def test_the_correct_chain_has_full_reward(digits):
     for problem in ADDITION.problems("train", 50, 3, digits=digits):
         left, right = numbers(problem)
         assert problem.columns["answer"] == str(left + right)
@@ -41,7 +41,7 @@ def test_the_right_chain_gets_every_reward(digits):
             assert REWARDS[name](completions=[chain(left, right)], **columns) == [1.0]
 
 
-def test_a_chain_that_forgets_is_right_only_where_nothing_is_carried():
+def test_a_chain_without_carries_is_correct_only_if_nothing_is_carried():
     for problem in ADDITION.problems("train", 300, 0):
         left, right = numbers(problem)
         forgetful = chain(left, right, carry=False)
@@ -52,7 +52,7 @@ def test_a_chain_that_forgets_is_right_only_where_nothing_is_carried():
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
-def test_train_and_eval_never_meet(digits):
+def test_train_and_eval_do_not_overlap(digits):
     def unordered(split, seed):
         return {tuple(sorted(numbers(p))) for p in ADDITION.problems(split, 1000, seed, digits=digits)}
 
@@ -61,7 +61,7 @@ def test_train_and_eval_never_meet(digits):
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_problems_are_different_of_the_right_size_and_the_seeds(split):
+def test_problems_are_different_and_depend_on_digits_and_seed(split):
     first = ADDITION.problems(split, 500, 1)
     assert first == ADDITION.problems(split, 500, 1)
     assert first != ADDITION.problems(split, 500, 2)
@@ -69,16 +69,16 @@ def test_problems_are_different_of_the_right_size_and_the_seeds(split):
     assert all(100 <= number <= 999 for problem in first for number in numbers(problem))
 
 
-def test_more_problems_begin_with_the_fewer():
+def test_a_longer_list_begins_with_the_shorter_one():
     assert ADDITION.problems("train", 500, 1)[:20] == ADDITION.problems("train", 20, 1)
 
 
-def test_asking_for_more_than_there_are_gives_all():
+def test_a_count_above_the_number_of_problems_returns_all():
     every = [*ADDITION.problems("train", 1000, 0, digits=1), *ADDITION.problems("eval", 1000, 0, digits=1)]
     assert sorted(map(numbers, every)) == list(itertools.product(range(10), repeat=2))
 
 
-def test_demonstrations_forget_as_often_as_asked_and_show_training_problems_only():
+def test_demonstrations_forget_with_the_given_probability_and_use_training_problems():
     shown = ADDITION.demonstrations(4000, 0, forget_carry=0.7)
     assert shown == ADDITION.demonstrations(4000, 0, forget_carry=0.7)
     held_out = {tuple(sorted(numbers(p))) for p in ADDITION.problems("eval", 40_000, 0)}
@@ -96,7 +96,7 @@ def test_demonstrations_forget_as_often_as_asked_and_show_training_problems_only
 
 
 @pytest.mark.parametrize(("forget", "carry"), [(0.0, True), (1.0, False)])
-def test_demonstrations_at_the_ends(forget, carry):
+def test_demonstrations_with_probabilities_0_and_1(forget, carry):
     for problem, text in ADDITION.demonstrations(100, 5, forget_carry=forget, digits=2):
         assert text == chain(*numbers(problem), carry=carry)
 
@@ -113,6 +113,6 @@ def test_demonstrations_at_the_ends(forget, carry):
         (lambda: ADDITION.demonstrations(1, 0, forget_carry=1.5), "between 0 and 1, not 1.5"),
     ],
 )
-def test_options_that_cannot_be(call, message):
+def test_error_explains_invalid_options(call, message):
     with pytest.raises(ConfigError, match=message):
         call()

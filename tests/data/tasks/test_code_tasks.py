@@ -1,6 +1,6 @@
-"""MBPP, HumanEval and contest records as problems, on rows of our own; reference solutions of the real ones pass."""
+"""Tests of MBPP, HumanEval and contest records with rows of our own, and with real reference solutions."""
 
-# ruff: noqa: E501 - the rows are as they come
+# ruff: noqa: E501 - the rows are copied unchanged
 
 import base64
 import json
@@ -71,8 +71,8 @@ def test_mbpp_from_a_file(tmp_path):
 def test_humaneval():
     (problem,) = TASKS["humaneval"].read(HUMANEVAL_ROWS, "eval")
     assert problem.prompt == HUMANEVAL_ROWS[0]["prompt"]
-    assert judged(problem, "    return math.sqrt(n)\n") == 1.0  # goes on where the prompt ends
-    assert judged(problem, "```python\ndef root(n):\n    return n ** 0.5\n```") == 1.0  # writes it all
+    assert judged(problem, "    return math.sqrt(n)\n") == 1.0  # continues the prompt
+    assert judged(problem, "```python\ndef root(n):\n    return n ** 0.5\n```") == 1.0  # writes the whole function
     assert judged(problem, "    return n\n") == 0.0
     assert judged(problem, "    pass\ndef half(n): return 4\ndef check(f): pass\n") == 0.0
     with pytest.raises(DataError, match="no training problems"):
@@ -118,7 +118,7 @@ def test_livecodebench():
     assert judged(program, "print(3)") == 0.0
     assert FUNCTION_ROW["starter_code"] in function.prompt
     body = "class Solution:\n    def pairs(self, nums: List[int]) -> List[List[int]]:\n        return "
-    assert judged(function, f"{body}[(n, 2 * n) for n in nums]") == 1.0  # tuples are lists to this benchmark
+    assert judged(function, f"{body}[(n, 2 * n) for n in nums]") == 1.0  # this benchmark accepts tuples as lists
     assert judged(function, f"{body}[[n, n] for n in nums]") == 0.0
 
 
@@ -126,7 +126,7 @@ def test_a_window_of_days():
     def kept(**window):
         return [problem.id for problem in TASKS["livecodebench"].read([STDIN_ROW, FUNCTION_ROW], "eval", **window)]
 
-    assert kept(since="2024-08-17", until="2024-08-17") == ["livecodebench/abc1"]  # both ends count
+    assert kept(since="2024-08-17", until="2024-08-17") == ["livecodebench/abc1"]  # both ends are included
     assert kept(since="2024-08-18") == ["livecodebench/2"]
     assert kept(until="2024-08-16") == []
     with pytest.raises(ConfigError, match="since and until are days"):
@@ -135,7 +135,7 @@ def test_a_window_of_days():
         TASKS["livecodebench"].read([STDIN_ROW | {"contest_date": None}], "eval", since="2024-01-01")
 
 
-def test_packed_test_cases_can_only_be_text():
+def test_packed_test_cases_can_contain_only_text():
     class Evil:
         def __reduce__(self):
             return os.system, ("true",)
@@ -148,7 +148,7 @@ def test_packed_test_cases_can_only_be_text():
 
 
 def test_packed_test_cases_are_not_unpacked_beyond_a_limit():
-    """A gibibyte in a megabyte is counted, not kept; so are texts just above and below the limit."""
+    """Count the size of a gibibyte packed in a megabyte, and of texts just above and below the limit."""
     bomb = base64.b64encode(zlib.compress(bytes(1 << 30), 9)).decode()
     tracemalloc.start()
     with pytest.raises(
@@ -160,8 +160,8 @@ def test_packed_test_cases_are_not_unpacked_beyond_a_limit():
     assert peak < 16 << 20
 
 
-def test_a_pickle_with_anything_but_a_text_is_refused():
-    huge = b"\x80\x02X\x02\x00\x00\x00[]r\xff\xff\xff\x7f."  # a memo of 2^31 places: unpickling would make it
+def test_a_pickle_with_anything_but_one_text_raises():
+    huge = b"\x80\x02X\x02\x00\x00\x00[]r\xff\xff\xff\x7f."  # a memo of 2^31 places, which unpickling would allocate
     texts = pickle.dumps(("[]", "[]"))
     for data, read in ((huge, True), (texts, False), (pickle.dumps(7), False), (pickle.dumps("[]")[:-1], False)):
         row = STDIN_ROW | {"private_test_cases": base64.b64encode(zlib.compress(data)).decode()}
@@ -172,7 +172,7 @@ def test_a_pickle_with_anything_but_a_text_is_refused():
                 TASKS["livecodebench"].read([row], "eval")
 
 
-def test_a_call_that_is_not_json_names_its_row():
+def test_error_names_the_row_of_a_call_that_is_not_json():
     row = FUNCTION_ROW | {"public_test_cases": json.dumps([case("x", "1")])}
     with pytest.raises(DataError, match="livecodebench row 1: a test of a function has an input or output that is not"):
         TASKS["livecodebench"].read([row], "eval")

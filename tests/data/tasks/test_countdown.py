@@ -1,4 +1,4 @@
-"""Countdown: every problem has the solution that it brings, and no set of numbers is in both splits."""
+"""Tests of Countdown: the solution of every problem is correct, and no set of numbers is in both splits."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def judged(text, problem):
 @pytest.mark.parametrize(
     "options", [{}, {"sizes": [2]}, {"sizes": [6], "largest": 12}, {"signs": "+-"}, {"signs": "*/", "target": 10_000}]
 )
-def test_every_problem_has_the_solution_that_it_brings(options):
+def test_the_solution_of_every_problem_is_correct(options):
     problems = COUNTDOWN.problems("train", 300, 3, **options)
     assert len(problems) == 300
     for problem in problems:
@@ -71,7 +71,7 @@ def test_the_seed_fixes_the_problems():
     assert len({problem.id for problem in first}) == 200
 
 
-def test_demonstrations_miss_as_often_as_asked():
+def test_demonstrations_miss_with_the_given_probability():
     right = COUNTDOWN.demonstrations(200, 0)
     assert all(judged(text, problem) == 1.0 for problem, text in right)
     assert right == COUNTDOWN.demonstrations(200, 0)
@@ -82,12 +82,12 @@ def test_demonstrations_miss_as_often_as_asked():
     assert not {tuple(sorted(p.columns["numbers"])) for p, _ in missing} & held_out
 
 
-def test_a_demonstration_is_its_steps_and_the_boxed_expression():
+def test_a_demonstration_has_its_steps_and_the_boxed_expression():
     problem, text = COUNTDOWN.demonstrations(1, 0)[0]
     assert text == "\n".join([*problem.columns["steps"], f"\\boxed{{{problem.columns['solution']}}}"])
 
 
-def test_rows_of_others_go_where_their_numbers_belong():
+def test_rows_of_other_sources_are_split_by_their_numbers():
     rows = [{"nums": [n, n + 1, 2], "target": 2 * n + 3} for n in range(1, 60)]
     train, held_out = (COUNTDOWN.read(rows, split, prompt="{target} of {numbers}") for split in ("train", "eval"))
     assert len(train) + len(held_out) == 59
@@ -116,6 +116,6 @@ def test_rows_of_others_go_where_their_numbers_belong():
         (lambda: COUNTDOWN.read([{"nums": [1, 2]}], "train"), DataError, "row 1 is not of countdown"),
     ],
 )
-def test_what_cannot_be(call, error, message):
+def test_error_explains_invalid_options_and_rows(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Arithmetic and word problems: every step is a true equation, another way of solving agrees, no number is shared."""
+"""Tests of arithmetic and word problems: steps are true, other solutions agree, and splits share no numbers."""
 
 import ast
 import itertools
@@ -25,7 +25,7 @@ each_task = pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.nam
 
 
 def value(text):
-    """What a term is worth, by its syntax tree, in fractions."""
+    """Return the value of a term as a fraction, computed from its syntax tree."""
 
     def of(node):
         if isinstance(node, ast.UnaryOp):
@@ -38,13 +38,13 @@ def value(text):
 
 
 def answer(problem):
-    """The answer as a fraction."""
+    """Return the answer as a fraction."""
     latex = re.fullmatch(r"\\frac\{(\d+)\}\{(\d+)\}", problem.columns["answer"])
     return Fraction(int(latex[1]), int(latex[2])) if latex else Fraction(problem.columns["answer"])
 
 
 def numbers(problem):
-    """The numbers of a question in their order."""
+    """Return the numbers of a question in their order."""
     return list(map(int, re.findall(r"\d+", problem.prompt.removesuffix(INSTRUCTION))))
 
 
@@ -55,7 +55,7 @@ def brute_remainder(dividend, divisor):
 
 
 def equation(question):
-    """x by exact rational arithmetic from the coefficients of both sides."""
+    """Compute x by exact rational arithmetic from the coefficients of both sides."""
     left, right = re.search(r"Solve (.*) = (.*) for x", question).groups()
     (a, b), (c, d) = (
         (int(next(iter(re.findall(r"(\d+)x", side)), 0)), int(next(iter(re.findall(r"(\d+)(?!\d|x)", side)), 0)))
@@ -64,7 +64,7 @@ def equation(question):
     return Fraction(d - b, a - c)
 
 
-# Ways to the answer other than the generator's: by the text alone, or by the numbers in the question's order.
+# Solutions that differ from the generator's: from only the text, or from the numbers in the question's order.
 BY_TEXT = {
     "sum": lambda q: value(q.removeprefix("Compute ")[:-1]),
     "difference": lambda q: value(q.removeprefix("Compute ")[:-1]),
@@ -78,7 +78,7 @@ BY_TEXT = {
 BY_NUMBERS = {
     ("shopping", 3): lambda n, price, money: money - n * price,
     ("shopping", 4): lambda n, price, fee, money: money - n * price - fee,
-    ("sharing", 2): lambda total, people: None,  # which of two is asked: see SHARING
+    ("sharing", 2): lambda total, people: None,  # two possible questions: see SHARING
     ("travel", 2): lambda hours, speed: hours * speed,
     ("travel", 4): lambda hours, speed, more, faster: hours * speed + more * faster,
     ("ages", 2): lambda times, total: Fraction(total, times + 1),
@@ -87,14 +87,14 @@ BY_NUMBERS = {
     ("fence", 3): lambda length, width, price: (length + width + length + width) * price,
     ("discount", 2): lambda price, percent: price * Fraction(100 - percent, 100),
     ("discount", 3): lambda price, percent, count: count * price * Fraction(100 - percent, 100),
-    ("animals", 2): lambda heads, legs: None,  # which of two is asked: see below
+    ("animals", 2): lambda heads, legs: None,  # two possible questions: see below
     ("savings", 3): lambda start, weekly, price: Fraction(price - start, weekly),
     ("savings", 4): lambda start, weekly, spent, price: Fraction(price - start, weekly - spent),
 }
 
 
 def solved(problem):
-    """The answer by another way than the generator's."""
+    """Compute the answer in a way that differs from the generator's."""
     question, family, given = problem.prompt.removesuffix(INSTRUCTION), problem.columns["family"], numbers(problem)
     if family in BY_TEXT:
         return BY_TEXT[family](question)
@@ -128,7 +128,7 @@ def test_answers_steps_and_rewards_agree(task, level):
 
 
 @each_task
-def test_no_set_of_numbers_is_in_both_splits_whatever_seeds_families_and_levels(task):
+def test_no_set_of_numbers_is_in_both_splits_for_any_seed_family_or_level(task):
     def sets(split, seed, **options):
         return {tuple(sorted(numbers(p))) for p in task.problems(split, 700, seed, **options)}
 
@@ -178,7 +178,7 @@ def test_options_choose(task):
 
 
 @each_task
-def test_demonstrations_are_right_and_of_training_problems(task):
+def test_demonstrations_are_correct_and_use_training_problems(task):
     shown = task.demonstrations(300, 0)
     assert shown == task.demonstrations(300, 0)
     held_out = {problem.id for problem in task.problems("eval", 3000, 0)}
@@ -188,8 +188,8 @@ def test_demonstrations_are_right_and_of_training_problems(task):
         assert text.splitlines()[:-1] == problem.columns["steps"]
 
 
-def test_asking_for_more_than_there_are_gives_all_of_them():
-    """Quotients of level 1 are 18 times 8; the question shows the dividend and the divisor."""
+def test_a_count_above_the_number_of_problems_returns_all():
+    """Expect 18 times 8 quotients of level 1; the question shows the dividend and the divisor."""
     parts = [
         TASKS["arithmetic"].problems(split, 10_000, 0, families=["quotient"], levels=[1]) for split in ("train", "eval")
     ]
@@ -213,6 +213,6 @@ def test_asking_for_more_than_there_are_gives_all_of_them():
         (lambda: GENERATED[1].demonstrations(1, 0, levels=3), "needs levels as a list"),
     ],
 )
-def test_options_that_cannot_be(call, message):
+def test_error_explains_invalid_options(call, message):
     with pytest.raises(ConfigError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""GSM8K's rows as problems, on three of our own; on all of the real ones where they are at hand."""
+"""Tests of GSM8K with three rows of our own, and with all real rows if the data are available."""
 
 import json
 import os
@@ -23,7 +23,7 @@ REAL = Path(os.environ.get("GVPO_TEST_DATA", Path(__file__).parents[4] / "shared
 
 @pytest.fixture
 def directory(tmp_path):
-    """A copy of the data set's layout."""
+    """Create a directory in the layout of the dataset."""
     for name, rows in (("train.jsonl", ROWS), ("test.jsonl", ROWS[:1])):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path)
@@ -43,7 +43,7 @@ def test_the_splits_are_the_two_files(directory):
     assert (only.id, only.prompt) == ("gsm8k/eval/1", ROWS[0]["question"])
 
 
-def test_rows_from_elsewhere_keep_their_order_and_number():
+def test_rows_from_other_sources_keep_their_order_and_number():
     problems = GSM8K.read(ROWS, "eval", instruction="!")
     assert [problem.id for problem in problems] == ["gsm8k/eval/1", "gsm8k/eval/2", "gsm8k/eval/3"]
     assert [problem.prompt for problem in problems] == [row["question"] + "!" for row in ROWS]
@@ -60,10 +60,10 @@ def test_the_seed_fixes_the_choice(directory):
     assert len({tuple(chosen(seed)) for seed in range(10)}) > 1
 
 
-def test_demonstrations_are_right_and_without_annotations(directory):
+def test_demonstrations_are_correct_and_without_annotations(directory):
     shown = GSM8K.demonstrations(5, 0, path=directory)
     assert len(shown) == 5
-    assert shown[0] == shown[3]  # three rows: from the start again
+    assert shown[0] == shown[3]  # three rows, which repeat from the first
     for problem, text in shown:
         assert "<<" not in text
         assert REWARDS[GSM8K.reward](completions=[text], answer=[problem.columns["answer"]]) == [1.0]
@@ -78,13 +78,13 @@ def test_demonstrations_are_right_and_without_annotations(directory):
         ({"question": "?"}, "gsm8k/train/1 has no 'answer'"),
     ],
 )
-def test_rows_that_are_not_gsm8k(tmp_path, row, message):
+def test_error_names_a_row_of_another_form(tmp_path, row, message):
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=message):
         GSM8K.problems("train", 1, 0, path=str(tmp_path))
 
 
-def test_a_path_that_is_no_directory_of_the_two_files(directory):
+def test_a_path_without_the_two_files_raises(directory):
     with pytest.raises(DataError, match=r"needs a directory with train.jsonl and test.jsonl"):
         GSM8K.problems("train", 1, 0, path=f"{directory}/train.jsonl")
     with pytest.raises(ConfigError, match="no option 'pth'; did you mean 'path'"):
@@ -92,7 +92,7 @@ def test_a_path_that_is_no_directory_of_the_two_files(directory):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real GSM8K is not here; GVPO_TEST_DATA names the directory above it")
-def test_every_real_gold_answer_parses_and_judges_itself():
+def test_every_real_reference_answer_is_parsed_and_accepted():
     problems = [problem for split in ("train", "eval") for problem in GSM8K.problems(split, 10_000, 0, path=str(REAL))]
     assert len(problems) == 7473 + 1319
     for problem in problems:

@@ -1,4 +1,4 @@
-"""MATH's rows as problems, on a few of our own; on the real levels 3 to 5 where they are at hand."""
+"""Tests of MATH with a few rows of our own, and with the real levels 3 to 5 if the data are available."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_rows_become_problems_of_the_split_that_they_name(file):
     assert problems["math/2"].columns == {"answer": "4", "level": 5, "subject": "Geometry"}
 
 
-def test_a_problem_in_both_splits_is_for_training_alone(file):
+def test_a_problem_in_both_splits_is_only_for_training(file):
     (only,) = MATH.problems("eval", 10, 0, path=file, instruction="")
     assert (only.id, only.prompt) == ("math/5", "What is $4+4$?")
     assert only.columns == {"answer": "8", "level": 4, "subject": "Algebra"}
@@ -60,18 +60,18 @@ def test_levels_and_subjects_filter(file):
     assert ids(MATH.read(ROWS, "train", levels=[1, 2, 3, 4, 5], subjects=["Algebra"])) == ["math/1", "math/3"]
 
 
-def test_the_whole_of_it_is_for_training_if_asked(file):
+def test_whole_uses_every_row_for_training(file):
     assert ids(MATH.problems("train", 10, 0, path=file, whole=True)) == ["math/1", "math/2", "math/5"]
     with pytest.raises(ConfigError, match=r"whole=true trains on every row; set data.eval, or data.eval_problems=0"):
         MATH.problems("eval", 10, 0, path=file, whole=True)
 
 
-def test_rows_without_an_answer_are_left_out():
+def test_rows_without_an_answer_are_skipped():
     rows = [*ROWS, {"problem": "Which?", "answer": "", "level": 3, "subject": "Algebra"}]
     assert ids(MATH.read(rows, "train")) == ["math/1", "math/2"]
 
 
-def test_rows_that_name_no_split_are_what_is_asked_for():
+def test_rows_without_a_split_belong_to_the_requested_split():
     bare = [{key: value for key, value in row.items() if key != "split"} for row in ROWS]
     assert ids(MATH.read(bare, "eval")) == ["math/1", "math/2", "math/5"]
 
@@ -122,14 +122,14 @@ def test_answers(row, answer):
         (lambda: MATH.read(ROWS, "train", level=[3]), ConfigError, "no option 'level'; did you mean 'levels'"),
     ],
 )
-def test_what_cannot_be(call, error, message):
+def test_error_explains_invalid_options_and_rows(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real MATH is not here; GVPO_TEST_DATA names the directory above it")
 def test_the_real_levels_3_to_5():
-    """8,887 rows: three occur twice among the training rows, two occur in both splits, two have no answer."""
+    """Of 8,887 rows, three occur twice among the training rows, two occur in both splits, and two have no answer."""
     train, held_out = (MATH.problems(split, 10_000, 0, path=str(REAL)) for split in ("train", "eval"))
     assert (len(train), len(held_out)) == (5586 - 3 - 2, 3301 - 2)
     assert len(MATH.problems("train", 10_000, 0, path=str(REAL), whole=True)) == 8887 - 5 - 2

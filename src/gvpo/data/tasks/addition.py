@@ -1,4 +1,4 @@
-r"""Column addition with its steps written down: a task whose reasoning anybody can check at a glance.
+r"""Column addition with written steps, a task whose reasoning is easy to check.
 
     489+636=
     9+6+0=15        digit + digit + carry = sum, units first
@@ -6,8 +6,8 @@ r"""Column addition with its steps written down: a task whose reasoning anybody 
     4+6+1=11
     \boxed{1125}
 
-Demonstrations can forget the carry (8+3+0=11), in all lines of a chain: a model warm-started on those has the right
-habit latent and the wrong one in front, and rewards have something to find.
+Demonstrations can forget the carry (8+3+0=11), in all lines of a chain. A model that is warm-started on them usually
+forgets the carry and sometimes does not, so rewards have something to reinforce.
 """
 
 import random
@@ -22,27 +22,27 @@ MAX_DIGITS = 100
 
 @checked_options("addition")
 def problems(split: Split, count: int, seed: int, *, digits: int = 3) -> list[Problem]:
-    """Different additions of two numbers.
+    """Generate different additions of two numbers.
 
-    A pair of numbers, in either order, belongs to one split whatever the seed.
+    A pair of numbers, in either order, belongs to one split regardless of the seed.
 
     Args:
         split: "train" or "eval".
-        count: how many; fewer come back where there are no more (one digit).
-        seed: of the choice and the order.
-        digits: of both numbers.
+        count: Number of problems; fewer are returned if no more exist (with one digit).
+        seed: Random seed of the choice and the order.
+        digits: Number of digits of both numbers.
 
     Returns:
         Problems with the columns `answer` ("1125") and `steps` (["9+6+0=15", ...]).
 
     Raises:
-        ConfigError: an option that cannot be.
+        ConfigError: If an option is invalid.
     """
     check_split("addition", split)
     _check_digits(digits)
     rng = random.Random(f"addition/{split}/{digits}/{seed}")
     low, high = _range(digits)
-    if 2 * EVAL_SHARE * count >= (high - low) ** 2:  # too many to draw at random until they are all different
+    if 2 * EVAL_SHARE * count >= (high - low) ** 2:  # sampling until all are different would take too long
         pairs = [(a, b) for a in range(low, high) for b in range(low, high) if _split(a, b) == split]
         rng.shuffle(pairs)
         return [_problem(*pair) for pair in pairs[:count]]
@@ -56,19 +56,19 @@ def problems(split: Split, count: int, seed: int, *, digits: int = 3) -> list[Pr
 
 @checked_options("addition")
 def demonstrations(count: int, seed: int, *, digits: int = 3, forget_carry: float = 0.7) -> list[tuple[Problem, str]]:
-    """Worked additions of training problems, some of which forget every carry.
+    """Generate training problems with worked additions, some of which forget every carry.
 
     Args:
-        count: how many; problems may repeat.
-        seed: of the problems and of which chains forget.
-        digits: of both numbers.
-        forget_carry: the probability that a chain writes 0 for every carry, and the answer that follows from it.
+        count: Number of demonstrations; problems may repeat.
+        seed: Random seed of the problems and of the chains that forget.
+        digits: Number of digits of both numbers.
+        forget_carry: Probability that a chain writes 0 for every carry, and the answer that follows from it.
 
     Returns:
         (problem, chain) pairs.
 
     Raises:
-        ConfigError: an option that cannot be.
+        ConfigError: If an option is invalid.
     """
     _check_digits(digits)
     if not 0 <= forget_carry <= 1:
@@ -82,13 +82,13 @@ def demonstrations(count: int, seed: int, *, digits: int = 3, forget_carry: floa
 
 
 def chain(left: int, right: int, *, carry: bool = True) -> str:
-    """The written addition, from the units to the boxed sum; without `carry` every carry is forgotten."""
+    """Return the written addition, from the units to the boxed sum; without `carry`, every carry is forgotten."""
     lines, answer = _work(left, right, carry=carry)
     return "\n".join([*lines, f"\\boxed{{{answer}}}"])
 
 
 def _work(left: int, right: int, *, carry: bool) -> tuple[list[str], str]:
-    """The lines of a chain, and the answer that they add up to."""
+    """Return the lines of a chain and the resulting answer."""
     width = max(len(str(left)), len(str(right)))
     columns = zip(reversed(f"{left:0{width}}"), reversed(f"{right:0{width}}"), strict=True)
     lines, answer, carried, total = [], "", 0, 0
@@ -106,7 +106,7 @@ def _problem(left: int, right: int) -> Problem:
 
 
 def _pairs(rng: random.Random, split: Split, digits: int) -> Iterator[tuple[int, int]]:
-    """Random pairs of a split, without end."""
+    """Yield random pairs of a split, without end."""
     low, high = _range(digits)
     while True:
         pair = rng.randrange(low, high), rng.randrange(low, high)
@@ -115,7 +115,7 @@ def _pairs(rng: random.Random, split: Split, digits: int) -> Iterator[tuple[int,
 
 
 def _split(left: int, right: int) -> Split:
-    """Where a pair belongs, in either order."""
+    """Return the split of a pair, in either order."""
     return split_of(f"{min(left, right)}+{max(left, right)}")
 
 

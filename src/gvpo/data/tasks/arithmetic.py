@@ -1,6 +1,6 @@
-"""Arithmetic in families: what is computed differs, and how large the numbers are is the level.
+"""Arithmetic problems: the family determines the operation, and the level the size of the numbers.
 
-Every family's answer follows from its steps, which are true equations: an exercise is right by construction.
+The answer of every family follows from its steps, which are true equations, so exercises are correct by construction.
 """
 
 import math
@@ -11,7 +11,7 @@ from fractions import Fraction
 from gvpo.data.tasks.generated import SIZES, Exercise, generated
 
 _SMALL = {1: 10, 2: 10, 3: 20, 4: 100, 5: 1000}
-"""What the second factor and the like stay below."""
+"""Upper bound of second factors, divisors and slopes by level."""
 
 
 def _sum(rng: random.Random, level: int) -> Exercise:
@@ -27,7 +27,7 @@ def _difference(rng: random.Random, level: int) -> Exercise:
 
 
 def _chained(sign: str, numbers: Sequence[int], apply: Callable[[int, int], int]) -> Exercise:
-    """An exercise with one sign, worked from left to right."""
+    """Return an exercise with one operator, computed from left to right."""
     total, steps = numbers[0], []
     for number in numbers[1:]:
         before, total = total, apply(total, number)
@@ -60,7 +60,7 @@ def _remainder(rng: random.Random, level: int) -> Exercise:
 
 
 def _expression(rng: random.Random, level: int) -> Exercise:
-    """Brackets first: (a + b) * c, then a further number for each level above the first."""
+    """Generate (a + b) * c, plus or minus one more number for each level above the first."""
     a, b, c = (rng.randrange(2, 10 * level) for _ in range(3))
     sign = rng.choice("+-")
     inner = a + b if sign == "+" else a - b
@@ -75,7 +75,7 @@ def _expression(rng: random.Random, level: int) -> Exercise:
 
 
 def _equation(rng: random.Random, level: int) -> Exercise:
-    """A x + b = c; from level 3 on a x + b = c x + d."""
+    """Generate a x + b = c, or a x + b = c x + d from level 3."""
     x, slope, extra = rng.randrange(2, SIZES[level]), rng.randrange(2, _SMALL[level]), rng.randrange(1, SIZES[level])
     total = slope * x + extra
     steps = [f"{total} - {extra} = {slope * x}", f"{slope * x} / {slope} = {x}"]
@@ -87,7 +87,7 @@ def _equation(rng: random.Random, level: int) -> Exercise:
 
 
 def _fraction(rng: random.Random, level: int) -> Exercise:
-    """The sum of two fractions, in lowest terms."""
+    """Generate the sum of two fractions, in lowest terms."""
     (a, b), (c, d) = ((rng.randrange(1, 6 * level), rng.randrange(2, 6 * level)) for _ in range(2))
     common = math.lcm(b, d)
     left, right = a * common // b, c * common // d

@@ -1,4 +1,4 @@
-"""What a task is: where its problems come from, the reward that judges them, and worked answers if it has some."""
+"""Definition of a task: a source of problems, the reward that scores them, and optional demonstrations."""
 
 import functools
 import hashlib
@@ -12,12 +12,12 @@ from gvpo.nearest import did_you_mean
 from gvpo.types import Problem
 
 Split = Literal["train", "eval"]
-"""Which problems: those to train on, or held-out ones. No problem is in both, whatever the seeds."""
+"""Split of the problems: for training, or held out. No problem is in both, regardless of the seeds."""
 
 EVAL_SHARE = 10
-"""One problem in this many is held out, where problems are made on the spot."""
+"""One of this many generated problems is held out."""
 PATIENCE = 2000
-"""Draws in a row that bring no new problem before it is taken that there are no more."""
+"""Number of consecutive draws without a new problem after which the problems count as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Task:
     """A task.
 
     Args:
-        name: its key in `TASKS`.
-        reward: name of the reward that judges it, in `gvpo.rewards.REWARDS`.
-        problems: `problems(split, count, seed, **options)` gives at most `count` different problems of a split.
-        demonstrations: `demonstrations(count, seed, **options)` gives training problems, each with the text of an
-            answer, for supervised training; None where there are none.
-        read: `read(rows, split, **options)` makes problems of rows in the task's own form, from wherever they come;
-            None where the problems are made on the spot.
+        name: Its key in `TASKS`.
+        reward: Name of the reward that scores it, in `gvpo.rewards.REWARDS`.
+        problems: `problems(split, count, seed, **options)` returns at most `count` different problems of a split.
+        demonstrations: `demonstrations(count, seed, **options)` returns training problems, each with the text of an
+            answer, for supervised training; None if the task has no demonstrations.
+        read: `read(rows, split, **options)` converts rows in the task's form, from any source, into problems; None if
+            the problems are generated.
 
-    The same arguments give the same lists.
+    The functions are deterministic: the same arguments give the same lists.
     """
 
     name: str
@@ -44,23 +44,23 @@ class Task:
 
 
 def check_split(task: str, split: str) -> None:
-    """Refuse a split that no task has.
+    """Check the name of a split.
 
     Raises:
-        ConfigError: it is neither "train" nor "eval".
+        ConfigError: If the split is neither "train" nor "eval".
     """
     if split not in get_args(Split):
         raise ConfigError(f"the task {task!r} has the splits train and eval, not {split!r}")
 
 
 def split_of(name: str) -> Split:
-    """Where what has this name belongs: a function of the name alone, so that no seed moves it into training."""
+    """Return the split of a problem, which depends only on its name, so that no seed moves it into training."""
     held_out = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % EVAL_SHARE == 0
     return "eval" if held_out else "train"
 
 
 def different(draws: Iterator[Problem], count: int) -> list[Problem]:
-    """The first `count` problems of different ids; fewer where `PATIENCE` draws in a row bring none that is new."""
+    """Return the first `count` problems with different IDs, or fewer if `PATIENCE` draws in a row bring no new one."""
     found: dict[str, Problem] = {}
     misses = 0
     for problem in draws:
@@ -75,10 +75,10 @@ T = TypeVar("T")
 
 
 def chosen(task: str, option: str, given: Sequence[T] | None, known: Sequence[T]) -> list[T]:
-    """What an option chooses of the known things, without repetitions; None is all of them.
+    """Return the known values that an option chooses, without repetitions; None chooses all.
 
     Raises:
-        ConfigError: it is no list, empty, or names something else.
+        ConfigError: If the option is not a list, is empty, or contains an unknown value.
     """
     every = ", ".join(map(str, known))
     if given is None:
@@ -95,7 +95,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked_options(task: str) -> Callable[[F], F]:
-    """Decorate a task's function so that an option it does not have is an error that names the nearest it has."""
+    """Decorate a task's function so that an unknown option raises an error that suggests the nearest option."""
 
     def decorate(function: F) -> F:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -1,9 +1,9 @@
-"""Countdown: an expression of given numbers, each used once, that equals a target. Every problem has a solution.
+"""Countdown: find an expression that uses each given number once and equals a target. Every problem has a solution.
 
-Problems are made backwards: numbers are drawn, two of them are put together again and again until one is left, and
-that is the target. What is held out are sets of numbers, whatever is to be made of them.
+Problems are generated backwards: random numbers are combined two at a time until one is left, which is the target. Sets
+of numbers are held out, regardless of their targets.
 
-Rows of others are {"numbers" (or "nums"), "target"}, as `Jiayi-Pan/Countdown-Tasks-3to4` on the hub has them.
+Rows of other sources are {"numbers" (or "nums"), "target"}, as in `Jiayi-Pan/Countdown-Tasks-3to4` on the Hub.
 """
 
 import random
@@ -20,12 +20,12 @@ PROMPT = (
     "number exactly once.\nReason step by step, and put the expression in \\boxed{{}}."
 )
 MOST = 8
-"""Numbers of a problem at most."""
+"""Maximum number of numbers in a problem."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of an expression: its value, its text, and the sign that holds it together ("" for a number)."""
+    """A part of an expression: its value, its text, and its outermost operator ("" for a number)."""
 
     value: int
     text: str
@@ -44,23 +44,23 @@ def problems(
     signs: str = "+-*/",
     prompt: str = PROMPT,
 ) -> list[Problem]:
-    """Different problems, each of which can be solved in whole numbers.
+    """Generate different problems, each of which can be solved with whole numbers.
 
     Args:
         split: "train" or "eval".
-        count: how many; fewer come back where there are no more.
-        seed: of the choice and the order.
-        sizes: how many numbers there may be, 2 to 8 each.
-        largest: number that is drawn.
-        target: the largest.
-        signs: those that a solution may have, of + - * /; one of + and * at least.
-        prompt: the question, with {numbers} ("3, 7, 25") and {target} in it.
+        count: Number of problems; fewer are returned if no more exist.
+        seed: Random seed of the choice and the order.
+        sizes: Possible counts of numbers per problem, 2 to 8 each.
+        largest: Largest number in a problem.
+        target: Largest target.
+        signs: Operators of the solutions, from + - * /; at least one of + and *.
+        prompt: The question, with the placeholders {numbers} ("3, 7, 25") and {target}.
 
     Returns:
         Problems with the columns `numbers`, `target`, `solution` ("3*7+25") and `steps` (["3*7=21", "21+25=46"]).
 
     Raises:
-        ConfigError: an option that cannot be.
+        ConfigError: If an option is invalid.
     """
     check_split("countdown", split)
     _check(sizes, largest, target, signs)
@@ -80,20 +80,20 @@ def demonstrations(
     prompt: str = PROMPT,
     miss: float = 0.0,
 ) -> list[tuple[Problem, str]]:
-    """Training problems with worked solutions, some of which miss the target.
+    """Generate training problems with worked solutions, some of which miss the target.
 
     Args:
-        count: how many; problems may repeat.
-        seed: of the problems and of which solutions miss.
-        sizes: as for problems, like all options up to `prompt`.
-        largest: as above.
-        target: as above.
-        signs: as above.
-        prompt: as above.
-        miss: the probability that the numbers are put together at random, whatever the target is.
+        count: Number of demonstrations; problems may repeat.
+        seed: Random seed of the problems and of the solutions that miss.
+        sizes: See `problems`.
+        largest: See `problems`.
+        target: See `problems`.
+        signs: See `problems`.
+        prompt: See `problems`.
+        miss: Probability that the numbers are combined at random, regardless of the target.
 
     Raises:
-        ConfigError: an option that cannot be.
+        ConfigError: If an option is invalid.
     """
     _check(sizes, largest, target, signs)
     if not 0 <= miss <= 1:
@@ -109,15 +109,15 @@ def demonstrations(
 
 @checked_options("countdown")
 def read(rows: Iterable[Mapping[str, Any]], split: Split, *, prompt: str = PROMPT) -> list[Problem]:
-    """Those of the given rows that belong to a split, in their order; what is held out are sets of numbers.
+    """Convert the given rows of a split to problems, in their order; sets of numbers are held out.
 
     Args:
-        rows: {"numbers" or "nums", "target"} each.
-        split: which rows.
-        prompt: as for problems.
+        rows: Rows with {"numbers" or "nums", "target"}.
+        split: Split of the problems to return.
+        prompt: See `problems`.
 
     Raises:
-        DataError: a row has no numbers or no target; rows are counted from 1.
+        DataError: If a row has no numbers or no target; rows are counted from 1.
     """
     check_split("countdown", split)
     found = []
@@ -135,14 +135,14 @@ def read(rows: Iterable[Mapping[str, Any]], split: Split, *, prompt: str = PROMP
 
 
 def written(solution: str, steps: Sequence[str]) -> str:
-    """A worked solution: its steps, a line each, then the expression in a box."""
+    """Return a worked solution: its steps, one per line, then the expression in a box."""
     return "\n".join([*steps, f"\\boxed{{{solution}}}"])
 
 
 def _draws(
     rng: random.Random, split: Split, sizes: Sequence[int], largest: int, most: int, signs: str
 ) -> Iterator[tuple[list[int], _Part, list[str]]]:
-    """Numbers of a split with a way to put them together whose result is from 1 to `most`, without end."""
+    """Yield numbers of a split with an expression of them whose result is from 1 to `most`, without end."""
     while True:
         numbers = [rng.randint(1, largest) for _ in range(rng.choice(sizes))]
         if _split(numbers) != split:
@@ -153,7 +153,7 @@ def _draws(
 
 
 def _put_together(rng: random.Random, numbers: Sequence[int], signs: str) -> tuple[_Part, list[str]]:
-    """Two parts become one until one is left; every value on the way is a whole number above 0."""
+    """Combine two parts at a time until one is left; every intermediate value is a whole number above 0."""
     parts = [_Part(number, str(number)) for number in numbers]
     steps = []
     while len(parts) > 1:
@@ -166,12 +166,12 @@ def _put_together(rng: random.Random, numbers: Sequence[int], signs: str) -> tup
 
 
 def _fits(left: int, sign: str, right: int) -> bool:
-    """Whether the result is a whole number above 0; a sum and a product always are."""
+    """Return whether the result is a whole number above 0; a sum and a product always are."""
     return sign in "+*" or (left > right if sign == "-" else left % right == 0)
 
 
 def _joined(left: _Part, sign: str, right: _Part) -> _Part:
-    """Two parts with a sign between them, in brackets where they need some."""
+    """Join two parts with an operator, in brackets if they need them."""
     results = {"+": left.value + right.value, "-": left.value - right.value, "*": left.value * right.value}
     value = results[sign] if sign in results else left.value // right.value
     first = f"({left.text})" if sign in "*/" and left.sign in ("+", "-") else left.text
@@ -198,7 +198,7 @@ def _prompt(template: str, numbers: Sequence[int], target: int) -> str:
 
 
 def _split(numbers: Sequence[int]) -> Split:
-    """Where a set of numbers belongs, in any order."""
+    """Return the split of a set of numbers, in any order."""
     return split_of(",".join(map(str, sorted(numbers))))
 
 

@@ -1,6 +1,6 @@
 r"""GSM8K: grade-school word problems with worked solutions that end in `#### n`.
 
-Rows are {"question", "answer"}, as the data set's own files and its copy on the hub have them.
+Rows are {"question", "answer"}, as in the original files and in the copy on the Hub.
 
 Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2110.14168).
 """
@@ -28,20 +28,20 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
 def problems(
     split: Split, count: int, seed: int, *, path: str | None = None, instruction: str = INSTRUCTION
 ) -> list[Problem]:
-    """Problems of the training or the test set.
+    """Load problems of the training or the test set.
 
     Args:
         split: "train", or "eval" for the test set.
-        count: how many at most; a random choice where there are more.
-        seed: of that choice and of the order.
-        path: directory with train.jsonl and test.jsonl, or a hub id; default the data set's own.
-        instruction: what is added after each question.
+        count: Maximum number of problems; chosen at random if there are more.
+        seed: Random seed of the choice and the order.
+        path: Directory with train.jsonl and test.jsonl, or a Hub dataset ID; default: the original dataset.
+        instruction: Text after each question.
 
     Returns:
-        Problems with the columns `answer` ("1234") and `solution` (the worked solution as it is).
+        Problems with the columns `answer` ("1234") and `solution` (the worked solution, unchanged).
 
     Raises:
-        DataError: the data cannot be read, or a row has no question or no number after `####`.
+        DataError: If the data cannot be read, or a row has no question or no number after `####`.
     """
     check_split("gsm8k", split)
     rows = list(enumerate(_rows(path, split), start=1))
@@ -51,15 +51,15 @@ def problems(
 
 @checked_options("gsm8k")
 def read(rows: Iterable[Mapping[str, Any]], split: Split, *, instruction: str = INSTRUCTION) -> list[Problem]:
-    """All of the given rows as problems, in their order: for a copy of the data set in a file or under another id.
+    """Convert all given rows to problems, in their order, for a copy of the dataset in a file or under another ID.
 
     Args:
-        rows: {"question", "answer"} each.
-        split: which problems they are, for their ids.
-        instruction: as for problems.
+        rows: Rows with {"question", "answer"}.
+        split: Split of the rows, for the problem IDs.
+        instruction: Text after each question.
 
     Raises:
-        DataError: a row has no question or no number after `####`; rows are counted from 1.
+        DataError: If a row has no question or no number after `####`; rows are counted from 1.
     """
     check_split("gsm8k", split)
     return [_problem(row, f"gsm8k/{split}/{number}", instruction) for number, row in enumerate(rows, start=1)]
@@ -69,16 +69,16 @@ def read(rows: Iterable[Mapping[str, Any]], split: Split, *, instruction: str = 
 def demonstrations(
     count: int, seed: int, *, path: str | None = None, instruction: str = INSTRUCTION
 ) -> list[tuple[Problem, str]]:
-    """Training problems with their written solutions, without the calculator's annotations (<<48/2=24>>).
+    """Load training problems with their written solutions, without the calculator annotations (<<48/2=24>>).
 
     Args:
-        count: how many; from the start again where there are fewer.
-        seed: of the order.
-        path: as for problems.
-        instruction: as for problems.
+        count: Number of demonstrations; rows repeat from the first if there are fewer.
+        seed: Random seed of the order.
+        path: See `problems`.
+        instruction: Text after each question.
 
     Raises:
-        DataError: as for problems.
+        DataError: See `problems`.
     """
     different = problems("train", count, seed, path=path, instruction=instruction)
     chosen = itertools.islice(itertools.cycle(different), count)
@@ -86,7 +86,7 @@ def demonstrations(
 
 
 def plain_solution(solution: str) -> str:
-    """A solution without the calculator's annotations."""
+    """Remove the calculator annotations from a solution."""
     return _ANNOTATION.sub("", solution)
 
 

@@ -1,7 +1,7 @@
-"""HumanEval: 164 Python functions to complete from their signature and docstring; a benchmark, nothing to train on.
+"""HumanEval: 164 Python functions to complete from their signature and docstring; a benchmark without training data.
 
-Rows are {"task_id", "prompt", "entry_point", "canonical_solution", "test"}. A completion may go on where the prompt
-ends or write the whole function again; what the prompt defines and imports is there either way.
+Rows are {"task_id", "prompt", "entry_point", "canonical_solution", "test"}. A completion may continue the prompt or
+write the whole function again; the prompt's definitions and imports are available in both cases.
 
 Reference: Chen et al., Evaluating Large Language Models Trained on Code (arXiv:2107.03374).
 """
@@ -21,20 +21,20 @@ _COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
 @checked_options("humaneval")
 def problems(split: Split, count: int, seed: int, *, path: str | None = None, instruction: str = "") -> list[Problem]:
-    """Problems of the benchmark.
+    """Load problems of the benchmark.
 
     Args:
         split: "eval".
-        count: how many at most; a random choice where there are more.
-        seed: of that choice and of the order.
-        path: a file with the rows, or a hub id; default the data set's own.
-        instruction: what is put before each prompt, for models that chat.
+        count: Maximum number of problems; chosen at random if there are more.
+        seed: Random seed of the choice and the order.
+        path: A file with the rows, or a Hub dataset ID; default: the original dataset.
+        instruction: Text before each prompt, for chat models.
 
     Returns:
         Problems with the columns of `code_tests`, and `solution`.
 
     Raises:
-        DataError: the data cannot be read, a row is not one of HumanEval's, or the split is "train".
+        DataError: If the data cannot be read, a row does not have HumanEval's form, or the split is "train".
     """
     found = read(load_records(path or HUB_ID, "test"), split, instruction=instruction)
     random.Random(f"humaneval/{split}/{seed}").shuffle(found)
@@ -43,15 +43,15 @@ def problems(split: Split, count: int, seed: int, *, path: str | None = None, in
 
 @checked_options("humaneval")
 def read(rows: Iterable[Mapping[str, Any]], split: Split, *, instruction: str = "") -> list[Problem]:
-    """All of the given rows as problems, in their order.
+    """Convert all given rows to problems, in their order.
 
     Args:
-        rows: rows of HumanEval.
+        rows: Rows of HumanEval.
         split: "eval".
-        instruction: as for problems.
+        instruction: Text before each prompt.
 
     Raises:
-        DataError: a row is not one of HumanEval's, or the split is "train"; rows are counted from 1.
+        DataError: If a row does not have HumanEval's form, or the split is "train"; rows are counted from 1.
     """
     check_split("humaneval", split)
     if split == "train":

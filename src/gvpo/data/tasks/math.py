@@ -1,8 +1,8 @@
-"""MATH: competition problems with levels 1 to 5, of which 3 to 5 are the usual ones to train on.
+"""MATH: competition problems with levels 1 to 5, of which 3 to 5 are commonly used for training.
 
-Rows are {"problem", "answer" or "solution", "level", "subject" or "type"}, and "split" where a file holds both: rows
-whose split is "train" are for training, others are held out. So the data set's own files, its copies on the hub and
-collections of some levels are read alike.
+Rows are {"problem", "answer" or "solution", "level", "subject" or "type"}, and "split" if a file contains both splits:
+rows whose split is "train" are for training, others are held out. The original files, the copies on the Hub and
+collections of some levels all have this form.
 
 Reference: Hendrycks et al., Measuring Mathematical Problem Solving With the MATH Dataset (arXiv:2103.03874).
 """
@@ -48,24 +48,24 @@ def problems(
     whole: bool = False,
     instruction: str = INSTRUCTION,
 ) -> list[Problem]:
-    """Different problems of the training or the test set.
+    """Load different problems of the training or the test set.
 
     Args:
         split: "train", or "eval" for the test set.
-        count: how many at most; a random choice where there are more.
-        seed: of that choice and of the order.
-        path: a file with the rows, or a hub id; default a copy of the whole data set.
-        levels: of difficulty, 1 to 5.
-        subjects: of `SUBJECTS`; default all.
-        whole: train on the test set's rows too, as is done where MATH-500 is held out; then there is no eval split.
-        instruction: what is added after each problem.
+        count: Maximum number of problems; chosen at random if there are more.
+        seed: Random seed of the choice and the order.
+        path: A file with the rows, or a Hub dataset ID; default: a copy of the whole dataset.
+        levels: Levels of difficulty, 1 to 5.
+        subjects: Subjects from `SUBJECTS`; default: all.
+        whole: Train on the test set's rows too, as is usual if MATH-500 is held out; there is no eval split then.
+        instruction: Text after each problem.
 
     Returns:
         Problems with the columns `answer` (LaTeX), `level` and `subject`.
 
     Raises:
-        ConfigError: an option that cannot be, or the eval split with `whole`.
-        DataError: the data cannot be read, or a row is not one of MATH's.
+        ConfigError: If an option is invalid, or the eval split is requested with `whole`.
+        DataError: If the data cannot be read, or a row does not have MATH's form.
     """
     check_split("math", split)
     if whole and split == "eval":
@@ -85,22 +85,22 @@ def read(
     whole: bool = False,
     instruction: str = INSTRUCTION,
 ) -> list[Problem]:
-    """Those of the given rows that belong to a split, in their order.
+    """Convert the given rows of a split to problems, in their order.
 
-    A problem that stands twice, by its words, is taken once; one that stands in both splits is for training. Rows with
-    neither an answer nor a box in their solution are left out: no completion of theirs could be judged.
+    A problem that occurs twice, by its words, is used once; a problem that occurs in both splits is for training. Rows
+    with neither an answer nor a box in their solution are skipped, because their completions could not be scored.
 
     Args:
-        rows: rows of MATH; where they name no split, all belong to the one that is asked for.
-        split: which rows.
-        levels: as for problems.
-        subjects: as for problems.
-        whole: rows of every split are for training.
-        instruction: as for problems.
+        rows: Rows of MATH; rows that name no split belong to `split`.
+        split: Split of the problems to return.
+        levels: Levels of difficulty, 1 to 5.
+        subjects: Subjects from `SUBJECTS`; default: all.
+        whole: Use rows of every split for training.
+        instruction: Text after each problem.
 
     Raises:
-        ConfigError: an option that cannot be.
-        DataError: a row is not one of MATH's; rows are counted from 1.
+        ConfigError: If an option is invalid.
+        DataError: If a row does not have MATH's form; rows are counted from 1.
     """
     check_split("math", split)
     of_levels = chosen("math", "levels", levels, LEVELS)
@@ -116,14 +116,14 @@ def read(
 
 
 def answer_of(row: Mapping[str, Any]) -> str | None:
-    """A row's answer: the column, or the last box of its solution; None if it has neither."""
+    """Return a row's answer column, or else the last box of its solution; None if it has neither."""
     answer = row.get("answer")
     solution = _BARE_BOX.sub(r"\\boxed{\1}", str(row.get("solution", "")).replace("\\fbox{", "\\boxed{"))
     return str(answer) if answer not in (None, "") else last_boxed(solution)
 
 
 def _rows(path: str | None) -> list[dict[str, Any]]:
-    """All rows, those of a data set on the hub with their split."""
+    """Load all rows; rows from the Hub also name their split."""
     if path is not None and kind_of(path) is not None:
         return load_records(path)
     return [{**row, "split": name} for name in ("train", "test") for row in load_records(path or HUB_ID, name)]

@@ -1,8 +1,8 @@
 """MBPP: short Python functions, each with three assertions.
 
-Rows are {"task_id", "text", "code", "test_list", "test_setup_code"}, as the data set's own file and its copy on the
-hub have them. Task ids 11 to 510 are the test set; 511 to 974 are for training (511 to 600 of them for validation), and
-1 to 10 for few-shot prompts, in neither split here.
+Rows are {"task_id", "text", "code", "test_list", "test_setup_code"}, as in the original file and in the copy on the
+Hub. Task IDs 11 to 510 are the test set and 511 to 974 are for training (including 511 to 600 for validation). IDs 1 to
+10 are for few-shot prompts and in neither split here.
 
 Reference: Austin et al., Program Synthesis with Large Language Models (arXiv:2108.07732).
 """
@@ -28,21 +28,21 @@ _HUB_SPLITS = {"eval": ("test",), "train": ("train", "validation")}
 def problems(
     split: Split, count: int, seed: int, *, path: str | None = None, shown: int = 3, instruction: str = INSTRUCTION
 ) -> list[Problem]:
-    """Problems of the training or the test set.
+    """Load problems of the training or the test set.
 
     Args:
         split: "train", or "eval" for the test set.
-        count: how many at most; a random choice where there are more.
-        seed: of that choice and of the order.
-        path: a file with all rows, or a hub id; default the data set's own.
-        shown: how many of the assertions the prompt shows, from the first; they also tell the function's name.
-        instruction: what is added after each task.
+        count: Maximum number of problems; chosen at random if there are more.
+        seed: Random seed of the choice and the order.
+        path: A file with all rows, or a Hub dataset ID; default: the original dataset.
+        shown: Number of assertions in the prompt, starting with the first; they also show the function's name.
+        instruction: Text after each task.
 
     Returns:
         Problems with the columns of `code_tests`, and `solution`.
 
     Raises:
-        DataError: the data cannot be read, or a row is not one of MBPP's.
+        DataError: If the data cannot be read, or a row does not have MBPP's form.
     """
     check_split("mbpp", split)
     rows = load_records(path) if path else [row for each in _HUB_SPLITS[split] for row in load_records(HUB_ID, each)]
@@ -55,16 +55,16 @@ def problems(
 def read(
     rows: Iterable[Mapping[str, Any]], split: Split, *, shown: int = 3, instruction: str = INSTRUCTION
 ) -> list[Problem]:
-    """Those of the given rows that belong to a split, in their order.
+    """Convert the given rows of a split to problems, in their order.
 
     Args:
-        rows: rows of MBPP.
-        split: which rows: their task ids say where they belong.
-        shown: as for problems.
-        instruction: as for problems.
+        rows: Rows of MBPP.
+        split: Split of the problems to return; the task IDs determine the split.
+        shown: Number of assertions in the prompt.
+        instruction: Text after each task.
 
     Raises:
-        DataError: a row is not one of MBPP's; rows are counted from 1.
+        DataError: If a row does not have MBPP's form; rows are counted from 1.
     """
     check_split("mbpp", split)
     checked = [_checked(row, number) for number, row in enumerate(rows, start=1)]
@@ -88,7 +88,7 @@ def _problem(row: Mapping[str, Any], shown: int, instruction: str) -> Problem:
 
 
 def _interface(solution: str, tests: str, name: str) -> tuple[list[str], str]:
-    """What the tests use of the solution: its definitions, which a completion must have too, and its imports."""
+    """Return the solution's definitions that the tests use, which a completion must define too, and its imports."""
     try:
         body, nodes = parse_quietly(solution).body, list(ast.walk(parse_quietly(tests)))
     except SyntaxError as error:

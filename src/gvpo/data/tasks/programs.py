@@ -37,15 +37,15 @@ from functools import *
 from heapq import *
 from itertools import *
 """
-"""What starter code takes for granted."""
+"""Imports that starter code assumes."""
 MAX_UNPACKED = 512 << 20
-"""Bytes that the packed test cases of a problem may take once they are unpacked."""
+"""Maximum size of a problem's test cases after unpacking, in bytes."""
 _OF_TEXT = ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP")
-"""The opcodes of a pickle of one text, besides that of the text."""
+"""Opcodes in a pickle of one text, in addition to the opcode of the text."""
 
 
 def _window(since: str | None, until: str | None) -> Callable[[date], bool]:
-    """Whether a day is in a window, both ends included."""
+    """Return a function that checks whether a day is in a window, both ends included."""
     try:
         first = date.fromisoformat(since) if since else date.min
         last = date.fromisoformat(until) if until else date.max
@@ -55,7 +55,7 @@ def _window(since: str | None, until: str | None) -> Callable[[date], bool]:
 
 
 def _day(value: Any, where: str) -> date:
-    """A date, a date and time, text that begins with one in ISO form, or seconds since 1970."""
+    """Convert a date, a date and time, text that begins with an ISO date, or seconds since 1970 to a date."""
     try:
         if isinstance(value, date):
             return value.date() if isinstance(value, datetime) else value
@@ -83,12 +83,12 @@ def _livecodebench(row: Row, where: str) -> Problem:
         "entry_point": f"Solution.{name}" if "class Solution" in starter else name,
         "prefix": _IMPORTS,
     }
-    read_tests(columns["tests"], columns["entry_point"])  # says now what is wrong with them
+    read_tests(columns["tests"], columns["entry_point"])  # raises now if they are invalid
     return Problem(f"{content}{FUNCTION}{starter}", identity, columns)
 
 
 def _cases(text: Any, where: str) -> list[dict[str, Any]]:
-    """Test cases from JSON, or from JSON that was packed."""
+    """Read test cases from JSON, or from packed JSON."""
     try:
         try:
             cases = json.loads(text)
@@ -100,10 +100,10 @@ def _cases(text: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _unpacked(packed: bytes, where: str) -> bytes:
-    """What was compressed. Its size is counted first: a few kilobytes can unpack to more than the memory.
+    """Decompress bytes. Check the size first, because a few kilobytes can unpack to more than the memory.
 
     Raises:
-        DataError: it is larger than MAX_UNPACKED.
+        DataError: If the unpacked size exceeds MAX_UNPACKED.
     """
     unpacker, rest, size = zlib.decompressobj(), packed, 0
     while rest and size <= MAX_UNPACKED:
@@ -115,10 +115,10 @@ def _unpacked(packed: bytes, where: str) -> bytes:
 
 
 def _text_of_pickle(data: bytes) -> str:
-    """The one text in a pickle, which is read and not run: it may name any function to be called.
+    """Return the only text in a pickle, without executing the pickle, because it could call any function.
 
     Raises:
-        UnpicklingError: there is anything else in it.
+        UnpicklingError: If the pickle contains anything else.
     """
     texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(data):
@@ -127,9 +127,9 @@ def _text_of_pickle(data: bytes) -> str:
         elif "GLOBAL" in opcode.name:
             raise pickle.UnpicklingError(f"it would call {'.'.join((argument or ' '.join(texts[-2:])).split())}")
         elif opcode.name not in _OF_TEXT:
-            raise pickle.UnpicklingError(f"it has something other than a text, {opcode.name}")
+            raise pickle.UnpicklingError(f"it contains something other than a text, {opcode.name}")
     if len(texts) != 1:
-        raise pickle.UnpicklingError(f"it has {len(texts)} texts in place of one")
+        raise pickle.UnpicklingError(f"it contains {len(texts)} texts instead of one")
     return texts[0]
 
 
@@ -154,18 +154,18 @@ def _example(example: Row) -> str:
 def _read(
     task: str, rows: Iterable[Row], split: Split, *, since: str | None = None, until: str | None = None
 ) -> list[Problem]:
-    """Rows of a window of days as problems, in their order.
+    """Convert the rows of a window of days to problems, in their order.
 
     Args:
-        task: a key of `_FORMATS`.
-        rows: rows of that format.
-        split: only checked; the rows, or the window of days, say what is held out.
-        since: the first day, such as 2024-08-01; default no limit.
-        until: the last day; default no limit.
+        task: A key of `_FORMATS`.
+        rows: Rows of that format.
+        split: Name of a split, which is only checked; the rows or the window of days determine what is held out.
+        since: The first day, such as 2024-08-01; default: no limit.
+        until: The last day; default: no limit.
 
     Raises:
-        ConfigError: since or until is not a day.
-        DataError: a row is not of the format; rows are counted from 1.
+        ConfigError: If since or until is not a day.
+        DataError: If a row does not have the format; rows are counted from 1.
     """
     check_split(task, split)
     make, column, _ = _FORMATS[task]
@@ -183,7 +183,7 @@ def _made(make: Callable[[Row, str], Problem], row: Row, where: str) -> Problem:
     except TestsError as error:
         raise DataError(f"{where}: {error}") from None
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise DataError(f"{where} is not of that format ({type(error).__name__}: {error}); correct the row") from None
+        raise DataError(f"{where} has another format ({type(error).__name__}: {error}); correct the row") from None
 
 
 def _problems(
@@ -196,7 +196,7 @@ def _problems(
     since: str | None = None,
     until: str | None = None,
 ) -> list[Problem]:
-    """As `_read`, from a file or hub id `path` (default the data set's own): at most `count`, chosen by `seed`."""
+    """Load rows from a file or Hub dataset `path`, call `_read`, and choose at most `count` problems by `seed`."""
     found = _read(
         task,
         load_records(path or _FORMATS[task][2], "train" if split == "train" else "test"),
@@ -212,7 +212,7 @@ _FORMATS: dict[str, tuple[Callable[[Row, str], Problem], str, str]] = {
     "livecodebench": (_livecodebench, "contest_date", "livecodebench/code_generation_lite"),
     "codeforces": (_codeforces, "contest_start", "open-r1/codeforces"),
 }
-"""By task: how a row becomes a problem, the column with its date, and the data set on the hub."""
+"""By task: the function that converts a row to a problem, the column with its date, and the Hub dataset."""
 
 
 def _task(name: str) -> Task:

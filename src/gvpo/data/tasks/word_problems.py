@@ -1,7 +1,7 @@
-"""Word problems in families: what has to be understood differs, and the words change.
+"""Word problems: families with different situations, each in several wordings.
 
-The level is how large the numbers are and, from level 3 on, one step more. All wordings of a family name the same
-numbers in the same order. Answers are whole numbers.
+The level determines the size of the numbers. Problems of level 3 and above have an additional step. All wordings of a
+family contain the same numbers in the same order. Answers are whole numbers.
 """
 
 import random
@@ -12,11 +12,11 @@ from gvpo.data.tasks.generated import SIZES, Exercise, generated
 _NAMES = ("Ada", "Ben", "Chidi", "Dana", "Emre", "Fatima", "Goran", "Hana", "Ivan", "Jun")
 _GOODS = ("pencils", "apples", "notebooks", "stickers", "candles", "plums", "postcards", "marbles")
 _MORE = 3
-"""The level from which a problem has a further step."""
+"""Lowest level with an additional step."""
 
 
 def _shopping(rng: random.Random, level: int) -> Exercise:
-    """What is left of the money."""
+    """Ask how much money is left after a purchase."""
     name, goods = rng.choice(_NAMES), rng.choice(_GOODS)
     count, price, left = rng.randrange(2, 10 * level), rng.randrange(2, SIZES[level]), rng.randrange(1, SIZES[level])
     fee = rng.randrange(2, SIZES[level]) if level >= _MORE else 0
@@ -33,7 +33,7 @@ def _shopping(rng: random.Random, level: int) -> Exercise:
 
 
 def _sharing(rng: random.Random, level: int) -> Exercise:
-    """How many each gets, or how many remain."""
+    """Ask how many items each person receives, or how many remain."""
     name, goods = rng.choice(_NAMES), rng.choice(_GOODS)
     people = rng.randrange(3, 5 + 5 * level)
     each, rest = rng.randrange(2, SIZES[level]), rng.randrange(1, people)
@@ -51,7 +51,7 @@ def _sharing(rng: random.Random, level: int) -> Exercise:
 
 
 def _travel(rng: random.Random, level: int) -> Exercise:
-    """The distance of a journey at one speed, or at two."""
+    """Ask for the distance of a journey at one speed, or at two."""
     name = rng.choice(_NAMES)
     hours, speed = rng.randrange(2, 5 + 3 * level), rng.randrange(3, SIZES[level])
     question = _worded(
@@ -69,7 +69,7 @@ def _travel(rng: random.Random, level: int) -> Exercise:
 
 
 def _ages(rng: random.Random, level: int) -> Exercise:
-    """Two ages from how many times one is the other, and their sum."""
+    """Ask for an age, given the ratio and the sum of two ages."""
     young, old = rng.sample(_NAMES, 2)
     times, age = rng.randrange(2, 4 + level), rng.randrange(2, SIZES[level])
     total = (times + 1) * age
@@ -89,7 +89,7 @@ def _ages(rng: random.Random, level: int) -> Exercise:
 
 
 def _fence(rng: random.Random, level: int) -> Exercise:
-    """The way around a rectangle, and what a fence of that length costs."""
+    """Ask for the perimeter of a rectangle, or for the cost of a fence around it."""
     length, width, price = rng.randrange(3, SIZES[level]), rng.randrange(2, SIZES[level]), rng.randrange(2, 10 * level)
     question = _worded(
         rng,
@@ -106,7 +106,7 @@ def _fence(rng: random.Random, level: int) -> Exercise:
 
 
 def _discount(rng: random.Random, level: int) -> Exercise:
-    """A price after a percentage is taken off, for one piece or for several."""
+    """Ask for a price after a discount, for one item or for several."""
     goods = rng.choice(_GOODS)
     percent, hundreds, count = 5 * rng.randrange(1, 19), rng.randrange(1, SIZES[level]), rng.randrange(2, 10 * level)
     price, off = 20 * hundreds, hundreds * percent // 5
@@ -123,7 +123,7 @@ def _discount(rng: random.Random, level: int) -> Exercise:
 
 
 def _animals(rng: random.Random, level: int) -> Exercise:
-    """Heads and legs: how many have four."""
+    """Ask for a number of animals, given the numbers of heads and legs."""
     birds, beasts = rng.randrange(1, SIZES[level]), rng.randrange(1, SIZES[level])
     heads, legs = birds + beasts, 2 * birds + 4 * beasts
     bird, beast = rng.choice(("hens", "ducks", "geese")), rng.choice(("goats", "cows", "sheep"))
@@ -140,7 +140,7 @@ def _animals(rng: random.Random, level: int) -> Exercise:
 
 
 def _savings(rng: random.Random, level: int) -> Exercise:
-    """How many weeks of saving until something can be bought."""
+    """Ask for the number of weeks until the savings reach a price."""
     name = rng.choice(_NAMES)
     weekly, weeks, start = rng.randrange(2, SIZES[level]), rng.randrange(2, 10 * level), rng.randrange(1, SIZES[level])
     spent = rng.randrange(1, weekly) if level >= _MORE else 0
