@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's embeddings protocol, on this machine, with faults on demand."""
+"""A local server with OpenAI's embeddings protocol and faults on demand."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class EmbeddingServer(ThreadingHTTPServer):
-    """Answers with vectors of a text, in reversed order; `faults` (status, headers, body) come first, one a request."""
+    """A server that returns vectors in reversed order, after its `faults` (status, headers, body), one per request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -24,7 +24,7 @@ class EmbeddingServer(ThreadingHTTPServer):
 
 
 def vector(text: str) -> list[float]:
-    """Length, digits, and digits behind the last line break."""
+    """Return the length, the digits, and the digits after the last line break."""
     return [len(text) / 10, sum(map(str.isdigit, text)), sum(map(str.isdigit, text.rpartition("\n")[2]))]
 
 
@@ -51,12 +51,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *arguments: Any) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
 
 @contextmanager
 def serving() -> Iterator[EmbeddingServer]:
-    """A server in a thread."""
+    """Run a server in a thread."""
     server = EmbeddingServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

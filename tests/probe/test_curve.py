@@ -1,4 +1,4 @@
-"""Expected reward against k: closed forms, enumeration of all subsets, and intervals."""
+"""Tests of the expected reward by k against closed forms and enumeration, and of its intervals."""
 
 import itertools
 import math
@@ -16,19 +16,19 @@ KS = [1, 2, 3, 4, 5, 6]
 
 
 def enumerated(q, r, k, beta):
-    """The mean over all k-subsets, one by one."""
+    """Compute the mean over all k-subsets by enumeration."""
     picks = [list(pick) for pick in itertools.combinations(range(len(q)), k)]
     return float(np.mean([weights(q[pick], beta) @ r[pick] for pick in picks]))
 
 
-def test_beta_zero_is_exact_with_equal_scores_too():
+def test_beta_zero_is_exact_even_with_equal_scores():
     found = expected_rewards(Q, R, KS, 0.0)
     assert found == pytest.approx([enumerated(Q, R, k, 0.0) for k in KS], abs=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_between_it_is_unbiased(beta):
-    """Within 4 standard errors of the enumeration; and exact at both ends."""
+def test_values_between_the_ends_are_unbiased(beta):
+    """Expect values within 4 standard errors of the enumeration, and exact values at both ends."""
     exact = np.array([enumerated(Q, R, k, beta) for k in KS])
     runs = np.array([expected_rewards(Q, R, KS, beta, rng=np.random.default_rng(seed)) for seed in range(200)])
     error = runs.std(axis=0, ddof=1) / math.sqrt(len(runs))
@@ -37,14 +37,14 @@ def test_between_it_is_unbiased(beta):
     assert runs[:, [0, -1]] == pytest.approx(np.tile(exact[[0, -1]], (200, 1)), abs=1e-12)
 
 
-def test_small_betas_go_over_into_the_best():
+def test_small_betas_converge_to_the_best():
     close = expected_rewards(Q, R, KS, 1e-9)
     assert close[[0, -1]] == pytest.approx(expected_rewards(Q, R, KS, 0.0)[[0, -1]])
     assert np.isfinite(expected_rewards(1e5 * Q, R, KS, 1e-3)).all()
 
 
 def test_the_best_by_reward_is_pass_at_k():
-    """1 - (n - c choose k) / (n choose k) for c right ones of n."""
+    """Expect 1 - (n - c choose k) / (n choose k) for c correct completions of n."""
     n, c = 20, 4
     rewards = np.array([1.0] * c + [0.0] * (n - c))
     ks = [1, 5, 17, 20]
@@ -57,25 +57,25 @@ def test_one_completion():
 
 
 @pytest.mark.parametrize(("ks", "message"), [([0, 1], "k from 0 to 1"), ([7], "k from 7 to 7 of 6"), ([], "k from 0")])
-def test_a_k_that_cannot_be(ks, message):
+def test_error_explains_an_invalid_k(ks, message):
     with pytest.raises(DataError, match=message):
         expected_rewards(Q, R, ks, 0.0)
 
 
-def test_a_negative_beta():
+def test_a_negative_beta_raises():
     with pytest.raises(ConfigError, match="beta is -1"):
         expected_rewards(Q, R, [1], -1)
 
 
 def prompts(count, size=8, skill=2.0, seed=0):
-    """Prompts with scores that know something of the rewards."""
+    """Return prompts with scores that correlate with the rewards."""
     rng = np.random.default_rng(seed)
     rewards = (rng.random((count, size)) < rng.random((count, 1))).astype(float)
     scores = skill * rewards + rng.normal(size=(count, size))
     return [ScoredCandidates(*pair) for pair in zip(scores, rewards, strict=True)]
 
 
-def test_curves_of_a_probe_lie_between_the_blind_and_the_best():
+def test_curves_of_a_probe_are_between_random_and_best():
     found = reward_curves(prompts(60), betas=[0.0, 0.5])
     assert found["ks"] == [1, 2, 4, 8]
     assert (found["prompts"], found["left_out"]) == (60, 0)
@@ -90,8 +90,8 @@ def test_curves_of_a_probe_lie_between_the_blind_and_the_best():
         assert arm["gain"] == pytest.approx(np.array(arm["mean"]) - blind)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """95% intervals of the blind curve, over 200 data sets of 40 prompts; the truth is 1/2."""
+def test_intervals_contain_the_true_mean_about_95_percent_of_the_time():
+    """Check 95% intervals of the random curve on 200 datasets of 40 prompts; the true mean is 1/2."""
     hits = 0
     for seed in range(200):
         arm = reward_curves(prompts(40, seed=seed), betas=[], ks=[1], resamples=400)["arms"]["random"]
@@ -100,13 +100,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_gains_are_paired():
-    """Prompts of very different difficulty: the gain is far surer than the mean."""
+    """Expect a much narrower interval of the gain than of the mean for prompts of very different difficulty."""
     arm = reward_curves(prompts(60, skill=5.0), betas=[0.0], ks=[2])["arms"]["beta 0"]
     assert arm["gain_high"][0] - arm["gain_low"][0] < 0.5 * (arm["high"][0] - arm["low"][0])
     assert arm["gain_low"][0] > 0
 
 
-def test_prompts_with_too_few_are_left_out_and_counted():
+def test_prompts_with_too_few_completions_are_skipped_and_counted():
     assert reward_curves([*prompts(1, size=2), *prompts(10, size=4)], betas=[])["left_out"] == 1
     mixed = [*prompts(5, size=3), *prompts(7, size=6)]
     assert reward_curves(mixed, betas=[0.1])["ks"] == [1, 2, 3]
@@ -116,7 +116,7 @@ def test_prompts_with_too_few_are_left_out_and_counted():
         reward_curves(mixed, betas=[0.1], ks=[9])
 
 
-def test_it_repeats_by_seed():
+def test_curves_are_reproducible_by_seed():
     one, same, other = (reward_curves(prompts(9), betas=[0.3], seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one["arms"]["beta 0.3"]["mean"] != other["arms"]["beta 0.3"]["mean"]

@@ -1,4 +1,4 @@
-"""Rows as candidates: the forms that are read, and what is said of others."""
+"""Tests of rows as candidates: accepted forms, and errors for others."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_forms(row, texts, rewards):
     assert found.row == {"prompt": "p", **row}
 
 
-def test_the_prompt_of_a_row_may_stand_elsewhere():
+def test_the_prompt_of_a_row_may_be_in_another_column():
     conversations = {"chosen": [*CHAT, *SAID], "rejected": [*CHAT, {"role": "assistant", "content": "no"}]}
     judged = {"instruction": "p", "completions": [{"response": "a", "overall_score": 7.5}]}
     pair, judgement = candidates([conversations, judged])
@@ -78,7 +78,7 @@ def test_groups_that_training_logs_are_read():
         ({"completions": [None]}, "row 2: a completion is 'None'"),
     ],
 )
-def test_rows_that_are_none_are_named(row, message):
+def test_error_names_an_invalid_row(row, message):
     with pytest.raises(DataError, match=message):
         candidates([{"prompt": "p", "completions": ["a"]}, {"prompt": "p", **row}])
 

@@ -1,4 +1,4 @@
-"""Features over HTTP: a real server on this machine, its moods, and what is sent to it."""
+"""Tests of features over HTTP with a local server: its faults, and the requests that it receives."""
 
 import socket
 import time
@@ -34,7 +34,7 @@ def expected():
     return [pytest.approx(vector(f"{prompt}\n{text}")) for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
 
 
-def test_batches_come_back_in_order(server, features):
+def test_batches_are_returned_in_order(server, features):
     assert features(PROMPTS, TEXTS).tolist() == expected()
     assert sorted(len(request["input"]) for request in server.requests) == [1, 3, 3, 3]
     assert {(r["path"], r["model"], r["encoding_format"]) for r in server.requests} == {
@@ -59,13 +59,13 @@ def test_key_dimensions_and_messages(server, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_what_may_pass_is_tried_again(server, features, status):
+def test_temporary_errors_are_retried(server, features, status):
     server.faults += [(status, {}, "busy")] * 3
     assert features(PROMPTS, TEXTS).tolist() == expected()
     assert len(server.requests) == 4 + 3
 
 
-def test_it_waits_as_long_as_it_is_asked_to(server, features):
+def test_retries_wait_as_long_as_the_server_asks(server, features):
     server.faults.append((429, {"Retry-After": "0.4"}, ""))
     started = time.monotonic()
     features(PROMPTS[:1], TEXTS[:1])
@@ -74,14 +74,14 @@ def test_it_waits_as_long_as_it_is_asked_to(server, features):
     features(PROMPTS[:1], TEXTS[:1])
 
 
-def test_a_refusal_is_final_and_quoted(server, features, monkeypatch):
+def test_a_rejected_request_is_not_retried_and_its_reason_is_quoted(server, features, monkeypatch):
     server.faults.append((401, {}, '{"error": "no such key"}'))
     with pytest.raises(DataError, match=r'embeddings refuses: status 401: \{"error": "no such key"\}'):
         features(PROMPTS[:1], TEXTS[:1])
     assert len(server.requests) == 1
 
 
-def test_the_deadline_ends_it(server):
+def test_the_deadline_ends_retries(server):
     server.faults += [(503, {}, "still busy")] * 100
     hasty = EndpointFeatures(server.url, "small", deadline=0.2)
     with pytest.raises(DataError, match=r"gave no embeddings in 0\.2 s: status 503: still busy; try again later"):
@@ -89,16 +89,16 @@ def test_the_deadline_ends_it(server):
     assert len(server.requests) > 1
 
 
-def test_nobody_there():
-    with socket.socket() as held:  # a port on which nothing listens
+def test_an_unreachable_server_raises():
+    with socket.socket() as held:  # a port without a listener
         held.bind(("127.0.0.1", 0))
         nobody = EndpointFeatures(f"http://127.0.0.1:{held.getsockname()[1]}", "m", deadline=0.05)
         with pytest.raises(DataError, match=r"gave no embeddings in 0\.05 s: ConnectError"):
             nobody(["p"], ["t"])
 
 
-def test_a_server_that_hangs_is_given_up():
-    with socket.socket() as silent:  # accepts, and never answers
+def test_a_server_that_hangs_raises():
+    with socket.socket() as silent:  # accepts connections and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         slow = EndpointFeatures(f"http://127.0.0.1:{silent.getsockname()[1]}", "m", timeout=0.1, deadline=0.1)
@@ -107,18 +107,18 @@ def test_a_server_that_hangs_is_given_up():
 
 
 @pytest.mark.parametrize("body", ["<html>", "{}", '{"data": [{"index": 0}]}', '{"data": [1]}'])
-def test_an_answer_that_is_none(server, features, body):
+def test_an_invalid_response_raises(server, features, body):
     server.faults.append((200, {}, body))
     with pytest.raises(DataError, match="did not answer with embeddings"):
         features(PROMPTS[:1], TEXTS[:1])
 
 
-def test_too_few_embeddings(server, features):
+def test_too_few_embeddings_raise(server, features):
     server.faults.append((200, {}, '{"data": [{"index": 0, "embedding": [1.0]}]}'))
     with pytest.raises(DataError, match="gave 1 embeddings for 2 texts"):
         features(PROMPTS[:2], TEXTS[:2])
 
 
-def test_a_url_that_is_none():
+def test_an_invalid_url_raises():
     with pytest.raises(ConfigError, match="'localhost:8000' is not a URL"):
         EndpointFeatures("localhost:8000", "m")

@@ -1,4 +1,4 @@
-"""Fitting: what it converges to, that it repeats, and what it refuses."""
+"""Tests of the fit: convergence, reproducibility and invalid input."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_mse_is_least_squares():
 
 
 def test_bce_is_logistic_regression():
-    """The gradient of the whole data's loss is 0 where it ends."""
+    """Expect a zero gradient of the loss over all data at the end."""
     probe = fit_probe(X, GROUP, RIGHT.tolist(), settings("bce", epochs=500, batch=N)).probe
     error = 1 / (1 + np.exp(-probe(X))) - RIGHT
     assert np.abs(X.T @ error / N).max() < 1e-3
@@ -72,7 +72,7 @@ def test_features_on_disk_give_the_same_probe_as_in_memory(tmp_path):
 
 
 class Watched:
-    """Features that note how many rows are read at once."""
+    """Features that record how many rows are read at a time."""
 
     shape = X.shape
 
@@ -91,8 +91,8 @@ def test_no_more_than_a_batch_is_read_at_once(loss):
     assert 0 < features.most <= 48
 
 
-def test_standardizing_changes_the_way_and_not_the_function():
-    """On features of any scale and place it fits what it fits on standard ones, and the probe reads the raw ones."""
+def test_standardizing_does_not_change_the_fitted_function():
+    """Expect the same function for any scale and offset of the features, as a probe of the raw features."""
     mean, spread = X.mean(0), X.std(0)
     odd = (X * np.array([100, 1e-3, 1, 1, 5, 1]) + 7).astype(np.float32)
     plain = fit_probe((X - mean) / spread, GROUP, RIGHT.tolist(), settings("bce")).probe
@@ -100,14 +100,14 @@ def test_standardizing_changes_the_way_and_not_the_function():
     assert raw(odd) == pytest.approx(plain((X - mean) / spread), abs=2e-2)
 
 
-def test_a_feature_that_never_changes_is_no_division_by_zero():
+def test_a_constant_feature_does_not_divide_by_zero():
     constant = np.concatenate([X, np.full((N, 1), 3.3, dtype=np.float32)], axis=1)
     probe = fit_probe(constant, GROUP, RIGHT.tolist(), settings(standardize=True, epochs=2)).probe
     assert np.isfinite(probe.weight).all()
     assert abs(probe.weight[-1]) < 1
 
 
-def test_rows_without_a_reward_are_left_out():
+def test_rows_without_a_reward_are_skipped():
     rewards = [None if row % 3 == 0 else value for row, value in enumerate(RIGHT)]
     kept = np.array([row % 3 != 0 for row in range(N)])
     spoiled = X.copy()
@@ -129,10 +129,10 @@ def test_blocks_are_of_one_prompt_and_use_each_row_at_most_once():
         3,
         3,
     ]  # 7 = 3 + 3 + 1 and 4 = 3 + 1: ones are no choice
-    assert 7 not in used  # alone in its group
+    assert 7 not in used  # the only row of its group
 
 
-def test_pairs_differ_in_reward_and_come_anew_each_epoch():
+def test_pairs_differ_in_reward_and_change_in_each_epoch():
     rewards = np.array([0.0, 1.0, 1.0, 2.0] * 10)
     group = np.repeat(np.arange(10), 4)
     epochs = [_blocks(np.arange(40), group, rewards, settings("preferences"), epoch) for epoch in (1, 2)]
@@ -140,8 +140,8 @@ def test_pairs_differ_in_reward_and_come_anew_each_epoch():
     assert {tuple(sorted(pair)) for pair in epochs[0]} != {tuple(sorted(pair)) for pair in epochs[1]}
 
 
-def test_an_epoch_without_an_unequal_pair_is_left_out():
-    """Of three completions an epoch draws one pair; two of the three are equal."""
+def test_an_epoch_without_an_unequal_pair_is_skipped():
+    """Choose one pair per epoch from three completions, two of which have equal rewards."""
     group, rewards = np.zeros(3, dtype=np.int64), [1.0, 0.0, 0.0]
 
     def draws(seed, epochs):
@@ -173,7 +173,7 @@ def test_every_row_is_used_by_losses_on_single_completions():
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_settings_that_cannot_be(change, message):
+def test_error_explains_invalid_settings(change, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         FitSettings(**change)
 
@@ -181,14 +181,14 @@ def test_settings_that_cannot_be(change, message):
 @pytest.mark.parametrize(
     ("group", "rewards", "loss", "message"),
     [
-        ([0, 0], [1.0, 0.0, 1.0], "mse", "do not fit; give one row, one number and one reward a completion"),
+        ([0, 0], [1.0, 0.0, 1.0], "mse", "do not fit; give one row, one number and one reward per completion"),
         ([0, 0, 1], [None] * 3, "mse", "no completion has a reward"),
         ([0, 0, 1], [1.0, 2.0, 0.0], "bce", "bce needs rewards from 0 to 1 and there are 0 to 2; use mse"),
         ([0, 1, 2], [1.0, 0.0, 1.0], "policy_gradient", "no prompt has two with a reward"),
         ([0, 0, 0], [1.0, 1.0, 1.0], "preferences", "rewards never differ"),
     ],
 )
-def test_data_that_cannot_be_fitted(group, rewards, loss, message):
+def test_error_explains_data_that_cannot_be_fitted(group, rewards, loss, message):
     with pytest.raises(DataError, match=message):
         fit_probe(X[:3], group, rewards, settings(loss))
 
@@ -199,7 +199,7 @@ def test_progress_counts_epochs():
     assert told == [(1, 2), (2, 2)]
 
 
-def test_torchs_generator_is_left_alone():
+def test_the_global_generator_of_torch_is_not_changed():
     before = torch.random.get_rng_state()
     fit_probe(X, GROUP, RIGHT.tolist(), settings(epochs=1))
     assert torch.equal(before, torch.random.get_rng_state())

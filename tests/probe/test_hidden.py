@@ -1,4 +1,4 @@
-"""Hidden states as features: the right layer, the right token, whatever the batch."""
+"""Tests of hidden states as features: the layer, the token, and independence of the batch."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def tokenizer():
 
 
 def states_of(model, ids):
-    """Every layer's states of one row, by a plain forward in eval mode."""
+    """Compute every layer's states of one row with a plain forward in eval mode."""
     with torch.no_grad():
         output = model.eval()(torch.tensor([ids]), output_hidden_states=True)
     return [layer[0].numpy() for layer in output.hidden_states]
@@ -77,7 +77,7 @@ def test_chat_prompts_go_through_the_template(model):
     assert np.array_equal(found[0], found[1])
 
 
-def test_a_text_over_the_context_loses_its_beginning(tokenizer):
+def test_a_text_over_the_context_is_truncated_at_its_beginning(tokenizer):
     model = tiny_model("llama", max_position_embeddings=8)
     features = HiddenFeatures(model, tokenizer, layer=1)
     with pytest.warns(GvpoWarning, match="1 of 2 texts are longer than the model's context of 8 tokens"):
@@ -85,7 +85,7 @@ def test_a_text_over_the_context_loses_its_beginning(tokenizer):
     assert found[0] == pytest.approx(states_of(model, list(tokenizer(" the end").input_ids))[1][-1], abs=1e-4)
 
 
-def test_dropout_is_off_and_the_mode_stays(tokenizer):
+def test_dropout_is_off_and_the_mode_is_kept(tokenizer):
     model = tiny_model("llama", attention_dropout=0.5).train()
     one, other = (HiddenFeatures(model, tokenizer)(PROMPTS, TEXTS) for _ in range(2))
     assert np.array_equal(one, other)
@@ -110,7 +110,7 @@ def test_the_name_changes_with_what_changes_features(tmp_path, tokenizer):
     assert len(names) == 4
 
 
-def test_what_cannot_be(model, tokenizer):
+def test_error_explains_invalid_layers_and_tokens(model, tokenizer):
     with pytest.raises(ConfigError, match=r"layer 4 does not exist: this model has 0 \(embeddings\) to 3"):
         resolve_layer(model, 4)
     with pytest.raises(ConfigError, match="layer -5 does not exist"):

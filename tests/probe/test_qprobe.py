@@ -1,4 +1,4 @@
-"""The probe as a file: what was saved comes back, with its metadata, and nothing else is taken for one."""
+"""Tests of the probe as a file: it round-trips with its metadata, and other files raise errors."""
 
 import json
 
@@ -15,7 +15,7 @@ from gvpo.probe.store import FeatureStore
 PROBE = QProbe(np.array([1.0, -2.0], dtype=np.float32), 0.1, {"fit": {"loss": "mse", "seed": 3}, "features": None})
 
 
-def test_scores_by_hand():
+def test_scores_match_hand_computed_values():
     assert PROBE([[1.0, 1.0], [0.5, 0.0]]).tolist() == pytest.approx([-0.9, 0.6])
 
 
@@ -26,7 +26,7 @@ def test_rows_on_disk_score_as_in_memory(tmp_path):
     assert np.array_equal(PROBE(stored), PROBE(rows))
 
 
-def test_it_comes_back(tmp_path):
+def test_a_probe_round_trips(tmp_path):
     path = PROBE.save(tmp_path / "sub" / "p.safetensors")
     loaded = QProbe.load(path)
     assert np.array_equal(loaded.weight, PROBE.weight)
@@ -34,13 +34,13 @@ def test_it_comes_back(tmp_path):
     assert loaded.metadata == PROBE.metadata
 
 
-def test_any_reader_of_safetensors_can_look_at_it(tmp_path):
+def test_any_reader_of_safetensors_can_read_it(tmp_path):
     with safe_open(PROBE.save(tmp_path / "p.safetensors"), framework="numpy") as file:
         assert set(file.keys()) == {"weight", "bias"}
         assert json.loads(file.metadata()["probe"])["fit"]["loss"] == "mse"
 
 
-def test_what_is_no_probe(tmp_path):
+def test_files_that_are_not_probes_raise(tmp_path):
     with pytest.raises(ModelError, match="there is no probe"):
         QProbe.load(tmp_path / "gone")
     save_file({"weight": np.zeros(2)}, tmp_path / "other.safetensors")
@@ -52,6 +52,6 @@ def test_what_is_no_probe(tmp_path):
         QProbe.load(path)
 
 
-def test_other_features_are_refused():
-    with pytest.raises(DataError, match=r"reads features of 2 numbers and these have shape \(1, 3\)"):
+def test_features_of_another_width_raise():
+    with pytest.raises(DataError, match=r"needs features of 2 numbers, but these have shape \(1, 3\)"):
         PROBE([[1.0, 2.0, 3.0]])

@@ -1,4 +1,4 @@
-"""Choosing: softmax(Q / beta) and its limits, the KL-constrained optimum as k grows, and what it needs of a model."""
+"""Tests of the choice: softmax(Q / beta) and its limits, the KL-constrained optimum, and the required functions."""
 
 import itertools
 import math
@@ -19,12 +19,12 @@ CHI2_999 = 20.52
 """The 99.9% quantile of chi-squared with 5 degrees of freedom."""
 
 
-def test_weights_by_hand():
+def test_weights_match_hand_computed_values():
     assert weights([0.0, math.log(3)], 1.0) == pytest.approx([0.25, 0.75])
     assert weights([0.0, 2 * math.log(3)], 2.0) == pytest.approx([0.25, 0.75])
 
 
-def test_beta_zero_is_the_limit_and_equals_share():
+def test_beta_zero_is_the_limit_and_equal_scores_share():
     q = [0.5, 1.0, 1.0, -3.0]
     assert weights(q, 0.0).tolist() == [0.0, 0.5, 0.5, 0.0]
     assert weights(q, 1e-6) == pytest.approx(weights(q, 0.0))
@@ -37,13 +37,13 @@ def test_weights_survive_large_scores():
 
 
 @pytest.mark.parametrize("beta", [-0.1, math.inf, math.nan])
-def test_a_beta_that_is_none(beta):
+def test_an_invalid_beta_raises(beta):
     with pytest.raises(ConfigError, match="use 0"):
         weights([0.0], beta)
 
 
-def test_the_limit_is_the_optimum_of_reward_less_kl():
-    """E Q - beta KL(pi || p0) is beta ln Z at p0 e^{Q / beta} / Z, and less everywhere else."""
+def test_the_limit_is_the_optimum_of_reward_minus_kl():
+    """Expect E Q - beta KL(pi || p0) = beta ln Z at p0 e^{Q / beta} / Z, and less everywhere else."""
     value = lambda pi: pi @ Q - BETA * pi @ np.log(pi / P0)  # noqa: E731
     best = tilted(P0, Q, BETA)
     assert value(best) == pytest.approx(BETA * math.log(P0 @ np.exp(Q / BETA)))
@@ -53,7 +53,7 @@ def test_the_limit_is_the_optimum_of_reward_less_kl():
 
 
 def chosen(k, count, seed=0):
-    """How often each outcome is chosen among k draws of p0, in `count` trials."""
+    """Count how often each outcome is chosen among k samples of p0, in `count` trials."""
     rng = np.random.default_rng(seed)
     draws = rng.choice(6, size=(count, k), p=P0)
     return np.bincount([row[choose(Q[row], BETA, rng)] for row in draws], minlength=6)
@@ -64,7 +64,7 @@ def chi2(counts, expected):
 
 
 def test_choosing_among_many_draws_samples_the_kl_constrained_optimum():
-    """k = 400 passes a chi-squared test at 99.9% against the limit; 2 draws, or no choice at all, fail it."""
+    """Expect k = 400 to pass a chi-squared test at 99.9% against the limit, and 2 samples or no choice to fail it."""
     limit = tilted(P0, Q, BETA)
     assert chi2(chosen(400, 4000), limit) < CHI2_999
     assert chi2(chosen(2, 4000), limit) > 3 * CHI2_999
@@ -73,7 +73,7 @@ def test_choosing_among_many_draws_samples_the_kl_constrained_optimum():
 
 
 def exact(k, p0, q, beta):
-    """The distribution of the choice among k draws, summed over all multisets of draws."""
+    """Compute the distribution of the choice among k samples, summed over all multisets of samples."""
     found = np.zeros(len(p0))
     for counts in itertools.product(range(k + 1), repeat=len(p0)):
         if sum(counts) == k:
@@ -83,7 +83,7 @@ def exact(k, p0, q, beta):
     return found
 
 
-def test_the_distance_to_the_limit_falls_as_one_over_k():
+def test_the_distance_to_the_limit_decreases_as_one_over_k():
     p0, q = P0[:3] / P0[:3].sum(), Q[[5, 1, 2]]
     limit = tilted(p0, q, BETA)
     gaps = [np.abs(exact(k, p0, q, BETA) - limit).sum() for k in (1, 10, 20, 40)]
@@ -94,18 +94,18 @@ def test_the_distance_to_the_limit_falls_as_one_over_k():
 
 
 def lengths_and_digits(prompts, texts):
-    """Features from a plain function."""
+    """Compute features with a plain function."""
     return [[len(text), sum(map(str.isdigit, text)), len(prompt)] for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def random_texts(seed=0):
-    """Draws from a plain function: letters and digits, of any length up to 6."""
+    """Sample with a plain function: letters and digits, of any length up to 6."""
     rng = np.random.default_rng(seed)
     return lambda prompt, k: ["".join(rng.choice(list("ab12"), size=rng.integers(1, 7))) for _ in range(k)]
 
 
-def test_nothing_but_sample_and_embed_is_needed():
-    """Plain functions from end to end: the share of digits is rewarded, and the choice has more of them."""
+def test_only_sample_and_embed_are_needed():
+    """Use plain functions end to end: the reward is the fraction of digits, and the choice has more of them."""
     sample, prompts = random_texts(), ["one", "two", "three"] * 20
     drawn = [sample(prompt, 8) for prompt in prompts]
     texts = [text for group in drawn for text in group]
@@ -122,7 +122,7 @@ def test_nothing_but_sample_and_embed_is_needed():
     assert all(choice.scores[choice.index] == choice.scores.max() for choice in choices)
 
 
-def test_the_choice_repeats_by_seed_and_prompt():
+def test_the_choice_is_reproducible_by_seed_and_prompt():
     probe = QProbe(np.array([0.1, 0.2, 0.0], dtype=np.float32))
 
     def pick(seed):
@@ -135,7 +135,7 @@ def test_the_choice_repeats_by_seed_and_prompt():
     assert choose_among(["a", "b"], [0.0, 0.0], 1.0, name="x", seed=0).index in (0, 1)
 
 
-def test_a_sampler_that_gives_nothing_is_an_error():
+def test_a_sampler_without_completions_raises():
     with pytest.raises(DataError, match="sample gave no completions of 'p'"):
         best_of("p", sample=lambda prompt, k: [], embed=lengths_and_digits, probe=QProbe(np.zeros(3, dtype=np.float32)))
 

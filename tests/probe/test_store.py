@@ -1,4 +1,4 @@
-"""Features are computed once, kept whole, and read in parts."""
+"""Tests of the feature store: features are computed once, stored completely and read in parts."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ TEXTS = ["1", "1", "2", "1", "1"]  # the last is the first again
 
 
 class Counting:
-    """Features of a text that differ for each prompt, and how often they were computed."""
+    """Features that differ for each prompt and text, with a count of computations."""
 
     def __init__(self, width=3):
         self.seen, self.calls, self.width = [], [], width
@@ -45,11 +45,11 @@ def test_each_text_is_computed_once_in_chunks_and_in_order(tmp_path):
     assert everything(features).dtype == np.float32
 
 
-def test_without_a_store_it_is_the_same(tmp_path):
+def test_features_are_the_same_without_a_store(tmp_path):
     assert np.array_equal(embed_all(Counting(), PROMPTS, TEXTS, chunk=2), everything(stored(tmp_path, Counting())))
 
 
-def test_what_was_computed_before_is_not_computed_again(tmp_path):
+def test_stored_features_are_not_computed_again(tmp_path):
     stored(tmp_path, Counting(), PROMPTS[:2], TEXTS[:2])
     later, told = Counting(), []
     features = stored(tmp_path, later, progress=lambda done, total: told.append((done, total)))
@@ -58,7 +58,7 @@ def test_what_was_computed_before_is_not_computed_again(tmp_path):
     assert everything(features)[:, 0].tolist() == [1, 1, 1, len(str(PROMPTS[3])), 1]
 
 
-def test_a_crash_costs_the_chunk_that_was_being_made(tmp_path):
+def test_a_crash_loses_only_the_current_chunk(tmp_path):
     def dies(prompts, texts):
         if "2" in texts:
             raise KeyboardInterrupt
@@ -71,7 +71,7 @@ def test_a_crash_costs_the_chunk_that_was_being_made(tmp_path):
     assert later.seen == [("a", "2"), (str(PROMPTS[3]), "1")]
 
 
-def test_other_ways_have_other_features(tmp_path):
+def test_other_sources_have_other_features(tmp_path):
     stored(tmp_path, Counting())
     other = Counting(width=2)
     assert stored(tmp_path, other, name="another").shape == (5, 2)
@@ -79,7 +79,7 @@ def test_other_ways_have_other_features(tmp_path):
 
 
 def test_two_processes_share_a_directory(tmp_path):
-    """Neither sees what the other writes meanwhile; the same chunk twice is one file, and all is found later."""
+    """Neither process reads the other's new chunks; equal chunks are one file, and a later process finds all."""
     one, other = FeatureStore(tmp_path, "way"), FeatureStore(tmp_path, "way")
     embed_all(Counting(), PROMPTS, TEXTS, store=one)
     embed_all(Counting(), PROMPTS, TEXTS, store=other)
@@ -90,7 +90,7 @@ def test_two_processes_share_a_directory(tmp_path):
     assert later.calls == []
 
 
-def test_a_damaged_chunk_is_named(tmp_path):
+def test_error_names_a_corrupt_chunk(tmp_path):
     stored(tmp_path, Counting())
     (chunk,) = tmp_path.rglob("chunk-*.npy")
     chunk.write_bytes(chunk.read_bytes()[:-5])
@@ -105,8 +105,8 @@ def test_a_damaged_chunk_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted there")
-def test_few_chunks_are_open_at_once(tmp_path):
-    """Each mapped chunk is an open file, of which a process may have some hundreds."""
+def test_few_chunks_are_open_at_a_time(tmp_path):
+    """Limit the mapped chunks, because each is an open file and a process can have only some hundreds."""
     count = MAPPED + 50
     before = len(list(Path("/proc/self/fd").iterdir()))
     features = stored(tmp_path, Counting(), ["a"] * count, [str(row) for row in range(count)], chunk=1)
@@ -114,7 +114,7 @@ def test_few_chunks_are_open_at_once(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= MAPPED
 
 
-def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+def test_too_many_open_files_do_not_count_as_corruption(tmp_path, monkeypatch):
     stored(tmp_path, Counting())
 
     def refuse(*args, **options):
@@ -125,13 +125,13 @@ def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
         FeatureStore(tmp_path, "way")
 
 
-def test_a_directory_that_is_a_file(tmp_path):
+def test_a_directory_that_is_a_file_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
         FeatureStore(tmp_path / "file", "way")
 
 
-def test_features_of_another_width_are_refused(tmp_path):
+def test_features_of_another_width_raise(tmp_path):
     stored(tmp_path, Counting())
     with pytest.raises(DataError, match="features have 2 numbers and those in"):
         stored(tmp_path, Counting(width=2), ["new"], ["1"])
@@ -150,16 +150,16 @@ def test_features_of_another_width_are_refused(tmp_path):
         ([[np.inf], [1.0]], "the features of '1' after 'p' are not finite"),
     ],
 )
-def test_features_that_are_none(given, message):
+def test_error_explains_invalid_features(given, message):
     with pytest.raises(DataError, match=message):
         embed_all(lambda prompts, texts: given, ["p", "q"], ["1", "2"])
 
 
-def test_nothing_to_embed():
+def test_an_empty_list_of_texts_raises():
     with pytest.raises(DataError, match="nothing to embed"):
         embed_all(Counting(), [], [])
 
 
-def test_keys_tell_prompt_from_completion():
+def test_keys_distinguish_prompt_and_completion():
     pairs = [("ab", "c"), ("a", "bc"), ("", "abc"), ([{"role": "user", "content": "ab"}], "c")]
     assert len({key_of(*pair) for pair in pairs}) == len(pairs)

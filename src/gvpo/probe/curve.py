@@ -1,8 +1,8 @@
-"""Expected reward of choosing among k completions, against k, from n >= k scored ones a prompt, with intervals.
+"""Expected reward of a choice among k completions, estimated from n >= k scored completions per prompt, with intervals.
 
-The expectation is over which k of the n are seen, without replacement, and over the choice among them. It is exact
-for k = 1, for k = n and for beta 0; between, it is the mean over random orders of the n, whose first k are an unbiased
-draw.
+The expectation is over subsets of k of the n completions and over the choice among them. It is exact for k = 1, for
+k = n and for beta 0. Otherwise it is the mean over random orders of the n completions, whose first k are an unbiased
+sample.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ RANDOM, BEST = "random", "best"
 
 @dataclass(frozen=True)
 class ScoredCandidates:
-    """A prompt's completions, judged and scored.
+    """Rewards and scores of a prompt's completions.
 
     Args:
         scores: [n] Q.
@@ -42,22 +42,22 @@ def expected_rewards(
     orders: int = ORDERS,
     rng: np.random.Generator | None = None,
 ) -> Floats:
-    """One prompt's expected reward when k of its n completions are seen, for some k.
+    """Return one prompt's expected reward of a choice among k of its n completions, for several k.
 
     Args:
         scores: [n] Q.
         rewards: [n].
-        ks: each from 1 to n.
-        beta: temperature of the choice; 0 takes the best, all of the best alike.
-        orders: random orders that the mean is over, where it is not exact.
-        rng: of those orders; default seed 0.
+        ks: Numbers from 1 to n.
+        beta: Temperature of the choice; 0 chooses uniformly among the best.
+        orders: Number of random orders to average over if the value is not exact.
+        rng: Random generator of these orders; default: seed 0.
 
     Returns:
         [len(ks)].
 
     Raises:
-        ConfigError: beta is negative or not finite.
-        DataError: a k that is not from 1 to n.
+        ConfigError: If beta is negative or not finite.
+        DataError: If a k is not from 1 to n.
     """
     check_beta(beta)
     q, r = np.asarray(scores, dtype=np.float64), np.asarray(rewards, dtype=np.float64)
@@ -73,10 +73,11 @@ def expected_rewards(
 
 
 def _best_of_subsets(q: Floats, r: Floats) -> Floats:
-    """[n] for k = 1 to n: the exact mean over all k-subsets of the reward at the highest score.
+    """Return, for k = 1 to n, the exact mean over all k-subsets of the reward at the highest score; shape [n].
 
-    The best of a subset has a value of Q that stands C times at or below it with probability
-    (C choose k) / (n choose k), less the same of the next lower value; equal scores share.
+    The best score of a subset is at most a value with C scores at or below it with probability
+    (C choose k) / (n choose k). The difference from the next lower value is the probability of this best score, which
+    equal scores share.
     """
     _, place, count = np.unique(q, return_inverse=True, return_counts=True)
     reward = np.bincount(place, weights=r) / count
@@ -89,9 +90,11 @@ def _best_of_subsets(q: Floats, r: Floats) -> Floats:
 
 
 def _chosen_in_orders(z: Floats, r: Floats, orders: int, rng: np.random.Generator) -> Floats:
-    """[n] for k = 1 to n: the mean over random orders of sum softmax(z) r among the first k."""
+    """Return, for k = 1 to n, the mean over random orders of sum softmax(z) r among the first k; shape [n]."""
     order = rng.permuted(np.tile(np.arange(len(z)), (orders, 1)), axis=1)
-    newest = np.exp(z[order] - np.logaddexp.accumulate(z[order], axis=1))  # its share among those up to it
+    newest = np.exp(
+        z[order] - np.logaddexp.accumulate(z[order], axis=1)
+    )  # softmax weight of the k-th among the first k
     mean, found = r[order][:, 0].copy(), np.empty(len(z))
     found[0] = mean.mean()
     for k in range(1, len(z)):
@@ -109,23 +112,23 @@ def reward_curves(
     orders: int = ORDERS,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Mean expected reward over prompts against k, with bootstrap intervals over prompts.
+    """Return the mean expected reward over prompts by k, with bootstrap intervals over prompts.
 
     Args:
-        scored: prompts; those with fewer than max(ks) completions are left out, and counted.
-        betas: temperatures of the choice, a curve each.
-        ks: default 1, 2, 4, ... up to what nine prompts in ten have, that number included.
-        seed: of the random orders and the bootstrap.
-        orders: as `expected_rewards`.
-        resamples: of the bootstrap.
+        scored: Prompts; prompts with fewer than max(ks) completions are skipped and counted.
+        betas: Temperatures of the choice, one curve per temperature.
+        ks: Numbers of completions; default: 1, 2, 4, ... and the number that nine in ten prompts have.
+        seed: Random seed of the orders and the bootstrap.
+        orders: See `expected_rewards`.
+        resamples: Number of bootstrap samples.
 
     Returns:
-        JSON-ready: `ks`, `prompts`, `left_out`, and `arms`: by name ("random": any one; "best": the best of the k by
-        its reward, the ceiling; "beta B": by the probe) `mean`, `low`, `high` and, against "random" on the same
-        prompts, `gain`, `gain_low`, `gain_high`, each a list over ks. Intervals are the middle 95%.
+        JSON values: `ks`, `prompts`, `left_out`, and `arms`. An arm is a way to choose: "random"; "best", the upper
+        bound that chooses by reward; "beta B", the probe. Each arm has `mean`, `low`, `high` and, relative to "random"
+        on the same prompts, `gain`, `gain_low`, `gain_high`, as lists over ks. Intervals are the middle 95%.
 
     Raises:
-        DataError: no prompt has enough completions.
+        DataError: If no prompt has enough completions.
     """
     ks = doubling(_usual_size(scored)) if ks is None else sorted(set(ks))
     used = [one for one in scored if ks and len(one.rewards) >= ks[-1]]
@@ -137,19 +140,19 @@ def reward_curves(
 
 
 def _usual_size(scored: Sequence[ScoredCandidates]) -> int:
-    """The completions that nine prompts in ten have, at least: a few that lost some must not cut all curves short."""
+    """Return the fewest completions of nine in ten prompts, so that few prompts cannot shorten the curves."""
     return sorted(len(one.rewards) for one in scored)[len(scored) // 10] if scored else 0
 
 
 def doubling(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`, which is the last."""
+    """Return 1, 2, 4, ... up to `most`, which is always the last."""
     return sorted({*(2**power for power in range(most.bit_length())), most}) if most else []
 
 
 def _curves(
     used: Sequence[ScoredCandidates], betas: Sequence[float], ks: Sequence[int], seed: int, orders: int
 ) -> dict[str, Floats]:
-    """By arm, [prompts, len(ks)] expected rewards. All arms of a prompt see the same orders."""
+    """Return [prompts, len(ks)] expected rewards by arm. All arms of a prompt use the same orders."""
 
     def curve(score: str, beta: float) -> Floats:
         return np.array(
@@ -172,7 +175,7 @@ def _curves(
 
 
 def _arm(values: Floats, blind: Floats, seed: int, resamples: int) -> dict[str, list[float]]:
-    """Means over prompts and their intervals, by k; every column meets the same resamples of the prompts."""
+    """Return means over prompts and their intervals, by k; every column uses the same bootstrap samples."""
 
     def ends(columns: Floats) -> list[tuple[float, float]]:
         return [quantiles(bootstrap(column, seed=seed, draws=resamples)) for column in columns.T]

@@ -1,6 +1,7 @@
-"""Candidates: prompts with completions, and with rewards where there are some. The rows of logged groups, as texts.
+"""Candidates: prompts with completions and optional rewards, read as texts from rows of logged groups.
 
-Knows the form of the rows (docs/guides/probe.md); nothing of features or probes. All texts of a file are in memory.
+docs/guides/probe.md describes the rows. This module does not depend on features or probes. All texts of a file are kept
+in memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,11 @@ class Candidates:
     """A prompt and the completions to choose from.
 
     Args:
-        prompt: text or messages.
+        prompt: Text or messages.
         completions: k texts.
-        rewards: k numbers, None where a completion has none.
-        id: names the prompt; unique in a data set.
-        row: the row that it was read from.
+        rewards: k numbers, or None for completions without a reward.
+        id: ID of the prompt, unique in a dataset.
+        row: The row that it was read from.
     """
 
     prompt: Prompt
@@ -33,10 +34,10 @@ class Candidates:
 
 
 def read_candidates(path: str | Path) -> list[Candidates]:
-    """The rows of a file or a hub data set as candidates, in order; see `candidates`.
+    """Read the rows of a file or a Hub dataset as candidates, in order; see `candidates`.
 
     Raises:
-        DataError: the file cannot be read, or a row is not of a form that is known.
+        DataError: If the file cannot be read, or the form of a row is unknown.
     """
     return candidates(load_records(path))
 
@@ -45,11 +46,11 @@ def candidates(records: Sequence[Mapping[str, Any]]) -> list[Candidates]:
     """Return rows as candidates.
 
     Args:
-        records: rows as `gvpo.data.read_groups` reads them; `rewards` may be absent. Where prompts or completions are
-            token ids, `prompt_text` and `texts` beside them say what they read.
+        records: Rows in the form of `gvpo.data.read_groups`; `rewards` may be absent. If prompts or completions are
+            token IDs, the columns `prompt_text` and `texts` must contain their texts.
 
     Raises:
-        DataError: there are no rows, or one is of no such form or has no text; it is named by its number, counted
+        DataError: If there are no rows, or a row has another form or no text; the message contains its number, counted
             from 1.
     """
     if not records:

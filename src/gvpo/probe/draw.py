@@ -1,4 +1,4 @@
-"""`sample` by a model in this process."""
+"""Implementation of `sample` with a model in this process."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AT_ONCE = 16
-"""Prompts whose completions are drawn between two reports of progress."""
+"""Number of prompts that are sampled between two progress reports."""
 
 
 class ModelSample:
-    """Draws texts from a sampler.
+    """A function that samples texts.
 
     Args:
-        sampler: any sampler.
-        tokenizer: its tokenizer.
-        params: how to draw; how many, the call says.
-        seed: with the prompt it fixes what is drawn.
+        sampler: Any sampler.
+        tokenizer: The sampler's tokenizer.
+        params: Sampling parameters; the number of completions comes from the call.
+        seed: Random seed; the completions depend only on it and the prompt.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class ModelSample:
         self._sampler, self._tokenizer, self._params, self._seed = sampler, tokenizer, params, seed
 
     def __call__(self, prompt: Prompt, k: int, /) -> list[str]:
-        """Draw k completions."""
+        """Sample k completions."""
         return self.of([Problem(prompt, repr(prompt))], k)[0]
 
     def of(self, problems: Sequence[Problem], k: int) -> list[list[str]]:
-        """Draw k completions of each problem, drawn together; ids are distinct and name the noise."""
+        """Sample k completions of each problem in one call; problem IDs must differ, because they seed the noise."""
         requests = [Request(one.id, tuple(encode_prompt(self._tokenizer, one.prompt))) for one in problems]
         params = dataclasses.replace(self._params, group_size=k)
         drawn = self._sampler.sample(requests, params, seed=self._seed, step=0)
@@ -47,7 +47,7 @@ class ModelSample:
 def drawn_candidates(
     problems: Sequence[Problem], sample: ModelSample, k: int, progress: Progress | None = None
 ) -> list[Candidates]:
-    """Draw k completions of each problem, some problems at a time, as candidates without rewards."""
+    """Sample k completions of each problem, some problems at a time, as candidates without rewards."""
     found: list[Candidates] = []
     for start in range(0, len(problems), AT_ONCE):
         part = problems[start : start + AT_ONCE]

@@ -1,4 +1,4 @@
-"""Features from a server that speaks OpenAI's embeddings protocol: a company's API, vLLM, llama.cpp, TEI, ...
+"""Features from a server with OpenAI's embeddings protocol: a company's API, vLLM, llama.cpp, TEI, ...
 
 POST <url>/embeddings  {"model", "input": [texts]}  ──▶  {"data": [{"index", "embedding"}]}
 """
@@ -20,21 +20,21 @@ from gvpo.types import Prompt
 
 
 class EndpointFeatures:
-    """`embed` by an embeddings endpoint. A prompt and its completion are one text, on lines of their own.
+    """Implementation of `embed` with an embeddings endpoint. Prompt and completion are one text, on separate lines.
 
     Args:
-        url: of the API, `https://api.openai.com/v1` say; `/embeddings` is added.
-        model: its name there.
-        dimensions: asked of models that can shorten their vectors.
-        key_variable: environment variable with the key, which is sent as a bearer token and never written anywhere;
-            a server on this machine needs none.
-        batch: texts a request.
-        concurrency: requests under way at once.
-        timeout: seconds for one answer.
-        deadline: seconds for a request with all its retries.
+        url: URL of the API, such as `https://api.openai.com/v1`; `/embeddings` is appended.
+        model: Name of the model on the server.
+        dimensions: Number of dimensions, for models that can shorten their vectors.
+        key_variable: Environment variable with the key, which is sent as a bearer token and never stored; a local
+            server needs no key.
+        batch: Number of texts per request.
+        concurrency: Maximum number of concurrent requests.
+        timeout: Timeout of one attempt, in seconds.
+        deadline: Deadline of a request with all its retries, in seconds.
 
     Raises:
-        ConfigError: the url is not one.
+        ConfigError: If `url` is not a URL.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class EndpointFeatures:
         self._timeout, self._deadline = timeout, deadline
         self._key = os.environ.get(key_variable, "").strip()
         self.name = f"endpoint/{self._url}/{model}/{dimensions or 'all'}"
-        """Of these features, for a store."""
+        """Name of these features in a store."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], /) -> Array:
-        """[n, D] float32 features.
+        """Return [n, D] float32 features.
 
         Raises:
-            DataError: the server refuses, does not answer within the deadline, or answers something else.
+            DataError: If the server rejects the request, misses the deadline, or returns something else.
         """
         texts = [f"{_plain(prompt)}\n{text}" for prompt, text in zip(prompts, completions, strict=True)]
         parts = [texts[start : start + self._batch] for start in range(0, len(texts), self._batch)]
@@ -85,7 +85,7 @@ class EndpointFeatures:
         return found
 
     def _post(self, client: httpx2.Client, body: Mapping[str, Any]) -> httpx2.Response:
-        """The answer, after as many tries as the deadline allows."""
+        """Return the response, after as many attempts as the deadline allows."""
         until, wait = time.monotonic() + self._deadline, FIRST_WAIT
         while True:
             answer, failure, asked = self._try(client, body, until - time.monotonic())
@@ -100,7 +100,7 @@ class EndpointFeatures:
     def _try(
         self, client: httpx2.Client, body: Mapping[str, Any], left: float
     ) -> tuple[httpx2.Response | None, str, float]:
-        """(the answer, or None; why there is none; the seconds to wait that the server asks for)."""
+        """Return (the response or None, the reason of a failure, the seconds that the server asks to wait)."""
         try:
             answer = client.post(self._url, json=body, timeout=min(self._timeout, max(left, 1e-3)))
         except httpx2.TransportError as error:
@@ -113,12 +113,12 @@ class EndpointFeatures:
         return None, failure, asked_wait(answer)
 
     def _short(self, text: str) -> str:
-        """The beginning of an answer, without the key."""
+        """Return the beginning of a response, without the key."""
         return quoted(text, self._key)
 
 
 def _plain(prompt: Prompt) -> str:
-    """A prompt as text; of messages, what they say, each after its role."""
+    """Return a prompt as text; messages become lines of role and content."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)

@@ -1,8 +1,8 @@
-"""Features phi(x, y) of prompts and completions, by any function: in chunks, cached on disk.
+"""Features phi(x, y) of prompts and completions, computed by any function in chunks and cached on disk.
 
     texts ──chunks──▶ embed ──▶ store ──▶ rows that a fit reads a batch at a time
 
-Knows nothing of models, servers or probes.
+This module does not depend on models, servers or probes.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from gvpo.probe.store import Array, Features, FeatureStore, distinct, key_of
 from gvpo.types import Prompt
 
 CHUNK = 256
-"""Texts that are embedded between two writes to the disk: what a crash may cost."""
+"""Number of texts between two writes to disk, and the most that a crash can lose."""
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+"""Function that is called with the number of finished items and the total."""
 
 
 class Embed(Protocol):
-    """A way to compute features: any function with this signature."""
+    """Any function with this signature that computes features."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], /) -> ArrayLike:
-        """[n, D] features of n prompts with a completion each."""
+        """Return the [n, D] features of n prompts with one completion each."""
         ...
 
 
@@ -39,21 +39,21 @@ def embed_all(
     chunk: int = CHUNK,
     progress: Progress | None = None,
 ) -> Features:
-    """Features of many texts, each computed once.
+    """Compute the features of many texts, each text once.
 
     Args:
-        embed: called with at most `chunk` texts at a time.
+        embed: Function that is called with at most `chunk` texts at a time.
         prompts: N prompts.
         completions: N completions.
-        store: where features are kept and looked for; without one they are held in memory.
-        chunk: how many texts a call, and a chunk on disk, has.
-        progress: told how many texts are done, of those that were not in the store.
+        store: Store of the features; None keeps them in memory.
+        chunk: Number of texts per call, and per chunk on disk.
+        progress: Function that is called with the number of finished texts, of those that were not in the store.
 
     Returns:
         [N, D], in order.
 
     Raises:
-        DataError: nothing to embed, or features of a wrong shape or that are not finite.
+        DataError: If there is no text, or features have a wrong shape or are not finite.
     """
     if not prompts:
         raise DataError("there is nothing to embed; give at least one prompt with a completion")
@@ -81,7 +81,7 @@ def _checked(embed: Embed, texts: Sequence[tuple[Prompt, str]]) -> Array:
 
 
 class _Memory:
-    """A store without a disk."""
+    """A store in memory."""
 
     def __init__(self) -> None:
         self._places: dict[bytes, int] = {}
@@ -91,7 +91,7 @@ class _Memory:
         return key in self._places
 
     def add(self, keys: Sequence[bytes], features: Array) -> None:
-        """Keep some more."""
+        """Add features."""
         if self._parts and self._parts[0].shape[1] != features.shape[1]:
             raise DataError(
                 f"embed gave features of {features.shape[1]} numbers after some of {self._parts[0].shape[1]}"
@@ -100,6 +100,6 @@ class _Memory:
         self._parts.append(features)
 
     def rows(self, keys: Sequence[bytes]) -> Array:
-        """[len(keys), D]."""
+        """Return [len(keys), D] features."""
         places: NDArray[np.int64] = np.array([self._places[key] for key in keys])
         return np.concatenate(self._parts)[places]

@@ -1,8 +1,8 @@
-"""Fitting a probe: minibatch Adam on features that are read a batch at a time.
+"""Fit of a probe with minibatch Adam on features that are read a batch at a time.
 
     features [N, D] (memory or disk), group [N], rewards [N] ──blocks──▶ batches ──Adam──▶ QProbe
 
-The same features, rewards and settings give the same probe, bit by bit on one machine.
+The same features, rewards and settings give the same probe, bit for bit on one machine.
 """
 
 import dataclasses
@@ -23,26 +23,26 @@ from gvpo.probe.store import Features
 
 Rows = NDArray[np.int64]
 _READ = 8192
-"""Rows of features that are read at once for their mean and spread."""
+"""Number of rows of features that are read at a time for their mean and standard deviation."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a probe is fitted. The defaults are the paper's.
+    """Settings of a fit. The defaults are the paper's.
 
     Args:
-        loss: a key of `losses.LOSSES`.
-        learning_rate: of Adam, constant. A step moves a weight by about this much.
-        epochs: times through the data.
-        batch: completions a step; with blocks of several completions, batch over their size blocks.
-        samples: completions of a block of the policy gradient.
-        beta: temperature of the policy gradient's softmax while training.
-        standardize: fit on features of mean 0 and variance 1, and give the probe of the raw ones that is the same
-            function. Not in the paper; it makes the learning rate mean the same whatever the features' scale.
-        seed: of the order of the data and the make-up of blocks.
+        loss: A key of `losses.LOSSES`.
+        learning_rate: Constant learning rate of Adam. A step moves a weight by about this much.
+        epochs: Number of passes over the data.
+        batch: Number of completions per step; blocks of w completions give batch / w blocks per step.
+        samples: Number of completions per block of the policy gradient.
+        beta: Temperature of the policy gradient's softmax during training.
+        standardize: Fit on features of mean 0 and variance 1, and convert the probe to the same function of the raw
+            features. It is not in the paper; it makes the learning rate independent of the features' scale.
+        seed: Random seed of the order of the data and the composition of blocks.
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: If a value is invalid.
     """
 
     loss: str = "mse"
@@ -70,7 +70,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A probe, and the mean loss of each epoch that had something to compare."""
+    """A probe, and the mean loss of each epoch that had blocks to compare."""
 
     probe: QProbe
     losses: Sequence[float]
@@ -85,18 +85,18 @@ def fit_probe(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Fit a probe. It starts at 0.
+    """Fit a probe, starting from zero weights.
 
     Args:
         features: [N, D], an array or rows on disk.
-        group: [N] which prompt each row belongs to.
-        rewards: [N]; rows whose reward is None are left out.
-        settings: how; default the paper's.
-        metadata: kept with the probe, beside the settings.
-        progress: told how many epochs are done.
+        group: [N] number of each row's prompt.
+        rewards: [N]; rows whose reward is None are skipped.
+        settings: Settings of the fit; default: the paper's.
+        metadata: Metadata to store with the probe, in addition to the settings.
+        progress: Function that is called with the number of finished epochs.
 
     Raises:
-        DataError: lengths that differ, rewards that the loss cannot use, or nothing to compare.
+        DataError: If lengths differ, the loss cannot use the rewards, or there are no completions to compare.
     """
     settings = FitSettings() if settings is None else settings
     values = np.array([np.nan if reward is None else reward for reward in rewards], dtype=np.float64)
@@ -109,7 +109,7 @@ def fit_probe(
     losses = []
     for epoch in range(1, settings.epochs + 1):
         blocks = _blocks(rated, owners, values, settings, epoch)
-        if len(blocks):  # pairs are drawn anew each epoch, and of few data all may be of equal rewards
+        if len(blocks):  # pairs are chosen again in each epoch, and with few data all may have equal rewards
             losses.append(learner.epoch(blocks))
         if progress is not None:
             progress(epoch, settings.epochs)
@@ -121,7 +121,7 @@ def fit_probe(
 
 
 class _Learner:
-    """Weights, their optimizer, and the data that they learn from."""
+    """Weights, their optimizer and the training data."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Learner:
         return float(loss.detach())
 
     def on_raw_features(self) -> tuple[NDArray[np.float32], float]:
-        """The same function of features that are not standardized."""
+        """Return the same function of features that are not standardized."""
         mean, spread = self._scale
         weight = self._weight.detach().double().numpy() / spread
         bias = float(self._bias.detach()[0]) - float(np.sum(weight * mean))
@@ -166,10 +166,10 @@ class _Learner:
 
 
 def _blocks(rated: Rows, group: Rows, rewards: NDArray[np.float64], settings: FitSettings, epoch: int) -> Rows:
-    """The blocks of an epoch in the order of their steps: [n, w] row numbers, -1 for none.
+    """Return the blocks of an epoch in the order of their steps: [n, w] row numbers, -1 for none.
 
-    Each prompt's completions are shuffled and cut into blocks, so a completion is in at most one of an epoch. A block
-    that compares needs two completions; of few data an epoch may have no pair of unequal rewards.
+    Each prompt's completions are shuffled and split into blocks, so a completion is in at most one block per epoch. A
+    block that compares needs two completions; with few data an epoch may have no pair of unequal rewards.
     """
     rng = np.random.default_rng([settings.seed, epoch])
     loss = LOSSES[settings.loss]
@@ -189,7 +189,7 @@ def _blocks(rated: Rows, group: Rows, rewards: NDArray[np.float64], settings: Fi
 
 
 def _scale(features: Features, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature; 1 where it never changes."""
+    """Return the mean and the standard deviation of each feature; the latter is 1 for constant features."""
     chunks = [rows[start : start + _READ] for start in range(0, len(rows), _READ)]
     mean = sum(_sums(features, chunk) for chunk in chunks) / len(rows)
     variance = sum(_sums(features, chunk, mean) for chunk in chunks) / len(rows)
@@ -198,7 +198,7 @@ def _scale(features: Features, rows: Rows) -> tuple[NDArray[np.float64], NDArray
 
 
 def _sums(features: Features, rows: Rows, mean: Any = None) -> Any:
-    """[D] sums of some rows, or with a mean of the squares of what they differ by from it."""
+    """Return [D] sums over some rows: of the features, or of the squared differences from `mean` if it is given."""
     x = np.asarray(features[rows], dtype=np.float64)
     return x.sum(axis=0) if mean is None else ((x - mean) ** 2).sum(axis=0)
 
@@ -207,7 +207,7 @@ def _check(features: Features, group: Rows, rewards: NDArray[np.float64], settin
     if len(features.shape) != 2 or not features.shape[0] == len(group) == len(rewards):
         raise DataError(
             f"features of shape {tuple(features.shape)}, {len(group)} prompts' numbers and {len(rewards)} rewards do "
-            "not fit; give one row, one number and one reward a completion"
+            "not fit; give one row, one number and one reward per completion"
         )
     known = rewards[~np.isnan(rewards)]
     if not len(known):
@@ -217,7 +217,7 @@ def _check(features: Features, group: Rows, rewards: NDArray[np.float64], settin
 
 
 def _check_comparable(group: Rows, rewards: NDArray[np.float64], settings: FitSettings) -> None:
-    """Refuse rated rows of which no prompt has two to compare."""
+    """Raise DataError unless a prompt has two completions to compare."""
     loss = LOSSES[settings.loss]
     told_apart = rewards if loss.unequal else np.arange(len(group))
     prompts = np.unique(np.stack([group, told_apart], axis=1), axis=0)[:, 0]

@@ -1,4 +1,4 @@
-"""Features from a model of Hugging Face: the hidden state of a layer at a token of the completion."""
+"""Features from a Hugging Face model: the hidden state of a layer at a token of the completion."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TokenChoice = Literal["last", "mean", "end"]
-"""Of a completion: its last token, the mean over its tokens, or the end token that is put behind it."""
+"""Position of the feature: a completion's last token, the mean over its tokens, or an end token appended to it."""
 
 DEPTH = 26 / 32
-"""Where the default layer lies: that of the paper, 26 of 32."""
+"""Depth of the default layer, as in the paper: layer 26 of 32."""
 
 
 class HiddenFeatures:
-    """`embed` by a causal model: states of prompt and completion, read behind one layer at one place.
+    """Implementation of `embed` with a causal model: its hidden states after one layer, at one position.
 
     Args:
-        model: any causal model; it is not changed.
-        tokenizer: its tokenizer. Prompts become tokens by `encode_prompt`, with no system prompt or template arguments;
-            a completion's follow, without an end token.
-        layer: 0 the embeddings, l behind layer l, negative from the last; default 26/32 of the depth.
-        token: where: see `TokenChoice`. A completion without tokens is represented by the prompt's last token.
-        chat: as `encode_prompt`.
-        tokens_per_batch: tokens computed at once, padding included; memory grows with it times the layers.
+        model: Any causal model; it is not changed.
+        tokenizer: The model's tokenizer. Prompts are encoded by `encode_prompt`, without a system prompt or template
+            arguments; the completion's tokens follow, without an end token.
+        layer: Layer of the states: 0 for the embeddings, l for the output of layer l, negative numbers count from the
+            last layer; default: 26/32 of the depth.
+        token: Position; see `TokenChoice`. A completion without tokens is represented by the prompt's last token.
+        chat: See `encode_prompt`.
+        tokens_per_batch: Number of tokens per batch, including padding; memory grows with it and the number of layers.
 
-    A text longer than the model's context loses its beginning, with a warning.
+    A text that exceeds the model's context is truncated at its beginning, with a warning.
 
     Raises:
-        ConfigError: no such layer or token.
+        ConfigError: If the layer or token does not exist.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class HiddenFeatures:
         self.layer = resolve_layer(model, max(1, round(DEPTH * layer_count(model))) if layer is None else layer)
         self.token: TokenChoice = token
         self.name = f"hidden/{fingerprint(model, tokenizer)}/layer {self.layer}/{token}/{chat}"
-        """Of these features: another name where anything differs that changes them."""
+        """Name of these features; it differs if anything that changes the features differs."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], /) -> Array:
-        """[n, D] float32 features."""
+        """Return [n, D] float32 features."""
         rows = self._within_context([self._encoded(*pair) for pair in zip(prompts, completions, strict=True)])
         found: dict[int, Array] = {}
         for batch in _batches([len(ids) for ids, _ in rows], self._budget):
@@ -78,7 +79,7 @@ class HiddenFeatures:
         return np.stack([found[index] for index in range(len(rows))])
 
     def _encoded(self, prompt: Prompt, completion: str) -> tuple[list[int], int]:
-        """All token ids, and how many of them are the completion's."""
+        """Return all token IDs, and the number of completion tokens."""
         text = list(self._tokenizer(completion, add_special_tokens=False).input_ids)
         if self.token == "end" and self._end is not None:
             text.append(self._end)
@@ -96,7 +97,7 @@ class HiddenFeatures:
         return [(ids[-context:], min(completion, context)) for ids, completion in rows]
 
     def _read(self, states: Tensor, length: int, completion: int) -> Array:
-        """The feature in a row's [T, D] states, `length` of them real and the last `completion` of the completion."""
+        """Return the feature from a row's [T, D] states: `length` are real, the last `completion` of the completion."""
         if self.token == "mean" and completion:
             place = states[length - completion : length].mean(0)
         else:
@@ -106,7 +107,7 @@ class HiddenFeatures:
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows in batches of similar lengths whose padded size fits the budget; at least one row each."""
+    """Yield batches of rows of similar lengths whose padded size fits the budget; each has at least one row."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
         if batch and (len(batch) + 1) * lengths[index] > budget:

@@ -1,8 +1,8 @@
-"""The four losses of a Q-Probe, on blocks of completions: pure functions of tensors.
+"""The four losses of a Q-Probe, on blocks of completions, as pure functions of tensors.
 
-A block is what is compared at once: [n, w] values of n blocks, of which `present` [n, w] marks the real ones.
+A block contains the completions that are compared: [n, w] values of n blocks, where `present` [n, w] marks real ones.
 
-    mse, bce          w = 1    each completion for itself
+    mse, bce          w = 1    single completions
     policy_gradient   w = s    s completions of one prompt
     preferences       w = 2    two completions of one prompt with different rewards
 
@@ -18,13 +18,13 @@ from torch import Tensor
 
 
 def mse(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Mean (Q - r)^2.
+    """Return the mean (Q - r)^2.
 
     Args:
         q: [n, 1] values.
         rewards: [n, 1].
         present: [n, 1] bool.
-        beta: not used.
+        beta: Not used.
 
     Returns:
         A scalar.
@@ -33,13 +33,13 @@ def mse(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Te
 
 
 def bce(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Mean of -r log sigma(Q) - (1 - r) log sigma(-Q): Q is the log-odds of being right.
+    """Return the mean of -r log sigma(Q) - (1 - r) log sigma(-Q), where Q is the log-odds of a correct answer.
 
     Args:
         q: [n, 1] values.
         rewards: [n, 1] in [0, 1].
         present: [n, 1] bool.
-        beta: not used.
+        beta: Not used.
 
     Returns:
         A scalar.
@@ -48,16 +48,16 @@ def bce(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Te
 
 
 def policy_gradient(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Mean over blocks of - sum_i rho_i (r_i - b), rho = softmax(Q / beta) among the block's completions.
+    """Return the mean over blocks of - sum_i rho_i (r_i - b), rho = softmax(Q / beta) among the block's completions.
 
-    It is minus the reward that a choice among them gains over a blind one: b is the block's mean reward. Since the rho
-    of a block add up to 1, b changes the loss and not its gradient; and the probe's bias has none.
+    It is minus the reward that the probe's choice gains over a random choice, since b is the block's mean reward. The
+    rho of a block add up to 1, so b changes the loss and not its gradient, and the probe's bias has no gradient.
 
     Args:
         q: [n, s] values.
         rewards: [n, s].
         present: [n, s] bool, at least one in each block.
-        beta: temperature of the choice while training.
+        beta: Temperature of the choice during training.
 
     Returns:
         A scalar.
@@ -69,13 +69,13 @@ def policy_gradient(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float 
 
 
 def preferences(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Mean of -log sigma(Q_w - Q_l), w the completion of the higher reward. The bias has no gradient.
+    """Return the mean of -log sigma(Q_w - Q_l), w the completion with the higher reward. The bias has no gradient.
 
     Args:
         q: [n, 2] values.
         rewards: [n, 2], unequal in each block.
         present: [n, 2] bool, all true.
-        beta: not used.
+        beta: Not used.
 
     Returns:
         A scalar.
@@ -86,13 +86,13 @@ def preferences(q: Tensor, rewards: Tensor, present: Tensor, *, beta: float = 1.
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and the blocks that it is on.
+    """A loss and the form of its blocks.
 
     Args:
-        value: the function.
-        width: completions of a block; None leaves it to the settings.
-        unequal: only blocks whose rewards differ count.
-        unit: rewards have to be in [0, 1].
+        value: The function.
+        width: Number of completions per block; None uses the settings.
+        unequal: Whether only blocks with different rewards count.
+        unit: Whether rewards must be in [0, 1].
     """
 
     value: Callable[..., Tensor]

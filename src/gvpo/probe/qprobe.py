@@ -1,4 +1,4 @@
-"""The probe itself: a linear function of features, kept as safetensors with what it needs to be used again."""
+"""The probe: a linear function of features, stored as safetensors with the metadata that reuse requires."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from gvpo.runfiles import to_json, write_bytes
 
 FORMAT = "gvpo-probe-1"
 _READ = 8192
-"""Rows of features that are scored at once."""
+"""Number of rows of features that are scored at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class QProbe:
 
     Args:
         weight: [D] float32.
-        bias: a number.
-        metadata: JSON-ready: the loss and settings of the fit, and where features come from.
+        bias: A number.
+        metadata: JSON values: the loss and settings of the fit, and the source of the features.
     """
 
     weight: Array
@@ -35,15 +35,15 @@ class QProbe:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, features: "Features | ArrayLike") -> NDArray[np.float64]:
-        """[N] values of [N, D] features, read some rows at a time.
+        """Return the [N] values of [N, D] features. Read some rows at a time.
 
         Raises:
-            DataError: features of another width.
+            DataError: If the features have another width.
         """
         rows: Any = features if hasattr(features, "shape") else np.asarray(features)
         if len(rows.shape) != 2 or rows.shape[1] != len(self.weight):
             raise DataError(
-                f"the probe reads features of {len(self.weight)} numbers and these have shape {tuple(rows.shape)}; "
+                f"the probe needs features of {len(self.weight)} numbers, but these have shape {tuple(rows.shape)}; "
                 "use the model, layer and token that it was fitted on"
             )
         starts = range(0, rows.shape[0], _READ)
@@ -52,10 +52,10 @@ class QProbe:
         return scores
 
     def save(self, path: str | Path) -> Path:
-        """Write the probe, beside and renamed.
+        """Write the probe to a temporary file and rename it.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: If the file cannot be written.
         """
         tensors: dict[str, NDArray[Any]] = {
             "weight": np.ascontiguousarray(self.weight),
@@ -69,7 +69,7 @@ class QProbe:
         """Read a probe.
 
         Raises:
-            ModelError: there is no such file, or it is not a probe.
+            ModelError: If the file does not exist, or is not a probe.
         """
         if not Path(path).is_file():
             raise ModelError(f"there is no probe {path}; give the file that `gvpo probe fit` wrote")

@@ -1,6 +1,6 @@
-"""The three things that are done with a probe, on files: fit, evaluate, select.
+"""The three operations of a probe on files: fit, evaluate, select.
 
-Features are the long part. They are computed in chunks and kept on disk, so an interrupted call goes on where it was.
+Features need most of the time. They are computed in chunks and stored on disk, so an interrupted call can be resumed.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from gvpo.types import Prompt
 
 @dataclass(frozen=True)
 class _Rows:
-    """Completions of all prompts behind one another; N of them."""
+    """Concatenated completions of all prompts; N is their number."""
 
     group: NDArray[np.int64]
     prompts: Sequence[Prompt]
@@ -34,7 +34,7 @@ class _Rows:
 
     @classmethod
     def of(cls, candidates: Sequence[Candidates], *, rated: bool) -> "_Rows":
-        """All completions, or those with a reward alone."""
+        """Return all completions, or only those with a reward."""
         found = [
             (number, one.prompt, text, reward)
             for number, one in enumerate(candidates)
@@ -42,12 +42,12 @@ class _Rows:
             if not rated or reward is not None
         ]
         if not found:
-            raise DataError("no completion has a reward; give a list `rewards` beside `completions`")
+            raise DataError("no completion has a reward; give a list `rewards` in addition to `completions`")
         group, prompts, texts, rewards = zip(*found, strict=True)
         return cls(np.array(group), prompts, texts, rewards)
 
     def features(self, source: Source, cache: str | Path | None, progress: Progress | None) -> Features:
-        """[N, D], computed or from the cache."""
+        """Return [N, D] features, computed or from the cache."""
         store = FeatureStore.at(cache, source.name)
         return embed_all(source.embed, self.prompts, self.texts, store=store, progress=progress)
 
@@ -64,15 +64,15 @@ def fit_candidates(
     """Compute features of all completions that have a reward, and fit a probe.
 
     Args:
-        candidates: prompts with completions and rewards.
-        source: of the features.
-        settings: of the fit.
-        cache: directory that keeps features; None holds them in memory.
-        embedding: told of the progress of the first part.
-        fitting: of the second, in epochs.
+        candidates: Prompts with completions and rewards.
+        source: Source of the features.
+        settings: Settings of the fit.
+        cache: Directory that stores features; None keeps them in memory.
+        embedding: Function that is called with the progress of the features.
+        fitting: Function that is called with the progress of the fit, in epochs.
 
     Raises:
-        DataError: rewards that the loss cannot use, or features that are not usable.
+        DataError: If the loss cannot use the rewards, or the features are not usable.
     """
     rows = _Rows.of(candidates, rated=True)
     features = rows.features(source, cache, embedding)
@@ -91,21 +91,21 @@ def evaluate_candidates(
     cache: str | Path | None = None,
     embedding: Progress | None = None,
 ) -> dict[str, Any]:
-    """Expected reward of the probe's choice against the number of completions; see `curve.reward_curves`.
+    """Compute the expected reward of the probe's choice by the number of completions; see `curve.reward_curves`.
 
     Args:
-        probe: the probe.
-        candidates: held-out prompts with completions and rewards; completions without one are left out.
-        source: of the features that the probe was fitted on.
-        betas: temperatures of the choice.
-        ks: numbers of completions.
-        seed: of random orders and the bootstrap.
-        cache: as `fit_candidates`.
-        embedding: as `fit_candidates`.
+        probe: The probe.
+        candidates: Held-out prompts with completions and rewards; completions without a reward are skipped.
+        source: Source of the features that the probe was fitted on.
+        betas: Temperatures of the choice.
+        ks: Numbers of completions.
+        seed: Random seed of the orders and the bootstrap.
+        cache: See `fit_candidates`.
+        embedding: See `fit_candidates`.
 
     Raises:
-        ConfigError: other features than the probe was fitted on.
-        DataError: no rewards, or too few completions.
+        ConfigError: If the features are not those that the probe was fitted on.
+        DataError: If there are no rewards, or too few completions.
     """
     source.require(probe)
     rows = _Rows.of(candidates, rated=True)
@@ -130,19 +130,19 @@ def select_candidates(
     """Choose one completion of each prompt.
 
     Args:
-        probe: the probe.
-        candidates: prompts with completions; rewards are not looked at.
-        source: of the features that the probe was fitted on.
-        beta: temperature of the choice; 0 takes the best.
-        seed: of the choices; with a row's id it fixes its choice.
-        cache: as `fit_candidates`.
-        embedding: as `fit_candidates`.
+        probe: The probe.
+        candidates: Prompts with completions; rewards are ignored.
+        source: Source of the features that the probe was fitted on.
+        beta: Temperature of the choice; 0 chooses the best.
+        seed: Random seed; the noise of a choice depends only on it and the row's ID.
+        cache: See `fit_candidates`.
+        embedding: See `fit_candidates`.
 
     Returns:
-        The rows as they were read, with `selected` (the text), `selected_index`, `scores` and `weights`.
+        The input rows with `selected` (the text), `selected_index`, `scores` and `weights`.
 
     Raises:
-        ConfigError: other features than the probe was fitted on; a negative beta.
+        ConfigError: If the features are not those that the probe was fitted on, or beta is negative.
     """
     source.require(probe)
     rows = _Rows.of(candidates, rated=False)

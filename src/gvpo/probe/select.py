@@ -1,7 +1,7 @@
-"""Choosing among completions by a probe: softmax(Q / beta) among k draws.
+"""Choice among k sampled completions by a probe, with probabilities softmax(Q / beta).
 
-For k to infinity a choice is distributed as p0(y|x) e^{Q(x, y) / beta} / Z, the policy that maximises
-E Q - beta KL(pi || p0): `tilted` where p0 is known.
+As k goes to infinity, the choice is distributed as p0(y|x) e^{Q(x, y) / beta} / Z, the policy that maximizes
+E Q - beta KL(pi || p0). `tilted` computes it if p0 is known.
 
 Reference: Li et al., Q-Probe (arXiv:2402.14688), sections 2 and 3.
 """
@@ -22,26 +22,26 @@ from gvpo.types import Prompt
 Floats = NDArray[np.float64]
 
 K, BETA = 48, 0.1
-"""The paper's number of draws, and its temperature of the choice."""
+"""The paper's number of completions, and its temperature of the choice."""
 
 
 class Sample(Protocol):
-    """A way to draw completions: any function with this signature."""
+    """Any function with this signature that samples completions."""
 
     def __call__(self, prompt: Prompt, k: int, /) -> Sequence[str]:
-        """Draw k completions of a prompt."""
+        """Sample k completions of a prompt."""
         ...
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and from what.
+    """A chosen completion, with the scores and probabilities of all completions.
 
     Args:
-        text: the chosen completion.
-        index: its place.
-        scores: [k] Q of each.
-        weights: [k] the probabilities of being chosen.
+        text: The chosen completion.
+        index: Its index.
+        scores: [k] Q of each completion.
+        weights: [k] probabilities of being chosen.
     """
 
     text: str
@@ -51,34 +51,34 @@ class Choice:
 
 
 def weights(scores: ArrayLike, beta: float) -> Floats:
-    """softmax(scores / beta), the probabilities of being chosen; for beta 0 its limit, equal among the best.
+    """Return softmax(scores / beta), the probabilities of being chosen; for beta 0 its limit, equal among the best.
 
     Args:
         scores: [..., k] finite numbers.
-        beta: 0 or more, in units of Q.
+        beta: Temperature, 0 or more, in units of Q.
 
     Raises:
-        ConfigError: beta is negative or not finite.
+        ConfigError: If beta is negative or not finite.
     """
     check_beta(beta)
     q = np.asarray(scores, dtype=np.float64)
     gap = q - q.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore"):  # far below the best is -inf, which is right
+    with np.errstate(over="ignore"):  # -inf is correct far below the best
         share = (gap == 0).astype(np.float64) if beta == 0 else np.exp(gap / beta)
     normal: Floats = share / share.sum(axis=-1, keepdims=True)
     return normal
 
 
 def tilted(probabilities: ArrayLike, scores: ArrayLike, beta: float) -> Floats:
-    """p0 e^{Q / beta} / Z over an enumerable set: what the choice among k draws of p0 tends to as k grows.
+    """Return p0 e^{Q / beta} / Z over an enumerable set: the limit of the choice among k samples of p0 as k grows.
 
     Args:
         probabilities: [n] p0.
         scores: [n] Q.
-        beta: above 0.
+        beta: Temperature, above 0.
 
     Raises:
-        ConfigError: beta is not above 0.
+        ConfigError: If beta is not above 0.
     """
     if beta <= 0:
         raise ConfigError(f"beta is {beta}; the limit needs one above 0")
@@ -89,7 +89,7 @@ def tilted(probabilities: ArrayLike, scores: ArrayLike, beta: float) -> Floats:
 
 
 def choose(scores: ArrayLike, beta: float, rng: np.random.Generator) -> int:
-    """The index of one of k completions, drawn by `weights`."""
+    """Sample the index of one of k completions with the probabilities `weights`."""
     share = weights(scores, beta)
     return int(rng.choice(len(share), p=share))
 
@@ -104,19 +104,19 @@ def best_of(
     beta: float = BETA,
     seed: int = 0,
 ) -> Choice:
-    """Draw k completions and choose one by a probe: nothing but `sample` and `embed` is needed of a model.
+    """Sample k completions and choose one by a probe. It needs only `sample` and `embed` from a model.
 
     Args:
-        prompt: text or messages.
-        sample: draws completions.
-        embed: computes features, as those that the probe was fitted on.
-        probe: the probe.
-        k: how many to draw.
-        beta: the temperature of the choice; 0 takes the best.
-        seed: of the choice; with the prompt it fixes it.
+        prompt: Text or messages.
+        sample: Function that samples completions.
+        embed: Function that computes the features that the probe was fitted on.
+        probe: The probe.
+        k: Number of completions to sample.
+        beta: Temperature of the choice; 0 chooses the best.
+        seed: Random seed; the choice depends only on it, the prompt and the scores.
 
     Raises:
-        DataError: no completions came, or features of another width.
+        DataError: If there are no completions, or features have another width.
     """
     completions = list(sample(prompt, k))
     if not completions:
@@ -126,7 +126,7 @@ def best_of(
 
 
 def choose_among(completions: Sequence[str], scores: ArrayLike, beta: float, *, name: str, seed: int) -> Choice:
-    """One of some completions by their scores; the noise is a function of the seed and the name alone."""
+    """Choose a completion by the scores; the noise depends only on the seed and the name."""
     q = np.asarray(scores, dtype=np.float64)
     address = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     index = choose(q, beta, np.random.default_rng(int.from_bytes(address, "big")))
@@ -134,10 +134,10 @@ def choose_among(completions: Sequence[str], scores: ArrayLike, beta: float, *, 
 
 
 def check_beta(beta: float) -> None:
-    """Refuse a temperature that is none.
+    """Check a temperature.
 
     Raises:
-        ConfigError: it is negative or not finite.
+        ConfigError: If it is negative or not finite.
     """
     if not 0 <= beta < np.inf:
         raise ConfigError(f"beta is {beta}; use 0 (the best) or more")

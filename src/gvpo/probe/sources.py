@@ -1,4 +1,4 @@
-"""Where a probe's features come from, as a probe file remembers it: opened again for eval and select."""
+"""Source of a probe's features, as stored in the probe file and reopened for eval and select."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """A model of Hugging Face, or an embeddings endpoint.
+    """A Hugging Face model, or an embeddings endpoint.
 
     Args:
-        model: directory or hub id; with `endpoint` the model's name there.
+        model: Directory or Hub model ID; with `endpoint`, the model's name on the server.
         endpoint: URL of the API; None for a model in this process.
-        layer: as `HiddenFeatures`; None is its default.
-        token: as `HiddenFeatures`.
-        dimensions: as `EndpointFeatures`.
+        layer: See `HiddenFeatures`; None for its default.
+        token: See `HiddenFeatures`.
+        dimensions: See `EndpointFeatures`.
     """
 
     model: str
@@ -33,10 +33,10 @@ class FeatureSource:
 
     @classmethod
     def of(cls, probe: QProbe, **changes: Any) -> "FeatureSource":
-        """What a probe was fitted on, with some of it changed: where the model lies now, say.
+        """Return the source that a probe was fitted on, with changes such as a new path of the model.
 
         Raises:
-            DataError: the probe does not say.
+            DataError: If the probe does not contain its source.
         """
         kept = probe.metadata.get("features")
         if not isinstance(kept, dict) or "model" not in kept:
@@ -48,15 +48,15 @@ class FeatureSource:
         return cls(**{**known, **given})
 
     def open(self, *, device: str | None = None, tokens_per_batch: int = 4096) -> "Source":
-        """Load the model, or make the client.
+        """Load the model, or create the client.
 
         Args:
-            device: for a model; default an accelerator if there is one.
-            tokens_per_batch: as `HiddenFeatures`.
+            device: Device of a model; default: an accelerator if available.
+            tokens_per_batch: See `HiddenFeatures`.
 
         Raises:
-            ModelError: the model cannot be loaded.
-            ConfigError: no such layer or token; no URL.
+            ModelError: If the model cannot be loaded.
+            ConfigError: If the layer, token or URL is invalid.
         """
         if self.endpoint is not None:
             client = EndpointFeatures(self.endpoint, self.model, dimensions=self.dimensions)
@@ -83,11 +83,11 @@ class Source:
     """An open source.
 
     Args:
-        description: what was opened, with the layer that was chosen.
-        embed: computes features.
-        name: of these features, for a store; another name where anything differs that changes them.
-        model: the model, where there is one in this process.
-        tokenizer: its tokenizer.
+        description: The source that was opened, with the chosen layer.
+        embed: Function that computes features.
+        name: Name of these features in a store; it differs if anything that changes the features differs.
+        model: The model, if it is in this process.
+        tokenizer: The model's tokenizer.
     """
 
     description: FeatureSource
@@ -97,14 +97,14 @@ class Source:
     tokenizer: Any = None
 
     def metadata(self) -> dict[str, Any]:
-        """What a probe keeps."""
+        """Return the metadata for a probe file."""
         return {**dataclasses.asdict(self.description), "name": self.name}
 
     def require(self, probe: QProbe) -> None:
-        """Refuse features other than those that a probe was fitted on. Of an endpoint only the model's name is known.
+        """Check that a probe was fitted on these features. For an endpoint only the model's name is known.
 
         Raises:
-            ConfigError: the weights, the tokenizer, the layer or the token differ.
+            ConfigError: If the weights, tokenizer, layer or token differ.
         """
         fitted = probe.metadata.get("features", {}).get("name")
         if self.model is not None and fitted != self.name:

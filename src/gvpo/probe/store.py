@@ -1,10 +1,10 @@
-"""Features on disk: what was embedded once is not embedded again.
+"""Store of features on disk, so that each text is embedded only once.
 
     <directory>/<name's digest>/name.json  chunk-<digest>.npy ...
 
-A chunk is written beside and renamed, and never changed, so several processes may share a directory and a crash costs
-the chunk that was being made. Chunks are memory-mapped: a batch reads its own rows, however many there are. A
-mapped file counts as an open one, so only the last ones that were read stay mapped.
+A chunk is written to a temporary file, renamed and never changed, so several processes can share a directory, and a
+crash loses only the current chunk. Chunks are memory-mapped, so a batch reads only its own rows. A mapped file counts
+as an open file, so only the most recently read chunks stay mapped.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 KEY_BYTES = 16
 
 MAPPED = 128
-"""Chunks that stay mapped; systems let a process open from 256 files on."""
+"""Maximum number of mapped chunks; some systems let a process open only 256 files."""
 
 
 class Features(Protocol):
@@ -38,17 +38,17 @@ class Features(Protocol):
         ...
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """Float32 [n, D] of n row numbers."""
+        """Return float32 [n, D] features of n row numbers."""
         ...
 
 
 class StoredFeatures:
-    """Rows of a store, in the order that was asked for.
+    """Rows of a store, in the requested order.
 
     Args:
-        chunk_at: a chunk, a structured array, by its number.
-        chunk: [N] the chunk of each row.
-        place: [N] its place there.
+        chunk_at: Function that returns a chunk, a structured array, by its number.
+        chunk: [N] chunk of each row.
+        place: [N] place of each row in its chunk.
         width: D.
     """
 
@@ -68,15 +68,15 @@ class StoredFeatures:
 
 
 class FeatureStore:
-    """Features by prompt and completion, of one way to compute them.
+    """Features by prompt and completion, from one source.
 
     Args:
-        directory: made if need be; may hold other ways too.
-        name: of the way: model, layer, token. Another name sees none of these features.
+        directory: Directory, created if needed; it may contain features of other sources.
+        name: Name of the source: model, layer, token. Features of another name are not used.
 
     Raises:
-        DataError: a chunk is damaged.
-        RunError: the directory cannot be written, or a chunk not opened.
+        DataError: If a chunk is corrupt.
+        RunError: If the directory cannot be written, or a chunk cannot be opened.
     """
 
     def __init__(self, directory: str | Path, name: str) -> None:
@@ -97,12 +97,12 @@ class FeatureStore:
         """Write a chunk.
 
         Args:
-            keys: n different ones.
+            keys: n different keys.
             features: [n, D].
 
         Raises:
-            DataError: another D than before.
-            RunError: the disk is full or not writable.
+            DataError: If D differs from that of earlier chunks.
+            RunError: If the disk is full or not writable.
         """
         if self._paths and self._width != features.shape[1]:
             raise DataError(
@@ -119,7 +119,7 @@ class FeatureStore:
         self._enter(path)
 
     def rows(self, keys: Sequence[bytes]) -> StoredFeatures:
-        """The features of some keys, all of which are in the store, as rows to read a few at a time."""
+        """Return the features of keys that are in the store, as rows that can be read a few at a time."""
         places = np.array([self._places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
         return StoredFeatures(self._chunk_at, places[:, 0], places[:, 1], self._width)
 
@@ -131,12 +131,12 @@ class FeatureStore:
 
     @classmethod
     def at(cls, directory: str | Path | None, name: str) -> Self | None:
-        """A store, or None where there is no directory for one."""
+        """Return a store, or None without a directory."""
         return None if directory is None else cls(directory, name)
 
 
 def _mapped(path: Path) -> Any:
-    """A chunk, [n] of `key` and `features`."""
+    """Map a chunk, [n] of `key` and `features`."""
     try:
         chunk = np.load(path, mmap_mode="r", allow_pickle=False)
         if not {"key", "features"} <= set(chunk.dtype.names or ()):
@@ -149,11 +149,11 @@ def _mapped(path: Path) -> Any:
 
 
 def key_of(prompt: Prompt, completion: str) -> bytes:
-    """What a prompt and a completion are stored under."""
+    """Return the key of a prompt and a completion."""
     text = json.dumps([prompt, completion], ensure_ascii=True, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def distinct(keys: Iterable[bytes]) -> list[bytes]:
-    """Each key once, in order."""
+    """Return each key once, in order."""
     return list(dict.fromkeys(keys))
