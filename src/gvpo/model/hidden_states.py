@@ -19,7 +19,7 @@ def resolve_layer(model: PreTrainedModel, layer: int) -> int:
     """Return a layer's number counted from 0. Negative numbers count from the last layer.
 
     Raises:
-            ConfigError: If the layer does not exist.
+        ConfigError: If the layer does not exist.
     """
     count = layer_count(model)
     if not -count - 1 <= layer <= count:

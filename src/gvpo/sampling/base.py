@@ -56,8 +56,8 @@ class Request:
     """A prompt to complete.
 
     Args:
-            id: Identifies the prompt. With seed, step and row it determines the noise, so it must be unique in a call.
-            prompt: Token ids, at least one.
+        id: Identifies the prompt. With seed, step and row it determines the noise, so it must be unique in a call.
+        prompt: Token ids, at least one.
     """
 
     id: str

@@ -55,8 +55,8 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     vocabulary. No [B, V] float64 tensor is created: the search finds a block first, then the index within it.
 
     Args:
-            probabilities: [B, V], not necessarily normalized.
-            uniforms: [B] noise in [0, 1).
+        probabilities: [B, V], not necessarily normalized.
+        uniforms: [B] noise in [0, 1).
 
     Returns:
         [B] indices.

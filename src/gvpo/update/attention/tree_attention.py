@@ -7,16 +7,14 @@ A lane contains trees, one after the other. A tree is a prompt and the completio
         P    ■ ■                    completion x itself      causal
         P    ■ ■ ■                  completions x prompt     all of it, all completions in one call
         P    ■ ■ ■ ■
-                a    ■ ■ ■ ■ ■ ■              The last two are two parts of one softmax. Each returns its own output and
-                a    ■ ■ ■ ■ ■ ■ ■            log-sum-exp, from which the whole follows. Given the results of the whole,
-                the
-                a    ■ ■ ■ ■ ■ ■ ■ ■          backward pass of each part is exact (as in ring attention, Liu et al.
-                2023).
-                b    ■ ■ ■ ■       ■
-                b    ■ ■ ■ ■       ■ ■      Pairs of siblings are not computed, and no mask has the size of the picture.
+        a    ■ ■ ■ ■ ■              The last two are two parts of one softmax. Each returns its own output and
+        a    ■ ■ ■ ■ ■ ■            log-sum-exp, from which the whole follows. Given the results of the whole, the
+        a    ■ ■ ■ ■ ■ ■ ■          backward pass of each part is exact (as in ring attention, Liu et al. 2023).
+        b    ■ ■ ■ ■       ■
+        b    ■ ■ ■ ■       ■ ■      Pairs of siblings are not computed, and no mask has the size of the picture.
 
-        On a CPU each part uses the fastest implementation (`cpu.attention`, imported only on CPUs). On other devices it
-        is one call of FlexAttention.
+On a CPU each part uses the fastest implementation (`cpu.attention`, imported only on CPUs). On other devices it is one
+call of FlexAttention.
 """
 
 from collections.abc import Iterator

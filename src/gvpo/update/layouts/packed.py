@@ -7,17 +7,14 @@ A micro-batch stays within the token budget. There are two layouts, each with on
                             P P P P │ a a a │ b b │ c c c c ║ Q Q │ d d d │ e e ║ R R │ f f
                  position   0 1 2 3   4 5 6   4 5   4 5 6 7   0 1   2 3 4   2 3   0 1   2 3
 
-                          positions restart after the prompt; a token attends to its own prompt and its own completion,
-                          but not to a
-                          sibling or another group (`tree_attention`)
+             positions restart after the prompt; a token attends to its own prompt and its own completion, but not to a
+             sibling or another group (`tree_attention`)
 
-                 rows     each completion after its own copy of the prompt, one per lane, longest first, padded on the
-                 right
+    rows     each completion after its own copy of the prompt, one per lane, longest first, padded on the right
 
-             The last token of a completion is only a target, so it is not laid out. A group over the budget is split
-             into parts, each with the prompt again. A completion that exceeds the budget by itself gets its own
-             micro-batch. All results depend only on the groups, the budget and the layout, so two passes over the same
-             groups compute the same, bit by bit.
+The last token of a completion is only a target, so it is not laid out. A group over the budget is split into parts,
+each with the prompt again. A completion that exceeds the budget by itself gets its own micro-batch. All results depend
+only on the groups, the budget and the layout, so two passes over the same groups compute the same, bit by bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
