@@ -37,19 +37,19 @@ def saved(config: GenerationConfig, directory: Path) -> dict[str, Any]:
         ({"top_p": 0.9}, {"top_p": 0.9, "do_sample": True}, "top_p set do_sample"),
         ({"top_k": 20, "min_p": 0.1}, {"top_k": 20, "min_p": 0.1, "do_sample": True}, "top_k and min_p set do_sample"),
         # greedy is set explicitly or implied
-        ({"temperature": 0.7, "do_sample": False}, {"do_sample": False}, "temperature is left out"),
-        ({"temperature": 0.0}, {}, "temperature is left out"),
-        ({"temperature": 0.0, "top_p": 0.9}, {}, "top_p is left out"),
+        ({"temperature": 0.7, "do_sample": False}, {"do_sample": False}, "temperature is removed"),
+        ({"temperature": 0.0}, {}, "temperature is removed"),
+        ({"temperature": 0.0, "top_p": 0.9}, {}, "top_p is removed"),
         # settings of beams and of several sequences without them
-        ({"early_stopping": True}, {}, "early_stopping is left out"),
-        ({"length_penalty": 2.0, "max_length": 30}, {"max_length": 30}, "length_penalty is left out"),
-        ({"num_return_sequences": 3}, {}, "num_return_sequences is left out"),
+        ({"early_stopping": True}, {}, "early_stopping is removed"),
+        ({"length_penalty": 2.0, "max_length": 30}, {"max_length": 30}, "length_penalty is removed"),
+        ({"num_return_sequences": 3}, {}, "num_return_sequences is removed"),
         # values that are out of range or not JSON
-        ({"pad_token_id": -1}, {"pad_token_id": None}, "pad_token_id is left out"),
-        ({"max_new_tokens": 0}, {}, "max_new_tokens is left out"),
-        ({"cache_implementation": "none"}, {}, "cache_implementation is left out"),
-        ({"watermark": object()}, {}, "watermark is left out"),
-        ({"temperature": "hot"}, {}, "temperature is left out"),
+        ({"pad_token_id": -1}, {"pad_token_id": None}, "pad_token_id is removed"),
+        ({"max_new_tokens": 0}, {}, "max_new_tokens is removed"),
+        ({"cache_implementation": "none"}, {}, "cache_implementation is removed"),
+        ({"watermark": object()}, {}, "watermark is removed"),
+        ({"temperature": "hot"}, {}, "temperature is removed"),
         # two problems together
         (
             {"temperature": 0.7, "early_stopping": True},

@@ -80,7 +80,7 @@ def test_a_wrong_merge_is_found(tmp_path, monkeypatch):
     stored(tmp_path)
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda self, **_: None)
     with pytest.raises(
-        RoundTripError, match=r"other log-probs than base and adapter, by up to .*; nothing was written"
+        RoundTripError, match=r"other log-probs than base and adapter, by up to .*; no files were written"
     ):
         merge_adapter(tmp_path / "adapter", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}

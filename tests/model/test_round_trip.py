@@ -281,7 +281,7 @@ def test_a_base_without_a_name_gives_a_warning():
     model = tiny_model("llama")
     warn_of_nameless_base(model)  # no adapter
     lora.add_adapter(model, config())
-    with pytest.warns(GvpoWarning, match="was not loaded from anywhere, so its adapter can name none"):
+    with pytest.warns(GvpoWarning, match="was not loaded from anywhere, so its adapter cannot name it"):
         warn_of_nameless_base(model)
 
 

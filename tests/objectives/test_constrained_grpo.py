@@ -83,7 +83,7 @@ def test_degenerate_group_of_one_raises():
         constrained_grpo(**inputs, costs=torch.zeros(9, 1), multipliers=[1.0])
 
 
-def test_what_does_not_fit_is_rejected():
+def test_inputs_of_wrong_shape_are_rejected():
     inputs = grpo_inputs(make_batch())
     with pytest.raises(ShapeError, match=r"costs has shape \(9,\); expected \(9, 1\), \[B, K\]"):
         constrained_grpo(**inputs, costs=torch.zeros(9), multipliers=[1.0])

@@ -91,7 +91,7 @@ def test_roles_that_make_no_pairs_are_rejected(role, error, message):
         dpo_rows(rows, ref_logprobs=rows, role=role, group=torch.tensor([5, 5, 5]), mask=torch.ones(3, 1))
 
 
-def test_a_chosen_row_alone_is_rejected():
+def test_a_chosen_row_without_negatives_is_rejected():
     rows = torch.zeros(3, 1)
     with pytest.raises(GroupTooSmall, match="group 7 has one"):
         dpo_rows(
@@ -109,7 +109,7 @@ def test_beta_must_be_above_zero(beta):
         dpo(ZERO, ZERO, ref_chosen_logprobs=ZERO, ref_rejected_logprobs=ZERO, beta=beta)
 
 
-def test_sums_of_the_wrong_shape_are_named():
+def test_the_error_names_sums_of_the_wrong_shape():
     with pytest.raises(ShapeError, match=r"ref_rejected_logprobs has shape \(3,\); expected \(2,\)"):
         dpo(ZERO, ZERO, ref_chosen_logprobs=ZERO, ref_rejected_logprobs=torch.zeros(3))
     with pytest.raises(ShapeError, match="one sum a sequence"):

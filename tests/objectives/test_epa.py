@@ -126,7 +126,7 @@ def test_far_apart_rewards_overflow_nothing():
     assert output.loss.item() == 1e4
 
 
-def test_what_does_not_fit_is_named():
+def test_the_error_names_inputs_of_wrong_shape():
     one, table = torch.zeros(2), torch.zeros(2, 3)
     good = {"ref_positive_logprobs": one, "ref_negative_logprobs": table}
     with pytest.raises(ShapeError, match=r"expected \[B, N\], N negatives a positive"):

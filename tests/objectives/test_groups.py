@@ -88,7 +88,7 @@ def test_log_mean_exp_survives_large_values(groups, offset):
     torch.testing.assert_close(groups.log_mean_exp(values + offset), torch.stack(expected))
 
 
-def test_a_group_of_one_is_named():
+def test_the_error_names_a_group_of_one():
     with pytest.raises(
         GroupTooSmall, match=r"gvpo compares the rows of a group, and group 8 has one; drop such groups \(2"
     ):

@@ -60,7 +60,7 @@ SAMPLERS = {
 }
 
 
-def test_the_optimum_is_away_from_the_start_and_from_the_rewards_alone():
+def test_the_optimum_differs_from_the_start_and_from_the_rewards():
     assert START > 0.5
     assert divergence(OPTIMUM, (REWARDS / BETA).log_softmax(dim=0)) > 0.1
 

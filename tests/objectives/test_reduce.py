@@ -36,7 +36,7 @@ def test_each_reduction(reduction, max_length, expected):
     assert reduce_tokens(VALUES, SCORED, reduction, max_length).item() == pytest.approx(expected)
 
 
-def test_what_cannot_be_reduced():
+def test_errors_of_reductions():
     with pytest.raises(ObjectiveError, match="choose one of sequence_mean, token_mean, constant"):
         reduce_tokens(VALUES, SCORED, "sum")
     with pytest.raises(ObjectiveError, match="divides by max_length; pass it"):

@@ -113,5 +113,5 @@ def test_it_is_said_at_the_start_if_nothing_ends_an_answer(tmp_path: Path):
     tokenizer.chat_template = tokenizer.eos_token = None
     model = chatml_model(tokenizer)
     model.generation_config.eos_token_id = None
-    with noticed("nothing ends an answer"):
+    with noticed("no token ends an answer"):
         trainer(tmp_path / "run", tokenizer, model=model, steps=1).train()

@@ -66,7 +66,7 @@ def require_active(model: nn.Module) -> None:
 
 
 def is_at_base(model: nn.Module) -> bool:
-    """Return whether the adapter changes nothing yet, exactly, so that the base equals the current model."""
+    """Return whether the adapter has no effect yet, exactly, so that the base equals the current model."""
     from peft.utils import ModulesToSaveWrapper
 
     originals = {

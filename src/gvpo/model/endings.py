@@ -21,7 +21,7 @@ from gvpo.model.generation_config import generation_config_of
 from gvpo.model.tokenizer import ChatMode, token_ids
 
 ENDLESS = (
-    "nothing ends an answer: the tokenizer has no eos_token, and its chat template writes no special token after an "
+    "no token ends an answer: the tokenizer has no eos_token, and its chat template writes no special token after an "
     "assistant's message; completions run to their maximum length, and training targets have no end. Set "
     "tokenizer.eos_token, or sampling.stop_token_ids"
 )

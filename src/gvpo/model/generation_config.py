@@ -50,10 +50,10 @@ def savable(config: GenerationConfig) -> GenerationConfig:
     kept, dropped = _kept(type(config)(), wanted)
     asking = [name for name in _SAMPLING if name in settings]
     changes = [f"{' and '.join(asking)} set do_sample to true"] if wanted is not settings else []
-    changes += [f"{name} is left out" for name in dropped]
+    changes += [f"{name} is removed" for name in dropped]
     notices.warn(
-        f"transformers cannot save the model's generation config as it is, so {', '.join(changes)}: checkpoints get "
-        "the changed one, and training does not use it; correct generation_config.json to choose for yourself"
+        f"transformers cannot save the model's generation config, so {', '.join(changes)}. Checkpoints contain "
+        "the changed config, which training does not use; correct generation_config.json to choose other values"
     )
     return kept
 

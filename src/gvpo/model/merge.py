@@ -151,7 +151,7 @@ def _compare(wanted: torch.Tensor, found: torch.Tensor, noise: float) -> None:
     if not difference <= allowed:
         raise RoundTripError(
             f"the merged model gives other log-probs than base and adapter, by up to {difference:.2g} nats, and "
-            f"rounding explains {allowed:.2g}; nothing was written: use the adapter itself"
+            f"rounding explains {allowed:.2g}; no files were written; use the adapter itself"
         )
 
 

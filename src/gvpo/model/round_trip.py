@@ -243,6 +243,6 @@ def warn_of_nameless_base(model: PreTrainedModel) -> None:
     """Warn at the start of a run that the base of its adapter cannot be found later."""
     if lora.is_adapted(model) and not lora.named_base(model):
         notices.warn(
-            "the base model was not loaded from anywhere, so its adapter can name none and is lost without it; "
+            "the base model was not loaded from anywhere, so its adapter cannot name it and is useless without it; "
             "save it with save_pretrained and load it from there"
         )

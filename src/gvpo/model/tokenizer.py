@@ -63,7 +63,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         path_or_id: Local directory or Hub model ID.
 
     Raises:
-        ModelError: If there is no tokenizer, or none that tokenizes according to its tokenizer.json.
+        ModelError: If there is no tokenizer, or it does not tokenize according to its tokenizer.json.
     """
     path = str(path_or_id)
     _require_files(path)

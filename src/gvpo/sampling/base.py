@@ -145,7 +145,7 @@ def support_warning(params: SamplingParams) -> str | None:
         return None
     return (
         f"sampling with {' and '.join(cuts)} never samples some tokens, so GVPO's optimum is no longer unique; "
-        "for training use temperature > 0, top_k=0 and top_p=1, and exclude nothing"
+        "for training use temperature > 0, top_k=0 and top_p=1, without exclusions"
     )
 
 

@@ -15,8 +15,7 @@ BLOCK = 512
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Sample one token per row.
 
-        token = min { v : sum_{w <= v} p_w > u sum_w p_w },   p = softmax(logits / temperature), filtered by top-k and
-        top-p
+        token = min { v : sum_{w <= v} p_w > u sum_w p_w },   p = softmax(logits / temperature), after top-k and top-p
 
     Args:
         logits: [B, V].

@@ -64,7 +64,7 @@ class TransformersSampler:
         self._exclusions: dict[tuple[Exclusion, tuple[int, ...]], CompiledExclusion] = {}
 
     def exclusion(self, params: SamplingParams) -> CompiledExclusion | None:
-        """Return the compiled exclusion of `params` for this model, or None if they exclude nothing. Cache it.
+        """Return the compiled exclusion of `params` for this model, or None if there is no exclusion. Cache it.
 
         Raises:
             ConfigError: If the exclusion cannot be satisfied or read.

@@ -90,7 +90,7 @@ class ExclusionLogitsProcessor(LogitsProcessor):
             return torch.tensor([known[tuple(row[:-1])] for row in sequences.tolist()], dtype=torch.float64)
         except KeyError as error:
             raise DataError(
-                "these sequences are not what the last generate sampled; score them with "
+                "these sequences were not sampled by the last generate; score them with "
                 "gvpo.sampling.exclusion.score_allowed"
             ) from error
 
