@@ -131,9 +131,6 @@ def _controls(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     found = [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in added]
     special = [token for token in found if added[token].special]
     plain = [token for token in found if not added[token].special and _IN_BRACKETS.fullmatch(added[token].content)]
-    return [token for token in special if token not in _never(tokenizer)] or plain
-
-
-def _never(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
-    """Return special tokens that never end an answer: the unknown token, and the beginning unless it is the end."""
-    return {tokenizer.unk_token_id, tokenizer.bos_token_id} - {*token_ids(tokenizer.eos_token_id)}
+    # The unknown token never ends an answer, nor does the beginning, unless it is the end token too.
+    never = {tokenizer.unk_token_id, tokenizer.bos_token_id} - {*token_ids(tokenizer.eos_token_id)}
+    return [token for token in special if token not in never] or plain

@@ -45,7 +45,7 @@ def savable(config: GenerationConfig) -> GenerationConfig:
     """
     if _can_be_saved(config):
         return config
-    settings = _settings(config)
+    settings = {name: getattr(config, name) for name in config.to_diff_dict() if name != "transformers_version"}
     wanted = {**settings, "do_sample": True} if _means_to_sample(settings) else settings
     kept, dropped = _kept(type(config)(), wanted)
     asking = [name for name in _SAMPLING if name in settings]
@@ -79,10 +79,6 @@ def _with_stops(config: GenerationConfig, stops: Iterable[int]) -> GenerationCon
     changed = copy.deepcopy(config)
     changed.eos_token_id = ends if len(ends) > 1 else ends[0]
     return changed
-
-
-def _settings(config: GenerationConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.to_diff_dict() if name != "transformers_version"}
 
 
 def _means_to_sample(settings: dict[str, Any]) -> bool:

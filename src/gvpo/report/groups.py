@@ -5,6 +5,7 @@ tokens. The page unpacks a block when one of its groups is shown.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -122,7 +123,10 @@ def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
         firsts = [row for row in groups.bounds[:-1] if begin <= row < end]
         yield {
             "prompts": _taken(table, "prompt", firsts),
-            "columns": [_short(json.loads(text)) for text in _taken(table, "columns", firsts)],
+            "columns": [
+                {name: _cut(str(value), 200) for name, value in json.loads(text).items()}
+                for text in _taken(table, "columns", firsts)
+            ],
             "texts": table["text"].slice(begin, end - begin).to_pylist(),
         }
 
@@ -204,22 +208,9 @@ def _parts(texts: Sequence[str]) -> dict[str, list[float | None]]:
 
 def _excerpts(prompts: Sequence[str], limit: int = 100) -> list[str]:
     """Return the beginning of each prompt after the words that all prompts share, such as those of a template."""
-    shared = _common_beginning(min(prompts), max(prompts)) if len(set(prompts)) > 1 else ""
+    shared = os.path.commonprefix(list(prompts)) if len(set(prompts)) > 1 else ""  # noqa: RUF071 - texts, not paths
     skipped = max(shared.rfind(" "), shared.rfind("\n")) + 1
     return [" ".join(prompt[skipped : skipped + 2 * limit].split())[:limit] for prompt in prompts]
-
-
-def _common_beginning(a: str, b: str) -> str:
-    """Return what two texts share at their beginning.
-
-    If they are the first and the last of some texts in alphabetical order, all of those texts share it.
-    """
-    differing = (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return a[: next(differing, min(len(a), len(b)))]
-
-
-def _short(columns: dict[str, Any]) -> dict[str, str]:
-    return {name: _cut(str(value), 200) for name, value in columns.items()}
 
 
 def _cut(text: str, limit: int) -> str:

@@ -35,7 +35,8 @@ def _several(runs: Sequence[Run]) -> str:
 
 def _table_row(run: Run, index: int) -> str:
     before, after = before_and_after(run, "accuracy")
-    cells = (_objective(run), _progress(run), _percent(before), _percent(after), _time(run))
+    steps = f"{run.last_step}" if run.summary else f"{run.last_step}, not finished"
+    cells = (_objective(run), steps, _percent(before), _percent(after), _time(run))
     name = f'<td><i class="key c{index % COLORS}"></i>{escape(run.name)}</td>'
     return f"<tr>{name}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
@@ -95,10 +96,6 @@ def _objective(run: Run) -> str:
 def _architecture(run: Run) -> str | None:
     init = run.setting("model", "init")
     return f"{init.get('architecture', '')} with random weights".strip() if isinstance(init, dict) else None
-
-
-def _progress(run: Run) -> str:
-    return f"{run.last_step}" if run.summary else f"{run.last_step}, not finished"
 
 
 def _percent(value: float | None) -> str:

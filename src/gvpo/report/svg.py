@@ -235,7 +235,8 @@ def _line(series: Series, across: Scale, up: Scale) -> Iterator[str]:
         if len(stretch) > 1:
             yield f'<path class="line {color} {dash}{faint}" d="{_path(stretch, across, up)}"/>'
         if series.dots or len(stretch) == 1:
-            yield from (_dot(point, color, across, up) for point in stretch)
+            for x, y in stretch:
+                yield f'<circle class="dot {color}" cx="{_n(across(x))}" cy="{_n(up(y))}" r="3"/>'
     for stretch in segments(series.trend):
         yield f'<path class="line {color} {dash}" d="{_path(stretch, across, up)}"/>'
 
@@ -251,10 +252,6 @@ def _areas(series: Sequence[Series], across: Scale, up: Scale) -> Iterator[str]:
 
 def _path(points: Sequence[Point], across: Scale, up: Scale) -> str:
     return "M" + "L".join(f"{_n(across(x))},{_n(up(y))}" for x, y in points)
-
-
-def _dot(point: Point, color: str, across: Scale, up: Scale) -> str:
-    return f'<circle class="dot {color}" cx="{_n(across(point[0]))}" cy="{_n(up(point[1]))}" r="3"/>'
 
 
 def _n(value: float) -> str:

@@ -103,7 +103,8 @@ class Forwards:
         if not path.layout.one_call and ranks.count() > 1 and fsdp.communicates(model):
             path = _unforked(path, prefix_sharing)
         limit = length_limit(unwrap(model))
-        if limit is not None and _longest(batch.groups) > limit:
+        longest = max((len(g.prompt) + len(row.tokens) for g in batch.groups for row in g.completions), default=0)
+        if limit is not None and longest > limit:
             path, budget = path.unshared, ONE_ROW
         elif prefix_sharing == "auto" and not path.layout.pays(batch.groups):
             path = path.unshared
@@ -191,10 +192,6 @@ def _unforked(path: Path, prefix_sharing: PrefixSharing) -> Path:
     if prefix_sharing == "on":
         raise ModelError("prefix_sharing='on' cannot fork prompts of a model that is sharded over ranks; use 'auto'")
     return path.unshared
-
-
-def _longest(groups: Sequence[Group]) -> int:
-    return max((len(g.prompt) + len(row.tokens) for g in groups for row in g.completions), default=0)
 
 
 @dataclass(frozen=True)
