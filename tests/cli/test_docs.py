@@ -19,6 +19,12 @@ def test_a_page_is_printed_by_its_name(capsys):
     assert capsys.readouterr().out == pages()["scaling"].read_text(encoding="utf-8")
 
 
+def test_comments_for_tools_are_not_printed(capsys):
+    assert "<!-- runs -->" in pages()["quickstart"].read_text(encoding="utf-8")
+    assert main(["docs", "quickstart"]) == 0
+    assert "<!--" not in capsys.readouterr().out
+
+
 def test_without_a_name_all_pages_are_listed(capsys):
     assert main(["docs"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

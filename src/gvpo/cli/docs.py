@@ -1,6 +1,7 @@
 """`gvpo docs [PAGE]`: print a page of the documentation of this version."""
 
 import argparse
+import re
 from pathlib import Path
 
 from gvpo.cli.shipped import shipped_directory
@@ -9,6 +10,8 @@ from gvpo.nearest import did_you_mean
 
 PARTS = ("guides", "reference", "internals")
 """Directories of pages, in the order in which they are listed."""
+COMMENT = re.compile(r"^<!--.*?-->\n", re.DOTALL | re.MULTILINE)
+"""A comment for tools, such as the mark of a snippet that a test runs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     if options.page is None:
         print("\n".join(f"{name:26} {title(file)}" for name, file in found.items()))
     elif options.page in found:
-        print(found[options.page].read_text(encoding="utf-8"), end="")
+        print(COMMENT.sub("", found[options.page].read_text(encoding="utf-8")), end="")
     else:
         hint = did_you_mean(options.page, found, "`gvpo docs` lists all pages")
         raise ConfigError(f"there is no page {options.page!r}{hint}")
