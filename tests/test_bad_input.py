@@ -112,9 +112,9 @@ SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
 }
 DATA = {
     "missing.jsonl": "there is no file missing.jsonl; check the path",
-    "rows.txt": "rows.txt is not a data file that can be read; give a file that ends in one of .jsonl",
+    "rows.txt": "rows.txt is not a readable data file; give a file that ends in one of .jsonl",
     "folder.jsonl": "folder.jsonl cannot be read: Is a directory",
-    "nobody/nothing": "'nobody/nothing' is neither a file nor a data set that can be loaded",
+    "nobody/nothing": "'nobody/nothing' is neither a file nor a dataset that can be loaded",
     "question.jsonl": "row 1 has no `prompt`; rename 'question' to `prompt`",
     "no-columns.jsonl": "row 1 has no `prompt`; it has no columns at all",
     "empty.jsonl": "there are no problems to train on; the data set is empty",
@@ -132,9 +132,9 @@ DATA = {
     "torn.jsonl": "torn.jsonl line 2 is not valid JSON",
     "latin.jsonl": "latin.jsonl line 1 is not text in UTF-8",
     "object.json": "object.json is not a list of objects; write [{...}, ...]",
-    "lines.json": "lines.json is not valid JSON: Extra data: line 2 column 1 (char 16); with one object",
-    "torn.parquet": "torn.parquet is not a parquet file that can be read",
-    "torn.csv": "torn.csv row 1 has not as many cells as the header; quote cells that hold commas",
+    "lines.json": "lines.json is not valid JSON: Extra data: line 2 column 1 (char 16); if it has one object",
+    "torn.parquet": "torn.parquet is not a readable parquet file",
+    "torn.csv": "torn.csv row 1 does not have as many cells as the header; quote cells that contain commas",
 }
 REWARDS = {
     "boxed_anser": "there is no reward 'boxed_anser'; did you mean 'boxed_answer'?",

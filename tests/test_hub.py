@@ -84,7 +84,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[tuple[str, st
         ("load_tokenizer", "ModelError: there is no directory 'owner/missing', and no tokenizer of that name"),
         ("load_model", "ModelError: there is no directory 'owner/missing', and no model of that name"),
         ("hub_config", "ModelError: there is no directory owner/missing, and no configuration of that name"),
-        ("load_records", "DataError: 'owner/missing' is neither a file nor a data set that can be loaded"),
+        ("load_records", "DataError: 'owner/missing' is neither a file nor a dataset that can be loaded"),
     ],
 )
 def test_an_unreachable_hub_costs_moments(loaded: Any, load: str, expected: str):

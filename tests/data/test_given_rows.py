@@ -1,4 +1,4 @@
-"""Data as it comes from the world, given to a run: what is trained on, what is written, what is refused."""
+"""Tests of real-world data in a run: training rows, written files and errors."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def says(content: Any, **more: Any) -> dict[str, Any]:
 
 
 def supervised(*rows: dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
-    """The prompts and the answers that supervised training reads from rows, decoded."""
+    """Return the decoded prompts and answers that supervised training reads from rows."""
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     config = TrainConfig(objective="sft", **settings)
     written = demonstrations(config, tokenizer, read_rows(config, rows).items)
@@ -80,7 +80,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("where", IMAGES)
-def test_an_image_is_refused_by_name_with_its_row(where: str):
+def test_error_names_an_image_and_its_row(where: str):
     with pytest.raises(DataError, match=r"row 2: .*type 'image_url', and gvpo trains on text alone") as raised:
         supervised({"prompt": "a", "completion": "b"}, IMAGES[where])
     assert "\n" not in str(raised.value)
@@ -94,7 +94,7 @@ def test_an_image_is_refused_by_name_with_its_row(where: str):
         {"prompt": PROMPT, "chosen": [says([IMAGE])], "rejected": ANSWER},
     ],
 )
-def test_an_image_in_a_logged_group_is_refused_by_name_with_its_row(row: dict[str, Any]):
+def test_error_names_an_image_in_a_logged_group_and_its_row(row: dict[str, Any]):
     fine = {"prompt": "a", "completions": ["a", "b"], "rewards": [1, 0]}
     with pytest.raises(DataError, match=r"row 2.*'image_url', and gvpo trains on text alone"):
         logged_groups(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), [fine, row], source="x")
@@ -117,7 +117,7 @@ def test_the_last_turn_of_a_conversation_is_the_answer():
             {"messages": [user("a")]},
             "row 1: the last of its `messages` is of the role 'user', and the assistant's answer",
         ),
-        ({"messages": [says("a")]}, "row 1: its `messages` hold an answer and nothing that it answers"),
+        ({"messages": [says("a")]}, "row 1: its `messages` contain only an answer"),
         ({"messages": []}, r"row 1: `messages` is '\[\]'; give a list of messages"),
         ({"messages": "hi"}, "row 1: `messages` is 'hi'; give a list of messages"),
         ({"messages": [user("a"), says(None)]}, r"row 1: `messages`: message 2: the content is missing \(null\)"),
@@ -134,7 +134,7 @@ def test_the_last_turn_of_a_conversation_is_the_answer():
         ),
     ],
 )
-def test_conversations_that_cannot_be_trained_on(row: dict[str, Any], message: str):
+def test_error_explains_invalid_conversations(row: dict[str, Any], message: str):
     with pytest.raises(DataError, match=message):
         supervised(row)
 
@@ -163,14 +163,14 @@ def test_a_role_and_calls_that_the_template_writes_are_allowed():
         {"messages": [user("a"), says(f"b{HALF}")]},
     ],
 )
-def test_half_a_character_in_what_becomes_tokens_is_refused_with_its_row(row: dict[str, Any]):
+def test_error_names_the_row_of_half_a_character_that_becomes_tokens(row: dict[str, Any]):
     with pytest.raises(DataError, match=r"row 2.*character 2 is '\\ud83d', half of a character") as raised:
         supervised({"prompt": "a", "completion": "b"}, row)
     assert "\n" not in str(raised.value)
     assert str(raised.value).isascii()
 
 
-def test_half_a_character_elsewhere_is_replaced_in_the_rollout_file_and_the_run_goes_on(tmp_path: Path):
+def test_half_a_character_elsewhere_is_replaced_in_the_rollout_file_and_the_run_continues(tmp_path: Path):
     odd: dict[str, Any] = {"note": HALF, "deep": {"x": [HALF]}, HALF: 1, "id": f"a{HALF}"}
     odd |= {"nul": "\0", "big": 10**30, "nan": float("nan"), "mixed": [1, "a", None, {"b": 2}], "bytes": b"x"}
     rows = [{**FEW[0], **odd}, *FEW[1:]]
@@ -194,7 +194,7 @@ def test_half_a_character_elsewhere_is_replaced_in_the_rollout_file_and_the_run_
 # Streams and tables
 
 
-def test_a_run_takes_from_an_endless_stream_what_is_asked_for(tmp_path: Path):
+def test_a_run_reads_only_the_requested_rows_of_an_endless_stream(tmp_path: Path):
     stream = ({"prompt": str(number % 10), "digit": str(number % 10)} for number in itertools.count())
     trainer(tmp_path / "run", data=stream, train_problems=4, held=None, **SETTINGS).train()
     assert next(stream)["prompt"] == "4"
@@ -217,7 +217,7 @@ def test_a_data_frame_trains_as_its_rows_do(tmp_path: Path):
 # Names of columns
 
 
-def test_columns_get_the_names_that_gvpo_knows(tmp_path: Path):
+def test_columns_are_renamed_to_the_names_of_gvpo(tmp_path: Path):
     rows = [{"question": "a", "response": "b", "gold": 1, "prompt": "not this", "other": 2}]
     names = {"prompt_column": "question", "completion_column": "response", "answer_column": "gold"}
     assert supervised(*rows, chat="plain", **names) == [("a", "b")]
@@ -228,7 +228,7 @@ def test_columns_get_the_names_that_gvpo_knows(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_every_column_that_means_something_can_have_another_name(name: str):
+def test_every_column_with_a_meaning_can_have_another_name(name: str):
     config = TrainConfig(**{f"{name}_column": "theirs"})
     assert read_rows(config, [{"theirs": 1, "x": 2}]).items == [{"x": 2, name: 1}]
 
@@ -242,19 +242,19 @@ def test_preferences_and_conversations_by_other_names():
     assert supervised(turns, messages_column="conversation") == [("<bos>[user]a\n[assistant]", "b")]
 
 
-def test_a_column_that_a_row_lacks_is_named():
+def test_error_names_a_missing_column():
     with pytest.raises(DataError, match=r"row 2 has no column 'q', which data\.prompt_column names; its columns"):
         supervised({"q": "a", "completion": "b"}, {"p": "a"}, prompt_column="q")
 
 
-def test_held_out_rows_may_lack_what_only_training_needs(tmp_path: Path):
+def test_held_out_rows_may_lack_columns_that_only_training_needs(tmp_path: Path):
     (tmp_path / "held.jsonl").write_text(json.dumps({"q": "a"}))
     config = TrainConfig(eval_data=str(tmp_path / "held.jsonl"), prompt_column="q", completion_column="c")
     (problem,) = held_out_problems(config, None)
     assert problem.prompt == "a"
 
 
-def test_messages_as_prompts_are_named_by_the_column():
+def test_messages_can_be_the_prompt_column():
     config = TrainConfig(prompt_column="messages")
     (problem,) = training_problems(config, read_rows(config, [{"messages": [user("a")]}]).items)
     assert problem.prompt == [user("a")]
@@ -307,7 +307,7 @@ def test_tools_of_a_row_go_to_the_chat_template_without_their_nulls(tools: Any):
     assert tokenizer.decode(with_tools.prompt) == written + tokenizer.decode(without.prompt)
 
 
-def test_tools_that_the_template_would_not_write_are_refused():
+def test_tools_that_the_template_would_not_write_raise():
     problems = problems_from_records([{"prompt": "hi", "tools": TOOLS}])
     with pytest.raises(DataError, match="'row-1': it has `tools`, and the chat template does not write any"):
         encode(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), problems)
@@ -317,17 +317,17 @@ def test_tools_that_the_template_would_not_write_are_refused():
 
 
 @pytest.mark.parametrize("cell", [["x.png"], "x.png", {"bytes": b"x", "path": None}])
-def test_an_image_beside_the_prompt_is_refused(cell: Any):
+def test_an_image_in_another_column_raises(cell: Any):
     rows = [{"prompt": "what?", "images": None}, {"prompt": "what?", "image": cell}]
     with pytest.raises(DataError, match="row 2 has `image`, and gvpo trains on text alone"):
         problems_from_records(rows)
 
 
 @pytest.mark.parametrize("cell", [None, [], "", [None], float("nan")])
-def test_a_column_of_images_without_any_is_no_matter(cell: Any):
+def test_an_empty_column_of_images_is_allowed(cell: Any):
     assert len(problems_from_records([{"prompt": "what?", "images": cell}])) == 1
 
 
-def test_a_part_without_a_type_is_named_by_its_key():
+def test_error_names_a_part_without_a_type_by_its_key():
     with pytest.raises(DataError, match="a part of type 'image'"):
         problems_from_records([{"prompt": [user([{"image": "x.png"}])]}])

@@ -1,4 +1,4 @@
-"""Rows with several completions: every command reads every form alike."""
+"""Tests of rows with several completions: every command reads every form in the same way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +105,7 @@ def test_forms_of_rewards(row: Any, rewards: list[float], command: str):
 
 @pytest.mark.parametrize("command", ["train", "probe", "select"])
 @pytest.mark.parametrize("missing", [None, float("nan")])
-def test_a_reward_that_is_null_or_nan_is_none(missing: Any, command: str):
+def test_a_null_or_nan_reward_is_none(missing: Any, command: str):
     expected: Rows = [("1", 1.0)] if command == "select" else [("1", 1.0), ("2", None)]
     assert read_by(command, {"completions": ["1", "2"], "rewards": [1, missing]}) == expected
 
@@ -116,7 +116,7 @@ def test_pairs(pair: Any, command: str):
     assert read_by(command, pair) == SCORED
 
 
-def test_who_needs_rewards():
+def test_commands_that_need_rewards():
     row = {"completions": ["1", "2"]}
     assert read_by("probe", row) == [("1", None), ("2", None)]
     assert read_by("eval", row) == ["1", "2"]
@@ -125,11 +125,11 @@ def test_who_needs_rewards():
             read_by(command, row)
 
 
-def test_who_needs_texts():
+def test_commands_that_need_texts():
     row = {"completions": [ids("1"), ids("2")], **REWARDS}
     assert read_by("train", row) == SCORED
     for command in ("probe", "eval", "select"):
-        with pytest.raises(DataError, match="token ids with the column `texts` beside them"):
+        with pytest.raises(DataError, match="token ids together with the column `texts`"):
             read_by(command, row)
 
 
@@ -150,7 +150,7 @@ def test_who_needs_texts():
         ({"completions": ["1", "2"], "finish_reasons": ["stop"]}, "`finish_reasons` has 1 values for 2 completions"),
     ],
 )
-def test_what_every_command_refuses(row: Any, message: str, command: str):
+def test_rows_that_every_command_rejects(row: Any, message: str, command: str):
     with pytest.raises(DataError, match=message):
         read_by(command, {**REWARDS, **row})
 
@@ -160,11 +160,11 @@ def test_what_every_command_refuses(row: Any, message: str, command: str):
     ("rewards", "message"),
     [
         ([1], "`rewards` has 1 values for 2 completions"),
-        ([1, "0"], r"a reward is '0' \(str\); give numbers, null where there is none"),
+        ([1, "0"], r"a reward is '0' \(str\); give numbers, null if there is none"),
         ([1, float("inf")], "a reward is infinite; give finite numbers"),
     ],
 )
-def test_rewards_that_every_reader_of_rewards_refuses(rewards: Any, message: str, command: str):
+def test_rewards_that_every_reader_of_rewards_rejects(rewards: Any, message: str, command: str):
     with pytest.raises(DataError, match=f"row 1: {message}"):
         read_by(command, {"completions": ["1", "2"], "rewards": rewards})
 
@@ -185,7 +185,7 @@ def test_other_names_of_responses_in_an_evaluation(row: Any, texts: list[str]):
     assert read_by("eval", row) == texts
 
 
-def test_a_prompt_of_token_ids_keeps_them_and_may_say_what_it_reads():
+def test_a_prompt_of_token_ids_keeps_them_and_may_have_a_text():
     row = {"prompt": [5, 6], "completions": ["1"], "rewards": [1], "digit": 3}
     alone, told = read_groups([row, {**row, "prompt_text": "five six"}])
     assert (alone.problem.prompt, alone.prompt_tokens) == ("", [5, 6])
@@ -193,12 +193,12 @@ def test_a_prompt_of_token_ids_keeps_them_and_may_say_what_it_reads():
     assert alone.problem.columns == told.problem.columns == {"digit": 3}
 
 
-def test_a_column_called_prompt_text_is_any_other_beside_a_prompt_that_is_text():
+def test_prompt_text_is_an_ordinary_column_if_the_prompt_is_text():
     (group,) = read_groups([{"prompt": "p", "prompt_text": "q", "completions": ["1"]}])
     assert (group.problem.prompt, group.problem.columns) == ("p", {"prompt_text": "q"})
 
 
-def test_what_is_written_is_read_back(tmp_path: Any):
+def test_written_rows_round_trip(tmp_path: Any):
     completions = [
         Completion([4, 5], text="four", sampler_logprobs=[-1.0, -0.5], source="expert"),
         Completion([6], text="six", finish_reason="length", sampler_logprobs=[-2.0]),

@@ -1,4 +1,4 @@
-"""One spelling of a problem: what is the same, and what must stay different."""
+"""Tests of normalized spelling: texts that become equal, and texts that must stay different."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_different(left, right):
     assert words(left) != words(right)
 
 
-def test_words_by_hand():
+def test_words_match_a_hand_written_list():
     assert words("Find $\\frac12$ of 1,000!") == ("find", "\\frac", "1", "2", "of", "1000", "!")
     assert words("数え上げ 12") == ("数", "え", "上", "げ", "12")
     assert words(" $ . ") == ()

@@ -1,4 +1,4 @@
-"""Rows of preferences in every form that is read, and those that are refused."""
+"""Tests of preference rows in every accepted form, and of errors for others."""
 
 import json
 import os
@@ -72,13 +72,13 @@ def test_every_form_becomes_a_group(form: str):
     json.dumps(as_group(row))
 
 
-def test_what_compares_nothing_is_no_comparison():
+def test_rows_without_comparable_answers_are_not_comparisons():
     for row in ({"prompt": "hi"}, {"prompt": "hi", "completion": "ho"}, {"prompt": "hi", "completions": ["ho"]}, "hi"):
         assert not is_comparison(row)
     assert not is_pair(GROUP)
 
 
-def test_supervised_training_takes_the_with_prompt():
+def test_supervised_training_uses_the_better_answer():
     assert with_prompt({**PAIR, "topic": "x"}) == {"prompt": "hi", "completion": "ho", "topic": "x"}
     assert with_prompt(PreferencePair("hi", "ho", "no", id="a"))["id"] == "a"
 
@@ -87,11 +87,11 @@ def test_supervised_training_takes_the_with_prompt():
     ("row", "message"),
     [
         ({"chosen": "ho", "rejected": "no"}, "text and there is no `prompt`"),
-        ({"chosen": [GOOD], "rejected": [BAD]}, "the answer alone and there is no `prompt`"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "only the answer and there is no `prompt`"),
         ({**PAIR, "chosen": [GOOD]}, "give both answers as text, or both as messages"),
         ({**PAIR, "chosen": None}, "`chosen` is 'None'"),
-        ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD]}, "part before their last message"),
-        ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]}, "part before their last message"),
+        ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD]}, "differ before their last message"),
+        ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]}, "differ before their last message"),
         ({**PAIR, "score_chosen": 1, "score_rejected": 2}, "`score_chosen` 1 is below `score_rejected` 2"),
         ({**PAIR, "score_chosen": 1}, "`score_rejected` is 'None'; give a number"),
         ({**PAIR, "score_chosen": "good", "score_rejected": 1}, "`score_chosen` is 'good'"),
@@ -101,7 +101,7 @@ def test_supervised_training_takes_the_with_prompt():
         ([1], "it is a list; rows are objects"),
     ],
 )
-def test_rows_that_cannot_be_read_say_why(row: Any, message: str):
+def test_error_explains_rows_that_cannot_be_read(row: Any, message: str):
     with pytest.raises(DataError, match=message):
         as_group(row)
 
@@ -118,6 +118,6 @@ def test_real_pairs_are_read(name: str, count: int):
 
 
 @needs_data
-def test_real_answers_with_a_label_are_refused():
+def test_real_answers_with_a_label_raise():
     with pytest.raises(DataError, match="comparing needs two answers"):
         as_group(load_records(REAL / "kto_en_demo_300.jsonl")[0])

@@ -1,4 +1,4 @@
-"""Files of rows as programs write them: marks, line ends, compression, damage."""
+"""Tests of row files as programs write them: byte order marks, line ends, compression and corruption."""
 
 import bz2
 import gzip
@@ -49,7 +49,7 @@ SAME = {  # of ROWS
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_every_way_of_writing_text_gives_the_same_rows(tmp_path: Path, name: str):
+def test_every_encoding_of_text_gives_the_same_rows(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(SAME[name])
     assert load_records(tmp_path / name) == ROWS
 
@@ -73,14 +73,14 @@ BAD = [
     ("a.jsonl", LINES.decode().encode("utf-16"), "a.jsonl is text in UTF-16; save it as UTF-8"),
     ("a.csv", CSV.decode().encode("utf-16-be", "strict").join([b"\xfe\xff", b""]), "text in UTF-16; save it as UTF-8"),
     ("a.json", '[{"prompt": "é"}]'.encode("latin-1"), "a.json is not text in UTF-8: invalid continuation byte at byte"),
-    # compressed files that are damaged, or of another kind
-    ("a.jsonl.gz", gzip.compress(LINES)[:-9], "a.jsonl.gz is damaged or cut off"),
-    ("a.jsonl.gz", LINES, "a.jsonl.gz is damaged or cut off"),
-    ("a.jsonl.bz2", bz2.compress(LINES)[:-5], "a.jsonl.bz2 is damaged or cut off"),
-    ("a.jsonl.xz", LINES, "a.jsonl.xz is damaged or cut off"),
-    ("a.jsonl.zst", LINES, "a.jsonl.zst is damaged or cut off"),
-    ("a.parquet.gz", b"", "a.parquet.gz is not a data file that can be read; give a file that ends in one of .jsonl"),
-    ("a.gz", b"", "a.gz is not a data file that can be read"),
+    # compressed files that are corrupt, or of another kind
+    ("a.jsonl.gz", gzip.compress(LINES)[:-9], "a.jsonl.gz is corrupt or truncated"),
+    ("a.jsonl.gz", LINES, "a.jsonl.gz is corrupt or truncated"),
+    ("a.jsonl.bz2", bz2.compress(LINES)[:-5], "a.jsonl.bz2 is corrupt or truncated"),
+    ("a.jsonl.xz", LINES, "a.jsonl.xz is corrupt or truncated"),
+    ("a.jsonl.zst", LINES, "a.jsonl.zst is corrupt or truncated"),
+    ("a.parquet.gz", b"", "a.parquet.gz is not a readable data file; give a file that ends in one of .jsonl"),
+    ("a.gz", b"", "a.gz is not a readable data file"),
     # JSON that goes too deep for Python
     ("a.jsonl", f'{{"prompt": "a"}}\n{{"prompt": {DEEP}}}\n', "a.jsonl line 2 is nested more than 100 levels deep"),
     ("a.jsonl", '{"a":' * 100_000 + "1" + "}" * 100_000, "a.jsonl line 1 is nested more than 100 levels deep"),
@@ -99,12 +99,12 @@ BAD = [
     ("a.csv", "prompt,prompt\na,b\n", "a.csv has the column 'prompt' twice; rename or remove one"),
     ("a.csv", 'prompt\n"a" b\n', "a.csv is not valid CSV after line 1: "),
     ("a.csv", 'prompt\n"a\n', "is not valid CSV after line 1: unexpected end of data"),
-    ("a.parquet", "", "a.parquet is not a parquet file that can be read"),
+    ("a.parquet", "", "a.parquet is not a readable parquet file"),
 ]
 
 
 @pytest.mark.parametrize(("name", "data", "message"), BAD, ids=range(len(BAD)))
-def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path: Path, name: str, data: str | bytes, message: str):
+def test_error_is_one_line_with_the_place_of_the_problem(tmp_path: Path, name: str, data: str | bytes, message: str):
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(DataError, match=message) as raised:
         load_records(tmp_path / name)
@@ -112,13 +112,13 @@ def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path: Path, name: st
     assert len(str(raised.value)) < 500 + len(str(tmp_path))
 
 
-def test_rows_as_deep_as_is_allowed_are_read(tmp_path: Path):
+def test_rows_of_the_maximum_depth_are_read(tmp_path: Path):
     levels = MOST_NESTED - 2
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a", "x": {"[" * levels}{"]" * levels}}}')
     assert load_records(tmp_path / "a.jsonl")[0]["prompt"] == "a"
 
 
-def test_a_compressed_file_that_is_missing_is_no_hub_id():
+def test_a_missing_compressed_file_is_not_a_hub_id():
     with pytest.raises(DataError, match=re.escape("there is no file nowhere/rows.jsonl.gz; check the path")):
         require_file("nowhere/rows.jsonl.gz")
 
@@ -136,12 +136,12 @@ def test_a_compressed_file_that_is_missing_is_no_hub_id():
         ("", None),
     ],
 )
-def test_names_say_how_a_file_is_read(name: str, kind: str | None):
+def test_the_name_of_a_file_determines_its_format(name: str, kind: str | None):
     assert kind_of(name) == kind
 
 
 def test_lines_are_read_one_by_one(tmp_path: Path):
-    """A file that is large when it is unpacked takes the room of its rows, not of its text."""
+    """Expect a large unpacked file to need the memory of its rows, not of its text."""
     path = tmp_path / "rows.jsonl.gz"
     line = b'{"prompt": "a"}' + b" " * 1000 + b"\n"
     path.write_bytes(gzip.compress(line * 20_000))  # 20 MB of text

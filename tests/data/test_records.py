@@ -1,4 +1,4 @@
-"""Rows from every kind of file as problems, and what is said of rows that are none."""
+"""Tests of rows from every kind of file as problems, and of errors for invalid rows."""
 
 import json
 
@@ -39,15 +39,15 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     [
         ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "a.jsonl line 3 is not valid JSON"),
         ("a.jsonl", '{"prompt": "a"}\n["b"]\n', "a.jsonl line 2 is a list; write one object per line"),
-        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "call it .jsonl"),
+        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "rename it to .jsonl"),
         ("a.json", '{"prompt": "a"}', "is not a list of objects"),
-        ("a.csv", "prompt,answer\na\n", "row 1 has not as many cells as the header"),
-        ("a.csv", "prompt,answer\na,b,c\n", "row 1 has not as many cells as the header"),
-        ("a.parquet", "not parquet", "is not a parquet file that can be read"),
+        ("a.csv", "prompt,answer\na\n", "row 1 does not have as many cells as the header"),
+        ("a.csv", "prompt,answer\na,b,c\n", "row 1 does not have as many cells as the header"),
+        ("a.parquet", "not parquet", "is not a readable parquet file"),
         ("a.txt", "hello", "give a file that ends in one of .jsonl, .json, .csv, .parquet"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, name, content, message):
+def test_error_explains_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         load_records(tmp_path / name)
@@ -93,8 +93,8 @@ def test_a_hub_id_that_does_not_load_is_one_line(monkeypatch):
     with pytest.raises(DataError) as raised:
         load_records("owner/data")
     assert str(raised.value) == (
-        "'owner/data' is neither a file nor a data set that can be loaded (ConnectionError: no route); "
-        "check the spelling, or the network for a hub id"
+        "'owner/data' is neither a file nor a dataset that can be loaded (ConnectionError: no route); "
+        "check the spelling, or the network for a Hub dataset ID"
     )
 
 
@@ -123,6 +123,6 @@ def test_rows_become_problems():
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "rows 1 and 2 have the same id 'x'"),
     ],
 )
-def test_rows_that_are_no_problems(rows, message):
+def test_error_explains_rows_that_are_not_problems(rows, message):
     with pytest.raises(DataError, match=message):
         problems_from_records(rows)

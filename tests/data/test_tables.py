@@ -1,4 +1,4 @@
-"""Data sets in memory, however they are held."""
+"""Tests of datasets in memory, in every container."""
 
 import itertools
 from collections.abc import Iterator
@@ -78,13 +78,13 @@ def endless() -> Iterator[dict[str, str]]:
     return ({"prompt": str(number)} for number in itertools.count())
 
 
-def test_an_endless_stream_gives_as_many_rows_as_are_asked_for():
+def test_an_endless_stream_gives_the_requested_number_of_rows():
     stream = endless()
     assert [row["prompt"] for row in rows_of(stream, 3)] == ["0", "1", "2"]
     assert next(stream) == {"prompt": "3"}  # no row more was taken
 
 
-def test_an_endless_stream_without_a_number_is_refused_with_the_fix():
+def test_error_names_the_fix_for_an_endless_stream_without_a_number():
     with pytest.raises(DataError, match=r"no length and gives more than 100,000 rows; set data\.train_problems to the"):
         rows_of(endless())
 
@@ -102,10 +102,10 @@ def test_a_data_set_with_a_length_is_read_whole():
     [{"train": ROWS, "test": ROWS}, {"prompt": "a", "answer": "b"}, {}, 3, object(), lambda: ROWS],
     ids=["splits", "one row", "empty", "number", "object", "function"],
 )
-def test_what_is_no_data_set(data: Any):
+def test_other_objects_are_not_datasets(data: Any):
     assert not is_data_set(data)
 
 
-def test_columns_of_different_lengths_are_named():
+def test_error_names_columns_of_different_lengths():
     with pytest.raises(DataError, match="the column 'answer' has 1 values and 'prompt' has 2"):
         rows_of({"prompt": ["a", "b"], "answer": [1]})

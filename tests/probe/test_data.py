@@ -71,7 +71,7 @@ def test_groups_that_training_logs_are_read():
         ({"completions": ["a"], "rewards": 1}, "row 2: `rewards` has a int for 1 completions"),
         ({"completions": ["a"], "rewards": ["1"]}, "row 2: a reward is '1' .str.; give numbers"),
         ({"completions": ["a"], "rewards": [float("inf")]}, "row 2: a reward is infinite"),
-        ({"completions": [[5, 6]]}, "token ids with the column `texts` beside them"),
+        ({"completions": [[5, 6]]}, "token ids together with the column `texts`"),
         ({"prompt": [5, 6], "completions": ["a"]}, "row 2: the prompt is token ids, and features are of texts"),
         ({"completions": ["a"], "rewards": [1], "ranks": [1]}, "row 2: it has `rewards` and `ranks`"),
         ({"completion": "a", "label": True}, "row 2: it has one answer and a `label`"),
@@ -85,7 +85,7 @@ def test_error_names_an_invalid_row(row, message):
 
 def test_no_rows(tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(DataError, match="the data set is empty"):
+    with pytest.raises(DataError, match="the dataset is empty"):
         read_candidates(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match="there is no file"):
         read_candidates(tmp_path / "gone.jsonl")

@@ -1,4 +1,4 @@
-"""What is asked: built-in tasks by name, and rows of any data set as problems."""
+"""Training data: built-in tasks by name, and rows of any dataset as problems."""
 
 from gvpo.data.group_rows import GroupRow, WrittenCompletion, completion_text, group_record, read_groups, write_groups
 from gvpo.data.preferences import as_group, is_comparison, is_pair, per_completion, with_prompt

@@ -1,4 +1,4 @@
-"""The rows of a data set that a run is given: read once, its columns under the names that gvpo knows."""
+"""Rows of a run's dataset, read once, with gvpo's column names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from gvpo.errors import DataError
 from gvpo.types import Problem
 
 Dataset = str | Path | Iterable[Mapping[str, Any] | Problem]
-"""A file, a hub id, a `datasets.Dataset`, a data frame, an Arrow table, or any rows with a `prompt`."""
+"""A file, a Hub dataset ID, a `datasets.Dataset`, a data frame, an Arrow table, or any rows with a `prompt`."""
 
 COLUMNS = ("prompt", "answer", "completion", "messages", "chosen", "rejected", "completions", "rewards")
-"""Columns that may have another name in the data: setting `data.NAME_column` says which."""
+"""Columns that may have another name in the data, set by `data.NAME_column`."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A data set in memory, and what to call it."""
+    """A dataset in memory, and its name."""
 
     items: Sequence[Any]
     name: str
@@ -40,17 +40,17 @@ class Rows:
 def read_rows(
     config: TrainConfig, dataset: Dataset, *, split: str = "train", most: int | None = None, held_out: bool = False
 ) -> Rows:
-    """Return a data set's rows, read once: it may be a file, and an iterator gives them only once.
+    """Return a dataset's rows. Read them once, because an iterator yields them only once.
 
     Args:
-        config: says how columns are called.
-        dataset: a file, a hub id, or what `gvpo.data.rows_of` takes.
-        split: of a hub data set whose id names none.
-        most: number of rows to take of a stream, which may be endless.
-        held_out: the rows may lack columns that only training needs.
+        config: Configuration with the column names.
+        dataset: A file, a Hub dataset ID, or data that `gvpo.data.rows_of` accepts.
+        split: Split of a Hub dataset whose ID does not name one.
+        most: Number of rows to read from a stream, which may be endless.
+        held_out: Whether rows may lack columns that only training needs.
 
     Raises:
-        DataError: the file cannot be read, a stream does not end, or a row has no column of a name that is set.
+        DataError: If the file cannot be read, a stream does not end, or a row lacks a column that the settings name.
     """
     from_file = isinstance(dataset, str | Path)
     found = load_records(dataset, split) if isinstance(dataset, str | Path) else rows_of(dataset, most)
@@ -61,7 +61,7 @@ def read_rows(
 
 
 def _renamed(row: Any, names: Mapping[str, str], number: int, *, held_out: bool) -> Any:
-    """Return a row with each column of `names` under its key; a column that had that name makes way."""
+    """Return a row with each column of `names` under its key; it replaces a column of that name."""
     if not isinstance(row, Mapping):
         return row
     for name, given in names.items():

@@ -3,8 +3,8 @@
     file, run or data set ──load_records──▶ records ──read_groups──▶ GroupRow
     Group, Verdicts, Problem ──group_record──▶ record ──write_groups──▶ file
 
-docs/guides/offline.md has the columns. Knows nothing of tokenizers, so a prompt or a completion is text, token ids, or
-both.
+docs/guides/offline.md describes the columns. This module does not depend on tokenizers, so a prompt or a completion is
+text, token IDs, or both.
 """
 
 import math
@@ -22,7 +22,7 @@ from gvpo.resumable import json_lines
 from gvpo.types import FINISH_REASONS, Completion, FinishReason, Group, Problem, Verdict
 
 LOG_ALLOWED = "log_allowed"
-"""What a sampler with an exclusion calls the log P(allowed) of a completion; -inf becomes null in the file."""
+"""Column of log P(allowed) per completion, from a sampler with an exclusion; -inf is null in the file."""
 
 PER_COMPLETION = (
     *("completions", "texts", "rewards", "reward_parts", "reasons", "finish_reasons", "sources", "sampler_logprobs"),
@@ -31,24 +31,24 @@ PER_COMPLETION = (
 """Columns of a group that have one value per completion."""
 
 OWN = frozenset({"id", "prompt", *PER_COMPLETION})
-"""Columns that mean something here; all others are kept with the group, for reports."""
+"""Columns with a meaning here; all others are kept with the group, for reports."""
 
 PROMPT_TEXT = "prompt_text"
-"""Column of the text of a prompt that is token ids; an ordinary column where the prompt is text."""
+"""Column with the text of a prompt that is token IDs; an ordinary column if the prompt is text."""
 
 
 @dataclass(frozen=True)
 class WrittenCompletion:
-    """A completion as a row has it; C is its number of tokens.
+    """A completion of a row; C is its number of tokens.
 
     Args:
-        text: What it reads; None where the row has token ids alone.
-        tokens: Its C token ids; None where the row has text.
-        reward: Its reward; None where there is none.
-        parts: Each reward function's own value by name.
-        finish_reason: Why it ended.
-        source: Who wrote it; None where the row does not say.
-        sampler_logprobs: C log-probs (nats) that its sampler reported; None where the row has none.
+        text: Its text; None if the row has only token IDs.
+        tokens: Its C token IDs; None if the row has text.
+        reward: Its reward; None if it has no reward.
+        parts: Value of each reward function, by name.
+        finish_reason: Reason why it ended.
+        source: Its author; None if the row does not name one.
+        sampler_logprobs: C log-probs (nats) from the sampler; None if the row has none.
     """
 
     text: str | None
@@ -62,13 +62,13 @@ class WrittenCompletion:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A prompt and its completions as a row has them.
+    """A prompt and its completions, as written in a row.
 
     Args:
-        problem: The prompt, the id, and the columns that are not `OWN`. The prompt is "" where the row has token ids
+        problem: The prompt, the ID, and the columns that are not in `OWN`. The prompt is "" if the row has token IDs
             and no `prompt_text`.
-        completions: At least one.
-        prompt_tokens: The prompt's token ids, where the row has them.
+        completions: The completions, at least one.
+        prompt_tokens: The prompt's token IDs; None if the row has text.
     """
 
     problem: Problem
@@ -80,12 +80,12 @@ def read_groups(records: Sequence[Any], *, rewarded: bool = False) -> list[Group
     """Return rows as groups, in order.
 
     Args:
-        records: Rows of any form that `gvpo.data.as_group` knows: groups, pairs, scores, ranks. A completion is text,
-            the assistant's message (alone, in a list, or after the prompt's messages) or a list of token ids.
-        rewarded: Rows without `rewards` are refused.
+        records: Rows of any form that `gvpo.data.as_group` accepts: groups, pairs, scores, ranks. A completion is text,
+            the assistant's message (by itself, in a list, or after the prompt's messages) or a list of token IDs.
+        rewarded: Whether `rewards` are required.
 
     Raises:
-        DataError: A row is of no such form; the message names its number, counted from 1.
+        DataError: If a row has another form; the message names its number, counted from 1.
     """
     grouped = [numbered(number, as_group, record) for number, record in enumerate(records, start=1)]
     readable = [numbered(number, _with_readable_prompt, record) for number, record in enumerate(grouped, start=1)]
@@ -97,15 +97,15 @@ def read_groups(records: Sequence[Any], *, rewarded: bool = False) -> list[Group
 
 
 def completion_text(completion: WrittenCompletion) -> str:
-    """Return what a completion reads.
+    """Return the text of a completion.
 
     Raises:
-        DataError: The row has its token ids alone.
+        DataError: If the row has only its token IDs.
     """
     if completion.text is None:
         raise DataError(
             f"a completion is {str(completion.tokens)[:40]!r}; give text, a message of the assistant, or token ids "
-            "with the column `texts` beside them"
+            "together with the column `texts`"
         )
     return completion.text
 
@@ -113,13 +113,13 @@ def completion_text(completion: WrittenCompletion) -> str:
 def group_record(
     group: Group, verdicts: Sequence[Verdict], problem: Problem, *, logprobs: bool = True
 ) -> dict[str, Any]:
-    """Return a group as a row that `read_groups` reads back: token ids as sampled, their texts beside them for people.
+    """Return a group as a row that `read_groups` accepts: token IDs as sampled, along with readable texts.
 
     Args:
         group: The prompt's id and its completions.
-        verdicts: One per completion.
-        problem: The prompt as it was written, and its columns.
-        logprobs: Keep the sampler's log-probs, which are most of a file's bytes.
+        verdicts: One verdict per completion.
+        problem: The original prompt and its columns.
+        logprobs: Whether to keep the sampler's log-probs, which are most of a file's bytes.
     """
     rows = group.completions
     record = {
@@ -140,10 +140,10 @@ def group_record(
 
 
 def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, in one indivisible step.
+    """Write rows as JSON lines, atomically.
 
     Raises:
-        RunError: The file cannot be written.
+        RunError: If the file cannot be written.
     """
     runfiles.write_text(path, json_lines(records))
 
@@ -154,7 +154,7 @@ def _logprobs(row: Completion) -> list[float] | None:
 
 
 def _with_readable_prompt(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the row with a prompt that `problems_from_records` accepts in place of token ids."""
+    """Return the row, where a placeholder that `problems_from_records` accepts replaces a prompt of token IDs."""
     if not are_token_ids(record.get("prompt")):
         return record
     _checked_ids(record["prompt"])
@@ -186,7 +186,7 @@ def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list
     texts = per_completion(record, "texts", count) if with_ids else [None] * count
     parts = _each_is(record, "reward_parts", count, Mapping, '`reward_parts` are objects, {"right": 1}')
     logprobs = _each_is(
-        record, "sampler_logprobs", count, Sequence, "`sampler_logprobs` are lists, one log-prob a token"
+        record, "sampler_logprobs", count, Sequence, "`sampler_logprobs` are lists, one log-prob per token"
     )
     others = [per_completion(record, name, count) for name in ("completions", "rewards", "finish_reasons", "sources")]
     return [
@@ -228,17 +228,17 @@ def _finish_reason(value: Any) -> FinishReason:
     for reason in FINISH_REASONS:
         if value == reason:
             return reason
-    raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a completion that was cut")
+    raise DataError(f"a finish reason is {value!r}; write 'stop', or 'length' for a truncated completion")
 
 
 def _reward(value: Any) -> float | None:
-    """Return a reward as a number. Null, or NaN, as which data frames write null, is none."""
+    """Return a reward as a number, or None for null or NaN, which data frames write for null."""
     if value is None:
         return None
     if not isinstance(value, int | float):
         raise DataError(
-            f"a reward is {str(value)[:40]!r} ({type(value).__name__}); give numbers, null where there is none"
+            f"a reward is {str(value)[:40]!r} ({type(value).__name__}); give numbers, null if there is none"
         )
     if math.isinf(value):
-        raise DataError("a reward is infinite; give finite numbers, null where there is none")
+        raise DataError("a reward is infinite; give finite numbers, null if there is none")
     return None if math.isnan(value) else float(value)

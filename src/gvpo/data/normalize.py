@@ -1,9 +1,9 @@
-r"""One spelling of a problem, so that the same problem is the same words however it was typed.
+r"""Normalized spelling of problems, so that the same problem has the same words in any notation.
 
     "Find  $\dfrac{1}{2}$ of 1,000."   and   "find $\frac12$ of 1000"   are both   find \frac 1 2 of 1000
 
-Kept are words, numbers, operators and brackets, as they decide what is asked: 2+3 is not 2-3. Dropped are case, white
-space, $, braces, quotes, LaTeX's spacing and fonts, and punctuation that does not stand between digits.
+Words, numbers, operators and brackets are kept, because they determine the question: 2+3 is not 2-3. Case, white space,
+$, braces, quotes, LaTeX's spacing and fonts, and punctuation that is not between digits are dropped.
 """
 
 import re
@@ -22,7 +22,7 @@ _WORD = re.compile(rf"[{_ALONE}]|\\?[^\W\d_{_ALONE}]+|\d+|\S")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text in their one spelling: words, LaTeX commands, numbers, single signs."""
+    """Return the normalized words of a text: words, LaTeX commands, numbers and single symbols."""
     joined = _JOIN.sub(r"\\\1", text)  # in an answer "1 and 2" is a list, "1, 2"; in a problem the word decides
     plain = unicodedata.normalize("NFKC", _JOINED.sub(r"\1", spelling.spelled_problem(joined))).lower()
     return tuple(_WORD.findall(_DROPPED.sub(" ", _THOUSANDS.sub("", plain))))

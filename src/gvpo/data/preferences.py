@@ -1,12 +1,12 @@
-"""Rows of preference data, in the forms that they come in, as groups: a prompt, its answers, a score for each.
+"""Rows of preference data in their usual forms, as groups: a prompt, its answers, and a score per answer.
 
 prompt, chosen, rejected                  text, messages, or (without a prompt) whole conversations
 ... score_chosen, score_rejected          the same with scores
 prompt, completions, scores | ranks       k answers
-instruction, completions: [{response, overall_score}, ...]      UltraFeedback's own form
+instruction, completions: [{response, overall_score}, ...]      UltraFeedback's form
                      │
                      ▼
-prompt, completions, rewards              what docs/guides/offline.md calls a logged group
+prompt, completions, rewards              a logged group of docs/guides/offline.md
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from gvpo.types import PreferencePair
 
 PAIR = ("chosen", "rejected")
 SCORES = ("rewards", "scores", "ranks")
-"""Columns with a value for each completion; a rank is worth minus itself, so that 1 is the best."""
+"""Columns with one value per completion. The reward of a rank is its negative, so that rank 1 is the best."""
 
 
 def is_comparison(row: object) -> bool:
-    """Whether a row of a data set holds several answers to a prompt that can be compared: a pair, or a scored group."""
+    """Return whether a dataset row contains several comparable answers to a prompt: a pair, or a scored group."""
     if is_pair(row):
         return True
     if not isinstance(row, Mapping) or "completions" not in row:
@@ -32,15 +32,15 @@ def is_comparison(row: object) -> bool:
 
 
 def as_group(row: Record | PreferencePair) -> dict[str, Any]:
-    """A row as `prompt`, `completions`, `rewards` and its other columns.
+    """Convert a row to `prompt`, `completions`, `rewards` and its other columns.
 
-    A pair without scores is worth 1 and 0.
+    A pair without scores has the rewards 1 and 0.
 
     Args:
-        row: in one of the forms above; a row that is a group already is returned as it is.
+        row: A row in one of the forms above; a group is returned unchanged.
 
     Raises:
-        DataError: a single judged answer, a pair whose prompt cannot be found, or scores that do not fit.
+        DataError: If the row is a single labeled answer, the prompt of a pair cannot be found, or scores do not fit.
     """
     if isinstance(row, PreferencePair):
         row = _without_empty_id({**row.columns, **{name: getattr(row, name) for name in ("prompt", *PAIR, "id")}})
@@ -58,10 +58,10 @@ def as_group(row: Record | PreferencePair) -> dict[str, Any]:
 
 
 def per_completion(row: Record, name: str, count: int) -> list[Any]:
-    """The values of a column of a group, one a completion; None each where it is absent.
+    """Return the values of a group's column, one per completion, or `count` times None if the column is absent.
 
     Raises:
-        DataError: there are not `count` of them.
+        DataError: If the number of values is not `count`.
     """
     values = row.get(name)
     if values is None:
@@ -73,17 +73,17 @@ def per_completion(row: Record, name: str, count: int) -> list[Any]:
 
 
 def is_pair(row: object) -> bool:
-    """Whether a row holds a better and a worse answer."""
+    """Return whether a row contains a better and a worse answer."""
     return isinstance(row, PreferencePair) or (isinstance(row, Mapping) and all(name in row for name in PAIR))
 
 
 def with_prompt(row: Record | PreferencePair) -> Record:
-    """Return a pair or a conversation as a row with `prompt` and `completion`; any other row as it is.
+    """Return a pair or a conversation as a row with `prompt` and `completion`, and any other row unchanged.
 
-    The completion of a pair is its better answer, that of a conversation (`messages`) its last message.
+    The completion of a pair is its better answer; the completion of a conversation (`messages`) is its last message.
 
     Raises:
-        DataError: as `as_group`, or a conversation whose last message is not the assistant's.
+        DataError: See `as_group`; also if the last message of a conversation is not the assistant's.
     """
     if isinstance(row, PreferencePair) or is_pair(row):
         group = as_group(row)
@@ -102,7 +102,7 @@ def _from_conversation(row: Record) -> dict[str, Any]:
             "last; add one, or, where they are the prompt, set data.prompt_column to 'messages'"
         )
     if len(messages) == 1:
-        raise DataError("its `messages` hold an answer and nothing that it answers; put the question before it")
+        raise DataError("its `messages` contain only an answer; add the question before it")
     others = {name: value for name, value in row.items() if name not in ("messages", "completion")}
     return {**others, "prompt": messages[:-1], "completion": messages[-1:]}
 
@@ -123,19 +123,19 @@ def _from_pair(row: Record) -> dict[str, Any]:
 
 
 def _from_messages(row: Record) -> tuple[Any, list[Any]]:
-    """The prompt and two answers, each the one message that follows it.
+    """Return the prompt and two answers of one message each.
 
-    Answers may be whole conversations; what they have in common is then the prompt.
+    Answers may be whole conversations; the prompt is then their common beginning.
     """
     chosen, rejected = (_messages(row, name) for name in PAIR)
     if len(chosen) == len(rejected) == 1:
         if "prompt" not in row:
-            raise DataError("`chosen` and `rejected` hold the answer alone and there is no `prompt`; add one")
+            raise DataError("`chosen` and `rejected` contain only the answer and there is no `prompt`; add one")
         return row["prompt"], [chosen, rejected]
     shared = min(len(chosen), len(rejected)) - 1
     if chosen[:shared] != rejected[:shared] or len(chosen) != len(rejected):
         raise DataError(
-            "`chosen` and `rejected` are conversations that part before their last message; keep what they share and "
+            "`chosen` and `rejected` are conversations that differ before their last message; keep the shared part and "
             "one answer each"
         )
     return chosen[:shared], [chosen[shared:], rejected[shared:]]
@@ -176,7 +176,7 @@ def _is_response(answer: Any) -> bool:
 
 
 def _from_responses(row: Record) -> dict[str, Any]:
-    """UltraFeedback: each completion is an object with its text, its score and how it was judged."""
+    """Convert a row of UltraFeedback, whose completions are objects with a text, a score and annotations."""
     answers = row["completions"]
     prompt = row["prompt"] if "prompt" in row else row.get("instruction")
     others = {name: value for name, value in row.items() if name not in ("instruction", "completions")}

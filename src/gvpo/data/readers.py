@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines, JSON, CSV and parquet, compressed or not. Whatever is wrong is named by its place."""
+"""Files of rows: JSON lines, JSON, CSV and parquet, compressed or not. Errors name the place of the problem."""
 
 import bz2
 import codecs
@@ -19,7 +19,7 @@ from gvpo.errors import DataError, one_line
 Row = dict[str, Any]
 
 MOST_NESTED = 100
-"""Levels of lists and objects in a row; Python cannot go into much deeper ones."""
+"""Maximum nesting of lists and objects in a row; Python cannot process much deeper nesting."""
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -36,14 +36,14 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zst,
 }
-"""How a compressed file is opened, by the last ending of its name."""
+"""Function that opens a compressed file, by the last suffix of its name."""
 
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a file raises; without a number of the system's, the file is not what its name says."""
+"""Exceptions while reading a file. Without an errno, the content of the file does not match its name."""
 
 
 def kind_of(path: str | Path) -> str | None:
-    """Return the ending that says how a file is read, such as ".jsonl" of rows.jsonl.gz; None if none does."""
+    """Return the suffix that determines the format, such as ".jsonl" for rows.jsonl.gz, or None if it is unknown."""
     endings = Path(path).suffixes
     if endings and endings[-1] in COMPRESSIONS:
         return endings[-2] if len(endings) > 1 and endings[-2] in _TEXT_READERS else None
@@ -54,7 +54,7 @@ def read_file(path: Path) -> list[Row]:
     """Return the rows of a file whose `kind_of` is known.
 
     Raises:
-        DataError: it cannot be read; the place of what is wrong is named.
+        DataError: If the file cannot be read; the message names the place of the problem.
     """
     kind = kind_of(path)
     try:
@@ -64,7 +64,7 @@ def read_file(path: Path) -> list[Row]:
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path} cannot be read: {error.strerror}") from None
-        raise DataError(f"{path} is damaged or cut off ({error}); compress or copy it again") from None
+        raise DataError(f"{path} is corrupt or truncated ({error}); compress or copy it again") from None
 
 
 def _read_text(path: Path, read: "_TextReader") -> list[Row]:
@@ -91,7 +91,7 @@ def _read_jsonl(file: IO[bytes], name: str) -> list[Row]:
     for number, data in enumerate(_lines(file), start=1):
         where = f"{name} line {number}"
         try:
-            line = data.decode().strip().removeprefix("\ufeff")  # of a file that was put after another one
+            line = data.decode().strip().removeprefix("\ufeff")  # the mark of a file that was appended to another one
         except UnicodeDecodeError as error:
             raise _not_utf8(where, error) from None
         if line:
@@ -100,7 +100,7 @@ def _read_jsonl(file: IO[bytes], name: str) -> list[Row]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file one by one, as a text of many gigabytes leaves no room for itself and its rows."""
+    """Yield the lines of a file one by one, because a large text and its rows may not fit in memory together."""
     for line in file:
         yield from line.splitlines()  # which may end in "\r" alone
 
@@ -115,7 +115,7 @@ def _object(line: str, where: str) -> Row:
 
 
 def _read_json(file: IO[bytes], name: str) -> list[Row]:
-    rows = _parsed(file.read().decode(), name, "with one object per line, call it .jsonl")
+    rows = _parsed(file.read().decode(), name, "if it has one object per line, rename it to .jsonl")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(
             f"{name} is not a list of objects; write [{{...}}, ...], or one object per line in a .jsonl file"
@@ -126,15 +126,15 @@ def _read_json(file: IO[bytes], name: str) -> list[Row]:
 
 
 def _parsed(text: str, where: str, advice: str) -> Any:
-    """Return what JSON says.
+    """Parse JSON.
 
     Args:
-        text: the JSON.
-        where: for messages.
-        advice: what to do about text that is no JSON.
+        text: The JSON.
+        where: Place of the text, for messages.
+        advice: Remedy for text that is not JSON, for messages.
 
     Raises:
-        DataError: it is no JSON, names a key twice, or is nested too deeply.
+        DataError: If the text is not JSON, repeats a key, or is nested too deeply.
     """
     try:
         return _DECODER.decode(text)
@@ -160,14 +160,14 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition)
-"""One for all rows: to make one takes longer than to read a row."""
+"""Shared decoder, because creating a decoder takes longer than reading a row."""
 
 
 def _require_shallow(value: Any, where: str) -> None:
-    """Refuse a value whose lists and objects are nested deeper than `MOST_NESTED`.
+    """Check the nesting of a value.
 
     Raises:
-        DataError: it is.
+        DataError: If lists and objects are nested deeper than `MOST_NESTED`.
     """
     level = [value]
     for _ in range(MOST_NESTED):
@@ -202,7 +202,9 @@ def _read_csv(file: IO[bytes], name: str) -> list[Row]:
         raise DataError(f"{name} has the column {repeated[0]!r} twice; rename or remove one")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            raise DataError(f"{name} row {number} has not as many cells as the header; quote cells that hold commas")
+            raise DataError(
+                f"{name} row {number} does not have as many cells as the header; quote cells that contain commas"
+            )
     return [dict(row) for row in rows]
 
 
@@ -213,9 +215,9 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         return [dict(row) for row in parquet.read_table(path).to_pylist()]
     except UnicodeDecodeError:
-        raise  # named as text that is not UTF-8
+        raise  # the caller reports that the text is not UTF-8
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {one_line(error)}") from None
+        raise DataError(f"{path} is not a readable parquet file: {one_line(error)}") from None
 
 
 _TextReader = Callable[[IO[bytes], str], list[Row]]
@@ -225,4 +227,4 @@ _TEXT_READERS: dict[str, _TextReader] = {
     ".csv": _read_csv,
 }
 READERS = (*_TEXT_READERS, ".parquet")
-"""Endings of the files that are read; text may be compressed, and its name then ends in one of `COMPRESSIONS` more."""
+"""Suffixes of readable files. Text may be compressed; its name then has an additional suffix from `COMPRESSIONS`."""

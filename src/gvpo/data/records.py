@@ -1,4 +1,4 @@
-"""Rows of a data set, wherever they lie, and the problems that they are."""
+"""Rows of a dataset from any location, and their conversion to problems."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,26 +15,26 @@ from gvpo.types import Problem, Prompt
 T = TypeVar("T")
 
 Record = Mapping[str, Any]
-"""One row: `prompt`, perhaps `id`, and the columns that the rewards need."""
+"""A row with `prompt`, optionally `id`, and the columns that the rewards need."""
 
 OTHER_NAMES = ("question", "problem", "instruction", "query", "input", "text", "messages")
-"""What other data sets call a prompt."""
+"""Names of the prompt column in other datasets."""
 
 
 def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str, Any]]:
-    """Return all rows of a file, of a data set on the hub, or of a run.
+    """Return all rows of a file, a Hub dataset or a run.
 
     Args:
-        path_or_id: a .jsonl, .json (a list of objects), .csv or .parquet file, text also compressed (.jsonl.gz); a run
-            directory or one of its rollout files, whose rows are the groups that the run was trained on; or a hub id,
-            `owner/name`, with `:config` and `#split` after it where they are needed (`openai/gsm8k:main#test`).
-        split: of a hub data set whose id names none.
+        path_or_id: A .jsonl, .json (a list of objects), .csv or .parquet file, where text may be compressed
+            (.jsonl.gz); a run directory or one of its rollout files, whose rows are the groups that the run was trained
+            on; or a Hub dataset ID, `owner/name`, with optional `:config` and `#split` (`openai/gsm8k:main#test`).
+        split: Split of a Hub dataset whose ID does not name one.
 
     Returns:
         The rows in order.
 
     Raises:
-        DataError: there is no such file or data set, or it cannot be read; a bad line is named by its number.
+        DataError: If the file or dataset does not exist or cannot be read; the message names an invalid line.
     """
     require_file(path_or_id)
     path = Path(path_or_id)
@@ -47,7 +47,7 @@ def load_records(path_or_id: str | Path, split: str = "train") -> list[dict[str,
 
 
 def require_file(path_or_id: str | Path) -> None:
-    """Raise DataError unless `load_records` can try: a file of a kind that it reads, a run, or the name of a hub id."""
+    """Raise DataError unless the argument is a run, an existing file of a known kind, or a possible Hub dataset ID."""
     path = Path(path_or_id)
     if is_rollout_directory(path):
         return
@@ -55,23 +55,23 @@ def require_file(path_or_id: str | Path) -> None:
         raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
     if kind_of(path) is None and path.exists():
         raise DataError(
-            f"{path} is not a data file that can be read; give a file that ends in one of {', '.join(READERS)}, the "
+            f"{path} is not a readable data file; give a file that ends in one of {', '.join(READERS)}, the "
             f"first three perhaps compressed ({', '.join(COMPRESSIONS)})"
         )
 
 
 def problems_from_records(records: Iterable[Record]) -> list[Problem]:
-    """Rows as problems: `prompt` (text or messages), `id` (default the row's number), all else for the rewards.
+    """Convert rows to problems: `prompt` (text or messages), `id` (default: the row's number), others for the rewards.
 
     Args:
-        records: rows; each is an object with a `prompt`.
+        records: Rows; each is an object with a `prompt`.
 
     Returns:
-        One problem a row, in order.
+        One problem per row, in order.
 
     Raises:
-        DataError: a row without a prompt (the column that may be meant is suggested), an empty prompt, one that is
-            neither text nor messages, or an id that two rows have. Rows are counted from 1.
+        DataError: If a prompt is missing (the message suggests a column), is empty, or is neither text nor messages, or
+            if two rows have the same ID. Rows are counted from 1.
     """
     problems = [_problem(record, number) for number, record in enumerate(records, start=1)]
     seen: dict[str, int] = {}
@@ -101,7 +101,7 @@ def _problem(record: Record, number: int) -> Problem:
 
 
 def _is_given(value: Any) -> bool:
-    """Return whether a cell holds something; a list of nulls does not."""
+    """Return whether a cell has a value; a list of nulls does not count."""
     if isinstance(value, str | bytes | Mapping | list | tuple):
         return bool(value) and (not isinstance(value, list | tuple) or any(item is not None for item in value))
     return value is not None and value == value
@@ -121,11 +121,11 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
     """Return a prompt as text, or as messages whose content is text.
 
     Args:
-        prompt: text, or messages with `role` and `content`.
-        number: of the row, for the message.
+        prompt: Text, or messages with `role` and `content`.
+        number: Number of the row, for the message.
 
     Raises:
-        DataError: it is empty, no text (an image), half of a character, or something else.
+        DataError: If the prompt is empty, is not text (an image), contains half of a character, or has another type.
     """
     if not isinstance(prompt, str | list | tuple):
         raise DataError(f"the prompt of row {number} is a {type(prompt).__name__}; give text or a list of messages")
@@ -133,7 +133,9 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
         advice = "write one" if isinstance(prompt, str) else "give it a message"
         raise DataError(f"row {number} has an empty prompt; remove the row or {advice}")
     if are_token_ids(prompt):
-        raise DataError(f"the prompt of row {number} is token ids, which only groups may have; give text or messages")
+        raise DataError(
+            f"the prompt of row {number} is token ids, which are allowed only in groups; give text or messages"
+        )
     try:
         return unicode_text(prompt) if isinstance(prompt, str) else plain_messages(prompt)
     except DataError as error:
@@ -141,10 +143,10 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
 
 
 def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
-    """Return what `read` makes of a row.
+    """Call `read` and add the row's number to its errors.
 
     Raises:
-        DataError: The error of `read`, with the row's number.
+        DataError: If `read` raises it.
     """
     try:
         return read(*args)
@@ -153,7 +155,7 @@ def numbered(number: int, read: Callable[..., T], *args: Any) -> T:
 
 
 def are_token_ids(value: Any) -> bool:
-    """Return whether a prompt or a completion is written as token ids."""
+    """Return whether a prompt or a completion is given as token IDs."""
     return isinstance(value, list | tuple) and len(value) > 0 and all(type(item) is int for item in value)
 
 
@@ -168,6 +170,6 @@ def _from_hub(name: str, split: str) -> list[dict[str, Any]]:
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise DataError(
-            f"{name!r} is neither a file nor a data set that can be loaded ({type(error).__name__}: {first}); "
-            "check the spelling, or the network for a hub id"
+            f"{name!r} is neither a file nor a dataset that can be loaded ({type(error).__name__}: {first}); "
+            "check the spelling, or the network for a Hub dataset ID"
         ) from error

@@ -1,7 +1,7 @@
-"""The rollout files of a run as rows of groups: `runs/a`, `runs/a/rollouts` or one `rollouts/step-000010.parquet`.
+"""Rollout files of a run as rows of groups: `runs/a`, `runs/a/rollouts` or one `rollouts/step-000010.parquet`.
 
-A prompt and its completions are token ids, with their texts beside them. The same problem is a group of its own in
-each step, so a group's id is that of the step and that of the problem: `step-000010/row-3`.
+A prompt and its completions are token IDs, along with their texts. The same problem is a separate group in each step,
+so a group's ID consists of the step and the problem's ID: `step-000010/row-3`.
 """
 
 import json
@@ -37,13 +37,13 @@ def read_run_groups(path: Path) -> list[dict[str, Any]]:
     """Return the groups of a run, step by step.
 
     Raises:
-        DataError: The run has no rollout files, or a completion is trained on only in part.
-        RunError: A file is damaged.
+        DataError: If the run has no rollout files, or only part of a completion is trained on.
+        RunError: If a file is corrupt.
     """
     run = path if is_run(path) else path.parent
     steps = rollout_steps(run)
     if not steps:
-        raise DataError(f"the run {run} has no rollout files; train.rollouts_every says which steps write one")
+        raise DataError(f"the run {run} has no rollout files; train.rollouts_every sets which steps write one")
     return [
         group
         for step in steps
@@ -60,7 +60,7 @@ def groups_of_rollouts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     """Return the completions of rollout files as groups, in the order of the files.
 
     Raises:
-        DataError: A completion has tokens that were not scored, such as a tool's output.
+        DataError: If a completion has tokens that are not trained on, such as a tool's output.
     """
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -71,7 +71,7 @@ def groups_of_rollouts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 def _group(name: str, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     rows = sorted(rows, key=lambda row: row["row"])
     if any(row.get("mask") is not None and not all(row["mask"]) for row in rows):
-        raise DataError(f"group {name!r} has completions with masked tokens, which rows of groups cannot say yet")
+        raise DataError(f"group {name!r} has completions with masked tokens, which rows of groups do not support yet")
     first = rows[0]
     values = {column: [row[own] for row in rows] for own, column in _PER_COMPLETION.items()}
     values["completions"] = [row["tokens"] or row["text"] for row in rows]

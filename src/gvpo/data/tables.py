@@ -1,4 +1,4 @@
-"""Data sets in memory as rows: lists, data frames, Arrow tables, columns, streams."""
+"""Datasets in memory as rows: lists, data frames, Arrow tables, columns, streams."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -7,21 +7,21 @@ from typing import Any
 from gvpo.errors import DataError
 
 LONGEST_STREAM = 100_000
-"""Rows that a stream without a length may give where nobody says how many are wanted: it may never end."""
+"""Maximum number of rows of a stream without a length or a requested number of rows, since it may never end."""
 
 _COLUMNS = ("prompt", "completion", "completions", "chosen", "messages", "answer", "question", "problem")
 _PLAIN = (str, int, float, bool, type(None))
 
 
 def rows_of(data: Any, most: int | None = None) -> list[Any]:
-    """Return the rows of a data set in memory, with numpy's values as Python's own.
+    """Return the rows of a dataset in memory, with numpy values converted to Python values.
 
     Args:
-        data: rows, a `datasets` one, a pandas or polars data frame, an Arrow table, or columns as a dict of lists.
-        most: how many rows to take of a stream, which has no length; None takes all.
+        data: Rows, a `datasets.Dataset`, a pandas or polars data frame, an Arrow table, or a dict of columns.
+        most: Number of rows to read from a stream, which has no length; None reads all.
 
     Raises:
-        DataError: it is no data set, or a stream that gives more than `LONGEST_STREAM` rows where `most` is None.
+        DataError: If columns differ in length, or a stream has more than `LONGEST_STREAM` rows and `most` is None.
     """
     rows = _iterated(data)
     if isinstance(data, Sized):
@@ -29,21 +29,21 @@ def rows_of(data: Any, most: int | None = None) -> list[Any]:
     taken = list(itertools.islice(rows, LONGEST_STREAM + 1 if most is None else most))
     if most is None and len(taken) > LONGEST_STREAM:
         raise DataError(
-            f"the data set has no length and gives more than {LONGEST_STREAM:,} rows; set data.train_problems to the "
+            f"the dataset has no length and gives more than {LONGEST_STREAM:,} rows; set data.train_problems to the "
             "number of rows to take"
         )
     return [_plain_row(row) for row in taken]
 
 
 def is_data_set(data: object) -> bool:
-    """Return whether `rows_of` can read it; a dict has to be one of columns."""
+    """Return whether `rows_of` can read `data`; a dict must contain columns."""
     if isinstance(data, Mapping):
         return _are_columns(data)
     return isinstance(data, Iterable) or (isinstance(data, Sized) and hasattr(data, "__getitem__"))
 
 
 def _are_columns(data: Mapping[Any, Any]) -> bool:
-    """Return whether a dict holds columns, and not the splits of a data set, or one row."""
+    """Return whether a dict contains columns, and not the splits of a dataset or a single row."""
     return any(name in data for name in _COLUMNS) and all(
         isinstance(column, Sized) and not isinstance(column, str) for column in data.values()
     )
@@ -78,7 +78,7 @@ def _plain_row(row: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a cell with what numpy holds in it as numbers and lists."""
+    """Return a cell with numpy values converted to numbers and lists."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Mapping):

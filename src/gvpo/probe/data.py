@@ -54,7 +54,7 @@ def candidates(records: Sequence[Mapping[str, Any]]) -> list[Candidates]:
             from 1.
     """
     if not records:
-        raise DataError("there are no candidates; the data set is empty")
+        raise DataError("there are no candidates; the dataset is empty")
     return [
         numbered(number, _candidates, row, record)
         for number, (row, record) in enumerate(zip(read_groups(records), records, strict=True), start=1)
