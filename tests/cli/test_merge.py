@@ -75,7 +75,7 @@ def test_an_adapter_learns_and_is_merged(project: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing", "out"], "there is no model in nothing; give a run's directory or one of its checkpoints"),
+        (["nothing", "out"], "there is no model in nothing; pass a run's directory or one of its checkpoints"),
         (["whole", "out"], "there is no adapter in whole"),
         (["adapter", "whole"], "whole is not empty; give a new directory for the merged model"),
         (["adapter", "out", "--base", "./gone"], "there is no directory './gone'"),

@@ -111,7 +111,7 @@ class Began(Exception):  # it stands for the run that would begin
         (["demo", "data.task=adition"], "data.task='adition' does not exist"),
         (["demo", "--resume"], "--resume needs run.dir=DIRECTORY"),
         (["demo", "--resume", "run.dir=nothing-here"], "there is no run in nothing-here"),
-        (["demo", "run.dir=taken"], "taken already holds a run; choose another run.dir, or go on with --resume"),
+        (["demo", "run.dir=taken"], "taken already contains a run; choose another run.dir, or use --resume"),
         (["broken.toml"], "broken.toml is not valid TOML"),
         (["demo", "rewards.funcs=['boxed']", "rewards.weights=[1.0]"], "there is no reward 'boxed'"),
         (["demo", "model.init={architecture='qwen'}"], "init.architecture='qwen' is not a causal language model"),

@@ -48,7 +48,7 @@ def test_a_missing_bitsandbytes_names_the_package_to_install(monkeypatch):
 
 
 def test_a_loaded_model_cannot_be_quantized():
-    with pytest.raises(ConfigError, match="is done on loading, and this model is loaded; pass its path or id"):
+    with pytest.raises(ConfigError, match="this model is loaded; pass its path or ID"):
         trainer(None, lora_quantization="4bit", lora_rank=2)
 
 

@@ -171,7 +171,10 @@ def test_a_back_off_after_the_weights_moved_keeps_old_log_probs_that_differ_by_f
 def test_not_even_single_completions():
     one = learner()
     start = weights(one.model)
-    with cramped(one.model, 1, GPU_WORDS), pytest.raises(TrainingError, match=r"one completion a forward.*checkpoint"):
+    with (
+        cramped(one.model, 1, GPU_WORDS),
+        pytest.raises(TrainingError, match=r"one completion per forward.*checkpoint"),
+    ):
         one.learn(BATCH, 1)
     assert same(weights(one.model), start)
 
@@ -191,7 +194,7 @@ def test_halving_starts_at_what_is_used_and_ends_at_the_longest_row():
         raise MemoryError
 
     forgotten: list[None] = []
-    with pytest.raises(TrainingError, match="one completion a forward"):
+    with pytest.raises(TrainingError, match="one completion per forward"):
         Budget(8192).attempt(work, ROWS, lambda: forgotten.append(None))
     assert tried == [8192, 72, 36, 18, 9]  # 16 rows of 9 tokens
     assert len(forgotten) == 4

@@ -55,7 +55,7 @@ def test_costs_come_from_the_rewards_and_a_row_without_one_leaves_with_a_reason(
     assert (one.reward, one.extras["costs"]) == (1.0, [1.0])
     assert two.reward is None
     assert three.reward is None
-    assert [verdict.reason for verdict in changed.verdicts[0]] == ["", "missing cost: other gave none", "timeout: x"]
+    assert [verdict.reason for verdict in changed.verdicts[0]] == ["", "missing cost: other has no value", "timeout: x"]
 
 
 def test_a_cost_that_nobody_gives_is_named():
@@ -80,7 +80,7 @@ def test_multipliers_rise_while_a_cost_is_over_its_limit():
         ({"objective": "grpo", "costs": {"a": 0.1}}, "objective.costs is not for grpo, which takes no costs"),
         ({"objective": "gspo", "segment_at": "2"}, "objective.segment_at is not for gspo"),
         ({"objective": "grpo", "multiplier_rate": 0.1}, "objective.multiplier_rate is for objective.costs"),
-        ({**COSTS, "costs": {"nothing": 0.1}}, "objective.costs names 'nothing', which is none of digits"),
+        ({**COSTS, "costs": {"nothing": 0.1}}, "objective.costs names 'nothing', which is not one of digits"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: str):

@@ -262,7 +262,7 @@ def test_no_whole_checkpoint_at_all_is_an_error_and_nothing_is_cut(tmp_path: Pat
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with (
         noticed(r"model\.safetensors is not what was written"),
-        pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; restore one, or remove that directory"),
+        pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact; restore one, or remove that directory"),
     ):
         run(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -197,7 +197,7 @@ def test_the_card_names_the_base_and_the_adapter(tmp_path: Path):
     card = (tmp_path / "run/checkpoints/step-000003/README.md").read_text()
     assert "library_name: peft" in card
     assert "| Adapter | LoRA for base: rank 4, alpha 8, on down_proj, gate_proj, k_proj, " in card
-    assert "it belongs on base." in card
+    assert "load it on base." in card
     assert "AutoModelForCausalLM.from_pretrained('base', dtype='float32')" in card
     assert str(tmp_path) not in card
     assert load_model(tmp_path / "run/checkpoints/step-000003").name_or_path == str(tmp_path / "base")
@@ -221,7 +221,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str):
 
 
 def test_models_and_settings_that_cannot_work_together(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"peft_config and the \[lora\] settings both ask for an adapter"):
+    with pytest.raises(ConfigError, match=r"peft_config and the \[lora\] settings both request an adapter"):
         with_peft(tmp_path, adapter_config(), lora_rank=4)
     with pytest.raises(ConfigError, match=r"lora\.base_dtype is for the frozen weights under an adapter"):
         trainer(tmp_path, lora_base_dtype="bfloat16")
@@ -243,7 +243,7 @@ def test_a_run_with_another_adapter_does_not_go_on(tmp_path: Path):
 
     with stopped_at(4):
         go_on(adapter_config(), resume=False)
-    with pytest.raises(RunError, match="holds a LoRA adapter; resume the run with the peft_config that it started"):
+    with pytest.raises(RunError, match="contains a LoRA adapter; resume the run with its original peft_config"):
         go_on(None)
     with pytest.raises(ModelError, match="has r=4, the model's has 2"):
         go_on(adapter_config(r=2))

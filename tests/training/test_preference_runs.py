@@ -216,10 +216,10 @@ def test_damaged_or_foreign_scores_are_not_trained_on(tmp_path: Path):
     path = tmp_path / runfiles.REFERENCE / "train-00000.safetensors"
     stored = load_file(path)
     save_file(stored, path, {"rows": "others"})
-    with pytest.raises(RunError, match="holds log-probs of other rows"):
+    with pytest.raises(RunError, match="contains log-probs of other rows"):
         preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)
     path.write_bytes(b"torn")
-    with pytest.raises(RunError, match=r"is damaged .* remove it, and go on"):
+    with pytest.raises(RunError, match=r"is damaged .* remove it and use --resume"):
         preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)
     path.unlink()
     preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)
@@ -333,7 +333,7 @@ def test_scoring_that_is_asked_to_stop_keeps_what_is_done(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "score", interrupting)
-        with pytest.raises(RunStopped, match="before the first step; 4 of 10 prompts are scored, and kept"):
+        with pytest.raises(RunStopped, match="before the first step; 4 of 10 prompts are scored and kept"):
             preferring(tmp_path).train()
     calls = counted(monkeypatch)
     preferring(tmp_path).train(resume=True)

@@ -114,7 +114,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path: Path, mo
         trackers.log({"step": 1, "reward/mean": 0.5})
         trackers.log({"step": 2, "reward/mean": 0.5})
     assert broken.calls == 1
-    assert said == ["tracker broken failed and is left out from here on: no route to host"]
+    assert said == ["tracker broken failed and is not used any more: no route to host"]
 
 
 def test_only_numbers_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

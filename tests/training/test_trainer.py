@@ -271,7 +271,7 @@ def test_what_cannot_work_is_one_line_that_says_what_to_do(
 
 def test_a_taken_directory_is_refused(tmp_path: Path):
     trainer(tmp_path, steps=1, **NO_EVAL).train()
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="already contains a run"):
         trainer(tmp_path, steps=1, **NO_EVAL).train()
 
 

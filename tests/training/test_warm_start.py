@@ -151,7 +151,7 @@ def test_a_run_stopped_in_its_warm_start_goes_on(tmp_path: Path, unbroken: Path,
         patch.setattr(DemonstrationSource, "rollout", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_recipe(recipe(tmp_path))
-    with pytest.raises(RunError, match="warm-start already holds a run"):
+    with pytest.raises(RunError, match="warm-start already contains a run"):
         train_recipe(recipe(tmp_path))
     train_recipe(recipe(tmp_path), resume=True)
     assert_same_run(tmp_path, unbroken)
@@ -201,7 +201,7 @@ def test_what_cannot_work_is_found_before_the_warm_start(
 
 
 def test_a_run_that_exists_is_not_written_over(unbroken: Path):
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="already contains a run"):
         train_recipe(recipe(unbroken))
 
 

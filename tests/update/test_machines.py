@@ -61,7 +61,7 @@ def test_a_disk_that_fills_during_a_checkpoint_is_a_one_line_error_and_leaves_no
         with files_of_at_most(size), pytest.raises(CheckpointError) as refused:
             save(tmp_path, 2)
         assert "File too large" in str(refused.value)
-        assert "make room or fix the directory, then go on with --resume" in str(refused.value)
+        assert "make room or fix the directory, then use --resume" in str(refused.value)
         assert "\n" not in str(refused.value)
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert save(tmp_path, 2).is_dir()
@@ -99,7 +99,7 @@ def foreign(tmp_path: Path) -> bytes:
 def test_a_checkpoint_of_another_program_is_skipped(tmp_path: Path, name: str, data: bytes | None, named: str):
     save(tmp_path / "run", 1)
     rewrite(save(tmp_path / "run", 2), name, foreign(tmp_path) if data is None else data)
-    with pytest.warns(GvpoWarning, match=f"step-000002 {named}.*; trying the one before") as warned:
+    with pytest.warns(GvpoWarning, match=f"step-000002 {named}.*; trying the previous one") as warned:
         loaded = Checkpoints(tmp_path / "run", 3).newest()
     assert loaded is not None
     assert loaded.state.step == 1
@@ -157,7 +157,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("data", [b"", b"{", b'{"run": 1}', b"[]", b'{"run": {"dirs": 1}}', b"\xff", b"[" * 100_000])
 def test_unreadable_settings_are_a_one_line_error(run: Path, data: bytes):
     (run / "config.json").write_bytes(data)
-    with pytest.raises(RunError, match=r"run/config\.json cannot be read \(.*\); put the one there that") as refused:
+    with pytest.raises(
+        RunError, match=r"run/config\.json cannot be read \(.*\); replace it with the file of another"
+    ) as refused:
         trainer(run, **SETTINGS).train(resume=True)
     assert "\n" not in str(refused.value)
     assert len(list(run.glob("checkpoints/step-*"))) == 3

@@ -1,1 +1,1 @@
-"""training."""
+"""Training: from settings, a model and data to a finished run."""

@@ -1,4 +1,4 @@
-"""The policy that a run starts from: the model loaded and placed, with its LoRA adapter where it trains one."""
+"""The policy that a run starts from: the loaded model on its device, with its LoRA adapter if it trains one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ANNOUNCED = 50_000_000
-"""Parameters of a model whose second loading a person notices."""
+"""Number of parameters above which a person notices that a model is loaded twice."""
 
 
 def check_adapter(config: TrainConfig, peft_config: object | None) -> None:
-    """Refuse a `peft_config` that is none, or one adapter too many, before a model is loaded.
+    """Check `peft_config` before a model is loaded.
 
     Raises:
-        ModelError: it is no `peft.LoraConfig`, or has dropout.
-        ConfigError: the settings ask for an adapter too.
+        ModelError: If it is not a `peft.LoraConfig`, or has dropout.
+        ConfigError: If the settings ask for an adapter as well.
     """
     if peft_config is None:
         return
     lora.require_lora(peft_config)
     if config.lora_rank is not None or config.lora_path is not None:
-        raise ConfigError("peft_config and the [lora] settings both ask for an adapter; give one")
+        raise ConfigError("peft_config and the [lora] settings both request an adapter; pass only one")
 
 
 def load_policy(
@@ -47,17 +47,17 @@ def load_policy(
     tokenizer: "PreTrainedTokenizerBase | None",
     peft_config: object | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the starting policy on its device, and the tokenizer that it fits.
+    """Return the starting policy on its device, and its tokenizer.
 
     Args:
-        plan: What the run does.
-        model: A directory, a hub id or a loaded model, which is changed in place.
-        tokenizer: Its tokenizer; default its own.
-        peft_config: A `peft.LoraConfig` for a fresh adapter.
+        plan: Plan of the run.
+        model: Directory, Hub model ID or loaded model, which is changed in place.
+        tokenizer: Tokenizer of the model; by default, the one saved with it.
+        peft_config: A `peft.LoraConfig` for a new adapter.
 
     Raises:
-        ModelError: A model, an adapter or a tokenizer that cannot be used.
-        ConfigError: Settings that this model cannot work with.
+        ModelError: If the model, the adapter or the tokenizer cannot be used.
+        ConfigError: If the settings do not work with this model.
     """
     config = plan.settings
     policy = starting_policy(model, config, peft_config)
@@ -74,7 +74,7 @@ def load_policy(
 
 
 def _say_what_takes_time(policy: "PreTrainedModel") -> None:
-    """Announce the comparison of an adapter's base with the one on the disk, which loads it a second time."""
+    """Announce that an adapter's base is loaded a second time, to compare it with the one on disk."""
     if (name := lora.named_base(policy)) and policy.num_parameters() > ANNOUNCED:
         error_console(quiet=not ranks.is_first()).print(
             f"loading {name} again to check that the adapter will fit it (checkpoint.verify=false skips)"
@@ -84,38 +84,41 @@ def _say_what_takes_time(policy: "PreTrainedModel") -> None:
 def _tokenizer_path(model: "str | Path | PreTrainedModel", config: TrainConfig) -> str:
     path = config.tokenizer or (str(model) if isinstance(model, str | Path) else str(model.name_or_path))
     if not path:
-        raise ConfigError("this model was made on the spot and has no tokenizer of its own; pass processing_class")
+        raise ConfigError("this model was randomly initialized and has no tokenizer; pass processing_class")
     return path
 
 
 def starting_policy(
     model: "str | Path | PreTrainedModel", config: TrainConfig, peft_config: object | None
 ) -> "PreTrainedModel":
-    """Load the model if it is a name, put the run's adapter on it, and put it on this process's device.
+    """Load the model if a name is passed, add the run's adapter to it, and move it to this process's device.
 
     Args:
-        model: a directory, a hub id or a loaded model; changed in place.
-        config: the settings.
-        peft_config: a `peft.LoraConfig` for a fresh adapter, instead of the settings' own.
+        model: Directory, Hub model ID or loaded model, which is changed in place.
+        config: Settings of the run.
+        peft_config: A `peft.LoraConfig` for a new adapter, instead of the adapter of the settings.
 
     Returns:
-        The policy in train mode; what is trained of it is float32.
+        The policy in train mode; its trainable weights are float32.
 
     Raises:
-        ModelError: the model or the adapter cannot be used, or nothing of it is to be trained.
-        ConfigError: a half-precision or quantised base is asked for without an adapter, or weights are to be split that
-            cannot be.
+        ModelError: If the model or the adapter cannot be used, or no weight is trainable.
+        ConfigError: If a half-precision or quantised base is requested without an adapter, or weights are to be split
+            that cannot be.
     """
     policy = _loaded(model, config) if isinstance(model, str | Path) else _given(model, config)
     _adapt(policy, config, peft_config)
     _require_trainable(policy)
     if not lora.is_adapted(policy):
         _refuse_frozen_weights(policy, config)
-        if policy.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not move at the rates of RL
+        if policy.dtype in (
+            torch.bfloat16,
+            torch.float16,
+        ):  # half-precision weights do not move at the learning rates of RL
             policy.float()
     elif config.sharding == "full":
         raise ConfigError("a LoRA run cannot be split over processes yet; leave train.sharding at 'none'")
-    if config.sharding == "none":  # else it goes to the device in parts
+    if config.sharding == "none":  # otherwise it is moved to the device in parts
         policy.to(ranks.device())  # type: ignore[arg-type]  # transformers' stubs forget the device
     policy.train()
     if config.gradient_checkpointing:
@@ -134,9 +137,11 @@ def _loaded(name: str | Path, config: TrainConfig) -> "PreTrainedModel":
 
 def _given(model: "PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
     if is_sharded(model):
-        raise ConfigError("this model is split already; pass it whole and set train.sharding='full'")
+        raise ConfigError("this model is already split; pass the whole model and set train.sharding='full'")
     if config.lora_quantization != "none" and not getattr(model, "is_quantized", False):
-        raise ConfigError("lora.quantization is done on loading, and this model is loaded; pass its path or id")
+        raise ConfigError(
+            "lora.quantization is applied while a model is loaded, and this model is loaded; pass its path or ID"
+        )
     return model
 
 
@@ -152,17 +157,19 @@ def _require_trainable(policy: "PreTrainedModel") -> None:
         adapter_kinds.require_active(policy)
         adapter_kinds.require_layers(policy)
         _refuse_mixed_precision(policy)
-        policy.name_or_path = lora.named_base(policy)  # by its whole path, wherever the process goes
+        policy.name_or_path = lora.named_base(
+            policy
+        )  # absolute, so that it stays valid if the process changes its directory
         note_origin(policy, policy.name_or_path)
     if next(lora.trainable(policy), None) is None:
         raise ModelError(
             "no weight of the model requires a gradient, so there is nothing to train; call requires_grad_() on it, "
-            "load an adapter with is_trainable=True, or set lora.rank for a fresh one"
+            "load an adapter with is_trainable=True, or set lora.rank for a new one"
         )
 
 
 def _refuse_mixed_precision(policy: "PreTrainedModel") -> None:
-    """Refuse whole modules in float32 on a half-precision base where there is no autocast."""
+    """Raise ModelError if whole float32 modules would be trained on a half-precision base without autocast."""
     if policy.dtype.itemsize < 4 and ranks.device().type == "cpu" and adapter_kinds.trains_whole_modules(policy):
         raise ModelError(
             "modules_to_save and trainable_token_indices are trained in float32, which a half-precision base cannot "
@@ -171,7 +178,7 @@ def _refuse_mixed_precision(policy: "PreTrainedModel") -> None:
 
 
 def _refuse_frozen_weights(policy: "PreTrainedModel", config: TrainConfig) -> None:
-    """Settings for weights that stay frozen, where all weights are trained."""
+    """Raise ConfigError if all weights are trained but the settings describe frozen ones."""
     if getattr(policy, "is_quantized", False) or config.lora_quantization != "none":
         raise ConfigError("quantised weights cannot be trained; set lora.rank to train an adapter on them")
     if config.lora_base_dtype != "float32":

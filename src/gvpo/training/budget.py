@@ -1,10 +1,10 @@
-"""How many tokens go through the model at once: asked for or found, and halved where memory runs out.
+"""The number of tokens per forward: set or measured, and halved when memory runs out.
 
     auto       measure a micro-batch of S, 2S and 4S tokens ──▶ a + b t + c t^2 ──▶ the largest power of two that fits
-    back-off   out of memory ──▶ forget the half-made gradient, halve, do it again
+    back-off   out of memory ──▶ discard the partial gradient, halve, try again
 
-The budget decides memory and speed, never the result: a gradient is the same under every cut but for the order of its
-sums. Nothing here knows objectives, optimizers or files; the learner says what is to be tried.
+The budget affects memory and speed, never the result: however the groups are split, the gradient is the same up to the
+order of its sums. This module does not depend on objectives, optimizers or files; the learner passes the work to try.
 """
 
 import math
@@ -27,17 +27,18 @@ from gvpo.types import Completion, Group
 T = TypeVar("T")
 
 UNMEASURED = 8192
-"""The budget of "auto" on a device whose memory cannot be measured; the setting's default."""
+"""Budget for "auto" on a device whose memory cannot be measured; also the setting's default."""
 
 LEAST_PROBED = 512
 
 USABLE = 0.8
-"""Share of the free memory that is planned with: longer rows, the sampler and other processes need some."""
+"""Fraction of the free memory that is used for planning. Longer rows, the sampler and other processes need the rest."""
 
 GROWTH = 2.0
-"""A micro-batch of twice the tokens is not tried where it would not fit if it took this many times the memory.
+"""Growth of the memory that is assumed for a micro-batch with twice the tokens; if that would not fit, it is not tried.
 
-On a CPU the system may kill a process that asks for too much, rather than refuse."""
+On a CPU the system may kill a process that asks for too much memory instead of raising an error.
+"""
 
 
 class Budget:
@@ -47,9 +48,9 @@ class Budget:
         asked: `train.tokens_per_microbatch`.
 
     Attributes:
-        asked: the setting.
-        tokens: what is used; None until "auto" is resolved.
-        notes: what a person should be told, in order; whoever tells it takes the lines away.
+        asked: The setting.
+        tokens: The current budget; None until "auto" is resolved.
+        notes: Messages for the user, in order; `take_notes` returns and clears them.
     """
 
     def __init__(self, asked: int | Literal["auto"]) -> None:
@@ -58,25 +59,25 @@ class Budget:
         self.notes: list[str] = []
 
     def resolve(self, find: Callable[[], "MeasuredBudget"]) -> None:
-        """Find the budget, if it was left open and is not known yet."""
+        """Find the budget if the setting is "auto" and it is not known yet."""
         if self.tokens is None:
             found = find()
             self.tokens = found.tokens
             self.notes.append(f"train.tokens_per_microbatch = {found.tokens} ({found.why})")
 
     def attempt(self, work: Callable[[int], T], groups: Sequence[Group], forget: Callable[[], None]) -> T:
-        """Do something within the budget, and again within half of it for as long as memory runs out.
+        """Run `work` within the budget, and again within half of it while memory runs out.
 
         Args:
-            work: takes the budget. It must leave nothing behind when it fails but what `forget` undoes.
-            groups: what it computes: halving ends where the longest completion fills the budget alone.
-            forget: undoes what a failed attempt has left.
+            work: Function of the budget. If it fails, `forget` must be able to undo all its effects.
+            groups: Groups that `work` computes; halving ends when the longest completion fills the budget by itself.
+            forget: Function that undoes the effects of a failed attempt.
 
         Returns:
-            What `work` returned.
+            The result of `work`.
 
         Raises:
-            TrainingError: not even single completions fit.
+            TrainingError: If even single completions do not fit.
         """
         while True:
             budget = self._known()
@@ -88,26 +89,26 @@ class Budget:
                 smaller = _halved(budget, groups)
                 if smaller is None:
                     raise _nothing_to_halve() from error
-            # only here the traceback is gone, and with it the tensors of the passes that failed
+            # outside the handler the traceback is gone, and with it the tensors of the failed passes
             forget()
             release()
             self.tokens = smaller
             self.notes.append(
-                f"warning: out of memory in the update; train.tokens_per_microbatch is {smaller} from here on, "
-                f"not {budget}, and the update is made again"
+                f"warning: out of memory in the update; train.tokens_per_microbatch is now {smaller}, "
+                f"not {budget}, and the update is repeated"
             )
 
     def take_notes(self) -> list[str]:
-        """The notes so far, which are then forgotten."""
+        """Return the notes so far and clear them."""
         notes, self.notes = self.notes, []
         return notes
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run cuts as the unbroken one."""
+        """Return the state for a checkpoint, so that a resumed run splits its batches as an unbroken one does."""
         return {"asked": self.asked, "tokens": self.tokens}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's budget, unless the setting has been changed since."""
+        """Restore the budget of a checkpoint, unless the setting has changed since."""
         if state.get("asked") == self.asked:
             self.tokens = state["tokens"]
 
@@ -119,7 +120,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class MeasuredBudget:
-    """A budget, and in words what it rests on."""
+    """A budget, and the reason for it in words."""
 
     tokens: int
     why: str
@@ -128,22 +129,22 @@ class MeasuredBudget:
 def find_budget(
     probe: Callable[[Sequence[Group], int], object], groups: Sequence[Group], device: torch.device, *, owed: float = 0.0
 ) -> MeasuredBudget:
-    """The largest budget that is of use and fits in the memory that is free.
+    """Return the largest useful budget that fits into the free memory.
 
     Args:
-        probe: forward and backward of groups within a budget, which leaves gradients behind.
-        groups: of the run; synthetic ones with the longest prompt and completion of these are measured.
-        device: where the model is.
-        owed: bytes that will be taken besides, by the optimizer's state, say.
+        probe: Forward and backward of groups within a budget; it leaves gradients in place.
+        groups: Groups of the run. The measured groups are synthetic, with the longest prompt and completion of these.
+        device: Device of the model.
+        owed: Bytes that will be allocated in addition, for example by the optimizer's state.
 
     Returns:
-        A power of two, at least as long as the longest row and 512, at most what is of use on the device.
+        A power of two, at least 512 and the length of the longest row, at most the largest useful budget of the device.
     """
     shape = _Shape.of(groups)
     smallest = 1 << (max(LEAST_PROBED, shape.width) - 1).bit_length()
     most = max(smallest, MOST_TOKENS.get(device.type, UNMEASURED))
-    if not _fits(lambda: probe(shape.filling(smallest), smallest)):  # from here on the gradients exist
-        return MeasuredBudget(smallest, "the smallest that takes the longest row; memory ran out already there")
+    if not _fits(lambda: probe(shape.filling(smallest), smallest)):  # the gradients exist after this probe
+        return MeasuredBudget(smallest, "the smallest that fits the longest row; memory already ran out with it")
     release()
     room = USABLE * _free(device) - owed
     points: list[_Point] = []
@@ -160,7 +161,7 @@ def find_budget(
 
 
 def probe_objective(logprobs: Tensor, *, mask: Tensor) -> ObjectiveOutput:
-    """Its coefficients depend on the log-probs, so it holds as much as an update can: the graph and a weighing."""
+    """Return coefficients that depend on the log-probs, so that the memory use is as high as in any update."""
     return ObjectiveOutput(loss=(mask * logprobs.square()).sum(), metrics={})
 
 
@@ -183,28 +184,28 @@ class _Shape:
 
     @property
     def width(self) -> int:
-        """Tokens of a row."""
+        """Return the number of tokens of a row."""
         return len(self.prompt) + len(self.completion.tokens)
 
     def filling(self, tokens: int) -> list[Group]:
-        """As many whole groups as a budget holds; the part of one where it does not hold one."""
+        """Return as many whole groups as fit into a budget, or the part of one group that fits."""
         rows = min(self.rows, max(1, (tokens - len(self.prompt)) // self._added))
         group = Group(self.prompt, [self.completion] * rows)
         return [group] * max(1, tokens // self.laid_out([group]))
 
     def laid_out(self, groups: Sequence[Group]) -> int:
-        """Tokens of the forward of such groups, prompts shared."""
+        """Return the number of tokens in the forward of such groups, with shared prompts."""
         return sum(len(self.prompt) + self._added * len(group.completions) for group in groups)
 
     @property
     def _added(self) -> int:
-        """Tokens that a completion adds: its last is only a target."""
+        """Return the number of tokens that a completion adds; its last token is only a target."""
         return max(1, len(self.completion.tokens) - 1)
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A measured micro-batch: the budget, the tokens that fill it, and bytes at its peak."""
+    """A measured micro-batch: the budget, the tokens that fill it, and its peak memory in bytes."""
 
     budget: int
     tokens: int
@@ -212,20 +213,18 @@ class _Point:
 
 
 def _chosen(points: Sequence[_Point], smallest: int, most: int, room: float) -> MeasuredBudget:
-    """The largest power of two whose peak, measured or extrapolated, fits."""
+    """Return the largest power of two whose peak, measured or extrapolated, fits."""
     chosen = smallest
     while 2 * chosen <= most and _peak_of(points, 2 * chosen) <= room:
         chosen *= 2
     peak = _peak_of(points, chosen) / GIB
-    return MeasuredBudget(
-        chosen, f"about {peak:.2f} GiB at its peak, {max(0.0, room) / GIB:.2f} GiB can be planned with"
-    )
+    return MeasuredBudget(chosen, f"about {peak:.2f} GiB at its peak, {max(0.0, room) / GIB:.2f} GiB are available")
 
 
 def _peak_of(points: Sequence[_Point], budget: int) -> float:
-    """Bytes at the peak within a budget: measured, or else on the parabola through three measurements.
+    """Return the peak memory within a budget in bytes: measured, or on the parabola through three measurements.
 
-    Where they bend down, which is noise, it is the steeper of the two lines between them.
+    If the measurements bend down, which is noise, return the steeper of the two lines between them.
     """
     measured = {point.budget: point.peak for point in points}
     if budget in measured:
@@ -244,7 +243,7 @@ def _peak_of(points: Sequence[_Point], budget: int) -> float:
 def _measured(
     probe: Callable[[Sequence[Group], int], object], shape: _Shape, tokens: int, device: torch.device
 ) -> _Point | None:
-    """A probe's peak above what was held before; NaN where that cannot be read, None where memory ran out."""
+    """Return a probe's peak memory above the level before it; NaN if it cannot be read, None if memory ran out."""
     release()
     peak = _watch(device)
     groups = shape.filling(tokens)
@@ -265,13 +264,13 @@ def _fits(work: Callable[[], object]) -> bool:
 
 
 def _watch(device: torch.device) -> Callable[[], float]:
-    """Start watching a device's memory; the answer gives the bytes at the peak since then."""
+    """Start to watch a device's memory. Return a function that returns the peak in bytes since then."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         return lambda: float(torch.cuda.max_memory_allocated(device) - before)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark goes back to what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark to the current resident size
         start = _resident("VmRSS")
     except OSError:
         return lambda: math.nan
@@ -288,7 +287,7 @@ def _free(device: torch.device) -> float:
 
 
 def _halved(budget: int, groups: Sequence[Group]) -> int | None:
-    """Half of what is used of a budget, but room for the longest row; None where that alone fills it."""
+    """Return half of the used part of a budget, at least the longest row; None if the longest row already fills it."""
     widths = [len(group.prompt) + len(row.tokens) - 1 for group in groups for row in group.completions]
     longest = max(1, *widths)
     return None if budget <= longest else max(longest, min(budget, sum(widths)) // 2)
@@ -296,7 +295,7 @@ def _halved(budget: int, groups: Sequence[Group]) -> int | None:
 
 def _nothing_to_halve() -> TrainingError:
     return TrainingError(
-        "out of memory with one completion a forward, so a lower train.tokens_per_microbatch would not help; set "
-        "model.gradient_checkpointing=true, lower sampling.max_tokens, or see `gvpo doctor --plan MODEL`, then go on "
+        "out of memory with one completion per forward, so a lower train.tokens_per_microbatch would not help; set "
+        "model.gradient_checkpointing=true, lower sampling.max_tokens, or see `gvpo doctor --plan MODEL`, then resume "
         "with --resume where the setting may change"
     )

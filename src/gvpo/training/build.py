@@ -1,4 +1,4 @@
-"""From what a run is made of to the parts of its loop: the directory, the learner, the source of groups, the state."""
+"""Building the parts of a run's loop from its inputs: directory, learner, source of groups, and state."""
 
 import contextlib
 import dataclasses
@@ -49,22 +49,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAINING, HELD_OUT = "set of training data", "set of held-out data"
-"""Names of the fingerprints of data."""
+"""Names of the data fingerprints."""
 REWARDS_LOG = "rewards.log"
-"""What the reward functions print."""
+"""File with the output of the reward functions."""
 BEFORE_ALL = -1
-"""A run without a checkpoint starts over, its step 0 (the evaluation before training) included."""
+"""Step from which a run without a checkpoint starts over, including its step 0 (the evaluation before training)."""
 
 
 @dataclass(frozen=True)
 class EvalInputs:
-    """What evaluation needs.
+    """Inputs of an evaluation.
 
     Args:
-        problems: the held-out problems.
-        sampler: of the live policy.
-        params: of sampled evaluation.
-        rewards: the pool.
+        problems: Held-out problems.
+        sampler: Sampler of the live policy.
+        params: Parameters of sampled evaluation.
+        rewards: Pool of reward workers.
     """
 
     problems: Sequence[EncodedProblem]
@@ -75,21 +75,21 @@ class EvalInputs:
 
 @dataclass(frozen=True)
 class RunParts:
-    """What the loop runs.
+    """Parts that the loop runs.
 
     Args:
-        settings: The settings of the run.
-        run: Its directory.
-        state: How far it is; the loop changes it.
+        settings: Settings of the run.
+        run: Directory of the run.
+        state: Progress of the run; the loop changes it.
         learner: The policy, its objective and its optimizer.
-        tokenizer: Saved with the policy, and used to show prompts.
-        source: Gives the groups of each step.
-        judge: The reward that says what is right; None where there are no rewards.
-        held: For evaluation on held-out problems; None does without.
+        tokenizer: Tokenizer, which is saved with the policy and used to show prompts.
+        source: Source of the groups of each step.
+        judge: Name of the reward that measures accuracy; None if there are no rewards.
+        held: Inputs of the evaluation on held-out problems; None without held-out problems.
         held_groups: Held-out answers with scores and the starting policy's log-probs, for evaluation.
-        progress: What a person sees.
-        trackers: Where metrics lines go besides metrics.jsonl.
-        stop: Asked between steps.
+        progress: Terminal output.
+        trackers: Receivers of metrics lines in addition to metrics.jsonl.
+        stop: Stop requests, which the loop checks between steps.
     """
 
     settings: TrainConfig
@@ -108,11 +108,11 @@ class RunParts:
 
 @contextlib.contextmanager
 def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunParts]:
-    """Begin a run, or open one that is resumed; its workers, locks and trackers live as long as the context.
+    """Create a run, or open one to resume; its workers, locks and trackers live as long as the context.
 
     Raises:
-        RunError: the directory contains a run already or is in use, or (resume) contains none or another one.
-        GvpoError: nothing can be saved there, or a reward cannot be sent to its workers.
+        RunError: If the directory already contains a run or is in use, or (resume) contains no run or another one.
+        GvpoError: If nothing can be saved there, or a reward cannot be sent to its workers.
     """
     config = inputs.settings
     path = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
@@ -122,14 +122,14 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         if inputs.rewards:
             pool = stack.enter_context(reward_pool(config, inputs.rewards, log=path / REWARDS_LOG))
         if resume:
-            RunDirectory.open(path)  # `locked` would make the directory
+            RunDirectory.open(path)  # `locked` would create the directory
         ranks.on_first(lambda: stack.enter_context(locked(path)))
         stop = stack.enter_context(StopRequests())
         stack.enter_context(explained(lambda: "before training"))
         ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
         run = ranks.on_first(lambda: _directory(path, inputs, policy, resume=resume))
         _say(inputs, resume=resume)
-        start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before it is split
+        start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before the model is split
         learner = Learner(policy.model, build_objective(config), config, reference_given=_stores_reference(inputs))
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         data, held_groups = _under_start(inputs, learner, start, run, stop)
@@ -164,7 +164,7 @@ def _directory(path: Path, inputs: RunInputs, policy: Policy, *, resume: bool) -
 
 
 def _fingerprints(inputs: RunInputs, policy: Policy) -> Mapping[str, str]:
-    """Return what decides the run besides settings and weights; a resumed run has the same."""
+    """Return the fingerprints that identify the run, besides settings and weights; a resumed run must have the same."""
     held_out = fingerprint([*problem_rows(inputs.held_out), *answer_rows(inputs.held_groups)])
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
     if inputs.plan.samples or (inputs.held_out and inputs.rewards):
@@ -175,21 +175,21 @@ def _fingerprints(inputs: RunInputs, policy: Policy) -> Mapping[str, str]:
 
 
 def _say(inputs: RunInputs, *, resume: bool) -> None:
-    """Print what was warned of so far; a resumed run has said it when it began."""
+    """Print the warnings so far. A resumed run printed them when it began."""
     for message in () if resume else inputs.notices:
         notices.warn(message)
     notices.begin()
 
 
 def _stores_reference(inputs: RunInputs) -> bool:
-    """Return whether the reference's log-probs of all rows can be computed before training, once for all steps."""
+    """Return whether the reference's log-probs of all rows can be computed once, before training."""
     return bool(inputs.data.compared) and inputs.settings.reference == "initial"
 
 
 def _under_start(
     inputs: RunInputs, learner: Learner, start: str | None, run: RunDirectory, stop: StopRequests
 ) -> tuple[TrainingData, list[Group]]:
-    """Return the data and the held-out groups with the starting policy's log-probs, where they are computed once."""
+    """Return the data and the held-out groups, with the starting policy's log-probs if these are computed once."""
     score = functools.partial(
         score_under_start,
         learner=learner,
@@ -211,7 +211,7 @@ def _source(
     config = inputs.settings
     if not inputs.plan.samples:
         return _stored_source(config, data)
-    assert pool is not None  # a plan that samples is refused without a reward
+    assert pool is not None  # a plan that samples is rejected without a reward
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
     live = LiveSource(order, policy.sampler, inputs.params, pool, seed=config.seed)
     if inputs.plan.source == "live":
@@ -220,7 +220,7 @@ def _source(
 
 
 def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:
-    """Return what makes a source of groups that were sampled once."""
+    """Return a function that makes a source from groups that were sampled once."""
 
     def read(records: Records) -> StatelessSource:
         groups = offline_groups(inputs.settings, inputs.tokenizer, policy.model, records, source="live")
@@ -230,7 +230,7 @@ def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessS
 
 
 def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
-    """Return the source of data that is complete before training."""
+    """Return the source for data that is complete before training."""
     per_step, seed = config.prompts_per_step, config.seed
     if data.written:
         return DemonstrationSource(ShuffledOrder(data.written, per_step, seed))
@@ -246,7 +246,7 @@ def _eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> 
 
 
 def _console() -> Console:
-    """Return where the first rank writes; one is enough to look at."""
+    """Return the console of the first rank; the other ranks print nothing."""
     return error_console(quiet=not ranks.is_first())
 
 

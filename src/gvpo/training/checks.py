@@ -1,8 +1,8 @@
-"""The second of the two phases in which a run is checked: what settings alone do not decide.
+"""Checks of a run that need more than its settings; they are the second of two phases.
 
 check_surroundings ──▶ check_rewards ──▶ (the model) check_routing, check_fit ──▶ (the data) check
 
-Rules between settings are in `gvpo.config.rules`. Each of these is called once per run.
+Rules between settings are in `gvpo.config.rules`. Each function here is called once per run.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,37 +34,39 @@ if TYPE_CHECKING:
 
 
 def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
-    """Refuse arguments of the trainer that are of another kind than it takes.
+    """Check the types of the trainer's arguments.
 
     Raises:
-        ConfigError, ModelError, DataError: by argument; the message says what to pass.
+        ConfigError, ModelError, DataError: If an argument has the wrong type; the message says what to pass.
     """
     if settings is not None and not isinstance(settings, TrainConfig):
         raise ConfigError(f"args is a {type(settings).__name__}; pass TrainConfig(beta=0.1, ...)")
     if not (isinstance(model, str | Path) or is_model(model)):
-        raise ModelError(f"the model is a {type(model).__name__}; pass a directory, a hub id or a transformers model")
+        raise ModelError(
+            f"the model is a {type(model).__name__}; pass a directory, a Hub model ID or a transformers model"
+        )
     if tokenizer is not None and not is_tokenizer(tokenizer):
         raise ModelError(
-            f"processing_class is a {type(tokenizer).__name__}; pass a tokenizer, from gvpo.load_tokenizer, say"
+            f"processing_class is a {type(tokenizer).__name__}; pass a tokenizer, for example from gvpo.load_tokenizer"
         )
     for given in datasets:
         if given is None or isinstance(given, str | Path) or is_data_set(given):
             continue
         if isinstance(given, Mapping):
             raise DataError(
-                f"the data set is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them, or "
+                f"the dataset is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them, or "
                 "a list of rows"
             )
         raise DataError(
-            f"the data set is a {type(given).__name__}; pass rows, a `datasets` one, a data frame, a file or a hub id"
+            f"the dataset is a {type(given).__name__}; pass rows, a `datasets` dataset, a data frame, a file or Hub ID"
         )
 
 
 def check_surroundings(config: TrainConfig) -> None:
-    """Refuse files, trackers and names on the hub that cannot be used, before a model is loaded or warmed up.
+    """Check files, trackers and names on the Hub before a model is loaded or warmed up.
 
     Raises:
-        DataError, ConfigError: the message names the file or the setting.
+        DataError, ConfigError: If one of them cannot be used; the message names the file or the setting.
     """
     check_files(config)
     check_trackers(config)
@@ -72,10 +74,10 @@ def check_surroundings(config: TrainConfig) -> None:
 
 
 def check_files(config: TrainConfig) -> None:
-    """Refuse data files that are not there; what is in them is found later.
+    """Check that the data files exist; their contents are checked later.
 
     Raises:
-        DataError: the message names the file.
+        DataError: If a file is missing; the message names it.
     """
     for named in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
         if named is not None:
@@ -83,39 +85,39 @@ def check_files(config: TrainConfig) -> None:
 
 
 def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out: bool) -> None:
-    """Refuse a run whose rewards are missing, are not those that its settings name, or lack what they need.
+    """Check that a run's rewards are present, match its settings and have their packages.
 
     Args:
-        plan: What the run does.
-        rewards: Its reward functions by name.
-        held_out: Held-out problems are passed.
+        plan: Plan of the run.
+        rewards: Reward functions by name.
+        held_out: Whether held-out problems are passed.
 
     Raises:
-        ConfigError, RewardError: the message says what to set.
+        ConfigError, RewardError: If a reward is missing or unusable; the message says what to set.
     """
     config = plan.settings
     if not rewards and plan.samples:
         raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
     unknown = [name for name in config.costs or () if rewards and name not in rewards]
     if unknown:
-        raise ConfigError(f"objective.costs names {unknown[0]!r}, which is none of {', '.join(rewards)}")
+        raise ConfigError(f"objective.costs names {unknown[0]!r}, which is not one of {', '.join(rewards)}")
     judge = config.accuracy_reward
     if judge is not None and judge not in rewards:
         raise ConfigError(f"rewards.accuracy_reward={judge!r} is not one of the rewards: {', '.join(rewards)}")
     if not rewards and held_out:
-        raise ConfigError("eval_dataset needs a reward to be judged by: set rewards.funcs, or pass reward_funcs")
+        raise ConfigError("eval_dataset needs a reward for its scores: set rewards.funcs, or pass reward_funcs")
     if plan.samples or plan.evaluates:
-        check_ready(rewards.values())  # before a model is loaded, not at the first scoring
+        check_ready(rewards.values())  # before a model is loaded, and not at the first scoring
 
 
 def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     """Apply the rules that need model, tokenizer and data together.
 
     Returns:
-        Notices: what works and rarely means what it says.
+        Notices about settings that work but are rarely intended.
 
     Raises:
-        GvpoError: what cannot work; the message says what to do.
+        GvpoError: If the run cannot work; the message says what to do.
     """
     policy.sampler.check([], inputs.params)
     policy.sampler.exclusion(inputs.params)
@@ -131,7 +133,7 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
 
 
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
-    """Yield what a part of the distribution that is never drawn means for the objective."""
+    """Yield notices about how a truncated sampling distribution affects the objective."""
     cut_off = support_warning(params) if plan.objective.needs_support else None
     if "old_logprobs" in plan.objective.needs and plan.source != "logged":
         cut_off = ratio_warning(params, plan.settings.objective)
@@ -142,28 +144,28 @@ def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
 def check_fit(
     config: TrainConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, samples: bool = True
 ) -> None:
-    """Refuse a tokenizer with more tokens than the model, and lengths or stop tokens that the model does not have.
+    """Check that the tokenizer's tokens, the lengths and the stop tokens fit the model.
 
     Args:
-        config: the settings.
-        model: the policy.
-        tokenizer: the one that it is to be used with.
-        samples: training samples from the policy, so the longest completion must leave room for a prompt.
+        config: Settings of the run.
+        model: The policy.
+        tokenizer: Tokenizer to use with the policy.
+        samples: Whether training samples from the policy, so that the longest completion must leave room for a prompt.
 
     Raises:
-        ModelError: the tokenizer is not the model's.
-        ConfigError: sampling.max_tokens or sampling.stop_token_ids is beyond the model.
+        ModelError: If the tokenizer does not belong to the model.
+        ConfigError: If sampling.max_tokens or sampling.stop_token_ids exceeds the model's limits.
     """
     known, context = vocabulary_size(model), context_length(model)
     largest = largest_id(tokenizer)
     if largest >= known:
         raise ModelError(
-            f"the tokenizer has token ids up to {largest} and the model's embedding only {known} rows; use the "
+            f"the tokenizer has token ids up to {largest} but the model's embedding has only {known} rows; use the "
             "tokenizer that belongs to the model"
         )
     beyond = [token for token in config.stop_token_ids if not 0 <= token < known]
     if beyond:
-        raise ConfigError(f"sampling.stop_token_ids has {beyond[0]}, and the model's tokens are 0 to {known - 1}")
+        raise ConfigError(f"sampling.stop_token_ids contains {beyond[0]}, but the model's tokens are 0 to {known - 1}")
     if samples and context is not None and config.max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens={config.max_tokens} leaves no room for a prompt in the model's context of {context} "
@@ -172,30 +174,30 @@ def check_fit(
 
 
 def check_routing(config: TrainConfig, model: "PreTrainedModel") -> None:
-    """Refuse settings of a mixture of experts for a model that is none.
+    """Check that a model with mixture-of-experts settings is one.
 
     Raises:
-        ModelError: it has no routers that are known here.
+        ModelError: If the model has no known routers.
     """
     if config.routing != "free" or config.router_aux_coef > 0:
         routers_of(model)
 
 
 def check_prompts(items: Sequence[EncodedProblem], model: "PreTrainedModel") -> None:
-    """Refuse prompts that leave no room for a completion, all of them before the first is sampled.
+    """Check before sampling that every prompt leaves room for a completion.
 
     Raises:
-        DataError: the message counts them and names the first.
+        DataError: If some do not; the message counts them and names the first.
     """
     context = context_length(model)
     _refuse_longer([(item.problem.id, len(item.prompt)) for item in items], context, room=1)
 
 
 def check_demonstrations(items: Iterable[tuple[EncodedProblem, Completion]], model: "PreTrainedModel") -> None:
-    """Refuse prompts that do not fit into the context together with their answer.
+    """Check that every prompt fits into the context together with its answer.
 
     Raises:
-        DataError: the message counts them and names the first.
+        DataError: If some do not; the message counts them and names the first.
     """
     lengths = [(item.problem.id, len(item.prompt) + len(answer.tokens)) for item, answer in items]
     _refuse_longer(lengths, context_length(model), room=0)
@@ -213,20 +215,20 @@ def _refuse_longer(lengths: Sequence[tuple[str, int]], context: int | None, *, r
 
 
 def _of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> Iterator[str]:
-    """Yield how many held-out prompts are trained on: what is measured on them is memory too."""
+    """Yield a notice about held-out prompts that are trained on, since their results include memorization."""
     shared = sum(tuple(prompt) in trained for prompt in held_out)
     if shared:
         yield (
-            f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not tell what "
-            "the model can do beyond them; hold other rows out"
+            f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not show what "
+            "the model can do on new prompts; hold out other rows"
         )
 
 
 def check_columns(rewards: Mapping[str, RewardFunc], items: Sequence[EncodedProblem]) -> None:
-    """Refuse rewards that need a column which no problem has.
+    """Check that the columns that the rewards need exist.
 
     Raises:
-        RewardError: the message names the reward and the column.
+        RewardError: If no problem has a column; the message names the reward and the column.
     """
     batches = [RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]]) for item in items]
     require_columns(list(rewards), [RewardSignature.by(function) for function in rewards.values()], batches)

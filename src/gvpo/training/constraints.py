@@ -1,4 +1,4 @@
-"""What an objective is given besides rewards: segments of completions, and costs with their multipliers."""
+"""Inputs of an objective besides rewards: segments of completions, and costs with their multipliers."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ MULTIPLIER_RATE = 0.1
 
 
 def with_inputs(rollout: Rollout, config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> Rollout:
-    """The rollout with what the settings' objective needs in the completions' extras.
+    """Return the rollout with the inputs of the settings' objective in the completions' extras.
 
     Raises:
-        RewardError: no completion has one of the costs.
+        RewardError: If no completion has one of the costs.
     """
     if config.segment_at is not None:
         rollout = _with_segments(rollout, config.segment_at, tokenizer)
@@ -33,7 +33,7 @@ def with_inputs(rollout: Rollout, config: TrainConfig, tokenizer: "PreTrainedTok
 
 
 def segments(tokens: Sequence[int], ends: Callable[[int], bool]) -> list[int]:
-    """The number of each token's segment, from 0; a token that `ends` one is its last."""
+    """Return the number of each token's segment, from 0; a token for which `ends` is true ends its segment."""
     found, number = [], 0
     for token in tokens:
         found.append(number)
@@ -42,14 +42,14 @@ def segments(tokens: Sequence[int], ends: Callable[[int], bool]) -> list[int]:
 
 
 class Constraints:
-    """Limits on the means of costs, and the multipliers that keep them.
+    """Limits on the means of costs, and the multipliers that enforce them.
 
     Args:
-        limits: what each cost's mean may be, by the name of its reward function.
-        rate: step size of the multipliers' ascent.
+        limits: Limit of each cost's mean, by the name of its reward function.
+        rate: Step size of the multipliers' ascent.
 
     Attributes:
-        multipliers: by name, as the next updates use them; 0 at the start.
+        multipliers: Multipliers by name, as the next updates use them; 0 at the start.
     """
 
     def __init__(self, limits: Mapping[str, float], rate: float) -> None:
@@ -58,20 +58,20 @@ class Constraints:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Constraints | None":
-        """Those of the settings; None without costs."""
+        """Return the constraints of the settings, or None without costs."""
         if config.costs is None:
             return None
         return cls(config.costs, MULTIPLIER_RATE if config.multiplier_rate is None else config.multiplier_rate)
 
     def bound(self, objective: Callable[..., ObjectiveOutput]) -> Callable[..., ObjectiveOutput]:
-        """The objective with the multipliers of now, in the order of the limits."""
+        """Return the objective with the current multipliers, in the order of the limits."""
         return functools.partial(objective, multipliers=[self.multipliers[name] for name in self._limits])
 
     def ascend(self, rollout: Rollout) -> dict[str, float]:
-        """Move the multipliers by the rates of a step's completions.
+        """Update the multipliers with the costs of a step's completions.
 
         Returns:
-            The metrics `multiplier/NAME`: what the step's updates used.
+            The metrics `multiplier/NAME`, with the values that the step's updates used.
         """
         used = {f"multiplier/{name}": value for name, value in self.multipliers.items()}
         rates = [fmean(_values(rollout, name)) for name in self._limits]
@@ -101,18 +101,18 @@ def _require_costs(rollout: Rollout, names: Sequence[str]) -> None:
     for name in names:
         if not _values(rollout, name):
             raise RewardError(
-                f"no completion of this step has the cost {name!r}; a reward function of that name has to give it"
+                f"no completion of this step has the cost {name!r}; a reward function of that name must return it"
             )
 
 
 def _values(rollout: Rollout, name: str) -> list[float]:
-    """A cost's values, of the completions that have one."""
+    """Return the values of a cost for the completions that have one."""
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
     return [value for verdict in verdicts if (value := verdict.parts.get(name)) is not None]
 
 
 def _with_costs(rollout: Rollout, names: Sequence[str]) -> Rollout:
-    """Each row with its costs. One that lacks a cost cannot be compared, so it has no reward, and leaves its group."""
+    """Return the rollout with costs on each row. A row without a cost gets no reward and is dropped."""
     verdicts = [[_judged(verdict, names) for verdict in group] for group in rollout.verdicts]
 
     def changed(row: Completion, verdict: Verdict) -> Completion:
@@ -130,4 +130,4 @@ def _judged(verdict: Verdict, names: Sequence[str]) -> Verdict:
     missing = next((name for name in names if verdict.parts.get(name) is None), None)
     if missing is None or verdict.reward is None:
         return verdict
-    return dataclasses.replace(verdict, reward=None, reason=f"missing cost: {missing} gave none")
+    return dataclasses.replace(verdict, reward=None, reason=f"missing cost: {missing} has no value")

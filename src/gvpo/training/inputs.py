@@ -1,8 +1,8 @@
-"""What a run is made of: policy, rewards and data as token ids, all read and checked before anything is written.
+"""Inputs of a run: policy, rewards and data as token ids, which are read and checked before anything is written.
 
     RunPlan, model, rows ──prepare──▶ RunInputs, Policy ──build──▶ RunParts (gvpo.training.build)
 
-`RunInputs` has no weights, so what a warm start trains is not in memory twice.
+`RunInputs` contains no weights, so a model that a warm start trains is not in memory twice.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on; of the four fields, the one that its plan's source takes is filled.
+    """Training data of a run; only the field that the plan's source needs is filled.
 
     Args:
         problems: Prompts to sample completions of.
@@ -51,7 +51,7 @@ class TrainingData:
 
     @property
     def groups(self) -> list[Group]:
-        """Return the groups that were logged, or that are compared."""
+        """Return the groups that were logged or are compared."""
         return [*(each.group for each in self.logged), *(each.group for each in self.compared)]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class TrainingData:
         return frozenset(tuple(item.prompt) for item in items)
 
     def fingerprint(self) -> str:
-        """Return a short text that is another one for other data."""
+        """Return a short text that differs if the data differs."""
         if self.written:
             return fingerprint(demonstration_rows(self.written))
         return fingerprint(problem_rows(self.problems) if self.problems else answer_rows(self.groups))
@@ -74,8 +74,8 @@ class Policy:
     """The policy that a run starts from.
 
     Args:
-        model: It is on its device, with its adapter.
-        sampler: Draws completions from it.
+        model: Model on its device, with its adapter.
+        sampler: Sampler of completions of the model.
     """
 
     model: "PreTrainedModel"
@@ -84,17 +84,17 @@ class Policy:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of, its policy aside.
+    """Inputs of a run, except its policy.
 
     Args:
-        plan: What it does; train.epochs is resolved to train.steps.
-        tokenizer: The tokenizer of the policy.
-        params: How training draws completions.
-        rewards: The reward functions by name; empty without.
-        data: What it trains on.
+        plan: Plan of the run; train.epochs is resolved to train.steps.
+        tokenizer: Tokenizer of the policy.
+        params: Parameters of training's sampling.
+        rewards: Reward functions by name; empty if there are none.
+        data: Training data.
         held_out: Problems to evaluate on.
         held_groups: Held-out answers with scores, to evaluate on.
-        notices: What a run prints when it begins, and does not repeat when it is resumed.
+        notices: Notices that the run prints when it begins, and does not repeat when it is resumed.
     """
 
     plan: RunPlan
@@ -112,7 +112,7 @@ class RunInputs:
         return self.plan.settings
 
     def policy(self, model: "str | PreTrainedModel") -> Policy:
-        """Return another starting policy of the same kind, which is loaded now if it is named."""
+        """Return another starting policy of the same kind; load it if a name is passed."""
         policy, _ = load_policy(self.plan, model, self.tokenizer)
         return Policy(policy, _sampler(self.settings, policy, self.tokenizer))
 
@@ -127,19 +127,19 @@ def prepare(
     held_out: Rows | None = None,
     peft_config: object | None = None,
 ) -> tuple[RunInputs, Policy]:
-    """Load and read what a run is made of, and apply the rules that settings alone do not decide.
+    """Load and read the inputs of a run, and apply the rules that settings alone do not decide.
 
     Args:
-        plan: What the run does.
-        model: A directory, a hub id or a loaded model, which is trained in place.
-        tokenizer: Its tokenizer; default its own.
-        rewards: Reward functions or their names; default those of the settings, then the task's.
-        train: Rows to train on; default the settings' data or task.
-        held_out: The same, held out.
-        peft_config: A `peft.LoraConfig` for a fresh adapter.
+        plan: Plan of the run.
+        model: Directory, Hub model ID or loaded model, which is trained in place.
+        tokenizer: Tokenizer of the model; by default, the one saved with it.
+        rewards: Reward functions or their names; by default those of the settings, then those of the task.
+        train: Rows to train on; by default the data or the task of the settings.
+        held_out: Held-out rows; by default those of the settings.
+        peft_config: A `peft.LoraConfig` for a new adapter.
 
     Raises:
-        GvpoError: what cannot work; the message says what to do.
+        GvpoError: If the run cannot work; the message says what to do.
     """
     config = plan.settings
     check_adapter(config, peft_config)
@@ -161,7 +161,7 @@ def prepare(
     )
     if config.epochs is not None:
         items = config.sample_groups or len(inputs.data)
-        steps = -(-config.epochs * items // config.prompts_per_step)  # the last takes what it lacks from the next epoch
+        steps = -(-config.epochs * items // config.prompts_per_step)  # the last step is filled up from the next epoch
         inputs = dataclasses.replace(inputs, plan=dataclasses.replace(plan, settings=config.replace(steps=steps)))
     return dataclasses.replace(inputs, notices=(*plan.notices, *check(inputs, policy))), policy
 
@@ -187,7 +187,7 @@ def _training_data(
 
 
 def logged_data(plan: RunPlan, groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> TrainingData:
-    """Return groups as the objective learns from them: whole, or as answers that are compared."""
+    """Return groups in the form that the objective trains on: whole, or as answers that are compared."""
     config = plan.settings
     if plan.objective.learns_from != "pairs":
         return TrainingData(logged=groups)

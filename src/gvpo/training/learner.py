@@ -1,8 +1,8 @@
-"""A policy that learns from groups: the steps of a run on its weights.
+"""A policy that learns from groups: the optimizer updates of a run's steps.
 
-learn(groups):  cut into batches ──▶ plan ──▶ prepare: log-probs attached ──▶ per batch: push a gradient, apply it
+learn(groups):  split into batches ──▶ plan ──▶ prepare: attach log-probs ──▶ per batch: push a gradient, apply it
 
-`gvpo.training.step.plan` says which passes a step makes; none of them computes what another one has computed.
+`gvpo.training.step.plan` decides which passes a step makes; no pass repeats the work of another one.
 """
 
 import dataclasses
@@ -44,13 +44,13 @@ class Update:
     """One optimizer update.
 
     Args:
-        groups: what it trained on, with the log-probs that were attached.
-        output: the loss, the objective's metrics and each row's log-probs, entropies and coefficients.
-        grad_norm: before clipping.
-        rate: the learning rate.
-        applied: False where loss or gradient was not finite and the update was skipped.
-        step: the step that it belongs to, from 1.
-        number: its place among the updates of the step, from 0.
+        groups: Groups that it trained on, with the attached log-probs.
+        output: The loss, the objective's metrics and each row's log-probs, entropies and coefficients.
+        grad_norm: Gradient norm before clipping.
+        rate: Learning rate.
+        applied: False if loss or gradient was not finite and the update was skipped.
+        step: Number of the step that it belongs to, from 1.
+        number: Index of the update within the step, from 0.
     """
 
     groups: Sequence[TrainingGroup]
@@ -64,9 +64,9 @@ class Update:
 
 @dataclass(frozen=True)
 class StepResult:
-    """All updates of a rollout, the seconds they took, and the token budget at their end.
+    """All updates of a rollout, their duration in seconds, and the token budget after them.
 
-    The budget is None where "auto" has not met a group yet.
+    The budget is None if "auto" has not been resolved by a group yet.
     """
 
     updates: Sequence[Update]
@@ -79,10 +79,10 @@ class Learner:
     """The policy, its optimizer and its reference.
 
     Args:
-        model: float32 weights; trained in place.
-        objective: what to minimise.
-        config: of the optimizer, the reference and the update.
-        reference_given: the groups come with the reference's log-probs, so no reference is kept.
+        model: Model with float32 weights; trained in place.
+        objective: Objective to minimise.
+        config: Settings of the optimizer, the reference and the update.
+        reference_given: Whether the groups contain the reference's log-probs, so that no reference is stored.
     """
 
     def __init__(
@@ -105,13 +105,14 @@ class Learner:
         self.optimizer = optimizer.make_optimizer(model, config)
 
     def learn(self, groups: Sequence[TrainingGroup], step: int) -> StepResult:
-        """Run every update of step `step` (from 1) on its usable groups; none of them still refreshes the reference.
+        """Run every update of step `step` (from 1) on its usable groups; without groups, only refresh the reference.
 
-        Where memory runs out the token budget is halved and the update made again. Until the weights have moved, that
-        includes every log-prob of the step, so that at unchanged weights all ratios are exactly 1.
+        If memory runs out, halve the token budget and repeat the update. Until the weights have changed, every log-prob
+        of the step is computed again as well, so that at unchanged weights all ratios are exactly 1.
 
         Raises:
-            TrainingError: too many updates in a row were not finite, or memory runs out with one completion a forward.
+            TrainingError: If too many updates in a row were not finite, or memory runs out with one completion per
+                forward.
         """
         started = time.perf_counter()
         batches = self._cut(groups)
@@ -133,10 +134,10 @@ class Learner:
         return StepResult(updates, scored_at - started, time.perf_counter() - scored_at, self.budget.tokens)
 
     def score(self, groups: Sequence[Group]) -> list[TokenLogprobs]:
-        """Log-probs of groups under the policy as it is now, within the token budget.
+        """Return log-probs of groups under the current policy, computed within the token budget.
 
         Raises:
-            TrainingError: memory runs out with one completion a forward.
+            TrainingError: If memory runs out with one completion per forward.
         """
         batch = [
             TrainingGroup(group, index, tuple(range(len(group.completions)))) for index, group in enumerate(groups)
@@ -145,11 +146,11 @@ class Learner:
         return self._attempt(functools.partial(self._score, self.model, batch), batch)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision as `model.compute_dtype` says; weights stay as they are."""
+        """Return the context of mixed precision according to `model.compute_dtype`; weights stay unchanged."""
         return autocast(self.config)
 
     def _shard(self) -> None:
-        """Split the policy and the reference's copy of it; the optimizer is then made of the parts."""
+        """Split the policy and the stored reference over the ranks, then build the optimizer from the parts."""
         half = is_half(self.config)
         fsdp.shard(self.model, half=half)
         if isinstance(self.reference, Reference):
@@ -157,14 +158,14 @@ class Learner:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """What holds while the policy is sampled: mixed precision, and the whole of it on every rank."""
+        """Enter the context for sampling: mixed precision, and the whole policy on every rank."""
         with self.autocast(), fsdp.unsharded(self.model):
             yield
 
     def _attempt(self, work: Callable[[int], T], groups: Sequence[TrainingGroup]) -> T:
-        """`work` within the token budget, which shrinks where memory runs out.
+        """Run `work` within the token budget, which shrinks if memory runs out.
 
-        Not where the ranks meet in each forward: one that fails has lost the others.
+        It does not shrink if the ranks communicate in each forward, because a rank that fails has lost the others.
         """
         if fsdp.is_sharded(self.model) and self.budget.tokens is not None:
             return work(self.budget.tokens)
@@ -172,12 +173,12 @@ class Learner:
         return self.budget.attempt(work, _plain(groups), forget)
 
     def _find_budget(self, groups: Sequence[TrainingGroup]) -> MeasuredBudget:
-        """Try micro-batches of growing size, as an update will make them; gradients are left as they were, none.
+        """Try micro-batches of growing size as an update makes them, and clear their gradients.
 
-        Each rank tries for itself, and the smallest budget of all is taken.
+        Each rank tries its own, and all use the smallest budget of all ranks.
         """
         trainable = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        moments = 0 if self.optimizer.state else 2 * trainable  # AdamW makes them in its first step
+        moments = 0 if self.optimizer.state else 2 * trainable  # AdamW creates them in its first step
         device = next(self.model.parameters()).device
         probe = functools.partial(self._backward, objective=probe_objective)
         try:
@@ -188,7 +189,7 @@ class Learner:
         return min(ranks.gather(found), key=lambda each: each.tokens)
 
     def _cut(self, groups: Sequence[TrainingGroup]) -> list[list[TrainingGroup]]:
-        """Cut a step's groups into optimizer batches."""
+        """Split a step's groups into optimizer batches."""
         size = self.config.groups_per_update or max(1, len(groups))
         return [list(groups[i : i + size]) for i in range(0, len(groups), size)]
 
@@ -206,17 +207,17 @@ class Learner:
     def _start(
         self, batches: Sequence[list[TrainingGroup]], plan: StepPlan, budget: int
     ) -> tuple[list[list[TrainingGroup]], UpdateOutput, float]:
-        """Compute everything that comes before the weights change: all log-probs, and the first batch's gradient.
+        """Compute everything that precedes the first weight change: all log-probs, and the first batch's gradient.
 
         Returns:
-            The batches with log-probs, the output of the first one, and when the log-probs were there.
+            The batches with log-probs, the output of the first one, and the time at which the log-probs were ready.
         """
         prepared = self._prepare(list(batches), plan, budget)
         scored_at = time.perf_counter()
         return prepared, self._push(prepared[0], budget, on_policy=True), scored_at
 
     def _prepare(self, batches: list[list[TrainingGroup]], plan: StepPlan, budget: int) -> list[list[TrainingGroup]]:
-        """Attach what each batch needs before the weights change."""
+        """Attach the log-probs that each batch needs before the weights change."""
         if plan.reference_pass and self.reference is not None:
             with self.reference.scoring() as reference:
                 batches = [attach(batch, ("ref_logprobs",), self._score(reference, batch, budget)) for batch in batches]
@@ -246,7 +247,7 @@ class Learner:
             )
 
     def _push(self, batch: Sequence[TrainingGroup], budget: int, *, on_policy: bool) -> UpdateOutput:
-        """The gradient of a batch, into `.grad`."""
+        """Compute the gradient of a batch into `.grad`."""
         function = self.objective.function
         objective = function if self.constraints is None else self.constraints.bound(function)
         routers = {"routing": self.config.routing, "router_aux_coef": self.config.router_aux_coef}
@@ -268,7 +269,7 @@ class Learner:
             )
 
     def _apply(self, batch: Sequence[TrainingGroup], output: UpdateOutput, step: int, *, number: int) -> Update:
-        """The optimizer's step on the gradient that a push has left. It is never made twice, so not attempted."""
+        """Take the optimizer's step on the pushed gradient. It must never be repeated, so it is not attempted."""
         per_step = updates_per_step(self.config)
         rate = optimizer.learning_rate(self.config, (step - 1) * per_step + number, self.config.steps * per_step)
         norm = math.nan
@@ -276,7 +277,7 @@ class Learner:
             norm = optimizer.step(
                 self.optimizer, self.model.parameters(), rate=rate, max_grad_norm=self.config.max_grad_norm
             )
-        else:  # micro-batches before the one that was not finite have left gradients
+        else:  # micro-batches before the non-finite one have left gradients
             self.optimizer.zero_grad(set_to_none=True)
         applied = math.isfinite(norm)
         self._count_non_finite(applied)

@@ -1,4 +1,4 @@
-"""The loop of a run: roll out, learn, log, evaluate, save, until the steps are done or there is a reason to stop."""
+"""The loop of a run: roll out, learn, log, evaluate and save, until the steps are done or a stop is requested."""
 
 import time
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
         The summary, as in summary.json.
 
     Raises:
-        GvpoError: the run cannot begin or go on; what was written stays.
-        KeyboardInterrupt: it was asked to stop; the last step is saved.
+        GvpoError: If the run cannot begin or continue; files that were written stay.
+        KeyboardInterrupt: If a stop was requested; the last step is saved.
     """
     if policy.model.device.type == "cpu":
         keep_freed_memory()
@@ -56,12 +56,12 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
 
 
 class Session:
-    """One sitting of a run, from its state to its end.
+    """One session of a run, from its state to its end.
 
-    Every rank runs one, on the same rollouts and to the same numbers; the first of them writes.
+    Every rank runs one on the same rollouts and with the same numbers; the first rank writes.
 
     Args:
-        parts: what it runs.
+        parts: Parts of the run.
     """
 
     def __init__(self, parts: RunParts) -> None:
@@ -75,7 +75,7 @@ class Session:
         for line in ranks.on_first(self.run.read_metrics):
             self._watch.note(line)
         self._newest: Rollout | None = None
-        self._saved = self.state.step or None  # the step that is known to lie on the disk, whole
+        self._saved = self.state.step or None  # the last step that is known to be intact on disk
 
     def train(self) -> dict[str, Any]:
         """Run to the end.
@@ -84,13 +84,14 @@ class Session:
             The summary that is written to summary.json.
 
         Raises:
-            TrainingError: updates are not finite, or no group can be trained on, several times in a row; out of memory.
-            RewardError: most rewards of a step failed.
-            RunError: the system refused a write.
-            Stopped: it was asked to stop; the last step is saved.
+            TrainingError: If updates are not finite or no group can be trained on several times in a row, or memory
+                runs out.
+            RewardError: If most rewards of a step failed.
+            RunError: If the system rejected a write.
+            RunStopped: If a stop was requested; the last step is saved.
         """
         with explained(lambda: f"after step {self.state.step}"):
-            self._card()  # it is written with the first checkpoint, and is tried before hours of training
+            self._card()  # it is written with the first checkpoint, so try it before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
             while not self._is_last() and not self._is_asked_to_stop():
@@ -98,7 +99,7 @@ class Session:
             return self._finish() if self._is_last() else self._stop()
 
     def _is_asked_to_stop(self) -> bool:
-        """A signal may reach one rank alone, or another one a step later."""
+        """Return whether any rank received a signal; a signal may reach one rank only, or another rank a step later."""
         return ranks.some(self.stop.requested)
 
     def _evaluate_before(self) -> None:
@@ -163,7 +164,7 @@ class Session:
         return line
 
     def _wants_rollouts(self) -> bool:
-        """The first step, each N-th and the last: a reader wants to see the start and the end."""
+        """Return whether to write this step's rollouts: those of the first step, of each N-th and of the last one."""
         every = self.config.rollouts_every
         return every > 0 and (self.state.step == 1 or self._is_due(every) or self._is_last())
 
@@ -179,9 +180,10 @@ class Session:
         return self.held is not None or bool(self.held_groups)
 
     def _evaluate(self) -> dict[str, float]:
-        """The eval/ metrics of the policy as it is; {} without held-out problems and groups.
+        """Return the eval/ metrics of the current policy, or {} without held-out problems and groups.
 
-        Where there are groups alone, `eval/accuracy` is that of their pairs: it decides which checkpoint is best.
+        If there are only held-out groups, `eval/accuracy` is the accuracy on their pairs; it decides which checkpoint
+        is best.
         """
         pairs = self._evaluate_pairs()
         judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
@@ -217,7 +219,7 @@ class Session:
             state.evaluations_since_best += 1
 
     def _is_good_enough(self) -> bool:
-        """Early stopping: the accuracy asked for is reached, or there was no new best for long."""
+        """Return whether to stop early: the target accuracy is reached, or there has been no new best for long."""
         target, patience = self.config.stop_at_accuracy, self.config.patience
         reached = target is not None and (self.state.best_accuracy or 0.0) >= target
         return reached or (patience is not None and self.state.evaluations_since_best >= patience)
@@ -229,7 +231,7 @@ class Session:
         return self.state.step == self.config.steps or self._is_good_enough()
 
     def _is_new_best(self) -> bool:
-        """A run that keeps checkpoints also keeps its best by evaluation, whenever that comes."""
+        """Return whether to save this step as the best; a run with checkpoints keeps its best by evaluation."""
         return self.config.checkpoint_every > 0 and self.state.step == self.state.best_step
 
     def _save(self) -> None:
@@ -245,7 +247,7 @@ class Session:
                 ranks.on_first(lambda: self._verify(path))
 
     def _write_checkpoint(self) -> Path:
-        """Gathered from all ranks where they hold parts, and written by the first."""
+        """Gather parts from all ranks if the model is split, and let the first rank write."""
         model, optimizer, reference = self.learner.model, self.learner.optimizer, self.learner.reference
         split = fsdp.is_sharded(model)
         weights = fsdp.full_on_first(model.state_dict(keep_vars=True)) if split else None
@@ -268,18 +270,18 @@ class Session:
         )
 
     def _start(self) -> str:
-        """The model that training started from; "" for one that was made on the spot."""
+        """Return the model that training started from, or "" for a randomly initialized one."""
         made = self.config.model_init is not None
         return self.config.model_path or ("" if made else str(self.learner.model.name_or_path))
 
     def _verify(self, path: Path) -> None:
-        """Load the checkpoint back, and say what other programs must mind when they load it."""
+        """Load the checkpoint back, and print what other programs must consider when they load it."""
         texts = _texts(self.tokenizer, self._newest) if self._newest is not None else []
         with notices.handled(lambda note, _: self.progress.say(f"note: {note}")):
             verify_round_trip(self.learner.model, self.tokenizer, path, texts)
 
     def _stop(self) -> NoReturn:
-        """Save what there is. Before the first step there is nothing: the run starts over when it goes on."""
+        """Save the last step. Before the first step there is none to save, so a resumed run starts over."""
         step = self.state.step
         if step > 0 and self._saved != step:
             self._save()
@@ -315,13 +317,13 @@ class Session:
         return summary
 
     def _accuracy_of(self) -> str | None:
-        """What the accuracy is measured on."""
+        """Return what the accuracy is measured on."""
         if self.held is not None:
             return "samples"
         return "pairs" if self.held_groups else None
 
     def _push(self, repo_id: str) -> str | None:
-        """The page of the pushed model; a push that fails is said, since the run itself is finished and safe."""
+        """Push the model and return its page. A failed push only prints a warning, since the model is safe."""
         path = self.checkpoints.path(self.state.step)
         try:
             return push_to_hub(path, repo_id, private=self.config.push_private)
@@ -333,7 +335,7 @@ class Session:
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:
-    """Some of a step's prompts and answers, to check that a saved tokenizer reads them as this one does."""
+    """Return some of a step's prompts and completions, to check that a saved tokenizer reads them as this one does."""
     texts: list[str] = []
     for group in rollout.groups[:2]:
         texts.append(_text(tokenizer, group.prompt))

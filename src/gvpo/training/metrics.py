@@ -1,4 +1,4 @@
-"""A step in numbers and in rows: the metrics line and the rollout rows (keys: docs/reference/run-directory.md)."""
+"""The numbers and rows of a step: its metrics line and its rollout rows (keys: docs/reference/run-directory.md)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,19 +19,19 @@ from gvpo.update.group_backward import RowGradient
 _MAX_LOG_RATIO = 20.0
 
 _OF_OWN_SAMPLES = frozenset({"gvpo/certificate"})
-"""Metrics of objectives that say nothing unless the rows are exact samples of the policy that is updated."""
+"""Metrics of objectives that are meaningful only if the rows are exact samples of the updated policy."""
 
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """A row as its first update saw it: with the log-probs attached, and what the update gave it."""
+    """A row as its first update processed it: with the attached log-probs, and the row's values from the update."""
 
     completion: Completion
     row: RowGradient
 
 
 def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]:
-    """(group, row) in the rollout -> the row in the first update that had it."""
+    """Map (group, row) in the rollout to the row in the first update that contained it."""
     rows: dict[tuple[int, int], TrainedRow] = {}
     for update in updates:
         results = iter(update.output.rows)
@@ -42,13 +42,13 @@ def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]
 
 
 def step_metrics(rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True) -> dict[str, float]:
-    """Return the metrics line of a step, evaluation and wall-clock aside.
+    """Return the metrics line of a step, without evaluation and wall-clock time.
 
     Args:
-        rollout: the step's groups.
-        learned: its updates.
-        judge: the reward that says what is right.
-        exact: rows are drawn at temperature 1 from all tokens, so they are samples of the policy itself.
+        rollout: Groups of the step.
+        learned: Updates of the step.
+        judge: Name of the reward that measures accuracy.
+        exact: Whether rows are sampled at temperature 1 from all tokens, so that they are samples of the policy itself.
     """
     trained = trained_rows(learned.updates)
     return {
@@ -65,7 +65,7 @@ def step_metrics(rollout: Rollout, learned: StepResult, *, judge: str | None, ex
 
 
 def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
-    """Return means over the rows that have a reward; the share that has none, and the share paid the worst."""
+    """Return means over the rows with a reward, the fraction without one, and the fraction with the worst reward."""
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
     if not verdicts:
         return {}
@@ -80,7 +80,7 @@ def reward_metrics(rollout: Rollout, judge: str | None) -> dict[str, float]:
         parts = [part for verdict in verdicts if (part := verdict.parts.get(name)) is not None]
         if parts:
             metrics[f"reward/{name}"] = fmean(parts)
-    if judge is not None and any(judge in verdict.parts for verdict in verdicts):  # logged groups may not have it
+    if judge is not None and any(judge in verdict.parts for verdict in verdicts):  # logged groups may lack it
         metrics["accuracy"] = fmean(is_right(verdict.parts.get(judge)) for verdict in verdicts)
     return metrics
 
@@ -123,16 +123,19 @@ def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
 
 
 def _k3(item: TrainedRow) -> float:
-    """KL(policy || reference) in nats by one sample: sum_t e^d - d - 1, d = ref - current, over scored tokens."""
+    """Return a one-sample estimate of KL(policy || reference), nats.
+
+    It is the sum of e^d - d - 1 over scored tokens, with d = ref - current.
+    """
     difference = torch.as_tensor(item.completion.ref_logprobs) - item.row.logprobs
     k3 = difference.clamp(max=_MAX_LOG_RATIO).exp() - difference - 1
     return float((k3 * _mask(item.completion)).sum())
 
 
 def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, float]:
-    """Return means over the applied updates; where there were several, the last one's values as NAME/last.
+    """Return means over the applied updates; if there were several, also the last one's values as NAME/last.
 
-    A key that some updates lack is a mean over those that have it.
+    A key that some updates lack is averaged over the others.
     """
     applied = [update for update in updates if update.applied]
     metrics: dict[str, float] = {
@@ -161,7 +164,7 @@ def _one_update(update: Update, *, exact: bool) -> dict[str, float]:
 
 
 def evaluation_metrics(sampled: Evaluation, greedy: Evaluation | None) -> dict[str, float]:
-    """The eval/ keys of a metrics line."""
+    """Return the eval/ keys of a metrics line."""
     metrics = {
         "eval/accuracy": sampled.accuracy,
         "eval/reward": sampled.reward,
@@ -176,7 +179,7 @@ def evaluation_metrics(sampled: Evaluation, greedy: Evaluation | None) -> dict[s
 def rollout_rows(
     step: int, rollout: Rollout, learned: StepResult, prompts: Sequence[str], beta: float
 ) -> list[RolloutRow]:
-    """One row per completion, failed ones included. `prompts`: each group's prompt as text."""
+    """Return one row per completion, including failed ones. `prompts` contains each group's prompt as text."""
     trained = trained_rows(learned.updates)
     rows = []
     for index, (group, prompt) in enumerate(zip(rollout.groups, prompts, strict=True)):
@@ -208,7 +211,7 @@ def rollout_rows(
 
 
 def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
-    """What only a row that was trained on has. Without a stored reference the reference is the row's own policy."""
+    """Return the fields of a row that was trained on; without a stored reference, its policy is the reference."""
     if trained is None:
         return {}
     completion, row = trained.completion, trained.row
@@ -227,7 +230,7 @@ def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
 
 
 def _weight(completion: Completion, row: RowGradient) -> float:
-    """Minus the mean of c over the scored tokens: in GVPO, where a row's tokens share one c, they sum to 0."""
+    """Return minus the mean of c over the scored tokens. In GVPO a row's tokens share one c; the weights sum to 0."""
     mask = _mask(completion)
     return -float((row.coefficients * mask).sum() / mask.sum().clamp(min=1))
 

@@ -1,4 +1,4 @@
-"""From settings to an objective: the callable, and what it needs besides log-probs."""
+"""Building an objective from settings: the callable, and its needs besides log-probs."""
 
 import functools
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from gvpo.objectives import ObjectiveOutput
 
 @dataclass(frozen=True)
 class BoundObjective:
-    """An objective with a run's keywords bound, and what the trainer has to bring for it.
+    """An objective with a run's keywords bound, and the inputs that the trainer must provide.
 
     Args:
-        function: called as an objective; its signature names what the update collates.
-        name: its name in recipes.
-        spec: its entry in the table of objectives.
-        beta: GVPO's beta; for the others the scale of the implicit reward in reports, 1 if they have none.
-        needs_reference: it reads `ref_logprobs`.
+        function: Callable objective; its signature names the inputs that the update collates.
+        name: Name in recipes.
+        spec: Entry in the table of objectives.
+        beta: GVPO's beta; for other objectives the scale of the implicit reward in reports, 1 if they have none.
+        needs_reference: Whether it reads `ref_logprobs`.
     """
 
     function: Callable[..., ObjectiveOutput]

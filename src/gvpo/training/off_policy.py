@@ -1,14 +1,14 @@
-"""How far the policy has moved from the policies that sampled its rows: metrics of one update, for every objective.
+"""Distance of the policy from the policies that sampled its rows: metrics of one update, for every objective.
 
     l_i = sum_t mask * (logprobs - log-probs of the policy that sampled the row)
 
-The policy that sampled a row is known in three ways, in this order:
+The log-probs of the policy that sampled a row are found in three ways, in this order:
 
-    the row was sampled in this step, and this is the step's first update   it is the policy itself: l_i is exactly 0
+    the row was sampled in this step, and this is the step's first update   the policy itself, so l_i is exactly 0
     the row was sampled in this step                                        old_logprobs, else sampler_logprobs
     the row was logged, or sampled by an earlier policy                     sampler_logprobs
 
-Rows of which it is not known are left out; where it is not known of any row there are no metrics.
+Rows without such log-probs are skipped; if no row has them there are no metrics.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Moved:
-    """The log-ratios of the rows of a group, nats, and their rewards."""
+    """Log-ratios of the rows of a group in nats, and their rewards."""
 
     ratios: list[float]
     rewards: list[float | None]
 
     def best(self) -> list[float]:
-        """Return the log-ratios of the rows of the highest reward; none where the rewards do not differ."""
+        """Return the log-ratios of the rows with the highest reward; an empty list if the rewards do not differ."""
         known = [reward for reward in self.rewards if reward is not None]
         if not known or max(known) == min(known):
             return []
@@ -61,8 +61,8 @@ def offpolicy_metrics(update: "Update") -> dict[str, float]:
 def effective_share(log_ratios: Sequence[float]) -> float:
     """Return the effective sample size of importance ratios e^l over their number: (sum w)^2 / (n sum w^2).
 
-    It is 1 where all ratios are equal and 1/n where one of them outweighs all others. Only differences of log-ratios
-    count, so it does not overflow, and it does not see a shift common to all rows.
+    It is 1 if all ratios are equal, and 1/n if one of them outweighs all others. It depends only on differences of
+    log-ratios, so it does not overflow, and a shift common to all rows does not change it.
     """
     values = torch.tensor(log_ratios, dtype=torch.float64)
     weights = (values - values.max()).exp()
@@ -70,7 +70,7 @@ def effective_share(log_ratios: Sequence[float]) -> float:
 
 
 def is_on_policy(update: "Update") -> bool:
-    """Return whether all rows were sampled by the very policy that the update met."""
+    """Return whether all rows were sampled by the policy that the update started from."""
     return update.number == 0 and all(
         row.version == update.step for entry in update.groups for row in entry.group.completions
     )
@@ -98,7 +98,7 @@ def _log_ratio(completion: Completion, logprobs: Tensor, update: "Update") -> fl
 
 
 def _behaviour(completion: Completion, logprobs: Tensor, update: "Update") -> FloatSequence | None:
-    """Return the log-probs of the policy that sampled the row, as the head of this file says."""
+    """Return the log-probs of the policy that sampled the row, found as this module's docstring describes."""
     if completion.version != update.step:
         return completion.sampler_logprobs
     if update.number == 0:

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW in float32, a learning-rate schedule that is a function of the update, and a guarded step."""
+"""The optimizer: AdamW in float32, a schedule that depends only on the update's number, and a guarded step."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from gvpo.update.distributed.fsdp import full
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (norms, biases) are never decayed."""
+    """Return AdamW over the trainable parameters, without weight decay for vectors (norms, biases)."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, update: int, total: int) -> float:
-    """The rate of update number `update` (from 0) of `total`: linear warm-up, then the schedule, which ends near 0."""
+    """Return the rate of update `update` (from 0) of `total`: linear warm-up, then the schedule, which ends near 0."""
     if update < config.warmup_updates:
         return config.learning_rate * (update + 1) / config.warmup_updates
     progress = (update - config.warmup_updates) / max(1, total - config.warmup_updates)
@@ -41,10 +41,10 @@ def learning_rate(config: TrainConfig, update: int, total: int) -> float:
 def step(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, rate: float, max_grad_norm: float
 ) -> float:
-    """One clipped optimizer step on what lies in `.grad`, which is cleared.
+    """Take one clipped optimizer step on the gradients in `.grad`, and clear them.
 
     Returns:
-        The gradient's norm before clipping. Where it is not finite nothing was updated.
+        The gradient's norm before clipping. If it is not finite, no parameter was updated.
     """
     norm = float(full(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)))
     if math.isfinite(norm):

@@ -1,6 +1,6 @@
-"""The reference's log-probs of a fixed set of rows: computed once, kept in files, read by every later sitting.
+"""The reference's log-probs of a fixed set of rows: computed once, stored in files, read by every later session.
 
-<run>/reference/train-00000.safetensors ...     one file for every `PART` groups, written whole
+<run>/reference/train-00000.safetensors ...     one file for every `PART` groups, written atomically
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from gvpo.update.distributed import ranks
 from gvpo.update.group_backward import TokenLogprobs
 
 PART = 256
-"""Groups a file: what is lost at most when a run is killed while it scores."""
+"""Groups per file; at most this many are scored again after a run was killed."""
 
 _NAME = "ref_logprobs"
 
 
 def policy_name(model: torch.nn.Module) -> str:
-    """A short name that changes when the model learns, by a sample of its weights."""
+    """Return a short name that changes when the model learns, from a sample of its weights."""
     return hashlib.blake2b(repr(ranks.weights_sample(model)).encode(), digest_size=16).hexdigest()
 
 
@@ -45,20 +45,20 @@ def score_under_start(
     stop: StopRequests,
     console: Console,
 ) -> list[Group]:
-    """The groups with the log-probs of the policy that the run starts from, before the learner has learned anything.
+    """Return the groups with the log-probs of the policy that the run starts from, before the learner's first update.
 
     Args:
-        groups: any groups; none is fine.
-        name: of the files.
-        learner: as it starts.
-        start: as for `with_reference_scores`.
-        directory: of the files.
-        stop: asked after each file.
-        console: told how far it is.
+        groups: Any groups; may be empty.
+        name: Prefix of the files' names.
+        learner: Learner before its first update.
+        start: See `with_reference_scores`.
+        directory: Directory of the files.
+        stop: Stop requests, checked after each file.
+        console: Console for progress.
 
     Raises:
-        RunError: as `with_reference_scores`.
-        Stopped: it was asked to stop; what is scored is kept.
+        RunError: See `with_reference_scores`.
+        RunStopped: If a stop was requested; finished files are kept.
     """
 
     def done(count: int) -> None:
@@ -78,19 +78,20 @@ def with_reference_scores(
     score: Callable[[Sequence[Group]], list[TokenLogprobs]],
     done: Callable[[int], None],
 ) -> list[Group]:
-    """The groups with `ref_logprobs` on every row, from the files where they are there already.
+    """Return the groups with `ref_logprobs` on every row, read from the files if these exist already.
 
     Args:
-        groups: any groups.
-        directory: of the files.
-        name: what their names begin with.
-        start: `policy_name` of the reference: files of another are made anew. None takes files as they are: the run
-            has a checkpoint, and what it started from may have gone on learning since.
-        score: log-probs under the reference, in order of rows; with several ranks the same on each.
-        done: told how many groups are finished, after each file.
+        groups: Any groups.
+        directory: Directory of the files.
+        name: Prefix of the files' names.
+        start: `policy_name` of the reference; files of another reference are recomputed. None accepts any files,
+            because the run has a checkpoint and the model that it started from may have been trained further since.
+        score: Function that returns log-probs under the reference, in order of rows; with several ranks the same on
+            each.
+        done: Function that is called with the number of finished groups after each file.
 
     Raises:
-        RunError: a file is damaged or holds other rows, or cannot be written.
+        RunError: If a file is corrupt, contains other rows, or cannot be written.
     """
     attached: list[Group] = []
     for first in range(0, len(groups), PART):
@@ -104,7 +105,7 @@ def with_reference_scores(
 def _read_or_made(
     path: Path, part: Sequence[Group], start: str | None, score: Callable[[Sequence[Group]], list[TokenLogprobs]]
 ) -> list[Tensor]:
-    """[C] log-probs of each row of a part."""
+    """Return the [C] log-probs of each row of a part."""
     rows = [row for group in part for row in group.completions]
     named = fingerprint(token_rows(part))
     stored = ranks.on_first(lambda: _read(path, named, start))
@@ -116,7 +117,7 @@ def _read_or_made(
 
 
 def _read(path: Path, named: str, start: str | None) -> Tensor | None:
-    """What a file holds; None where there is none, or one of another start."""
+    """Return the contents of a file; None if it is missing or belongs to another start."""
     if not path.exists():
         return None
     try:
@@ -124,9 +125,9 @@ def _read(path: Path, named: str, start: str | None) -> Tensor | None:
             known = file.metadata() or {}
             stored: Tensor = file.get_tensor(_NAME)
     except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it, and go on: it is made again") from error
+        raise RunError(f"{path} is damaged ({error}); remove it and use --resume, which computes it again") from error
     if known.get("rows") != named:
-        raise RunError(f"{path} holds log-probs of other rows; resume with the same data, or start another run")
+        raise RunError(f"{path} contains log-probs of other rows; resume with the same data, or start another run")
     return stored if start in (None, known.get("start")) else None
 
 

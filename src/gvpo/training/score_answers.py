@@ -1,8 +1,8 @@
-"""`gvpo score`: how likely the written answers of a data set are under other models, stored beside the data.
+"""`gvpo score`: log-probs of a dataset's written answers under other models, stored with the data.
 
 rows ──each model with its own tokenizer and chat template──▶ OUT.partial ──when all are done──▶ OUT
 
-OUT.partial is appended to, batch by batch, so a scoring that was stopped goes on when it is started again.
+Batches are appended to OUT.partial, so an interrupted scoring continues when it is started again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,36 +37,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 64
-"""Answers that are scored and stored at a time."""
+"""Number of answers that are scored and stored at a time."""
 
 
 def score_file(models: Sequence[str], config: TrainConfig, out: Path, console: Console | None = None) -> Path:
-    """Score the answers of a data set under some models, and write the rows with their scores.
+    """Score the answers of a dataset under some models, and write the rows with their scores.
 
-    The scores are `aligned_mean_logprobs`: for each model, in order, the mean log-prob per token of the answer (its end
-    token included), in the model's own tokens, behind the prompt in the model's own template. A row that is scored
-    already keeps its scores and gets more.
+    The scores are `aligned_mean_logprobs`: for each model, in order, the mean log-prob per token of the answer
+    (including its end token), in the model's own tokens, after the prompt in the model's own template. Scores that a
+    row already has are kept, and the new ones are appended.
 
     Args:
-        models: directories or hub ids; a run is its newest checkpoint.
-        config: `train_data` names the rows, with a `completion` or `chosen` and `rejected`; how prompts become tokens,
-            the compute dtype and the token budget count too.
-        out: a new .jsonl file.
-        console: told how far it is.
+        models: Directories or Hub model IDs; for a run, its latest checkpoint.
+        config: Settings. `train_data` names the rows, with a `completion` or `chosen` and `rejected`; the prompt
+            settings, the compute dtype and the token budget apply too.
+        out: Path of a new .jsonl file.
+        console: Console for progress.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: the file is there already, or is no .jsonl.
-        DataError: rows without answers, or too long for a model.
-        ModelError: a model that cannot be loaded.
-        RunError: an unfinished scoring of something else is in the way.
+        ConfigError: If the file already exists, or its name does not end in .jsonl.
+        DataError: If rows have no answers, or are too long for a model.
+        ModelError: If a model cannot be loaded.
+        RunError: If an unfinished scoring of something else is in the way.
     """
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out} is not a .jsonl file; name one")
     if out.exists():
-        raise ConfigError(f"{out} exists already; choose another name, nothing is overwritten")
+        raise ConfigError(f"{out} already exists and is not overwritten; choose another name")
     models = [model_in(model) for model in models]
     rows = load_records(config.train_data or "")
     scorers = [_scorer(model, config, rows) for model in models]  # bad rows and names are found before the first score
@@ -80,10 +80,12 @@ def score_file(models: Sequence[str], config: TrainConfig, out: Path, console: C
 
 
 class Partial:
-    """The scores so far: a first line that says of what, then a line a batch. A torn last line is scored again.
+    """The scores so far: a first line that identifies the scoring, then one line per batch.
+
+    A torn last line is scored again.
 
     Raises:
-        RunError: the file is of another scoring.
+        RunError: If the file belongs to another scoring.
     """
 
     def __init__(
@@ -106,11 +108,11 @@ class Partial:
             self._values[line["model"]] += line["values"]
 
     def done(self, model: int) -> int:
-        """How many rows are scored under a model."""
+        """Return the number of rows that are scored under a model."""
         return len(self._values[model])
 
     def add(self, model: int, values: Sequence[float]) -> None:
-        """Add the scores of the next rows under a model; the first make the file."""
+        """Add the scores of the next rows under a model; the first call creates the file."""
         if not self._begun:
             self._file.begin(self._header, resume=True)
             self._begun = True
@@ -118,17 +120,17 @@ class Partial:
         self._values[model] += values
 
     def scores(self, row: int) -> list[float]:
-        """A row's scores, one a model."""
+        """Return a row's scores, one per model."""
         return [values[row] for values in self._values]
 
     def remove(self) -> None:
-        """The scores are where they belong."""
+        """Remove the file once the scores are in the output file."""
         self._file.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class _Scorer:
-    """A model by its path, its tokenizer, and the rows in its tokens."""
+    """A model's path, its tokenizer, and the rows in its tokens."""
 
     path: str
     tokenizer: "PreTrainedTokenizerBase"
@@ -141,7 +143,7 @@ def _scorer(path: str, config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -
 
 
 def _score_rest(number: int, scorer: _Scorer, config: TrainConfig, partial: Partial, console: Console) -> None:
-    """All rows that a model has not scored yet."""
+    """Score all rows that a model has not scored yet."""
     first = partial.done(number)
     if first == len(scorer.written):
         return

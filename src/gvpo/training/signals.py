@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first asks a run to stop when its step is done and saved, the second stops it now.
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks a run to stop after its step is saved, the second stops it immediately.
 
-Knows signals; knows nothing of steps or checkpoints. The session asks `requested` between steps.
+This module handles signals and does not depend on steps or checkpoints. The session reads `requested` between steps.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from typing import Any, Self
 from gvpo.terminal import silence
 
 HANGUP = getattr(signal, "SIGHUP", None)
-"""What a terminal sends when it is closed; Windows has none."""
+"""Signal that a terminal sends when it is closed; None on Windows."""
 SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
-"""SIGTERM is what clusters send before they take a machine away."""
+"""Signals that request a stop; clusters send SIGTERM before they take a machine away."""
 
 NOTICE = b"\nstopping when this step is done and saved; once more stops now\n"
 NOW = b"\nstopping now, without this step: closing the workers; once more ends the process at once\n"
 
 
 class RunStopped(KeyboardInterrupt):
-    """A run was asked to stop, and has: the message says after which step, and how to go on."""
+    """A run stopped on request; the message says after which step, and how to resume."""
 
 
 class StopRequests:
-    """While entered, the first signal sets `requested`, the second raises KeyboardInterrupt, the third ends it all.
+    """While entered, the first signal sets `requested`, the second raises KeyboardInterrupt, the third ends it.
 
-    SIGHUP only ever sets `requested`: a closed terminal and the shell in it send one each. Signals stay as they are in
-    any thread but the main one, and one that is ignored (a job in the background) stays ignored. Entered within
-    another, it is that one: a warm start and the run after it share their requests.
+    SIGHUP only sets `requested`, because a closed terminal and its shell send one each. In any thread but the main one,
+    signals are left unchanged, and an ignored signal (of a background job) stays ignored. Entering a second object
+    within the first returns the first: a warm start and the run after it share their requests.
 
     >>> with StopRequests() as stop:
     ...     signal.raise_signal(signal.SIGINT)
@@ -46,7 +46,7 @@ class StopRequests:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Self | StopRequests":
-        """Take the signals, unless another one that is entered has them."""
+        """Install the signal handlers, unless another object that is entered has done so."""
         if threading.current_thread() is not threading.main_thread():
             return self
         outer = next((owner for number in SIGNALS if (owner := _owner(signal.getsignal(number)))), None)
@@ -60,7 +60,7 @@ class StopRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -87,7 +87,7 @@ def _tell(notice: bytes) -> None:
 
 
 def _leave_terminal() -> None:
-    """Point what is read from and written to a terminal that is gone at nothing, so that no later print fails."""
+    """Redirect the streams of a closed terminal to the null device, so that no later print fails."""
     for descriptor in range(3):
         try:
             os.get_terminal_size(descriptor)
@@ -97,6 +97,6 @@ def _leave_terminal() -> None:
 
 
 def _owner(handler: Callable[..., Any] | int | None) -> StopRequests | None:
-    """The object whose method a handler is, if it is one of ours."""
+    """Return the object whose method a handler is, if it is a `StopRequests`."""
     owner = getattr(handler, "__self__", None)
     return owner if isinstance(owner, StopRequests) else None

@@ -1,7 +1,7 @@
-"""Metrics lines to TensorBoard and Weights & Biases, through accelerate's trackers.
+"""Metrics lines for TensorBoard and Weights & Biases, through accelerate's trackers.
 
-A tracker only looks on: what it is sent is in metrics.jsonl already, and one that fails is left out while the run goes
-on.
+A tracker is optional for a run: metrics.jsonl already contains its data, and a tracker that fails is dropped while the
+run continues.
 """
 
 import importlib.util
@@ -20,14 +20,14 @@ from gvpo.errors import ConfigError, one_line
 from gvpo.training.checkpoint.run_directory import RunDirectory
 
 TRACKERS_FILE = "trackers.json"
-"""Under which id a run stands in Weights & Biases, so that a resumed run goes on there."""
+"""File with the ID of a run in Weights & Biases, so that a resumed run continues there."""
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse trackers whose package or login is missing, before anything is loaded or trained.
+    """Check that the trackers' packages and logins are present, before anything is loaded or trained.
 
     Raises:
-        ConfigError: the message has the command that mends it.
+        ConfigError: If one is missing; the message contains the command that fixes it.
     """
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
@@ -42,26 +42,25 @@ def _check_wandb_login() -> None:
     if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
         return
     try:
-        known = wandb.login(prompt=False)  # asks the server whether it takes the key
-    except Exception as error:  # its errors have no common root
+        known = wandb.login(prompt=False)  # asks the server whether it accepts the key
+    except Exception as error:  # its errors have no common base class
         raise _wandb_fails(one_line(error)) from error
     if not known:
         raise _wandb_fails("there is no login on this machine")
 
 
 class Trackers:
-    """The trackers of one sitting of a run.
+    """The trackers of one session of a run.
 
     Args:
-        config: which trackers, and the project's name.
-        run: the run's directory; TensorBoard's files go to `<run>/tensorboard`, those of Weights & Biases to
-            `<run>/wandb`.
-        step: the last step done. What TensorBoard has of later steps is dropped; Weights & Biases keeps it, and ignores
-            it when it comes again.
-        say: where a person reads.
+        config: Settings with the trackers and the project's name.
+        run: Directory of the run. TensorBoard writes to `<run>/tensorboard`, Weights & Biases to `<run>/wandb`.
+        step: Last finished step. TensorBoard drops later steps; Weights & Biases keeps them and ignores their
+            repetition.
+        say: Function that prints for the user.
 
     Raises:
-        ConfigError: a tracker does not start: no account, no network.
+        ConfigError: If a tracker does not start, for example without an account or a network.
     """
 
     def __init__(self, config: TrainConfig, run: RunDirectory, step: int, say: Callable[[str], None]) -> None:
@@ -75,23 +74,23 @@ class Trackers:
             say(f"Weights & Biases: {_place(self._running)}")
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Send a metrics line; values that are no numbers stay behind."""
+        """Send the numbers of a metrics line."""
         values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
         for tracker in list(self._running):
             try:
                 tracker.log(values, step=int(line["step"]))
-            except Exception as error:  # whatever a network or an account can do; the run matters more
+            except Exception as error:  # any error of a network or an account; the run matters more
                 self._running.remove(tracker)
-                self._say(f"tracker {tracker.name} failed and is left out from here on: {one_line(error)}")
+                self._say(f"tracker {tracker.name} failed and is not used any more: {one_line(error)}")
 
     def __enter__(self) -> Self:
-        """Nothing: the trackers run already."""
+        """Return the trackers, which are already running."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Send what is left and close."""
+        """Send the remaining data and close."""
         for tracker in self._running:
             try:
                 tracker.finish()
@@ -119,8 +118,8 @@ def _wandb(config: TrainConfig, run: RunDirectory, step: int) -> GeneralTracker:
     try:
         tracker.start()
         tracker.store_init_configuration(config.to_recipe())
-    except Exception as error:  # its errors have no common root
-        raise _wandb_fails(one_line(error), ", and go on with --resume") from error
+    except Exception as error:  # its errors have no common base class
+        raise _wandb_fails(one_line(error), ", then use --resume") from error
     return tracker
 
 
@@ -137,7 +136,7 @@ _START: dict[str, Callable[[TrainConfig, RunDirectory, int], GeneralTracker]] = 
 
 
 def _wandb_id(run: RunDirectory) -> str:
-    """The run's id, made once and kept."""
+    """Return the run's ID, which is created once and stored."""
     kept = runfiles.read_json(run.path / TRACKERS_FILE).get("wandb")
     if isinstance(kept, str):
         return kept
@@ -147,6 +146,6 @@ def _wandb_id(run: RunDirectory) -> str:
 
 
 def _place(running: list[GeneralTracker]) -> str:
-    """Where to look: the run's page, or its directory when offline."""
+    """Return the address of the run's page, or its directory if offline."""
     run = next(tracker.tracker for tracker in running if tracker.name == "wandb")
     return str(run.url or f"offline, in {run.dir}")

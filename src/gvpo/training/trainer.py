@@ -1,4 +1,4 @@
-"""The trainer: one class for a run from Python.
+"""The trainer: one class that runs GVPO and its family from Python.
 
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
 class Trainer:
     """Post-train a causal language model: online with rewards, offline on groups or preferences, or on written answers.
 
-    Under `torchrun` or `accelerate launch` every process makes one and calls `train`; the first of them writes
+    Under `torchrun` or `accelerate launch` every process creates a trainer and calls `train`; the first process writes
     (docs/guides/scaling.md).
 
     Args:
-        model: a directory, a hub id or a loaded model; trained in place, its weights in float32.
-        reward_funcs: reward functions (TRL's signature) or their names; default those of `args`, then the task's.
-        args: the settings.
-        train_dataset: rows with a `prompt`, a `datasets` one, a data frame, a file or a hub id; default the settings'
-            data or task. Rows with `completions` and `rewards`, or `chosen` and `rejected`, are logged groups: nothing
-            is sampled, and no reward is needed. Of a stream `train_problems` rows are taken.
-        eval_dataset: the same, held out.
-        processing_class: the tokenizer; default the model's own.
-        peft_config: a `peft.LoraConfig`: train a fresh adapter, and leave the model's own weights as they are. A
-            `PeftModel` as `model` is trained in place, too.
+        model: Directory, Hub model ID or loaded model; trained in place, with float32 weights.
+        reward_funcs: Reward functions (TRL's signature) or their names; by default those of `args`, then those of the
+            task.
+        args: Settings.
+        train_dataset: Rows with a `prompt`, a `datasets` dataset, a data frame, a file or a Hub dataset ID; by default
+            the data or the task of the settings. Rows with `completions` and `rewards`, or `chosen` and `rejected`, are
+            logged groups: the run samples nothing and needs no reward. From a stream, `train_problems` rows are read.
+        eval_dataset: Held-out rows, in the same forms.
+        processing_class: Tokenizer; by default, the one saved with the model.
+        peft_config: A `peft.LoraConfig` to train a new adapter and leave the model's own weights unchanged. A
+            `PeftModel` as `model` is trained in place as well.
 
     Raises:
-        ModelError: a model, an adapter or a tokenizer that cannot be used.
-        ConfigError: settings that cannot work, or nothing to train on.
-        DataError: data that cannot be trained or evaluated on.
+        ModelError: If the model, the adapter or the tokenizer cannot be used.
+        ConfigError: If the settings cannot work, or there is nothing to train on.
+        DataError: If the data cannot be trained or evaluated on.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class Trainer:
         self.model, self.tokenizer = self._policy.model, self._inputs.tokenizer
 
     def check(self) -> None:
-        """Try what a run needs besides settings, model and data; trains nothing and writes nothing.
+        """Try the other requirements of a run, such as saving, without training or writing anything.
 
         Raises:
-            GvpoError: as `train` would.
+            GvpoError: If `train` would raise it.
         """
         with notices.handled(self._notices.add):  # `train` prints them
             rehearse(self._inputs, self._policy)
@@ -97,18 +98,19 @@ class Trainer:
         """Run to the end.
 
         Args:
-            resume: resume from the newest whole checkpoint of `run_dir`, exactly as an unbroken run would have.
+            resume: Whether to resume from the latest intact checkpoint of `run_dir`, with the same results as an
+                unbroken run.
 
         Returns:
             The summary, as in summary.json: accuracy_before, accuracy_after, steps, seconds, report, model, ...
 
         Raises:
-            RunError: the directory contains a run already or is in use, or (resume) contains none or one of other
-                settings.
-            GvpoError: training cannot continue; what was written stays.
-            TrainingError: another rank was killed or does not answer, among others.
-            KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, after the step that was running and a checkpoint of it; at
-                once if there were two (other than SIGHUP). In any thread but the main one signals are left alone.
+            RunError: If the directory already contains a run or is in use, or (resume) contains no run or one with
+                other settings.
+            GvpoError: If training cannot continue; files that were written stay.
+            TrainingError: If another rank was killed or does not answer, among other reasons.
+            KeyboardInterrupt: After Ctrl-C, SIGTERM or SIGHUP, once the running step is finished and saved; immediately
+                after a second signal other than SIGHUP. In any thread but the main one, signals are left unchanged.
         """
         with notices.handled(self._notices.add):
             return train(self._inputs, self._policy, resume=resume)

@@ -1,4 +1,4 @@
-"""A recipe from start to end: make or load the model, warm it up if asked, train it."""
+"""A recipe from start to end: create or load the model, warm it up if requested, and train it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 def train_recipe(config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Run the recipe that settings describe, as `train_plan` does."""
+    """Run the recipe of the settings; see `train_plan`."""
     return train_plan(resolve(config), resume=resume)
 
 
 def train_plan(plan: RunPlan, *, resume: bool = False) -> dict[str, Any]:
-    """Run a recipe; its warm start, if it has one, is a run of its own inside the run directory.
+    """Run a recipe. Its warm start, if it has one, is a separate run inside the run directory.
 
     Args:
-        plan: of the recipe; a missing run.dir becomes a free directory under runs/.
-        resume: resume the run in run.dir, in its warm start or after it.
+        plan: Plan of the recipe; without a run.dir, the run gets a free directory under runs/.
+        resume: Whether to resume the run in run.dir, in its warm start or after it.
 
     Returns:
         The summary, as in summary.json.
 
     Raises:
-        GvpoError: settings, data or training that cannot work; the message says what to do.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, after the step that was running and a checkpoint of it.
+        GvpoError: If settings, data or training cannot work; the message says what to do.
+        KeyboardInterrupt: After Ctrl-C, SIGTERM or SIGHUP, once the running step is finished and saved.
     """
     ranks.start(plan.settings.rank_timeout)
     with notices.collected(quiet=not ranks.is_first()):
@@ -51,17 +51,17 @@ def train_plan(plan: RunPlan, *, resume: bool = False) -> dict[str, Any]:
         tokenizer = _tokenizer(plan.settings)
         inputs, policy = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
         if plan.warm_start is not None and not resume:
-            rehearse(inputs, policy)  # what cannot work after the warm start is found before it
+            rehearse(inputs, policy)  # find what cannot work after the warm start before it
         with StopRequests():  # a request in the warm start's last moments also stops the run after it
             if plan.warm_start is not None:
-                del policy  # two models need not be in memory at once
+                del policy  # two models need not be in memory at the same time
                 policy = inputs.policy(_warm_model(plan.warm_start, tokenizer, resume=resume))
             began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
             return train(inputs, policy, resume=began)
 
 
 def _located(plan: RunPlan) -> tuple[RunPlan, Path]:
-    """Return the plan with a directory for its files and its starting model by its whole path, and that directory."""
+    """Return the plan with a run directory and the absolute path of its starting model, and that directory."""
     config = plan.settings
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
     start = ranks.on_first(lambda: config.model_path and model_in(config.model_path))
@@ -84,7 +84,7 @@ def _given_model(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> "
 
 
 def _tokenizer(config: TrainConfig) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of the settings: made, named, or the model's own."""
+    """Return the tokenizer of the settings: a new one, a named one, or the model's own."""
     if config.vocabulary is not None:
         return fresh_tokenizer(config.vocabulary)
     return load_tokenizer(str(config.tokenizer or config.model_path))
@@ -95,7 +95,7 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
 
 
 def _warm_model(plan: RunPlan, tokenizer: "PreTrainedTokenizerBase", *, resume: bool) -> str:
-    """Return the directory of the warm model, which is trained now unless that was done before."""
+    """Return the directory of the warm model; train it now unless that was done before."""
     directory = Path(plan.settings.run_dir or WARM_START)
     if resume and (model := ranks.on_first(lambda: _whole_model(directory))) is not None:
         return str(model)
@@ -105,7 +105,7 @@ def _warm_model(plan: RunPlan, tokenizer: "PreTrainedTokenizerBase", *, resume: 
 
 
 def _whole_model(directory: Path) -> Path | None:
-    """Return the model of a finished warm start, wherever the run has been moved to; None without a whole one."""
+    """Return the model of a finished warm start, even if the run has been moved; None without an intact one."""
     summary = runfiles.read_json(directory / runfiles.SUMMARY)
     if "model" not in summary:
         return None
@@ -113,5 +113,5 @@ def _whole_model(directory: Path) -> Path | None:
     try:
         verify(path)
     except CheckpointError:
-        return None  # resuming the warm start names the damage
+        return None  # resuming the warm start reports the damage
     return path

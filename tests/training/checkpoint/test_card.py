@@ -51,7 +51,10 @@ def test_the_facts_are_the_runs():
     assert shown["Started from"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert shown["Training data"] == "task gsm8k"
     assert shown["Steps"] == "40 of 100, each 16 prompts"
-    assert shown["Sampling"] == "4 completions a prompt, 64 tokens at most, temperature 1, top_k 7, with an exclusion"
+    assert (
+        shown["Sampling"]
+        == "4 completions per prompt, at most 64 tokens each, temperature 1, top_k 7, with an exclusion"
+    )
     assert shown["Prompt"].endswith("system prompt: a \\| b")
     assert shown["Held-out accuracy, sampled"] == "0.250 before, 0.750 at the latest evaluation"
     assert shown["Held-out accuracy, greedy"] == "not measured before, 1.000 at the latest evaluation"
@@ -140,7 +143,7 @@ def test_a_resumed_run_writes_the_same_card(tmp_path: Path):
             (run / "summary.json").unlink()
             for file in (run / "checkpoints/step-000002").rglob("*.json"):
                 file.unlink()
-            with noticed("trying the one before"):
+            with noticed("trying the previous one"):
                 trainer(run, **settings).train(resume=True)
         else:
             trainer(run, **settings).train()

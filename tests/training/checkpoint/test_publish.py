@@ -131,10 +131,10 @@ def test_a_run_pushes_its_final_model_tokenizer_and_card_and_nothing_else(tmp_pa
 @pytest.mark.parametrize(
     ("known", "repository", "message"),
     [
-        (account("read"), "me/model", "the token may only read"),
-        (account("write"), "them/model", "the token writes for me, not for them"),
-        (account("write", orgs=["us"]), "them/model", "the token writes for me, us, not for them"),
-        (None, "me/model", "the hub does not accept the token"),
+        (account("read"), "me/model", "the token is read-only"),
+        (account("write"), "them/model", "the token can write for me, not for them"),
+        (account("write", orgs=["us"]), "them/model", "the token can write for me, us, not for them"),
+        (None, "me/model", "the Hub does not accept the token"),
     ],
 )
 def test_a_push_that_will_be_refused_is_refused_before_training(
@@ -155,7 +155,7 @@ def test_accounts_that_may_write_pass(tmp_path: Path, hub: Hub, known: dict[str,
 
 def test_a_hub_that_does_not_answer_at_the_start_is_warned_of(tmp_path: Path, hub: Hub):
     hub.account, hub.status = None, 503
-    with noticed("does not say whether me/model can be pushed"):
+    with noticed("does not confirm that me/model can be pushed"):
         trainer(tmp_path / "run", push_to_hub="me/model", **NO_EVAL).train()
 
 
@@ -190,7 +190,7 @@ def test_a_push_that_is_refused_does_not_cost_the_run(tmp_path: Path, hub: Hub, 
 
 
 def test_without_a_token_the_run_does_not_begin(tmp_path: Path, without_token: None):
-    with pytest.raises(ConfigError, match="pushing to the hub needs a token: run `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(ConfigError, match="pushing to the Hub needs a token: run `hf auth login`, or set HF_TOKEN"):
         trainer(tmp_path / "run", push_to_hub="me/model", **NO_EVAL)
     assert not (tmp_path / "run").exists()
 
@@ -219,7 +219,7 @@ def test_what_is_no_model_is_not_pushed(tmp_path: Path):
 def test_a_pushed_adapter_does_not_name_the_directories_of_this_machine(tmp_path: Path, hub: Hub):
     save_model(model(), tokenizer(), tmp_path / "base")
     checkpoint = trainer(tmp_path / "run", policy=tmp_path / "base", lora_rank=2, **NO_EVAL).train()["model"]
-    with pytest.warns(GvpoWarning, match="the uploaded adapter names it 'base' and nobody can load it from that"):
+    with pytest.warns(GvpoWarning, match="the uploaded adapter calls it 'base' and others cannot load it"):
         push_to_hub(checkpoint, "me/adapter")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(hub.files)
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"

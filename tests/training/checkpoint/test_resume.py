@@ -173,7 +173,7 @@ def test_settings_that_do_not_change_the_result_may_differ(tmp_path: Path, unbro
 def test_a_taken_directory_is_refused_and_left_as_it_is(unbroken: Any):
     path, _, _ = unbroken("initial")
     before = (path / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunError, match=r"already holds a run; choose another run\.dir, or go on with --resume"):
+    with pytest.raises(RunError, match=r"already contains a run; choose another run\.dir, or use --resume"):
         run(path, "initial")
     assert (path / "metrics.jsonl").read_bytes() == before
 
@@ -188,9 +188,7 @@ def test_other_training_data_is_refused(tmp_path: Path):
     rows = [{"prompt": str(digit), "digit": str(digit)} for digit in range(4)]
     stopped = {"steps": 4, "checkpoint_every": 1}
     trainer(tmp_path, data=rows, **stopped).train()
-    with pytest.raises(
-        RunError, match=r"another set of training data; resume .*leave out --resume and choose another run"
-    ):
+    with pytest.raises(RunError, match=r"another set of training data; resume .*omit --resume and choose another run"):
         trainer(tmp_path, data=rows[::-1], **stopped).train(resume=True)
     with pytest.raises(RunError, match="another set of training data"):  # a gold answer
         trainer(tmp_path, data=[{**rows[0], "digit": "9"}, *rows[1:]], **stopped).train(resume=True)

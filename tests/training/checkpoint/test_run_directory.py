@@ -34,7 +34,7 @@ def test_a_new_run_has_its_settings_and_environment(run):
 @pytest.mark.parametrize("left", ["config.json", "metrics.jsonl", "rollouts", "checkpoints", "summary.json"])
 def test_an_existing_run_is_refused_and_untouched(tmp_path, left):
     (tmp_path / left).mkdir() if "." not in left else (tmp_path / left).write_text("mine")
-    with pytest.raises(RunError, match=r"choose another run\.dir, or go on with --resume"):
+    with pytest.raises(RunError, match=r"choose another run\.dir, or use --resume"):
         RunDirectory.create(tmp_path, config="{}")
     assert [entry.name for entry in tmp_path.iterdir()] == [left]
 

@@ -170,7 +170,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_warned_of(
     free = size * count - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     settings = {**NO_EVAL, "checkpoint_every": every, "checkpoint_keep": 3}
-    with noticed(f"and {count} checkpoints of .* may be there at once"):
+    with noticed(f"and {count} checkpoints of .* may exist at the same time"):
         trainer(tmp_path / "short", **settings).train()
     free += 1
     trainer(tmp_path / "enough", **settings).train()

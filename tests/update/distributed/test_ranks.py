@@ -273,7 +273,7 @@ def test_an_error_on_one_rank_is_an_error_on_all(tmp_path: Path):
     for end in (first, second):
         assert end.error is not None
         assert end.error[0] == "TrainingError"
-        assert "out of memory with one completion a forward" in end.error[1]
+        assert "out of memory with one completion per forward" in end.error[1]
     first, second = run_world(2, tmp_path, jobs.broken_disk, tmp_path / "disk")
     assert first.error is not None
     assert first.error[0] == "RunError"
@@ -328,7 +328,7 @@ def test_unsupported_models_are_rejected(tmp_path: Path):
         assert end.error is not None
         assert end.error[:2] == (
             "ConfigError",
-            "this model is split already; pass it whole and set train.sharding='full'",
+            "this model is already split; pass the whole model and set train.sharding='full'",
         )
 
 

@@ -1,7 +1,8 @@
-"""The model card of a checkpoint: what was trained on what, how well it went, how to load it.
+"""The model card of a checkpoint: the model, its training data, its results, and how to load it.
 
-Written as README.md in the checkpoint, the form that the Hugging Face hub shows. Facts alone, from the settings, the
-run's state and the environment; local paths are cut to their last part, since cards are published.
+The card is written as README.md in the checkpoint, the form that the Hugging Face Hub shows. It contains only facts
+from the settings, the run's state and the environment. Local paths are shortened to their last part, since cards are
+published.
 """
 
 import json
@@ -27,18 +28,18 @@ def model_card(
     needs_reference: bool,
     adapter: Adapter | None = None,
 ) -> str:
-    """The card's text.
+    """Return the text of the card.
 
     Args:
-        config: the run's settings.
-        state: where it stands: the step, the evaluations before training and the latest.
-        tokenizer: as it is saved; its class decides what loads it.
-        start: the model that training started from, a hub id or a path; "" for one that was made on the spot.
-        needs_reference: whether the objective read reference log-probs.
-        adapter: the LoRA adapter that the checkpoint holds instead of a model.
+        config: Settings of the run.
+        state: State of the run: the step, the evaluation before training and the latest one.
+        tokenizer: Tokenizer as it is saved; its class decides how it is loaded.
+        start: Model that training started from, a Hub model ID or a path; "" for a randomly initialized one.
+        needs_reference: Whether the objective read reference log-probs.
+        adapter: LoRA adapter that the checkpoint contains instead of a model.
 
     Returns:
-        Markdown with the hub's metadata in front. The same settings and state give the same text.
+        Markdown that begins with the Hub's metadata. The same settings and state give the same text.
     """
     rows = [("Objective", _objective(config)), ("Reference", _reference(config) if needs_reference else "none")]
     rows += [("Adapter", _adapter(adapter))] if adapter is not None else []
@@ -64,7 +65,7 @@ def _metadata(config: TrainConfig, start: str, adapter: Adapter | None) -> str:
 
 
 def _opening(start: str) -> str:
-    origin = f"`{_public(start)}`" if start else "a model made on the spot"
+    origin = f"`{_public(start)}`" if start else "a randomly initialized model"
     return f"{origin[0].upper()}{origin[1:]}, post-trained with gvpo.\n"
 
 
@@ -100,7 +101,7 @@ def _reference(config: TrainConfig) -> str:
 
 
 def _keywords(config: TrainConfig) -> Mapping[str, Any]:
-    """The objective's keywords as they were: the settings', else its own defaults."""
+    """Return the objective's keywords: the values of the settings, else its own defaults."""
     spec = find_objective(config.objective)
     settings = {name: getattr(config, name) for name in OBJECTIVE_KEYWORDS if spec.takes(name)}
     resolved = {name: spec.keywords.get(name) if value is None else value for name, value in settings.items()}
@@ -122,12 +123,12 @@ def _sampling(config: TrainConfig) -> str:
     cut = f", top_p {config.top_p:g}" if config.top_p < 1 else ""
     cut += f", top_k {config.top_k}" if config.top_k > 0 else ""
     cut += ", with an exclusion" if config.sampling_allow or config.sampling_ban else ""
-    counts = f"{config.group_size} completions a prompt, {config.max_tokens} tokens at most"
+    counts = f"{config.group_size} completions per prompt, at most {config.max_tokens} tokens each"
     return f"{counts}, temperature {config.temperature:g}{cut}"
 
 
 def _prompt(config: TrainConfig) -> str:
-    form = {"auto": "chat template where there is one", "chat": "chat template", "plain": "plain text"}[config.chat]
+    form = {"auto": "chat template if there is one", "chat": "chat template", "plain": "plain text"}[config.chat]
     return f"{form}; system prompt: {config.system_prompt}" if config.system_prompt else form
 
 
@@ -141,24 +142,24 @@ def _cell(value: Any) -> str:
 
 
 def _is_hub_id(name: str) -> bool:
-    """`owner/name` and no file or directory of this machine."""
+    """Return whether a name is `owner/name` and not a file or directory on this machine."""
     plain = name.partition(":")[0].partition("#")[0]
     return plain.count("/") == 1 and not plain.startswith((".", "/", "~")) and not Path(plain).exists()
 
 
 def _public(name: str) -> str:
-    """A name that may be published: a path's last part."""
+    """Return a name that may be published; a path becomes its last part."""
     return name if not name or _is_hub_id(name) else Path(name).name
 
 
 def _load_adapter(tokenizer: "PreTrainedTokenizerBase", adapter: Adapter) -> str:
-    """How to load adapter and base, and the tokenizer of training."""
+    """Return the section on loading the adapter, its base, and the tokenizer of training."""
     base = _public(adapter.base) or "the model that training started from"
     revision = f", revision={adapter.revision!r}" if adapter.revision else ""
     return f"""
 ## Load it
 
-This is a LoRA adapter, not a whole model: it belongs on {base}.
+This is a LoRA adapter, not a whole model; load it on {base}.
 
 ```python
 from peft import PeftModel
@@ -170,12 +171,12 @@ model = PeftModel.from_pretrained(base, path)
 
 `gvpo merge path out` writes a whole model. The adapter's weights are float32.
 
-{_TRAP if _is_plain(tokenizer) else _NO_TRAP} It lies beside the adapter.
+{_TRAP if _is_plain(tokenizer) else _NO_TRAP} It is saved with the adapter.
 """
 
 
 def _load(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """How to load model and tokenizer so that the tokens are those of training."""
+    """Return the section on loading the model and the tokenizer, so that the tokens match those of training."""
     own = _is_plain(tokenizer)
     loader = "PreTrainedTokenizerFast" if own else "AutoTokenizer"
     return f"""
@@ -189,18 +190,18 @@ tokenizer = {loader}.from_pretrained(path)
 ```
 
 {_TRAP if own else _NO_TRAP} `gvpo.load_tokenizer(path)` compares what transformers loads with `tokenizer.json` and
-takes the file where they differ. The weights are float32.
+uses the file if they differ. The weights are float32.
 """
 
 
 def _is_plain(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer is read off its file, and no class of transformers stands for it."""
+    """Return whether the tokenizer is read from its file only, without a class of transformers for it."""
     return type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 _TRAP = """\
-Load the tokenizer with `PreTrainedTokenizerFast`, not `AutoTokenizer`: that one chooses a class by the model's type,
-and some classes rebuild the tokenizer instead of reading `tokenizer.json`. The model would then see other tokens than
-it was trained on."""
+Load the tokenizer with `PreTrainedTokenizerFast`, not `AutoTokenizer`. `AutoTokenizer` chooses a class by the model's
+type, and some of these classes rebuild the tokenizer instead of reading `tokenizer.json`. The model would then see
+other tokens than it was trained on."""
 _NO_TRAP = """\
 The tokenizer is the base model's, unchanged, and `AutoTokenizer` loads it."""

@@ -1,13 +1,13 @@
-"""Checkpoints: written beside and renamed, verified by checksum when read.
+"""Checkpoints: written to a temporary directory and renamed, verified by checksum when read.
 
 checkpoints/step-000100/
-  config.json model.safetensors tokenizer.json ...   what transformers, vLLM and PEFT load; of a LoRA run
+  config.json model.safetensors tokenizer.json ...   files that transformers, vLLM and PEFT load; for a LoRA run
                                                      adapter_config.json and adapter_model.safetensors instead
   README.md                                          the model card
   trainer/state.json                                 step, updates, seconds, best so far, ...
   trainer/optimizer.pt
-  trainer/reference.safetensors                      where the reference is stored; empty: the adapter switched off
-  trainer/source.pt                                  where the source of groups has a state
+  trainer/reference.safetensors                      if the reference is stored; empty: the adapter switched off
+  trainer/source.pt                                  if the source of groups has a state
   trainer/manifest.json                              sha256 of every other file
 """
 
@@ -40,30 +40,30 @@ MANIFEST = "trainer/manifest.json"
 REQUIRED = {"trainer/state.json", "trainer/optimizer.pt"}
 SOURCE = "source.pt"
 MODEL = {"config.json", lora.CONFIG_FILE}
-"""One of these: a whole model or an adapter."""
+"""Files that mark a directory as a whole model or an adapter; one of them is present."""
 _DAMAGE = (errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOTDIR)
-"""Errors by which the system tells that a file itself is bad, and not that it may not or cannot be read now."""
+"""Errors by which the system reports that a file itself is bad, rather than temporarily unreadable or not permitted."""
 _BUFFER = 2**20
-"""Bytes that are written to optimizer.pt at once at least; torch writes many small parts."""
+"""Minimum number of bytes per write to optimizer.pt; torch writes many small parts."""
 PARTIAL, REMOVED = ".partial", ".removed"
-"""How the hidden names end of a checkpoint that is being written, and of one that is being removed."""
+"""Suffixes of the hidden names of a checkpoint that is being written, and of one that is being removed."""
 
 
 @dataclass
 class TrainerState:
-    """What a run is besides its weights.
+    """State of a run besides its weights.
 
     Args:
-        step: the last finished step.
-        seconds: of training so far, over all its sittings.
-        non_finite: updates skipped in a row because loss or gradient was not finite.
-        empty_steps: steps in a row in which no group could be trained on.
-        best_accuracy: best sampled held-out accuracy so far, and its step.
-        evaluations_since_best: for early stopping.
-        before: the evaluation before training, by metric; {} without held-out problems.
-        latest: the newest evaluation.
-        budget: the token budget, as set and as resolved (`gvpo.training.budget`).
-        multipliers: of constrained GRPO's costs, by name.
+        step: Last finished step.
+        seconds: Training time so far, over all sessions (the run and its resumes).
+        non_finite: Number of updates skipped in a row because loss or gradient was not finite.
+        empty_steps: Number of steps in a row in which no group could be trained on.
+        best_accuracy: Best sampled held-out accuracy so far, and its step.
+        evaluations_since_best: Number of evaluations since the best one, for early stopping.
+        before: Evaluation before training, by metric; {} without held-out problems.
+        latest: Latest evaluation.
+        budget: Token budget, as set and as resolved (`gvpo.training.budget`).
+        multipliers: Multipliers of constrained GRPO's costs, by name.
     """
 
     step: int = 0
@@ -81,7 +81,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that passed its checksums; the model is at `path`. `source` is {} where none was stored."""
+    """A checkpoint that passed its checksums, with the model at `path`. `source` is {} if no state was stored."""
 
     path: Path
     state: TrainerState
@@ -94,15 +94,15 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        directory: `<run>/checkpoints`.
-        keep: how many of the newest stay; the best by evaluation stays too.
+        directory: Directory `<run>/checkpoints`.
+        keep: Number of latest checkpoints to keep; the best by evaluation is kept too.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self._directory, self._keep = directory, keep
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the path of a step's checkpoint."""
         return self._directory / f"step-{step:06d}"
 
     def save(
@@ -116,18 +116,18 @@ class Checkpoints:
         weights: Mapping[str, torch.Tensor] | None = None,
         source: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write a checkpoint, with its model card if there is one; it appears under its name only when it is whole.
+        """Write a checkpoint, with its model card if there is one; it appears under its name only when it is complete.
 
-        All of it is whole: where the model is split over ranks, `weights`, `optimizer` and `reference` are gathered.
+        If the model is split over ranks, `weights`, `optimizer` and `reference` must be gathered first.
 
         Raises:
-            CheckpointError: it cannot be written. Those before it are intact, and what was written of it is gone.
+            CheckpointError: If it cannot be written. Earlier checkpoints stay intact, and the partial one is removed.
         """
         target = self.path(state.step)
         beside = target.with_name(f".{target.name}{PARTIAL}")
         try:
             self.clean()
-            self._directory.mkdir(exist_ok=True)  # without parents: a run directory that is gone is not made anew
+            self._directory.mkdir(exist_ok=True)  # without parents, so a missing run directory is not recreated
             (beside / "trainer").mkdir(parents=True)
             save_model(model, tokenizer, beside, weights=weights)
             if card is not None:
@@ -142,19 +142,18 @@ class Checkpoints:
             if not _is_refused_write(error):
                 raise
             raise CheckpointError(
-                f"cannot write checkpoint {target}: {_reason(error)}; make room or fix the directory, then go on with "
-                "--resume"
+                f"cannot write checkpoint {target}: {_reason(error)}; make room or fix the directory, then use --resume"
             ) from error
         return target
 
     def newest(self) -> LoadedCheckpoint | None:
-        """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
+        """Return the latest intact checkpoint. Skip corrupt ones with a warning.
 
         Returns:
-            The checkpoint; None where there is not even a damaged one.
+            The checkpoint; None if there is none, not even a corrupt one.
 
         Raises:
-            CheckpointError: there are checkpoints, and none is whole.
+            CheckpointError: If there are checkpoints and all are corrupt.
         """
         damaged = None
         for path in sorted(self._directory.glob("step-*"), reverse=True):
@@ -162,21 +161,21 @@ class Checkpoints:
                 return load(path)
             except CheckpointError as error:
                 damaged = error
-                notices.warn(f"{error}; trying the one before")
+                notices.warn(f"{error}; trying the previous one")
         if damaged is not None:
             raise CheckpointError(
-                f"no checkpoint in {self._directory} is whole; restore one, or remove that directory to train from the "
-                "start"
+                f"no checkpoint in {self._directory} is intact; restore one, or remove that directory to train from "
+                "the start"
             ) from damaged
         return None
 
     def clean(self) -> None:
-        """Remove what a crash left of checkpoints that were being written or removed."""
+        """Remove the remains of checkpoints that were being written or removed during a crash."""
         for path in [*self._directory.glob(f".*{PARTIAL}"), *self._directory.glob(f".*{REMOVED}")]:
             shutil.rmtree(path)
 
     def _put(self, beside: Path, target: Path) -> None:
-        """A whole checkpoint under its name; a damaged one of that name, passed over on resume, makes way."""
+        """Move a complete checkpoint to its name; a corrupt one of that name, which resuming skipped, is removed."""
         if target.exists():
             self._set_aside(target)
         beside.rename(target)
@@ -185,7 +184,7 @@ class Checkpoints:
 
     def _prune(self, state: TrainerState) -> None:
         existing = sorted(self._directory.glob("step-*"))
-        past = [path for path in existing if path <= self.path(state.step)]  # later ones were damaged, or not resumed
+        past = [path for path in existing if path <= self.path(state.step)]  # later ones were corrupt, or not resumed
         spared = {*past[-self._keep :], self.path(state.best_step)}
         for path in existing:
             if path not in spared:
@@ -193,7 +192,7 @@ class Checkpoints:
         self.clean()
 
     def _set_aside(self, path: Path) -> None:
-        """First the name goes: whatever stops the removal of the files, no half of a checkpoint has a good name."""
+        """Rename a checkpoint, then remove its files, so that an interrupted removal leaves no half under its name."""
         path.rename(path.with_name(f".{path.name}{REMOVED}"))
 
 
@@ -218,9 +217,9 @@ def _write_pickle(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _is_refused_write(error: BaseException) -> bool:
-    """Return whether the system did not take a file, in the words of Python, safetensors, torch.save or `save_model`.
+    """Return whether the system rejected a write, in the words of Python, safetensors, torch.save or `save_model`.
 
-    The zip writer of torch.save complains of its position after the system's error, which is then its context.
+    After a system error, torch.save's zip writer raises a second error about its position; the first is its context.
     """
     if isinstance(error, ModelError) and error.__cause__ is not None:
         return _is_refused_write(error.__cause__)
@@ -230,7 +229,7 @@ def _is_refused_write(error: BaseException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong, in a line."""
+    """Return the reason for an error in one line."""
     refused = system_error(error)
     words = refused.strerror if refused is not None and refused.strerror else str(error)
     return " ".join(words.split())
@@ -240,13 +239,13 @@ def load(path: Path, *, verified: bool = False) -> LoadedCheckpoint:
     """Read a checkpoint.
 
     Args:
-        path: its directory.
-        verified: another process has just compared the checksums.
+        path: Directory of the checkpoint.
+        verified: Whether another process has just compared the checksums.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed, or holds what this version cannot read; the message
-            names it.
-        RunError: the system does not let it be read; the files may be whole.
+        CheckpointError: If a file is missing, truncated or changed, or has contents that this version cannot read; the
+            message names it.
+        RunError: If the system does not let it be read; the files may be intact.
     """
     if not verified:
         verify(path)
@@ -264,18 +263,18 @@ def load(path: Path, *, verified: bool = False) -> LoadedCheckpoint:
         raise CheckpointError(f"checkpoint {path} cannot be read by this version: {reason}") from error
     except OSError as error:
         raise _unreadable(path, "", error) from error
-    except Exception as error:  # a state with other fields; whatever torch and safetensors raise
+    except Exception as error:  # a state with other fields, or any error of torch and safetensors
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"checkpoint {path} cannot be read by this version: {_reason(error)}") from error
 
 
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint, the weights too, with the checksums that were written with it.
+    """Compare every file of a checkpoint, including the weights, with the checksums that were written with it.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed; the message names it.
-        RunError: the system does not let it be read; the files may be whole.
+        CheckpointError: If a file is missing, truncated or changed; the message names it.
+        RunError: If the system does not let it be read; the files may be intact.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -301,11 +300,11 @@ def _verify_file(checkpoint: Path, name: str, checksum: str) -> None:
 
 
 def _unreadable(checkpoint: Path, name: str, error: OSError) -> RunError:
-    """Return the error for a file that the system does not read: only a bad disk is a reason to pass it over."""
+    """Return the error for a file that the system does not read; only a bad disk is a reason to skip the checkpoint."""
     if error.errno in _DAMAGE:
         return CheckpointError(f"checkpoint {checkpoint} is damaged: {name}{_reason(error)}")
     return RunError(
-        f"checkpoint {checkpoint} cannot be read: {name}{_reason(error)}; make it readable, then go on with --resume"
+        f"checkpoint {checkpoint} cannot be read: {name}{_reason(error)}; make it readable, then use --resume"
     )
 
 
@@ -320,7 +319,7 @@ def _sha256(file: Path) -> str:
 
 
 def _sync(directory: Path) -> None:
-    """Files first, then the folders that name them."""
+    """Flush the files of a directory to disk, then the folders that name them."""
     for path in sorted(directory.rglob("*"), reverse=True):
         _fsync(path)
     _fsync(directory)

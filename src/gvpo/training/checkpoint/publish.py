@@ -1,6 +1,6 @@
-"""A trained model to the Hugging Face hub.
+"""Publishing a trained model on the Hugging Face Hub.
 
-Knows huggingface_hub and the run directory's layout; what it uploads was saved before.
+This module depends on huggingface_hub and the run directory's layout; it uploads files that were saved before.
 """
 
 import json
@@ -20,24 +20,24 @@ from gvpo.errors import ConfigError, RunError, one_line
 from gvpo.model import lora
 
 PRIVATE_TO_THE_RUN = "trainer"
-"""The directory that stays here: optimizer, reference and state are for resuming, and larger than the model."""
+"""Directory that is not uploaded: optimizer, reference and state serve to resume, and are larger than the model."""
 
 
 def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
     """Upload a checkpoint's model, tokenizer and card.
 
     Args:
-        directory: a checkpoint, or a run, of which the newest checkpoint is taken.
-        repo_id: `owner/name`; made if it does not exist.
-        private: whether a repository that is made now is private.
-        token: of an account that may write there; default HF_TOKEN, or that of `hf auth login`.
+        directory: A checkpoint, or a run, whose latest checkpoint is uploaded.
+        repo_id: `owner/name`; created if it does not exist.
+        private: Whether a repository that is created now is private.
+        token: Token of an account that may write there; by default HF_TOKEN, or the token of `hf auth login`.
 
     Returns:
         The page of the repository.
 
     Raises:
-        ConfigError: no token, or a name that no repository can have.
-        RunError: there is no model in `directory`, or the hub refuses or cannot be reached.
+        ConfigError: If there is no token, or the name is not valid for a repository.
+        RunError: If there is no model in `directory`, or the Hub rejects the upload or cannot be reached.
 
     Example:
         >>> push_to_hub("runs/demo", "me/addition-gvpo")  # doctest: +SKIP
@@ -54,7 +54,7 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = True, to
 
 
 def _public_files(checkpoint: Path) -> list[CommitOperationAdd]:
-    """Return what is uploaded of a checkpoint; an adapter names a base of this machine by its last part alone."""
+    """Return the files of a checkpoint to upload; an adapter whose base is on this machine names only its last part."""
     names = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
     public = [name for name in names if name.parts[0] != PRIVATE_TO_THE_RUN and not name.parts[0].startswith(".")]
     return [
@@ -71,17 +71,17 @@ def _adapter_settings(file: Path) -> bytes:
     if not name or not (base.is_absolute() or base.is_dir()):
         return text.encode()
     notices.warn(
-        f"the adapter's base model is a directory of this machine, so the uploaded adapter names it {base.name!r} and "
-        "nobody can load it from that; upload the base, too, or a merged model (gvpo merge)"
+        f"the adapter's base model is a directory of this machine, so the uploaded adapter calls it {base.name!r} and "
+        "others cannot load it; also upload the base, or upload a merged model (gvpo merge)"
     )
     return json.dumps({**settings, "base_model_name_or_path": base.name}, indent=2, sort_keys=True).encode()
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Refuse what could not be pushed, hours before it is.
+    """Check that a model can be pushed, hours before it is.
 
     Raises:
-        ConfigError: a name that no repository can have, or no token.
+        ConfigError: If the name is not valid for a repository, or there is no token.
     """
     try:
         validate_repo_id(repo_id)
@@ -90,14 +90,14 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     if "/" not in repo_id:
         raise ConfigError(f"checkpoint.push_to_hub={repo_id!r} has no owner; write it as owner/name")
     if token is None and huggingface_hub.get_token() is None:
-        raise ConfigError("pushing to the hub needs a token: run `hf auth login`, or set HF_TOKEN")
+        raise ConfigError("pushing to the Hub needs a token: run `hf auth login`, or set HF_TOKEN")
 
 
 def check_hub(config: TrainConfig) -> None:
-    """`check_push` of a run's settings, where they ask for it; an offline mode is an error too.
+    """Call `check_push` with a run's settings if they request a push; an offline mode is an error too.
 
     Raises:
-        ConfigError: it could not be pushed.
+        ConfigError: If the model could not be pushed.
     """
     if config.push_to_hub is None:
         return
@@ -107,12 +107,12 @@ def check_hub(config: TrainConfig) -> None:
 
 
 def check_account(config: TrainConfig) -> None:
-    """Ask the hub whether a run's model can be pushed at its end, where the settings ask for it.
+    """Ask the Hub whether a run's model can be pushed at its end, if the settings request it.
 
-    A hub that does not answer is warned of: it may answer then, and a push that fails loses nothing.
+    If the Hub does not answer, only warn: it may answer later, and a push that fails loses nothing.
 
     Raises:
-        ConfigError: The hub does not know the token, or it may not write to that owner's repositories.
+        ConfigError: If the Hub does not know the token, or the token may not write to that owner's repositories.
     """
     if config.push_to_hub is None:
         return
@@ -121,9 +121,9 @@ def check_account(config: TrainConfig) -> None:
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         reason = one_line(error)
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise ConfigError(f"the hub does not accept the token: {reason}; run `hf auth login`") from error
+            raise ConfigError(f"the Hub does not accept the token: {reason}; run `hf auth login`") from error
         notices.warn(
-            f"the hub does not say whether {config.push_to_hub} can be pushed at the end ({reason}); if it cannot, "
+            f"the Hub does not confirm that {config.push_to_hub} can be pushed at the end ({reason}); if it cannot, "
             "the model stays in the run's directory"
         )
         return
@@ -131,32 +131,32 @@ def check_account(config: TrainConfig) -> None:
 
 
 def _require_writer(account: Mapping[str, Any], repo_id: str) -> None:
-    """Refuse a token that only reads, and an owner that the account is not; fine-grained tokens say too little."""
+    """Raise ConfigError if a token is read-only or not the owner's; fine-grained tokens report too little."""
     role = (account.get("auth", {}).get("accessToken") or {}).get("role")
     if role == "read":
-        raise ConfigError(f"the token may only read, and {repo_id} is to be pushed; make one that writes")
+        raise ConfigError(f"the token is read-only, but {repo_id} is to be pushed; create one with write access")
     owners = [account.get("name"), *(one.get("name") for one in account.get("orgs") or [])]
     owner = repo_id.partition("/")[0]
     if role == "write" and owner not in owners:
         known = ", ".join(str(name) for name in owners if name)
-        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: the token writes for {known}, not for {owner}")
+        raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: the token can write for {known}, not for {owner}")
 
 
 def model_in(path_or_id: str) -> str:
-    """The newest checkpoint of a run; anything else as it is: a model's directory, or a hub id.
+    """Return the latest checkpoint of a run; return anything else, such as a model's directory or Hub ID, unchanged.
 
     Raises:
-        RunError: the run has no checkpoint.
+        RunError: If the run has no checkpoint.
     """
     is_run = (Path(path_or_id) / runfiles.CHECKPOINTS).is_dir()
     return str(checkpoint_in(path_or_id)) if is_run else path_or_id
 
 
 def checkpoint_in(directory: str | Path) -> Path:
-    """The newest checkpoint of a run; a checkpoint, or any directory with a model or an adapter, is itself.
+    """Return the latest checkpoint of a run; return a directory with a model or an adapter itself.
 
     Raises:
-        RunError: there is none.
+        RunError: If there is none.
     """
     directory = Path(directory)
     if (directory / runfiles.CHECKPOINTS).is_dir():
@@ -166,5 +166,5 @@ def checkpoint_in(directory: str | Path) -> Path:
         return found[-1]
     described = any((directory / name).is_file() for name in ("config.json", lora.CONFIG_FILE))
     if not described or not list(directory.glob("*.safetensors")):
-        raise RunError(f"there is no model in {directory}; give a run's directory or one of its checkpoints")
+        raise RunError(f"there is no model in {directory}; pass a run's directory or one of its checkpoints")
     return directory

@@ -1,4 +1,4 @@
-"""Going on with a run: the same settings, the same data, and the newest whole checkpoint."""
+"""Resuming a run with the same settings, the same data, and the latest intact checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,22 +31,23 @@ MAY_CHANGE = (
     "run.rank_timeout",
     "train.sharding",
 )
-"""Settings that a resumed run may have otherwise than it started with."""
+"""Settings that a resumed run may change."""
 
 BASE = "base model under its adapter"
-"""What the fingerprint of the frozen weights of a LoRA run is called."""
+"""Name of the fingerprint of a LoRA run's frozen weights."""
 
 
 def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunDirectory:
     """Open the directory of a run that is resumed.
 
     Args:
-        path: of the directory.
-        config: the settings now.
-        inputs: fingerprints of the data and the rewards now, by name.
+        path: Directory of the run.
+        config: Current settings.
+        inputs: Current fingerprints of the data and the rewards, by name.
 
     Raises:
-        RunError: there is none, its settings cannot be read, or it was started with other settings, data or rewards.
+        RunError: If there is no run, its settings cannot be read, or it was started with other settings, data or
+            rewards.
     """
     run = RunDirectory.open(path)
     before = _flat(_settings(run.config_path))
@@ -64,15 +65,15 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
     before = run.read_inputs()
-    fresh = not run.read_metrics()  # the rewards that stopped it have decided nothing, and may be fixed
+    fresh = not run.read_metrics()  # the rewards that stopped it have affected nothing yet, and may be fixed
     if fresh:
         before |= {name: value for name, value in inputs.items() if name.startswith("reward ")}
-    # A run that has no adapter any more is refused for that by its checkpoint, which says it better.
+    # If a run no longer has an adapter, the check of its checkpoint reports that more clearly.
     kept = before if BASE in inputs else {name: value for name, value in before.items() if name != BASE}
     other = next((name for name in {**kept, **inputs} if kept.get(name) != inputs.get(name)), None)
     if other is not None:
         raise RunError(
-            f"{run.path} was started with another {other}; resume it with the same, or start a new run: leave out "
+            f"{run.path} was started with another {other}; resume it with the same one, or start a new run: omit "
             "--resume and choose another run.dir"
         )
     if fresh:
@@ -84,8 +85,8 @@ def _settings(file: Path) -> TrainConfig:
         return restore_config(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{file} cannot be read ({one_line(error)}); put the one there that another run with the same settings "
-            "writes, then go on with --resume"
+            f"{file} cannot be read ({one_line(error)}); replace it with the file of another run with the same "
+            "settings, then use --resume"
         ) from error
 
 
@@ -94,18 +95,18 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def restore(run: RunDirectory, learner: Learner, source: Source, config: TrainConfig) -> TrainerState:
-    """Restore weights, optimizer, reference, source and state of the newest whole checkpoint, if there is one.
+    """Restore weights, optimizer, reference, source and state of the latest intact checkpoint, if there is one.
 
     A run without a checkpoint starts over.
 
     Args:
-        run: its directory.
-        learner: what the weights go into.
-        source: where the groups of the next steps come from.
-        config: the run's settings.
+        run: Directory of the run.
+        learner: Learner that receives the weights.
+        source: Source of the groups of the next steps.
+        config: Settings of the run.
 
     Raises:
-        CheckpointError: no checkpoint is whole, or the newest one is of another model.
+        CheckpointError: If no checkpoint is intact, or the latest one belongs to another model.
     """
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint_keep)
     loaded = _newest(checkpoints)
@@ -117,7 +118,7 @@ def restore(run: RunDirectory, learner: Learner, source: Source, config: TrainCo
 
 
 def _newest(checkpoints: Checkpoints) -> LoadedCheckpoint | None:
-    """The newest whole checkpoint, found and verified by the first rank; the others only read it."""
+    """Return the latest intact checkpoint. The first rank finds and verifies it; the others only read it."""
     found: list[LoadedCheckpoint] = []
 
     def find() -> Path | None:
@@ -135,12 +136,12 @@ def _newest(checkpoints: Checkpoints) -> LoadedCheckpoint | None:
 def _restore_fitting(loaded: LoadedCheckpoint, learner: Learner, config: TrainConfig) -> None:
     try:
         _restore_learner(loaded, learner, config)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # whatever torch says of other names and shapes
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # any error of torch about other names and shapes
         if isinstance(error, GvpoError) or is_out_of_memory(error):
             raise
         raise CheckpointError(
             f"{loaded.path} does not fit the model that is trained ({one_line(error)}); remove it "
-            "to go on from the one before"
+            "to resume from the previous one"
         ) from error
 
 
@@ -160,12 +161,12 @@ def _restore_weights(checkpoint: Path, learner: Learner, config: TrainConfig) ->
         lora.read_adapter(learner.model, checkpoint)
         return
     if lora.is_adapter(checkpoint):
-        raise RunError(f"{checkpoint} holds a LoRA adapter; resume the run with the peft_config that it started with")
+        raise RunError(f"{checkpoint} contains a LoRA adapter; resume the run with its original peft_config")
     dtype = learner.model.dtype
     saved: Mapping[str, Any] = load_model(checkpoint, dtype=dtype, attention=config.attention).state_dict()
     learner.model.load_state_dict(_split(learner.model.state_dict(), saved))
 
 
 def _split(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Whole weights, split over the ranks as a model's own are."""
+    """Split whole weights over the ranks as a model's own weights are split."""
     return {name: fsdp.like(own[name], value) if name in own else value for name, value in whole.items()}

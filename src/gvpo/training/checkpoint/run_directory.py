@@ -1,7 +1,7 @@
-"""A run's directory as the trainer sees it: made once, appended to, cut on resume.
+"""A run's directory as the trainer uses it: created once, appended to, truncated on resume.
 
-Knows what is written when and that a crash leaves whole files; formats are in `gvpo.runfiles`, checkpoints' contents
-in `gvpo.training.checkpoint.files`.
+This module decides what is written when, and ensures that a crash leaves intact files. Formats are in `gvpo.runfiles`,
+checkpoints' contents in `gvpo.training.checkpoint.files`.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from gvpo.errors import RunError
 from gvpo.runfiles import RolloutRow
 
 LOCK = ".lock"
-"""The file that `locked` holds; it tells the process that has, or last had, the run."""
+"""File that `locked` locks; it names the process that has, or last had, the run."""
 
 PACKAGES = ("gvpo", "torch", "transformers", "accelerate", "datasets", "numpy", "peft", "pyarrow")
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions, platform, number of CPUs, the command, the time it started (UTC)."""
+    """Return the environment of the run: versions, platform, number of CPUs, the command, the time it started (UTC)."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -47,8 +47,8 @@ def _version(package: str) -> str | None:
 class RunDirectory:
     """The directory of one run. Use `RunDirectory.create` for a new run and `RunDirectory.open` to resume one.
 
-    All writes but the appended metrics line are written beside and renamed; that line is flushed to the disk, and a
-    torn one is cut by `truncate_after`.
+    Files are written to a temporary file and renamed. Only metrics lines are appended: each is flushed to disk, and
+    `truncate_after` removes a torn one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,80 +63,80 @@ class RunDirectory:
         facts: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
     ) -> Self:
-        """Make a new run directory with its config.json, inputs.json and environment.json.
+        """Create a new run directory with its config.json, inputs.json and environment.json.
 
         Args:
-            path: where; made with its parents. It may exist as long as it holds no run.
-            config: the resolved configuration, JSON text.
-            facts: what to add to environment.json, such as devices.
-            inputs: what the run is given besides settings, by name, each with its fingerprint.
+            path: Path of the directory, created with its parents. It may exist if it contains no run.
+            config: Resolved configuration as JSON text.
+            facts: Entries to add to environment.json, such as devices.
+            inputs: Fingerprints of the run's inputs besides settings, by name.
 
         Raises:
-            RunError: there is a run already, or the place cannot be written.
+            RunError: If the directory already contains a run or cannot be written.
         """
         run = cls(Path(path))
         cls.require_free(run.path)
         _make(run.path)
         runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**environment(), **(facts or {})})
         runfiles.write_json(run.path / runfiles.INPUTS, dict(inputs or {}))
-        runfiles.write_text(run.config_path, config)  # from here on it is a run, and can be resumed
+        runfiles.write_text(run.config_path, config)  # from now on it is a run, and can be resumed
         runfiles.append(run.metrics_path, b"")
         return run
 
     @staticmethod
     def require_free(path: str | Path) -> None:
-        """Nothing, if a run can be started at `path`.
+        """Raise RunError if `path` already contains a run.
 
         Raises:
-            RunError: there is a run already.
+            RunError: If there is already a run.
         """
         if runfiles.is_run(Path(path)):
             raise _taken(Path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """An existing run's directory.
+        """Open the directory of an existing run.
 
         Raises:
-            RunError: there is no run at `path`, or it stopped before its settings were written.
+            RunError: If there is no run at `path`, or it stopped before its settings were written.
         """
         run = cls(Path(path))
         if runfiles.is_run(run.path) and not run.config_path.is_file():
-            raise RunError(f"the run in {run.path} has no {runfiles.CONFIG}; remove the directory and start anew")
+            raise RunError(f"the run in {run.path} has no {runfiles.CONFIG}; remove the directory and start again")
         if not run.config_path.is_file():
             raise RunError(f"there is no run in {run.path}; start one without --resume, or correct run.dir")
         return run
 
     @property
     def config_path(self) -> Path:
-        """The resolved configuration, JSON."""
+        """Path of the resolved configuration, JSON."""
         return self.path / runfiles.CONFIG
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON line a step."""
+        """Path of the metrics, one JSON line per step."""
         return self.path / runfiles.METRICS
 
     @property
     def report_path(self) -> Path:
-        """Where the run's report goes."""
+        """Path of the run's report."""
         return self.path / runfiles.REPORT
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of checkpoints, `step-%06d` each."""
+        """Directory of checkpoints, `step-%06d` each."""
         return self.path / runfiles.CHECKPOINTS
 
     def checkpoint_path(self, step: int) -> Path:
-        """The checkpoint directory of a step."""
+        """Return the checkpoint directory of a step."""
         return self.checkpoints / runfiles.step_name(step)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The metrics lines so far."""
+        """Return the metrics lines so far."""
         return runfiles.read_metrics(self.metrics_path)
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json; {} if the run has not finished."""
+        """Return summary.json; {} if the run has not finished."""
         return runfiles.read_json(self.path / runfiles.SUMMARY)
 
     def read_inputs(self) -> dict[str, str]:
@@ -144,42 +144,42 @@ class RunDirectory:
         return {name: str(value) for name, value in runfiles.read_json(self.path / runfiles.INPUTS).items()}
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a step's line and waits until it is on the disk.
+        """Append a step's line and wait until it is on disk.
 
         Args:
-            line: "step" and the metrics. NaN and infinities become null and are named under "nonfinite".
+            line: The key "step" and the metrics. NaN and infinities become null and are listed under "nonfinite".
 
         Raises:
-            RunError: the line cannot be written.
+            RunError: If the line cannot be written.
         """
         runfiles.append(self.metrics_path, runfiles.metrics_line(line).encode())
 
     def write_rollouts(self, step: int, rows: Sequence[RolloutRow]) -> None:
-        """Writes a step's completions to rollouts/step-%06d.parquet.
+        """Write a step's completions to rollouts/step-%06d.parquet.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: If the file cannot be written.
         """
         self._require_present()
         runfiles.write_rollouts(runfiles.rollout_path(self.path, step), rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json: `accuracy_before`, `accuracy_after`, `steps`, `seconds`, `report`, and free keys.
+        """Write summary.json: `accuracy_before`, `accuracy_after`, `steps`, `seconds`, `report`, and free keys.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: If the file cannot be written.
         """
         self._require_present()
         runfiles.write_json(self.path / runfiles.SUMMARY, summary)
 
     def truncate_after(self, step: int) -> None:
-        """Cuts what was written past `step`, so that a resumed run writes it again.
+        """Remove what was written after `step`, so that a resumed run writes it again.
 
-        Cut are metrics lines (a torn one too), rollout files, leftovers of unfinished writes, and the summary and the
-        report if they tell of later steps. Checkpoints are left alone.
+        Metrics lines (a torn one too) are truncated. Rollout files and leftovers of unfinished writes are removed, and
+        so are the summary and the report if they cover later steps. Checkpoints are left unchanged.
 
         Raises:
-            RunError: the files cannot be read or changed.
+            RunError: If the files cannot be read or changed.
         """
         runfiles.truncate_metrics(self.metrics_path, step)
         late = [runfiles.rollout_path(self.path, s) for s in runfiles.rollout_steps(self.path) if s > step]
@@ -192,9 +192,9 @@ class RunDirectory:
                 raise runfiles.cannot_write(path, error) from error
 
     def _require_present(self) -> None:
-        """A run directory that was removed under the run is not made anew with half of its files."""
+        """Raise RunError if the run directory was removed during the run, so that it is not recreated in part."""
         if not self.config_path.exists():
-            raise RunError(f"run directory {self.path} is gone; bring it back, then go on with --resume")
+            raise RunError(f"run directory {self.path} is gone; bring it back, then use --resume")
 
     def _finished_after(self, step: int) -> bool:
         steps = self.read_summary().get("steps")
@@ -202,7 +202,7 @@ class RunDirectory:
 
 
 def free_directory(parent: str | Path, name: str) -> Path:
-    """Return `parent/name`, or `parent/name-2`, `-3`, ... where that is taken."""
+    """Return `parent/name`, or `parent/name-2`, `-3`, ... if that exists."""
     number = 1
     while (path := Path(parent) / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -211,13 +211,13 @@ def free_directory(parent: str | Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Keep a run directory, made if need be, to this process.
+    """Lock a run directory, created if needed, for this process.
 
-    The system drops the lock when the process ends, however it ends: none is ever stale. File systems without locks
-    (and Windows) do without.
+    The system releases the lock when the process ends in any way, so no lock is ever stale. File systems without locks
+    (and Windows) are used without one.
 
     Raises:
-        RunError: another process has it, or it cannot be written.
+        RunError: If another process has the lock, or the directory cannot be written.
     """
     directory = Path(path)
     _make(directory)
@@ -262,4 +262,4 @@ def _make(directory: Path) -> None:
 
 
 def _taken(path: Path) -> RunError:
-    return RunError(f"{path} already holds a run; choose another run.dir, or go on with --resume")
+    return RunError(f"{path} already contains a run; choose another run.dir, or use --resume")

@@ -1,6 +1,6 @@
-"""What can only fail at the end of a run is tried before its first step: a save, the room for it, the place for files.
+"""Trials before the first step of what could fail at the end of a run: saving, disk space and directories.
 
-The model card is tried by the session, and what a push to the hub needs by `gvpo.training.checkpoint.publish`.
+The session tries the model card, and `gvpo.training.checkpoint.publish` checks the requirements of a push to the Hub.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from gvpo.training.inputs import Policy, RunInputs
 
 TRIAL = ".trial"
-"""Name of the directory in a run's in which a save is tried; it is removed at once."""
+"""Name of the directory inside a run's directory in which a save is tried; it is removed immediately."""
 
 
 def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
-    """Try what a run needs besides settings, model and data, before hours of work; nothing is left behind.
+    """Try a run's requirements besides settings, model and data before hours of work, and leave no files.
 
     Raises:
-        GvpoError: the place cannot be written, the hub refuses the account, nothing can be saved, or a reward cannot be
-            sent to its workers.
+        GvpoError: If the directory cannot be written, the Hub rejects the account, nothing can be saved, or a reward
+            cannot be sent to its workers.
     """
     config = inputs.settings
     ranks.on_first(lambda: check_place(config.run_dir or Path("runs")))
@@ -49,29 +49,29 @@ def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
 def try_save(
     config: TrainConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", run: Path | None = None
 ) -> None:
-    """Save what a checkpoint holds besides weights, read it back, and remove it.
+    """Save the contents of a checkpoint other than weights, read them back, and remove them.
 
     Args:
-        config: Without checkpoint.verify nothing is read back.
-        model: The policy, whole.
-        tokenizer: Its tokenizer.
-        run: The run's directory, where the save is tried; default the system's place for temporary files.
+        config: Settings; without checkpoint.verify nothing is read back.
+        model: The whole policy.
+        tokenizer: Tokenizer of the policy.
+        run: Directory of the run, in which the save is tried; by default, the system's directory for temporary files.
 
     Raises:
-        ModelError, RoundTripError: No checkpoint could be written or read.
-        RunError: The directory cannot be written.
+        ModelError, RoundTripError: If no checkpoint could be written or read.
+        RunError: If the directory cannot be written.
     """
     place = _temporary() if run is None else _inside(run)
-    # the reader of the first checkpoint says what tokenizers warn of
+    # warnings of tokenizers are printed when the first checkpoint is read
     with place as directory, _refusals_of(run or directory), notices.without(TokenizerWarning):
         rehearse_save(model, tokenizer, directory, reload=config.checkpoint_verify)
 
 
 def check_place(run: Path) -> None:
-    """Refuse a run directory that could not be made or written, without writing.
+    """Check, without writing, that a run directory could be created and written.
 
     Raises:
-        RunError: It, or the nearest directory above it that exists, is a file or read-only.
+        RunError: If it, or its nearest existing parent, is a file or read-only.
     """
     runfiles.require_writable(run / runfiles.CONFIG, advice="choose another run.dir")
 
@@ -82,8 +82,8 @@ def warn_of_short_disk(config: TrainConfig, learner: Learner, run: Path) -> None
     free = shutil.disk_usage(run).free
     if one * count > free:
         notices.warn(
-            f"the disk of {run} has {_gigabytes(free)} free, and {count} checkpoints of {_gigabytes(one)} may be there "
-            "at once; make room, choose another run.dir, or lower checkpoint.keep"
+            f"the disk of {run} has {_gigabytes(free)} free, but {count} checkpoints of {_gigabytes(one)} may exist "
+            "at the same time; make room, choose another run.dir, or lower checkpoint.keep"
         )
 
 
@@ -100,7 +100,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _checkpoints_at_once(config: TrainConfig) -> int:
-    """Return how many checkpoints there may be: those kept, the best one, and the one that is being written."""
+    """Return the maximum number of checkpoints on disk: the kept ones, the best, and the one being written."""
     saves = 1 if config.checkpoint_every == 0 else -(-config.steps // config.checkpoint_every)
     return min(saves, config.checkpoint_keep + 2)
 
@@ -117,7 +117,7 @@ def _temporary() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _inside(run: Path) -> Iterator[Path]:
-    """Make a directory in a run's, and remove it; one that a crash has left makes way."""
+    """Create a directory inside a run's directory, and remove it afterwards; remove one that a crash has left."""
     directory = run / TRIAL
     with _refusals_of(run):
         if directory.exists():
@@ -132,11 +132,11 @@ def _inside(run: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _refusals_of(place: Path) -> Iterator[None]:
-    """Say in a line what the system refuses."""
+    """Report in one line what the system rejects."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(
-            f"cannot write to {place}: {reason}; make room or choose another run.dir, then go on with --resume"
+            f"cannot write to {place}: {reason}; make room or choose another run.dir, then use --resume"
         ) from error

@@ -1,1 +1,1 @@
-"""One step of the learner: which passes it makes, and what they attach to the rows."""
+"""One step of the learner: its forward passes, and the values that they attach to the rows."""

@@ -1,4 +1,4 @@
-"""What passes found, attached to the rows of a batch."""
+"""Attaching the results of passes to the rows of a batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Batch = Sequence[TrainingGroup]
 
 
 def attach(batch: Batch, names: Sequence[str], scores: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
-    """Set fields of each completion to its log-probs, in order. With old log-probs come the experts of that pass."""
+    """Set fields of each completion to its log-probs, in order. Old log-probs come with the experts of their pass."""
     remaining = iter(scores)
 
     def found() -> dict[str, Any]:
@@ -27,12 +27,12 @@ def attach(batch: Batch, names: Sequence[str], scores: Sequence[TokenLogprobs]) 
 
 
 def detach(batch: Batch, names: Sequence[str]) -> list[TrainingGroup]:
-    """Take log-probs off again, so that an update sees that it is on-policy."""
+    """Remove log-probs, so that an update recognizes that it is on-policy."""
     return [_replaced(entry, [dict.fromkeys(names)] * len(entry.group.completions)) for entry in batch]
 
 
 def own_scores(output: UpdateOutput) -> list[TokenLogprobs]:
-    """Return an update's own log-probs as scores: those of the policy just before the update changed it."""
+    """Return an update's own log-probs as scores; they come from the policy just before the update changed it."""
     return [TokenLogprobs(row.logprobs, row.entropy, experts=row.experts) for row in output.rows]
 
 

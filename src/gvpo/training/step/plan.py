@@ -1,8 +1,8 @@
-"""Which forward passes a step makes before and between its updates, as plain data.
+"""The forward passes of a step before and between its updates, as plain data.
 
     plan_step(...) ──▶ StepPlan ──▶ refresh, reference pass, start pass ──▶ updates
 
-The start policy is the policy as the step begins, which sampled the groups of a live run. The first update meets the
+The start policy is the policy as the step begins, which sampled the groups of a live run. The first update trains the
 start policy itself, so it is on-policy and needs no start pass. docs/internals/update.md prints the plan as tables, and
 `tests/training/step/test_plan.py` compares every row of them with this module.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Batches = Literal["none", "later", "all"]
-"""Which optimizer batches of a step: none of them, all but the first, or all."""
+"""Optimizer batches of a step: none of them, all but the first, or all."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class StepPlan:
     """The passes of a step.
 
     Args:
-        refresh: the policy is copied into the stored reference as the step begins.
-        reference_pass: the stored reference scores all batches, before the weights change.
-        start_pass: the batches that the start policy scores, before the weights change.
-        start_logprobs: the fields of a completion that the start policy's log-probs become.
-        late: the first batch gets these fields after its own update, which computed them.
+        refresh: Whether the policy is copied into the stored reference as the step begins.
+        reference_pass: Whether the stored reference scores all batches before the weights change.
+        start_pass: Batches that the start policy scores before the weights change.
+        start_logprobs: Fields of a completion that receive the start policy's log-probs.
+        late: Fields that the first batch receives after its own update, which computed them.
     """
 
     refresh: bool
@@ -46,13 +46,13 @@ def plan_step(
     """Return the passes of a step.
 
     Args:
-        reads_old: the objective reads `old_logprobs`.
-        reads_reference: the objective or the penalty reads `ref_logprobs`, and the groups do not bring them.
-        reference: "initial", "previous" or "every:N".
-        step: number of the step, from 1.
-        updates: number of updates of the step.
-        watches_experts: later updates use the experts that the start policy chose.
-        penalised: `kl_in_reward` changes the rewards by the start policy's log-probs, before the first update.
+        reads_old: Whether the objective reads `old_logprobs`.
+        reads_reference: Whether the objective or the penalty reads `ref_logprobs` and the groups do not contain them.
+        reference: One of "initial", "previous" or "every:N".
+        step: Number of the step, from 1.
+        updates: Number of updates of the step.
+        watches_experts: Whether later updates use the experts that the start policy chose.
+        penalised: Whether `kl_in_reward` changes the rewards by the start policy's log-probs, before the first update.
     """
     stored = reads_reference and reference != "previous"
     due = step == 1 or _is_due(reference, step)
@@ -68,6 +68,6 @@ def plan_step(
 
 
 def _is_due(reference: str, step: int) -> bool:
-    """Return whether an "every:N" reference is taken from the policy as this step begins."""
+    """Return whether an "every:N" reference is copied from the policy as this step begins."""
     kind, _, every = reference.partition(":")
     return kind == "every" and (step - 1) % int(every) == 0
