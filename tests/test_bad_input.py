@@ -117,7 +117,7 @@ DATA = {
     "nobody/nothing": "'nobody/nothing' is neither a file nor a dataset that can be loaded",
     "question.jsonl": "row 1 has no `prompt`; rename 'question' to `prompt`",
     "no-columns.jsonl": "row 1 has no `prompt`; it has no columns at all",
-    "empty.jsonl": "there are no problems to train on; the data set is empty",
+    "empty.jsonl": "there are no problems to train on; the dataset is empty",
     "empty-prompt.jsonl": "row 2 has an empty prompt; remove the row or write one",
     "no-messages.jsonl": "row 1 has an empty prompt; remove the row or give it a message",
     "long.jsonl": "1 of 2 prompts leave no room for a completion; the first is 'row-2' with 40: shorten or drop them",
@@ -185,7 +185,7 @@ OFFLINE = {  # of offline.toml, which trains on two logged groups
     "data.train=rows.jsonl": "set data.groups or data.train, not both",
     "data.sample_groups=3": "set data.groups or data.sample_groups, not both",
     "data.groups=missing.jsonl": "there is no file missing.jsonl",
-    "data.groups=empty.jsonl": "there are no groups to train on; the data set is empty",
+    "data.groups=empty.jsonl": "there are no groups to train on; the dataset is empty",
     "data.groups=rows.jsonl": "row 1: there is no list `completions`; a logged group has",
     "data.groups=uneven.jsonl": "row 1: `rewards` has 1 values for 2 completions; give a list with one for each",
     "data.groups=alone.jsonl": "no group can be trained on",
@@ -195,7 +195,7 @@ PREFERENCES = {  # of offline.toml with objective.name=dpo
     "data.groups=half.jsonl": "row 1: `chosen` is '2'; give both answers as text, or both as messages",
     "data.groups=swapped.jsonl": "row 1: `score_chosen` 1 is below `score_rejected` 2; swap the answers",
     "data.groups=alike.jsonl": "no row can be trained on: none has two different answers of different scores",
-    "data.groups=pairs.jsonl objective.name=epa data.weak_negatives=5": "for 'row-1' there are only 0 answers to other",
+    "data.groups=pairs.jsonl objective.name=epa data.weak_negatives=5": "'row-1' has only 0 answers to other",
     "data.groups=pairs.jsonl data.eval_groups=alike.jsonl": "none has two different answers of different scores",
 }
 BEFORE_THE_WARM_START = {  # of warm.toml, whose warm start would take hours
@@ -210,7 +210,7 @@ BEFORE_THE_WARM_START = {  # of warm.toml, whose warm start would take hours
     "data.eval=rows.jsonl": "the task 'addition' makes its own problems; set data.task or data.eval, not both",
 }
 HELD_OUT = {
-    "empty.jsonl": "the held-out data set is empty; give it rows, or set data.eval_problems=0",
+    "empty.jsonl": "the held-out dataset is empty; add rows, or set data.eval_problems=0",
     "long.jsonl": "1 of 2 prompts leave no room for a completion",
     "missing.jsonl": "there is no file missing.jsonl",
 }

@@ -309,7 +309,7 @@ def test_tools_of_a_row_go_to_the_chat_template_without_their_nulls(tools: Any):
 
 def test_tools_that_the_template_would_not_write_raise():
     problems = problems_from_records([{"prompt": "hi", "tools": TOOLS}])
-    with pytest.raises(DataError, match="'row-1': it has `tools`, and the chat template does not write any"):
+    with pytest.raises(DataError, match="'row-1': it has `tools`, but the chat template does not support them"):
         encode(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), problems)
     encode(TrainConfig(chat="plain"), byte_tokenizer(CHAT_TEMPLATE), problems)
     with pytest.raises(DataError, match="`tools` is text and not JSON"):

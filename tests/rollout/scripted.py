@@ -1,4 +1,4 @@
-"""Samplers that answer by the book."""
+"""Samplers with scripted answers."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from gvpo.types import Completion, Problem
 
 
 class Scripted:
-    """Gives what `answer(prompt id, row)` says, one token a character, and counts its calls."""
+    """Samples `answer(prompt id, row)`, one token per character, and counts its calls."""
 
     def __init__(self, answer: Callable[[str, int], str]) -> None:
         self.answer = answer
@@ -32,5 +32,5 @@ def _completion(text: str) -> Completion:
 
 
 def asked(*names: str) -> list[EncodedProblem]:
-    """Problems whose answer is their name."""
+    """Return problems whose answer is their name."""
     return [EncodedProblem(Problem(f"{name}?", name, {"answer": name}), (1,)) for name in names]

@@ -1,4 +1,4 @@
-"""From problems to scored groups."""
+"""Tests of the path from problems to scored groups."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ PARAMS = SamplingParams(group_size=2, max_tokens=4)
 
 
 class Echo:
-    """A sampler whose rows are the request's id and the row, so that what goes where can be seen."""
+    """A sampler whose rows are the request's id and the row, so that their order can be checked."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -57,7 +57,7 @@ def test_groups_carry_rewards_ids_prompts_and_columns():
     assert set(rollout.seconds) == {"sampling", "rewarding"}
 
 
-def test_a_problem_drawn_twice_in_a_step_is_two_groups_with_noise_of_their_own():
+def test_a_problem_drawn_twice_in_a_step_is_two_groups_with_separate_noise():
     sampler = Echo()
     with pool() as rewards:
         rollout = collect([item("a"), item("b"), item("a")], sampler, PARAMS, rewards, seed=0, step=1)
@@ -67,7 +67,7 @@ def test_a_problem_drawn_twice_in_a_step_is_two_groups_with_noise_of_their_own()
     assert [problem.id for problem in rollout.problems] == ["a", "b", "a"]
 
 
-def test_rewards_see_text_for_text_and_messages_for_messages():
+def test_rewards_receive_text_for_text_and_messages_for_messages():
     rows = [Completion([1, 2], text="yes"), Completion([3], text=None)]
     messages = [{"role": "user", "content": "?"}]
     assert reward_batch(Problem("?", "a", {"answer": 4}), rows) == RewardBatch(

@@ -1,4 +1,4 @@
-"""Filling a groups file: in parts, gone on with, and refused before it is begun."""
+"""Filling a groups file: in parts, resumed, and checked before it begins."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,7 +35,7 @@ def a_file(path: Path) -> GroupFile:
 
 
 def by_name(name: str, row: int) -> str:
-    """Right in row 0, and cut off in row 1."""
+    """Answer correctly in row 0; truncate row 1."""
     return name if row == 0 else "hm..."
 
 
@@ -60,7 +60,7 @@ def test_rows_have_everything_and_are_written_in_parts(tmp_path: Path, pool: Rew
     }
 
 
-def test_it_goes_on_where_it_stopped_and_a_finished_file_opens_no_sampler(tmp_path: Path, pool: RewardPool):
+def test_it_resumes_where_it_stopped_and_a_finished_file_opens_no_sampler(tmp_path: Path, pool: RewardPool):
     class Stops(Scripted):
         def sample(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[list[Completion]]:
             if len(self.asked) == 2:
@@ -80,7 +80,7 @@ def test_it_goes_on_where_it_stopped_and_a_finished_file_opens_no_sampler(tmp_pa
     fill(file, asked(*NAMES), pytest.fail, TWO, pool)
 
 
-def test_how_the_work_is_cut_does_not_change_what_is_drawn(tmp_path: Path):
+def test_splitting_the_work_does_not_change_the_samples(tmp_path: Path):
     params = SamplingParams(group_size=3, max_tokens=3)
     texts = []
     with RewardPool({"digits": share()}, workers=1) as pool:
@@ -114,7 +114,7 @@ def test_one_failure_is_a_row_without_a_reward_and_its_reason(tmp_path: Path):
     assert [row["reasons"][0].partition(":")[0] for row in file.rows()] == ["nan", "abstained", ""]
 
 
-def test_what_cannot_work_is_found_before_sampling(tmp_path: Path, pool: RewardPool):
+def test_errors_are_found_before_sampling(tmp_path: Path, pool: RewardPool):
     file = a_file(tmp_path)
     with pytest.raises(DataError, match="two problems have the id 'a'"):
         fill(file, asked("a", "b", "a"), pytest.fail, TWO, pool)
@@ -139,7 +139,7 @@ def test_what_cannot_work_is_found_before_sampling(tmp_path: Path, pool: RewardP
     assert file.rows() == []
 
 
-def test_texts_stand_where_there_are_no_tokens_and_logprobs_may_stay_away():
+def test_rows_have_texts_if_there_are_no_tokens_and_logprobs_are_optional():
     group = Group((1,), [Completion([], text="so", reward=1.0)], id="a")
     rollout = Rollout([group], [[Verdict(1.0)]], [Problem("?", "a")])
     (row,) = records(rollout, logprobs=False)

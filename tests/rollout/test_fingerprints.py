@@ -1,4 +1,4 @@
-"""Short names for data: the same as those that are on disks, and different for different data."""
+"""Short names for data: the same as those on disk, and different for different data."""
 
 import dataclasses
 from typing import Any
@@ -65,7 +65,7 @@ def test_other_problems_labels_or_tokens_have_other_names():
     assert len({asked(items) for items in [ITEMS, *OTHERS]}) == len(OTHERS) + 1
 
 
-def test_a_reward_changes_what_is_trained_on_and_not_what_a_reference_scores():
+def test_a_reward_changes_the_fingerprint_of_training_but_not_of_reference_scores():
     group = dataclasses.replace(GROUPS[1], completions=[Completion([8], 0.25, text="3")])
     assert fingerprint(answer_rows([group])) != fingerprint(answer_rows(GROUPS[1:]))
     assert fingerprint(token_rows([group])) == fingerprint(token_rows(GROUPS[1:]))

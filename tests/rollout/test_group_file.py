@@ -1,4 +1,4 @@
-"""Files of scored groups: what a crash leaves, what is refused."""
+"""Files of scored groups: their state after a crash, and rejected settings."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def begun(path: Path) -> GroupFile:
     return file
 
 
-def test_what_is_appended_is_read_and_the_settings_stand_beside(tmp_path: Path):
+def test_appended_groups_are_read_and_the_settings_are_in_the_same_folder(tmp_path: Path):
     file = begun(tmp_path)
     assert file.rows() == []
     file.append([{"id": "a", "rewards": [1.0, float("nan")]}])
@@ -27,7 +27,7 @@ def test_what_is_appended_is_read_and_the_settings_stand_beside(tmp_path: Path):
     assert json.loads(file.settings_path.read_text()) == SETTINGS
 
 
-def test_a_torn_line_is_cut_and_its_problem_is_not_done(tmp_path: Path):
+def test_a_torn_line_is_removed_and_its_problem_is_not_done(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}, {"id": "b"}])
     with file.path.open("a") as torn:
@@ -38,7 +38,7 @@ def test_a_torn_line_is_cut_and_its_problem_is_not_done(tmp_path: Path):
     assert [row["id"] for row in file.rows()] == ["a", "b", "c"]
 
 
-def test_a_file_that_is_there_is_never_begun_anew(tmp_path: Path):
+def test_an_existing_file_is_never_overwritten(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}])
     with pytest.raises(RunError, match="is there already; go on with it by --resume"):
@@ -54,7 +54,7 @@ def test_a_file_that_is_there_is_never_begun_anew(tmp_path: Path):
         ({"template": "r1"}, 'template=null, and now it is "r1"'),
     ],
 )
-def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, object], message: str):
+def test_error_names_the_changed_setting(tmp_path: Path, change: dict[str, object], message: str):
     file = begun(tmp_path)
     file.append([{"id": "a"}])
     with pytest.raises(RunError, match=message):
@@ -62,13 +62,13 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, ob
     file.check(SETTINGS, resume=True)
 
 
-def test_settings_of_a_file_that_never_came_to_be_bind_nobody(tmp_path: Path):
+def test_settings_without_a_groups_file_are_ignored(tmp_path: Path):
     file = begun(tmp_path)
     file.begin({**SETTINGS, "n": 8}, resume=False)
     assert json.loads(file.settings_path.read_text())["n"] == 8
 
 
-def test_groups_of_unknown_origin_are_refused(tmp_path: Path):
+def test_groups_without_settings_are_rejected(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}])
     file.settings_path.unlink()
@@ -76,10 +76,10 @@ def test_groups_of_unknown_origin_are_refused(tmp_path: Path):
         file.check(SETTINGS, resume=True)
 
 
-def test_damage_is_named_by_its_line(tmp_path: Path):
+def test_error_names_the_damaged_line(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}, {"id": "b"}, {"id": "a"}])
-    with pytest.raises(RunError, match="line 3 has the id 'a' once more"):
+    with pytest.raises(RunError, match="line 3 has the id 'a' again"):
         file.rows()
     file.path.write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
     with pytest.raises(RunError, match="line 2 is damaged; remove that line"):
@@ -87,5 +87,5 @@ def test_damage_is_named_by_its_line(tmp_path: Path):
 
 
 def test_only_json_lines(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"give a name that ends in \.jsonl"):
+    with pytest.raises(ConfigError, match=r"choose a name that ends in \.jsonl"):
         GroupFile(tmp_path / "groups.parquet")

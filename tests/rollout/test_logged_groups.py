@@ -1,4 +1,4 @@
-"""Rows of logged groups: what they become, what is refused, and that groups written as rows come back as they were."""
+"""Rows of logged groups: their parsing, rejected rows, and the round trip of groups that are written as rows."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_a_text_is_encoded_and_ended_and_other_columns_are_kept():
     assert [(verdict.reward, verdict.reason) for verdict in one.verdicts] == [(1.0, ""), (0.5, "")]
 
 
-def test_a_completion_that_was_cut_gets_no_end_token_and_one_that_has_it_no_second():
+def test_a_truncated_completion_gets_no_end_token_and_one_that_has_it_no_second():
     end = str(tokenizer().eos_token)
     (one,) = read({**ROW, "completions": ["11", "2" + end], "finish_reasons": ["length", None]})
     assert [row.tokens for row in one.group.completions] == [ids("11"), [*ids("2"), END]]
@@ -68,7 +68,7 @@ def test_every_finish_reason_is_read_and_only_a_stop_gets_an_end_token():
         "45</s>6",
     ],
 )
-def test_what_comes_after_the_first_end_token_is_left_out_with_a_warning(written: Any):
+def test_tokens_after_the_first_end_token_are_ignored_with_a_warning(written: Any):
     own = str(tokenizer().eos_token)
     given = written.replace("</s>", own) if isinstance(written, str) else written
     with pytest.warns(GvpoWarning, match="1 written answers have tokens after .* the first is in row 2"):
@@ -77,7 +77,7 @@ def test_what_comes_after_the_first_end_token_is_left_out_with_a_warning(written
     assert (one.group.completions[0].text, one.group.completions[0].finish_reason) == ("45", "stop")
 
 
-def test_log_probs_and_finish_reason_follow_where_an_answer_is_cut():
+def test_log_probs_and_finish_reason_follow_a_truncated_answer():
     row = {"prompt": "1", "completions": [[*ids("4"), END, END], ids("12")], "rewards": [1, 0]}
     recorded = {"sampler_logprobs": [[-1.0, -2.0, -3.0], [-1.0, -1.0]], "finish_reasons": ["length", "length"]}
     with pytest.warns(GvpoWarning, match="after their first end token"):
@@ -93,7 +93,7 @@ def test_stop_tokens_of_the_settings_end_logged_answers_too():
     assert [list(row.tokens) for row in one.group.completions] == [ids("47"), ids("12")]
 
 
-def test_token_ids_are_taken_as_they_are():
+def test_token_ids_are_used_unchanged():
     (one,) = read({"prompt": ids("12"), "completions": [ids("3"), [*ids("45"), END]], "rewards": [0, 1]})
     assert list(one.group.prompt) == ids("12")
     assert one.problem.prompt == "12"
@@ -122,7 +122,7 @@ def test_pairs_and_ranks_are_groups_too():
     assert dict(pair.group.columns) == {}
 
 
-def test_groups_may_have_any_size_and_rows_without_a_reward_say_so():
+def test_groups_may_have_any_size_and_rows_without_a_reward_have_a_reason():
     first, second = read(ROW, {**ROW, "completions": ["1", "2", "3"], "rewards": [None, float("nan"), True]})
     assert [len(item.group.completions) for item in (first, second)] == [2, 3]
     assert [row.reward for row in second.group.completions] == [None, None, 1.0]
@@ -143,8 +143,8 @@ def test_sources_parts_and_sampler_logprobs_are_taken_from_the_row():
     assert dict(one.group.columns) == {}
 
 
-def test_sampled_groups_come_back_from_their_rows_as_they_were(tmp_path: Path):
-    """But for their version: rows of a file have none."""
+def test_sampled_groups_round_trip_through_rows(tmp_path: Path):
+    """Compare all fields except the version, which rows of a file do not have."""
     sampler, params = TransformersSampler(model(), tokenizer()), SamplingParams(group_size=3, max_tokens=3)
     with RewardPool({"digits": share()}, workers=1) as pool:
         order = ShuffledOrder(encoded(), per_step=12, seed=0)  # two problems twice: names are made distinct
@@ -203,18 +203,18 @@ def plain(group: Any) -> Any:
         ({**ROW, "sampler_logprobs": [-1.0, -2.0]}, "`sampler_logprobs` are lists"),
     ],
 )
-def test_a_row_that_is_no_group_is_one_line_with_its_number(row: Any, message: str):
+def test_error_names_the_row_that_is_not_a_group(row: Any, message: str):
     with pytest.raises(DataError, match=message) as caught:
         read(ROW, row)
     assert "row 2" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_rows_are_refused():
-    with pytest.raises(DataError, match="the data set is empty"):
+def test_an_empty_dataset_is_rejected():
+    with pytest.raises(DataError, match="the dataset is empty"):
         read()
 
 
-def test_two_rows_of_one_id_are_refused():
+def test_two_rows_with_the_same_id_are_rejected():
     with pytest.raises(DataError, match="rows 1 and 2 have the same id 'a'"):
         read({**ROW, "id": "a"}, {**ROW, "id": "a"})

@@ -27,7 +27,7 @@ LOGGED = [
 
 
 def offline(run_dir: Path, rows: Any = LOGGED, *, policy: Any = None, **settings: Any) -> Trainer:
-    """A trainer that has no rewards and nobody to evaluate."""
+    """Return a trainer without rewards and evaluation."""
     given = {"eval_problems": 0, "reference": "auto", **settings}
     return Trainer(
         policy if policy is not None else model(),
@@ -38,7 +38,8 @@ def offline(run_dir: Path, rows: Any = LOGGED, *, policy: Any = None, **settings
 
 
 def test_it_learns_from_rows_and_is_evaluated_live(tmp_path: Path):
-    """The reward of evaluation, a third of the places right, is .03 at the start and .33 where every first digit is."""
+    """The evaluation reward, the fraction of three correct positions, is .03 at the start and .33 if every first digit
+    is right."""
     summary = trainer(
         tmp_path,
         data=LOGGED,
@@ -57,23 +58,23 @@ def test_it_learns_from_rows_and_is_evaluated_live(tmp_path: Path):
 
 @pytest.mark.parametrize("objective", ["sft", "poft", "dpo", "epa"])
 @pytest.mark.parametrize("temperature", [0.5, 0.999, 2.0])
-def test_objectives_of_written_answers_refuse_another_temperature(objective: str, temperature: float):
+def test_objectives_of_written_answers_reject_another_temperature(objective: str, temperature: float):
     with pytest.raises(ConfigError, match=rf"{objective} .*sampling\.temperature={temperature:g} .*=1"):
         resolve(TrainConfig(objective=objective, temperature=temperature), PAIRS_PASSED)
     assert resolve(TrainConfig(objective=objective, temperature=1), PAIRS_PASSED).settings.temperature == 1
 
 
-def test_logged_rows_that_nobody_is_known_to_have_sampled_refuse_another_temperature(tmp_path: Path):
-    """Text has no temperature. Recorded log-probs tell that a sampler at the run's temperature drew the rows."""
+def test_logged_rows_without_sampler_log_probs_reject_another_temperature(tmp_path: Path):
+    """Text has no temperature. Recorded log-probs show that a sampler at the run's temperature sampled the rows."""
     sampled = {"prompt": "1", "completions": [[3], [4]], "rewards": [1, 0], "sampler_logprobs": [[-1.0], [-2.0]]}
     text = {"prompt": "1", "completions": ["3", "4"], "rewards": [1, 0]}
-    with pytest.raises(DataError, match=r"row 2: no `sampler_logprobs` .*sampling\.temperature=0\.5 .*=1"):
+    with pytest.raises(DataError, match=r"row 2 has no `sampler_logprobs` .*sampling\.temperature=0\.5 .*=1"):
         offline(tmp_path / "a", [sampled, text], temperature=0.5).check()
     offline(tmp_path / "b", [sampled], temperature=0.5).check()
     offline(tmp_path / "c", [sampled, text], temperature=1).check()
 
 
-def test_nothing_is_sampled_and_the_rewards_are_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_sampling_happens_and_the_rewards_come_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("sampled")
 
@@ -112,7 +113,7 @@ def test_epochs_count_problems_online_too(tmp_path: Path):
     assert trainer(tmp_path, epochs=1, held=[], eval_problems=0).train()["steps"] == 3
 
 
-def test_rows_data_sets_and_files_give_the_same_run(tmp_path: Path):
+def test_rows_datasets_and_files_give_the_same_run(tmp_path: Path):
     file, parquet = tmp_path / "groups.jsonl", tmp_path / "groups.parquet"
     file.write_text("".join(json.dumps(row) + "\n" for row in LOGGED))
     datasets.Dataset.from_list(LOGGED).to_parquet(parquet)
@@ -144,7 +145,7 @@ def test_old_logprobs_are_the_policys_at_the_start_of_the_step(tmp_path: Path):
 # the reference, and what cannot be asked for
 
 
-def test_the_reference_is_the_initial_policy_and_previous_is_refused(tmp_path: Path):
+def test_the_reference_is_the_initial_policy_and_previous_is_rejected(tmp_path: Path):
     assert offline(tmp_path / "a").config.reference == "initial"
     assert offline(tmp_path / "b", reference="every:5").config.reference == "every:5"
     assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "previous"
@@ -191,7 +192,7 @@ def test_held_out_problems_need_a_reward(tmp_path: Path):
         ).train()
 
 
-def test_groups_of_one_are_no_matter_of_the_group_size(tmp_path: Path):
+def test_groups_of_one_are_allowed_with_any_group_size(tmp_path: Path):
     file = tmp_path / "groups.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in LOGGED))
     offline(tmp_path / "run", None, groups_data=str(file), group_size=1, steps=1).train()
@@ -238,9 +239,9 @@ def test_a_run_that_sampled_once_resumes_bit_for_bit(tmp_path: Path, monkeypatch
     assert same(weights(resumed.model), weights(whole.model))
 
 
-def test_groups_that_another_run_left_are_not_taken_for_this_ones(tmp_path: Path):
+def test_groups_of_another_run_are_not_used_for_this_one(tmp_path: Path):
     (tmp_path / runfiles.GROUPS).write_text("")
-    with pytest.raises(RunError, match="is there already; train on it with data"):
+    with pytest.raises(RunError, match="already exists; train on it with data"):
         trainer(tmp_path, **ONCE).train()
     assert (tmp_path / runfiles.GROUPS).read_text() == ""
 

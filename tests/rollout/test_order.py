@@ -1,4 +1,4 @@
-"""Which problems a step takes."""
+"""The problems of each step."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def test_an_epoch_takes_every_item_once_and_the_next_one_in_another_order():
     assert first != list(range(12))
 
 
-def test_a_step_over_the_end_of_an_epoch_goes_on_with_the_next():
+def test_a_step_across_the_end_of_an_epoch_continues_with_the_next():
     order = ShuffledOrder(range(5), per_step=3, seed=0)
     assert Counter(drawn(order, range(1, 6))) == Counter(dict.fromkeys(range(5), 3))
 
@@ -29,7 +29,7 @@ def test_a_step_may_take_more_items_than_there_are():
     assert Counter(ShuffledOrder("ab", per_step=6, seed=0).at(1)) == {"a": 3, "b": 3}
 
 
-def test_the_order_is_a_function_of_seed_and_step_alone():
+def test_the_order_depends_only_on_seed_and_step():
     one, other = ShuffledOrder(range(50), per_step=7, seed=3), ShuffledOrder(range(50), per_step=7, seed=3)
     drawn(other, range(1, 40))
     assert one.at(9) == other.at(9) == one.at(9)

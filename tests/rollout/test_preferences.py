@@ -1,4 +1,4 @@
-"""Which answer is chosen, what it is compared with, which weak negatives it gets, and that all draws repeat."""
+"""The chosen answer, the answers that it is compared with, its weak negatives, and repeatable random choices."""
 
 import itertools
 from collections import Counter
@@ -51,7 +51,7 @@ def test_the_same_answer_twice_counts_once():
     assert texts(source(groups).rollout(1).groups[0]) == [("1", "chosen"), ("2", "strong")]
 
 
-def test_rows_that_compare_nothing_are_left_out_and_counted():
+def test_rows_without_a_comparison_are_skipped_and_counted():
     rows = read(("1", ["1", "1"], [1, 0]), ("2", ["1", "2"], [1, 0]), ("3", ["1", "2"], [1, 1]), ("4", ["1"], [1]))
     with pytest.warns(GvpoWarning, match=r"3 of 4 rows have no two different answers .* the first is 'row-1'"):
         kept = comparisons(rows, scores_differ=True)
@@ -61,12 +61,12 @@ def test_rows_that_compare_nothing_are_left_out_and_counted():
     assert [logged.group.id for logged in kept] == ["row-2", "row-3"]
 
 
-def test_nothing_to_compare_at_all_is_an_error():
+def test_no_comparison_at_all_is_an_error():
     with pytest.raises(DataError, match="no row can be trained on"):
         comparisons(read(("1", ["1", "1"], [1, 0])), scores_differ=True)
 
 
-def test_a_drawn_positive_has_all_others_as_negatives_and_is_drawn_anew_in_each_step():
+def test_a_drawn_positive_has_all_others_as_negatives_and_is_redrawn_in_each_step():
     groups = read(("1", ["1", "2", "3"], [1.0, 1.0, 0.0]))
     drawn = Counter()
     drawing = source(groups, softmax=True)
@@ -84,7 +84,7 @@ def test_a_drawn_positive_has_all_others_as_negatives_and_is_drawn_anew_in_each_
     assert again == [texts(drawing.rollout(step).groups[0]) for step in range(1, 20)]
 
 
-def test_a_draw_falls_where_the_shares_say():
+def test_a_draw_follows_the_shares():
     scores = [0.0, float(np.log(2.0)), 1000.0 - 1000.0]  # shares 1/4, 2/4, 1/4
     places = [drawn_by_softmax(scores, u) for u in (0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53)]
     assert places == [0, 0, 1, 1, 2, 2]
@@ -104,7 +104,7 @@ def test_weak_negatives_come_from_other_prompts_and_are_all_different():
         assert all(row.reward is None and row.source.startswith("weak: an answer to row-") for row in each.weak)
 
 
-def test_they_are_a_function_of_the_seed_and_the_prompts_name():
+def test_they_depend_only_on_the_seed_and_the_prompts_name():
     groups = read(*ROWS)
 
     def drawn(given: Sequence[LoggedGroup], seed: int) -> dict[str, list[str | None]]:
@@ -115,25 +115,25 @@ def test_they_are_a_function_of_the_seed_and_the_prompts_name():
     assert len({tuple(texts) for texts in drawn(groups, 0).values()}) > 1
 
 
-def test_answers_that_any_row_gives_to_the_same_prompt_are_no_weak_negatives():
+def test_answers_to_the_same_prompt_in_any_row_are_not_weak_negatives():
     same = [("1", ["1", "2"], [1.0, 0.0]), ("1", ["3", "4"], [1.0, 0.0]), ("2", ["1", "3", "5", "6"], [1, 0, 0, 0])]
     first, second, third = with_weak_negatives(read(*same), 2, seed=0)
     assert {row.text for row in first.weak} == {row.text for row in second.weak} == {"5", "6"}
     assert {row.text for row in third.weak} == {"2", "4"}
 
 
-def test_what_does_not_fit_behind_the_prompt_is_no_weak_negative():
+def test_an_answer_that_does_not_fit_after_the_prompt_is_not_a_weak_negative():
     rows = [("1" * 6, ["1", "2"], [1, 0]), ("2", ["3" * 5, "4" * 3], [1, 0]), ("3", ["5", "6"], [1, 0])]
     first, *_ = with_weak_negatives(read(*rows), 3, seed=0, context=10)  # room for 4, the end token included
     assert {row.text for row in first.weak} == {"444", "5", "6"}
 
 
 def test_more_weak_negatives_than_there_are_is_an_error():
-    with pytest.raises(DataError, match=r"data.weak_negatives=15, and for 'row-1' there are only 14 answers"):
+    with pytest.raises(DataError, match=r"data.weak_negatives=15, but 'row-1' has only 14 answers"):
         with_weak_negatives(read(*ROWS), 15, seed=0)
 
 
-def test_every_weak_negative_is_as_likely_as_another():
+def test_all_weak_negatives_are_equally_likely():
     counts: Counter[str | None] = Counter()
     groups = read(*ROWS)
     for seed in range(200):

@@ -1,4 +1,4 @@
-"""From what users give to problems with their prompts encoded."""
+"""The path from the user's data to problems with encoded prompts."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def as_file(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["rows", "iterator", "datasets", "path", "text path", "problems"])
-def test_every_kind_of_data_set_gives_the_same_problems(tmp_path: Path, kind: str):
+def test_every_kind_of_dataset_gives_the_same_problems(tmp_path: Path, kind: str):
     given: Any = {
         "rows": lambda: ROWS,
         "iterator": lambda: iter(ROWS),
@@ -36,7 +36,7 @@ def test_every_kind_of_data_set_gives_the_same_problems(tmp_path: Path, kind: st
     assert training_problems(config(), given) == EXPECTED
 
 
-def test_the_settings_file_is_read_and_a_given_data_set_goes_before_it(tmp_path: Path):
+def test_the_settings_file_is_read_and_a_passed_dataset_overrides_it(tmp_path: Path):
     settings = config(train_data=str(as_file(tmp_path)), train_problems=3)
     assert training_problems(settings, None) == EXPECTED[:3]
     assert training_problems(settings, ROWS[5:6]) == [Problem("5", "row-1", {"digit": "5"})]
@@ -50,7 +50,7 @@ def test_a_task_gives_training_and_held_out_problems_that_do_not_overlap():
     assert not {problem.id for problem in train} & {problem.id for problem in held}
 
 
-def test_held_out_problems_are_those_asked_for(tmp_path: Path):
+def test_held_out_problems_follow_the_settings(tmp_path: Path):
     assert held_out_problems(config(eval_data=str(as_file(tmp_path)), eval_problems=2), None) == EXPECTED[:2]
     assert held_out_problems(config(eval_problems=0), ROWS) == []
     assert held_out_problems(config(train_data=str(as_file(tmp_path))), None) == []
@@ -64,7 +64,7 @@ def test_a_file_with_a_task_is_in_the_tasks_form(tmp_path: Path):
     train, held = training_problems(limited, None), held_out_problems(limited, None)
     assert [(problem.prompt, problem.columns["answer"]) for problem in train] == [("7?!", "7"), ("8?!", "8")]
     assert [problem.id for problem in held] == ["gsm8k/eval/1"]
-    assert training_problems(settings, ROWS[:1])[0].prompt == "0"  # a given data set is as it is
+    assert training_problems(settings, ROWS[:1])[0].prompt == "0"  # a passed dataset is used whole
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_a_file_with_a_task_is_in_the_tasks_form(tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_used_is_an_error(call: Any, error: type[Exception], message: str):
+def test_unusable_data_is_an_error(call: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         call()
 
 
-def test_prompts_are_encoded_as_the_settings_say():
+def test_prompts_are_encoded_according_to_the_settings():
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     (item,) = encode(config(system_prompt="Be brief."), tokenizer, [Problem("2+2?", "a")])
     assert tokenizer.decode(item.prompt) == "<bos>[system]Be brief.\n[user]2+2?\n[assistant]"
@@ -123,7 +123,7 @@ def test_written_answers_end_as_the_template_ends_a_turn_unless_prompts_are_plai
     assert tokenizer.decode(plain.tokens) == "4<eos>"
 
 
-def test_a_tasks_demonstrations_take_its_options_and_the_warm_starts():
+def test_a_tasks_demonstrations_use_its_options_and_the_warm_starts():
     settings = config(
         task="addition",
         task_options={"digits": 2},

@@ -1,4 +1,4 @@
-"""A run's rewards: names with settings, what is missing is said at the start, and models and judges among them."""
+"""A run's rewards: names with settings, requirements that are checked at the start, reward models and judges."""
 
 import importlib.util
 import json
@@ -87,14 +87,14 @@ def test_options_that_do_not_fit(rewards: Any, error: type[Exception], message: 
         reward_functions(settings(**rewards), None)
 
 
-def test_options_for_none_of_the_rewards():
+def test_options_without_a_reward_are_an_error():
     with pytest.raises(ConfigError, match=r"rewards\.options\.judge is for none of rewards\.funcs; they are gsm8k"):
         resolve(settings(funcs=["gsm8k"], options={"judge": {}}), Given(model=True))
-    with pytest.raises(ConfigError, match=r"rewards\.options\.judge is for none of the rewards that are named"):
+    with pytest.raises(ConfigError, match=r"rewards\.options\.judge does not belong to any reward"):
         reward_functions(settings(options={"judge": {}}), share())
 
 
-# what is missing is said at the start
+# requirements are checked at the start
 
 
 def without_math(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_recipe_with_a_reward_whose_extra_is_missing_fails_before_its_model_is
     assert not (tmp_path / "run").exists()
 
 
-def test_code_that_cannot_be_isolated_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_that_cannot_be_isolated_is_rejected_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(isolation, "isolation_problem", lambda: "no namespaces")
     monkeypatch.delenv(isolation.ALLOW_VARIABLE, raising=False)
     with pytest.raises(RewardError, match=r"code cannot be isolated on this machine \(no namespaces\)"):
@@ -128,7 +128,7 @@ def test_code_that_cannot_be_isolated_is_refused_at_the_start(tmp_path: Path, mo
         trainer(tmp_path, rewards=list(reward_functions(made, None).values()))
 
 
-def test_supervised_training_without_evaluation_needs_none_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_supervised_training_without_evaluation_does_not_check_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     without_math(monkeypatch)
     rows = [{"prompt": "1", "completion": "1"}]
     trainer(tmp_path, rewards=math_answer, data=rows, objective="sft", steps=1, **NO_EVAL).train()
@@ -170,7 +170,7 @@ def test_a_run_with_a_reward_model_a_judge_and_a_penalty(tmp_path: Path):
 
 
 def test_the_soft_overlong_penalty_counts_before_rewards_are_normalised(tmp_path: Path):
-    """DAPO: what the objective standardises within a group is the sum of accuracy and penalty."""
+    """DAPO standardises the sum of accuracy and penalty within a group."""
     from gvpo import runfiles
 
     run = trainer(

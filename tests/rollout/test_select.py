@@ -1,4 +1,4 @@
-"""What is taken out of scored groups to train on."""
+"""Selection of training data from scored groups."""
 
 from typing import Any
 
@@ -33,11 +33,11 @@ ROWS = [
 
 
 def taken(name: str, **settings: Any) -> list[tuple[str, str]]:
-    """(problem, completion) of each answer."""
+    """Return (problem, completion) of each selected answer."""
     return [(found["prompt"].rstrip("?"), found["completion"]) for found in select(name, ROWS, **settings)]
 
 
-def test_right_ones_are_different_finished_and_above_the_limit():
+def test_right_answers_are_different_finished_and_above_the_limit():
     assert taken("right") == [("a", "y"), ("a", "w"), ("c", "y")]
     assert taken("right", most=1) == [("a", "y"), ("c", "y")]
     assert taken("right", above=0.95) == [("a", "y"), ("c", "y")]
@@ -50,7 +50,7 @@ def test_the_best_of_n_is_the_first_with_the_highest_reward_however_low():
     assert taken("best", above=0.5) == [("a", "y"), ("c", "y")]
 
 
-def test_answers_have_ids_of_their_own_which_training_asks_for():
+def test_answers_have_unique_ids_as_training_requires():
     for name in ("right", "best"):
         found = select(name, ROWS, above=0.15, most=3)
         assert [answer["id"] for answer in found] == ["a", "a#2", "b", "b#2", "c"]

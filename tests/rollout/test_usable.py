@@ -1,4 +1,4 @@
-"""Which rows of a rollout can be trained on."""
+"""Selection of the rows of a rollout that can be trained on."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def group(*rewards: float | None) -> Group:
     return Group([1], [Completion([index], reward) for index, reward in enumerate(rewards)], id="g")
 
 
-def test_rows_without_a_reward_leave_and_groups_left_too_small_go_with_them():
+def test_rows_without_a_reward_and_groups_left_too_small_are_dropped():
     kept = usable(
         [group(1.0, None, 0.0), group(None, 1.0), group(0.0, 0.0), group(None, None)], rewarded=True, at_least=2
     )
@@ -27,7 +27,7 @@ def test_without_rewards_every_row_is_used():
 
 
 @pytest.mark.parametrize("rewarded", [True, False])
-def test_an_aborted_row_is_never_trained_on_whatever_its_reward(rewarded: bool):
+def test_an_aborted_row_is_never_trained_on_regardless_of_its_reward(rewarded: bool):
     rows = [Completion([place], 1.0, finish_reason=reason) for place, reason in enumerate(FINISH_REASONS)]
     (kept,) = usable([Group([1], rows)], rewarded=rewarded, at_least=1)
     assert [row.finish_reason for row in kept.group.completions] == ["stop", "length", "turns", "context"]

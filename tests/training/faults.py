@@ -1,4 +1,4 @@
-"""A disk that fails at the k-th thing asked of it: by death (as SIGKILL does) or by an error (as a full disk does)."""
+"""A disk that fails at its k-th operation: by death (as SIGKILL does) or by an error (as a full disk does)."""
 
 import errno
 import io
@@ -14,11 +14,11 @@ from gvpo.rewards import RewardBatch
 from gvpo.types import Verdict
 
 OPERATIONS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
-"""What is asked of the disk besides opening files for writing and writing to them; all of `os`."""
+"""Disk operations besides opening files for writing and writing to them; all are functions of `os`."""
 
 
 class Killed(BaseException):
-    """The process is gone: nothing may catch this."""
+    """The process is dead; no code may catch this."""
 
 
 def killed() -> BaseException:
@@ -34,11 +34,11 @@ def forbidden() -> BaseException:
 
 
 class FaultyDisk:
-    """Counts the operations and fails at one of them; after a death nothing works any more.
+    """Counts the operations and fails at one of them; after a death every operation fails.
 
     Args:
-        at: the number of the operation that fails, from 0; None only counts.
-        error: makes what is raised.
+        at: Number of the operation that fails, from 0; None only counts.
+        error: Function that makes the error to raise.
     """
 
     def __init__(self, at: int | None, error: Callable[[], BaseException]) -> None:
@@ -84,7 +84,7 @@ class _File:
 
 @contextmanager
 def faulty_disk(at: int | None, error: Callable[[], BaseException] = killed) -> Iterator[FaultyDisk]:
-    """Every change of the disk goes through a `FaultyDisk` inside."""
+    """Pass every change of the disk through a `FaultyDisk` within this context."""
     disk, open_file = FaultyDisk(at, error), io.open
 
     def opened(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
@@ -97,9 +97,9 @@ def faulty_disk(at: int | None, error: Callable[[], BaseException] = killed) -> 
         original = getattr(os, name)
 
         def call(*arguments: Any, **more: Any) -> Any:
-            if name != "mkdir" or not Path(arguments[0]).is_dir():  # pathlib asks for what is there already
+            if name != "mkdir" or not Path(arguments[0]).is_dir():  # pathlib also calls mkdir for existing directories
                 disk.ask(f"{name} {arguments[0]}")
-            return None if name == "fsync" else original(*arguments, **more)  # nobody pulls the plug
+            return None if name == "fsync" else original(*arguments, **more)  # the power does not fail in these tests
 
         return call
 

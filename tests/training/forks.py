@@ -1,6 +1,6 @@
-"""A process that has imported everything and forks a child for each run it is asked for, so that a start is cheap.
+"""A process that has imported everything and forks a child for each requested run, so that a start is cheap.
 
-    python -m tests.training.forks        one JSON list of words a line in, the child's pid and its exit code a line out
+    python -m tests.training.forks        input: one JSON list of words per line; output: the child's pid, its exit code
 
 Words: "toy" RUN_DIRECTORY trains the toy there; others are a `gvpo` command line.
 """
@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Child:
-    """A forked process, its output in a file."""
+    """A forked process, with its output in a file."""
 
     def __init__(self, server: "Forks", pid: int, output: Path) -> None:
         self._server, self.pid, self._output = server, pid, output
@@ -38,15 +38,15 @@ class Child:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Its exit code; minus a signal's number where that ended it."""
+        """Return its exit code; minus a signal's number if a signal ended it."""
         return self._server.exit_code()
 
     def output(self) -> str:
-        """What it has printed so far, standard error too."""
+        """Return its output so far, including standard error."""
         return self._output.read_text()
 
     def wait_for(self, *places: Path, seconds: float = 60.0) -> None:
-        """Until one of the files exists and is not empty."""
+        """Wait until one of the files exists and is not empty."""
         end = time.monotonic() + seconds
         while not any(path.is_file() and path.stat().st_size for path in places):
             if time.monotonic() > end:
@@ -55,13 +55,13 @@ class Child:
 
 
 class Forks:
-    """The other end: starts the process, and children in it, one at a time."""
+    """The client, which starts the process, and children in it, one at a time."""
 
     def __init__(self, process: "subprocess.Popen[str]", output: Path) -> None:
         self._process, self._output, self._running = process, output, 0
 
     def end(self) -> None:
-        """Of a child that a failed test has left, too."""
+        """End the process, and a child that a failed test has left."""
         if self._running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._running, signal.SIGKILL)
@@ -88,7 +88,7 @@ class Forks:
 
 @contextlib.contextmanager
 def forks(directory: Path) -> Iterator[Forks]:
-    """A server whose children write what they print to a file in `directory`."""
+    """Start a server whose children write their output to a file in `directory`."""
     output = directory / "output.txt"
     with subprocess.Popen(
         [sys.executable, "-m", "tests.training.forks", str(output)],
@@ -109,7 +109,7 @@ def forks(directory: Path) -> Iterator[Forks]:
 
 
 def serve(output: str) -> None:
-    """Fork a child for each line, tell its pid, wait for its end and tell its exit code."""
+    """Fork a child for each line, print its pid, wait for its end and print its exit code."""
     import torch
 
     import gvpo.cli.main
@@ -134,7 +134,7 @@ def _tell(number: int) -> None:
 
 
 def _child(words: Sequence[str], output: str) -> int:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and a job under nohup ignores this one
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -160,7 +160,7 @@ def _command(words: Sequence[str]) -> int:
 
 
 def train(path: Path) -> int:
-    """The toy's run, resumed where there is one."""
+    """Train the toy, or resume its run if there is one."""
     from gvpo import runfiles
     from tests.training.toy import trainer
 

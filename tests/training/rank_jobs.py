@@ -1,4 +1,4 @@
-"""What ranks do in the tests; a module of its own, so that they import no pytest."""
+"""Jobs of ranks in the tests; a separate module, so that the ranks do not import pytest."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ LOGGED = [
 
 
 Case = tuple[str, str, torch.dtype, tuple[int, ...], str, int]
-"""How the model is wrapped, its architecture, its dtype, the owner of each of GROUPS, objective, budget."""
+"""Wrapping of the model, its architecture, its dtype, the owner of each of GROUPS, objective, budget."""
 
 
 def exact(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -48,7 +48,7 @@ def exact(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
 
 
 def updates(cases: Sequence[Case]) -> list[dict[str, float]]:
-    """How far an update on many ranks is from that of one process, for each case."""
+    """Return the distance of an update on many ranks from that of one process, for each case."""
     return [_update(*case) for case in cases]
 
 
@@ -82,7 +82,7 @@ def _update(
 
 
 def routed_updates(cases: Sequence[tuple[str, tuple[int, ...], int]]) -> list[dict[str, float]]:
-    """As `updates`, of a mixture with replayed experts and a router loss: how wrapped, owners, budget."""
+    """Return the same as `updates` for a mixture with replayed experts and a router loss: wrapping, owners, budget."""
     return [_routed_update(*case) for case in cases]
 
 
@@ -117,7 +117,7 @@ def _routed_update(wrapped: str, owners: tuple[int, ...], budget: int) -> dict[s
 
 
 def _one_process(kind: str, dtype: torch.dtype, objective: str, budget: int) -> tuple[UpdateOutput, dict[str, Tensor]]:
-    """The same update without ranks."""
+    """Make the same update without ranks."""
     model = tiny_model(kind, dtype=dtype)
     with ranks.alone(), exact(model, dtype):
         output = group_backward(model, GROUPS, OBJECTIVES[objective], tokens_per_microbatch=budget)
@@ -125,7 +125,7 @@ def _one_process(kind: str, dtype: torch.dtype, objective: str, budget: int) -> 
 
 
 def _rows(owners: Sequence[int]) -> list[int]:
-    """Where the rows that come back, in order of ranks, stand in GROUPS."""
+    """Return the positions in GROUPS of the returned rows, which are in order of ranks."""
     sizes = [len(group.completions) for group in GROUPS]
     first = [sum(sizes[:index]) for index in range(len(sizes))]
     order = sorted(range(len(GROUPS)), key=lambda index: owners[index])
@@ -137,7 +137,7 @@ def _gap(one: Tensor, other: Tensor) -> float:
 
 
 def gradients_of_two_calls() -> list[float]:
-    """How far `.grad` after two calls is from twice that after one, plain and wrapped by DDP."""
+    """Return the distance of `.grad` after two calls from twice that after one, plain and wrapped by DDP."""
     return [_two_calls(wrapped) for wrapped in ("plain", "ddp")]
 
 
@@ -152,7 +152,7 @@ def _two_calls(wrapped: str) -> float:
 
 
 def logged_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, Any]:
-    """Train on LOGGED, nothing sampled."""
+    """Train on LOGGED without sampling."""
     warnings.simplefilter("ignore", GvpoWarning)
     return _logged_trainer(path, **settings).train(resume=resume)
 
@@ -173,7 +173,7 @@ def checked_run(path: Path) -> None:
 
 
 def killed_run(path: Path, step: int, rank: int, **settings: Any) -> None:
-    """SIGKILL comes to a rank in the middle of a step."""
+    """Send SIGKILL to a rank in the middle of a step."""
     learn = Learner.learn
 
     def killed(learner: Learner, groups: Any, now: int) -> Any:
@@ -186,7 +186,7 @@ def killed_run(path: Path, step: int, rank: int, **settings: Any) -> None:
 
 
 def stopped_run(path: Path, step: int, rank: int, **settings: Any) -> None:
-    """SIGTERM comes to one rank alone."""
+    """Send SIGTERM to one rank only."""
     learn = Learner.learn
 
     def asked(learner: Learner, groups: Any, now: int) -> Any:
@@ -199,7 +199,7 @@ def stopped_run(path: Path, step: int, rank: int, **settings: Any) -> None:
 
 
 def short_of_memory(rank: int, tokens: int, path: Path, **settings: Any) -> dict[str, Any]:
-    """On one rank, forwards of more than so many scored tokens do not fit."""
+    """Train while forwards of more than `tokens` scored tokens do not fit on one rank."""
     run = Forwards.run
 
     def small(forwards: Forwards, placed: PlacedCalls, *words: Any) -> Any:
@@ -212,7 +212,7 @@ def short_of_memory(rank: int, tokens: int, path: Path, **settings: Any) -> dict
 
 
 def broken_disk(path: Path) -> None:
-    """The first rank cannot write a metrics line."""
+    """Let the first rank fail to write a metrics line."""
 
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -222,7 +222,7 @@ def broken_disk(path: Path) -> None:
 
 
 def unlike_models() -> None:
-    """Each rank makes another model."""
+    """Make a different model on each rank."""
     Trainer(
         toy.model(seed=ranks.rank()),
         toy.share(),
@@ -233,14 +233,14 @@ def unlike_models() -> None:
 
 
 def split_model() -> None:
-    """The model comes in parts."""
+    """Pass a model that is already split."""
     model = toy.model()
     fsdp.shard(model, half=False)
     Trainer(model, toy.share(), args=toy.config(), train_dataset=toy.ROWS, processing_class=toy.tokenizer())
 
 
 def gradient_after_an_error() -> bool:
-    """Whether `.grad` is as it was when the last rank cannot push."""
+    """Return whether `.grad` is unchanged if the last rank cannot push."""
     model = tiny_model("llama")
     group_backward(model, GROUPS[ranks.rank() :: ranks.count()], gvpo)
     before = gradients(model)
@@ -261,7 +261,7 @@ def gradient_after_an_error() -> bool:
 
 
 def messages() -> dict[str, Any]:
-    """What ranks tell each other."""
+    """Return what ranks send each other."""
     number = ranks.rank()
     failures = []
     for fails in (_first_fails, _last_fails):

@@ -171,10 +171,7 @@ def test_a_back_off_after_the_weights_moved_keeps_old_log_probs_that_differ_by_f
 def test_not_even_single_completions():
     one = learner()
     start = weights(one.model)
-    with (
-        cramped(one.model, 1, GPU_WORDS),
-        pytest.raises(TrainingError, match=r"one completion per forward.*checkpoint"),
-    ):
+    with cramped(one.model, 1, GPU_WORDS), pytest.raises(TrainingError, match=r"completion per forward.*checkpoint"):
         one.learn(BATCH, 1)
     assert same(weights(one.model), start)
 

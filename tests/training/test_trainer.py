@@ -238,7 +238,7 @@ def second(completions: Any, **_: Any) -> list[float]:
     [
         ((model(),), {}, ConfigError, "there is no reward: set rewards.funcs, or pass reward_funcs"),
         ((), {"train_dataset": None}, ConfigError, "there is nothing to train on"),
-        ((), {"train_dataset": []}, DataError, "the data set is empty"),
+        ((), {"train_dataset": []}, DataError, "the dataset is empty"),
         ((), {"train_dataset": [{"question": "1"}]}, DataError, "rename 'question' to `prompt`"),
         ((), {"settings": {"task": "additon"}, "train_dataset": None}, ConfigError, "'additon' does not exist"),
         ((), {"settings": {"reward_weights": [1.0, 2.0]}}, ConfigError, "rewards.weights has 2 values for 1 rewards"),

@@ -50,7 +50,7 @@ def model(seed: int = 0, **init: Any) -> PreTrainedModel:
 
 
 def share() -> Callable[..., list[float]]:
-    """The share of three places that hold the digit; made on the spot, so it reaches the workers by value."""
+    """Return a reward: the fraction of three positions with the digit. It is a closure, so it reaches workers by value."""
 
     def digits(completions: Any, digit: Any, **_: Any) -> list[float]:
         return [text.count(one) / 3 for text, one in zip(completions, digit, strict=True)]
@@ -93,7 +93,7 @@ def trainer(
 
 
 def groups(count: int = 4, *, policy: PreTrainedModel | None = None, seed: int = 0) -> list[Group]:
-    """Groups of four live samples; each group has unequal rewards."""
+    """Return groups of four live samples; each group has unequal rewards."""
     sampler = TransformersSampler(policy or model(), tokenizer())
     prompts = [Request(digit, tuple(tokenizer()(digit).input_ids)) for digit in DIGITS[:count]]
     sampled = sampler.sample(prompts, SamplingParams(group_size=4, max_tokens=3), seed=seed, step=1)
@@ -117,7 +117,7 @@ def encoded(rows: Sequence[dict[str, str]] = ROWS) -> list[EncodedProblem]:
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """The metrics lines, times aside."""
+    """Return the metrics lines without times."""
     parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in parsed]
 
@@ -132,7 +132,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @contextmanager
 def noticed(*patterns: str) -> Iterator[list[str]]:
-    """Collect the notices that runs print in this context; one matches each pattern."""
+    """Collect the notices that runs print in this context, and check that one matches each pattern."""
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notices, "show", lambda message, *_: said.append(message))
@@ -143,7 +143,7 @@ def noticed(*patterns: str) -> Iterator[list[str]]:
 
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
-    """Ctrl-C while step `step` is being sampled."""
+    """Send Ctrl-C while step `step` is being sampled."""
     rollout = LiveSource.rollout
 
     def interrupted(source: LiveSource, now: int) -> Rollout:

@@ -1,4 +1,4 @@
-"""Ranks as processes on gloo, forked from a server that has imported everything, so that a world starts in a second."""
+"""Ranks as gloo processes, forked from a server that has imported everything, so that a world starts in a second."""
 
 import multiprocessing
 import os
@@ -16,17 +16,17 @@ import torch.distributed as dist
 
 PRELOADED = ["tests.training.rank_jobs", "gvpo.cli.main", "gvpo.cli.train", "gvpo.training.warm_start"]
 SECONDS = 120.0
-"""That a rank waits for another, and the test for a rank."""
+"""Timeout of a rank that waits for another, and of the test that waits for a rank."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended.
+    """The end of a rank.
 
     Args:
-        code: its exit code, minus a signal's number where that ended it.
-        result: what its job returned.
-        error: the error's class and message, and its traceback.
+        code: Exit code; minus a signal's number if a signal ended it.
+        result: Result of its job.
+        error: The error's class and message, and its traceback.
     """
 
     code: int
@@ -35,7 +35,7 @@ class End:
 
 
 def world(count: int, directory: Path, job: Callable[..., Any], *words: Any, **named: Any) -> list[Any]:
-    """What each rank's `job(*words)` returned; an error of one is an error here."""
+    """Return the result of each rank's `job(*words)`; an error of a rank is raised here."""
     ends = run_world(count, directory, job, *words, **named)
     for end in ends:
         assert end.error is None, end.error[2]
@@ -60,7 +60,7 @@ def run_world(count: int, directory: Path, job: Callable[..., Any], *words: Any,
 
 
 def _end(processes: Sequence[Any]) -> None:
-    """What hangs is no result."""
+    """End processes that hang; they return no result."""
     for process in processes:
         if process.is_alive():
             process.kill()
@@ -85,5 +85,5 @@ def _run(
     except BaseException as raised:
         error = (type(raised).__name__, str(raised), traceback.format_exc())
     (place / str(rank)).write_bytes(pickle.dumps((result, error)))
-    if error is None:  # after an error the others are left at once, as a program that ends leaves them
+    if error is None:  # after an error the other ranks are abandoned, as by a program that ends
         dist.destroy_process_group()

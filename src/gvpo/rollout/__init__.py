@@ -1,1 +1,1 @@
-"""Rollouts: where the groups of a step come from."""
+"""Rollouts: the sources of the groups of a step."""

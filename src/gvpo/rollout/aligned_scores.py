@@ -1,6 +1,6 @@
-"""How likely a written answer is under aligned models: scores that `gvpo score` puts beside the data.
+"""Scores of a written answer under aligned models, which `gvpo score` adds to the data.
 
-Knows the column; the scores are made in `gvpo.training.score_answers`, and PoFT learns from them.
+This module describes the column; `gvpo.training.score_answers` computes the scores, and PoFT trains with them.
 """
 
 import math
@@ -14,37 +14,37 @@ ALIGNED = "aligned_mean_logprobs"
 """Column, and keyword of PoFT: for each aligned model the mean log-prob per token of the row's answer, nats."""
 
 MODELS = "aligned_models"
-"""Column: which models those are."""
+"""Column with the names of these models."""
 
 SCORE_FIRST = "score the data first: gvpo score MODEL... --data FILE --out FILE"
 
 
 def aligned_scores(problem: Problem) -> list[float]:
-    """The row's scores, one an aligned model.
+    """Return the row's scores, one per aligned model.
 
     Raises:
-        DataError: there are none, or they are no numbers.
+        DataError: If there are no scores, or they are not numbers.
     """
     values = problem.columns.get(ALIGNED)
     if values is None:
         raise DataError(f"problem {problem.id!r} has no `{ALIGNED}`; {SCORE_FIRST}")
     if not isinstance(values, list | tuple) or not values or not all(_is_finite(value) for value in values):
         raise DataError(
-            f"problem {problem.id!r}: `{ALIGNED}` is {str(values)[:40]!r}; it is a list of numbers, one a model; "
+            f"problem {problem.id!r}: `{ALIGNED}` is {str(values)[:40]!r}; it must list one number per model; "
             f"{SCORE_FIRST}"
         )
     return [float(value) for value in values]
 
 
 def likeliest(written: Sequence[tuple[Problem, str]], share: float) -> list[tuple[Problem, str]]:
-    """The share of the answers that are likeliest under the aligned models, in the order of the data.
+    """Return the fraction of the answers that are most likely under the aligned models, in the order of the data.
 
     Args:
-        written: prompts with answers.
-        share: of them to keep, in (0, 1], rounded up; 1 keeps all and needs no scores.
+        written: Prompts with answers.
+        share: Fraction of the answers to keep, in (0, 1], rounded up; 1 keeps all and needs no scores.
 
     Raises:
-        DataError: a row without scores.
+        DataError: If a row has no scores.
     """
     if share == 1:
         return list(written)

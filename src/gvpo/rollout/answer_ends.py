@@ -1,4 +1,4 @@
-"""Written answers end at their first end token: what comes after it, such as padding, is not trained on."""
+"""Truncation of written answers after their first end token; later tokens, such as padding, are not trained on."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 def ended(
     tokenizer: "PreTrainedTokenizerBase", groups: Sequence[Sequence[Completion]], stops: Collection[int]
 ) -> list[list[Completion]]:
-    """Return the completions of each row of a data set up to their first end token, that one included.
+    """Return the completions of each row of a dataset up to their first end token, including it.
 
     Args:
-        tokenizer: For the text of what is left.
-        groups: The completions of each row.
-        stops: The end tokens.
+        tokenizer: Tokenizer that decodes the truncated completions.
+        groups: Completions of each row.
+        stops: End tokens.
 
     Warns:
-        GvpoWarning: Some were longer; the message counts them and names the first row, counted from 1.
+        GvpoWarning: If some were longer; the message counts them and names the first row, counted from 1.
     """
     found = [[_ended(tokenizer, row, stops) for row in rows] for rows in groups]
     longer = [
@@ -33,7 +33,7 @@ def ended(
     ]
     if longer:
         notices.warn(
-            f"{len(longer)} written answers have tokens after their first end token, which are left out; the first is "
+            f"{len(longer)} written answers have tokens after their first end token, which are ignored; the first is "
             f"in row {longer[0]}"
         )
     return found

@@ -1,4 +1,4 @@
-"""From problems to scored groups: the one path that training and evaluation both take.
+"""From problems to scored groups: the same code for training and evaluation.
 
 problems ──▶ sampler ──▶ rewards ──▶ groups
 """
@@ -25,14 +25,14 @@ class EncodedProblem:
 
 @dataclass(frozen=True)
 class Rollout:
-    """The groups of a step as they came, failed rows included.
+    """The groups of a step before filtering, including failed rows.
 
     Args:
-        groups: every group, every row.
-        verdicts: the rewards' word on each row; empty where there are no rewards (supervised training).
-        problems: the problem of each group.
-        seconds: what each phase took, "sampling" and "rewarding".
-        traceback: of the first reward that failed, where one did.
+        groups: Every group with every row.
+        verdicts: Results of the rewards for each row; empty without rewards (supervised training).
+        problems: Problem of each group.
+        seconds: Duration of each phase, "sampling" and "rewarding".
+        traceback: Traceback of the first reward that failed, if any.
     """
 
     groups: Sequence[Group]
@@ -43,7 +43,7 @@ class Rollout:
 
 
 class Collect(Protocol):
-    """Samples a group for each problem and scores it; `seed` and `step` fix the sampling noise."""
+    """Function that samples a group for each problem and scores it; `seed` and `step` determine the sampling noise."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class Collect(Protocol):
         seed: int,
         step: int,
     ) -> Rollout:
-        """As `gvpo.rollout.collect.collect`."""
+        """Collect a rollout; see `gvpo.rollout.collect.collect`."""
         ...
 
 
@@ -69,16 +69,16 @@ def collect(
     step: int,
     names: Sequence[str] | None = None,
 ) -> Rollout:
-    """Sample a group for each problem and score it; `seed` and `step` fix the sampling noise.
+    """Sample a group for each problem and score it; `seed` and `step` determine the sampling noise.
 
     Args:
-        items: the problems.
-        sampler: of the policy.
-        params: how to draw.
-        rewards: the pool.
-        seed: of the run.
-        step: the rollout's number.
-        names: of the groups, one a problem, none twice; default the problems' own, made distinct.
+        items: Problems.
+        sampler: Sampler of the policy.
+        params: Sampling parameters.
+        rewards: Pool of reward workers.
+        seed: Random seed of the run.
+        step: Number of the rollout.
+        names: Distinct names of the groups, one per problem; by default the problems' own, made distinct.
     """
     names = distinct([item.problem.id for item in items]) if names is None else names
     requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
@@ -98,7 +98,7 @@ def collect(
 
 
 def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:
-    """What the rewards see of a group: TRL's arguments."""
+    """Return a group as the arguments of reward functions (TRL's signature)."""
     chat = not isinstance(problem.prompt, str)
     texts = [row.text or "" for row in rows]
     return RewardBatch(
@@ -114,7 +114,7 @@ def _rewarded(rows: Sequence[Completion], verdicts: Sequence[Verdict]) -> list[C
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """A problem drawn twice in a step is two groups: the second gets its own name, and so its own noise."""
+    """Make names distinct, so that a problem that occurs twice in a step has two groups with different noise."""
     taken = set(names)
     seen: dict[str, int] = {}
     unique = []
@@ -130,7 +130,7 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def failures(rollout: Rollout) -> str:
-    """The kinds of reasons why rows have no reward, most frequent first, and the first in full, for messages."""
+    """Return the most frequent reasons why rows have no reward, and the first reason in full, for messages."""
     failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
     reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
     kinds = ", ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))

@@ -1,4 +1,4 @@
-"""`collect` by all ranks together."""
+"""`collect` on all ranks together."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ def collect_shared(
     seed: int,
     step: int,
 ) -> Rollout:
-    """`collect`, each rank for its share of the problems; all of them get the whole.
+    """Collect each rank's share of the problems, and return the whole rollout on every rank.
 
-    The noise of a row depends on its group's name, not on the rank that draws it.
+    The noise of a row depends on its group's name, not on the rank that samples it.
     """
     names = distinct([item.problem.id for item in items])
     mine = slice(ranks.rank(), None, ranks.count())
@@ -31,7 +31,7 @@ def collect_shared(
 
 
 def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
-    """What the ranks collected, in the order of the problems; each phase took as long as the slowest."""
+    """Merge the ranks' rollouts in the order of the problems; each phase has the duration of the slowest rank."""
     if len(parts) == 1:
         return parts[0]
     places = [(parts[index % len(parts)], index // len(parts)) for index in range(count)]

@@ -1,4 +1,4 @@
-"""From problems to a file of scored groups, some at a time, so that little is lost and nothing is done twice.
+"""From problems to a file of scored groups, in parts, so that an interruption loses little and no work is repeated.
 
 problems ──encode──▶ prompts ──sampler──▶ completions ──rewards──▶ rows, appended
 """
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from gvpo.model.tokenizer import ChatMode
 
 ROWS_AT_ONCE = 256
-"""Completions sampled before the file is written, by default: what a crash can cost."""
+"""Default number of completions that are sampled before the file is written; at most this many are lost in a crash."""
 
 HOPELESS = 8
-"""So many rows whose rewards all failed, and none that succeeded, end the work."""
+"""Number of rows with failed rewards that ends the work if no reward has succeeded."""
 
 Watch = Callable[[Rollout], None]
-"""Is told of each part that is done."""
+"""Function that is called with each finished part."""
 
 
 @runtime_checkable
 class Checking(Protocol):
-    """A sampler that can tell beforehand whether it could sample."""
+    """A sampler that can check requests before it samples."""
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Raise what `sample` would raise of these requests, without sampling."""
+        """Raise the error that `sample` would raise for these requests, without sampling."""
         ...
 
 
@@ -46,12 +46,14 @@ def encode(
     chat: "ChatMode" = "auto",
     template_args: Mapping[str, Any] | None = None,
 ) -> list[EncodedProblem]:
-    """Each problem with the token ids of its prompt; the keywords are those of `encode_prompt`.
+    """Return each problem with the token ids of its prompt; the keywords are passed to `encode_prompt`.
 
     Raises:
-        DataError: a prompt that cannot be encoded; the message names the problem.
+        DataError: If a prompt cannot be encoded; the message names the problem.
     """
-    from gvpo.model.tokenizer import encode_prompt  # transformers, which responses from a file do without
+    from gvpo.model.tokenizer import (
+        encode_prompt,  # imports transformers, which is not needed for responses from a file
+    )
 
     def ids(problem: Problem) -> tuple[int, ...]:
         try:
@@ -66,12 +68,12 @@ def encode(
 
 
 def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, Any]:
-    """Return a problem's tools as a keyword for the chat template; nothing where there are none, or no template."""
+    """Return a problem's tools as a keyword for the chat template; {} without tools or without a template."""
     tools = tools_in(problem.columns) if tokenizer.chat_template else None
     if tools is None:
         return {}
     if "tools" not in str(tokenizer.chat_template):
-        raise DataError("it has `tools`, and the chat template does not write any; remove or rename the column")
+        raise DataError("it has `tools`, but the chat template does not support them; remove or rename the column")
     return {"tools": tools}
 
 
@@ -87,26 +89,26 @@ def fill(
     logprobs: bool = True,
     watch: Watch | None = None,
 ) -> None:
-    """Sample and judge the problems that the file does not have yet, and append them.
+    """Sample and score the problems that the file does not contain yet, and append them.
 
-    The noise of a row depends on the seed, the problem's id and the row alone: how the work is cut, or broken off and
-    gone on with, does not change what is drawn.
+    The noise of a row depends only on the seed, the problem's id and the row's number. Splitting or interrupting the
+    work therefore does not change the samples.
 
     Args:
-        file: begun; problems that it has are skipped.
-        items: problems with different ids.
-        open_sampler: gives the sampler; not called where nothing is left to do.
-        params: how to draw.
-        rewards: the pool.
-        seed: of the noise.
-        at_once: problems between two writes; default as many as have `ROWS_AT_ONCE` completions.
-        logprobs: whether the sampler's log-probs are kept.
-        watch: told of each part.
+        file: File on which `begin` was called; problems that it contains are skipped.
+        items: Problems with different ids.
+        open_sampler: Function that returns the sampler; not called if all problems are done.
+        params: Sampling parameters.
+        rewards: Pool of reward workers.
+        seed: Random seed of the noise.
+        at_once: Number of problems between two writes; by default as many as have `ROWS_AT_ONCE` completions.
+        logprobs: Whether the sampler's log-probs are stored.
+        watch: Function that is called with each finished part.
 
     Raises:
-        RewardError: a column is missing, a reward cannot work here, or the rewards fail on everything.
-        DataError: a prompt leaves no room for a completion.
-        RunError: the file cannot be written.
+        RewardError: If a column is missing, a reward cannot work on this machine, or the rewards fail on every row.
+        DataError: If a prompt leaves no room for a completion.
+        RunError: If the file cannot be written.
     """
     _check_ids(items)
     rewards.require_columns([reward_batch(item.problem, [Completion([0], text="")]) for item in items])
@@ -136,7 +138,7 @@ def _check_ids(items: Sequence[EncodedProblem]) -> None:
 
 
 def _refuse_hopeless(rollout: Rollout) -> None:
-    """Rewards that fail on every row are set up wrongly: hours of sampling would be judged by nothing."""
+    """Raise RewardError if the rewards fail on every row, because then they are set up incorrectly."""
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
     failed = [verdict.reason for verdict in verdicts if has_failed(verdict.reward, verdict.reason)]
     if len(failed) == len(verdicts) >= HOPELESS:
@@ -144,5 +146,5 @@ def _refuse_hopeless(rollout: Rollout) -> None:
 
 
 def has_failed(reward: float | None, reason: str) -> bool:
-    """Whether a completion has no reward though it should have one: abstaining is no failure."""
+    """Return whether a completion should have a reward but has none; a reward that abstains has not failed."""
     return reward is None and not reason.startswith("abstained")

@@ -1,15 +1,15 @@
 """Short names for data: equal for the same rows in the same order, so that work is not resumed on other data.
 
-    a run's problems           problem_rows        inputs.json        id, prompt, every column with the labels, tokens
-    a run's answers            answer_rows         inputs.json        id, reward, tokens
-    a run's demonstrations     demonstration_rows  inputs.json        id, aligned scores, tokens
+    the run's problems         problem_rows        inputs.json        id, prompt, every column with the labels, tokens
+    the run's answers          answer_rows         inputs.json        id, reward, tokens
+    the run's demonstrations   demonstration_rows  inputs.json        id, aligned scores, tokens
     stored reference scores    token_rows          reference/         id, tokens
-    `gvpo score`               record_rows         OUT.partial        everything that the rows say
+    `gvpo score`               record_rows         OUT.partial        all contents of the rows
     `gvpo generate` and `eval` asked               *.settings.json    id, tokens, every column
     `gvpo eval --responses`    answered            *.settings.json    id, texts, finish reasons
 
-The names of the rewards, with what their code does, have fingerprints of their own (`gvpo.rewards.identity`). All of
-these names are on disks and are compared on resume, so what goes into them does not change.
+Rewards have separate fingerprints of their names and code (`gvpo.rewards.identity`). All of these fingerprints are
+stored on disk and compared on resume, so their inputs must not change.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from gvpo.runfiles import to_json
 from gvpo.types import Completion, Group
 
 Row = tuple[str, Sequence[int]]
-"""What a row says, and its token ids."""
+"""Description of a row, and its token ids."""
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """Return the short name of what is trained on."""
+    """Return the short name of training data."""
     return _digest((f"{name!r} {list(tokens)}" for name, tokens in rows), size=16)
 
 
 def problem_rows(items: Iterable[EncodedProblem]) -> Iterator[Row]:
-    """Yield problems by all that decides their rewards: the prompt and every column."""
+    """Yield problems with everything that determines their rewards: the prompt and every column."""
     for item in items:
         yield f"{item.problem.id} {identity((item.problem.prompt, dict(item.problem.columns)))}", item.prompt
 
@@ -44,20 +44,20 @@ def answer_rows(groups: Iterable[Group]) -> Iterator[Row]:
 
 
 def demonstration_rows(written: Iterable[tuple[EncodedProblem, Completion]]) -> Iterator[Row]:
-    """Yield written answers, with what else the objective learns from."""
+    """Yield written answers with the objective's other inputs."""
     for item, answer in written:
         yield f"{item.problem.id} {dict(answer.extras) or ''}", [*item.prompt, *answer.tokens]
 
 
 def token_rows(groups: Iterable[Group]) -> Iterator[Row]:
-    """Yield the answers of groups by their tokens alone, which is all that a reference scores."""
+    """Yield the answers of groups by their tokens only, which is all that a reference scores."""
     for group in groups:
         for row in group.completions:
             yield group.id, [*group.prompt, *row.tokens]
 
 
 def record_rows(records: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Yield the rows of a file as they are."""
+    """Yield the rows of a file unchanged."""
     return ((to_json(record), []) for record in records)
 
 

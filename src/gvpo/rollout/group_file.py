@@ -1,9 +1,9 @@
-"""A file of scored groups, one JSON line a problem, and beside it the settings that it is made with.
+"""A file of scored groups with one JSON line per problem, and a file with its settings next to it.
 
-    groups.jsonl            rows as data/group_rows.py reads them back (docs/guides/offline.md)
-    groups.settings.json    going on with other settings is refused
+    groups.jsonl            rows in the form that data/group_rows.py reads (docs/guides/offline.md)
+    groups.settings.json    resuming with other settings raises an error
 
-Knows files; nothing of models or rewards.
+This module handles files and does not depend on models or rewards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,24 +19,24 @@ from gvpo.rollout.collect import Rollout
 
 @dataclass(frozen=True)
 class GroupFile:
-    """A file of scored groups that is appended to while it is made.
+    """A file of scored groups that is appended to while the groups are sampled.
 
     Args:
-        path: ends in .jsonl.
+        path: Path that ends in .jsonl.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: If the path has another ending.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
         if self.path.suffix != ".jsonl":
-            raise ConfigError(f"{self.path} has to be JSON lines; give a name that ends in .jsonl")
+            raise ConfigError(f"{self.path} has to be JSON lines; choose a name that ends in .jsonl")
 
     @property
     def settings_path(self) -> Path:
-        """Return where the settings are."""
+        """Return the path of the settings file."""
         return self.path.with_suffix(".settings.json")
 
     @property
@@ -44,42 +44,42 @@ class GroupFile:
         return ResumableFile(self.path, self.settings_path)
 
     def check(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Refuse to begin or to resume, as `ResumableFile.check`."""
+        """Check that the work can begin or resume; see `ResumableFile.check`."""
         self._file.check(settings, resume=resume)
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the file ready to be appended to, as `ResumableFile.begin`."""
+        """Prepare the file for appending; see `ResumableFile.begin`."""
         self._file.begin(settings, resume=resume)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The finished groups, in the order in which they were finished.
+        """Return the finished groups, in the order in which they were finished.
 
         Raises:
-            RunError: a line is damaged, or two have the same id.
+            RunError: If a line is damaged, or two lines have the same id.
         """
         rows = self._file.rows()
         seen = set()
         for number, row in enumerate(rows, start=1):
             if row.get("id") in seen:
-                raise RunError(f"{self.path} line {number} has the id {row.get('id')!r} once more; remove that line")
+                raise RunError(f"{self.path} line {number} has the id {row.get('id')!r} again; remove that line")
             seen.add(row.get("id"))
         return rows
 
     def finished(self) -> set[str]:
-        """The ids of the problems that are done."""
+        """Return the ids of the finished problems."""
         return {row["id"] for row in self.rows()}
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add groups, as `ResumableFile.append`."""
+        """Append groups; see `ResumableFile.append`."""
         self._file.append(rows)
 
 
 def records(rollout: Rollout, *, logprobs: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield the groups as rows that `gvpo.data.read_groups` reads back.
+    """Yield the groups as rows that `gvpo.data.read_groups` reads.
 
     Args:
-        rollout: the groups.
-        logprobs: keep the sampler's log-probs, which are most of a file's bytes.
+        rollout: Rollout with the groups.
+        logprobs: Whether to keep the sampler's log-probs, which are most of a file's bytes.
     """
     for group, verdicts, problem in zip(rollout.groups, rollout.verdicts, rollout.problems, strict=True):
         yield group_record(group, verdicts, problem, logprobs=logprobs)

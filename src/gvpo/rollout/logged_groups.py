@@ -1,8 +1,8 @@
 """Logged groups: rows as groups to train on.
 
-    rows (a file, a data set, a list) ──data.read_groups──▶ GroupRow ──tokens──▶ LoggedGroup
+    rows (a file, a dataset, a list) ──data.read_groups──▶ GroupRow ──tokens──▶ LoggedGroup
 
-Knows tokenizers; nothing of objectives, models or steps. The form of the rows is known in `gvpo.data.group_rows`.
+This module depends on tokenizers but not on objectives, models or steps. `gvpo.data.group_rows` parses the rows.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gvpo.model.endings import Ending
 
 NO_REWARD = "the data has no reward for it"
-"""The reason of a row whose reward is null: not a failure, and no cause to stop."""
+"""Reason of a row whose reward is null; such a row has not failed and does not stop the run."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class LoggedGroup:
     """A row as a group.
 
     Args:
-        group: every completion; reward None where the row has none.
-        verdicts: one a completion; parts where the row names them.
-        problem: its prompt as it was written, and its other columns.
+        group: Every completion; its reward is None if the row has none.
+        verdicts: One verdict per completion, with parts if the row names them.
+        problem: Prompt in its original form, and the other columns of the row.
     """
 
     group: Group
@@ -41,7 +41,7 @@ class LoggedGroup:
     problem: Problem
 
     def named(self, name: str) -> "LoggedGroup":
-        """The same under another name, for a step that has it twice."""
+        """Return the same group under another name, for a step that contains it twice."""
         return (
             self if name == self.group.id else dataclasses.replace(self, group=dataclasses.replace(self.group, id=name))
         )
@@ -58,18 +58,18 @@ def logged_groups(
     """Return rows as groups, in order.
 
     Args:
-        config: how prompts become tokens, as online.
-        tokenizer: of the policy.
-        records: rows as `gvpo.data.read_groups` reads them. A text completion gets the end token, unless its finish
-            reason is "length". What comes after the first end token of a completion is left out, with a warning.
-        source: of completions whose row does not say.
-        model: the policy, whose generation config may say how answers end.
+        config: Settings that encode prompts as in online training.
+        tokenizer: Tokenizer of the policy.
+        records: Rows as `gvpo.data.read_groups` reads them. A text completion gets the end token unless its finish
+            reason is "length". Tokens after the first end token of a completion are ignored with a warning.
+        source: Source of completions whose row does not name one.
+        model: Policy, whose generation config may define how answers end.
 
     Raises:
-        DataError: a row that is not a group; the message names its number, counted from 1.
+        DataError: If a row is not a group; the message contains its number, counted from 1.
     """
     if not records:
-        raise DataError("there are no groups to train on; the data set is empty")
+        raise DataError("there are no groups to train on; the dataset is empty")
     end = answer_ending(config, tokenizer, model)
     read = [
         numbered(number, _logged, config, tokenizer, row, source, end)
@@ -89,7 +89,7 @@ def _logged(
     if ids is None:
         ids = encode(config, tokenizer, [problem])[0].prompt
     else:
-        problem = dataclasses.replace(problem, prompt=str(tokenizer.decode(list(ids))))  # as the model sees it
+        problem = dataclasses.replace(problem, prompt=str(tokenizer.decode(list(ids))))  # as the model reads it
     completions = [_completion(tokenizer, written, source, end) for written in row.completions]
     verdicts = [
         Verdict(written.reward, written.parts, "" if written.reward is not None else NO_REWARD)
@@ -107,7 +107,7 @@ def _completion(
     else:
         tokens = encode_answer(tokenizer, text or "", end if written.finish_reason == "stop" else None)
     if not tokens:
-        raise DataError("a completion has no tokens; give it some text, or remove it and its reward")
+        raise DataError("a completion has no tokens; add text, or remove it and its reward")
     return Completion(
         tokens,
         written.reward,

@@ -1,4 +1,4 @@
-"""Offline training: groups from a file, a data set or one sampling, no sampler in the loop.
+"""Offline training: groups from a file, a dataset or one sampling, without a sampler in the loop.
 
 data.groups, rows ──logged_groups──▶ OfflineSource
 data.sample_groups ──once, by the starting policy──▶ <run>/groups.jsonl ──▶ SampledOnceSource
@@ -32,17 +32,17 @@ def offline_groups(
     *,
     source: str,
 ) -> list[LoggedGroup]:
-    """Rows as groups that the policy can be trained on.
+    """Return rows as groups that the policy can be trained on.
 
     Args:
-        config: how prompts become tokens.
-        tokenizer: of the policy.
-        model: the policy, which every group has to fit.
-        records: the rows.
-        source: of completions whose row does not say.
+        config: Settings that encode prompts.
+        tokenizer: Tokenizer of the policy.
+        model: Policy; every group must fit into its context.
+        records: Rows.
+        source: Source of completions whose row does not name one.
 
     Raises:
-        DataError: a row that is not a group or does not fit, or no group that can be trained on.
+        DataError: If a row is not a group or does not fit, or no group can be trained on.
     """
     groups = logged_groups(config, tokenizer, records, source=source, model=model)
     require_trainable(groups, model)
@@ -50,13 +50,13 @@ def offline_groups(
 
 
 def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> None:
-    """Refuse another temperature than 1 for answers that nobody is known to have sampled at it.
+    """Raise DataError if the temperature is not 1 and some answers are not known to be sampled.
 
-    Log-probs are those of softmax(logits / temperature). Where recorded log-probs say that a sampler drew the rows,
-    that is the policy that drew them; where the rows are text, it is another loss.
+    Log-probs are computed from softmax(logits / temperature). For rows with a sampler's recorded log-probs this is the
+    policy that sampled them; for rows of text it would be a different loss.
 
     Raises:
-        DataError: the message names the first row without recorded log-probs.
+        DataError: If a row has no recorded log-probs; the message names the first one.
     """
     unknown = (
         number
@@ -66,7 +66,7 @@ def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> Non
     first = next(unknown, None) if config.temperature != 1 else None
     if first is not None:
         raise DataError(
-            f"row {first}: no `sampler_logprobs` say that it was sampled, and sampling.temperature="
+            f"row {first} has no `sampler_logprobs`, which sampled answers have, and sampling.temperature="
             f"{config.temperature:g} would divide the logits that are trained; set sampling.temperature=1"
         )
 
@@ -74,10 +74,10 @@ def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> Non
 def held_out_groups(
     config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", rows: Rows | None
 ) -> list[Group]:
-    """The held-out groups, at most `data.eval_problems`: of the rows, else of the settings' file; [] without either.
+    """Return the held-out groups, at most `data.eval_problems`, from the rows or else from the settings' file.
 
     Raises:
-        DataError: as `offline_groups`, or no group compares anything.
+        DataError: As for `offline_groups`, or if no group has two answers to compare.
     """
     if rows is None and config.eval_groups is not None and config.eval_problems > 0:
         rows = read_rows(config, config.eval_groups, held_out=True)
@@ -88,11 +88,10 @@ def held_out_groups(
 
 
 def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> None:
-    """Nothing, if the groups fit the model and at least one has enough rewarded rows.
+    """Check that the groups fit the model and that at least one has enough rewarded rows.
 
     Raises:
-        DataError: a row that is too long or has tokens that the model does not know, or no group that can be trained
-            on.
+        DataError: If a row is too long or has tokens that the model does not know, or no group can be trained on.
     """
     vocabulary, context, missing = vocabulary_size(model), context_length(model), missing_tokens(model)
     for number, logged in enumerate(groups, start=1):
@@ -111,12 +110,12 @@ def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int
     longest = len(prompt) + max(len(row.tokens) for row in logged.group.completions)
     if context is not None and longest > context:
         raise DataError(
-            f"row {number}: prompt and completion have {longest} tokens and the model's context is {context}; "
+            f"row {number}: prompt and completion have {longest} tokens but the model's context is {context}; "
             "shorten or remove it"
         )
     largest = max(max(prompt), *(max(row.tokens) for row in logged.group.completions))
     if largest >= vocabulary:
         raise DataError(
-            f"row {number}: token id {largest} and the model's vocabulary is {vocabulary}; "
+            f"row {number}: token id {largest} but the model's vocabulary is {vocabulary}; "
             "log text, or use the model that the ids belong to"
         )

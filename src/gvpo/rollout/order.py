@@ -1,4 +1,4 @@
-"""Which problems a step takes: a shuffled order that is a function of seed and step, so resuming needs no position."""
+"""The problems of each step, in a shuffled order that depends only on seed and step, so resuming needs no position."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,29 +11,29 @@ from gvpo.errors import DataError
 
 T = TypeVar("T")
 
-NOTHING = "there are no problems to train on; the data set is empty"
+NOTHING = "there are no problems to train on; the dataset is empty"
 
 
 class ShuffledOrder(Generic[T]):
-    """An endless stream of epochs over `items`, each a fresh permutation; step s takes the s-th slice of `per_step`.
+    """An endless stream of epochs over `items`, each a new permutation; step s takes the s-th slice of `per_step`.
 
     Args:
-        items: what is drawn from, at least one.
-        per_step: how many a step takes; more than there are items is fine and repeats some.
-        seed: of the permutations.
+        items: Items to choose from, at least one.
+        per_step: Number of items per step; more than there are items is allowed and repeats some.
+        seed: Random seed of the permutations.
 
     Raises:
-        DataError: no items.
+        DataError: If there are no items.
     """
 
     def __init__(self, items: Sequence[T], per_step: int, seed: int) -> None:
         if not items:
             raise DataError(NOTHING)
         self._items, self._per_step, self._seed = items, per_step, seed
-        self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch that was asked for last
+        self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the most recent epoch
 
     def at(self, step: int) -> list[T]:
-        """The items of step `step`, counted from 1."""
+        """Return the items of step `step`, counted from 1."""
         first = (step - 1) * self._per_step
         return [self._item(position) for position in range(first, first + self._per_step)]
 

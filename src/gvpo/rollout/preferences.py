@@ -1,9 +1,10 @@
-"""Preference training: which answer is the chosen one, what it is compared with, and the weak negatives.
+"""Preference training: the chosen answer of each prompt, the answers it is compared with, and the weak negatives.
 
 groups with scores ──comparisons──▶ two or more answers that differ ──weak_negatives──▶ Compared
 Compared ──PreferenceSource.rollout(step)──▶ rows with a role: chosen, strong or weak
 
-All draws are functions of the seed and the prompt's name (the positive's also of the step), so a run resumes exactly.
+All random choices depend only on the seed and the prompt's name (for the positive also on the step), so a run resumes
+exactly.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ from gvpo.types import Completion, Group
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt and all that its answers can be compared with.
+    """A prompt and all answers that can be compared.
 
     Args:
-        logged: the prompt with its answers, each with a score and no two alike.
-        weak: answers to other prompts.
+        logged: The prompt with its different answers, each with a score.
+        weak: Answers to other prompts.
     """
 
     logged: LoggedGroup
@@ -34,25 +35,26 @@ class Comparison:
 
     @property
     def group(self) -> Group:
-        """Every row, answers first: what the reference scores once."""
+        """Return every row, answers first; the reference scores these rows once."""
         return dataclasses.replace(self.logged.group, completions=[*self.logged.group.completions, *self.weak])
 
     def with_rows(self, group: Group) -> "Comparison":
-        """The same with the rows of `group`, in the order that `self.group` has them."""
+        """Return the same comparison with the rows of `group`, which are in the order of `self.group`."""
         count = len(self.logged.group.completions)
         own = dataclasses.replace(self.logged.group, completions=list(group.completions[:count]))
         return Comparison(dataclasses.replace(self.logged, group=own), list(group.completions[count:]))
 
 
 def comparisons(groups: Sequence[LoggedGroup], *, scores_differ: bool) -> list[LoggedGroup]:
-    """The groups that compare something, each answer once, without those that have no score.
+    """Return the groups with answers to compare, each answer once, without answers that have no score.
 
     Args:
-        groups: with rewards as scores.
-        scores_differ: an answer is worse only if its score is (the positive is the best); else any two answers do.
+        groups: Groups with rewards as scores.
+        scores_differ: Whether the compared answers must have different scores (the positive is the best); otherwise any
+            two answers are compared.
 
     Raises:
-        DataError: no group compares anything.
+        DataError: If no group has two answers to compare.
     """
     kept = [_different(logged) for logged in groups]
     usable = [logged for logged in kept if _compares(logged, scores_differ=scores_differ)]
@@ -62,7 +64,7 @@ def comparisons(groups: Sequence[LoggedGroup], *, scores_differ: bool) -> list[L
         first = next(place for place, logged in enumerate(kept) if not _compares(logged, scores_differ=scores_differ))
         notices.warn(
             f"{len(groups) - len(usable)} of {len(groups)} rows have no two different answers of different scores and "
-            f"are left out; the first is {groups[first].group.id!r}"
+            f"are skipped; the first is {groups[first].group.id!r}"
         )
     return usable
 
@@ -85,18 +87,18 @@ def _compares(logged: LoggedGroup, *, scores_differ: bool) -> bool:
 def with_weak_negatives(
     groups: Sequence[LoggedGroup], count: int, *, seed: int, context: int | None = None
 ) -> list[Comparison]:
-    """Each group with answers to other prompts, the same ones in every epoch.
+    """Return each group with answers to other prompts, the same ones in every epoch.
 
-    An answer that any row gives to this prompt too is none, nor is one that does not fit behind it.
+    An answer is excluded if any row gives it to this prompt as well, or if it does not fit after the prompt.
 
     Args:
-        groups: where answers come from.
-        count: weak negatives a prompt, all different.
-        seed: of the draw.
-        context: tokens that the model can read; None: any number.
+        groups: Groups, which also provide the answers.
+        count: Number of weak negatives per prompt, all different.
+        seed: Random seed of the choice.
+        context: Number of tokens in the model's context; None for no limit.
 
     Raises:
-        DataError: there are not as many answers to other prompts.
+        DataError: If there are too few answers to other prompts.
     """
     if count == 0:
         return [Comparison(logged) for logged in groups]
@@ -132,13 +134,13 @@ def _drawn(
         if len(drawn) == count:
             return drawn
     raise DataError(
-        f"data.weak_negatives={count}, and for {group.id!r} there are only {len(drawn)} answers to other prompts that "
+        f"data.weak_negatives={count}, but {group.id!r} has only {len(drawn)} answers to other prompts that "
         "fit; lower it"
     )
 
 
 def _shuffled(count: int, generator: np.random.Generator) -> Iterator[int]:
-    """0 .. count - 1 in random order, each drawn when it is asked for (Fisher-Yates on a table of what has moved)."""
+    """Yield 0 .. count - 1 in random order, each drawn on demand (Fisher-Yates on a table of the moved entries)."""
     moved: dict[int, int] = {}
     for last in range(count - 1, -1, -1):
         place = int(generator.integers(last + 1))

@@ -1,4 +1,4 @@
-"""From what users give (a task, a file, a data set) to problems with their prompts encoded."""
+"""From the user's data (a task, a file, a dataset) to problems with encoded prompts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def find_task(config: TrainConfig) -> Task | None:
-    """The built-in task that the settings name.
+    """Return the built-in task that the settings name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: If no task has that name.
     """
     if config.task is None:
         return None
@@ -35,11 +35,11 @@ def find_task(config: TrainConfig) -> Task | None:
 
 
 def training_problems(config: TrainConfig, dataset: Dataset | None) -> list[Problem]:
-    """The problems to train on: the data set if one is given, else the settings' file or task.
+    """Return the problems to train on: those of the dataset if one is passed, else of the settings' file or task.
 
     Raises:
-        ConfigError: none of them is given, or a file with a task that makes its own problems.
-        DataError: rows that are not problems.
+        ConfigError: If none of them is set, or a file is combined with a task that makes its own problems.
+        DataError: If rows are not problems.
     """
     given = _given(config, dataset, "train")
     if given is not None:
@@ -51,12 +51,12 @@ def training_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
 
 
 def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Problem]:
-    """The problems to evaluate on; empty where none are asked for or given."""
+    """Return the problems to evaluate on; empty if none are requested or passed."""
     if config.eval_problems == 0:
         return []
     given = _given(config, dataset, "eval")
     if given is not None and not given:
-        raise DataError("the held-out data set is empty; give it rows, or set data.eval_problems=0")
+        raise DataError("the held-out dataset is empty; add rows, or set data.eval_problems=0")
     if given is not None:
         return given[: config.eval_problems]
     task = find_task(config)
@@ -66,7 +66,7 @@ def held_out_problems(config: TrainConfig, dataset: Dataset | None) -> list[Prob
 
 
 def _given(config: TrainConfig, dataset: Dataset | None, split: Split) -> list[Problem] | None:
-    """The problems of the data set, or of the settings' file; a file's rows are in the task's form if there is one."""
+    """Return the problems of the dataset or the settings' file; a file's rows have the form of the task, if any."""
     if dataset is not None:
         return _problems(read_rows(config, dataset).items if isinstance(dataset, str | Path) else list(dataset))
     where = config.train_data if split == "train" else config.eval_data
@@ -85,22 +85,22 @@ def _problems(rows: Sequence[Any]) -> list[Problem]:
     problems = [row for row in rows if isinstance(row, Problem)]
     records = [row for row in rows if not isinstance(row, Problem)]
     if problems and records:
-        raise DataError("a data set mixes Problems and rows; give all as Problems or all as rows with a `prompt`")
+        raise DataError("a dataset mixes Problems and rows; pass only Problems or only rows with a `prompt`")
     return problems or _from_records(records)
 
 
 def _from_records(records: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Return rows as problems: of a pair its prompt and better answer, of a conversation what its last turn answers."""
+    """Return rows as problems: a pair's prompt and better answer, or a conversation up to its last turn."""
     return problems_from_records([numbered(number, with_prompt, row) for number, row in enumerate(records, start=1)])
 
 
 def encode(
     config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
 ) -> list[EncodedProblem]:
-    """Each problem with the token ids of its prompt, as the settings' template, system prompt and mode say.
+    """Return each problem with the token ids of its prompt, encoded according to the settings.
 
     Raises:
-        DataError: a prompt that cannot be encoded; the message names the problem.
+        DataError: If a prompt cannot be encoded; the message names the problem.
     """
     return fill.encode(
         tokenizer,
@@ -117,14 +117,14 @@ def demonstrations(
     dataset: Dataset | None,
     model: "PreTrainedModel | None" = None,
 ) -> list[tuple[EncodedProblem, Completion]]:
-    """Prompts with written answers for supervised training: rows with a `completion`, or the task's demonstrations.
+    """Return prompts with written answers for supervised training.
 
-    Rows with `chosen` and `rejected` give the chosen answers. Where `data.keep_share` is below 1, the likeliest rows
-    under aligned models stay.
+    These are rows with a `completion`, or the task's demonstrations; rows with `chosen` and `rejected` provide the
+    chosen answers. If `data.keep_share` is below 1, only the rows that are most likely under aligned models are kept.
 
     Raises:
-        ConfigError: there is neither.
-        DataError: a row without a completion, or without the scores that the settings need.
+        ConfigError: If there are neither rows nor demonstrations.
+        DataError: If a row has no completion, or lacks the scores that the settings need.
     """
     given = _given(config, dataset, "train")
     written = (
@@ -175,12 +175,12 @@ def _answer(
 def answer_ending(
     config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None
 ) -> "Ending":
-    """Return how answers end, as the settings encode prompts.
+    """Return how answers end, matching the settings' encoding of prompts.
 
     Args:
-        config: The settings.
-        tokenizer: The model's.
-        model: For its generation config; None does without.
+        config: Settings of the run.
+        tokenizer: Tokenizer of the model.
+        model: Model with a generation config; None to ignore it.
     """
     from gvpo.model.endings import ending
 
@@ -188,12 +188,12 @@ def answer_ending(
 
 
 def training_stops(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> set[int]:
-    """Return every token that ends a completion of a run: those of `answer_ending`, and the settings'."""
+    """Return every token that ends a completion of a run: those of `answer_ending` and those of the settings."""
     return {*answer_ending(config, tokenizer, model).stops, *config.stop_token_ids}
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", text: str, end: "Ending | None") -> list[int]:
-    """Return the tokens of a text, and the end token unless the text ends with one already; None adds none."""
+    """Return the tokens of a text, and the end token unless the text already ends with one; None adds none."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     if end is not None and end.written is not None and (not ids or ids[-1] not in end.stops):
         ids.append(end.written)

@@ -1,4 +1,4 @@
-"""The rewards of a run: from names and settings to functions that are ready to judge."""
+"""The rewards of a run: from names and settings to functions that are ready to score."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
 
 
 def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, RewardFunc]:
-    """The rewards by name: those given, else the settings', else the task's own.
+    """Return the rewards by name: those passed, else those of the settings, else those of the task.
 
     Raises:
-        ConfigError: two of one name, or a number of weights or options that do not fit.
-        RewardError: there is none of a name, or its options do not fit.
-        ModelError: options that a reward model does not have.
+        ConfigError: If two rewards have the same name, or the number of weights or the options do not match.
+        RewardError: If no reward has a given name, or its options do not match.
+        ModelError: If a reward model does not have an option.
     """
     task = find_task(config)
     chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
@@ -40,12 +40,12 @@ def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, Rewar
 
 
 def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
-    """The pool in which these functions run, as the settings say.
+    """Return the pool in which these functions run, according to the settings.
 
     Args:
-        config: the settings.
-        functions: of `reward_functions`.
-        log: takes what the functions print; opened when a worker starts.
+        config: Settings of the run.
+        functions: Result of `reward_functions`.
+        log: File for the functions' output; opened when a worker starts.
     """
     weights = config.reward_weights
     return RewardPool(
@@ -64,11 +64,11 @@ def _check_fit(config: TrainConfig, named: Mapping[str, str | RewardFunc]) -> No
         raise ConfigError(f"rewards.weights has {len(weights)} values for {len(named)} rewards")
     for name in config.reward_options:
         if not isinstance(named.get(name), str):
-            raise ConfigError(f"rewards.options.{name} is for none of the rewards that are named; drop it")
+            raise ConfigError(f"rewards.options.{name} does not belong to any reward of the run; remove it")
 
 
 def _loaded(item: str | RewardFunc, options: Mapping[str, Any] | None) -> RewardFunc:
-    """A function as it is; a name as what it names, or as what its options say that it is."""
+    """Return a function unchanged; return a name as its reward function, built with its options."""
     if not isinstance(item, str):
         return item
     if options is None:
@@ -78,7 +78,7 @@ def _loaded(item: str | RewardFunc, options: Mapping[str, Any] | None) -> Reward
 
 
 def _makers() -> dict[str, Callable[..., RewardFunc]]:
-    """The built-in makers, and the one whose reward lives on the trainer's device."""
+    """Return the built-in makers, and the maker whose reward runs on the trainer's device."""
 
     @functools.wraps(RewardModel)
     def on_device(path: str, **options: Any) -> RewardFunc:

@@ -1,4 +1,4 @@
-"""From settings to how completions are drawn."""
+"""Sampling parameters from settings."""
 
 from gvpo.config import TrainConfig
 from gvpo.sampling import SamplingParams, support_warning
@@ -6,10 +6,10 @@ from gvpo.sampling.exclusion import parse_exclusion
 
 
 def sampling_params(config: TrainConfig) -> SamplingParams:
-    """What the settings say of sampling.
+    """Return the settings' sampling parameters.
 
     Raises:
-        ConfigError: an exclusion that cannot be.
+        ConfigError: If an exclusion is invalid.
     """
     return SamplingParams(
         group_size=config.group_size,
@@ -23,5 +23,5 @@ def sampling_params(config: TrainConfig) -> SamplingParams:
 
 
 def samples_exactly(config: TrainConfig) -> bool:
-    """Return whether rows are drawn from the policy itself: at temperature 1, and no token is left out."""
+    """Return whether rows are sampled from the policy itself: at temperature 1 and without excluded tokens."""
     return config.temperature == 1 and support_warning(sampling_params(config)) is None

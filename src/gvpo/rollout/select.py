@@ -1,4 +1,4 @@
-"""What to train on, out of scored groups: right answers, the best of n, or groups that can teach something."""
+"""Selection of training data from scored groups: correct answers, the best of n, or groups with different outcomes."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,14 +8,14 @@ from gvpo.data.group_rows import PER_COMPLETION, GroupRow, completion_text, read
 
 Row = Mapping[str, Any]
 Read = Sequence[tuple[Row, GroupRow]]
-"""Rows as they were written, each with what it says."""
+"""Rows in their original form, each with its parsed contents."""
 
 RIGHT = 0.5
-"""Rewards above this are right, by default."""
+"""Default reward above which a completion is correct."""
 
 
 def right(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]]:
-    """Rejection sampling: each different finished completion with a reward above `above`, at most `most` per problem.
+    """Yield different finished completions with a reward above `above`, at most `most` each (rejection sampling).
 
     Yields:
         Rows for supervised training, in the order of problems and samples: `prompt`, `completion`, `reward` and the
@@ -26,10 +26,10 @@ def right(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]
 
 
 def best(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]]:
-    """Best of n: each problem's finished completions with the highest rewards, one or `most`, if above `above`.
+    """Yield each problem's finished completions with the highest rewards (best of n), one or `most`, if above `above`.
 
     Yields:
-        As `right`, the best first; of equal ones the first sampled.
+        Rows as from `right`, the best first; among equal ones the first sampled.
     """
     for row, group in rows:
         chosen = sorted(_finished(group, above), key=lambda found: -found[1])[: most or 1]
@@ -37,10 +37,10 @@ def best(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]]
 
 
 def mixed(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]]:
-    """Groups with a completion above `above` and one not above it: the others have nothing to compare.
+    """Yield groups with a completion above `above` and one not above it; the others have no difference to learn from.
 
     Yields:
-        The rows as they are, for offline training.
+        The rows unchanged, for offline training.
     """
     for row, group in rows:
         judged = {completion.reward > above for completion in group.completions if completion.reward is not None}
@@ -53,7 +53,7 @@ SELECTIONS: dict[str, Callable[[Read, float, int | None], Iterator[dict[str, Any
     "best": best,
     "mixed": mixed,
 }
-"""By name: what `select` can take out of groups."""
+"""Selections that `select` can make, by name."""
 
 
 def select(
@@ -62,16 +62,16 @@ def select(
     """Return rows to train on, out of groups.
 
     Args:
-        name: a key of `SELECTIONS`.
-        rows: groups, as `gvpo.data.read_groups` reads them.
-        above: what a good completion's reward is above; default 0.5, and anything for "best".
-        most: maximum number of completions per problem; "mixed" keeps whole groups.
+        name: Key of `SELECTIONS`.
+        rows: Groups, as `gvpo.data.read_groups` reads them.
+        above: Reward above which a completion is good; by default 0.5, and no limit for "best".
+        most: Maximum number of completions per problem; "mixed" keeps whole groups.
 
     Returns:
         Rows for supervised training ("right", "best") or for offline training ("mixed").
 
     Raises:
-        DataError: a row is no group with rewards, or has completions without text.
+        DataError: If a row is not a group with rewards, or has completions without text.
     """
     if above is None:
         above = -math.inf if name == "best" else RIGHT
@@ -80,7 +80,7 @@ def select(
 
 
 def _finished(group: GroupRow, above: float) -> list[tuple[str, float]]:
-    """Return the different good completions that ended by themselves: one that was cut must not be learned as whole."""
+    """Return the different good completions that ended by themselves; a truncated one must not be learned as whole."""
     found: dict[str, float] = {}
     for completion in group.completions:
         text, reward = completion_text(completion), completion.reward
@@ -90,7 +90,7 @@ def _finished(group: GroupRow, above: float) -> list[tuple[str, float]]:
 
 
 def _answers(row: Row, group: GroupRow, chosen: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
-    """Yield rows with different ids, which training asks for."""
+    """Yield rows with different ids, as training requires."""
     own = {name: value for name, value in row.items() if name not in PER_COMPLETION}
     for number, (text, reward) in enumerate(chosen, start=1):
         name = group.problem.id if number == 1 else f"{group.problem.id}#{number}"

@@ -1,4 +1,4 @@
-"""Which rows of a rollout can be trained on."""
+"""Selection of the rows of a rollout that can be trained on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from gvpo.types import Completion, Group
 
 MAX_FAILED_SHARE = 0.5
-"""More failed rewards than this in a rollout stop the run."""
+"""Fraction of failed rewards in a rollout above which the run stops."""
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """A group's usable rows, and where they stood in the rollout.
+    """A group's usable rows, and their positions in the rollout.
 
     Args:
-        group: the rows that are trained on.
-        index: the group's position in the rollout.
-        rows: each row's position in its group of the rollout.
+        group: Rows to train on.
+        index: Position of the group in the rollout.
+        rows: Position of each row in its group of the rollout.
     """
 
     group: Group
@@ -26,7 +26,7 @@ class TrainingGroup:
 
 
 def is_usable(row: Completion, *, rewarded: bool = True) -> bool:
-    """Return whether a row can be trained on: no engine aborted it, and it has a reward where rows have rewards."""
+    """Return whether a row can be trained on: no engine aborted it, and it has a reward if rows have rewards."""
     return row.finish_reason != "abort" and (row.reward is not None or not rewarded)
 
 

@@ -1,4 +1,4 @@
-"""Where groups come from."""
+"""Sources of groups."""
 
 from gvpo.rewards import RewardPool
 from gvpo.rollout.order import ShuffledOrder
@@ -10,7 +10,7 @@ from gvpo.types import Completion
 from tests.training.toy import encoded, model, share, tokenizer
 
 
-def test_demonstrations_come_as_groups_of_one_in_the_orders_order():
+def test_demonstrations_are_groups_of_one_in_the_shuffled_order():
     answers = [Completion([index], source="demonstration") for index in range(10)]
     order = ShuffledOrder(list(zip(encoded(), answers, strict=True)), per_step=4, seed=0)
     rollout = DemonstrationSource(order).rollout(2)
@@ -18,7 +18,7 @@ def test_demonstrations_come_as_groups_of_one_in_the_orders_order():
     assert rollout.verdicts == []
 
 
-def test_the_live_source_gives_the_same_groups_again_and_others_at_another_step():
+def test_the_live_source_repeats_its_groups_and_gives_others_at_another_step():
     order = ShuffledOrder(encoded(), per_step=3, seed=0)
     sampler, params = TransformersSampler(model(), tokenizer()), SamplingParams(group_size=2, max_tokens=3)
     with RewardPool({"digits": share()}, workers=1) as pool:

@@ -1,1 +1,1 @@
-"""Where the groups of each step come from: one file per source, and the protocol that they share in `base`."""
+"""Sources of the groups of each step: one file per source, and their common protocol in `base`."""

@@ -1,9 +1,9 @@
-"""The protocol of sources: where the groups of each step come from, and what a checkpoint keeps of a source.
+"""The protocol of sources, which provide the groups of each step, and their state in checkpoints.
 
     rollout(t) ──▶ updates of step t ──▶ commit(t) ──▶ rollout(t + 1) ...
-                                             └─▶ state_dict(), where a checkpoint of step t is due
+                                             └─▶ state_dict(), if a checkpoint of step t is due
 
-A resumed run gives the newest checkpoint's state to `load_state_dict`, and calls `rollout` with the step after it.
+A resumed run passes the latest checkpoint's state to `load_state_dict`, and calls `rollout` with the step after it.
 """
 
 from collections.abc import Mapping
@@ -14,47 +14,47 @@ from gvpo.rollout.collect import Rollout
 
 
 class Source(Protocol):
-    """Gives the groups of each step.
+    """A source of the groups of each step.
 
-    On several ranks each rank has a source of its own. All of them get the same calls in the same order, return the
-    same groups, and have the same state; the first rank's state is stored.
+    On several ranks each rank has its own source. All of them receive the same calls in the same order, return the same
+    groups, and have the same state; the first rank's state is stored.
     """
 
     def rollout(self, step: int) -> Rollout:
         """Return the groups of step `step`, counted from 1.
 
-        The weights are those after step `step - 1`. Until `commit(step)`, the same call gives the same groups: nothing
-        is consumed here.
+        The weights are those after step `step - 1`. Until `commit(step)`, the same call returns the same groups, so
+        nothing is consumed here.
 
         Raises:
-            GvpoError: there are no groups to give; the run ends, and can be resumed.
+            GvpoError: If there are no groups to return; the run ends, and can be resumed.
         """
         ...
 
     def commit(self, step: int) -> None:
-        """Take note that the updates of step `step` are done: what its rollout consumed may be dropped.
+        """Record that the updates of step `step` are done, so that its consumed data may be dropped.
 
-        It is called once per step, also where no group of the step could be trained on.
+        It is called once per step, even if no group of the step could be trained on.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `rollout` needs besides settings, data and weights to continue after the last `commit`.
+        """Return the state, besides settings, data and weights, that `rollout` needs after the last `commit`.
 
         Returns:
-            Numbers, strings, None and tensors, in lists and dictionaries, so that `torch.load(weights_only=True)` reads
-            it back. An empty one is not stored.
+            Numbers, strings, None and tensors, in lists and dictionaries, so that `torch.load(weights_only=True)` can
+            read them. An empty dictionary is not stored.
         """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was called. It comes before the first `rollout` of a resumed run.
+        """Continue from the state that `state_dict` returned. It is called before the first `rollout` of a resumed run.
 
         Args:
-            state: what `state_dict` returned; {} where the checkpoint has none.
+            state: Result of `state_dict`; {} if the checkpoint has none.
 
         Raises:
-            CheckpointError: the state is not one of this source.
+            CheckpointError: If the state does not belong to this source.
         """
         ...
 
@@ -64,20 +64,20 @@ class Source(Protocol):
 
 
 class StatelessSource(Source):
-    """Base of the sources whose groups are a function of the step and the weights, and which own nothing to release."""
+    """Base of the sources whose groups depend only on the step and the weights, and which have nothing to release."""
 
     def commit(self, step: int) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return {}: the step says it all."""
+        """Return {}, because the step determines the groups."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept {} only.
+        """Accept only {}.
 
         Raises:
-            CheckpointError: the checkpoint was made with a source that has a state.
+            CheckpointError: If the checkpoint was made with a source that has a state.
         """
         if state:
             raise CheckpointError(

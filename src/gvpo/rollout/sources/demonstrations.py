@@ -13,7 +13,7 @@ class DemonstrationSource(StatelessSource):
         self._order = order
 
     def rollout(self, step: int) -> Rollout:
-        """The demonstrations of this step."""
+        """Return the demonstrations of this step."""
         items = self._order.at(step)
         groups = [Group(encoded.prompt, [answer], id=encoded.problem.id) for encoded, answer in items]
         return Rollout(groups, [], [encoded.problem for encoded, _ in items])

@@ -7,13 +7,13 @@ from gvpo.rollout.sources.base import StatelessSource
 
 
 class OfflineSource(StatelessSource):
-    """Groups that were logged: shuffled epochs over them, a function of seed and step."""
+    """Groups that were logged, in shuffled epochs that depend only on seed and step."""
 
     def __init__(self, order: ShuffledOrder[LoggedGroup]) -> None:
         self._order = order
 
     def rollout(self, step: int) -> Rollout:
-        """The groups of this step, with the rewards that came with them."""
+        """Return the logged groups of this step, with their rewards."""
         items = self._order.at(step)
         names = distinct([item.group.id for item in items])
         groups = [item.named(name).group for item, name in zip(items, names, strict=True)]

@@ -13,18 +13,18 @@ from gvpo.sampling.noise import noise_key, uniforms
 from gvpo.types import Completion, Group
 
 ROLE = "role"
-"""The objectives' keyword, in a completion's extras."""
+"""Keyword of the objectives, in a completion's extras."""
 
 
 class PreferenceSource(StatelessSource):
-    """Rows with roles: shuffled epochs over the comparisons, a function of seed and step.
+    """Rows with roles, in shuffled epochs over the comparisons that depend only on seed and step.
 
     Args:
-        compared: the prompts and their rows.
-        per_step: how many a step takes.
-        seed: of the order and of the draw of positives.
-        softmax: draw the positive by softmax(scores), and all other answers are strong negatives; else the best is the
-            positive, and those of lower scores are.
+        compared: Prompts and their rows.
+        per_step: Number of prompts per step.
+        seed: Random seed of the order and of the choice of positives.
+        softmax: Whether to draw the positive by softmax(scores), with all other answers as strong negatives; otherwise
+            the best answer is the positive, and answers with lower scores are the strong negatives.
     """
 
     def __init__(self, compared: Sequence[Comparison], per_step: int, seed: int, *, softmax: bool) -> None:
@@ -33,15 +33,15 @@ class PreferenceSource(StatelessSource):
 
     @property
     def groups(self) -> list[Group]:
-        """Every row that any step can train on: each prompt's answers, then its weak negatives."""
+        """Return every row that any step can train on: each prompt's answers, then its weak negatives."""
         return [each.group for each in self._compared]
 
     def replace(self, groups: Sequence[Group]) -> None:
-        """Take the rows of `groups`, which are those of `self.groups` with log-probs attached."""
+        """Replace the rows by those of `groups`, which are the rows of `self.groups` with log-probs attached."""
         self._compared = [each.with_rows(group) for each, group in zip(self._compared, groups, strict=True)]
 
     def rollout(self, step: int) -> Rollout:
-        """The groups of this step. There are no verdicts: scores only say who is compared with whom."""
+        """Return the groups of this step. There are no verdicts; scores only determine which answers are compared."""
         items = [self._compared[index] for index in self._order.at(step)]
         names = distinct([item.logged.group.id for item in items])
         groups = [self._with_roles(item, name, step) for item, name in zip(items, names, strict=True)]
@@ -63,7 +63,7 @@ class PreferenceSource(StatelessSource):
 
 
 def drawn_by_softmax(scores: Sequence[float], uniform: float) -> int:
-    """The place that `uniform` in [0, 1) falls on when the places share it by softmax(scores)."""
+    """Return the index that `uniform` in [0, 1) falls on if the indices share that interval by softmax(scores)."""
     weights = np.exp(np.asarray(scores) - max(scores))
     shares = np.cumsum(weights) / weights.sum()
     return min(int(np.searchsorted(shares, uniform, side="right")), len(scores) - 1)

@@ -14,13 +14,13 @@ from gvpo.update.distributed import ranks
 
 
 class SampledOnceSource(StatelessSource):
-    """Groups that the run's starting policy samples once; they are kept in a file, and trained on from it.
+    """Groups that the run's starting policy samples once; they are stored in a file, and the run trains on that file.
 
     Args:
-        path: the file, in the form that `data.groups` reads.
-        live: its first rollout is what is sampled.
-        read: rows of the file -> the source to train from.
-        resumed: the file may be there from an earlier sitting.
+        path: File in the form that `data.groups` reads.
+        live: Source whose first rollout is sampled.
+        read: Function from rows of the file to the source to train from.
+        resumed: Whether the file may exist from an earlier session.
     """
 
     def __init__(
@@ -30,19 +30,17 @@ class SampledOnceSource(StatelessSource):
         self._source: StatelessSource | None = None
 
     def rollout(self, step: int) -> Rollout:
-        """The groups of this step, sampled now if it is the first.
+        """Return the groups of this step, which are sampled now if it is the first.
 
         Raises:
-            RewardError: most rewards failed.
-            RunError: there is a file already that this run did not write.
+            RewardError: If most rewards failed.
+            RunError: If a file already exists that this run did not write.
         """
         if self._source is None:
             if not ranks.on_first(self._path.exists):
                 self._sample()
             elif not self._resumed:
-                raise RunError(
-                    f"{self._path} is there already; train on it with data.groups, or choose another run.dir"
-                )
+                raise RunError(f"{self._path} already exists; train on it with data.groups, or choose another run.dir")
             self._source = self._read(load_records(self._path))
         return self._source.rollout(step)
 
