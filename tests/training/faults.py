@@ -34,11 +34,9 @@ def forbidden() -> BaseException:
 
 
 class FaultyDisk:
-    """Counts the operations and fails at one of them; after a death every operation fails.
+    """Counts the operations and fails with `error()` at number `at`, from 0; None only counts.
 
-    Args:
-        at: Number of the operation that fails, from 0; None only counts.
-        error: Function that makes the error to raise.
+    After a death every operation fails.
     """
 
     def __init__(self, at: int | None, error: Callable[[], BaseException]) -> None:

@@ -1,4 +1,4 @@
-"""Freed memory is kept where the allocator can be told so, and given back when asked for."""
+"""Freed memory is kept if the allocator supports it, and returned on request."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def run(*arguments: str, **environment: str) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is asked for")
-def test_kept_memory_costs_no_fault_again_and_is_given_back_when_asked():
+def test_kept_memory_causes_no_second_fault_and_is_returned_on_request():
     told, first, later, given_back = run("keep")
     if told == "False":
         pytest.skip("this system's allocator takes no advice")
@@ -48,5 +48,5 @@ def test_kept_memory_costs_no_fault_again_and_is_given_back_when_asked():
     assert int(given_back) > 0.9 * PAGES
 
 
-def test_an_environment_that_sets_the_allocator_is_left_alone():
+def test_an_environment_that_sets_the_allocator_is_left_unchanged():
     assert run("keep", MALLOC_MMAP_THRESHOLD_="65536")[0] == "False"

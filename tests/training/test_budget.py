@@ -1,4 +1,4 @@
-"""The token budget: found on the device, halved where memory runs out, and the same after a resume."""
+"""The token budget: measured on the device, halved when memory runs out, and the same after a resume."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:GVPO with objective.reference")
 
 CPU = torch.device("cpu")
 MOST = 10
-"""Tokens above which a cramped model runs out of memory; the longest row has fewer."""
+"""Number of tokens above which a cramped model runs out of memory; the longest row has fewer."""
 
 GPU_WORDS = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 CPU_WORDS = RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory")
@@ -41,21 +41,21 @@ LONG = usable(
     rewarded=True,
     at_least=2,
 )
-"""Long enough for another layout to give other bits."""
+"""A batch long enough for another layout to give other bits."""
 LONG_MOST = 30
 ROWS = [Group([1, 2, 3], [Completion([4] * 7)] * 4)] * 4  # rows of 9 tokens
 
 
 @pytest.fixture(autouse=True)
 def _without_collections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing large is held here, and a full collection takes a third of a second."""
+    """Skip full collections, which take a third of a second; no large objects exist here."""
     monkeypatch.setattr(module, "release", lambda: None)
 
 
 def learner(**settings: Any) -> Learner:
     config_ = config(**settings)
     one = Learner(model(), build_objective(config_), config_)
-    score(one.model, groups(1))  # the self-check of the fast paths comes first
+    score(one.model, groups(1))  # run the self-check of the fast paths first
     return one
 
 
@@ -63,12 +63,12 @@ def learner(**settings: Any) -> Learner:
 def cramped(
     policy: Any, most: int, error: Exception, *, spared: int = 0, backward: bool = False
 ) -> Iterator[list[int]]:
-    """A model that runs out of memory above `most` tokens, after `spared` forwards; the sizes that it was given."""
+    """Let a model run out of memory above `most` tokens, after `spared` forwards; yield the sizes of its inputs."""
     seen: list[int] = []
 
     def forward(_: Any, __: Any, inputs: dict[str, Any]) -> None:
         if inputs.get("use_cache") is not False:
-            return  # the sampler's
+            return  # the sampler's own forward
         seen.append(inputs["input_ids"].numel())
         if not backward and len(seen) > spared and seen[-1] > most:
             raise error
@@ -91,7 +91,7 @@ def cramped(
 
 
 def close(one: Learner, other: Learner, start: dict[str, torch.Tensor]) -> float:
-    """How far two policies are from each other, as a share of how far one has moved."""
+    """Return the distance of two policies, as a fraction of the distance that one has moved."""
     ours, theirs = weights(one.model), weights(other.model)
     apart = sum(float((ours[name] - theirs[name]).square().sum()) for name in ours)
     moved = sum(float((theirs[name] - start[name]).square().sum()) for name in ours)
@@ -106,7 +106,7 @@ def close(one: Learner, other: Learner, start: dict[str, torch.Tensor]) -> float
     [{"objective": "gvpo"}, {"objective": "grpo", "groups_per_update": 2, "passes": 2}, {"objective": "sft"}],
     ids=["gvpo", "grpo", "sft"],
 )
-def test_an_update_that_ran_out_of_memory_is_made_again_in_smaller_pieces(
+def test_an_update_that_ran_out_of_memory_is_repeated_in_smaller_pieces(
     error: Exception, backward: bool, settings: dict[str, Any]
 ):
     one, unhurt = learner(**settings), learner(**settings)
@@ -130,7 +130,7 @@ def test_an_update_that_ran_out_of_memory_is_made_again_in_smaller_pieces(
     assert one.budget.take_notes() == []
 
 
-def test_a_back_off_is_exactly_a_run_that_had_the_smaller_budget_all_along():
+def test_a_back_off_equals_a_run_that_had_the_smaller_budget_from_the_start():
     one = learner(objective="grpo", groups_per_update=2, passes=2)
     with cramped(one.model, LONG_MOST, CPU_WORDS):
         one.learn(LONG, 1)
@@ -142,7 +142,7 @@ def test_a_back_off_is_exactly_a_run_that_had_the_smaller_budget_all_along():
 @pytest.mark.parametrize("objective", ["grpo", "gspo"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_unchanged_weights_ratios_are_one_also_after_a_back_off(objective: str, dtype: str):
-    """Old log-probs of the second batch are made anew when the first batch's push runs out of memory."""
+    """Old log-probs of the second batch are recomputed if the first batch's push runs out of memory."""
     settings = {"objective": objective, "groups_per_update": 2, "compute_dtype": dtype, "learning_rate": 1e-30}
     one = learner(**settings)
     with cramped(one.model, LONG_MOST, CPU_WORDS, spared=1) as seen:
@@ -154,7 +154,8 @@ def test_at_unchanged_weights_ratios_are_one_also_after_a_back_off(objective: st
 
 
 def test_a_back_off_after_the_weights_moved_keeps_old_log_probs_that_differ_by_float_noise():
-    """They cannot be made again. Against a run that was cut small all along only the order of sums differs."""
+    """They cannot be recomputed. Compared with a run that had small batches from the start, only the order of sums
+    differs."""
     settings = {"objective": "grpo", "groups_per_update": 2}
     one = learner(**settings)
     start = weights(one.model)
@@ -168,7 +169,7 @@ def test_a_back_off_after_the_weights_moved_keeps_old_log_probs_that_differ_by_f
     assert close(one, small, start) < 1e-4
 
 
-def test_not_even_single_completions():
+def test_an_error_is_raised_if_not_even_single_completions_fit():
     one = learner()
     start = weights(one.model)
     with cramped(one.model, 1, GPU_WORDS), pytest.raises(TrainingError, match=r"completion per forward.*checkpoint"):
@@ -176,14 +177,14 @@ def test_not_even_single_completions():
     assert same(weights(one.model), start)
 
 
-def test_what_is_not_lack_of_memory_is_not_tried_again():
+def test_other_errors_are_not_retried():
     one = learner()
     with cramped(one.model, 1, RuntimeError("shapes differ")) as seen, pytest.raises(RuntimeError, match="shapes"):
         one.learn(BATCH, 1)
     assert len(seen) == 1
 
 
-def test_halving_starts_at_what_is_used_and_ends_at_the_longest_row():
+def test_halving_starts_at_the_used_tokens_and_ends_at_the_longest_row():
     tried: list[int] = []
 
     def work(tokens: int) -> None:
@@ -198,7 +199,7 @@ def test_halving_starts_at_what_is_used_and_ends_at_the_longest_row():
 
 
 def fake_memory(monkeypatch: pytest.MonkeyPatch, *, free: float, a: float = 0, b: float = 0, c: float = 0) -> list[int]:
-    """A device where t tokens take a + b t + c t^2 bytes; the sizes that were tried."""
+    """Fake a device where t tokens need a + b t + c t^2 bytes; return the sizes that were tried."""
     tried: list[int] = []
     monkeypatch.setattr(module, "_free", lambda _: free)
     monkeypatch.setattr(module, "_watch", lambda _: lambda: a + b * tried[-1] + c * tried[-1] ** 2)
@@ -218,7 +219,7 @@ def probe_into(tried: list[int], most: float = float("inf")) -> Any:
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({"free": 1e12, "b": 1e6}, 8192),  # bounded by what is of use
+        ({"free": 1e12, "b": 1e6}, 8192),  # bounded by the largest useful budget
         ({"free": 1.25 * 5000e6, "b": 1e6}, 4096),
         ({"free": 1.25 * 4000e6, "b": 1e6}, 2048),
         ({"free": 1.25 * 6000e6, "a": 2000e6, "b": 1e6}, 2048),
@@ -235,7 +236,7 @@ def test_the_largest_budget_that_fits(monkeypatch: pytest.MonkeyPatch, sizes: di
     assert "GiB" in found.why
 
 
-def test_what_the_optimizer_will_take_is_left_free(monkeypatch: pytest.MonkeyPatch):
+def test_memory_for_the_optimizer_is_left_free(monkeypatch: pytest.MonkeyPatch):
     sizes = {"free": 1.25 * 5000e6, "b": 1e6}
     assert find_budget(probe_into(fake_memory(monkeypatch, **sizes)), ROWS, CPU, owed=1500e6).tokens == 2048
 
@@ -246,22 +247,22 @@ def test_a_probe_that_runs_out_of_memory_is_as_good_as_a_measurement(monkeypatch
         assert find_budget(probe_into(tried, most), ROWS, CPU).tokens == expected
 
 
-def test_a_budget_takes_the_longest_row(monkeypatch: pytest.MonkeyPatch):
+def test_a_budget_fits_the_longest_row(monkeypatch: pytest.MonkeyPatch):
     tried = fake_memory(monkeypatch, free=1.0, b=1e6)
     long = [*ROWS, Group([1] * 500, [Completion([2] * 700)])]
     assert find_budget(probe_into(tried), long, CPU).tokens == 2048
 
 
-def test_where_memory_cannot_be_read_the_default_stays(monkeypatch: pytest.MonkeyPatch):
+def test_the_default_is_used_if_memory_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_watch", lambda _: lambda: float("nan"))
     found = find_budget(lambda *_: None, ROWS, CPU)
     assert (found.tokens, found.why) == (8192, "memory cannot be measured on this device")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux")
-def test_a_peak_is_what_was_held_at_once_also_where_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch):
+def test_a_peak_counts_simultaneous_memory_even_if_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "release", release)
-    keep_freed_memory()  # as the trainer does, for all that this process does later
+    keep_freed_memory()  # as the trainer does, for the rest of this process
     held = [torch.ones(2**22) for _ in range(16)]
     del held  # 256 MiB that a tensor could use without a new page
 
@@ -308,7 +309,7 @@ def test_a_resumed_run_keeps_the_budget_that_was_found_or_backed_off_to(
     assert [line["train/tokens_per_microbatch"] for line in lines(run)] == [16, 16, 16]
 
 
-def test_a_setting_that_was_changed_goes_over_the_checkpoint():
+def test_a_changed_setting_overrides_the_checkpoint():
     budget = Budget(64)
     budget.restore({"asked": 8192, "tokens": 16})
     assert budget.tokens == 64
@@ -360,7 +361,7 @@ def large_batch() -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as on Linux")
 def test_real_lack_of_memory_on_a_cpu():
-    """Under `ulimit -v` torch's own allocator refuses, in the middle of a forward or a backward."""
+    """Under `ulimit -v` torch's own allocator fails in the middle of a forward or a backward."""
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is found wrong before training: lengths to the token, and what fits is let through."""
+"""Checks before training: lengths to the token, and settings that fit are accepted."""
 
 import re
 from pathlib import Path
@@ -66,24 +66,24 @@ def test_a_column_that_some_problems_have_is_enough():
 
 
 @pytest.mark.parametrize("key", ["groups_data", "train_data", "eval_data"])
-def test_a_missing_file_is_found_before_the_model_is_looked_at(key: str):
+def test_a_missing_file_is_found_before_the_model_is_loaded(key: str):
     with pytest.raises(DataError, match=r"there is no file nowhere\.jsonl; check the path"):
         train_recipe(
             config(run_dir=Path("nowhere"), model_path="no-such-model", vocabulary=None, **{key: "nowhere.jsonl"})
         )
 
 
-def test_data_on_the_hub_is_not_looked_for_yet():
+def test_data_on_the_hub_is_not_checked_yet():
     check_files(config(train_data="owner/name:main#test"))
 
 
 @pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "rloo", "gspo", "gspo_token"])
 @pytest.mark.parametrize(("cut", "named"), [({"top_p": 0.9}, "top_p=0.9"), ({"top_k": 5}, "top_k=5")])
-def test_a_cut_distribution_is_said_to_bias_ratios(objective: str, cut: dict[str, Any], named: str):
+def test_a_truncated_distribution_causes_a_notice_about_biased_ratios(objective: str, cut: dict[str, Any], named: str):
     (text,) = of_sampling(config(objective=objective, **cut))
     assert re.search(f"{named}.* {objective} compares with, so its gradient is biased", text)
     assert of_sampling(config(objective=objective)) == []
-    assert of_sampling(config(objective=objective, sampling_ban=["digits"])) == []  # nobody does so by accident
+    assert of_sampling(config(objective=objective, sampling_ban=["digits"])) == []  # nobody bans tokens by accident
     assert of_sampling(config(objective="sft", **cut)) == []
 
 
@@ -94,7 +94,7 @@ def test_a_cut_distribution_is_said_to_bias_ratios(objective: str, cut: dict[str
         ({"sampling_allow": ["digits"]}, "an exclusion .* never samples some tokens"),
     ],
 )
-def test_what_is_never_drawn_is_said_where_the_optimum_needs_it(settings: dict[str, Any], message: str):
+def test_excluded_tokens_cause_a_notice_if_the_optimum_needs_them(settings: dict[str, Any], message: str):
     (text,) = of_sampling(config(**settings))
     assert re.search(message, text)
 

@@ -21,7 +21,7 @@ def rollout(*rows: tuple[str, Verdict]) -> Rollout:
 
 
 def other() -> Any:
-    """1 where the answer holds another digit than the one asked for."""
+    """Return 1 if the answer contains a different digit than the requested one."""
 
     def other(completions: Any, digit: Any, **_: Any) -> list[float]:
         return [float(text.count(one) < len(text)) for text, one in zip(completions, digit, strict=True)]
@@ -36,7 +36,7 @@ def hit() -> Any:
     return hit
 
 
-def test_a_token_with_the_text_in_it_is_the_last_of_its_segment():
+def test_a_token_that_contains_the_text_is_the_last_of_its_segment():
     assert segments([1, 5, 2, 3, 5, 5, 4], lambda token: token == 5) == [0, 0, 1, 1, 1, 2, 3]
     changed = with_inputs(
         rollout(("12212", Verdict(1.0))), config(objective="gsspo", segment_at="2", reference="previous"), tokenizer()
@@ -44,7 +44,7 @@ def test_a_token_with_the_text_in_it_is_the_last_of_its_segment():
     assert changed.groups[0].completions[0].extras["segments"] == [0, 0, 1, 2, 2]
 
 
-def test_costs_come_from_the_rewards_and_a_row_without_one_leaves_with_a_reason():
+def test_costs_come_from_the_rewards_and_a_row_without_one_is_dropped_with_a_reason():
     given = rollout(
         ("1", Verdict(1.0, {"other": 1.0})),
         ("2", Verdict(0.5, {"other": None})),
@@ -58,7 +58,7 @@ def test_costs_come_from_the_rewards_and_a_row_without_one_leaves_with_a_reason(
     assert [verdict.reason for verdict in changed.verdicts[0]] == ["", "missing cost: other has no value", "timeout: x"]
 
 
-def test_a_cost_that_nobody_gives_is_named():
+def test_error_names_a_cost_without_values():
     with pytest.raises(RewardError, match="no completion of this step has the cost 'other'"):
         with_inputs(rollout(("1", Verdict(1.0, {"share": 1.0}))), config(**COSTS), tokenizer())
 
@@ -83,13 +83,13 @@ def test_multipliers_rise_while_a_cost_is_over_its_limit():
         ({**COSTS, "costs": {"nothing": 0.1}}, "objective.costs names 'nothing', which is not one of digits"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: str):
+def test_error_names_settings_that_do_not_match(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         trainer(None, **{"reference": "previous", **settings})
 
 
 @pytest.mark.parametrize("offline", [{"groups_data": "groups.jsonl"}, {"sample_groups": 4}, {}])
-def test_costs_of_logged_groups_are_refused_since_their_rates_never_change(offline: dict[str, Any]):
+def test_costs_of_logged_groups_are_rejected_since_their_rates_never_change(offline: dict[str, Any]):
     rows = [{"prompt": "1", "completions": ["1", "2"], "rewards": [1, 0], "reward_parts": [{"other": 0}, {"other": 1}]}]
     settings = {**COSTS, "reference": "auto", **offline}
     with pytest.raises(ConfigError, match=r"objective\.costs needs live samples"):
@@ -126,7 +126,7 @@ def test_multipliers_are_in_the_metrics_and_in_checkpoints_and_resume_exactly(tm
     found = [line for line in lines(tmp_path / "stopped") if line["step"] > 0]
     assert found[4]["multiplier/other"] == saved["other"] > 0
     used = 0.0
-    for line in found:  # what a step used is what the steps before it led to
+    for line in found:  # a step uses the multipliers that the steps before it led to
         assert line["multiplier/other"] == pytest.approx(used)
         used = max(0.0, used + 0.5 * (line["reward/other"] - 0.3))
 

@@ -1,4 +1,4 @@
-"""A model that was taught to end its answers ends them: in training, in evaluation, and as it is saved."""
+"""A model that was taught to end its answers ends them: in training, in evaluation, and after it is saved."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {"eval_problems": 0, "prompts_per_step": 10, "learnin
 
 
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """The end token is <eos>, and the template ends messages with <|im_end|>."""
+    """Return a tokenizer with the end token <eos>, whose template ends messages with <|im_end|>."""
     tokenizer = fresh_tokenizer([*DIGITS, "\n", "user", "assistant"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
@@ -44,12 +44,12 @@ def trainer(path: Path, tokenizer: Any, *, data: Any = ROWS, **settings: Any) ->
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The checkpoint of a model that answers each digit with that digit."""
+    """Return the checkpoint of a model that answers each digit with that digit."""
     return str(trainer(tmp_path_factory.mktemp("taught") / "run", chatml_tokenizer()).train()["model"])
 
 
 def answers(model: str, prompts: str = DIGITS) -> list[tuple[str | None, str]]:
-    """Greedy answers as `gvpo eval` and `gvpo generate` draw them: texts and finish reasons."""
+    """Return greedy answers sampled as by `gvpo eval` and `gvpo generate`: texts and finish reasons."""
     tokenizer = chatml_tokenizer()
     turns = [f"<|im_start|>user\n{digit}<|im_end|>\n<|im_start|>assistant\n" for digit in prompts]
     requests = [Request(digit, tuple(tokenizer(turn).input_ids)) for digit, turn in zip(prompts, turns, strict=True)]
@@ -63,7 +63,7 @@ def saved_stops(directory: str | Path) -> set[str]:
     return set(chatml_tokenizer().convert_ids_to_tokens(ids if isinstance(ids, list) else [ids]))
 
 
-def test_what_supervised_training_ends_with_ends_a_sample(taught: str):
+def test_the_end_token_of_supervised_training_ends_a_sample(taught: str):
     assert answers(taught) == [(digit, "stop") for digit in DIGITS]
 
 
@@ -83,7 +83,7 @@ def test_training_from_it_truncates_nothing(taught: str, tmp_path: Path):
     assert line["rows/truncated"] == 0.0
 
 
-def test_an_adapter_and_the_model_that_is_merged_stop_there_too(taught: str, tmp_path: Path):
+def test_an_adapter_and_the_merged_model_stop_there_too(taught: str, tmp_path: Path):
     settings = {"steps": 1, "lora_rank": 2, "model": taught}
     adapter = trainer(tmp_path / "run", chatml_tokenizer(), **settings).train()["model"]
     assert saved_stops(adapter) == {"<eos>", "<|im_end|>"}
@@ -108,7 +108,7 @@ def test_logged_texts_and_preferences_end_as_samples_do(tmp_path: Path):
     assert {tokenizer.decode([row.tokens[-1]]) for row in written} == {"<|im_end|>"}
 
 
-def test_it_is_said_at_the_start_if_nothing_ends_an_answer(tmp_path: Path):
+def test_a_notice_appears_at_the_start_if_no_token_ends_an_answer(tmp_path: Path):
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = tokenizer.eos_token = None
     model = chatml_model(tokenizer)

@@ -1,4 +1,4 @@
-"""Whatever fails at whatever moment: what was written stays, the error is one line, and the run goes on exactly."""
+"""Failures at any moment: written files stay intact, the error is one line, and the run resumes exactly."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def rewards_in_this_process(monkeypatch: pytest.MonkeyPatch):
 
 
 def run(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
-    """Train, resuming where there is a run already."""
+    """Train, or resume the run if there is one."""
     policy = model()
     trainer(path, policy=policy, **{**SETTINGS, **changes}).train(resume=runfiles.is_run(path))
     return weights(policy)
@@ -51,7 +51,7 @@ def run(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], list[str]]:
-    """The run that nothing stops: its directory, its weights, and what it asks of the disk, as kinds of operations."""
+    """Return the unbroken run: its directory, its weights, and its disk operations by kind."""
     path = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch, faulty_disk(None) as disk:
         patch.setattr(POOL, InlinePool)
@@ -69,12 +69,12 @@ def assert_same_run(path: Path, end: dict[str, torch.Tensor], expected: Path, ex
 
 
 def contents(path: Path) -> list[str]:
-    """All files and directories; nothing unfinished is among them."""
+    """Return all files and directories; check that no unfinished ones are among them."""
     return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
 
 
 def broken(path: Path, at: int, failure: Callable[[], BaseException]) -> str:
-    """A sitting that fails at the given operation: what the operation was."""
+    """Run a session that fails at the given operation; return that operation."""
     message = ""
     with faulty_disk(at, failure) as disk, contextlib.suppress(Killed):
         try:
@@ -100,7 +100,7 @@ def go_through(tmp_path: Path, expected: Any, moments: Iterable[int], failure: A
 
 
 @pytest.mark.parametrize("failure", FAILURES[:2])
-def test_a_run_that_failed_somewhere_goes_on_exactly(tmp_path: Path, unbroken: Any, failure: Any):
+def test_a_run_that_failed_somewhere_resumes_exactly(tmp_path: Path, unbroken: Any, failure: Any):
     kinds = unbroken[2]
     first_of_each_kind = {kinds.index(kind) for kind in kinds}
     strides = range(FAILURES.index(failure), len(kinds), STRIDE)
@@ -109,11 +109,11 @@ def test_a_run_that_failed_somewhere_goes_on_exactly(tmp_path: Path, unbroken: A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_run_that_failed_anywhere_goes_on_exactly(tmp_path: Path, unbroken: Any, failure: Any):
+def test_a_run_that_failed_anywhere_resumes_exactly(tmp_path: Path, unbroken: Any, failure: Any):
     go_through(tmp_path, unbroken, range(len(unbroken[2])), failure)
 
 
-def test_sittings_may_fail_one_after_another(tmp_path: Path, unbroken: Any):
+def test_sessions_may_fail_one_after_another(tmp_path: Path, unbroken: Any):
     complete, end, _ = unbroken
     failed = [broken(tmp_path, at, FAILURES[at % 3]) for at in (2, 20, 51, 9, 6, 4, 3)]
     assert all(failed)
@@ -140,7 +140,7 @@ def operations(call: Callable[[], object]) -> int:
 def test_a_save_that_fails_anywhere_leaves_a_whole_checkpoint(tmp_path: Path, failure: Any, damaged: bool):
     begin = tmp_path / "begin"
     saved(begin, 1)
-    if damaged:  # and passed over on resume, so that the same step is saved again
+    if damaged:  # it is skipped on resume, so that the same step is saved again
         (begin / "step-000002/trainer").mkdir(parents=True)
     complete, seen = _copy(begin, tmp_path / "complete"), set()
     for at in range(FAILURES.index(failure), operations(lambda: saved(complete, 2)), 2):
@@ -157,7 +157,7 @@ def test_a_save_that_fails_anywhere_leaves_a_whole_checkpoint(tmp_path: Path, fa
 
 def newest_step(directory: Path) -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GvpoWarning)  # of the one that was damaged from the start
+        warnings.simplefilter("ignore", GvpoWarning)  # about the checkpoint that was damaged from the start
         loaded = Checkpoints(directory, 1).newest()
     assert loaded is not None
     return loaded.state.step
@@ -175,7 +175,7 @@ def write_a_step(path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [killed, full_disk])
-def test_files_of_a_step_that_fail_anywhere_are_cut_and_written_again(tmp_path: Path, failure: Any):
+def test_files_of_a_step_that_fail_anywhere_are_removed_and_written_again(tmp_path: Path, failure: Any):
     begin = tmp_path / "begin"
     directory = RunDirectory.create(begin, config="{}")
     directory.append_metrics({"step": 1})
@@ -194,7 +194,7 @@ def test_files_of_a_step_that_fail_anywhere_are_cut_and_written_again(tmp_path: 
 
 
 @pytest.mark.parametrize("failure", [killed, full_disk])
-def test_cutting_may_fail_anywhere_and_is_done_again(tmp_path: Path, failure: Any):
+def test_truncation_may_fail_anywhere_and_is_repeated(tmp_path: Path, failure: Any):
     begin = tmp_path / "begin"
     directory = RunDirectory.create(begin, config="{}")
     directory.append_metrics({"step": 1})
@@ -223,13 +223,13 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def damages(data: bytes) -> dict[str, bytes | None]:
-    """What may become of a file: None is that it is gone."""
+    """Return possible contents of a damaged file; None means that it is gone."""
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
     return {"missing": None, "empty": b"", "truncated": data[:-1], "half": data[:middle], "flipped": flipped}
 
 
-def test_damage_to_any_file_is_noticed_and_named(tmp_path: Path):
+def test_error_names_any_damaged_file(tmp_path: Path):
     saved(tmp_path, 1)
     checkpoint = tmp_path / "step-000001"
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
@@ -255,7 +255,7 @@ def test_a_manifest_with_any_bit_flipped_is_noticed(tmp_path: Path):
             verify(tmp_path / "step-000001")
 
 
-def test_no_whole_checkpoint_at_all_is_an_error_and_nothing_is_cut(tmp_path: Path):
+def test_an_error_is_raised_and_no_file_changed_if_no_checkpoint_is_intact(tmp_path: Path):
     run(tmp_path)
     for file in tmp_path.glob("checkpoints/step-*/model.safetensors"):
         file.write_bytes(b"")
@@ -268,7 +268,7 @@ def test_no_whole_checkpoint_at_all_is_an_error_and_nothing_is_cut(tmp_path: Pat
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_damaged_last_checkpoint_is_written_anew_when_the_run_ends_again(tmp_path: Path, unbroken: Any):
+def test_a_damaged_last_checkpoint_is_rewritten_when_the_run_ends_again(tmp_path: Path, unbroken: Any):
     run(tmp_path, checkpoint_keep=3)
     weights_file = tmp_path / "checkpoints/step-000003/model.safetensors"
     weights_file.write_bytes(b"")
@@ -278,7 +278,7 @@ def test_a_damaged_last_checkpoint_is_written_anew_when_the_run_ends_again(tmp_p
     assert lines(tmp_path) == lines(unbroken[0])
 
 
-# What the machine refuses
+# Errors of the machine
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_damaged_last_checkpoint_is_written_anew_when_the_run_ends_again(tmp_p
     ids=["python", "gpu", "cpu"],
 )
 @pytest.mark.parametrize("where", ["sampling", "updating"])
-def test_out_of_memory_says_what_to_lower_and_loses_nothing(
+def test_out_of_memory_reports_what_to_lower_and_loses_no_step(
     tmp_path: Path, unbroken: Any, error: Exception, where: str
 ):
     owner, name = (LiveSource, "rollout") if where == "sampling" else (Learner, "learn")
@@ -315,7 +315,7 @@ def test_other_runtime_errors_are_not_hidden():
         raise RuntimeError("shapes differ")
 
 
-def test_a_directory_that_vanishes_is_named_and_not_made_anew(tmp_path: Path):
+def test_error_names_a_vanished_directory_and_it_is_not_recreated(tmp_path: Path):
     original = Learner.learn
 
     def vanishing(learner: Learner, groups: Any, step: int) -> Any:
@@ -334,7 +334,7 @@ def test_a_directory_that_vanishes_is_named_and_not_made_anew(tmp_path: Path):
     assert end
 
 
-def test_checkpoints_that_cannot_be_written_say_why(tmp_path: Path):
+def test_error_explains_why_a_checkpoint_cannot_be_written(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*step-000001: No such file .*; make room or"):
         saved(tmp_path / "gone/checkpoints", 1)
     assert not (tmp_path / "gone").exists()

@@ -1,4 +1,4 @@
-"""Real processes that are killed and interrupted: the run goes on exactly, or says how to."""
+"""Real processes that are killed and interrupted: the run resumes exactly, or prints how to resume."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 @pytest.fixture(scope="module")
 def unbroken(server: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run that nothing stops, and the seconds it takes."""
+    """Return the unbroken run, and its duration in seconds."""
     path = tmp_path_factory.mktemp("unbroken") / "run"
     began = time.monotonic()
     finish(server, "toy", str(path))
@@ -55,9 +55,9 @@ def finish(server: Forks, *words: str) -> None:
 
 
 def killed_after(child: Child, seconds: float) -> bool:
-    """Whether SIGKILL came before the end."""
+    """Return whether SIGKILL came before the end."""
     time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):  # it had ended, and been waited for
+    with contextlib.suppress(ProcessLookupError):  # it had ended and been waited for
         child.send(signal.SIGKILL)
     code = child.wait()
     assert code in (0, -signal.SIGKILL), child.output()
@@ -78,7 +78,7 @@ def assert_same_run(path: Path, expected: Path) -> None:
 
 
 def kill_often(server: Forks, directory: Path, unbroken: tuple[Path, float], kills: int, seed: int) -> None:
-    """Kill runs at random moments, `kills` times in all; each goes on until it ends, and then a new one begins."""
+    """Kill runs at random moments, `kills` times in all; each is resumed until it ends, and then a new one begins."""
     expected, seconds = unbroken
     moments = random.Random(seed)
     done = run = 0
@@ -86,7 +86,7 @@ def kill_often(server: Forks, directory: Path, unbroken: tuple[Path, float], kil
         path, fresh = directory / str(run), True
         while killed_after(server.start("toy", str(path)), moment := moments.uniform(0, seconds)):
             done, fresh = done + 1, False
-            if done % 4 == 0:  # so that runs end, and are compared, also on a machine where nothing is quick
+            if done % 4 == 0:  # so that runs also end, and are compared, on a slow machine
                 break
         else:
             if fresh:  # a whole run: the machine is quicker than when `seconds` was measured
@@ -96,13 +96,13 @@ def kill_often(server: Forks, directory: Path, unbroken: tuple[Path, float], kil
         run += 1
 
 
-def test_a_killed_run_goes_on_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
+def test_a_killed_run_resumes_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
     kill_often(server, tmp_path, unbroken, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_run_killed_at_a_hundred_moments_goes_on_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
+def test_a_run_killed_at_a_hundred_moments_resumes_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
     kill_often(server, tmp_path, unbroken, kills=100, seed=0)
 
 
@@ -111,7 +111,7 @@ def demo(server: Forks, run_dir: Path, *more: str) -> Child:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "hangup"])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(server: Forks, tmp_path: Path, number: signal.Signals):
+def test_a_signal_finishes_the_step_and_prints_how_to_resume(server: Forks, tmp_path: Path, number: signal.Signals):
     run_dir = tmp_path / "a run"
     child = demo(server, run_dir, "train.steps=100000", "warm_start.steps=2")
     child.wait_for(run_dir / "metrics.jsonl")
@@ -138,7 +138,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(server: Forks, t
 def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
     child = demo(server, tmp_path / "run", "train.steps=100000", "warm_start.steps=2", "sampling.group_size=2048")
     child.wait_for(tmp_path / "run/metrics.jsonl")
-    time.sleep(0.5)  # until the first step is running: before it, one request is enough
+    time.sleep(0.5)  # wait until the first step is running; before it, one request is enough
     child.send(signal.SIGINT)
     while "once more stops now" not in child.output():  # two signals within one call of torch count as one
         time.sleep(0.005)
@@ -149,7 +149,7 @@ def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
     assert "Traceback" not in child.output()
 
 
-def test_a_killed_warm_start_goes_on_exactly(server: Forks, tmp_path: Path):
+def test_a_killed_warm_start_resumes_exactly(server: Forks, tmp_path: Path):
     settings = ("train.steps=2", "warm_start.steps=6")
     assert demo(server, tmp_path / "unbroken", *settings).wait() == 0
     child = demo(server, tmp_path / "killed", *settings)
@@ -163,7 +163,7 @@ def test_a_killed_warm_start_goes_on_exactly(server: Forks, tmp_path: Path):
     assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "unbroken" / model).read_bytes()
 
 
-def test_a_second_process_on_a_run_is_refused(server: Forks, tmp_path: Path):
+def test_a_second_process_on_a_run_is_rejected(server: Forks, tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with locked(tmp_path):
         child = demo(server, tmp_path, "train.steps=1", "warm_start.steps=0", "--resume")

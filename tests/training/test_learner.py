@@ -1,4 +1,4 @@
-"""The learner: which log-probs rows carry, when the reference moves, and updates that are not finite."""
+"""The learner: the log-probs of rows, the refreshes of the reference, and updates that are not finite."""
 
 import dataclasses
 import math
@@ -68,7 +68,7 @@ def test_the_initial_reference_never_moves():
     assert not same(weights(one.model), start)
 
 
-def test_every_n_refreshes_after_n_steps_also_where_a_step_has_no_groups():
+def test_every_n_refreshes_after_n_steps_even_if_a_step_has_no_groups():
     one, batch = learner(reference="every:2", learning_rate=0.03), training(groups())
     assert one.reference is not None
     starts, references = [], []
@@ -114,7 +114,7 @@ def test_an_update_is_adamw_on_the_groups_exact_gradient():
     assert same(weights(one.model), weights(naive))
 
 
-def test_kl_in_reward_takes_beta_times_the_log_ratio_off_the_rewards():
+def test_kl_in_reward_subtracts_beta_times_the_log_ratio_from_the_rewards():
     start = model(seed=0)
     one = learner(start, objective="rloo", kl_in_reward=0.5, groups_per_update=2)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_kl_in_reward_takes_beta_times_the_log_ratio_off_the_rewards():
     assert rewards != pytest.approx(plain, abs=1e-2)
 
 
-def test_kl_in_reward_leaves_masked_tokens_out():
+def test_kl_in_reward_ignores_masked_tokens():
     one = learner(objective="rloo", kl_in_reward=0.5)
     with torch.no_grad():
         for parameter in one.model.parameters():
@@ -143,13 +143,13 @@ def test_kl_in_reward_leaves_masked_tokens_out():
     assert all(row.reward != plain.reward for row, plain in zip(others, batch[0].completions[1:], strict=True))
 
 
-def test_gvpo_takes_a_kl_in_reward_too():
+def test_gvpo_accepts_a_kl_in_reward_too():
     (update,) = learner(kl_in_reward=0.1).learn(training(groups()), 1).updates
     assert update.applied
 
 
 def not_finite(of: Sequence[Group]) -> list[Group]:
-    """The last group's rewards overflow."""
+    """Let the last group's rewards overflow."""
     *fine, last = of
     rows = [with_reward(row, 1e38 * (-1) ** i) for i, row in enumerate(last.completions)]
     return [*fine, dataclasses.replace(last, completions=rows)]
@@ -170,8 +170,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_leaves_no_gradient(budget: 
     assert one.non_finite == 0
 
 
-def test_a_loss_that_is_not_finite_leaves_nothing_of_its_gradient(monkeypatch: pytest.MonkeyPatch):
-    """As where a later micro-batch is the one that is not finite."""
+def test_a_loss_that_is_not_finite_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch):
+    """This is as if only a later micro-batch were not finite."""
 
     def half_pushed(policy: Any, of: Any, *args: Any, **keywords: Any) -> Any:
         output = group_backward(policy, of, *args, **keywords)

@@ -1,4 +1,4 @@
-"""Which forwards a step makes: every one is counted, and none is made that another has made already."""
+"""The forwards of a step: every forward is counted, and none repeats another."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def learner(**settings: Any) -> Learner:
 
 @contextmanager
 def counted(one: Learner) -> Iterator[list[str]]:
-    """What each forward is: of the policy with or without gradient, or of the reference. Self-checks come first."""
+    """Record each forward as one of the policy with or without gradient, or of the reference. Self-checks run first."""
     seen: list[str] = []
     own = lambda *_: seen.append(PUSH if torch.is_grad_enabled() else SCORE)  # noqa: E731
     score(one.model, groups(1))
@@ -42,7 +42,7 @@ def counted(one: Learner) -> Iterator[list[str]]:
 
 
 def microbatches(batch: Sequence[TrainingGroup], budget: int) -> int:
-    """Forwards that a score pass over a batch takes."""
+    """Return the number of forwards of a score pass over a batch."""
     one = learner()
     with counted(one) as seen:
         score(one.model, [entry.group for entry in batch], tokens_per_microbatch=budget)
@@ -51,7 +51,7 @@ def microbatches(batch: Sequence[TrainingGroup], budget: int) -> int:
 
 BATCH = usable(groups(), rewarded=True, at_least=2)
 FIRST, LATER = [PUSH], [SCORE, PUSH]
-"""An update whose coefficients are known beforehand, and one that needs its log-probs first."""
+"""An update whose coefficients are known in advance, and one that needs its log-probs first."""
 
 CASES = [
     # settings, step -> the passes over the whole rollout, each as many forwards as there are micro-batches
@@ -87,7 +87,7 @@ def test_a_step_makes_the_forwards_that_it_needs_and_no_other(
     one = learner(**settings, tokens_per_microbatch=budget)
     count = microbatches(BATCH, budget)
     assert (count == 1) == (budget == ONE)
-    if budget == ONE:  # one forward serves as its own score pass, but for the one that the rewards wait for
+    if budget == ONE:  # one forward serves as its own score pass, except for the one that the rewards need
         merged = [now for now, after in zip(passes, [*passes[1:], ""], strict=True) if (now, after) != (SCORE, PUSH)]
         passes = passes if "kl_in_reward" in settings else merged
     with counted(one) as seen:
@@ -115,7 +115,7 @@ def test_in_the_first_step_one_pass_is_the_later_batches_old_and_reference_log_p
             assert torch.equal(torch.as_tensor(row.ref_logprobs), torch.as_tensor(row.old_logprobs))
 
 
-def test_supervised_updates_are_one_forward_a_micro_batch_each():
+def test_supervised_updates_make_one_forward_per_micro_batch():
     one = learner(objective="sft", reference="previous", groups_per_update=1)
     with counted(one) as seen:
         one.learn(BATCH, 1)
@@ -124,8 +124,8 @@ def test_supervised_updates_are_one_forward_a_micro_batch_each():
 
 @pytest.mark.parametrize("settings", [{"objective": "gvpo"}, {"objective": "grpo", "kl_coef": 0.5}])
 @pytest.mark.parametrize("budget", [ONE, SEVERAL])
-def test_a_fresh_reference_says_what_its_own_pass_would_have_said(settings: dict[str, Any], budget: int):
-    """Step 1 takes the reference's log-probs from the policy; a step that is called 2 asks the equal copy."""
+def test_a_fresh_reference_gives_the_same_log_probs_as_its_own_pass(settings: dict[str, Any], budget: int):
+    """Step 1 takes the reference's log-probs from the policy; step 2 computes them with the equal copy."""
     updates = []
     for step in (1, 2):
         one = learner(**settings, tokens_per_microbatch=budget)

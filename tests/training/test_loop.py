@@ -1,4 +1,4 @@
-"""The loop of a run: what it logs, what it leaves out, and when it stops."""
+"""The loop of a run: its metrics, skipped rows, evaluation, and when it stops."""
 
 import json
 import math
@@ -23,7 +23,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs/reference/run-directory.md"
 
 
 def documented_keys() -> set[str]:
-    """The keys in the first column of the metrics tables."""
+    """Return the keys in the first column of the metrics tables."""
     section = DOCUMENT.read_text().partition("## metrics.jsonl")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     return {key for row in rows for key in re.findall(r"`([^`]+)`", row.split("|")[1])}
@@ -39,7 +39,7 @@ def test_a_line_has_the_documented_keys_and_no_others(tmp_path: Path):
     assert set(before) == {"step"} | {key for key in documented if key.startswith("eval/")}
 
 
-def test_several_updates_have_their_last_values_beside(tmp_path: Path):
+def test_several_updates_also_log_their_last_values(tmp_path: Path):
     trainer(tmp_path, steps=1, groups_per_update=2, held=[], eval_problems=0).train()
     (line,) = lines(tmp_path)
     assert line["train/updates"] == 2
@@ -59,7 +59,7 @@ def test_one_update_on_fresh_samples_is_exactly_on_policy(tmp_path: Path, object
 
 @pytest.mark.parametrize(("objective", "reference"), [("gvpo", "initial"), ("gvpo", "previous"), ("grpo", "previous")])
 def test_later_updates_are_off_policy(tmp_path: Path, objective: str, reference: str):
-    """With stored old log-probs, and with the sampler's alone."""
+    """Both with stored old log-probs and with only the sampler's."""
     settings = {"objective": objective, "reference": reference, "passes": 2, "learning_rate": 0.03}
     trainer(tmp_path, steps=1, held=[], eval_problems=0, **settings).train()
     (line,) = lines(tmp_path)
@@ -80,7 +80,7 @@ def test_rows_that_are_not_samples_of_the_policy_have_no_certificate(tmp_path: P
     assert "gvpo/certificate" not in line
 
 
-def test_rollouts_hold_what_each_row_got(tmp_path: Path):
+def test_rollouts_contain_the_results_of_each_row(tmp_path: Path):
     trainer(tmp_path, steps=2, objective="gvpo", beta=0.5, learning_rate=0.03).train()
     rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))
     assert len(rows) == 16
@@ -96,7 +96,7 @@ def test_rollouts_hold_what_each_row_got(tmp_path: Path):
     assert any(abs(row.implicit_reward) > 1e-3 for row in rows)
 
 
-def test_old_log_probs_of_every_row_are_in_the_rollouts_where_a_step_has_several_updates(tmp_path: Path):
+def test_old_log_probs_of_every_row_are_in_the_rollouts_if_a_step_has_several_updates(tmp_path: Path):
     trainer(tmp_path, steps=1, objective="grpo", groups_per_update=2, held=[], eval_problems=0).train()
     rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1))
     for row in rows:
@@ -104,12 +104,12 @@ def test_old_log_probs_of_every_row_are_in_the_rollouts_where_a_step_has_several
 
 
 @pytest.mark.parametrize(("every", "written"), [(0, []), (1, [1, 2, 3, 4, 5]), (3, [1, 3, 5]), (100, [1, 5])])
-def test_which_rollouts_are_written(tmp_path: Path, every: int, written: list[int]):
+def test_selected_rollouts_are_written(tmp_path: Path, every: int, written: list[int]):
     trainer(tmp_path, steps=5, rollouts_every=every, held=[], eval_problems=0).train()
     assert runfiles.rollout_steps(tmp_path) == written
 
 
-def test_problems_drawn_twice_in_a_step_get_samples_of_their_own(tmp_path: Path):
+def test_problems_drawn_twice_in_a_step_get_separate_samples(tmp_path: Path):
     trainer(tmp_path, steps=1, data=ROWS[:1], prompts_per_step=2, held=[], eval_problems=0).train()
     rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1))
     assert len({row.group for row in rows}) == 2
@@ -120,7 +120,7 @@ def test_problems_drawn_twice_in_a_step_get_samples_of_their_own(tmp_path: Path)
 
 
 def failing(bad: str) -> Any:
-    """NaN on the first row of a group; on problem `bad` on all rows but the last."""
+    """Return NaN on the first row of a group; on problem `bad` return it on all rows but the last."""
 
     def reward(completions: Any, digit: Any, **_: Any) -> list[float]:
         values = [float(index) for index in range(len(completions))]
@@ -130,7 +130,7 @@ def failing(bad: str) -> Any:
     return reward
 
 
-def test_rows_without_a_reward_leave_their_group_and_groups_of_one_are_skipped(tmp_path: Path):
+def test_rows_without_a_reward_are_dropped_and_groups_of_one_are_skipped(tmp_path: Path):
     trainer(tmp_path, rewards=failing("3"), data=ROWS[:4], steps=1, held=[], eval_problems=0).train()
     (line,) = lines(tmp_path)
     assert line["rows/failed"] == (1 + 1 + 1 + 3) / 16
@@ -145,7 +145,7 @@ def test_rows_without_a_reward_leave_their_group_and_groups_of_one_are_skipped(t
         assert sum(row.weight for row in of_group) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_a_run_where_most_rewards_fail_says_why(tmp_path: Path):
+def test_error_explains_why_most_rewards_fail(tmp_path: Path):
     def broken(completions: Any, **_: Any) -> list[float]:
         raise ValueError("no such table")
 
@@ -165,10 +165,10 @@ def test_steps_without_a_usable_group_end_the_run_after_five(tmp_path: Path):
     assert same(weights(policy), start)
 
 
-def test_the_reference_is_refreshed_also_in_a_step_without_a_usable_group(
+def test_the_reference_is_refreshed_even_in_a_step_without_a_usable_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The weights stand still in step 3, so what step 4 compares with is the policy itself."""
+    """The weights do not change in step 3, so step 4 is compared with the policy itself."""
     calls = iter(range(1, 5))
     monkeypatch.setattr(module, "usable", lambda groups, **how: [] if next(calls) == 3 else usable(groups, **how))
     settings = {"steps": 4, "reference": "every:2", "learning_rate": 0.03}
@@ -195,12 +195,12 @@ def test_a_function_of_weight_0_may_fail_and_is_only_logged(tmp_path: Path):
     assert line["accuracy"] == 0.75
 
 
-# evaluation, early stopping, what is kept
+# evaluation, early stopping, retention
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Evaluations give these accuracies, in order."""
+    """Let evaluations return these accuracies, in order."""
 
     def script(*accuracies: float) -> None:
         remaining: Iterator[float] = iter(accuracies)
@@ -231,7 +231,7 @@ def test_a_run_ends_early_without_a_new_best_for_long(tmp_path: Path, scripted: 
     assert summary["accuracy_after"] == 0.3
 
 
-def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, scripted: Any):
+def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, scripted: Any):
     scripted(0.0, 0.1, 0.9, 0.2, 0.3, 0.3)
     evaluated(tmp_path, steps=5, checkpoint_every=1, checkpoint_keep=2)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -239,14 +239,14 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, scripted: 
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [0, 5]), (2, [0, 2, 4, 5])])
-def test_evaluations_are_before_after_and_each_n_steps(tmp_path: Path, every: int, steps: list[int]):
+def test_evaluations_happen_before_after_and_every_n_steps(tmp_path: Path, every: int, steps: list[int]):
     trainer(tmp_path, steps=5, eval_every=every, held=ROWS[:2], eval_greedy=False).train()
     assert [line["step"] for line in lines(tmp_path) if "eval/accuracy" in line] == steps
     assert not any("eval/accuracy_greedy" in line for line in lines(tmp_path))
 
 
 def test_evaluations_of_a_run_are_paired(tmp_path: Path):
-    """The same noise before and after: a policy that does not move gets the same numbers to the last digit."""
+    """The noise is the same before and after, so an unchanged policy has exactly the same numbers."""
     summary = trainer(tmp_path, steps=1, learning_rate=1e-30, eval_samples=3).train()
     before, after = lines(tmp_path)
     assert {key: after[key] for key in before if key != "step"} == {k: v for k, v in before.items() if k != "step"}
@@ -277,8 +277,8 @@ def test_the_first_checkpoint_is_loaded_back_and_a_difference_is_an_error(
 FALLING = {"objective": "gvpo", "reference": "initial", "passes": 12, "learning_rate": 0.05, "steps": 3}
 
 
-def test_a_run_whose_log_probs_all_fall_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Many passes at far too high a rate: on the terminal, in the summary, and when a report is made of the metrics."""
+def test_a_run_whose_log_probs_all_fall_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Many passes at a high rate warn on the terminal, in the summary, and when a report is made of the metrics."""
     summary = trainer(tmp_path, held=[], eval_problems=0, **FALLING).train()
     (warning,) = summary["warnings"]
     assert warning == collapse_warning(runfiles.read_metrics(tmp_path / "metrics.jsonl"))
@@ -286,7 +286,7 @@ def test_a_run_whose_log_probs_all_fall_says_so_once(tmp_path: Path, capsys: pyt
     assert lines(tmp_path)[-1]["offpolicy/logratio_mean/last"] < -1
 
 
-def test_an_ordinary_run_warns_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_ordinary_run_has_no_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     summary = trainer(tmp_path, steps=5, objective="gvpo", held=[], eval_problems=0).train()
     assert summary["warnings"] == []
     assert "warning" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Runs that train a LoRA adapter: what moves, what is held, what is written, how they go on."""
+"""Runs that train a LoRA adapter: trained and frozen weights, memory, files, and resuming."""
 
 import json
 from pathlib import Path
@@ -28,12 +28,12 @@ from tests.training.toy import ROWS, config, groups, lines, model, same, share, 
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the base model was not loaded from anywhere"
-)  # toys are made on the spot
+)  # toys are randomly initialized
 IDS = torch.tensor([[3, 4, 5, 9, 1]])
 FRESH: dict[str, Any] = {"lora_rank": 4, "checkpoint_verify": True}
 RUNS: dict[str, dict[str, Any]] = {
     "off": {"reference": "initial", "objective": "grpo", "kl_coef": 0.1, "passes": 2, "groups_per_update": 3},
-    "every three": {"reference": "every:3"},  # a checkpoint lies between two refreshes
+    "every three": {"reference": "every:3"},  # a checkpoint is between two refreshes
     "previous": {"reference": "previous", "groups_per_update": 1},
 }
 COMMON: dict[str, Any] = {**FRESH, "steps": 5, "checkpoint_every": 2, "eval_every": 2, "schedule": "linear"}
@@ -43,7 +43,7 @@ def adapter_config(**changes: Any) -> peft.LoraConfig:
     return peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "down_proj"], **changes})
 
 
-def test_repeated_layers_of_an_architecture_that_lists_its_layers_are_refused(tmp_path: Path):
+def test_repeated_layers_of_an_architecture_that_lists_its_layers_are_rejected(tmp_path: Path):
     wanted = adapter_config(layer_replication=[[0, 2], [1, 2]])
     with pytest.raises(ModelError, match="layer_replication does not work with Qwen2ForCausalLM"):
         Trainer(model(), share(), config(tmp_path), ROWS, None, tokenizer(), peft_config=wanted)
@@ -110,7 +110,7 @@ def test_every_n_stores_the_adapter_of_that_moment():
     assert same(one.reference.state_dict(), then)
 
 
-def test_nothing_is_held_twice_but_the_adapter():
+def test_only_the_adapter_is_in_memory_twice():
     start = policy(moved=True)
     trained = {name: p.numel() for name, p in lora.trainable(start)}
     one = learner(start)
@@ -127,7 +127,7 @@ def test_the_previous_policy_needs_no_reference():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_exactly(tmp_path: Path, name: str):
+def test_a_run_resumes_exactly(tmp_path: Path, name: str):
     def run(path: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
         start = model()
         trainer(path, policy=start, **{**COMMON, **RUNS[name]}).train(resume=resume)
@@ -157,7 +157,7 @@ def test_a_checkpoint_is_an_adapter_that_peft_loads(tmp_path: Path):
         assert torch.equal(loaded.eval()(ids).logits, start.eval()(ids).logits)
 
 
-def test_the_settings_and_peft_config_train_alike(tmp_path: Path):
+def test_the_settings_and_peft_config_train_the_same_way(tmp_path: Path):
     trainer(tmp_path / "settings", lora_rank=4, lora_target_modules=["q_proj", "down_proj"], lora_alpha=16).train()
     with_peft(tmp_path / "peft", adapter_config(lora_alpha=16)).train()
     assert same(adapter_weights(tmp_path / "settings", 3), adapter_weights(tmp_path / "peft", 3))
@@ -235,7 +235,7 @@ def test_models_and_settings_that_cannot_work_together(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_another_adapter_does_not_go_on(tmp_path: Path):
+def test_a_run_with_another_adapter_is_not_resumed(tmp_path: Path):
     settings = {"steps": 4, "checkpoint_every": 2}
 
     def go_on(given: Any, *, resume: bool = True) -> None:
@@ -250,7 +250,7 @@ def test_a_run_with_another_adapter_does_not_go_on(tmp_path: Path):
     go_on(adapter_config())
 
 
-def test_a_base_in_bfloat16_stays_so(tmp_path: Path):
+def test_a_base_in_bfloat16_stays_in_bfloat16(tmp_path: Path):
     model().save_pretrained(tmp_path / "base")
     run = trainer(tmp_path / "run", policy=tmp_path / "base", lora_base_dtype="bfloat16", **FRESH)
     run.train()
@@ -259,12 +259,12 @@ def test_a_base_in_bfloat16_stays_so(tmp_path: Path):
 
 
 def saved(path: Path, **init: Any) -> Path:
-    """A base on the disk, with its tokenizer."""
+    """Save a base on disk with its tokenizer, and return its path."""
     save_model(model(**init), tokenizer(), path)
     return path
 
 
-def test_a_base_that_is_not_the_one_in_memory_is_refused_before_the_first_step(tmp_path: Path):
+def test_a_base_that_differs_from_the_one_in_memory_is_rejected_before_the_first_step(tmp_path: Path):
     start = load_model(saved(tmp_path / "base"))
     with torch.no_grad():
         start.model.layers[0].mlp.up_proj.weight.mul_(2)
@@ -339,13 +339,13 @@ def switched_off(start: PreTrainedModel) -> Any:
         (switched_off, r"the adapter is disabled; call enable_adapter_layers\(\)"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line_at_the_start(make: Any, message: str, tmp_path: Path):
+def test_a_model_that_cannot_be_trained_is_a_one_line_error_at_the_start(make: Any, message: str, tmp_path: Path):
     with pytest.raises(ModelError, match=message):
         trainer(tmp_path / "run", policy=make(model()))
     assert not (tmp_path / "run").exists()
 
 
-def test_whole_modules_on_a_base_in_half_precision_are_refused_on_a_cpu(tmp_path: Path):
+def test_whole_modules_on_a_base_in_half_precision_are_rejected_on_a_cpu(tmp_path: Path):
     start = load_model(saved(tmp_path / "base"), dtype=torch.bfloat16)
     with pytest.raises(ModelError, match=r"which a half-precision base cannot compute with on a CPU; load the base in"):
         with_peft(tmp_path / "run", adapter_config(modules_to_save=["embed_tokens"]), start)
@@ -362,7 +362,7 @@ def test_whole_modules_on_a_base_in_half_precision_are_refused_on_a_cpu(tmp_path
     ],
     ids=str,
 )
-def test_a_trained_checkpoint_is_what_a_user_loads(changes: dict[str, Any], tmp_path: Path):
+def test_a_trained_checkpoint_loads_as_users_load_it(changes: dict[str, Any], tmp_path: Path):
     start = load_model(saved(tmp_path / "base", tie_word_embeddings=True))
     run = with_peft(tmp_path / "run", adapter_config(**changes), start, checkpoint_verify=True, learning_rate=1e-2)
     checkpoint = run.train()["model"]

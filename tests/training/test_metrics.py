@@ -1,4 +1,4 @@
-"""The metrics line and the rollout rows of a step made by hand."""
+"""The metrics line and the rollout rows of a step with hand-computed values."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ ROLLOUT = Rollout(GROUPS, VERDICTS, [Problem("?", g.id) for g in GROUPS], {"samp
 
 
 def with_log_probs(entry: TrainingGroup) -> TrainingGroup:
-    """Reference at -1.5 a token; the second group's rows have a mask that scores the first token alone."""
+    """Set the reference to -1.5 per token; in the second group the mask scores only the first token."""
     rows = [
         dataclasses.replace(
             row,
@@ -66,7 +66,7 @@ def update(
     number: int = 0,
     metrics: dict[str, float] | None = None,
 ) -> Update:
-    """Every token at -1 with entropy 0.5; c is minus the reward on each token. The rows were sampled in step 7."""
+    """Set every token to -1 with entropy 0.5; c is minus the reward on each token. The rows were sampled in step 7."""
     rows = [
         RowGradient(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
         for entry in entries
@@ -82,8 +82,8 @@ USED = [with_log_probs(entry) for entry in usable(GROUPS, rewarded=True, at_leas
 LEARNED = StepResult([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0, number=1)], scoring=0.25, updating=0.75)
 
 
-def test_the_line_of_a_step_made_by_hand():
-    k3 = math.exp(-0.5) + 0.5 - 1  # reference less policy is -0.5 on the one scored token of each of four rows
+def test_the_line_of_a_step_with_hand_computed_values():
+    k3 = math.exp(-0.5) + 0.5 - 1  # reference minus policy is -0.5 on the one scored token of each of four rows
     assert step_metrics(ROLLOUT, LEARNED, judge="right") == pytest.approx(
         {
             "reward/mean": (1.5 + 0.5 + 2 + 2 + 0) / 5,
@@ -110,7 +110,7 @@ def test_the_line_of_a_step_made_by_hand():
             "train/grad_norm": 4.0,
             "train/grad_norm/last": 6.0,
             "train/lr": 0.1,
-            "gvpo/certificate": 10.0,  # of the first update alone: the second one's policy did not sample its rows
+            "gvpo/certificate": 10.0,  # of the first update only; the second update's policy did not sample its rows
             "offpolicy/logratio_mean": 0.0,  # old log-probs of the second update are -1 too
             "offpolicy/logratio_mean/last": 0.0,
             "offpolicy/logratio_best": 0.0,
@@ -138,7 +138,7 @@ def test_a_key_that_some_updates_lack_is_a_mean_over_the_others():
 
 
 def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
-    """One row of the first group was sampled in step 6."""
+    """Let one row of the first group be sampled in step 6."""
     first, *others = entries[0].group.completions
     rows = [dataclasses.replace(first, version=6), *others]
     return [
@@ -153,16 +153,16 @@ def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
         (USED, 0, True, True),  # samples of the policy, in its first update
         (USED, 1, True, False),  # the policy has moved since it sampled
         (stale(USED), 0, True, False),  # one row is older
-        (USED, 0, False, False),  # another temperature, or tokens that are never drawn
+        (USED, 0, False, False),  # another temperature, or tokens that are never sampled
     ],
 )
-def test_the_certificate_is_that_of_own_samples_alone(entries, number, exact, there):
+def test_the_certificate_needs_samples_of_the_policy(entries, number, exact, there):
     learned = StepResult([update(entries, 1.0, number=number)], 0.0, 0.0)
     line = step_metrics(ROLLOUT, learned, judge=None, exact=exact)
     assert ("gvpo/certificate" in line) == there
 
 
-def test_skipped_updates_are_counted_and_left_out_of_the_means():
+def test_skipped_updates_are_counted_and_excluded_from_the_means():
     updates = [update(USED[:1], math.nan, applied=False), update(USED[1:], 3.0)]
     line = step_metrics(ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
     assert (line["train/updates"], line["train/skipped_updates"], line["train/loss"]) == (1, 1, 3.0)
@@ -186,7 +186,7 @@ def test_a_supervised_step_has_no_rewards():
     assert not [key for key in line if key.startswith(("reward/", "rows/failed", "accuracy", "seconds/sampling"))]
 
 
-def test_rollout_rows_tell_what_each_completion_got():
+def test_rollout_rows_contain_the_results_of_each_completion():
     rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
     assert len(rows) == 7
     row = rows["problem-0", 0]
@@ -200,7 +200,7 @@ def test_rollout_rows_tell_what_each_completion_got():
     assert rows["problem-0", 1].finish_reason == "length"
 
 
-def test_rows_that_were_not_trained_on_say_why_and_have_no_weight():
+def test_rows_that_were_not_trained_on_have_a_reason_and_no_weight():
     rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
     failed, alone = rows["problem-0", 2], rows["problem-2", 0]
     assert (failed.reward, failed.weight, failed.logprobs) == (None, None, None)
@@ -208,7 +208,7 @@ def test_rows_that_were_not_trained_on_say_why_and_have_no_weight():
     assert (alone.reward, alone.weight, alone.reason) == (0.0, None, "")
 
 
-def test_a_row_in_several_passes_is_told_of_as_its_first_update_saw_it():
+def test_a_row_in_several_passes_is_reported_from_its_first_update():
     later = update(USED, 9.0)
     assert trained_rows([update(USED, 1.0), later])[0, 1].row is not trained_rows([later])[0, 1].row
     assert trained_rows([LEARNED.updates[0], later])[1, 0].row is later.output.rows[2]
@@ -234,5 +234,5 @@ def test_evaluation_metrics(greedy: bool):
     }
 
 
-def test_failures_are_told_by_reason_and_number():
+def test_failures_are_reported_by_reason_and_number():
     assert failures(ROLLOUT) == "timeout (2 rows); the first is timeout: short gave no answer in 10 s"

@@ -1,4 +1,4 @@
-"""From settings to an objective."""
+"""Building an objective from settings."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from gvpo.training.objective import build_objective
 from tests.training.toy import config
 
 NEEDED = {"gsspo": {"segment_at": "1"}, "constrained_grpo": {"costs": {"share": 0.1}}}
-"""Without these an objective has nothing to work on."""
+"""Settings that an objective needs."""
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_every_objective_builds_from_its_name_and_what_it_needs(name: str):
+def test_every_objective_builds_from_its_name_and_the_settings_it_needs(name: str):
     built = build_objective(config(objective=name, **NEEDED.get(name, {})))
     assert built.name == name
     assert built.spec.min_group == (1 if name in ("sft", "poft") else 2)
@@ -19,7 +19,7 @@ def test_every_objective_builds_from_its_name_and_what_it_needs(name: str):
     assert built.needs_old == (name not in ("gvpo", "dpo", "epa", "sft", "poft"))
 
 
-def test_keywords_are_bound_and_those_left_out_keep_the_objectives_default():
+def test_keywords_are_bound_and_omitted_ones_keep_the_objectives_default():
     built = build_objective(config(beta=0.25, variance_weight=0.5))
     assert built.function.keywords == {"beta": 0.25, "variance_weight": 0.5}
     assert built.beta == 0.25

@@ -1,4 +1,4 @@
-"""How far a policy has moved from what sampled its rows: against a naive loop, and with nothing but made log-probs."""
+"""The distance of a policy from the policies that sampled its rows, against a naive loop and extreme log-probs."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ STEP = 5
 
 
 def made(groups, *, number=1, version=STEP):
-    """An update on rows (log-ratio, reward), each of two tokens at -1 now."""
+    """Return an update on rows (log-ratio, reward), each of two tokens with current log-probs -1."""
     entries = [
         TrainingGroup(
             Group(
@@ -51,7 +51,7 @@ def with_rows(update, **change):
     return dataclasses.replace(update, groups=entries)
 
 
-def test_log_ratios_and_effective_sample_size_by_hand():
+def test_log_ratios_and_effective_sample_size_have_hand_computed_values():
     update = made([[(1.0, 1.0), (-2.0, 0.0)], [(0.5, 2.0), (0.25, 2.0), (-1.0, 0.0)]])
     weights = [math.exp(ratio) for ratio in (1.0, -2.0, 0.5, 0.25, -1.0)]
     assert offpolicy_metrics(update) == pytest.approx(
@@ -69,7 +69,7 @@ def test_tokens_that_are_not_scored_do_not_count():
 
 
 def test_the_first_update_on_own_samples_is_exactly_on_policy():
-    """Whatever another engine's rounding, or a stale attribute, says."""
+    """This is true despite another engine's rounding or a stale attribute."""
     update = with_rows(made([[(3.0, 1.0), (-1.0, 0.0)]], number=0), sampler_logprobs=[-1.1, -0.9])
     assert is_on_policy(update)
     assert offpolicy_metrics(update) == {
@@ -80,7 +80,7 @@ def test_the_first_update_on_own_samples_is_exactly_on_policy():
 
 
 def test_rows_of_earlier_policies_and_files_are_compared_with_their_sampler():
-    """Old log-probs of such rows are those of the step's start: of a policy that did not sample them."""
+    """Old log-probs of such rows come from the step's start, from a policy that did not sample them."""
     update = with_rows(made([[(3.0, 1.0), (3.0, 0.0)]], number=0, version=0), sampler_logprobs=[-3.0, -1.0])
     assert not is_on_policy(update)
     assert offpolicy_metrics(update)["offpolicy/logratio_mean"] == 2.0
@@ -92,7 +92,7 @@ def test_rows_whose_sampler_is_unknown_have_no_metrics(version):
     assert offpolicy_metrics(update) == {}
 
 
-def test_rows_whose_sampler_is_unknown_are_left_out():
+def test_rows_whose_sampler_is_unknown_are_skipped():
     first, second = with_rows(made([[(3.0, 1.0), (3.0, 0.0)]]), old_logprobs=None), made([[(1.0, 1.0), (-2.0, 0.0)]])
     both = dataclasses.replace(
         second,
@@ -112,7 +112,7 @@ def test_without_differing_rewards_no_row_is_best(rewards):
     ("ratios", "expected"),
     [
         ([0.0, 0.0, 0.0], 1.0),
-        ([-1000.0, -1000.0], 1.0),  # a shift common to all rows is not seen here; the mean log-ratio sees it
+        ([-1000.0, -1000.0], 1.0),  # a shift common to all rows changes only the mean log-ratio
         ([1000.0, -1000.0], 0.5),
         ([1000.0, 0.0, -1000.0, 0.0], 0.25),
         ([0.0, math.log(3)], 16 / 20),

@@ -1,4 +1,4 @@
-"""The optimizer: its groups, its schedule by hand, and the guarded step."""
+"""The optimizer: its groups, its schedule against hand-computed values, and the guarded step."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_vectors_are_not_decayed_and_matrices_are():
         torch.testing.assert_close(parameter.detach(), shrunk)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_excluded():
     layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     layers[0].requires_grad_(False)
     optimizer = make_optimizer(layers, config())
@@ -45,7 +45,7 @@ def test_the_optimizer_has_the_settings_moments():
         ("cosine", [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
-def test_schedules_by_hand(schedule: str, rates: list[float]):
+def test_schedules_have_hand_computed_values(schedule: str, rates: list[float]):
     settings = config(schedule=schedule, warmup_updates=2, learning_rate=8.0)
     assert [learning_rate(settings, update, 6) / 8.0 for update in range(6)] == pytest.approx(rates)
 

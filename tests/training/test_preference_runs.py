@@ -76,7 +76,7 @@ def test_rollouts_show_scores_implicit_rewards_and_where_weak_negatives_come_fro
         assert all(abs(row.implicit_reward or 0) < 1e-6 for row in (chosen, one))
 
 
-# the reference's log-probs: computed once, stored, read again
+# the reference's log-probs are computed once, stored, and read again
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -120,7 +120,7 @@ def test_the_reference_is_scored_once_for_all_epochs_and_no_copy_is_kept(
 
 
 def test_stored_log_probs_are_the_starting_policys(tmp_path: Path):
-    """A run that refreshes its reference cannot store; until the first refresh it is the same run."""
+    """A run that refreshes its reference cannot store it; until the first refresh both runs are the same."""
     preferring(tmp_path / "stored", learning_rate=1e-2, **WEAK).train()
     preferring(tmp_path / "live", learning_rate=1e-2, reference="every:100", **WEAK).train()
     assert not (tmp_path / "live" / runfiles.REFERENCE).exists()
@@ -129,7 +129,7 @@ def test_stored_log_probs_are_the_starting_policys(tmp_path: Path):
         assert one["epa/weak_logratio"] == pytest.approx(other["epa/weak_logratio"], abs=1e-4)
 
 
-def test_scoring_that_was_killed_goes_on_with_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_scoring_that_was_killed_resumes_with_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reference_scores, "PART", 4)
     whole = preferring(tmp_path / "whole")
     whole.train()
@@ -152,8 +152,8 @@ def test_scoring_that_was_killed_goes_on_with_the_next_file(tmp_path: Path, monk
     assert same(weights(resumed.model), weights(whole.model))
 
 
-def test_scores_of_a_policy_that_has_learned_since_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`model.path` may be a run that went on between a stop before the first checkpoint and the resume."""
+def test_scores_of_a_policy_that_was_trained_since_are_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`model.path` may be a run that was trained between a stop before the first checkpoint and the resume."""
     file = tmp_path / "cut" / runfiles.REFERENCE / "train-00000.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", killed)
@@ -226,7 +226,7 @@ def test_damaged_or_foreign_scores_are_not_trained_on(tmp_path: Path):
     assert torch.equal(load_file(path)["ref_logprobs"], stored["ref_logprobs"])
 
 
-# what can be given, and what cannot
+# accepted and rejected inputs
 
 
 def test_pairs_objects_files_and_settings_give_the_same_run(tmp_path: Path):
@@ -247,7 +247,7 @@ def test_pairs_objects_files_and_settings_give_the_same_run(tmp_path: Path):
     assert all(end[0] == ends[0][0] and same(end[1], ends[0][1]) for end in ends)
 
 
-def test_rows_whose_answers_are_the_same_are_left_out(tmp_path: Path):
+def test_rows_whose_answers_are_the_same_are_skipped(tmp_path: Path):
     rows = [*PAIRS, {"prompt": "11", "chosen": "1", "rejected": "1"}]
     with noticed("1 of 11 rows"):
         preferring(tmp_path, rows, epochs=1, prompts_per_step=5).train()
@@ -322,8 +322,8 @@ def test_supervised_training_on_pairs_learns_the_chosen_answers(tmp_path: Path):
     assert lines(tmp_path)[-1]["eval/pair_accuracy"] > 0.9
 
 
-def test_scoring_that_is_asked_to_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C while the reference is scored: what is done is kept, and the run goes on from there."""
+def test_scoring_that_stops_on_request_keeps_finished_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After Ctrl-C while the reference is scored, finished scores are kept, and the run resumes from there."""
     monkeypatch.setattr(reference_scores, "PART", 4)
     score = Learner.score
 

@@ -1,4 +1,4 @@
-"""Rewards under attack, from the trainer to the files: the run goes on without the guilty rows, and says why."""
+"""Rewards under attack, from the trainer to the files: the run continues without the guilty rows and reports why."""
 
 import math
 import threading
@@ -21,12 +21,12 @@ NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
 
 
 def guilty(text: str) -> bool:
-    """On which completions the rewards of these tests misbehave: about a tenth of what a fresh model writes."""
+    """Return whether the tests' rewards misbehave on a completion, about a tenth of an untrained model's samples."""
     return text.startswith("7")
 
 
 def misbehaving(attack: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward that lets `attack` loose on guilty completions, and counts letters otherwise."""
+    """Return a reward that runs `attack` on guilty completions, and counts letters otherwise."""
 
     def attacked(completions: Any, **_: Any) -> Any:
         if any(text.startswith("7") for text in completions):
@@ -37,7 +37,7 @@ def misbehaving(attack: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def returning(value: Any) -> Callable[..., Any]:
-    """A reward that gives guilty completions `value`."""
+    """Return a reward that returns `value` for guilty completions."""
 
     def returns(completions: Any, **_: Any) -> list[Any]:
         return [value if text.startswith("7") else float(len(set(text))) for text in completions]
@@ -64,7 +64,7 @@ def rollouts(run_dir: Path) -> list[Any]:
 
 
 def run(tmp_path: Path, reward: Any, **settings: Any) -> list[Any]:
-    """Train on a reward for two steps; the rows of all rollouts."""
+    """Train on a reward for two steps, and return the rows of all rollouts."""
     small = {"steps": 2, "prompts_per_step": 4, "group_size": 4, "seed": 1, "reward_timeout": 5.0}
     trainer(tmp_path, rewards=reward, **{**small, **settings}, **NO_EVAL).train()
     return rollouts(tmp_path)
@@ -76,7 +76,8 @@ ATTACKS = {
     "raises": (misbehaving(attackers.raise_), "exception: {} raised ValueError: no digit in this text", {}),
     "leaves": (misbehaving(attackers.leave), "exception: {} raised SystemExit: enough", {}),
     "dies": (misbehaving(attackers.die), "died: {} ended its process (exit code 3)", {}),
-    # What it writes into the pool's pipe may read as a reply or as the start of one, which the pool then waits for.
+    # The text that it writes into the pool's pipe may read as a reply or as the start of one, which the pool then waits
+    # for.
     "scribbles": (misbehaving(attackers.scribble), ("died: {} ended its process", "timeout: {} gave no answer"), {}),
     "nan": (returning(math.nan), "nan: {} returned nan", {}),
     "infinite": (returning(math.inf), "infinite: {} returned inf", {}),
@@ -92,7 +93,7 @@ EATS = (misbehaving(attackers.eat_memory), "exception: {} raised MemoryError", {
     ("reward", "reason", "settings"),
     [*(pytest.param(*case, id=name) for name, case in ATTACKS.items()), pytest.param(*EATS, id="eats", marks=linux)],
 )
-def test_the_run_goes_on_without_the_guilty_rows(tmp_path: Path, reward: Any, reason: Any, settings: dict[str, Any]):
+def test_the_run_continues_without_the_guilty_rows(tmp_path: Path, reward: Any, reason: Any, settings: dict[str, Any]):
     rows = run(tmp_path, reward, **settings)
     possible = (reason,) if isinstance(reason, str) else reason
     failed = [row for row in rows if guilty(row.text)]
@@ -124,13 +125,13 @@ def test_a_wrong_number_of_values_costs_the_whole_group(tmp_path: Path):
 
 
 @pytest.mark.parametrize("reward", [attackers.fork_and_both_return, attackers.shout, attackers.length_later])
-def test_odd_rewards_that_answer_are_fine(tmp_path: Path, reward: Any):
+def test_odd_rewards_that_return_values_are_accepted(tmp_path: Path, reward: Any):
     rows = run(tmp_path, reward)
     assert all(row.reward == len(row.text) for row in rows)
     assert [line["rows/failed"] for line in lines(tmp_path)] == [0, 0]
 
 
-def test_the_newest_megabytes_of_prints_are_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_the_latest_megabytes_of_output_are_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run(tmp_path, attackers.shout)
     parts = [tmp_path / name for name in (REWARDS_LOG, REWARDS_LOG + output_log.OLDER)]
     size = sum(part.stat().st_size for part in parts)
@@ -152,7 +153,7 @@ def test_a_daemon_ends_with_the_run(tmp_path: Path):
     assert ends(int(pid_file.read_text()))
 
 
-def test_a_reward_that_cannot_be_sent_is_named_before_there_is_a_run(tmp_path: Path):
+def test_error_names_a_reward_that_cannot_be_sent_before_there_is_a_run(tmp_path: Path):
     lock = threading.Lock()
 
     def locked(completions: Any, **_: Any) -> list[float]:
@@ -164,7 +165,7 @@ def test_a_reward_that_cannot_be_sent_is_named_before_there_is_a_run(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_a_logged_reward_may_fail_and_costs_nothing(tmp_path: Path):
+def test_a_logged_reward_may_fail_without_effect(tmp_path: Path):
     rows = run(tmp_path, [returning(1.0), misbehaving(attackers.raise_)], reward_weights=[1.0, 0.0])
     assert any(guilty(row.text) for row in rows)
     for row in rows:
@@ -187,8 +188,8 @@ def test_rewards_that_mostly_fail_stop_the_run_with_the_first_traceback(
     assert (tmp_path / runfiles.CONFIG).is_file()
 
 
-def test_the_run_that_stopped_goes_on_once_the_reward_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """On the command line: the error is one line after the traceback, and --resume takes the mended file."""
+def test_the_stopped_run_resumes_once_the_reward_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the command line the error is one line after the traceback, and --resume uses the fixed file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1"}\n{"prompt": "2"}\n')
     (tmp_path / "judge.py").write_text("def judge(completions, **_):\n    raise OSError('the judge sleeps')\n")

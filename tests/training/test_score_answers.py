@@ -1,4 +1,5 @@
-"""`gvpo score`: each model's own tokens and template, the response alone, resumed; then PoFT and filtering by it."""
+"""`gvpo score`: each model's own tokens and template, only the response, resumed; then PoFT and filtering by the
+scores."""
 
 import json
 import shutil
@@ -29,7 +30,7 @@ ROWS = [{"prompt": one, "completion": one * (1 + int(one) % 3), "topic": "x"} fo
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A byte model that chats, one that does not, and one with digits for tokens."""
+    """Return a byte model with a chat template, one without, and one with digits for tokens."""
     root = tmp_path_factory.mktemp("models")
     save_model(tiny_model("llama"), byte_tokenizer(CHAT_TEMPLATE), root / "chat")
     save_model(tiny_model("llama", seed=1), byte_tokenizer(), root / "plain")
@@ -47,7 +48,7 @@ def settings(data: Path, **given: Any) -> TrainConfig:
 
 
 def mean_by_hand(path: str, own: Any, prompt: str, answer: str) -> float:
-    """From all logits of one forward, over the answer's tokens and the end token."""
+    """Compute the mean from all logits of one forward, over the answer's tokens and the end token."""
     policy = load_model(path)
     before, after = own(prompt, add_special_tokens=False).input_ids, own(answer, add_special_tokens=False).input_ids
     ids = torch.tensor([[*before, *after, own.eos_token_id]])
@@ -56,7 +57,7 @@ def mean_by_hand(path: str, own: Any, prompt: str, answer: str) -> float:
     return float(logprobs[torch.arange(len(after) + 1), ids[0, len(before) :]].double().mean())
 
 
-def test_each_model_scores_the_answer_alone_with_its_own_tokens_and_template(tmp_path: Path, models: list[str]):
+def test_each_model_scores_only_the_answer_with_its_own_tokens_and_template(tmp_path: Path, models: list[str]):
     data = write(tmp_path / "rows.jsonl", ROWS[:3])
     out = score_file(models, settings(data), tmp_path / "scored.jsonl")
     chat, plain, digits = byte_tokenizer(CHAT_TEMPLATE), byte_tokenizer(), tokenizer()
@@ -85,7 +86,7 @@ def test_pairs_are_scored_by_their_chosen_answer_and_scores_are_added_to(tmp_pat
     assert more[0][MODELS] == [models[2], models[1]]
 
 
-def test_a_scoring_that_was_killed_goes_on_where_it_stopped(
+def test_a_scoring_that_was_killed_resumes_where_it_stopped(
     tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(score_answers, "BATCH", 4)
@@ -105,7 +106,7 @@ def test_a_scoring_that_was_killed_goes_on_where_it_stopped(
         with pytest.raises(RuntimeError, match="killed"):
             score_file(models[1:], settings(data), tmp_path / "cut.jsonl")
     partial = tmp_path / "cut.jsonl.partial"
-    partial.write_text(partial.read_text()[:-20])  # the machine died in the middle of a line
+    partial.write_text(partial.read_text()[:-20])  # the machine crashed in the middle of a line
     scored.clear()
     monkeypatch.setattr(score_answers, "score", counting)
     out = score_file(models[1:], settings(data), tmp_path / "cut.jsonl")
@@ -114,7 +115,7 @@ def test_a_scoring_that_was_killed_goes_on_where_it_stopped(
     assert not partial.exists()
 
 
-def test_an_unfinished_scoring_of_something_else_is_left_alone(tmp_path: Path, models: list[str]):
+def test_an_unfinished_scoring_of_something_else_is_left_unchanged(tmp_path: Path, models: list[str]):
     data = write(tmp_path / "rows.jsonl", ROWS)
     partial = tmp_path / "out.jsonl.partial"
     partial.write_text(json.dumps({"models": ["other"]}) + "\n")
@@ -141,7 +142,7 @@ def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
         (ROWS, ["nowhere/model"], "nowhere/model"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(
+def test_the_command_reports_an_error_in_one_line(
     tmp_path: Path,
     models: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -156,12 +157,14 @@ def test_the_command_says_what_is_wrong_in_one_line(
     (tmp_path / "there.jsonl").touch()
     out = [] if "--out" in arguments else ["--out", "out.jsonl"]
     assert main(["score", models[2], *arguments, "--data", "rows.jsonl", *out]) == 2
-    (line,) = capsys.readouterr().err.splitlines()  # none about progress: it is found before the first score
+    (line,) = (
+        capsys.readouterr().err.splitlines()
+    )  # no progress line, because the error is found before the first score
     assert message in line
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_command_scores_and_a_run_is_its_newest_checkpoint(
+def test_the_command_scores_and_a_run_means_its_latest_checkpoint(
     tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
 ):
     data = write(tmp_path / "rows.jsonl", ROWS)
@@ -193,7 +196,7 @@ def test_poft_learns_and_pushes_less_where_it_is_better_than_the_aligned_models(
 
 
 def test_under_adam_a_constant_tau_cancels_and_equal_rates_are_matched(tmp_path: Path):
-    """tau scales a row's gradient; where it is the same in all rows, AdamW's step does not see it."""
+    """tau scales a row's gradient; if it is the same in all rows, AdamW's step does not depend on it."""
     far = tuned(tmp_path / "far", scored([50.0] * 10), objective="poft", steps=3, max_grad_norm=1e9)  # tau is 1
     by_row = tuned(tmp_path / "sft", ROWS, objective="sft", reduction="sequence_mean", steps=3, max_grad_norm=1e9)
     far.train()
@@ -203,7 +206,7 @@ def test_under_adam_a_constant_tau_cancels_and_equal_rates_are_matched(tmp_path:
 
 
 @pytest.mark.parametrize("objective", ["sft", "poft"])
-def test_the_likeliest_rows_are_kept(tmp_path: Path, objective: str):
+def test_the_most_likely_rows_are_kept(tmp_path: Path, objective: str):
     rows = scored([-1, -9, -2, -9, -3, -9, -9, -9, -9, -9])
     tuned(tmp_path, rows, objective=objective, keep_share=0.25, epochs=1, prompts_per_step=1).train()
     assert lines(tmp_path)[-1]["step"] == 3
@@ -224,12 +227,12 @@ def test_a_share_is_rounded_up_and_the_order_of_the_data_stays():
 
 
 @pytest.mark.parametrize("value", [None, [], "x", ["a"], [float("nan")], [None]])
-def test_scores_that_are_none_say_what_to_do(value: Any):
+def test_error_for_invalid_scores_says_what_to_do(value: Any):
     with pytest.raises(DataError, match=r"problem 'a'.* score the data first: gvpo score MODEL"):
         aligned_scores(Problem("p", "a", {} if value is None else {ALIGNED: value}))
 
 
-def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path):
+def test_poft_without_scores_and_filtering_for_others_are_rejected(tmp_path: Path):
     with pytest.raises(DataError, match="score the data first"):
         tuned(tmp_path, ROWS, objective="poft").train()
     with pytest.raises(ConfigError, match=r"data\.keep_share is for poft and sft"):
@@ -238,15 +241,15 @@ def test_poft_without_scores_and_filtering_for_others_are_refused(tmp_path: Path
         resolve(config(objective="poft", groups_data="x.jsonl"), Given(model=True))
 
 
-def test_a_resumed_run_refuses_other_scores(tmp_path: Path):
+def test_a_resumed_run_rejects_other_scores(tmp_path: Path):
     given = {"objective": "poft", "steps": 2, "checkpoint_every": 1}
     tuned(tmp_path, scored([-1.0] * 10), **given).train()
     with pytest.raises(RunError, match="another set of training data"):
         tuned(tmp_path, scored([-2.0] * 10), **given).train(resume=True)
 
 
-def test_dpo_goes_on_from_poft(tmp_path: Path):
-    """Score, train by PoFT, and train what comes out by DPO: files alone in between."""
+def test_dpo_continues_from_poft(tmp_path: Path):
+    """Score, train with PoFT, and train the result with DPO, with only files in between."""
     save_model(model(seed=1, architecture="llama"), fresh_tokenizer(list(DIGITS)), tmp_path / "aligned")
     pairs = [{"prompt": one, "chosen": one, "rejected": str((int(one) + 1) % 10)} for one in DIGITS]
     data = write(tmp_path / "pairs.jsonl", pairs)

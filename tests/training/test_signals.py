@@ -1,4 +1,4 @@
-"""Signals: what the first, the second and the third of each kind do."""
+"""Signals: the effects of the first, the second and the third of each kind."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_of_each_kind_asks_to_stop(number: signal.Signals):
+def test_the_first_signal_of_each_kind_requests_a_stop(number: signal.Signals):
     before = signal.getsignal(number)
     with StopRequests() as stop:
         assert not stop.requested
@@ -29,7 +29,7 @@ def test_the_first_signal_of_each_kind_asks_to_stop(number: signal.Signals):
 
 
 @pytest.mark.parametrize(("first", "second"), [(INT, INT), (TERM, TERM), (INT, TERM), (HUP, INT), (HUP, TERM)])
-def test_the_second_signal_stops_now_and_says_so(
+def test_the_second_signal_stops_now_and_prints_a_message(
     first: signal.Signals, second: signal.Signals, capfd: pytest.CaptureFixture[str]
 ):
     with StopRequests():
@@ -43,7 +43,7 @@ def test_the_second_signal_stops_now_and_says_so(
 
 @pytest.mark.parametrize("first", [INT, TERM, HUP])
 def test_a_hangup_is_never_the_second_signal(first: signal.Signals):
-    """The kernel and the shell each send one when a terminal is closed; systemd sends one right after SIGTERM."""
+    """The kernel and the shell each send one if a terminal is closed; systemd sends one right after SIGTERM."""
     with StopRequests() as stop:
         for number in (first, HUP, HUP):
             signal.raise_signal(number)
@@ -103,7 +103,7 @@ with StopRequests() as stop:
 
 
 def test_a_closed_terminal_lets_the_run_save(tmp_path: Path):
-    """A print to a terminal that is gone is an error, which must not come before the checkpoint."""
+    """A print to a closed terminal is an error, which must not come before the checkpoint."""
     child, terminal = pty.fork()
     if child == 0:
         _become([sys.executable, "-c", IN_A_TERMINAL, str(tmp_path / "saved")])
@@ -127,7 +127,7 @@ def _read_until(descriptor: int, words: bytes) -> bytes:
     return read
 
 
-def test_the_error_of_a_closed_terminal_is_the_one_that_is_looked_for():
+def test_the_error_of_a_closed_terminal_is_recognized():
     master, slave = pty.openpty()
     os.close(master)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):

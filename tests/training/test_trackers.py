@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard and Weights & Biases have after a run, offline, and after one that was resumed."""
+"""Trackers: the contents of TensorBoard and Weights & Biases after an offline run, and after a resumed one."""
 
 import struct
 from collections.abc import Iterator
@@ -20,14 +20,15 @@ NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's own reading of a run's event files."""
+    """Read a run's event files with TensorBoard's own reader."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def records(file: Path) -> Iterator[Any]:
-    """The records of a .wandb file: LevelDB's log format (header of 7 bytes, blocks of 32 kB) of protobuf messages."""
+    """Yield the records of a .wandb file: LevelDB's log format (header of 7 bytes, blocks of 32 kB) of protobuf
+    messages."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, parts = file.read_bytes(), 7, b""
@@ -44,7 +45,7 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def history(run: Path) -> list[dict[str, str]]:
-    """Every history line that a run's offline directories hold, oldest first; values are JSON texts."""
+    """Return every history line in a run's offline directories, oldest first; values are JSON texts."""
     files = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
     found = [record.history for file in files for record in records(file) if record.HasField("history")]
     return [{item.key or ".".join(item.nested_key): item.value_json for item in one.item} for one in found]
@@ -61,7 +62,7 @@ def test_tensorboard_has_the_metrics_lines(tmp_path: Path):
     assert "step" not in logged
 
 
-def test_tensorboard_goes_on_after_a_resume_without_the_steps_that_were_cut(tmp_path: Path):
+def test_tensorboard_continues_after_a_resume_without_the_removed_steps(tmp_path: Path):
     pytest.importorskip("tensorboard")
     settings: dict[str, Any] = {"trackers": ["tensorboard"], "steps": 4, "checkpoint_every": 2, **NO_EVAL}
     with stopped_at(4):
@@ -90,7 +91,7 @@ def test_weights_and_biases_offline_has_the_lines_and_a_resumed_run_keeps_its_id
 
 
 class Broken:
-    """A tracker whose network goes away."""
+    """A tracker whose network fails."""
 
     name = "broken"
 
@@ -105,7 +106,7 @@ class Broken:
         raise AssertionError("it was left out")
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tracker_that_fails_is_dropped_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     broken = Broken()
     monkeypatch.setitem(module._START, "tensorboard", lambda *_: broken)
     said: list[str] = []
@@ -130,7 +131,7 @@ def test_only_numbers_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_is_refused_before_anything_is_made(
+def test_a_missing_package_is_an_error_before_any_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
@@ -139,11 +140,11 @@ def test_a_missing_package_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_error_says_what_to_do_if_weights_and_biases_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def start(_: Any) -> None:
         raise RuntimeError("api_key not configured")
 
-    monkeypatch.setattr(module, "_check_wandb_login", lambda: None)  # it passed, and the network went away since
+    monkeypatch.setattr(module, "_check_wandb_login", lambda: None)  # it passed, and the network has failed since
     monkeypatch.setattr(module.WandBTracker, "start", start)
     with pytest.raises(ConfigError, match="api_key not configured; run `wandb login`, or set WANDB_MODE=offline"):
         trainer(tmp_path, trackers=["wandb"], **NO_EVAL).train()
@@ -151,14 +152,14 @@ def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path: Path, 
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Weights & Biases on a machine where nobody has logged in, and without a network."""
+    """Simulate a machine without a login and without a network."""
     wandb = pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    wandb.teardown()  # it reads its surroundings once
+    wandb.teardown()  # it reads its environment once
     yield
     wandb.teardown()
 
@@ -171,7 +172,7 @@ def test_a_missing_login_is_found_before_a_warm_start(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("nobody")
-def test_a_key_of_no_use_is_found_before_a_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_key_is_found_before_a_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with pytest.raises(ConfigError, match=r"does not start: .*API key must have 40.*; run `wandb login`"):
         train_recipe(warm(tmp_path / "run", trackers=["wandb"]))

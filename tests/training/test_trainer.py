@@ -1,4 +1,4 @@
-"""The trainer: what it takes, what it refuses, and that it learns."""
+"""The trainer: accepted inputs, rejected inputs, and learning."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0}
 
 @pytest.mark.parametrize("objective", LEARNS)
 def test_it_learns(tmp_path: Path, objective: str):
-    """From 0.1; on seeds 0, 1, 2 it ends between 0.52 and 0.90."""
+    """It starts from 0.1; on seeds 0, 1, 2 it ends between 0.52 and 0.90."""
     batch = {"steps": 30, "prompts_per_step": 10, "group_size": 8, "learning_rate": 1e-2, "rollouts_every": 0}
     trainer(tmp_path, objective=objective, **batch, **LEARNS[objective], **NO_EVAL).train()
     rewards = [line["reward/mean"] for line in lines(tmp_path)]
@@ -41,7 +41,7 @@ def test_it_learns(tmp_path: Path, objective: str):
     assert rewards[-1] > 0.4
 
 
-def test_what_a_recipe_excludes_is_never_drawn(tmp_path: Path):
+def test_excluded_tokens_are_never_sampled(tmp_path: Path):
     with noticed("an exclusion"):
         trainer(tmp_path, steps=2, max_tokens=6, sampling_allow=["[0-7]"], sampling_ban=["text:22"], **NO_EVAL).train()
     texts = [row.text or "" for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))]
@@ -88,7 +88,7 @@ def test_supervised_training_on_a_tasks_demonstrations(tmp_path: Path):
     assert losses[-1] < losses[0] / 2
 
 
-# what it takes
+# accepted inputs
 
 
 def test_the_summary_and_the_files(tmp_path: Path):
@@ -116,7 +116,7 @@ def test_the_summary_and_the_files(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
-def test_the_final_model_is_the_trained_one_and_its_tokenizer_comes_with_it(tmp_path: Path):
+def test_the_final_model_is_the_trained_one_with_its_tokenizer(tmp_path: Path):
     policy = model()
     summary = trainer(tmp_path, policy=policy, checkpoint_verify=True, **NO_EVAL).train()
     assert same(weights(load_model(summary["model"])), weights(policy))
@@ -124,7 +124,7 @@ def test_the_final_model_is_the_trained_one_and_its_tokenizer_comes_with_it(tmp_
 
 
 @pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
-def test_a_path_trains_as_the_model_that_lies_there(tmp_path: Path):
+def test_a_path_trains_the_same_as_the_loaded_model(tmp_path: Path):
     save_model(model(), tokenizer(), tmp_path / "start")
     ends = []
     for name, given in (("object", model()), ("path", str(tmp_path / "start"))):
@@ -147,7 +147,7 @@ def test_half_precision_weights_are_trained_in_float32(tmp_path: Path, dtype: to
     assert not same(weights(policy), start)
 
 
-def test_data_sets_rewards_and_names_of_every_kind_give_the_same_run(tmp_path: Path):
+def test_datasets_rewards_and_names_of_every_kind_give_the_same_run(tmp_path: Path):
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in zip(range(6), range(3, 9), strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.py").write_text(
@@ -191,7 +191,7 @@ def test_a_tasks_own_reward_is_the_default(tmp_path: Path):
     assert lines(tmp_path)[1]["reward/boxed_answer"] == 0.0
 
 
-def test_chat_prompts_go_through_the_template_and_rewards_see_messages(tmp_path: Path):
+def test_chat_prompts_go_through_the_template_and_rewards_receive_messages(tmp_path: Path):
     def says(completions: Any, prompts: Any, **_: Any) -> list[float]:
         return [
             float(c[0]["role"] == "assistant" and p[-1]["content"] == "hi")
@@ -206,13 +206,13 @@ def test_chat_prompts_go_through_the_template_and_rewards_see_messages(tmp_path:
     assert row.prompt == "<bos>[system]Be brief.\n[user]hi\n[assistant]"
 
 
-def test_problems_can_be_given_as_they_are(tmp_path: Path):
+def test_problems_can_be_passed_as_objects(tmp_path: Path):
     problems = [Problem("7", "seven", {"digit": "7"})]
     trainer(tmp_path, data=problems, prompts_per_step=1, steps=1, **NO_EVAL).train()
     assert {row.group for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1))} == {"seven"}
 
 
-def test_without_a_run_directory_a_free_one_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_run_directory_a_free_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("gvpo", "gvpo-2"):
         trainer(None, steps=1, **NO_EVAL).train()
@@ -220,7 +220,7 @@ def test_without_a_run_directory_a_free_one_is_taken(tmp_path: Path, monkeypatch
     assert free_directory(tmp_path / "runs", "gvpo").name == "gvpo-3"
 
 
-# what it refuses
+# rejected inputs
 
 
 def refused(tmp_path: Path, *args: Any, **keywords: Any) -> None:
@@ -258,7 +258,7 @@ def second(completions: Any, **_: Any) -> list[float]:
         ((), {"train_dataset": [{"prompt": "1" * 64, "digit": "1"}]}, DataError, "the model's context is 64"),
     ],
 )
-def test_what_cannot_work_is_one_line_that_says_what_to_do(
+def test_errors_are_one_line_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, keywords: Any, error: type[Exception], message: str
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -266,10 +266,10 @@ def test_what_cannot_work_is_one_line_that_says_what_to_do(
         refused(tmp_path, *arguments, **keywords)
     assert "\n" not in str(caught.value)
     if not isinstance(caught.value, DataError) or "context" not in str(caught.value):
-        assert not (tmp_path / "run/config.json").exists()  # nothing was begun
+        assert not (tmp_path / "run/config.json").exists()  # no file was written
 
 
-def test_a_taken_directory_is_refused(tmp_path: Path):
+def test_a_taken_directory_is_rejected(tmp_path: Path):
     trainer(tmp_path, steps=1, **NO_EVAL).train()
     with pytest.raises(RunError, match="already contains a run"):
         trainer(tmp_path, steps=1, **NO_EVAL).train()

@@ -1,4 +1,4 @@
-"""A recipe from start to end: a fresh model, its warm start, the run."""
+"""A recipe from start to end: a new model, its warm start, the run."""
 
 import gc
 import json
@@ -60,7 +60,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_warm_start_is_a_run_of_its_own_and_the_run_starts_from_its_model(unbroken: Path):
+def test_the_warm_start_is_a_separate_run_and_the_run_starts_from_its_model(unbroken: Path):
     warm = unbroken / "warm-start"
     assert [line["step"] for line in lines(warm)] == [1, 2, 3, 4]
     assert lines(warm)[-1]["train/loss"] < lines(warm)[0]["train/loss"]
@@ -71,7 +71,7 @@ def test_the_warm_start_is_a_run_of_its_own_and_the_run_starts_from_its_model(un
 
 
 def test_the_warm_model_is_the_reference(unbroken: Path, tmp_path: Path):
-    """Training from the warm model by hand gives the same run."""
+    """Training from the warm model directly gives the same run."""
     config = recipe(tmp_path, warm_start_steps=0)
     start = json.loads((unbroken / "warm-start/summary.json").read_text())["model"]
     Trainer(start, args=config).train()
@@ -82,7 +82,7 @@ def test_the_warm_model_is_the_reference(unbroken: Path, tmp_path: Path):
     ("task", "row"),
     [("gsm8k", {"question": "1+2?", "answer": "It is 3.\n#### 3"}), ("countdown", {"nums": [1, 2], "target": 3})],
 )
-def test_a_warm_start_learns_from_demonstrations_of_the_task_where_the_run_has_rows_of_its_own(
+def test_a_warm_start_learns_from_the_tasks_demonstrations_if_the_run_has_its_own_rows(
     tmp_path: Path, task: str, row: dict[str, Any]
 ):
     """The demonstrations come from the task, the problems of the run from the file."""
@@ -139,7 +139,7 @@ def test_a_warm_start_does_not_keep_a_second_model_in_memory(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_stopped_in_its_warm_start_goes_on(tmp_path: Path, unbroken: Path, stop: int):
+def test_a_run_stopped_in_its_warm_start_resumes(tmp_path: Path, unbroken: Path, stop: int):
     rollout = DemonstrationSource.rollout
 
     def interrupted(source: DemonstrationSource, step: int) -> Any:
@@ -158,7 +158,7 @@ def test_a_run_stopped_in_its_warm_start_goes_on(tmp_path: Path, unbroken: Path,
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_stopped_after_its_warm_start_goes_on_also_elsewhere(tmp_path: Path, unbroken: Path, stop: int):
+def test_a_run_stopped_after_its_warm_start_resumes_even_after_a_move(tmp_path: Path, unbroken: Path, stop: int):
     with stopped_at(stop):
         train_recipe(recipe(tmp_path / "here"))
     shutil.move(tmp_path / "here", tmp_path / "there")
@@ -172,7 +172,7 @@ def test_a_finished_recipe_trains_nothing_more(unbroken: Path):
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 
-def test_seeds_make_other_models_and_other_runs(tmp_path: Path, unbroken: Path):
+def test_seeds_give_other_models_and_other_runs(tmp_path: Path, unbroken: Path):
     train_recipe(recipe(tmp_path, seed=1))
     assert lines(tmp_path) != lines(unbroken)
 
@@ -192,7 +192,7 @@ def test_without_a_warm_start_the_fresh_model_is_trained(tmp_path: Path):
         ({"objective": "rloo", "beta": 0.1}, ConfigError, "objective.beta is not a keyword of rloo"),
     ],
 )
-def test_what_cannot_work_is_found_before_the_warm_start(
+def test_errors_are_found_before_the_warm_start(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
 ):
     with pytest.raises(error, match=message):
@@ -200,11 +200,11 @@ def test_what_cannot_work_is_found_before_the_warm_start(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_exists_is_not_written_over(unbroken: Path):
+def test_an_existing_run_is_not_overwritten(unbroken: Path):
     with pytest.raises(RunError, match="already contains a run"):
         train_recipe(recipe(unbroken))
 
 
-def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
+def test_there_must_be_a_run_to_resume(tmp_path: Path):
     with pytest.raises(RunError, match="there is no run in"):
         train_recipe(recipe(tmp_path / "none"), resume=True)

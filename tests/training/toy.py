@@ -50,7 +50,7 @@ def model(seed: int = 0, **init: Any) -> PreTrainedModel:
 
 
 def share() -> Callable[..., list[float]]:
-    """Return a reward: the fraction of three positions with the digit. It is a closure, so it reaches workers by value."""
+    """Return a reward, the fraction of three positions with the digit; being a closure, it reaches workers by value."""
 
     def digits(completions: Any, digit: Any, **_: Any) -> list[float]:
         return [text.count(one) / 3 for text, one in zip(completions, digit, strict=True)]

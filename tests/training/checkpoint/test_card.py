@@ -1,4 +1,4 @@
-"""The model card: the run's facts, metadata that the hub reads, nothing of this machine, and code that loads."""
+"""The model card: facts of the run, metadata for the Hub, no local paths, and code that loads the model."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def card(start: str = "Qwen/Qwen2.5-0.5B-Instruct", **settings: Any) -> str:
 
 
 def facts(text: str) -> dict[str, str]:
-    """The table, by name."""
+    """Return the table of facts, by name."""
     return dict(re.findall(r"^\| ([^|]+?) \| (.*) \|$", text, re.MULTILINE))
 
 
@@ -34,7 +34,7 @@ def metadata(text: str) -> Any:
     return yaml.safe_load(front)
 
 
-def test_the_facts_are_the_runs():
+def test_the_facts_describe_the_run():
     shown = facts(
         card(
             beta=0.2,
@@ -61,7 +61,7 @@ def test_the_facts_are_the_runs():
     assert "torch 2." in shown["Versions"]
 
 
-def test_defaults_of_the_objective_are_named():
+def test_the_card_shows_the_objectives_defaults():
     shown = facts(card(objective="rloo"))
     assert shown["Objective"].startswith("rloo, ")
     assert shown["Reference"] == "none"
@@ -69,7 +69,7 @@ def test_defaults_of_the_objective_are_named():
     assert "kl_in_reward 0.1" in facts(card(objective="grpo", kl_in_reward=0.1, reference="initial"))["Objective"]
 
 
-def test_an_adapter_names_its_base_to_the_hub():
+def test_an_adapters_metadata_contain_its_base():
     adapter = Adapter("Qwen/Qwen2.5-0.5B-Instruct", 8, 16, ("q_proj", "v_proj"))
     config = TrainConfig(task="gsm8k", reference="previous")
     text = model_card(config, STATE, byte_tokenizer(), "a/start", needs_reference=True, adapter=adapter)
@@ -89,14 +89,14 @@ def test_an_adapters_card_loads_the_base_as_training_did():
     assert "AutoModelForCausalLM.from_pretrained('me/base', dtype='bfloat16', revision='v1')" in text
 
 
-def test_offline_data_is_named():
+def test_the_card_shows_offline_data():
     assert facts(card(task=None, groups_data="some/log.jsonl", reference="initial"))["Training data"].endswith(
         "log.jsonl"
     )
     assert "64 groups sampled once" in facts(card(sample_groups=64, reference="initial"))["Training data"]
 
 
-def test_metadata_names_what_is_on_the_hub():
+def test_metadata_contain_only_names_on_the_hub():
     read = metadata(card(task=None, train_data="openai/gsm8k:main#train"))
     assert read["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert read["datasets"] == ["openai/gsm8k"]
@@ -104,7 +104,7 @@ def test_metadata_names_what_is_on_the_hub():
     assert "reinforcement-learning" in read["tags"]
 
 
-def test_paths_of_this_machine_stay_here(tmp_path: Path):
+def test_local_paths_are_not_published(tmp_path: Path):
     own = tmp_path / "secret" / "base-model"
     own.mkdir(parents=True)
     text = card(str(own), task=None, train_data=str(tmp_path / "rows.jsonl"), reward_funcs=[f"{tmp_path}/own.py:right"])

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is kept, and damage that is noticed."""
+"""Checkpoints: saving and loading, retention, and detection of damage."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_everything_comes_back(tmp_path: Path):
+def test_everything_is_restored(tmp_path: Path):
     state = TrainerState(3, 1.5, 2, 1, 0.75, 2, 1, {"eval/accuracy": 0.1}, {"eval/accuracy": 0.5})
     policy = model(seed=5)
     optimizer = torch.optim.AdamW(policy.parameters())
@@ -46,14 +46,14 @@ def test_without_a_stored_reference_there_is_none(tmp_path: Path):
     assert load(save(Checkpoints(tmp_path, 2), 1)).reference is None
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path: Path):
+def test_the_latest_and_the_best_are_kept(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, 2)
     for step in range(1, 6):
         save(checkpoints, step, best=min(step, 2))
     assert names(tmp_path) == ["step-000002", "step-000004", "step-000005"]
 
 
-def test_the_newest_may_be_the_best(tmp_path: Path):
+def test_the_latest_may_be_the_best(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, 1)
     for step in (1, 2):
         save(checkpoints, step, best=step)
@@ -83,7 +83,7 @@ def damage(path: Path, how: str) -> None:
         ("no manifest", "incomplete"),
     ],
 )
-def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, how: str, message: str):
+def test_a_warning_names_the_damage_and_the_previous_checkpoint_is_used(tmp_path: Path, how: str, message: str):
     checkpoints = Checkpoints(tmp_path, 3)
     save(checkpoints, 1)
     newest = save(checkpoints, 2)
@@ -96,11 +96,11 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, how: 
     assert loaded.state.step == 1
 
 
-def test_without_checkpoints_there_is_no_newest(tmp_path: Path):
+def test_without_checkpoints_there_is_no_latest(tmp_path: Path):
     assert Checkpoints(tmp_path / "none", 2).newest() is None
 
 
-def test_an_unfinished_checkpoint_does_not_count_and_is_written_over(tmp_path: Path):
+def test_an_unfinished_checkpoint_is_ignored_and_overwritten(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, 2)
     (tmp_path / ".step-000001.partial/trainer").mkdir(parents=True)
     (tmp_path / ".step-000001.partial/leftover").write_text("x")
@@ -109,7 +109,7 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_written_over(tmp_path: P
     assert names(tmp_path) == ["step-000001"]
 
 
-def test_a_damaged_later_checkpoint_does_not_count_among_the_newest(tmp_path: Path):
+def test_a_damaged_later_checkpoint_does_not_count_among_the_latest(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, 1)
     damage(save(checkpoints, 9), "missing")
     save(checkpoints, 4)

@@ -1,4 +1,4 @@
-"""Pushing to the hub, against a server of our own on this machine."""
+"""Pushing to the Hub, tested against a local server."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ NO_EVAL: dict[str, Any] = {"held": [], "eval_problems": 0, "steps": 1}
 
 
 def account(role: str = "write", *, orgs: Sequence[str] = ()) -> dict[str, Any]:
-    """What the hub says of a token."""
+    """Return the Hub's answer about a token."""
     return {
         "type": "user",
         "name": "me",
@@ -33,7 +33,7 @@ def account(role: str = "write", *, orgs: Sequence[str] = ()) -> dict[str, Any]:
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as an upload of small files needs; it remembers what it was sent."""
+    """The parts of the Hub that an upload of small files needs; it records what it receives."""
 
     def __init__(self) -> None:
         self.made: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ def test_a_run_pushes_its_final_model_tokenizer_and_card_and_nothing_else(tmp_pa
         (None, "me/model", "the Hub does not accept the token"),
     ],
 )
-def test_a_push_that_will_be_refused_is_refused_before_training(
+def test_a_push_that_will_fail_is_rejected_before_training(
     tmp_path: Path, hub: Hub, known: dict[str, Any] | None, repository: str, message: str
 ):
     hub.account, hub.status = known, 401
@@ -148,12 +148,12 @@ def test_a_push_that_will_be_refused_is_refused_before_training(
 
 
 @pytest.mark.parametrize("known", [account("write", orgs=["them"]), account("fineGrained")])
-def test_accounts_that_may_write_pass(tmp_path: Path, hub: Hub, known: dict[str, Any]):
+def test_accounts_with_write_access_are_accepted(tmp_path: Path, hub: Hub, known: dict[str, Any]):
     hub.account = known
     trainer(tmp_path / "run", push_to_hub="them/model", **NO_EVAL).check()
 
 
-def test_a_hub_that_does_not_answer_at_the_start_is_warned_of(tmp_path: Path, hub: Hub):
+def test_a_hub_that_does_not_answer_at_the_start_causes_a_warning(tmp_path: Path, hub: Hub):
     hub.account, hub.status = None, 503
     with noticed("does not confirm that me/model can be pushed"):
         trainer(tmp_path / "run", push_to_hub="me/model", **NO_EVAL).train()
@@ -176,7 +176,7 @@ def test_a_run_directory_or_a_checkpoint_is_pushed_later(tmp_path: Path, hub: Hu
     assert hub.tokens == {"Bearer hf_other"}
 
 
-def test_a_push_that_is_refused_does_not_cost_the_run(tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
+def test_a_failed_push_does_not_lose_the_run(tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     hub.refuses = True
     summary = trainer(tmp_path, push_to_hub="me/model", **NO_EVAL).train()
     assert summary["hub"] is None
@@ -196,7 +196,7 @@ def test_without_a_token_the_run_does_not_begin(tmp_path: Path, without_token: N
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "me/mo del", "me/--x"])
-def test_a_name_that_no_repository_can_have(tmp_path: Path, name: str):
+def test_an_invalid_repository_name_is_an_error(tmp_path: Path, name: str):
     with pytest.raises(ConfigError, match=r"checkpoint\.push_to_hub="):
         trainer(tmp_path, push_to_hub=name, **NO_EVAL)
 
@@ -208,7 +208,7 @@ def test_offline_and_push_exclude_each_other(tmp_path: Path, monkeypatch: pytest
         trainer(tmp_path, push_to_hub="me/model", **NO_EVAL)
 
 
-def test_what_is_no_model_is_not_pushed(tmp_path: Path):
+def test_a_directory_without_a_model_is_not_pushed(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(RunError, match="has no checkpoint; set"):
         push_to_hub(tmp_path, "me/model", token="hf_x")
@@ -216,7 +216,7 @@ def test_what_is_no_model_is_not_pushed(tmp_path: Path):
         push_to_hub(tmp_path / "checkpoints", "me/model", token="hf_x")
 
 
-def test_a_pushed_adapter_does_not_name_the_directories_of_this_machine(tmp_path: Path, hub: Hub):
+def test_a_pushed_adapter_contains_no_local_paths(tmp_path: Path, hub: Hub):
     save_model(model(), tokenizer(), tmp_path / "base")
     checkpoint = trainer(tmp_path / "run", policy=tmp_path / "base", lora_rank=2, **NO_EVAL).train()["model"]
     with pytest.warns(GvpoWarning, match="the uploaded adapter calls it 'base' and others cannot load it"):
@@ -225,4 +225,4 @@ def test_a_pushed_adapter_does_not_name_the_directories_of_this_machine(tmp_path
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
     assert not [name for name, content in hub.files.items() if str(tmp_path).encode() in content]
     named = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert named == str(tmp_path / "base")  # here it loads as before
+    assert named == str(tmp_path / "base")  # the local copy still loads as before

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on writes the same lines and the same weights as one that never was."""
+"""A resumed run writes the same lines and the same weights as an unbroken one."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ COMMON: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "initial": {"reference": "initial"},
     "every two": {"reference": "every:2", "groups_per_update": 2},
-    "every three": {"reference": "every:3"},  # a checkpoint lies between two refreshes
+    "every three": {"reference": "every:3"},  # a checkpoint is between two refreshes
     "previous": {"reference": "previous", "groups_per_update": 1},
     "two passes of grpo": {"objective": "grpo", "passes": 2, "groups_per_update": 3},
     "kl in the reward": {"objective": "rloo", "kl_in_reward": 0.1},
@@ -44,7 +44,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each run as it is when nothing stops it: its directory, summary and weights."""
+    """Return each unbroken run: its directory, summary and weights."""
 
     @cache
     def once(name: str) -> tuple[Path, dict[str, Any], dict[str, torch.Tensor]]:
@@ -70,7 +70,7 @@ def assert_same_run(path: Path, summary: dict[str, Any], end: dict[str, torch.Te
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("stop", [4, 5])
-def test_it_goes_on_from_the_last_checkpoint_exactly(tmp_path: Path, unbroken: Any, name: str, stop: int):
+def test_it_resumes_from_the_last_checkpoint_exactly(tmp_path: Path, unbroken: Any, name: str, stop: int):
     with stopped_at(stop):
         run(tmp_path, name)
     assert lines(tmp_path)[-1]["step"] == stop - 1
@@ -91,7 +91,7 @@ def test_it_may_be_stopped_more_than_once(tmp_path: Path, unbroken: Any):
     assert_same_run(tmp_path, *run(tmp_path, "every two", resume=True), unbroken("every two"))
 
 
-def test_seconds_count_all_sittings(tmp_path: Path):
+def test_seconds_include_all_sessions(tmp_path: Path):
     with stopped_at(5):
         run(tmp_path, "initial")
     state = tmp_path / "checkpoints/step-000004/trainer/state.json"
@@ -116,7 +116,7 @@ def test_a_run_that_ended_early_stays_ended(tmp_path: Path):
     assert same(end, same_end)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, unbroken: Any):
+def test_a_warning_names_a_damaged_checkpoint_and_the_previous_one_is_used(tmp_path: Path, unbroken: Any):
     with stopped_at(5):
         run(tmp_path, "every two")
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("ab") as file:
@@ -129,14 +129,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     assert loaded.state.step == STEPS
 
 
-def test_a_run_can_be_moved_before_it_goes_on(tmp_path: Path, unbroken: Any):
+def test_a_run_can_be_moved_before_it_is_resumed(tmp_path: Path, unbroken: Any):
     with stopped_at(4):
         run(tmp_path / "here", "initial")
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert_same_run(tmp_path / "there", *run(tmp_path / "there", "initial", resume=True), unbroken("initial"))
 
 
-def test_a_float64_model_comes_back_whole(tmp_path: Path):
+def test_a_float64_model_survives_a_resume(tmp_path: Path):
     def double(path: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
         policy = model().double()
         trainer(path, policy=policy, **{**COMMON, "steps": 3, "held": [], "eval_problems": 0}).train(resume=resume)
@@ -155,9 +155,7 @@ def test_a_float64_model_comes_back_whole(tmp_path: Path):
         ({"seed": 1}, r"started with run.seed=0, not 1"),
     ],
 )
-def test_another_setting_is_an_error_that_names_it(
-    tmp_path: Path, unbroken: Any, changes: dict[str, Any], message: str
-):
+def test_error_names_the_changed_setting(tmp_path: Path, unbroken: Any, changes: dict[str, Any], message: str):
     path, _, _ = unbroken("initial")
     with pytest.raises(RunError, match=message):
         run(path, "initial", resume=True, **changes)
@@ -170,7 +168,7 @@ def test_settings_that_do_not_change_the_result_may_differ(tmp_path: Path, unbro
     assert_same_run(tmp_path, *run(tmp_path, "initial", resume=True, **changes), unbroken("initial"))
 
 
-def test_a_taken_directory_is_refused_and_left_as_it_is(unbroken: Any):
+def test_a_taken_directory_is_rejected_and_left_unchanged(unbroken: Any):
     path, _, _ = unbroken("initial")
     before = (path / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match=r"already contains a run; choose another run\.dir, or use --resume"):
@@ -178,13 +176,13 @@ def test_a_taken_directory_is_refused_and_left_as_it_is(unbroken: Any):
     assert (path / "metrics.jsonl").read_bytes() == before
 
 
-def test_there_must_be_a_run_to_go_on_with(tmp_path: Path):
+def test_there_must_be_a_run_to_resume(tmp_path: Path):
     with pytest.raises(RunError, match="there is no run in"):
         run(tmp_path / "none", "initial", resume=True)
     assert not (tmp_path / "none").exists()
 
 
-def test_other_training_data_is_refused(tmp_path: Path):
+def test_other_training_data_is_rejected(tmp_path: Path):
     rows = [{"prompt": str(digit), "digit": str(digit)} for digit in range(4)]
     stopped = {"steps": 4, "checkpoint_every": 1}
     trainer(tmp_path, data=rows, **stopped).train()
@@ -204,7 +202,7 @@ def judge(worth: float) -> Any:
     return digits
 
 
-def test_another_reward_of_the_same_name_is_refused_even_before_the_first_checkpoint(tmp_path: Path):
+def test_another_reward_of_the_same_name_is_rejected_even_before_the_first_checkpoint(tmp_path: Path):
     with stopped_at(1):
         trainer(tmp_path, rewards=judge(1.0), steps=2).train()
     with pytest.raises(RunError, match="was started with another reward 'digits'"):

@@ -32,7 +32,7 @@ def test_a_new_run_has_its_settings_and_environment(run):
 
 
 @pytest.mark.parametrize("left", ["config.json", "metrics.jsonl", "rollouts", "checkpoints", "summary.json"])
-def test_an_existing_run_is_refused_and_untouched(tmp_path, left):
+def test_an_existing_run_is_rejected_and_left_unchanged(tmp_path, left):
     (tmp_path / left).mkdir() if "." not in left else (tmp_path / left).write_text("mine")
     with pytest.raises(RunError, match=r"choose another run\.dir, or use --resume"):
         RunDirectory.create(tmp_path, config="{}")
@@ -45,7 +45,7 @@ def test_a_directory_without_a_run_is_used(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
+def test_a_second_process_is_rejected_and_the_error_names_the_first(tmp_path):
     second = pytest.raises(RunError, match=rf"another process \(pid {os.getpid()}\) is working in .*run; wait for it")
     with locked(tmp_path / "run"), second, locked(tmp_path / "run"):
         pytest.fail("there are two")
@@ -53,12 +53,12 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
         assert (tmp_path / "run/.lock").exists()
 
 
-def test_a_lock_is_no_run(tmp_path):
+def test_a_lock_is_not_a_run(tmp_path):
     with locked(tmp_path):
         assert RunDirectory.create(tmp_path, config="{}").read_metrics() == []
 
 
-def test_a_directory_that_cannot_be_locked_is_used_without(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_locked_is_used_without_a_lock(tmp_path, monkeypatch):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -67,7 +67,7 @@ def test_a_directory_that_cannot_be_locked_is_used_without(tmp_path, monkeypatch
         assert tmp_path.is_dir()
 
 
-def test_a_start_that_was_cut_short_is_no_run_yet(tmp_path, monkeypatch):
+def test_an_interrupted_start_is_not_a_run_yet(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runfiles, "write_text", lambda path, text: _cut())  # config.json
         patch.setattr(runfiles, "write_json", lambda path, value: path.write_text("{}"))
@@ -82,7 +82,7 @@ def _cut():
     raise KeyboardInterrupt
 
 
-def test_a_directory_that_is_gone_is_not_made_anew(run):
+def test_a_removed_directory_is_not_recreated(run):
     shutil.rmtree(run.path)
     for write in (
         lambda: run.append_metrics({"step": 1}),
@@ -94,7 +94,7 @@ def test_a_directory_that_is_gone_is_not_made_anew(run):
     assert not run.path.exists()
 
 
-def test_a_place_that_cannot_be_made_is_named(tmp_path):
+def test_error_names_a_directory_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"choose another run\.dir"):
         RunDirectory.create(tmp_path / "file" / "run", config="{}")
@@ -134,7 +134,7 @@ def test_a_full_disk_is_a_run_error(run, monkeypatch):
         run.append_metrics({"step": 1})
 
 
-def test_resume_cuts_what_is_past_the_checkpoint(run):
+def test_resume_removes_everything_after_the_checkpoint(run):
     for step in range(4):
         run.append_metrics({"step": step})
         run.write_rollouts(step, [row(step)])
@@ -151,7 +151,7 @@ def test_resume_cuts_what_is_past_the_checkpoint(run):
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(200, True), (201, False)])
-def test_a_summary_of_steps_that_are_cut_goes(run, steps, kept):
+def test_a_summary_of_removed_steps_is_removed(run, steps, kept):
     run.write_summary({"steps": steps})
     run.report_path.write_text("report")
     run.truncate_after(200)
@@ -159,7 +159,7 @@ def test_a_summary_of_steps_that_are_cut_goes(run, steps, kept):
     assert run.report_path.exists() is kept
 
 
-def test_checkpoints_are_left_alone(run):
+def test_checkpoints_are_left_unchanged(run):
     run.checkpoint_path(300).mkdir(parents=True)
     run.truncate_after(1)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000300"]

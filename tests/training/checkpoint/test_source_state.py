@@ -15,7 +15,7 @@ from tests.training.toy import lines, model, same, trainer, weights
 
 
 class WanderingSource(LiveSource):
-    """A live source whose place in the order depends on the rewards it has seen, so no step number tells it."""
+    """A live source whose position depends on the rewards so far, so the step number does not determine it."""
 
     stop_at: ClassVar[int | None] = None
     calls: ClassVar[list[tuple[str, int]]] = []
@@ -60,12 +60,12 @@ def run(path: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
     return weights(policy)
 
 
-def test_a_resumed_run_takes_the_groups_that_an_unbroken_one_takes(
+def test_a_resumed_run_uses_the_same_groups_as_an_unbroken_one(
     tmp_path: Path, wandering: type[WanderingSource], monkeypatch: pytest.MonkeyPatch
 ):
     end = run(tmp_path / "unbroken")
     places = [place for call, place in wandering.calls if call == "rollout"]
-    assert len({after - before for before, after in pairwise(places)}) > 1  # the step alone does not tell the place
+    assert len({after - before for before, after in pairwise(places)}) > 1  # the step does not determine the position
     with monkeypatch.context() as patch:
         patch.setattr(wandering, "stop_at", 4)
         with pytest.raises(KeyboardInterrupt):
@@ -95,7 +95,7 @@ def test_a_source_is_closed_after_an_error(
     assert [call for call, _ in wandering.calls] == ["rollout", "commit", "close"]
 
 
-def test_a_source_without_a_state_stores_none_and_refuses_that_of_another(
+def test_a_source_without_a_state_stores_none_and_rejects_another_sources_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run(tmp_path / "stateful")

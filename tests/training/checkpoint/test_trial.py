@@ -1,4 +1,4 @@
-"""What would fail at the end of a run is found by `Trainer.check`, and by `train` before there is a run."""
+"""`Trainer.check`, and `train` before its first step, find what would fail at the end of a run."""
 
 import copy
 import json
@@ -69,17 +69,17 @@ def changed(path: Path, change: Callable[[Any, Any], None], **settings: Any) -> 
 
 @pytest.mark.parametrize("start", [Trainer.check, Trainer.train])
 @pytest.mark.parametrize(("change", "message"), UNSAVABLE, ids=lambda value: getattr(value, "__name__", None))
-def test_what_no_checkpoint_can_hold_is_refused_at_the_start(
+def test_models_that_cannot_be_saved_are_rejected_at_the_start(
     tmp_path: Path, start: Any, change: Callable[[Any, Any], None], message: str
 ):
     with pytest.raises(ModelError, match=message) as caught:
         start(changed(tmp_path / "run", change))
     assert "no checkpoint could be written" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not runfiles.is_run(tmp_path / "run")  # the corrected run is not in its own way
+    assert not runfiles.is_run(tmp_path / "run")  # the corrected run can use the same directory
 
 
-def test_a_tokenizer_that_comes_back_otherwise_is_refused_at_the_start(tmp_path: Path, monkeypatch: Any):
+def test_a_tokenizer_that_changes_when_it_is_saved_is_rejected_at_the_start(tmp_path: Path, monkeypatch: Any):
     def other(policy: Any, words: Any) -> None:
         save = words.save_pretrained
 
@@ -94,8 +94,8 @@ def test_a_tokenizer_that_comes_back_otherwise_is_refused_at_the_start(tmp_path:
         changed(tmp_path / "run", other, checkpoint_verify=True).train()
 
 
-def test_weights_that_can_be_saved_are_not_refused(tmp_path: Path):
-    """Tied weights, and slices of one storage, which safetensors takes."""
+def test_weights_that_can_be_saved_are_accepted(tmp_path: Path):
+    """Tied weights, and slices of one storage, which safetensors accepts."""
 
     def slices(policy: Any, words: Any) -> None:
         both = torch.zeros(2, 64, 32)
@@ -109,16 +109,16 @@ def test_weights_that_can_be_saved_are_not_refused(tmp_path: Path):
 def test_a_trial_leaves_no_trace(tmp_path: Path):
     trainer(tmp_path / "run", **NO_EVAL).check()
     assert not (tmp_path / "run").exists()
-    (tmp_path / "run" / trial.TRIAL / "left").mkdir(parents=True)  # by a run that was killed at that moment
+    (tmp_path / "run" / trial.TRIAL / "left").mkdir(parents=True)  # left by a run that was killed at that moment
     trainer(tmp_path / "run", **NO_EVAL).train()
     assert not (tmp_path / "run" / trial.TRIAL).exists()
 
 
-# generation configs: never worth a run
+# generation configs never stop a run
 
 
-def test_sampling_settings_without_do_sample_cost_no_run(tmp_path: Path):
-    """As many a generation_config.json on the hub."""
+def test_sampling_settings_without_do_sample_do_not_stop_a_run(tmp_path: Path):
+    """Many files generation_config.json on the Hub are like this."""
     start = tmp_path / "start"
     save_model(model(), tokenizer(), start)
     file = start / "generation_config.json"
@@ -143,10 +143,10 @@ def test_merging_repairs_the_bases_generation_config(tmp_path: Path):
     assert json.loads((merged / "generation_config.json").read_text())["do_sample"] is True
 
 
-# places
+# directories
 
 
-def test_a_run_directory_that_is_a_file_or_below_one_is_refused_by_check(tmp_path: Path):
+def test_check_rejects_a_run_directory_that_is_a_file_or_below_one(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(RunError, match=r"file is not a directory; choose another run\.dir"):
@@ -154,7 +154,7 @@ def test_a_run_directory_that_is_a_file_or_below_one_is_refused_by_check(tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_read_only_place_is_refused_by_check(tmp_path: Path):
+def test_check_rejects_a_read_only_directory(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="is read-only"):
         trainer(tmp_path / "run", **NO_EVAL).check()
@@ -162,10 +162,10 @@ def test_a_read_only_place_is_refused_by_check(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("every", "count"), [(0, 1), (1, 2), (2, 1)])
-def test_a_disk_too_small_for_the_checkpoints_is_warned_of(
+def test_a_disk_too_small_for_the_checkpoints_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, count: int
 ):
-    """Two steps: weights and two moments of each are 12 bytes, and the stored reference 4 more."""
+    """Weights and two moments of each need 12 bytes per step, and the stored reference 4 more."""
     size = 16 * sum(weight.numel() for weight in model().parameters())
     free = size * count - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))

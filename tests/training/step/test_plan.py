@@ -1,4 +1,4 @@
-"""The plan of a step is the one that docs/internals/update.md prints, for every combination of its inputs."""
+"""The plan of a step agrees with the tables in docs/internals/update.md for every combination of its inputs."""
 
 import re
 from itertools import product
@@ -32,7 +32,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def tables() -> list[list[list[str]]]:
-    """The rows of the tables of the section, without their heads."""
+    """Return the rows of the section's tables without their heads."""
     section = PAGE.read_text(encoding="utf-8").split("## The plan of a step\n")[1].split("\n## ")[0]
     found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
     return [
@@ -45,7 +45,7 @@ REFERENCE, START = tables()
 
 
 def printed(rows: list[list[str]], inputs: tuple[str, ...]) -> list[str]:
-    """The outputs of the one row that fits the inputs."""
+    """Return the outputs of the one row that fits the inputs."""
     fitting = [row for row in rows if all(cell in ("any", value) for cell, value in zip(row, inputs, strict=False))]
     assert len(fitting) == 1, (inputs, fitting)
     return fitting[0][len(inputs) :]
@@ -67,7 +67,7 @@ def reference_of(plan: StepPlan) -> str:
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["reference not read", "reference read"])
-def test_the_reference_is_that_of_the_first_table(reads: bool):
+def test_the_reference_agrees_with_the_first_table(reads: bool):
     for case in (case for case in CASES if case["reads_reference"] == reads):
         kind = re.sub(r"\d+", "N", case["reference"])
         plan = plan_step(**case)
@@ -76,7 +76,7 @@ def test_the_reference_is_that_of_the_first_table(reads: bool):
 
 
 @pytest.mark.parametrize("penalised", [False, True], ids=["rewards as they are", "kl in the reward"])
-def test_the_start_pass_is_that_of_the_second_table(penalised: bool):
+def test_the_start_pass_agrees_with_the_second_table(penalised: bool):
     words = {"all": "all batches", "later": "all batches but the first", "none": "no batch"}
     for case in (case for case in CASES if case["penalised"] == penalised):
         plan = plan_step(**case)
@@ -87,8 +87,8 @@ def test_the_start_pass_is_that_of_the_second_table(penalised: bool):
         assert [words[plan.start_pass], YES[plan.late]] == expected, case
 
 
-def test_every_row_of_the_tables_is_met():
-    """A row that no input reaches would be a claim that nobody can check."""
+def test_every_row_of_the_tables_occurs():
+    """No row may describe inputs that do not occur."""
     kinds = {
         (YES[c["reads_reference"]], re.sub(r"\d+", "N", c["reference"]), step_in_words(c["reference"], c["step"]))
         for c in CASES
