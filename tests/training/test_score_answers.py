@@ -157,9 +157,7 @@ def test_the_command_reports_an_error_in_one_line(
     (tmp_path / "there.jsonl").touch()
     out = [] if "--out" in arguments else ["--out", "out.jsonl"]
     assert main(["score", models[2], *arguments, "--data", "rows.jsonl", *out]) == 2
-    (line,) = (
-        capsys.readouterr().err.splitlines()
-    )  # no progress line, because the error is found before the first score
+    (line,) = capsys.readouterr().err.splitlines()  # without progress: the error is found before the first score
     assert message in line
     assert not list(tmp_path.glob("*.partial"))
 

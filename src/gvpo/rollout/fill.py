@@ -51,9 +51,7 @@ def encode(
     Raises:
         DataError: If a prompt cannot be encoded; the message names the problem.
     """
-    from gvpo.model.tokenizer import (
-        encode_prompt,  # imports transformers, which is not needed for responses from a file
-    )
+    from gvpo.model.tokenizer import encode_prompt  # with transformers, which responses from a file do not need
 
     def ids(problem: Problem) -> tuple[int, ...]:
         try:

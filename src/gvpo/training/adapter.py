@@ -111,10 +111,7 @@ def starting_policy(
     _require_trainable(policy)
     if not lora.is_adapted(policy):
         _refuse_frozen_weights(policy, config)
-        if policy.dtype in (
-            torch.bfloat16,
-            torch.float16,
-        ):  # half-precision weights do not move at the learning rates of RL
+        if policy.dtype in (torch.bfloat16, torch.float16):  # half-precision weights do not change at RL's rates
             policy.float()
     elif config.sharding == "full":
         raise ConfigError("a LoRA run cannot be split over processes yet; leave train.sharding at 'none'")
@@ -157,9 +154,7 @@ def _require_trainable(policy: "PreTrainedModel") -> None:
         adapter_kinds.require_active(policy)
         adapter_kinds.require_layers(policy)
         _refuse_mixed_precision(policy)
-        policy.name_or_path = lora.named_base(
-            policy
-        )  # absolute, so that it stays valid if the process changes its directory
+        policy.name_or_path = lora.named_base(policy)  # absolute, so it stays valid in another directory
         note_origin(policy, policy.name_or_path)
     if next(lora.trainable(policy), None) is None:
         raise ModelError(

@@ -51,10 +51,7 @@ def test_the_facts_describe_the_run():
     assert shown["Started from"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert shown["Training data"] == "task gsm8k"
     assert shown["Steps"] == "40 of 100, each 16 prompts"
-    assert (
-        shown["Sampling"]
-        == "4 completions per prompt, at most 64 tokens each, temperature 1, top_k 7, with an exclusion"
-    )
+    assert shown["Sampling"] == "4 completions per prompt, up to 64 tokens, temperature 1, top_k 7, with an exclusion"
     assert shown["Prompt"].endswith("system prompt: a \\| b")
     assert shown["Held-out accuracy, sampled"] == "0.250 before, 0.750 at the latest evaluation"
     assert shown["Held-out accuracy, greedy"] == "not measured before, 1.000 at the latest evaluation"

@@ -123,7 +123,7 @@ def _sampling(config: TrainConfig) -> str:
     cut = f", top_p {config.top_p:g}" if config.top_p < 1 else ""
     cut += f", top_k {config.top_k}" if config.top_k > 0 else ""
     cut += ", with an exclusion" if config.sampling_allow or config.sampling_ban else ""
-    counts = f"{config.group_size} completions per prompt, at most {config.max_tokens} tokens each"
+    counts = f"{config.group_size} completions per prompt, up to {config.max_tokens} tokens"
     return f"{counts}, temperature {config.temperature:g}{cut}"
 
 
