@@ -272,7 +272,7 @@ def test_a_damaged_last_checkpoint_is_rewritten_when_the_run_ends_again(tmp_path
     run(tmp_path, checkpoint_keep=3)
     weights_file = tmp_path / "checkpoints/step-000003/model.safetensors"
     weights_file.write_bytes(b"")
-    with noticed("step-000003 is damaged"):
+    with noticed("step-000003 is corrupt"):
         run(tmp_path, checkpoint_keep=3, checkpoint_every=0)
     assert load(tmp_path / "checkpoints/step-000003").state.step == 3
     assert lines(tmp_path) == lines(unbroken[0])

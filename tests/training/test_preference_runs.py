@@ -219,7 +219,7 @@ def test_damaged_or_foreign_scores_are_not_trained_on(tmp_path: Path):
     with pytest.raises(RunError, match="contains log-probs of other rows"):
         preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)
     path.write_bytes(b"torn")
-    with pytest.raises(RunError, match=r"is damaged .* remove it and use --resume"):
+    with pytest.raises(RunError, match=r"is corrupt .* remove it and use --resume"):
         preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)
     path.unlink()
     preferring(tmp_path, steps=2, checkpoint_every=1).train(resume=True)

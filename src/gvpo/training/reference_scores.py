@@ -125,7 +125,7 @@ def _read(path: Path, named: str, start: str | None) -> Tensor | None:
             known = file.metadata() or {}
             stored: Tensor = file.get_tensor(_NAME)
     except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it and use --resume, which computes it again") from error
+        raise RunError(f"{path} is corrupt ({error}); remove it and use --resume, which computes it again") from error
     if known.get("rows") != named:
         raise RunError(f"{path} contains log-probs of other rows; resume with the same data, or start another run")
     return stored if start in (None, known.get("start")) else None

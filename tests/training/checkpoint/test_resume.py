@@ -121,7 +121,7 @@ def test_a_warning_names_a_damaged_checkpoint_and_the_previous_one_is_used(tmp_p
         run(tmp_path, "every two")
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("ab") as file:
         file.write(b"x")
-    with noticed("step-000004 is damaged: model.safetensors"):
+    with noticed("step-000004 is corrupt: model.safetensors"):
         resumed = run(tmp_path, "every two", resume=True)
     assert_same_run(tmp_path, *resumed, unbroken("every two"))
     loaded = Checkpoints(tmp_path / "checkpoints", 2).newest()

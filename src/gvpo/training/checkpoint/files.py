@@ -283,7 +283,7 @@ def verify(path: Path) -> None:
     except OSError as error:
         raise _unreadable(path, f"{MANIFEST}: ", error) from error
     if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED or not manifest.keys() & MODEL:
-        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
+        raise CheckpointError(f"checkpoint {path} is corrupt: {MANIFEST} is not what was written")
     for name, checksum in manifest.items():
         _verify_file(path, name, checksum)
 
@@ -292,17 +292,17 @@ def _verify_file(checkpoint: Path, name: str, checksum: str) -> None:
     try:
         found = _sha256(checkpoint / name)
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is missing") from None
+        raise CheckpointError(f"checkpoint {checkpoint} is corrupt: {name} is missing") from None
     except OSError as error:
         raise _unreadable(checkpoint, f"{name}: ", error) from error
     if found != checksum:
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} is not what was written")
+        raise CheckpointError(f"checkpoint {checkpoint} is corrupt: {name} is not what was written")
 
 
 def _unreadable(checkpoint: Path, name: str, error: OSError) -> RunError:
     """Return the error for a file that the system does not read; only a bad disk is a reason to skip the checkpoint."""
     if error.errno in _DAMAGE:
-        return CheckpointError(f"checkpoint {checkpoint} is damaged: {name}{_reason(error)}")
+        return CheckpointError(f"checkpoint {checkpoint} is corrupt: {name}{_reason(error)}")
     return RunError(
         f"checkpoint {checkpoint} cannot be read: {name}{_reason(error)}; make it readable, then use --resume"
     )
