@@ -66,7 +66,7 @@ def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> Non
     first = next(unknown, None) if config.temperature != 1 else None
     if first is not None:
         raise DataError(
-            f"row {first} has no `sampler_logprobs`, which sampled answers have, and sampling.temperature="
+            f"row {first} has no `sampler_logprobs` to show that it was sampled, and sampling.temperature="
             f"{config.temperature:g} would divide the logits that are trained; set sampling.temperature=1"
         )
 

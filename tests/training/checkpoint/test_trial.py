@@ -165,12 +165,12 @@ def test_check_rejects_a_read_only_directory(tmp_path: Path):
 def test_a_disk_too_small_for_the_checkpoints_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, count: int
 ):
-    """Weights and two moments of each need 12 bytes per step, and the stored reference 4 more."""
+    """Each parameter needs 12 bytes for its weight and two moments, and 4 more for the stored reference."""
     size = 16 * sum(weight.numel() for weight in model().parameters())
     free = size * count - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     settings = {**NO_EVAL, "checkpoint_every": every, "checkpoint_keep": 3}
-    with noticed(f"and {count} checkpoints of .* may exist at the same time"):
+    with noticed(f"but {count} checkpoints of .* may exist at the same time"):
         trainer(tmp_path / "short", **settings).train()
     free += 1
     trainer(tmp_path / "enough", **settings).train()
