@@ -125,7 +125,7 @@ def test_an_update_that_ran_out_of_memory_is_repeated_in_smaller_pieces(
     notes = one.budget.take_notes()
     assert notes
     assert notes[-1].startswith(
-        f"warning: out of memory in the update; train.tokens_per_microbatch is {learned.budget}"
+        f"warning: out of memory in the update; train.tokens_per_microbatch is now {learned.budget}"
     )
     assert one.budget.take_notes() == []
 

@@ -64,7 +64,7 @@ def score_under_start(
     def done(count: int) -> None:
         progress.update(count, {})
         if count < len(groups) and ranks.some(stop.requested):
-            raise RunStopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored, and kept")
+            raise RunStopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored and kept")
 
     with StepProgress("reference", len(groups), console=console, unit="prompt") as progress:
         return with_reference_scores(groups, directory, name, start, learner.score, done)
