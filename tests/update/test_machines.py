@@ -87,7 +87,7 @@ def foreign(tmp_path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "named"),
     [
-        ("trainer/optimizer.pt", None, "cannot be .*: trainer/optimizer.pt holds objects that are not tensors"),
+        ("trainer/optimizer.pt", None, "cannot be .*: a .pt file in trainer/ contains objects that"),
         ("trainer/optimizer.pt", b"", "cannot be read by this version"),
         ("trainer/optimizer.pt", b"PK\x03\x04 no archive", "cannot be read by this version"),
         ("trainer/state.json", b"{", "cannot be read by this version"),
@@ -111,9 +111,7 @@ def test_the_error_about_an_optimizer_of_another_model_names_the_checkpoint(tmp_
     checkpoint = tmp_path / "run/checkpoints/step-000003"
     torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "other.pt")
     rewrite(checkpoint, "trainer/optimizer.pt", (tmp_path / "other.pt").read_bytes())
-    with pytest.raises(
-        CheckpointError, match=r"step-000003 does not fit the model .*; remove it to go on from the one"
-    ):
+    with pytest.raises(CheckpointError, match=r"step-000003 does not fit the model .*; remove it to resume from the"):
         trainer(tmp_path / "run", **SETTINGS).train(resume=True)
 
 
