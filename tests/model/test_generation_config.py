@@ -54,7 +54,7 @@ def saved(config: GenerationConfig, directory: Path) -> dict[str, Any]:
         (
             {"temperature": 0.7, "early_stopping": True},
             {"temperature": 0.7, "do_sample": True},
-            "early_stopping is left",
+            "early_stopping is removed",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,

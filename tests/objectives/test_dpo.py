@@ -112,7 +112,7 @@ def test_beta_must_be_above_zero(beta):
 def test_the_error_names_sums_of_the_wrong_shape():
     with pytest.raises(ShapeError, match=r"ref_rejected_logprobs has shape \(3,\); expected \(2,\)"):
         dpo(ZERO, ZERO, ref_chosen_logprobs=ZERO, ref_rejected_logprobs=torch.zeros(3))
-    with pytest.raises(ShapeError, match="one sum a sequence"):
+    with pytest.raises(ShapeError, match="one sum per sequence"):
         dpo(ZERO[:0], ZERO[:0], ref_chosen_logprobs=ZERO[:0], ref_rejected_logprobs=ZERO[:0])
     with pytest.raises(ShapeError, match=r"dtype torch\.int64"):
         dpo(ZERO, ZERO.long(), ref_chosen_logprobs=ZERO, ref_rejected_logprobs=ZERO)

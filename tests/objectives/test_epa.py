@@ -129,7 +129,7 @@ def test_far_apart_rewards_overflow_nothing():
 def test_the_error_names_inputs_of_wrong_shape():
     one, table = torch.zeros(2), torch.zeros(2, 3)
     good = {"ref_positive_logprobs": one, "ref_negative_logprobs": table}
-    with pytest.raises(ShapeError, match=r"expected \[B, N\], N negatives a positive"):
+    with pytest.raises(ShapeError, match=r"expected \[B, N\], N negatives per positive"):
         epa(one, one, **good)
     with pytest.raises(ShapeError, match=r"weak_mask has shape \(3, 2\); expected \(2, 3\)"):
         epa(one, table, **good, weak_mask=torch.zeros(3, 2))
