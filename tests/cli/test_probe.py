@@ -176,7 +176,7 @@ def test_an_interrupted_fit_goes_on_with_the_features_that_it_has(monkeypatch: p
             "is for",
         ),
         (["probe", "eval", "gone.safetensors", "train.jsonl"], "there is no probe gone.safetensors"),
-        (["probe", "eval", "train.jsonl", "train.jsonl"], "the probe train.jsonl is damaged"),
+        (["probe", "eval", "train.jsonl", "train.jsonl"], "the probe train.jsonl is corrupt"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(

@@ -76,7 +76,7 @@ def test_retries_wait_as_long_as_the_server_asks(server, features):
 
 def test_a_rejected_request_is_not_retried_and_its_reason_is_quoted(server, features, monkeypatch):
     server.faults.append((401, {}, '{"error": "no such key"}'))
-    with pytest.raises(DataError, match=r'embeddings refuses: status 401: \{"error": "no such key"\}'):
+    with pytest.raises(DataError, match=r'embeddings rejects the request: status 401: \{"error": "no such key"\}'):
         features(PROMPTS[:1], TEXTS[:1])
     assert len(server.requests) == 1
 

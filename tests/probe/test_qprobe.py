@@ -48,7 +48,7 @@ def test_files_that_are_not_probes_raise(tmp_path):
         QProbe.load(tmp_path / "other.safetensors")
     path = PROBE.save(tmp_path / "p.safetensors")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ModelError, match=r"is damaged .*; fit it again"):
+    with pytest.raises(ModelError, match=r"is corrupt .*; fit it again"):
         QProbe.load(path)
 
 

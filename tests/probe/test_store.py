@@ -94,13 +94,13 @@ def test_error_names_a_corrupt_chunk(tmp_path):
     stored(tmp_path, Counting())
     (chunk,) = tmp_path.rglob("chunk-*.npy")
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    with pytest.raises(DataError, match=r"chunk-\w+\.npy is damaged; remove it"):
+    with pytest.raises(DataError, match=r"chunk-\w+\.npy is corrupt; remove it"):
         FeatureStore(tmp_path, "way")
     chunk.write_bytes(b"")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="is corrupt"):
         FeatureStore(tmp_path, "way")
     np.save(chunk, np.zeros(3))
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="is corrupt"):
         FeatureStore(tmp_path, "way")
 
 

@@ -109,7 +109,7 @@ class EndpointFeatures:
             return answer, "", 0.0
         failure = f"status {answer.status_code}: {self._short(answer.text)}"
         if answer.status_code not in AGAIN:
-            raise DataError(f"{self._url} refuses: {failure}")
+            raise DataError(f"{self._url} rejects the request: {failure}")
         return None, failure, asked_wait(answer)
 
     def _short(self, text: str) -> str:

@@ -81,4 +81,4 @@ class QProbe:
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
                 return cls(weight, float(bias[0]), json.loads(metadata["probe"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ModelError(f"the probe {path} is damaged ({error}); fit it again") from error
+            raise ModelError(f"the probe {path} is corrupt ({error}); fit it again") from error

@@ -144,7 +144,7 @@ def _mapped(path: Path) -> Any:
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged; remove it, and its features are computed again") from error
+        raise DataError(f"{path} is corrupt; remove it to compute its features again") from error
     return chunk
 
 
