@@ -30,7 +30,7 @@ run = Path(sys.argv[1]) / "run"
 assert trainer(run, steps=1, objective="raft").train()["objective"] == "raft"
 assert read_metrics(run / "metrics.jsonl")[-1]["raft/best_reward"] >= 0
 assert "| Objective | raft |" in next(run.rglob("README.md")).read_text()
-with pytest.raises(ConfigError, match="objective.beta is not a keyword of raft; it takes none of these"):
+with pytest.raises(ConfigError, match="objective.beta is not a keyword of raft; it accepts none of these"):
     trainer(None, objective="raft", beta=0.1)
 with pytest.raises(ConfigError, match="raft compares a prompt's completions: set sampling.group_size to 2 or more"):
     trainer(None, objective="raft", group_size=1)

@@ -36,7 +36,7 @@ def test_text_and_parts_of_text(content: Any, expected: str):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([text("a"), {"type": "image"}], "a part of type 'image', and gvpo trains on text alone"),
+        ([text("a"), {"type": "image"}], "a part of type 'image', and gvpo trains only on text"),
         ([{"type": "image_url", "image_url": {"url": "x"}}], "a part of type 'image_url'"),
         ([{"type": "input_audio", "input_audio": {}}], "a part of type 'input_audio'"),
         ([{"type": "video", "video": "x.mp4"}], "a part of type 'video'"),

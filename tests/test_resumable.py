@@ -47,18 +47,18 @@ def test_other_settings_are_refused_by_name_and_nothing_is_written(where: str, t
     file.append([{"id": 1}])
     before = file.path.read_bytes()
     for changed, message in (
-        ({"n": 8}, "was made with n=4, and now it is 8; take the same, or choose another name"),
-        ({"top_k": 2}, "was made with top_k=null, and now it is 2"),
+        ({"n": 8}, "was created with n=4, not 8; use the same settings, or choose another name"),
+        ({"top_k": 2}, "was created with top_k=null, not 2"),
     ):
         with pytest.raises(RunError, match=message):
             file.begin({**SETTINGS, **changed}, resume=True)
-    with pytest.raises(RunError, match="is there already; go on with it by --resume, or choose another name"):
+    with pytest.raises(RunError, match="already exists; resume it with --resume, or choose another name"):
         file.begin(SETTINGS, resume=False)
     assert file.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("where", "message"), [("beside", "has no rows.settings.json beside it"), ("first line", "has no settings in its")]
+    ("where", "message"), [("beside", "has no rows.settings.json next to it"), ("first line", "has no settings in its")]
 )
 def test_rows_of_unknown_origin_are_refused(where: str, message: str, tmp_path: Path):
     file = file_in(tmp_path, where)

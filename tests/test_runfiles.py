@@ -249,7 +249,7 @@ def test_a_file_without_a_schema_version_is_of_the_first_and_a_newer_one_is_refu
     for version in ("2", "next"):
         parquet.write_table(table.replace_schema_metadata({"gvpo.rollout_schema": version}), path)
         with pytest.raises(
-            RunError, match=f"has version {version} of the rollout files, and this gvpo reads .* up to 1"
+            RunError, match=f"has version {version} of the rollout files, but this gvpo reads .* up to 1"
         ):
             runfiles.rollout_table(path, ["reward"])
 

@@ -1,6 +1,6 @@
 """Post-train language models with Group Variance Policy Optimization and its family.
 
-The public names are loaded when they are first used, so that `import gvpo` and `gvpo --help` do not wait for torch.
+Public names are imported on first use, so that `import gvpo` and `gvpo --help` do not wait for torch.
 """
 
 from typing import TYPE_CHECKING

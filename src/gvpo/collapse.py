@@ -1,8 +1,8 @@
-"""A warning when the log-probs of all rows fall together, read from the metrics of a run.
+"""A warning if the log-probs of all rows fall together, computed from the metrics of a run.
 
-Rows of the highest reward should become more likely. Where they become less likely for some updates, the probability
-goes to answers that nobody sampled, and accuracy falls; metrics that compare the rows of a group cannot see it
-(docs/guides/troubleshooting.md#all-log-probs-fall).
+Rows of the highest reward should become more likely. If they become less likely over several updates, the probability
+moves to answers that were never sampled, and accuracy falls. Metrics that compare the rows of a group cannot detect
+this (docs/guides/troubleshooting.md#all-log-probs-fall).
 """
 
 import math
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LOWEST = -0.75
-"""Nats per completion. Of runs with a known end the healthy ones stayed above -0.20, and nine of eleven that collapsed
-fell below -1.40; on other runs than those see docs/internals/lab-log.md, 2026-11-30."""
+"""Nats per completion. Among runs with a known outcome the healthy ones stayed above -0.20, and nine of eleven that
+collapsed fell below -1.40; for other runs see docs/internals/lab-log.md, 2026-11-30."""
 
 UPDATES = 8
-"""The mean is taken over at least this many updates, or over all where there were fewer."""
+"""Minimum number of updates in the mean; with fewer updates the mean is over all of them."""
 
 _SAMPLER, _REFERENCE = "offpolicy/logratio_best", "gvpo/logratio_mean_better"
 _OPTIMUM = "gvpo/logratio_optimum"
@@ -22,16 +22,14 @@ _ADVICE = (
     "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
     "{gvpo}; see `gvpo docs troubleshooting`"
 )
-_GVPO_ADVICE = (
-    ", and give GVPO a larger objective.beta or, where the run samples, the nearer objective.reference='previous'"
-)
+_GVPO_ADVICE = ", and use a larger objective.beta or, if the run samples, the nearer objective.reference='previous'"
 
 
 class CollapseWatch:
-    """Reads the metrics lines of a run in order, and warns once.
+    """Reader of a run's metrics lines, in order, that warns once.
 
     Attributes:
-        warning: what to tell the user; "" while there is nothing to tell.
+        warning: Text for the user; "" as long as there is no reason to warn.
     """
 
     def __init__(self) -> None:
@@ -43,7 +41,7 @@ class CollapseWatch:
         """Read the next line.
 
         Returns:
-            The warning where this line is the first to cause it; "" otherwise.
+            The warning if this line is the first to cause it; "" otherwise.
         """
         value = self._value(line)
         if self.warning or value is None:
@@ -57,7 +55,7 @@ class CollapseWatch:
         return self.warning
 
     def _value(self, line: Mapping[str, Any]) -> float | None:
-        """Return the log-ratio of the best rows, to the policy that sampled them or else to the reference."""
+        """Return the log-ratio of the best rows to the policy that sampled them, or to the reference otherwise."""
         if self._key is None:
             self._key = _key(line)
         value = line.get(self._key) if self._key is not None else None
@@ -77,10 +75,10 @@ def collapse_warning(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _key(line: Mapping[str, Any]) -> str | None:
-    """Return the key to watch, by the first line that has one.
+    """Return the key to watch, according to the first line that has one.
 
     Logged rows may come from another policy than the one that training starts from. Their log-ratios to it are far
-    below 0 from the start and say nothing, so those to the reference have to do.
+    below 0 from the start and carry no information, so those to the reference are used.
     """
     start = line.get(_SAMPLER)
     is_logged = "seconds/sampling" not in line
@@ -99,7 +97,7 @@ def _warning(line: Mapping[str, Any], mean: float, key: str) -> str:
 
 
 def _beside(line: Mapping[str, Any]) -> str:
-    """Return how far GVPO's rows are from where its optimum would have them."""
+    """Return the distance of GVPO's rows from their log-ratio at the optimum."""
     found, optimum = line.get("gvpo/logratio_mean"), line.get(_OPTIMUM)
     if found is None or optimum is None:
         return ""

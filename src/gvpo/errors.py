@@ -1,26 +1,27 @@
-"""Every error that gvpo raises on purpose.
+"""Errors that gvpo raises deliberately.
 
     GvpoError
      ├─ ConfigError            a recipe, a key or a command line that cannot work
-     ├─ DataError              a data set, a prompt, a group or a file of them
-     ├─ ObjectiveError         what an objective was given
+     ├─ ConfigError            a recipe, a key or a command line that cannot work
+     ├─ DataError              a dataset, a prompt, a group or a file of them
+     ├─ ObjectiveError         invalid input of an objective
      │   ├─ ShapeError         a tensor with the wrong shape or dtype
-     │   ├─ GroupTooSmall      a centred objective met a group of one
+     │   ├─ GroupTooSmall      a group of one row for an objective that centres rewards
      │   └─ MissingInput       a keyword that the objective requires is not in the batch
      │       └─ MissingLogprobs   reference or old log-probs, all or some
      ├─ ModelError             a model or a tokenizer that cannot be loaded, saved or used
-     │   └─ RoundTripError     saved, and something else comes back
+     │   └─ RoundTripError     a saved model that differs after loading
      ├─ RewardError            rewards that cannot be used, or too few of them
      ├─ RunError               a run directory that is taken, missing or unusable
      │   └─ CheckpointError    a checkpoint that is incomplete or damaged
-     └─ TrainingError          training that cannot go on (non-finite updates, no usable groups)
+     └─ TrainingError          training that cannot continue (non-finite updates, no usable groups)
 
-Messages are one line and say what to do. The command line prints them without a traceback and exits with code 2.
+Messages are one line and state a remedy. The command line prints them without a traceback and exits with code 2.
 """
 
 
 class GvpoError(Exception):
-    """The root: `except GvpoError` catches what the library raises on purpose and nothing else."""
+    """The root of the errors: `except GvpoError` catches only errors that the library raises deliberately."""
 
 
 class ConfigError(GvpoError, ValueError):
@@ -28,19 +29,19 @@ class ConfigError(GvpoError, ValueError):
 
 
 class DataError(GvpoError, ValueError):
-    """A data set, a prompt, a group or a file of them that cannot be used."""
+    """A dataset, a prompt, a group or a file of them that cannot be used."""
 
 
 class ObjectiveError(GvpoError, ValueError):
-    """What an objective was given does not fit."""
+    """Invalid input of an objective."""
 
 
 class ShapeError(ObjectiveError):
-    """A tensor has the wrong shape or dtype; the message names it and says what is expected."""
+    """A tensor has the wrong shape or dtype; the message contains its name and the expected shape or dtype."""
 
 
 class GroupTooSmall(ObjectiveError):
-    """A centred objective met a group with fewer than two rows."""
+    """A group has fewer than two rows, and the objective centres rewards."""
 
 
 class MissingInput(ObjectiveError):
@@ -56,11 +57,11 @@ class ModelError(GvpoError):
 
 
 class RoundTripError(ModelError):
-    """A saved model or tokenizer does not come back as what was saved."""
+    """A saved model or tokenizer differs after loading."""
 
 
 class RewardError(GvpoError):
-    """Rewards cannot be used, or too few of them came back."""
+    """Rewards cannot be used, or too few of them were returned."""
 
 
 class RunError(GvpoError):
@@ -72,15 +73,15 @@ class CheckpointError(RunError):
 
 
 class TrainingError(GvpoError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class GvpoWarning(UserWarning):
-    """The root of what the library warns of: a setting that works and rarely means what it says, a fall-back taken."""
+    """The root of the library's warnings: a setting with an unexpected effect, or a fall-back."""
 
 
 def one_line(error: BaseException, most: int | None = 300) -> str:
-    """Return what an error says on one line, without the last full stop; its class's name if it says nothing.
+    """Return an error's message on one line, without the last full stop, or its class's name if it has none.
 
     Args:
         error: The error.

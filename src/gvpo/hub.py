@@ -1,6 +1,7 @@
-"""Downloads from the Hugging Face hub; where the hub does not answer, what is in the cache, at once.
+"""Downloads from the Hugging Face Hub, or from the cache if the Hub does not respond, without a delay.
 
-huggingface_hub asks five times more for each file before it looks into its cache: 23 s a file, and a line each time.
+huggingface_hub makes five more attempts for each file before it reads its cache, which takes 23 s and prints a line
+each time.
 """
 
 import contextlib
@@ -12,16 +13,16 @@ from huggingface_hub import constants, get_session, is_offline_mode, try_to_load
 from huggingface_hub.errors import HFValidationError
 
 TIMEOUT = 5.0
-"""Seconds that the hub has to accept a connection, and to answer."""
+"""Seconds within which the Hub must accept a connection, and respond."""
 
 
 def may_be_hub_id(path: str) -> bool:
-    """Whether something can be the name of a model or a data set on the hub, by its looks: `name` or `owner/name`."""
+    """Return whether a text has the form of a model or dataset ID on the Hub: `name` or `owner/name`."""
     return bool(path) and not path.startswith(("/", ".", "~")) and path.count("/") <= 1
 
 
 def cached_commit(model: str) -> str | None:
-    """Return the commit of a model's newest version in the cache, which is the one that was loaded last."""
+    """Return the commit of a model's latest version in the cache, which is the last one that was loaded."""
     if Path(model).exists() or not may_be_hub_id(model):
         return None
     try:
@@ -33,10 +34,10 @@ def cached_commit(model: str) -> str | None:
 
 @contextlib.contextmanager
 def from_hub(path: str) -> Iterator[None]:
-    """Inside, what is loaded comes from the hub if it answers, and else from the cache or not at all.
+    """Load from the Hub within this context if it responds, and otherwise only from the cache.
 
     Args:
-        path: what is loaded; nothing is asked where it is a local file or directory, or cannot be a hub id.
+        path: The model or dataset to load. The Hub is not contacted if it is a local path, or cannot be a Hub ID.
     """
     if Path(path).exists() or not may_be_hub_id(path) or is_offline_mode() or _answers():
         yield
@@ -48,14 +49,14 @@ def from_hub(path: str) -> Iterator[None]:
 def _answers() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception:  # whatever a network can do, in the words of the HTTP library of the day
+    except Exception:  # any network error, of any HTTP library
         return False
-    return True  # whatever the answer: what is wrong with it is said of the file that is asked for
+    return True  # any response will do: the request for the file reports its problems
 
 
 @contextlib.contextmanager
 def _cache_only() -> Iterator[None]:
-    """The libraries' own offline mode, which they ask for at each file."""
+    """Enable the libraries' own offline mode, which they check for each file."""
     switches = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:

@@ -1,6 +1,6 @@
-"""Public names that are imported when they are first used, so that `import gvpo` does not wait for torch.
+"""Public names that are imported on first use, so that `import gvpo` does not wait for torch.
 
-A package writes its names once, as imports that only type checkers run:
+A package lists its names once, as imports that only type checkers execute:
 
     if TYPE_CHECKING:
         from gvpo.training.trainer import Trainer as Trainer
@@ -19,7 +19,7 @@ def exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[],
     """Return `__all__`, `__getattr__` and `__dir__` of a package that imports its names under `if TYPE_CHECKING`.
 
     Args:
-        package: `__name__` of the package, which is being imported.
+        package: `__name__` of the package that is being imported.
     """
     module = sys.modules[package]
     homes = dict(_imported(ast.parse(inspect.getsource(module))))
@@ -27,7 +27,7 @@ def exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[],
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        if homes[name] == package:  # one of its own modules
+        if homes[name] == package:  # the name is a module of the package
             return importlib.import_module(f"{package}.{name}")
         return getattr(importlib.import_module(homes[name]), name)
 
@@ -35,7 +35,7 @@ def exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[],
 
 
 def named(target: str) -> Any:
-    """Import what "module:name" names."""
+    """Import the object that "module:name" refers to."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

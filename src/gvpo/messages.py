@@ -1,4 +1,4 @@
-"""Text and chat messages as data sets hold them, checked: parts of text are joined, all else is refused by name."""
+"""Checked text and chat messages of datasets: text parts are joined, and any other content is an error."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,32 +7,32 @@ from typing import Any
 from gvpo.errors import DataError
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of the parts that are text; all others are images, sounds, files."""
+"""Types of text parts; parts of any other type are images, sounds or files."""
 
 BEYOND_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "refusal")
-"""What a message of the assistant may hold besides its content, which no text of an answer would tell."""
+"""Keys of an assistant's message that may contain more than its content, which the answer as text would omit."""
 
 _EXAMPLE = '{"role": "user", "content": "..."}'
 
 
 def unicode_text(text: str) -> str:
-    """Return `text`, which can be written as UTF-8.
+    """Return `text` unchanged if it can be encoded as UTF-8.
 
     Raises:
-        DataError: it holds half of a character that is written as two (a lone surrogate).
+        DataError: If it contains one half of a surrogate pair (a lone surrogate).
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
         raise DataError(
-            f"character {error.start + 1} is {half}, half of a character; replace it, or cut texts between characters"
+            f"character {error.start + 1} is {half}, half of a character; replace it, or split texts between characters"
         ) from None
     return text
 
 
 def well_formed(text: str) -> str:
-    """Return `text` with a question mark for each half of a character."""
+    """Return `text` with a question mark in place of each lone surrogate."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
@@ -40,7 +40,7 @@ def content_text(content: Any) -> str:
     """Return the text of a message's content, which may be a list of parts.
 
     Raises:
-        DataError: it is something else, or a part is no text (an image).
+        DataError: If it is neither text nor a list, or a part is not text (an image).
     """
     if isinstance(content, str):
         return unicode_text(content)
@@ -56,7 +56,7 @@ def _part_text(part: Any) -> str:
         raise DataError(f'a part of the content is {_kind(part)}; write parts as {{"type": "text", "text": "..."}}')
     kind = part["type"] if "type" in part else next((name for name in part if name not in TEXT_PARTS), "text")
     if kind not in TEXT_PARTS:
-        raise DataError(f"the content has a part of type {kind!r}, and gvpo trains on text alone; remove it or the row")
+        raise DataError(f"the content has a part of type {kind!r}, and gvpo trains only on text; remove it or the row")
     if not isinstance(part.get("text"), str):
         raise DataError("the content has a text part without `text`; give it one, or remove the part")
     return str(part["text"])
@@ -70,7 +70,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """Return chat messages with their content as text and without keys that are null.
 
     Raises:
-        DataError: one is no message or has content that is no text; the error counts messages from 1.
+        DataError: If one is not a message or has content that is not text; the error counts messages from 1.
     """
     return [_plain_message(message, number) for number, message in enumerate(messages, start=1)]
 
@@ -91,17 +91,17 @@ def _plain_message(message: Any, number: int) -> dict[str, Any]:
 
 
 def _calls(message: Mapping[str, Any]) -> bool:
-    """Return whether a message calls tools, as one without content may."""
+    """Return whether a message calls tools; such a message may have no content."""
     return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def tools_in(columns: Mapping[str, Any]) -> list[Any] | None:
-    """Return the descriptions of tools that a row has in `tools`, as objects or as JSON; None if it has none.
+    """Return the descriptions of tools that a row has in `tools`, as objects or as JSON, or None if it has none.
 
-    Keys that are null are left out: Arrow gives each tool the keys of all others.
+    Keys that are null are omitted, because Arrow gives each tool the keys of all others.
 
     Raises:
-        DataError: the column is text that is not JSON.
+        DataError: If the column is text that is not JSON.
     """
     tools = columns.get("tools")
     try:
@@ -119,14 +119,14 @@ def _without_nulls(value: object) -> object:
 
 
 def answer_text(written: Any, prompt: Any = None) -> str:
-    """Return a completion as text: itself, or what the message of the assistant says.
+    """Return a completion as text: itself, or the content of the assistant's message.
 
     Args:
-        written: Text, a message, or a list of one message, before which those of the prompt may be repeated.
-        prompt: The prompt that it answers, as text or messages.
+        written: Text, a message, or a list with one message, optionally after those of the prompt.
+        prompt: The prompt of the completion, as text or messages.
 
     Raises:
-        DataError: It is something else, or its message contains more than text.
+        DataError: If it is something else, or its message contains more than text.
     """
     if isinstance(written, str):
         return unicode_text(written)
@@ -135,14 +135,14 @@ def answer_text(written: Any, prompt: Any = None) -> str:
         raise _no_answer(written)
     if len(messages) > 1 and not _repeats(messages[:-1], prompt):
         raise DataError(
-            f"a completion is {len(messages)} messages, and those before the last are not the prompt; give the message "
-            "of the assistant alone"
+            f"a completion is {len(messages)} messages, and those before the last are not the prompt; give only the "
+            "message of the assistant"
         )
     message = messages[-1]
     if beyond := [name for name in BEYOND_CONTENT if message.get(name)]:
         raise DataError(
             f"a completion has `{beyond[0]}` besides its content, which would not be trained on; write it into the "
-            "content as the model is to write it, or remove it"
+            "content in the form in which the model should write it, or remove it"
         )
     if message.get("role") != "assistant" or "content" not in message:
         raise _no_answer(written)
@@ -150,7 +150,7 @@ def answer_text(written: Any, prompt: Any = None) -> str:
 
 
 def _repeats(messages: Sequence[Any], prompt: Any) -> bool:
-    """Return whether messages are those of the prompt; a prompt that is text is one message of the user."""
+    """Return whether messages equal those of the prompt; a prompt that is text is one message of the user."""
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return isinstance(asked, list | tuple) and _spoken(messages) == _spoken(asked)
 

@@ -1,6 +1,6 @@
-"""What a model's configuration says about how the update may compute it.
+"""Properties of a model's configuration that determine how the update may compute it.
 
-The update asks a loaded model's configuration, and the planner asks a config.json; both get the same answer here.
+The update passes a loaded model's configuration, and the planner passes a config.json; both get the same result here.
 """
 
 import re
@@ -14,27 +14,27 @@ _AFTER_THE_HEAD = (
     "lm_head_multiplier",
     "output_multiplier",
 )
-"""Settings by which architectures change their logits after the head, unless the setting is 1."""
+"""Settings of architectures that change the logits after the head, unless the setting is 1."""
 
 _SHARED_ATTENTION = {"full_attention", "sliding_attention"}
 _LOCAL = re.compile(r"(window|block|chunk)_size$|^index_|^attention_types$")
-"""Settings by which architectures say that a token does not see all before it; `sliding_window` has its own test."""
+"""Settings of architectures in which a token does not attend to all before it; `sliding_window` has its own test."""
 
 
 def logits_are_linear(config: Any) -> bool:
-    """Return whether nothing changes the logits between the head and the softmax, as far as the configuration tells.
+    """Return whether the logits are not changed between the head and the softmax, according to the configuration.
 
     Args:
-        config: a configuration of transformers or config.json as a mapping, of the language part alone.
+        config: A configuration of transformers, or config.json as a mapping; only of the language part.
     """
     return all(_value(config, name) in (None, 1, 1.0) for name in _AFTER_THE_HEAD)
 
 
 def why_not_shared(config: Any) -> str:
-    """Return what forbids that completions share their prompt by attention; "" if nothing does.
+    """Return the reason why completions cannot share their prompt by attention, or "" if they can.
 
     Args:
-        config: a configuration of transformers or config.json as a mapping, of the language part alone.
+        config: A configuration of transformers, or config.json as a mapping; only of the language part.
     """
     other = sorted(set(_value(config, "layer_types") or ()) - _SHARED_ATTENTION)
     if other:

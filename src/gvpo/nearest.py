@@ -1,12 +1,12 @@
-"""The known name that a misspelled one stands for, and the words "did you mean" of every message.
+"""Suggestions for misspelled names, with the words "did you mean" of every message.
 
-    beta          objective.beta    the name is what follows the dot in a known one
-    train.stpes   train.steps       every word is spelled almost alike
-    stpes         train.steps       every word after the dot is
-    forget        forget_carry      the name is the first or the last words of one known name
-    max_steps     nothing           `max_tokens` shares one of two words, which says nothing
+    beta          objective.beta    the name is the part after the dot in a known one
+    train.stpes   train.steps       every word has almost the same spelling
+    stpes         train.steps       the same, for the words after the dot
+    forget        forget_carry      the name is the first or the last words of exactly one known name
+    max_steps     no suggestion     `max_tokens` shares one of two words, which is too little
 
-Words are compared by difflib's ratio, which alone would suggest `max_tokens` for `max_steps`.
+Words are compared by difflib's ratio, which would by itself suggest `max_tokens` for `max_steps`.
 """
 
 import re
@@ -15,13 +15,13 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 
 ALIKE = 0.75
-"""Similarity from which two words count as one that is misspelled; 1 is equality."""
+"""Minimum similarity of two words of which one is misspelled; equal words have 1."""
 
 JOINED_ALIKE = 0.9
-"""The same for whole names whose words are separated differently, such as `groupsize`."""
+"""The same for whole names that separate words differently, such as `groupsize`."""
 
 STEM, ENDING = 5, 3
-"""Words with so many first letters in common, and at most so many others each, are alike: family, families."""
+"""Two words match if they share this many first letters and each has at most this many more: family, families."""
 
 MOST = 3
 """Maximum number of names in a suggestion."""
@@ -33,7 +33,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     Args:
         name: The unknown name.
         known: The names that exist.
-        otherwise: What to say where none of them is close; "" says nothing.
+        otherwise: Hint if no known name is close; "" for none.
     """
     near = nearest(name, known)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
@@ -41,9 +41,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that an unknown one most likely stands for, the best first; [] where none is close.
+    """Return the known names that an unknown one most likely stands for, the best first, or [] if none is close.
 
-    There are several only where the name is what follows the dot in each of them.
+    There are several only if the name is the part after the dot in each of them.
     """
     names = list(dict.fromkeys(known))
     best = _most_alike(name, {each: each for each in names})
@@ -55,21 +55,21 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def _most_alike(name: str, spellings: Mapping[str, str]) -> list[str]:
-    """Return the known name whose spelling is most like `name`, if it is alike at all."""
+    """Return the known name with the most similar spelling, if it is similar enough."""
     alike = {known: _likeness(name, spelling) for known, spelling in spellings.items()}
     best = max(alike, key=alike.__getitem__, default=None)
     return [] if best is None or alike[best] < ALIKE else [best]
 
 
 def _only_extension(name: str, names: list[str]) -> list[str]:
-    """Return the one known name that begins or ends with the words of `name`."""
+    """Return the known name that begins or ends with the words of `name` if there is exactly one."""
     words = _words(name)
     longer = [each for each in names if words and words in (_words(each)[: len(words)], _words(each)[-len(words) :])]
     return longer if len(longer) == 1 else []
 
 
 def _likeness(name: str, other: str) -> float:
-    """Return how alike the least similar of the names' words are; 0 for names with another number of words."""
+    """Return the similarity of the least similar pair of words, or 0 if the numbers of words differ."""
     words, others = _words(name), _words(other)
     if len(words) == len(others) > 0:
         return min(_word_likeness(*pair) for pair in zip(words, others, strict=True))
@@ -88,7 +88,7 @@ def _ratio(word: str, other: str) -> float:
 
 
 def _end(name: str) -> str:
-    """Return what follows the last dot, in the one spelling that is compared."""
+    """Return the part after the last dot, in the spelling that is compared."""
     return "_".join(_words(name.rpartition(".")[2]))
 
 

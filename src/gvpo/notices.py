@@ -1,4 +1,4 @@
-"""Notices: what the library warns of. A run prints each of them once; elsewhere they are Python warnings.
+"""Warnings of the library. A run prints each of them once; outside a run they are Python warnings.
 
 warn(message) ──▶ the handler of the context, if there is one ──▶ `gvpo: warning: message` on standard error
               └─▶ warnings.warn
@@ -13,13 +13,13 @@ from gvpo.errors import GvpoWarning
 from gvpo.terminal import lasting_error
 
 Handler = Callable[[str, type[GvpoWarning]], None]
-"""Takes a message and its category."""
+"""Function that receives a message and its category."""
 
 _handler: ContextVar[Handler | None] = ContextVar("handler", default=None)
 
 
 def warn(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
-    """Give a message to the handler of the context; without one it becomes a Python warning."""
+    """Pass a message to the handler of the context; without a handler it becomes a Python warning."""
     handler = _handler.get()
     if handler is None:
         warnings.warn(message, category, stacklevel=3)
@@ -29,7 +29,7 @@ def warn(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Give what is warned of in this context to `handler`."""
+    """Pass the warnings of this context to `handler`."""
     token = _handler.set(handler)
     try:
         yield
@@ -55,12 +55,12 @@ def without(category: type[GvpoWarning]) -> Iterator[None]:
 
 
 class Notices:
-    """The notices of a run, each once: kept while it is prepared, printed when it begins and from then on.
+    """The notices of a run, without repetition: kept while it is prepared, and printed when it begins and afterwards.
 
-    A run that is refused prints its error alone.
+    A run that cannot start prints only its error.
 
     Args:
-        quiet: Print nothing, as ranks other than the first do.
+        quiet: Print nothing, as on ranks other than the first.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -68,14 +68,14 @@ class Notices:
         self._seen: dict[str, None] = {}
 
     def add(self, message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
-        """Keep a notice, or print it if the run has begun; one that is known already is dropped."""
+        """Keep a notice, or print it if the run has begun; drop it if it is known."""
         if message not in self._seen:
             self._seen[message] = None
             if self._began:
                 self._print(message)
 
     def begin(self) -> None:
-        """Print what was kept."""
+        """Print the kept notices."""
         if not self._began:
             self._began = True
             for message in self._seen:
@@ -87,12 +87,12 @@ class Notices:
 
 
 def show(message: str, category: type[GvpoWarning] = GvpoWarning) -> None:
-    """Print a notice at once, as commands do that prepare nothing."""
+    """Print a notice immediately, for commands without a preparation."""
     print(f"gvpo: warning: {message}", file=lasting_error(), flush=True)
 
 
 def begin() -> None:
-    """Print what was collected in this context so far, and from now on each notice at once."""
+    """Print the notices that this context has collected, and print later ones immediately."""
     if (collection := _collection()) is not None:
         collection.begin()
 
@@ -104,7 +104,7 @@ def _collection() -> Notices | None:
 
 @contextmanager
 def collected(*, quiet: bool = False) -> Iterator[Notices]:
-    """Collect what is warned of in this context; within another one it is that one, so that nothing is said twice."""
+    """Collect the warnings of this context; an inner context uses the outer collection, so none is printed twice."""
     found = _collection() or Notices(quiet=quiet)
     with handled(found.add):
         yield found

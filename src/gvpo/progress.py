@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a live bar on a terminal, now and then a line elsewhere."""
+"""Progress of a run: a live bar on a terminal, occasional lines elsewhere."""
 
 import itertools
 import time
@@ -18,7 +18,7 @@ PACE_STEPS = 20
 
 
 def error_console(*, quiet: bool = False) -> Console:
-    """Return a console on standard error that outlives the terminal or the pipe that it writes to."""
+    """Return a console on standard error that survives the loss of its terminal or pipe."""
     return Console(file=lasting_error(), stderr=True, quiet=quiet)
 
 
@@ -26,11 +26,11 @@ class StepProgress:
     """Progress over the steps of a run.
 
     Args:
-        title: what runs.
-        total: steps in all.
-        done: steps that were done in earlier sittings.
-        console: where to; default standard error.
-        unit: what is counted.
+        title: Name of the run or task.
+        total: Total number of steps.
+        done: Number of steps that earlier sessions completed.
+        console: Console for output (default: standard error).
+        unit: Name of what is counted.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StepProgress:
         self._task = self._bar.add_task(title, total=total, completed=done, facts="")
 
     def __enter__(self) -> Self:
-        """Show the bar where there is a terminal."""
+        """Show the bar if there is a terminal."""
         if self._console.is_terminal:
             self._bar.start()
         return self
@@ -60,12 +60,12 @@ class StepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._console.is_terminal:
             self._bar.stop()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that remains."""
         self._console.print(f"{self._title}: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, step: int, line: Mapping[str, float]) -> None:
@@ -86,7 +86,7 @@ class StepProgress:
         return [*shown, f"{self._time_left()} left"]
 
     def _time_left(self) -> str:
-        """At the pace of the last steps, the median so that one evaluation does not matter."""
+        """Return the remaining time at the median pace of the last steps, so that one evaluation has no effect."""
         pace = median(
             (later - earlier) / max(1, now - before)
             for (before, earlier), (now, later) in itertools.pairwise(self._times)

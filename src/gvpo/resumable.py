@@ -1,10 +1,10 @@
-"""A JSON-lines file that grows while long work is done, and refuses to grow under other settings.
+"""A JSON-lines file that grows during long work, and does not accept rows that were created with other settings.
 
     groups.jsonl       and groups.settings.json     `gvpo generate`, `gvpo eval`
     out.jsonl.partial  whose first line is settings  `gvpo score`
 
-Other things that grow on the disk work differently and are not of this kind: features of a probe are chunks that never
-change, scores of a reference are whole files that name their rows, and a judge's answers are a database of requests.
+Other files that grow work differently. Features of a probe are chunks that never change, scores of a reference are
+whole files that name their rows, and a judge's answers are a database of requests.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,12 +18,12 @@ from gvpo.errors import RunError
 
 @dataclass(frozen=True)
 class ResumableFile:
-    """Rows in a file, and the settings that they are made with.
+    """Rows in a file, and the settings that they were created with.
 
     Args:
         path: The file.
-        settings_path: Where the settings are; None for the file's first line.
-        remedy: What the user can do about a file that is in the way, for messages.
+        settings_path: The file with the settings; None if they are the first line of `path`.
+        remedy: Advice in messages about a file that is in the way.
     """
 
     path: Path
@@ -31,19 +31,19 @@ class ResumableFile:
     remedy: str = "choose another --out"
 
     def check(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Refuse to begin or to resume where that would spoil what is there; nothing is written.
+        """Raise RunError if beginning or resuming would spoil an existing file; write nothing.
 
         Args:
-            settings: Everything that decides what the rows are, as JSON.
-            resume: The file may exist; where it does not, it is begun.
+            settings: Everything that determines the rows, as JSON.
+            resume: Accept an existing file; a missing file is created.
 
         Raises:
-            RunError: The file exists and is not to be resumed, or was made with other settings.
+            RunError: If the file exists and `resume` is False, or it was created with other settings.
         """
         if not self.path.exists():
             return
         if not resume:
-            raise RunError(f"{self.path} is there already; go on with it by --resume, or {self.remedy}")
+            raise RunError(f"{self.path} already exists; resume it with --resume, or {self.remedy}")
         written = self._settings()
         if not written:
             raise RunError(f"{self.path} has no {self._place}; {self.remedy}")
@@ -51,15 +51,15 @@ class ResumableFile:
             before, now = (runfiles.to_json(values.get(name)) for values in (written, settings))
             if before != now:
                 raise RunError(
-                    f"{self.path} was made with {name}={_short(before)}, and now it is {_short(now)}; "
-                    f"take the same, or {self.remedy}"
+                    f"{self.path} was created with {name}={_short(before)}, not {_short(now)}; "
+                    f"use the same settings, or {self.remedy}"
                 )
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the file ready to be appended to; see `check`.
+        """Prepare the file for appending; see `check`.
 
         Raises:
-            RunError: As `check`, or the file cannot be written.
+            RunError: As for `check`, or if the file cannot be written.
         """
         self.check(settings, resume=resume)
         if self.settings_path is not None:
@@ -69,25 +69,25 @@ class ResumableFile:
         runfiles.cut_torn_line(self.path)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows so far; one that was not written to its end is left out.
+        """Return the rows so far, without an incomplete last line.
 
         Raises:
-            RunError: A line is damaged.
+            RunError: If a line is damaged.
         """
         lines = runfiles.read_lines(self.path)
         return lines if self.settings_path is not None else lines[1:]
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows, which are on the disk on return; a crash in between leaves whole rows and one torn line.
+        """Append rows and flush them to disk; a crash leaves whole rows and at most one incomplete line.
 
         Raises:
-            RunError: The file cannot be written.
+            RunError: If the file cannot be written.
         """
         runfiles.append(self.path, json_lines(rows).encode("utf-8", errors="replace"))
 
     @property
     def _place(self) -> str:
-        return "settings in its first line" if self.settings_path is None else f"{self.settings_path.name} beside it"
+        return "settings in its first line" if self.settings_path is None else f"{self.settings_path.name} next to it"
 
     def _settings(self) -> dict[str, Any]:
         if self.settings_path is not None:

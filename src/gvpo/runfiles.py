@@ -3,8 +3,8 @@
     <run>/config.json  environment.json  summary.json  metrics.jsonl
           rollouts/step-000010.parquet  checkpoints/step-000100/  report.html
 
-Knows JSON, JSON lines and parquet; knows nothing of models, training or reports. The trainer writes through
-`gvpo.training.checkpoint.run_directory`, the report reads through this module, and both agree on what stands here.
+Depends on JSON, JSON lines and Parquet, and not on models, training or reports. The trainer writes through
+`gvpo.training.checkpoint.run_directory`, the report reads through this module, and both use the formats defined here.
 Every key and column is explained in docs/reference/run-directory.md.
 """
 
@@ -37,32 +37,32 @@ NONFINITE = "nonfinite"
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """One completion as the rollout file keeps it; C is its number of tokens.
+    """One completion in a rollout file; C is its number of tokens.
 
     Args:
-        step: the training step that used it.
-        group: id of its group.
-        row: its place in the group, from 0.
-        prompt: the prompt's text as the model saw it.
-        prompt_tokens: the prompt's token ids.
-        text: the decoded completion.
-        tokens: C token ids, the stop token included.
-        reward: the weighted sum of the rewards; None if it has none.
-        reward_parts: each reward function's value by name.
-        reason: why there is no reward, or why a function paid its worst (`Verdict`); "" elsewhere.
-        weight: minus the mean over scored tokens of d loss / d logprobs; positive pushes the completion up. None: the
+        step: Training step that used it.
+        group: ID of its group.
+        row: Position in the group, from 0.
+        prompt: Text of the prompt as the model saw it.
+        prompt_tokens: Token ids of the prompt.
+        text: The decoded completion.
+        tokens: C token ids, including the stop token.
+        reward: Weighted sum of the rewards; None if it has none.
+        reward_parts: Value of each reward function by name.
+        reason: Reason for a missing reward, or for a function's worst reward (`Verdict`); "" otherwise.
+        weight: Minus the mean over scored tokens of d loss / d logprobs; positive pushes the completion up. None if the
             row was not trained on.
         implicit_reward: beta * sum(logprobs - ref_logprobs), in units of the reward; None without a reference.
-        logprobs: C log-probs (nats) under the policy that was updated; as all below, None if absent.
+        logprobs: C log-probs (nats) under the policy that was updated; this and the following are None if absent.
         ref_logprobs: C log-probs under the reference.
         old_logprobs: C log-probs under the policy at the start of the rollout.
         sampler_logprobs: C log-probs that the sampler reported.
         entropy: C entropies (nats) of the policy's next-token distributions.
         mask: C values, 1 on scored tokens; None is all ones.
-        finish_reason: why it ended.
-        source: where the completion comes from: "live", "demonstration", a file's name, ...
-        version: the rollout step of the policy that sampled it.
-        columns: the problem's other columns.
+        finish_reason: Reason for its end.
+        source: Origin of the completion: "live", "demonstration", a file's name, ...
+        version: Rollout step of the policy that sampled it.
+        columns: Other columns of the problem.
     """
 
     step: int
@@ -103,39 +103,39 @@ _ARROW_TYPES = {
 _JSON_COLUMNS = ("reward_parts", "columns")
 
 ROLLOUT_SCHEMA = 1
-"""Version of the columns of rollout files. It is in a file's metadata; a file without one is of version 1."""
+"""Version of the columns of rollout files. It is in a file's metadata; a file without one has version 1."""
 _SCHEMA_KEY = b"gvpo.rollout_schema"
 
 
 def step_name(step: int) -> str:
-    """`step-000010`: what a step's rollout file and checkpoint directory are called."""
+    """Return the name of a step's rollout file and checkpoint directory, such as `step-000010`."""
     return f"step-{step:06d}"
 
 
 def rollout_path(run: Path, step: int) -> Path:
-    """The rollout file of a step."""
+    """Return the path of a step's rollout file."""
     return run / ROLLOUTS / f"{step_name(step)}.parquet"
 
 
 def rollout_steps(run: Path) -> list[int]:
-    """The steps that have a rollout file, rising. Files that are still being written do not count."""
+    """Return the steps with a finished rollout file, in ascending order."""
     names = (path.stem.removeprefix("step-") for path in (run / ROLLOUTS).glob("step-*.parquet"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory holds a run, finished or not."""
+    """Return whether a directory contains a run, finished or not."""
     return any((path / name).exists() for name in (CONFIG, METRICS, SUMMARY, ROLLOUTS, CHECKPOINTS, REFERENCE))
 
 
-# Writing: beside, flushed to the disk, then renamed, so that a reader or a crash sees the old file or the new one.
+# Writing uses a temporary file that is flushed and renamed: after a crash, readers see the old file or the new one.
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` in one indivisible step; parent directories are made.
+    """Write `data` to `path` in one atomic step, and create its parent directories.
 
     Raises:
-        RunError: the disk is full, or the directory is gone or not writable. What was at `path` before is intact.
+        RunError: If the disk is full, or the directory is missing or not writable. An old file at `path` is intact.
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
@@ -153,20 +153,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of text in UTF-8."""
-    write_bytes(path, text.encode("utf-8", errors="replace"))  # lone surrogates of a byte tokenizer have no UTF-8
+    """Write text as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))  # replaces lone surrogates
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_bytes` of an indented JSON object; NaN and infinities become null."""
+    """Write an indented JSON object as `write_bytes` does; NaN and infinities become null."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds `data` to a file, which is made if it is not there but its directory is; on the disk on return.
+    """Append `data` to a file in an existing directory, create the file if needed, and flush it to disk.
 
     Raises:
-        RunError: the disk is full, or the directory is gone or not writable. A part of `data` may have been written.
+        RunError: If the disk is full, or the directory is missing or not writable. Part of `data` may be written.
     """
     try:
         is_new = not path.exists()
@@ -181,10 +181,10 @@ def append(path: Path, data: bytes) -> None:
 
 
 def require_writable(path: Path, *, advice: str = "name another place") -> None:
-    """Refuse a file that could not be written at the end of long work, without writing anything.
+    """Raise RunError if a file could not be written at the end of long work; write nothing.
 
     Raises:
-        RunError: It is a directory, or what is nearest above it is no directory or read-only.
+        RunError: If it is a directory, or its nearest existing parent is not a directory or is read-only.
     """
     place = next(above for above in path.absolute().parents if above.exists())
     what = "is not a directory" if not place.is_dir() else "" if os.access(place, os.W_OK | os.X_OK) else "is read-only"
@@ -195,7 +195,7 @@ def require_writable(path: Path, *, advice: str = "name another place") -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` durable; systems that cannot open a directory do without."""
+    """Make a rename in `directory` durable; do nothing on systems that cannot open a directory."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -206,17 +206,17 @@ def _sync_directory(directory: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """The error for a write that the system refused."""
-    return RunError(f"cannot write {path}: {error.strerror}; make room or fix the directory, then go on with --resume")
+    """Return the error for a write that the system rejected."""
+    return RunError(f"cannot write {path}: {error.strerror}; make room or fix the directory, then use --resume")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Valid JSON whatever the value: NaN and infinities are null, arrays lists, unknown objects their text."""
+    """Return valid JSON for any value: NaN and infinities are null, arrays lists, unknown objects their text."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's own types."""
+    """Return `value` in JSON's own types."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence | set) and not isinstance(value, bytes | bytearray):
         return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+    if hasattr(value, "tolist"):  # scalars and arrays of numpy and torch
         return _plain(value.tolist())
     return str(value)
 
@@ -234,10 +234,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file.
+    """Return a JSON object, or {} if there is no such file.
 
     Raises:
-        RunError: the file is there and is not a JSON object.
+        RunError: If the file exists and is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -251,14 +251,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def metrics_line(values: Mapping[str, Any]) -> str:
-    """A line of metrics.jsonl, newline included; NaN and infinities are null, and named under `nonfinite`."""
+    """Return a line of metrics.jsonl with its newline; NaN and infinities are null and listed under `nonfinite`."""
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
     bad = {key: str(value) for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
     return to_json({**plain, NONFINITE: bad} if bad else plain) + "\n"
 
 
 def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """(raw line, parsed line) of a JSON-lines file; None for a line that is torn: unfinished, or not an object."""
+    """Yield (raw line, parsed line) of a JSON-lines file; None for an incomplete line or one that is not an object."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -274,14 +274,14 @@ def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 def read_lines(path: Path, remedy: str = "remove that line") -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; [] where there is none. A torn last line (a crash) is left out.
+    """Return the objects of a JSON-lines file in order, without an incomplete last line (a crash); [] without a file.
 
     Args:
-        path: the file.
-        remedy: what the error says to do.
+        path: The file.
+        remedy: Advice in the error.
 
     Raises:
-        RunError: a line before the last cannot be read.
+        RunError: If a line before the last cannot be read.
     """
     parsed = list(_parsed_lines(path))
     for number, (_, value) in enumerate(parsed[:-1], start=1):
@@ -291,31 +291,31 @@ def read_lines(path: Path, remedy: str = "remove that line") -> list[dict[str, A
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cuts the last line of a JSON-lines file if it is torn, so that more can be appended."""
+    """Remove the last line of a JSON-lines file if it is incomplete, so that more can be appended."""
     parsed = list(_parsed_lines(path))
     if parsed and parsed[-1][1] is None:
         write_bytes(path, b"".join(line for line, _ in parsed[:-1]))
 
 
-_REMEDY = "remove that line, or go on from a checkpoint before it"
+_REMEDY = "remove that line, or resume from a checkpoint before it"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, as `read_lines`."""
+    """Return the lines of a metrics file; see `read_lines`."""
     return read_lines(path, _REMEDY)
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to and including `step`, byte for byte, and cut the rest, torn lines too.
+    """Keep the lines up to and including `step`, byte for byte, and remove the rest, also incomplete lines.
 
     Raises:
-        RunError: a line before that of `step`, or that line itself, is damaged; nothing is cut then.
+        RunError: If a line up to that of `step` is damaged; the file is then unchanged.
     """
     parsed = list(_parsed_lines(path))
     steps = [_step_of(value) for _, value in parsed]
     kept = next((place for place in range(len(parsed), 0, -1) if 0 <= steps[place - 1] <= step), 0)
     last = steps[kept - 1] if kept else -1
-    whole = kept if last == step else kept + 1  # the line after those that are kept may be the damaged one of `step`
+    whole = kept if last == step else kept + 1  # the line after the kept ones may be the damaged line of `step`
     for number, found in enumerate(steps[:whole], start=1):
         if found < 0 <= step:
             raise RunError(f"{path} line {number} is damaged; {_REMEDY}")
@@ -324,16 +324,16 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def _step_of(line: Mapping[str, Any] | None) -> int:
-    """Return the step of a parsed line of metrics; -1 where the line is damaged."""
+    """Return the step of a parsed line of metrics, or -1 if the line is damaged."""
     step = -1 if line is None else line.get("step", 0)
     return step if isinstance(step, int) else -1
 
 
 def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
-    """A step's completions as parquet, one row each; written beside and renamed.
+    """Write a step's completions as Parquet, one row each, to a temporary file that is then renamed.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: If the file cannot be written.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -346,20 +346,20 @@ def write_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
 
 
 def read_rollouts(path: Path, columns: Sequence[str] | None = None) -> list[RolloutRow]:
-    """The rows of a rollout file; with `columns`, only those are read besides the identifying ones.
+    """Return the rows of a rollout file; `columns` limits them to some columns and the identifying ones.
 
     Raises:
-        RunError: the file is missing or is not a rollout file.
+        RunError: If the file is missing or is not a rollout file.
     """
     required = [f.name for f in fields(RolloutRow)] if columns is None else [*_IDENTITY, *columns]
     return [_row(record) for record in rollout_table(path, required).to_pylist()]
 
 
 def rollout_table(path: Path, columns: Sequence[str]) -> Any:
-    """Some columns of a rollout file as the file stores them, a `pyarrow.Table`: for many rows.
+    """Return some columns of a rollout file as a `pyarrow.Table`, which is faster for many rows.
 
     Raises:
-        RunError: the file is missing or is not a rollout file.
+        RunError: If the file is missing or is not a rollout file.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -369,7 +369,7 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
         table = parquet.read_table(path, columns=names, use_threads=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
-            f"cannot read rollouts {path}: {one_line(error)}; remove the file, the run can do without"
+            f"cannot read rollouts {path}: {one_line(error)}; remove the file; the run does not need it"
         ) from error
     _require_known_schema(path, table.schema.metadata or {})
     if missing := set(names) - set(table.column_names):
@@ -398,13 +398,13 @@ def _require_known_schema(path: Path, metadata: Mapping[bytes, bytes]) -> None:
     version = metadata.get(_SCHEMA_KEY, b"1").decode(errors="replace")
     if not version.isdecimal() or int(version) > ROLLOUT_SCHEMA:
         raise RunError(
-            f"{path} has version {version} of the rollout files, and this gvpo reads versions up to {ROLLOUT_SCHEMA}; "
-            "read it with the gvpo that wrote it, or a newer one"
+            f"{path} has version {version} of the rollout files, but this gvpo reads versions up to {ROLLOUT_SCHEMA}; "
+            "read it with the version of gvpo that wrote it, or a newer one"
         )
 
 
 def _cell(name: str, value: Any) -> Any:
-    """A field's value as the file stores it."""
+    """Return a field's value in the form in which the file stores it."""
     value = to_json(value) if name in _JSON_COLUMNS else value
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode("utf-8")

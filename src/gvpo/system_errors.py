@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line that says what to do: memory, disk, a directory that is gone."""
+"""Errors of the machine as one line with a remedy: memory, disk, a missing directory."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,25 +13,25 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "alloc_failed",
 )
-"""Words by which torch's RuntimeErrors tell that memory has run out: on GPUs, in CUDA's libraries, on CPUs, in C++."""
+"""Phrases in torch's RuntimeErrors that memory has run out: on GPUs, in CUDA's libraries, on CPUs, in C++."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory has run out: Python's own, or torch's on any device."""
+    """Return whether an error means that memory has run out: Python's own, or torch's on any device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """Return the system's error that led to `error`, which may be that error itself; None if there is none."""
+    """Return the system's error that led to `error`, which may be that error itself, or None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return what the system refused, in a few words; None if the error has another cause."""
+    """Return a short description of what the system rejected, or None if the error has another cause."""
     if is_out_of_memory(error):
         return "out of memory"
     if not isinstance(error, OSError):
@@ -42,14 +42,14 @@ def refusal(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explained(where: Callable[[], str]) -> Iterator[None]:
-    """Turn the system's errors inside into those of gvpo.
+    """Convert the system's errors within this context into those of gvpo.
 
     Args:
-        where: returns what was being done, such as "step 12"; it is called when something fails.
+        where: Function that returns the current activity, such as "step 12"; it is called after a failure.
 
     Raises:
-        TrainingError: memory has run out.
-        RunError: the system refused a file or a process.
+        TrainingError: If memory has run out.
+        RunError: If the system rejected a file or a process.
     """
     try:
         yield
@@ -60,9 +60,8 @@ def explained(where: Callable[[], str]) -> Iterator[None]:
         if is_out_of_memory(error):
             raise TrainingError(
                 f"{where()}: {refused}; lower train.tokens_per_microbatch (updates) or sampling.tokens_per_batch "
-                "(sampling), then go on with --resume (train(resume=True))"
+                "(sampling), then use --resume (train(resume=True))"
             ) from error
         raise RunError(
-            f"{where()}: {refused}; make room or bring the directory back, then go on with --resume "
-            "(train(resume=True))"
+            f"{where()}: {refused}; make room or restore the directory, then use --resume (train(resume=True))"
         ) from error

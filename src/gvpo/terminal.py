@@ -1,4 +1,4 @@
-"""Standard streams, which may go away while a command works: `| head`, a closed terminal, a full disk."""
+"""Standard streams that may disappear while a command runs: `| head`, a closed terminal, a full disk."""
 
 import contextlib
 import errno
@@ -10,12 +10,12 @@ from typing import TextIO, cast
 
 
 class Lasting:
-    """A stream of text that may stop taking any. What it does not take is dropped.
+    """A text stream that may stop accepting text, which is then dropped.
 
     Args:
-        stream: What is written to.
-        is_product: Somebody waits for the text, so a file that cannot take it is an error; a reader that has gone away
-            is none.
+        stream: Stream to write to.
+        is_product: A user needs the text, so a file that cannot accept it is an error; a reader that has closed the
+            pipe is not an error.
     """
 
     def __init__(self, stream: TextIO, *, is_product: bool = False) -> None:
@@ -27,11 +27,11 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, or drop it."""
+        """Write the buffer, or drop it."""
         self._tried(self._stream.flush)
 
     def end(self) -> None:
-        """Write what is buffered; where that fails, the interpreter does not try again when it ends."""
+        """Write the buffer; if that fails, prevent the interpreter from trying again at exit."""
         try:
             self._stream.flush()
         except OSError:
@@ -51,15 +51,15 @@ class Lasting:
 
 
 def lasting_error() -> TextIO | None:
-    """Return standard error as it is now, such that printing to it never fails."""
+    """Return the current standard error as a stream to which printing never fails."""
     return cast("TextIO | None", sys.stderr and Lasting(sys.stderr))
 
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Keep what is printed inside from failing: a run is worth more than what it says of itself.
+    """Keep printing within this context from failing, because a run is worth more than its messages.
 
-    Standard output still fails if it is a file that cannot take more, since its text is then what a user waits for.
+    Standard output still fails if it is a full file, because its text is then the result that a user needs.
     """
     _open_closed()
     before = sys.stdout, sys.stderr
@@ -74,7 +74,7 @@ def lasting_streams() -> Iterator[None]:
 
 
 def silence(descriptor: int) -> None:
-    """Point an open descriptor at nothing, which takes and gives whatever it is asked to."""
+    """Redirect an open descriptor to the null device."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, descriptor)
     os.close(nothing)
@@ -87,16 +87,16 @@ def _silence(stream: TextIO) -> None:
 
 
 def _has_no_reader(error: OSError, stream: TextIO) -> bool:
-    """Return whether the pipe's other end or the terminal of a stream is gone."""
+    """Return whether the other end of a stream's pipe, or its terminal, is gone."""
     if error.errno == errno.EPIPE:
         return True
     return error.errno in (errno.EIO, errno.ENXIO) and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
 
 
 def _open_closed() -> None:
-    """Open the standard descriptors that are closed (`>&-`), or a file would get their number and what others print."""
+    """Open closed standard descriptors (`>&-`), or a file would receive their number and their output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # opens the lowest free number, which is this one

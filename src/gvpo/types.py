@@ -1,4 +1,4 @@
-"""The nouns: what is sampled, rewarded, stored and trained on. Plain frozen values; nothing here imports torch.
+"""The central types: samples, rewards, groups. They are plain frozen values; this module does not import torch.
 
 Problem ──sample──▶ Completion × k ──reward──▶ Group ──▶ the update
 """
@@ -13,12 +13,12 @@ Message = Mapping[str, Any]
 """One chat message: `{"role": "user", "content": "..."}`."""
 
 Prompt = str | Sequence[Message]
-"""A prompt as users write it: text, or a list of chat messages."""
+"""A prompt in a dataset: text, or a list of chat messages."""
 
 FinishReason = Literal["stop", "length", "turns", "context", "abort"]
-"""Why a completion ended:
+"""Reason for the end of a completion:
 
-- `stop`: with a token or a text that ends an answer.
+- `stop`: it ended with a token or a text that ends an answer.
 - `length`: it reached the maximum number of tokens, or filled the model's context.
 - `turns`: it reached the maximum number of turns.
 - `context`: the environment's next text did not fit into the model's context.
@@ -37,12 +37,12 @@ class FloatSequence(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with what its rewards need.
+    """A prompt with the data that its rewards need.
 
     Args:
-        prompt: text or chat messages.
-        id: names the problem in logs, rollouts and the sampling seed; unique in a data set.
-        columns: other columns of the data set (`answer`, ...), passed to the rewards by name.
+        prompt: Text or chat messages.
+        id: Name of the problem in logs, rollouts and the sampling seed; unique in a dataset.
+        columns: Other columns of the dataset (`answer`, ...), passed to the rewards by name.
     """
 
     prompt: Prompt
@@ -55,21 +55,21 @@ class Completion:
     """One sampled answer: a row of the optimizer batch.
 
     Args:
-        tokens: C token ids, the stop token included.
-        reward: its scalar reward; None if it has none (not yet scored, or its reward failed).
+        tokens: C token ids, including the stop token.
+        reward: Scalar reward; None if it has none (not yet scored, or its reward failed).
         mask: C values, 1 on scored tokens; None scores all of them. Tool output is 0.
         ref_logprobs: C log-probs (nats) under the reference pi_theta'.
         old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
         sampler_logprobs: C log-probs (nats) that the sampler reported; for the mismatch metric, never trained on.
-        experts: where each token went in a mixture of experts, as `gvpo.score(..., routing="watch")` found it.
-        extras: further keywords of an objective: a scalar, a vector or a list as long as tokens.
-        text: the decoded completion.
-        finish_reason: why it ended.
-        source: where it comes from: "live", "demonstration", a file's name, ...
-        version: the rollout step of the policy that sampled it.
+        experts: Experts of each token in a mixture of experts, from `gvpo.score(..., routing="watch")`.
+        extras: Further keywords of an objective: a scalar, a vector or a list as long as tokens.
+        text: The decoded completion.
+        finish_reason: Reason for its end.
+        source: Origin: "live", "demonstration", a file's name, ...
+        version: Rollout step of the policy that sampled it.
 
     Raises:
-        DataError: per-token values are not as long as tokens.
+        DataError: If per-token values are not as long as tokens.
     """
 
     tokens: Sequence[int]
@@ -96,16 +96,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt and its completions: what a group objective compares.
+    """A prompt and its completions, which a group objective compares.
 
     Args:
-        prompt: token ids of the prompt, at least one.
-        completions: the rows; any number, groups of one batch may differ in size.
-        id: names the group in logs and reports.
-        columns: the problem's columns, kept for reports.
+        prompt: Token ids of the prompt, at least one.
+        completions: Rows, any number of them; groups of one batch may differ in size.
+        id: Name of the group in logs and reports.
+        columns: Columns of the problem, kept for reports.
 
     Raises:
-        DataError: the prompt is empty.
+        DataError: If the prompt is empty.
     """
 
     prompt: Sequence[int]
@@ -122,7 +122,7 @@ class Group:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt with a better and a worse answer: an input format, turned into a Group before training."""
+    """A prompt with a better and a worse answer: an input format that is converted into a Group before training."""
 
     prompt: Prompt
     chosen: str
@@ -133,13 +133,13 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rewards say of one completion.
+    """Result of the rewards for one completion.
 
     Args:
-        reward: the weighted sum, or None when the row has no usable reward.
-        parts: each reward function's own value by name; None where it abstained or failed.
-        reason: why there is no reward (timeout, exception, nan, ...). With a reward it begins with "paid worst" and
-            says what the completion did to a function, which paid it the least that it pays; "" elsewhere.
+        reward: Weighted sum, or None if the row has no usable reward.
+        parts: Value of each reward function by name; None if it abstained or failed.
+        reason: Reason for a missing reward (timeout, exception, nan, ...). With a reward it begins with "paid worst"
+            and describes what the completion did to a function, which returned its lowest reward; "" otherwise.
     """
 
     reward: float | None

@@ -111,9 +111,9 @@ def test_it_goes_on_and_another_model_joins(monkeypatch: pytest.MonkeyPatch, cap
     half = Path("broken/base/digits.jsonl").read_text()
     assert len(half.splitlines()) == 6
     assert main(words) == 2
-    assert "is there already; go on with it by --resume" in capsys.readouterr().err
+    assert "already exists; resume it with --resume" in capsys.readouterr().err
     assert main([*words, "--resume", "run.seed=1"]) == 2
-    assert "was made with seed=0, and now it is 1" in capsys.readouterr().err
+    assert "was created with seed=0, not 1" in capsys.readouterr().err
     assert main([*words, "taught", "--resume"]) == 0
     assert Path("broken/base/digits.jsonl").read_text().startswith(half)
     assert main(["eval", "base", *OWN, "eval.samples=2", "--out", "whole"]) == 0
@@ -126,7 +126,7 @@ def test_a_model_that_was_trained_on_meanwhile_is_another_model(place: Path, cap
     assert main(["eval", "moving", *OWN, "--out", "moved"]) == 0
     save_model(model(seed=1), tokenizer(), place / "moving")
     assert main(["eval", "moving", *OWN, "--out", "moved", "--resume"]) == 2
-    assert "was made with weights=" in capsys.readouterr().err
+    assert "was created with weights=" in capsys.readouterr().err
 
 
 def test_a_run_is_its_newest_checkpoint_and_responses_need_no_model():

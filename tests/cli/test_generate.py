@@ -153,7 +153,7 @@ def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.Capt
     assert main([*named, *options]) == 0
     assert all(reward == -1 for row in rows("brief.jsonl") for reward in row["rewards"])
     assert main([*named, *options[1:], "rewards.options.length_penalty.limit=2", "--resume"]) == 2
-    assert "was made with reward_options=" in capsys.readouterr().err
+    assert "was created with reward_options=" in capsys.readouterr().err
 
 
 def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
@@ -173,7 +173,7 @@ def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
     assert "resume with: gvpo generate" in capsys.readouterr().err
     assert len(rows("broken.jsonl")) == 4
     assert main([*words, "--resume", "sampling.temperature=0.5"]) == 2
-    assert "was made with temperature=1.0, and now it is 0.5" in capsys.readouterr().err
+    assert "was created with temperature=1.0, not 0.5" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert main([*JUDGED, "sampling.group_size=2", "--out", "unbroken.jsonl"]) == 0
     told = ("id", "completions", "texts", "rewards", "finish_reasons")  # log-probs differ by a batch's float rounding
@@ -254,7 +254,7 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
             "sampling.group_size=2: greedy answers are all the same",
         ),
         ([*JUDGED, "--out", "x.jsonl", "sampling.temperature=-1"], "temperature=-1.0: use 0 (greedy) or more"),
-        ([*JUDGED, "--out", "x.jsonl", "rewards.options.limit=1"], "rewards.options.limit=1: give a table"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.options.limit=1"], "rewards.options.limit=1: write a table"),
         ([*JUDGED, "--out", "x.jsonl", "rewards.options.digit.x=1"], "is for none of the rewards that are named"),
         ([*JUDGED, "--out", "x.jsonl", "data.task=adition"], "choose one of"),
         ([*GIVEN, "--out", "x.jsonl", "rewards.funcs=exact_match"], "needs a column 'answer'"),

@@ -22,24 +22,24 @@ CASES: list[tuple[dict[str, Any], Given, str]] = [
     ),
     ({"objective": "grpo", "max_length": 9}, ONLINE, "objective.max_length has no effect: only the reduction"),
     ({"push_private": False}, ONLINE, "checkpoint.push_private has no effect: checkpoint.push_to_hub is not set"),
-    ({"project": "mine"}, ONLINE, "run.project has no effect: run.trackers does not name wandb"),
+    ({"project": "mine"}, ONLINE, "run.project has no effect: run.trackers does not contain wandb"),
     ({"lora_base_dtype": "bfloat16"}, ONLINE, "lora.base_dtype has no effect: no adapter is trained"),
     ({"warm_start_batch": 3, "warm_start_schedule": "linear"}, ONLINE, "warm_start.batch, warm_start.schedule have no"),
     ({"warm_start_options": {"digits": 2}}, ONLINE, "warm_start.options has no effect: warm_start.steps is 0"),
     ({"task": "addition", "warm_start_steps": 2}, ONLINE, "warm_start.steps has no effect: the model that was passed"),
-    ({"steps": 3, "epochs": 2}, ONLINE, "train.steps has no effect: train.epochs decides"),
+    ({"steps": 3, "epochs": 2}, ONLINE, "train.steps has no effect: train.epochs determines"),
     ({"patience": 2}, ONLINE, "eval.patience has no effect: eval.every is 0"),
     # another source counts
     ({"train_data": "a.jsonl"}, PASSED, "data.train has no effect"),
     ({"eval_data": "a.jsonl"}, PASSED, "data.eval has no effect"),
     # nothing is sampled
-    ({"group_size": 4, **SFT}, ONLINE, "sampling.group_size has no effect: training samples nothing"),
+    ({"group_size": 4, **SFT}, ONLINE, "sampling.group_size has no effect: training does not sample"),
     ({"top_p": 0.9, "top_k": 5, **SFT}, ALONE, "sampling.top_p, sampling.top_k have no effect: nothing is sampled"),
     ({"max_tokens": 9, **SFT}, ALONE, "sampling.max_tokens has no effect: nothing is sampled"),
-    ({"reward_funcs": ["math_answer"], **SFT}, ALONE, "rewards.funcs has no effect: no completion is judged"),
+    ({"reward_funcs": ["math_answer"], **SFT}, ALONE, "rewards.funcs has no effect: no completion is scored"),
     ({"eval_samples": 4, "eval_greedy": False, **SFT}, ALONE, "eval.samples, eval.greedy have no effect: there are no"),
-    ({"eval_every": 4, **SFT}, ALONE, "eval.every has no effect: nothing is held out"),
-    ({"eval_every": 4, "eval_problems": 0, **SFT}, ONLINE, "eval.every has no effect: nothing is held out"),
+    ({"eval_every": 4, **SFT}, ALONE, "eval.every has no effect: there is no held-out data"),
+    ({"eval_every": 4, "eval_problems": 0, **SFT}, ONLINE, "eval.every has no effect: there is no held-out data"),
 ]
 EFFECTIVE: list[tuple[dict[str, Any], Given]] = [
     ({"task_options": {}}, ONLINE),  # set, and as it would be anyway

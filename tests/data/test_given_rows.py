@@ -81,7 +81,7 @@ IMAGES = {
 
 @pytest.mark.parametrize("where", IMAGES)
 def test_error_names_an_image_and_its_row(where: str):
-    with pytest.raises(DataError, match=r"row 2: .*type 'image_url', and gvpo trains on text alone") as raised:
+    with pytest.raises(DataError, match=r"row 2: .*type 'image_url', and gvpo trains only on text") as raised:
         supervised({"prompt": "a", "completion": "b"}, IMAGES[where])
     assert "\n" not in str(raised.value)
 
@@ -96,7 +96,7 @@ def test_error_names_an_image_and_its_row(where: str):
 )
 def test_error_names_an_image_in_a_logged_group_and_its_row(row: dict[str, Any]):
     fine = {"prompt": "a", "completions": ["a", "b"], "rewards": [1, 0]}
-    with pytest.raises(DataError, match=r"row 2.*'image_url', and gvpo trains on text alone"):
+    with pytest.raises(DataError, match=r"row 2.*'image_url', and gvpo trains only on text"):
         logged_groups(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), [fine, row], source="x")
 
 

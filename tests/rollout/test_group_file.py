@@ -41,7 +41,7 @@ def test_a_torn_line_is_removed_and_its_problem_is_not_done(tmp_path: Path):
 def test_an_existing_file_is_never_overwritten(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}])
-    with pytest.raises(RunError, match="is there already; go on with it by --resume"):
+    with pytest.raises(RunError, match="already exists; resume it with --resume"):
         file.begin(SETTINGS, resume=False)
     assert file.finished() == {"a"}
 
@@ -49,9 +49,9 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 8}, "was made with n=4, and now it is 8"),
-        ({"temperature": 0.6}, "temperature=1.0, and now it is 0.6"),
-        ({"template": "r1"}, 'template=null, and now it is "r1"'),
+        ({"n": 8}, "was created with n=4, not 8"),
+        ({"temperature": 0.6}, "temperature=1.0, not 0.6"),
+        ({"template": "r1"}, 'template=null, not "r1"'),
     ],
 )
 def test_error_names_the_changed_setting(tmp_path: Path, change: dict[str, object], message: str):
@@ -72,7 +72,7 @@ def test_groups_without_settings_are_rejected(tmp_path: Path):
     file = begun(tmp_path)
     file.append([{"id": "a"}])
     file.settings_path.unlink()
-    with pytest.raises(RunError, match=r"has no groups\.settings\.json beside it"):
+    with pytest.raises(RunError, match=r"has no groups\.settings\.json next to it"):
         file.check(SETTINGS, resume=True)
 
 

@@ -149,7 +149,7 @@ def test_the_reference_is_the_initial_policy_and_previous_is_rejected(tmp_path: 
     assert offline(tmp_path / "a").config.reference == "initial"
     assert offline(tmp_path / "b", reference="every:5").config.reference == "every:5"
     assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "previous"
-    with pytest.raises(ConfigError, match="offline none does"):
+    with pytest.raises(ConfigError, match="offline training does not sample"):
         offline(tmp_path / "d", reference="previous")
 
 

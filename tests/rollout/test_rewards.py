@@ -88,7 +88,7 @@ def test_options_that_do_not_fit(rewards: Any, error: type[Exception], message: 
 
 
 def test_options_without_a_reward_are_an_error():
-    with pytest.raises(ConfigError, match=r"rewards\.options\.judge is for none of rewards\.funcs; they are gsm8k"):
+    with pytest.raises(ConfigError, match=r"options\.judge does not belong to any of rewards\.funcs, which are gsm8k"):
         resolve(settings(funcs=["gsm8k"], options={"judge": {}}), Given(model=True))
     with pytest.raises(ConfigError, match=r"rewards\.options\.judge does not belong to any reward"):
         reward_functions(settings(options={"judge": {}}), share())

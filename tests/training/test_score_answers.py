@@ -119,7 +119,7 @@ def test_an_unfinished_scoring_of_something_else_is_left_unchanged(tmp_path: Pat
     data = write(tmp_path / "rows.jsonl", ROWS)
     partial = tmp_path / "out.jsonl.partial"
     partial.write_text(json.dumps({"models": ["other"]}) + "\n")
-    with pytest.raises(RunError, match=r'made with models=\["other"\], and now .*; take the same, or remove it'):
+    with pytest.raises(RunError, match=r'created with models=\["other"\], not .*; use the same settings, or remove it'):
         score_file(models[2:], settings(data), tmp_path / "out.jsonl")
     assert partial.exists()
 
@@ -128,7 +128,7 @@ def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
     path = tmp_path / "out.jsonl.partial"
     score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).add(0, [-1.0])
     assert score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="float32")).done(0) == 1
-    with pytest.raises(RunError, match='was made with dtype="float32", and now it is "bfloat16"'):
+    with pytest.raises(RunError, match='was created with dtype="float32", not "bfloat16"'):
         score_answers.Partial(path, ["one"], ROWS, TrainConfig(compute_dtype="bfloat16"))
 
 

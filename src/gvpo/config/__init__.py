@@ -1,4 +1,4 @@
-"""What a run can be told: settings, the rules between them, the plan that they make, and recipes as files."""
+"""Settings of a run, the rules between them, the plan that they result in, and recipes as files."""
 
 from gvpo.config.objectives import OBJECTIVES, ObjectiveSpec, find_objective
 from gvpo.config.plan import Given, RunPlan, resolve

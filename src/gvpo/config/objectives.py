@@ -1,6 +1,6 @@
-"""The objectives that settings can name: where each function is, what it learns from and what it needs.
+"""The objectives that settings can name: the place of each function, what it learns from and what it needs.
 
-This table loads no torch, so settings can be checked and documented without it. The functions themselves are in
+This table does not import torch, so settings can be checked and documented without it. The functions are in
 `gvpo.objectives`, and `tests/objectives/test_registry.py` compares each entry with the signature of its function.
 """
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from gvpo.objectives import ObjectiveOutput
 
 INPUT_OF = {"segment_at": "segments", "costs": "costs", "multiplier_rate": "costs"}
-"""Settings from which the trainer makes an input of the objective, and that input."""
+"""Settings from which the trainer computes an input of the objective, with the name of the input."""
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """Describe an objective: everything about it that is known before its function is called.
+    """An objective as far as it is known before its function is called.
 
     Args:
-        function: The place of the function, "module:function".
-        summary: What it does, in a few words.
-        paper: Its arXiv number.
+        function: Place of the function, "module:function".
+        summary: Short description.
+        paper: arXiv number of its paper.
         learns_from: "groups" of completions with rewards, written "answers", or "pairs": one chosen answer per prompt
             and the answers that it is compared with.
         needs: Inputs that the function requires besides log-probs, mask and group.
         keywords: Keywords of the function that settings can bind, with their defaults.
-        min_group: Smallest number of completions that a group can have.
-        needs_support: Its optimum is unique only if the samples cover the reference policy.
-        at_reference: What it amounts to while the policy equals its reference, if it then is another objective.
+        min_group: Smallest number of completions in a group.
+        needs_support: True if its optimum is unique only if the samples cover the reference policy.
+        at_reference: Description of the objective that it equals as long as the policy equals its reference, if any.
     """
 
     function: str
@@ -52,20 +52,20 @@ class ObjectiveSpec:
         return function
 
     def takes(self, setting: str) -> bool:
-        """Return whether a setting changes this objective: it is one of its keywords, or an input is made from it."""
+        """Return whether a setting changes this objective: it is a keyword, or an input is computed from it."""
         return setting in self.keywords or INPUT_OF.get(setting) in self.needs
 
     def bound(self, settings: object) -> dict[str, Any]:
-        """Return its keywords as settings bind them: those that are set, and its own defaults for all others."""
+        """Return its keywords with the values that are set, and its own defaults for all others."""
         return {**self.keywords, **self.set_by(settings)}
 
     def set_by(self, settings: object) -> dict[str, Any]:
-        """Return the keywords that are set in settings, which have them as attributes."""
+        """Return the keywords that are set in `settings`, which has them as attributes."""
         found = {key: getattr(settings, key) for key in self.keywords}
         return {key: value for key, value in found.items() if value is not None}
 
     def reads_reference(self, keywords: Mapping[str, Any]) -> bool:
-        """Return whether it reads the reference's log-probs, which some objectives do for a KL term alone."""
+        """Return whether it reads the reference's log-probs; some objectives do only for a KL term."""
         return "ref_logprobs" in self.needs or keywords.get("kl_coef", 0.0) > 0
 
     def preset(self, function: str, *, summary: str, paper: str, **keywords: Any) -> "ObjectiveSpec":
@@ -167,7 +167,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     ),
     "epa": ObjectiveSpec(
         "gvpo.objectives.epa:epa_rows",
-        summary="raise the chosen answer over strong and weak negatives at once",
+        summary="raise the chosen answer over strong and weak negatives together",
         paper="2412.13862",
         learns_from="pairs",
         needs=("ref_logprobs", "role"),
@@ -198,7 +198,7 @@ def find_objective(name: str) -> ObjectiveSpec:
     """Return the entry of a name.
 
     Raises:
-        ConfigError: there is no such objective.
+        ConfigError: If there is no such objective.
     """
     if name not in OBJECTIVES:
         raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")

@@ -1,9 +1,9 @@
-"""From settings to a plan: the first of the two phases in which a run is checked, without torch, models or data.
+"""From settings to a plan, the first of the two phases in which a run is checked: without torch, models or data.
 
-    TrainConfig, Given ──resolve──▶ RunPlan: the objective, where its groups come from, the warm start, the notices
+    TrainConfig, Given ──resolve──▶ RunPlan: the objective, the source of its groups, the warm start, the notices
 
-Every rule between settings is applied here, once (`gvpo.config.rules`, `gvpo.config.unused`). What needs a model, a
-tokenizer or data is checked by `gvpo.training.checks`.
+Every rule between settings is applied here, once (`gvpo.config.rules`, `gvpo.config.unused`). Checks that need a model,
+a tokenizer or data are in `gvpo.training.checks`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gvpo.config.unused import unused
 from gvpo.errors import ConfigError
 
 Kind = Literal["problems", "pairs", "groups"]
-"""What rows of data are: problems, pairs of a better and a worse answer, or groups of completions with rewards."""
+"""Kinds of data rows: problems, pairs of a better and a worse answer, or groups of completions with rewards."""
 
 WARM_START = "warm-start"
 """Directory of the warm start inside the run directory."""
@@ -30,19 +30,19 @@ SHARED = (
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "router_aux_coef"),
     *("tokens_per_microbatch", "prefix_sharing", "sharding"),
 )
-"""Settings that a warm start takes from its run: the model, the demonstrations, the prompts, and how updates work."""
+"""Settings that a warm start shares with its run: the model, the demonstrations, the prompts, and the updates."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What is passed to a run besides its settings, as far as rules depend on it.
+    """Arguments that are passed to a run besides its settings, as far as rules depend on them.
 
     Args:
-        train: The kind of the training rows, if any are passed.
-        held_out: The kind of the held-out rows, if any are passed.
-        rewards: Whether rewards are passed; None leaves them to the settings and the task.
-        model: A model is passed.
-        adapter: An adapter is passed, or a model that has one.
+        train: Kind of the training rows, if any are passed.
+        held_out: Kind of the held-out rows, if any are passed.
+        rewards: True if rewards are passed; None leaves them to the settings and the task.
+        model: True if a model is passed.
+        adapter: True if an adapter is passed, or a model that has one.
     """
 
     train: Kind | None = None
@@ -54,17 +54,17 @@ class Given:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run as its settings describe it.
+    """A run as described by its settings.
 
     Args:
-        settings: The settings, with `objective.reference` resolved.
-        objective: The entry of its objective.
-        source: Where the groups of a step come from: "live" samples, groups that are "sampled once", "logged" groups,
+        settings: Settings, with `objective.reference` resolved.
+        objective: Entry of its objective.
+        source: Source of the groups of a step: "live" samples, groups that are "sampled once", "logged" groups,
             or "written" answers.
-        evaluates: Held-out problems are sampled.
-        compares: Held-out answers are compared.
-        warm_start: The plan of the stage that makes the starting model, if there is one.
-        notices: What settings rarely mean, and settings that change nothing.
+        evaluates: True if held-out problems are sampled.
+        compares: True if held-out answers are compared.
+        warm_start: Plan of the stage that trains the starting model, if there is one.
+        notices: Warnings about settings with an unexpected effect, and about settings without any effect.
     """
 
     settings: TrainConfig
@@ -77,25 +77,25 @@ class RunPlan:
 
     @property
     def samples(self) -> bool:
-        """Return whether training draws completions, in each step or once."""
+        """Return whether training samples completions, in each step or once."""
         return self.source in ("live", "sampled once")
 
     def at(self, run_dir: Path, model_path: str | None) -> Self:
-        """Return the plan with a place for its files, and with the path of the starting model, if it has one."""
+        """Return the plan with a directory for its files, and with the path of the starting model, if it has one."""
         warm_start = self.warm_start and self.warm_start.at(run_dir / WARM_START, model_path)
         settings = self.settings.replace(run_dir=run_dir, model_path=model_path)
         return dataclasses.replace(self, settings=settings, warm_start=warm_start)
 
 
 def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
-    """Apply every rule that settings alone decide.
+    """Apply every rule that depends only on settings.
 
     Args:
-        config: The settings.
-        given: What is passed besides them; default nothing.
+        config: Settings.
+        given: Arguments besides the settings; by default there are none.
 
     Raises:
-        ConfigError: Settings that cannot work; the message names the key and says what to do.
+        ConfigError: If settings cannot work; the message contains the key and a remedy.
     """
     given = given or Given()
     objective = find_objective(config.objective)
@@ -112,7 +112,7 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
 
 
 def warm_start_settings(config: TrainConfig) -> TrainConfig:
-    """Return the settings of the stage that makes the starting model; all that are not named here are the defaults."""
+    """Return the settings of the stage that trains the starting model; settings not listed here are the defaults."""
     return TrainConfig(
         objective="sft",
         steps=config.warm_start_steps,
@@ -138,7 +138,7 @@ def _source(
 
 
 def _reference(source: str) -> str:
-    """Return the reference of objective.reference="auto": nothing samples from the policy of a step's start offline."""
+    """Return the reference for objective.reference="auto"; offline, no step samples from the current policy."""
     return "initial" if source in ("logged", "sampled once") else "previous"
 
 

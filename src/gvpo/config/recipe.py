@@ -1,8 +1,8 @@
-"""Recipes as files: TOML in sections, layered, and the resolved settings as a run keeps them.
+"""Recipes as files: TOML in sections, in layers, and the resolved settings in the form in which a run stores them.
 
     load_config:  extended recipe ◀── recipe ◀── section.key=value ...  ──▶ TrainConfig
 
-What the settings are and which can work together is `gvpo.config`.
+The settings and the rules between them are in the other modules of `gvpo.config`.
 """
 
 import json
@@ -17,10 +17,10 @@ from gvpo.errors import ConfigError
 
 
 def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's sections as TrainConfig fields.
+    """Return a recipe's sections as TrainConfig fields.
 
     Raises:
-        ConfigError: a section or a key that does not exist; the nearest one is named.
+        ConfigError: If a section or a key does not exist; the message suggests the nearest one.
     """
     settings: dict[str, Any] = {}
     for section, table in recipe.items():
@@ -37,16 +37,16 @@ def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Sequence[str], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return `section.key=value` settings as TrainConfig fields; values are TOML, or else text.
+    """Return `section.key=value` settings as TrainConfig fields; values are TOML, or otherwise text.
 
-    For a setting that is a list, a single value makes a list of one. A key inside a table sets that key only.
+    A single value for a setting that is a list becomes a list of one. A key inside a table changes only that key.
 
         rewards.funcs=math_answer                  ["math_answer"]
         rewards.options.length_penalty.limit=512   {"length_penalty": {"limit": 512}}
 
     Args:
-        pairs: Settings as written on a command line.
-        below: Settings under them, whose tables keep their other keys.
+        pairs: Settings as on a command line.
+        below: Settings of a lower layer, whose tables keep their other keys.
 
     Raises:
         ConfigError: If one is not `key=value`, or its key is unknown.
@@ -80,20 +80,20 @@ def _find_field(dotted: str) -> tuple[str, list[str]]:
 
 
 def _is_a(field: str, kind: type) -> bool:
-    """Return whether the values of a field, other than None, are of this kind."""
+    """Return whether the values of a field, except None, are of this kind."""
     annotation = TrainConfig.model_fields[field].annotation
     return any(get_origin(part) is kind for part in (annotation, *get_args(annotation)))
 
 
 def _with_value(table: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return a copy of a table with one value set, in tables inside it if there are several keys."""
+    """Return a copy of a table with one value set, inside nested tables if there are several keys."""
     first, *rest = keys
     copy = dict(table) if isinstance(table, Mapping) else {}
     return {**copy, first: _with_value(copy.get(first), rest, value) if rest else value}
 
 
 def parse_value(raw: str) -> Any:
-    """A value of TOML, or else the text itself."""
+    """Return a value of TOML, or otherwise the text itself."""
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -101,17 +101,17 @@ def parse_value(raw: str) -> Any:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe file as TrainConfig fields. `extends = "other.toml"` takes the rest from a recipe beside it.
+    """Return a recipe file as TrainConfig fields. `extends = "other.toml"` inherits from a recipe in the same folder.
 
     Raises:
-        ConfigError: no such file, not TOML, unknown keys, or recipes that extend each other in a circle; the message
-            names the file.
+        ConfigError: If the file does not exist or is not TOML, keys are unknown, or recipes extend each other in a
+            circle; the message contains the name of the file.
     """
     return _read_recipe(path, ())
 
 
 def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A recipe and what it extends; `above` are those that lead here."""
+    """Return a recipe with those that it extends; `above` are the recipes that lead here."""
     if path.resolve() in above:
         raise ConfigError(f"recipe {path} extends itself, through {above[-1].name}; remove one `extends`")
     try:
@@ -132,23 +132,23 @@ def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The recipe at `path` with `section.key=value` overrides on top."""
+    """Return the recipe at `path`, overridden by `section.key=value` settings."""
     recipe = read_recipe(path)
     return TrainConfig(**layer(recipe, parse_overrides(overrides, recipe)))
 
 
 def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings over settings. A layer that names another objective leaves the keywords of the one below behind."""
+    """Return settings over settings; a layer with another objective drops the lower layer's objective keywords."""
     if above.get("objective", below.get("objective")) != below.get("objective"):
         below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
     return {**below, **above}
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The resolved configuration as the run directory keeps it (JSON, in sections)."""
+    """Return the resolved configuration in the form in which the run directory stores it (JSON, in sections)."""
     return json.dumps(config.to_recipe(), indent=2, ensure_ascii=False) + "\n"
 
 
 def restore_config(text: str) -> TrainConfig:
-    """The inverse of `dump_config`."""
+    """Return the configuration that `dump_config` wrote."""
     return TrainConfig(**flatten(json.loads(text)))

@@ -1,7 +1,7 @@
-"""The rules between settings: what cannot work together, what rarely means what it says, and what changes nothing.
+"""The rules between settings: which cannot work together, and which have an unexpected effect.
 
-They are applied in one place, `gvpo.config.plan.resolve`. Each knows the plan so far and what is passed besides the
-settings; each message names the keys and says what to do.
+They are applied in one place, `gvpo.config.plan.resolve`. Each receives the plan so far and the arguments besides the
+settings; each message contains the keys and a remedy.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from gvpo.config.settings import OBJECTIVE_KEYWORDS, TrainConfig, updates_per_st
 if TYPE_CHECKING:
     from gvpo.config.plan import Given, RunPlan
 
-EXAMPLES = {"segment_at": r'"\n" makes one of each line, say', "costs": "{ name_of_a_reward = 0.1 }, say"}
+EXAMPLES = {"segment_at": r'for example "\n", one segment per line', "costs": "for example { name_of_a_reward = 0.1 }"}
 
 Broken = Iterator[tuple[bool, str]]
-"""Whether a rule is broken, and what to say then."""
+"""Pairs of whether a rule is broken and the message in that case."""
 
 
 def impossible(plan: "RunPlan", given: "Given") -> Broken:
-    """Yield each rule on settings that are fine alone and cannot work together."""
+    """Yield the rules about settings that are valid by themselves but cannot work together."""
     yield from _objective(plan)
     yield from _sources(plan, given)
     yield from _preferences(plan)
@@ -41,11 +41,11 @@ def _batches(c: TrainConfig) -> Broken:
     lost = next((name for name in c.reward_options if name not in named), None)
     yield (
         lost is not None and bool(named),
-        f"rewards.options.{lost} is for none of rewards.funcs; they are {', '.join(named)}",
+        f"rewards.options.{lost} does not belong to any of rewards.funcs, which are {', '.join(named)}",
     )
     yield (
         c.sharding == "full" and c.tokens_per_microbatch == "auto",
-        "train.tokens_per_microbatch='auto' cannot measure a split model; give a number with train.sharding='full'",
+        "train.tokens_per_microbatch='auto' cannot measure a split model; set a number with train.sharding='full'",
     )
 
 
@@ -54,21 +54,21 @@ def _objective(plan: "RunPlan") -> Broken:
     bindable = [key for key in OBJECTIVE_KEYWORDS if key not in INPUT_OF]
     foreign = next((key for key in bindable if getattr(c, key) is not None and not spec.takes(key)), None)
     possible = ", ".join(key for key in bindable if spec.takes(key)) or "none of these"
-    yield foreign is not None, f"objective.{foreign} is not a keyword of {c.objective}; it takes {possible}"
+    yield foreign is not None, f"objective.{foreign} is not a keyword of {c.objective}; it accepts {possible}"
     for key, example in EXAMPLES.items():
         name, is_set, is_needed = INPUT_OF[key], getattr(c, key) is not None, INPUT_OF[key] in spec.needs
         yield is_needed and not is_set, f"{c.objective} needs {name}: set objective.{key} ({example})"
         yield (
             is_set and not is_needed,
-            f"objective.{key} is not for {c.objective}, which takes no {name}; leave it out",
+            f"objective.{key} is not for {c.objective}, which uses no {name}; remove it",
         )
     yield (
         c.multiplier_rate is not None and c.costs is None,
-        "objective.multiplier_rate is for objective.costs, and there are none; leave it out",
+        "objective.multiplier_rate needs objective.costs, which is not set; remove it",
     )
     yield (
         "rewards" not in spec.needs and c.kl_in_reward > 0,
-        f"objective.kl_in_reward changes rewards and {c.objective} has none; leave it at 0",
+        f"objective.kl_in_reward changes rewards, but {c.objective} has none; set it to 0",
     )
     yield (
         c.group_size < spec.min_group and plan.source != "logged",
@@ -85,13 +85,13 @@ def _sources(plan: "RunPlan", given: "Given") -> Broken:
     yield c.groups_data is not None and given.train is not None, "set data.groups or pass train_dataset, not both"
     yield (
         offline and c.reference == "previous",
-        "objective.reference='previous' is the policy that samples, and offline none does; set it to 'initial' or "
-        "'every:N'",
+        "objective.reference='previous' is the policy that samples, but offline training does not sample; set it to "
+        "'initial' or 'every:N'",
     )
     yield (
         offline and c.costs is not None,
-        "objective.costs needs live samples: of logged groups the rates never change, and multipliers would grow for "
-        "ever; leave out data.groups and data.sample_groups",
+        "objective.costs needs live samples: the rates of logged groups never change, so multipliers would grow "
+        "forever; remove data.groups and data.sample_groups",
     )
     has_groups = c.groups_data is not None or c.sample_groups is not None or given.train == "groups"
     yield (
@@ -110,7 +110,7 @@ def _preferences(plan: "RunPlan") -> Broken:
     c, learns_from = plan.settings, plan.objective.learns_from
     yield (
         learns_from != "groups" and c.temperature != 1,
-        f"{c.objective} learns from written answers, and sampling.temperature={c.temperature:g} would divide the "
+        f"{c.objective} learns from written answers, but sampling.temperature={c.temperature:g} would divide the "
         "logits that it trains; set sampling.temperature=1",
     )
     yield (
@@ -123,17 +123,17 @@ def _preferences(plan: "RunPlan") -> Broken:
     )
     yield (
         c.keep_share < 1 and learns_from != "answers",
-        f"data.keep_share is for {' and '.join(learning_from('answers'))}; filter the data of {c.objective} beforehand",
+        f"data.keep_share is for {' and '.join(learning_from('answers'))}; filter the data of {c.objective} yourself",
     )
 
 
 def _model(c: TrainConfig, given: "Given") -> Broken:
     named = c.model_path is not None or c.model_init is not None or given.model
-    yield not named, "there is no model: set model.path to a directory or hub id, or model.init to make one"
+    yield not named, "there is no model: set model.path to a directory or Hub model ID, or model.init to create one"
     yield c.model_init is not None and c.model_path is not None, "set model.path or model.init, not both"
     yield (
         c.vocabulary is not None and c.model_init is None,
-        "model.vocabulary is for a fresh model; set model.init too",
+        "model.vocabulary is for a newly created model; also set model.init",
     )
     yield (
         c.model_init is not None and c.vocabulary is None and c.tokenizer is None and not given.model,
@@ -149,18 +149,18 @@ def _lora(c: TrainConfig) -> Broken:
     set_too = next((name for name, value in fresh.items() if value), None)
     yield (
         c.lora_dropout > 0,
-        f"lora.dropout={c.lora_dropout:g} does not work: updates need exact forwards; leave it at 0",
+        f"lora.dropout={c.lora_dropout:g} does not work: updates need exact forwards; set it to 0",
     )
-    yield c.lora_rank is not None and c.lora_path is not None, "set lora.rank (a fresh adapter) or lora.path, not both"
-    yield set_too is not None and c.lora_rank is None, f"lora.{set_too} is for a fresh adapter; set lora.rank too"
+    yield c.lora_rank is not None and c.lora_path is not None, "set lora.rank (a new adapter) or lora.path, not both"
+    yield set_too is not None and c.lora_rank is None, f"lora.{set_too} is for a new adapter; also set lora.rank"
     yield (
         adapted and c.model_init is not None and c.warm_start_steps == 0,
-        "lora would train beside random weights that stay as they are; set warm_start.steps, or model.path",
+        "LoRA would train an adapter on frozen random weights; set warm_start.steps, or model.path",
     )
 
 
 def doubtful(plan: "RunPlan") -> Broken:
-    """Yield each notice of settings that work and rarely mean what they say."""
+    """Yield a notice for settings that work but have an unexpected effect."""
     c, spec = plan.settings, plan.objective
     yield (
         spec.at_reference is not None and c.reference == "previous" and updates_per_step(c) == 1,
@@ -169,12 +169,12 @@ def doubtful(plan: "RunPlan") -> Broken:
     )
     yield (
         c.kl_in_reward > 0 and c.reference == "previous",
-        "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are those of the policy "
+        "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are computed with the policy "
         "before the step, which is the reference; set reference='initial' or 'every:N'",
     )
     yield (
         spec.needs_support and plan.source != "live" and plan.source != "written",
-        f"logged groups are finite and never cover the reference policy, so {c.objective.upper()}'s unique optimum is "
-        "not what this run goes to: completions outside the data are not held back; watch eval/accuracy and stop early "
-        "(`gvpo docs offline`)",
+        f"logged groups are finite and never cover the reference policy, so this run does not reach the unique "
+        f"optimum of {c.objective.upper()}: completions outside the data are not penalized; watch eval/accuracy and "
+        "stop early (`gvpo docs offline`)",
     )

@@ -15,7 +15,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """[run] Where the run is stored, and its random seed."""
+    """[run] The run's directory, and its random seed."""
 
     run_dir: Path | None = Field(
         default=None, description="Run directory; by default the command line chooses a free directory runs/NAME"
@@ -37,7 +37,7 @@ class ModelConfig(Section):
 
     model_path: str | None = Field(
         default=None,
-        description="Directory or hub id of a causal language model; a run directory means its latest checkpoint",
+        description="Directory or Hub ID of a causal language model; a run directory means its latest checkpoint",
     )
     model_init: dict[str, Any] | None = Field(
         default=None,
@@ -46,11 +46,11 @@ class ModelConfig(Section):
     )
     vocabulary: list[str] | None = Field(default=None, description="Tokens of a new tokenizer (with model.init)")
     tokenizer: str | None = Field(
-        default=None, description="Directory or hub id of the tokenizer; by default the model's own"
+        default=None, description="Directory or Hub ID of the tokenizer; by default the model's own"
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Autocast dtype of forwards and backwards; weights and optimizer state stay float32. auto: "
+        description="Autocast dtype of forwards and backwards; weights and optimizer state are always float32. auto: "
         "bfloat16 on GPUs, float32 on CPUs",
     )
     attention: str = Field(default="sdpa", description="Attention implementation of transformers")
@@ -79,7 +79,7 @@ class LoraSection(Section):
         description="Dropout of the adapter; only 0 is supported, because updates need exact forwards",
     )
     lora_path: str | None = Field(
-        default=None, description="Directory or hub id of an adapter to start from, instead of lora.rank"
+        default=None, description="Directory or Hub ID of an adapter to start from, instead of lora.rank"
     )
     lora_quantization: Literal["none", "4bit"] = Field(
         default="none", description="Quantization of the frozen weights; 4bit: NF4 with bitsandbytes (QLoRA)"
@@ -90,19 +90,19 @@ class LoraSection(Section):
 
 
 class DataConfig(Section):
-    """[data] The problems, and how they become prompts."""
+    """[data] The problems, and the format of prompts."""
 
     task: str | None = Field(default=None, description="Name of a built-in task (gvpo.data.TASKS)")
     task_options: dict[str, Any] = Field(default_factory=dict, description="Options of the task")
     train_data: str | None = Field(
         default=None,
-        description="Training data: a JSONL or parquet file or a hub id, with a column `prompt`; with data.task, in "
-        "the task's own format",
+        description="Training data: a JSONL or Parquet file or a Hub dataset ID, with a column `prompt`; with "
+        "data.task, in the task's own format",
     )
     eval_data: str | None = Field(default=None, description="Held-out data, in the format of data.train")
     prompt_column: str | None = Field(default=None, description="Name of the column to use as `prompt`")
     answer_column: str | None = Field(
-        default=None, description="Name of the column to use as `answer`, which rewards compare with"
+        default=None, description="Name of the column to use as `answer`, the reference answer for rewards"
     )
     completion_column: str | None = Field(default=None, description="Name of the column to use as `completion` (sft)")
     messages_column: str | None = Field(
@@ -125,20 +125,20 @@ class DataConfig(Section):
     )
     chosen_by: Literal["best", "softmax"] = Field(
         default="best",
-        description="Choice of the chosen answer: the one with the best score, or one drawn by softmax(scores) "
+        description="Choice of the chosen answer: the one with the best score, or one sampled by softmax(scores) "
         f"({', '.join(learning_from('pairs'))})",
     )
     weak_negatives: int = Field(
         default=0,
         ge=0,
-        description="Number of answers to other prompts that each prompt gets as negatives "
+        description="Number of answers to other prompts that each prompt receives as negatives "
         f"({', '.join(taking('weak_weight'))})",
     )
     keep_share: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Share of the rows to keep: those most likely under aligned models, by `gvpo score` "
+        description="Fraction of the rows to keep, the most likely ones under aligned models (see `gvpo score`) "
         f"({', '.join(learning_from('answers'))})",
     )
     sample_groups: int | None = Field(
@@ -162,7 +162,7 @@ class DataConfig(Section):
 
 
 class WarmStartConfig(Section):
-    """[warm_start] Supervised steps on the task's demonstrations, which make the starting model."""
+    """[warm_start] Supervised steps on the task's demonstrations, which train the starting model."""
 
     warm_start_steps: int = Field(
         default=0, ge=0, description="Number of supervised steps before the run; 0: no warm start"
@@ -176,13 +176,13 @@ class WarmStartConfig(Section):
         default=0, ge=0, description="Number of warm-start updates with a linearly increasing learning rate"
     )
     warm_start_demonstrations: int = Field(
-        default=20_000, ge=1, description="Number of demonstrations to draw from the task"
+        default=20_000, ge=1, description="Number of demonstrations to generate with the task"
     )
     warm_start_options: dict[str, Any] = Field(default_factory=dict, description="Options of the task's demonstrations")
 
 
 class SamplingConfig(Section):
-    """[sampling] How completions are sampled."""
+    """[sampling] Sampling of completions."""
 
     group_size: int = Field(default=8, ge=1, description="Number of completions per prompt, k")
     max_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens per completion")
@@ -205,7 +205,7 @@ class SamplingConfig(Section):
 
 
 class RewardConfig(Section):
-    """[rewards] How completions are scored."""
+    """[rewards] Rewards of completions."""
 
     reward_funcs: list[str] = Field(
         default_factory=list, description="Reward functions: names in gvpo.rewards, module:function or file.py:function"
@@ -229,12 +229,12 @@ class RewardConfig(Section):
 
 
 def _keyword(setting: str, text: str, **bounds: Any) -> Any:
-    """Return the field of an objective's keyword; its description names the objectives that take it."""
+    """Return the field of an objective's keyword; its description lists the objectives that accept it."""
     return Field(default=None, description=f"{text} ({', '.join(taking(setting))})", **bounds)
 
 
 class ObjectiveConfig(Section):
-    """[objective] The loss. Keywords that are not set keep the objective's own defaults."""
+    """[objective] The loss. Keywords that are not set have the objective's own defaults."""
 
     objective: str = Field(
         default="gvpo",
@@ -363,7 +363,7 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """[checkpoint] What is saved, and how often."""
+    """[checkpoint] Contents and frequency of checkpoints."""
 
     checkpoint_every: int = Field(
         default=0, ge=0, description="Number of steps between checkpoints; 0: only the last step is saved"
@@ -375,7 +375,7 @@ class CheckpointConfig(Section):
         default=True, description="Load the first checkpoint again and compare tokens and log-probs"
     )
     push_to_hub: str | None = Field(default=None, description="Hub repository for the final model, owner/name")
-    push_private: bool = Field(default=True, description="Make a newly created hub repository private")
+    push_private: bool = Field(default=True, description="Make a newly created Hub repository private")
 
 
 SECTIONS: dict[str, type[Section]] = {

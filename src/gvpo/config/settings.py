@@ -34,7 +34,7 @@ from gvpo.nearest import did_you_mean
 OBJECTIVE_KEYWORDS = tuple(
     name for name in ObjectiveConfig.model_fields if name not in ("objective", "reference", "kl_in_reward")
 )
-"""Settings of an objective; `gvpo.config.objectives` says which objective takes which."""
+"""Settings of an objective; `gvpo.config.objectives` lists the objectives that accept each."""
 
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
@@ -70,7 +70,7 @@ class TrainConfig(
 
     Raises:
         ConfigError: If a key is unknown or a value has the wrong type. The message names the key as recipes write it.
-            Settings that contradict each other are refused by `gvpo.config.resolve`, before a run begins.
+            Settings that contradict each other are rejected by `gvpo.config.resolve`, before a run begins.
     """
 
     if not TYPE_CHECKING:  # type checkers and editors see pydantic's own signature, with every field
@@ -85,7 +85,7 @@ class TrainConfig(
                 raise ConfigError(_explain(error)) from None
 
     def replace(self, **changes: Any) -> "TrainConfig":
-        """Return a copy with some settings changed and validated again."""
+        """Return a copy with some settings changed, and validate it."""
         return TrainConfig(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
     def to_recipe(self) -> dict[str, dict[str, Any]]:
@@ -99,7 +99,7 @@ class TrainConfig(
 
 
 def updates_per_step(config: TrainConfig) -> int:
-    """Return how many optimizer updates a full rollout gets."""
+    """Return the number of optimizer updates for a full rollout."""
     batch = config.groups_per_update or config.prompts_per_step
     return config.passes * -(-config.prompts_per_step // batch)
 
@@ -112,22 +112,22 @@ def _explain(error: ValidationError) -> str:
         return message
     field, *inside = map(str, first["loc"])
     dotted = next((dotted for dotted, name in FIELDS.items() if name == field), field)
-    if dotted in _WANTED:  # the branch of a union that failed says nothing
+    if dotted in _WANTED:  # the failed branch of a union has no meaning for users
         message, inside = _WANTED[dotted], []
     return f"{'.'.join([dotted, *inside])}={first['input']!r}: {message}"
 
 
 _WANTED = {
-    "list_type": 'give a list, ["..."]',
-    "dict_type": "give a table, { key = value }",
-    "string_type": 'give text, "..."',
-    "finite_number": "give a finite number",
-    "objective.reference": "give auto, previous, initial, or every:N with N above 0",
-    "train.tokens_per_microbatch": "give a number of tokens, 1 or more, or auto",
+    "list_type": 'write a list, ["..."]',
+    "dict_type": "write a table, { key = value }",
+    "string_type": 'write text, "..."',
+    "finite_number": "set a finite number",
+    "objective.reference": "set auto, previous, initial, or every:N with N above 0",
+    "train.tokens_per_microbatch": "set a number of tokens, 1 or more, or auto",
 }
 """Messages that replace those of pydantic, by kind of error or by key."""
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """Return the message for a setting that does not exist; it names the nearest one that does."""
+    """Return the message for an unknown setting, which suggests the nearest one."""
     return f"unknown setting {name!r}{did_you_mean(name, known)}"

@@ -1,6 +1,6 @@
-"""Settings that somebody set and that change nothing in this run: each is named, with the reason.
+"""Settings that differ from their default but change nothing in this run: each is reported with the reason.
 
-Only what differs from its default was set on purpose.
+A setting with its default value is not reported, because it was probably not set.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def unused(config: TrainConfig, plan: "RunPlan", given: "Given") -> Iterator[str]:
-    """Yield a notice per reason why settings are not read.
+    """Yield a notice per reason why settings have no effect.
 
     Args:
-        config: The settings as they were given.
-        plan: What the run does.
-        given: What is passed besides the settings.
+        config: Settings as given by the user.
+        plan: Plan of the run.
+        given: Arguments besides the settings.
     """
     for unread, names, why in _rules(plan, given):
         found = [name for name in FIELDS if unread and _is_among(name, names) and _is_set(config, FIELDS[name])]
@@ -27,7 +27,7 @@ def unused(config: TrainConfig, plan: "RunPlan", given: "Given") -> Iterator[str
 
 
 def _is_among(name: str, names: tuple[str, ...]) -> bool:
-    """Return whether a setting is one of some names; a name that ends in . or _ stands for all that begin so."""
+    """Return whether a setting is among some names; a name that ends in . or _ stands for all with this prefix."""
     return any(name == each or (each[-1] in "._" and name.startswith(each)) for each in names)
 
 
@@ -42,32 +42,32 @@ _STOPPING = ("eval.stop_at_accuracy", "eval.patience")
 
 
 def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, ...], str]]:
-    """Yield whether settings are not read, their names, and why they are not."""
+    """Yield whether settings have no effect, their names, and the reason."""
     c = plan.settings
     draws, held_out = plan.samples or plan.evaluates, plan.evaluates or plan.compares
     keywords = plan.objective.bound(c)
     needs_reference = plan.objective.reads_reference(keywords) or c.kl_in_reward > 0
     divides_by_length = keywords.get("reduction") == "constant"
     adapted = c.lora_rank is not None or c.lora_path is not None or given.adapter
-    yield not plan.samples, ("sampling.group_size",), "training samples nothing"
+    yield not plan.samples, ("sampling.group_size",), "training does not sample"
     yield not draws, _DRAWING, "nothing is sampled"
     yield not draws and not divides_by_length, ("sampling.max_tokens",), "nothing is sampled"
-    yield not draws, ("rewards.",), "no completion is judged"
+    yield not draws, ("rewards.",), "no completion is scored"
     yield not plan.evaluates, ("eval.samples", "eval.greedy"), "there are no held-out problems"
-    yield not held_out, ("eval.every", *_STOPPING), "nothing is held out"
-    yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so nothing is evaluated before the end"
+    yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
+    yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
     yield not needs_reference, ("objective.reference",), f"{c.objective} uses no reference"
     yield not divides_by_length, ("objective.max_length",), "only the reduction 'constant' divides by it"
     yield c.task is None, ("data.task_options",), "data.task is not set"
-    yield given.train is not None, ("data.train",), "the data set that was passed is trained on"
-    yield given.held_out == "problems", ("data.eval",), "the data set that was passed is held out"
+    yield given.train is not None, ("data.train",), "train_dataset is used instead"
+    yield given.held_out == "problems", ("data.eval",), "eval_dataset is used instead"
     yield c.warm_start_steps == 0, _WARMING, "warm_start.steps is 0"
     passed = given.model and c.warm_start_steps > 0
-    yield passed, ("warm_start.steps", *_WARMING), "the model that was passed is trained as it is"
+    yield passed, ("warm_start.steps", *_WARMING), "the model that was passed is trained without a warm start"
     demonstrates = plan.source == "written" and c.task is not None
     unread = c.warm_start_steps == 0 and not demonstrates
     yield unread, ("warm_start.demonstrations", "warm_start.options"), "warm_start.steps is 0"
     yield not adapted, ("lora.base_dtype", "lora.quantization"), "no adapter is trained"
-    yield c.epochs is not None, ("train.steps",), "train.epochs decides how many there are"
-    yield "wandb" not in c.trackers, ("run.project",), "run.trackers does not name wandb"
+    yield c.epochs is not None, ("train.steps",), "train.epochs determines the number of steps"
+    yield "wandb" not in c.trackers, ("run.project",), "run.trackers does not contain wandb"
     yield c.push_to_hub is None, ("checkpoint.push_private",), "checkpoint.push_to_hub is not set"

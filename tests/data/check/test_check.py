@@ -329,7 +329,7 @@ def test_rows_are_read_from_files_of_a_directory_with_any_prompt_column(tmp_path
     seen, shown = rows_of(tmp_path, [{"messages": each, "text": "no"} for each in parts], prompt_column="messages")
     assert seen.text == "Seen?"
     assert shown.prompt is None
-    assert "a part of type 'image', and gvpo trains on text alone" in shown.problem
+    assert "a part of type 'image', and gvpo trains only on text" in shown.problem
 
 
 @pytest.mark.parametrize(
