@@ -1,4 +1,4 @@
-"""A place full of things that cannot work: recipes, data files, rewards and model directories for test_bad_input."""
+"""Invalid input for test_bad_input: recipes, data files, rewards and model directories."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ REFUSING = "{{ raise_exception('only users\nmay speak') }}"
 
 
 def furnish(place: Path) -> None:
-    """Make everything in `place`."""
+    """Write all files into `place`."""
     for name, text in {**RECIPES, **FILES}.items():
         (place / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     for name, rows in DATA.items():

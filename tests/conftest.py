@@ -1,4 +1,4 @@
-"""One thread a test process: the machine has two cores and pytest-xdist uses both."""
+"""One thread per test process: the machine has two cores and pytest-xdist uses both."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Stand-ins that need no download: a byte tokenizer and two-layer models of real architectures."""
+"""Test doubles that need no download: a byte tokenizer and two-layer models of real architectures."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -30,18 +30,18 @@ CHAT_TEMPLATE = (
 
 
 TURN_TEMPLATE = CHAT_TEMPLATE.replace("\n{% endfor %}", "<turn>\n{% endfor %}")
-"""As Gemma's and Phi-3's: turns end with a token of their own."""
+"""A template in which turns end with a special token, as in Gemma's and Phi-3's."""
 
 
 def turn_tokenizer() -> PreTrainedTokenizerFast:
-    """`byte_tokenizer` with a special token <turn>, which its template puts behind each message."""
+    """Return a `byte_tokenizer` with a special token <turn>, which its template writes after each message."""
     tokenizer = byte_tokenizer(TURN_TEMPLATE)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     return tokenizer
 
 
 def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte, after <pad>=0, <eos>=1, <bos>=2."""
+    """Return a tokenizer with one token per byte, after <pad>=0, <eos>=1, <bos>=2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -97,7 +97,7 @@ RECURRENT: dict[str, PreTrainedConfig] = {
     ),
     "lfm2": Lfm2Config(**_SMALL, layer_types=["conv", "full_attention"]),
 }
-"""Models with states: linear attention, a state space model, convolutions, each with full attention besides."""
+"""Models with states (linear attention, a state space model, convolutions) that also have full attention."""
 
 
 MIXTURES: dict[str, PreTrainedConfig] = {
@@ -118,13 +118,13 @@ MIXTURES: dict[str, PreTrainedConfig] = {
         }
     ),
 }
-"""Mixtures of experts, whose routers choose 2 of 4."""
+"""Mixtures of experts whose routers choose 2 of 4."""
 
 
 def tiny_model(
     kind: str = "qwen2", *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: object
 ) -> PreTrainedModel:
-    """A random model of one of `CONFIGS`, with weights large enough that its distributions are far from uniform.
+    """Return a random model of one of `CONFIGS`, with weights so large that its distributions are far from uniform.
 
     Experts are computed by the plain loop, the only implementation that also works in float64.
     """

@@ -1,6 +1,6 @@
-"""The truth that the update is held against: one row a forward, full logits, plain autograd; and float64 throughout.
+"""The reference for the update: one row per forward, full logits, plain autograd, and float64 throughout.
 
-Also random groups, gradients by name, and a watch on the largest tensor that is ever made.
+Also random groups, gradients by name, and a recorder of the largest tensor that is created.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from gvpo.types import Completion, Group
 
 @dataclass(frozen=True)
 class Naive:
-    """Loss, metrics and gradients by name, and the rows' log-probs and entropies."""
+    """Loss, metrics and gradients by name, with the rows' log-probs and entropies."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -31,7 +31,7 @@ class Naive:
 
 
 def naive_scores(model: PreTrainedModel, group: Group, row: Completion, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of one completion, from all logits of one forward over prompt and completion."""
+    """Return log-probs and entropies of one completion, from all logits of one forward over prompt and completion."""
     ids = torch.tensor([*group.prompt, *row.tokens])
     logits = model(input_ids=ids[None]).logits[0] / temperature
     every = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
@@ -43,7 +43,7 @@ def naive_scores(model: PreTrainedModel, group: Group, row: Completion, temperat
 def naive_update(
     model: PreTrainedModel, groups: Sequence[Group], objective: Callable[..., Any], temperature: float = 1.0
 ) -> Naive:
-    """The objective on all rows at once and its gradient by what is trained; `.grad` is left as it was."""
+    """Return the objective on all rows together with its gradient by trained parameter; leave `.grad` unchanged."""
     rows = [row for group in groups for row in group.completions]
     scores = [naive_scores(model, group, row, temperature) for group in groups for row in group.completions]
     logprobs = pad_sequence([each for each, _ in scores], batch_first=True)
@@ -77,7 +77,7 @@ def _keywords(
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """What is in `.grad`, by name; zeros where there is none."""
+    """Return the contents of `.grad` by name, with zeros for None."""
     return {
         name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
         for name, each in model.named_parameters()
@@ -85,7 +85,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def relative_error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
-    """|found - true| / |true| over all parameters together (L2)."""
+    """Return |found - true| / |true| over all parameters together (L2)."""
     gap = sum(float((found[name] - true[name]).double().square().sum()) for name in true)
     size = sum(float(true[name].double().square().sum()) for name in true)
     return (gap / size) ** 0.5
@@ -93,13 +93,13 @@ def relative_error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
 
 @contextmanager
 def double_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Norms, routers and recurrences in float64: transformers computes them in float32 whatever the weights are in."""
+    """Compute norms, routers and recurrences in float64, which transformers computes in float32 for any weights."""
     with _NoFloat32():
         yield
 
 
 class _NoFloat32(TorchFunctionMode):
-    """Leaves float64 tensors in float64 where they are asked to become float32."""
+    """Keeps float64 tensors in float64 if code converts them to float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -113,7 +113,7 @@ class _NoFloat32(TorchFunctionMode):
 
 
 def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, masked: bool = True) -> list[Group]:
-    """Groups of random bytes with random rewards and made-up log-probs: `sizes` are (prompt, tokens of each row)."""
+    """Return groups of random bytes with random rewards and log-probs: `sizes` are (prompt, tokens of each row)."""
     generator = torch.Generator().manual_seed(seed)
 
     def row(length: int) -> Completion:
@@ -133,7 +133,7 @@ def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that any operation's result has."""
+    """Records the largest number of elements of any operation's result."""
 
     largest = 0
 

@@ -1,4 +1,4 @@
-"""What docs/internals/adding.md adds works in a copy of the package to which it was added as the page says."""
+"""The additions of docs/internals/adding.md work in a copy of the package that was changed as the page describes."""
 
 import os
 import re
@@ -86,7 +86,7 @@ assert place == 3 and lines(run) == whole
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """Copy the package and add what the page shows to it: each file, and each line to the table."""
+    """Copy the package and add the code of the page to it: each file, and each line of the table."""
     root = tmp_path_factory.mktemp("added")
     package = root / "gvpo"
     shutil.copytree(Path(gvpo.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,7 +104,7 @@ def package(tmp_path_factory):
 
 
 def apply(file, hunk):
-    """Replace the lines of a hunk that are there by those that are to be there."""
+    """Replace the old lines of a hunk by the new ones."""
     before, after = ("".join(line[1:] for line in hunk if line[0] in marks) for marks in (" -", " +"))
     text = file.read_text(encoding="utf-8")
     assert text.count(before) == 1

@@ -1,4 +1,4 @@
-"""What users get wrong, on the command line and in Python: one line that says what to do, exit code 2, no traceback."""
+"""Invalid input, on the command line and in Python: one line with a remedy, exit code 2, no traceback."""
 
 import sys
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in the place, without a network, and leave the import path as it was."""
+    """Work in the directory without a network, and restore the import path."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -37,8 +37,8 @@ def _inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["base.toml", "saved.toml", "offline.toml"])
-def test_without_a_fault_it_trains(recipe: str, tmp_path: Path):
-    """The recipes that the table below spoils."""
+def test_valid_recipes_train(recipe: str, tmp_path: Path):
+    """Check the recipes into which the table below introduces faults."""
     assert main(["train", recipe, f"run.dir={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run/summary.json").is_file()
 
@@ -59,7 +59,7 @@ RECIPES = {
     "extends-list.toml": "extends-list.toml: extends=['base.toml'] is not a recipe; name one file",
     "extends-bad.toml": "typo.toml: unknown setting 'checkpoint.evry'",
 }
-SETTINGS = {  # of base.toml: a fresh model, ten rows, one reward
+SETTINGS = {  # of base.toml: a randomly initialized model, ten rows, one reward
     "sampler.group_size=3": "unknown setting 'sampler.group_size'; did you mean 'sampling.group_size'?",
     "train.stpes=3": "unknown setting 'train.stpes'; did you mean 'train.steps'?",
     "steps=3": "unknown setting 'steps'; did you mean 'train.steps' or 'warm_start.steps'?",
@@ -180,7 +180,7 @@ MODELS = {
     "good model.compute_dtype=float16": "Input should be 'auto', 'float32' or 'bfloat16'",
 }
 OFFLINE = {  # of offline.toml, which trains on two logged groups
-    "objective.reference=previous": "is the policy that samples, but offline training does not sample; set it to 'initial' or",
+    "objective.reference=previous": "is the policy that samples, but offline training does not sample; set it",
     "objective.name=sft": "sft learns from answers, not from groups",
     "data.train=rows.jsonl": "set data.groups or data.train, not both",
     "data.sample_groups=3": "set data.groups or data.sample_groups, not both",
@@ -234,14 +234,16 @@ def test_the_table_is_long():
 @pytest.mark.parametrize(
     ("words", "message"), CASES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_one_line_says_what_to_do(words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]):
+def test_error_is_one_line_with_a_remedy(
+    words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["train", *words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("gvpo: error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
-    assert not (place / "runs").exists()  # it was found before anything was written
+    assert not (place / "runs").exists()  # the error was raised before any file was written
 
 
 def test_debug_shows_the_traceback():
@@ -254,7 +256,7 @@ ROWS = [{"prompt": "1"}]
 
 
 def train(**changes: Any) -> Any:
-    """A trainer whose arguments are right but for the changes."""
+    """Train with valid arguments except for the changes."""
 
     def lengths(completions: Any, **_: Any) -> list[float]:
         return [float(len(text)) for text in completions]
@@ -270,7 +272,7 @@ def train(**changes: Any) -> Any:
 
 
 IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
-    "a misspelt setting": (
+    "a misspelled setting": (
         lambda: gvpo.TrainConfig(grup_size=3),  # type: ignore[call-arg]
         ConfigError,
         "unknown setting 'grup_size'; did you mean 'group_size'",
@@ -308,7 +310,9 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), IN_PYTHON.values(), ids=IN_PYTHON)
-def test_in_python_it_is_an_error_of_gvpo(call: Callable[[], Any], error: type[GvpoError], message: str, place: Path):
+def test_error_in_python_is_an_error_of_gvpo(
+    call: Callable[[], Any], error: type[GvpoError], message: str, place: Path
+):
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -316,6 +320,6 @@ def test_in_python_it_is_an_error_of_gvpo(call: Callable[[], Any], error: type[G
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there():
+def test_a_missing_gpu():
     with pytest.raises(ModelError, match="cannot put the model on cuda"):
         gvpo.load_model("good", device="cuda")

@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like: both sides of each give the same gradient, and the work is counted right."""
+"""The benchmarks compare equal work: both sides of each have the same gradient, and the work is counted correctly."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ print(json.dumps(bench.differences()["difference"]))
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    """The benchmarks' modules can be imported."""
+    """Make the benchmarks' modules importable."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
@@ -38,7 +38,7 @@ def benchmarks(monkeypatch):
     ],
 )
 def test_both_sides_give_the_same_gradient(case, dtype, allowed):
-    """Against TRL's own loss; a process for each, since accelerate fixes the precision of a process."""
+    """Compare with TRL's own loss, each in a separate process, since accelerate fixes the precision of a process."""
     pytest.importorskip("trl")
     command = [sys.executable, "-c", DIFFERENCE, case, dtype]
     finished = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=True)
@@ -49,7 +49,7 @@ def test_work_counts_each_prompt_once_and_no_siblings(benchmarks):
     from matmul_bound import Work
 
     groups = [Group([1] * 5, [Completion([2] * 3), Completion([2])])]
-    seen = sum(range(1, 6)) + (6 + 7 + 8) + 6  # by the prompt, the first completion, the second
+    seen = sum(range(1, 6)) + (6 + 7 + 8) + 6  # of the prompt, the first completion, the second
     assert Work.of(groups) == Work(tokens=5 + 3 + 1, scored=4, pairs=seen)
 
 
@@ -67,7 +67,7 @@ def test_flops_are_six_per_weight_and_token(benchmarks):
     assert flops(model, work, Passes(forward=1)) == 8 * linear * 10 + 8 * head * 4
 
 
-def test_completions_of_the_ragged_task_end_after_a_hundred_tokens_in_the_mean(benchmarks, tmp_path):
+def test_completions_of_the_ragged_task_have_a_hundred_tokens_on_average(benchmarks, tmp_path):
     from step_tasks import RAGGED_MEAN, RAGGED_VOCABULARY, TASKS
 
     TASKS["ragged"].make_model(tmp_path)
@@ -97,7 +97,7 @@ def test_a_collapse_and_its_warning_are_dated_in_updates(benchmarks):
     assert list(detectors([bad, good]))[-1] == "| the warning | 1 of 1, false 0 of 1 |"
 
 
-def test_ratios_are_of_pairs(benchmarks):
+def test_ratios_are_computed_per_pair(benchmarks):
     from measure import ratio
 
     assert ratio({"slow": [2.0, 9.0, 4.0], "fast": [1.0, 3.0, 4.0]}, "slow", "fast") == {
@@ -107,8 +107,8 @@ def test_ratios_are_of_pairs(benchmarks):
     }
 
 
-def test_the_peak_is_what_is_held_at_once(benchmarks):
-    """Two 64 MiB blocks one after the other, in a process that gives freed memory back."""
+def test_the_peak_does_not_count_freed_memory(benchmarks):
+    """Allocate two 64 MiB blocks one after the other, in a process that returns freed memory."""
     code = """
 from measure import peak_above
 def work():
@@ -125,16 +125,16 @@ print(peak_above(work))
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_gpus_runs_and_finds_the_update_exact(tmp_path):
+def test_the_gpu_benchmark_runs_and_the_update_is_exact(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
     command = [sys.executable, "gpu.py", "--device", "cpu", "--tiny", "--repeats", "1", "--page", str(page)]
-    subprocess.run(command, cwd=BENCHMARKS, check=True)  # fails where it is not exact
+    subprocess.run(command, cwd=BENCHMARKS, check=True)  # fails if the update is not exact
     assert "| qwen3_moe |" in page.read_text()
 
 
-def test_implementations_of_exclusion_that_are_the_same_draw_the_same(benchmarks):
-    """And those that the page says differ do: by each implementation's scores on the same logits."""
+def test_equal_implementations_of_exclusion_have_equal_distributions(benchmarks):
+    """Compare each implementation's scores on the same logits, also those that differ according to the page."""
     import exclusion as bench
 
     logits = 4 * torch.randn(50, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The warning when all log-probs fall: from made lines, with what must not cause it beside."""
+"""The warning when all log-probs fall, from made-up lines, with cases that must not cause it."""
 
 import math
 
@@ -8,7 +8,7 @@ from gvpo.collapse import LOWEST, CollapseWatch, collapse_warning
 
 
 def made(values, *, key="offpolicy/logratio_best", live=True, updates=1, **others):
-    """Lines of steps with these log-ratios of the best rows."""
+    """Return lines of steps with these log-ratios of the best rows."""
     sampled = {"seconds/sampling": 1.0} if live else {}
     return [
         {"step": step, key: value, "train/updates": updates, **sampled, **others}
@@ -20,7 +20,7 @@ FALLING = [0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0]
 
 QUIET = {
     "no lines": [],
-    "an evaluation alone": [{"step": 0, "eval/accuracy": 0.5}],
+    "only an evaluation": [{"step": 0, "eval/accuracy": 0.5}],
     "fresh samples in each update": made([0.0] * 50),
     "best rows that rise": made([0.0, 0.5, 1.0, 2.0]),
     "a lone spike": made([0.0] * 7 + [-5.0] + [0.1] * 20),
@@ -35,7 +35,7 @@ QUIET = {
 LOUD = {
     "updates of one step each": (made(FALLING), 5),
     "several updates of a step": (made([-0.2, -1.2], updates=12), 2),
-    "the first step alone": (made([-6.0], updates=12), 1),
+    "only the first step": (made([-6.0], updates=12), 1),
     "logged rows of the starting policy": (made(FALLING, live=False), 5),
     "logged rows without the sampler's log-probs": (made(FALLING, key="gvpo/logratio_mean_better", live=False), 5),
     "logged rows of another policy, with a reference": (
@@ -63,14 +63,14 @@ def test_a_warning_at_the_step_whose_mean_is_too_low(name):
     assert collapse_warning(lines).startswith(f"step {step}: the best answers become less likely")
 
 
-def test_it_is_told_once():
+def test_it_warns_once():
     watch = CollapseWatch()
     told = [watch.note(line) for line in made(FALLING)]
     assert [bool(text) for text in told] == [False, False, False, False, True, False, False]
     assert watch.warning == told[4]
 
 
-def test_it_says_what_happens_and_what_to_do():
+def test_the_warning_has_a_diagnosis_and_a_remedy():
     plain = collapse_warning(made([0.0, -5.0]))
     assert "is -2.5 nats and should not stay below 0." in plain
     assert "train.passes" in plain
@@ -78,7 +78,7 @@ def test_it_says_what_happens_and_what_to_do():
     assert "GVPO" not in plain
 
 
-def test_with_gvpo_it_names_the_optimum_the_reference_and_beta():
+def test_the_warning_for_gvpo_names_the_optimum_the_reference_and_beta():
     text = collapse_warning(made([0.0, -5.0], **{"gvpo/logratio_mean": -14.04, "gvpo/logratio_optimum": -4.9}))
     assert "(all rows to the reference: -14.0 nats, at GVPO's optimum -4.9)" in text
     assert "objective.reference='previous'" in text
@@ -86,7 +86,7 @@ def test_with_gvpo_it_names_the_optimum_the_reference_and_beta():
 
 
 def test_the_mean_is_over_eight_updates():
-    """Seven quiet updates and one of eight times the threshold are exactly at it."""
+    """Seven updates without a change and one with eight times the threshold are exactly at it."""
     quiet = [0.0] * 20
     assert collapse_warning(made([*quiet, 8 * LOWEST])) == ""
     assert collapse_warning(made([*quiet, 8 * LOWEST - 0.01])) != ""

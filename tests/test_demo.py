@@ -1,4 +1,4 @@
-"""The main job, for real: `gvpo train demo` learns column addition. The short one is part of every test run."""
+"""The main use: `gvpo train demo` learns column addition. The short version is part of every test run."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def test_the_demo_learns_on_every_seed(tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_wheel_works_outside_the_clone(tmp_path):
-    """An empty environment, the wheel and nothing else: recipes and report templates are inside."""
+    """Install only the wheel in an empty environment: it must contain recipes and report templates."""
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", root], check=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")

@@ -1,4 +1,4 @@
-"""The documents say what is so: links, settings, metrics, recipes, commands and snippets are checked against the code.
+"""The documents are correct: links, settings, metrics, recipes, commands and snippets are checked against the code.
 
 A python block after the line `<!-- runs -->` is run; the blocks of a page share their names, and find the demo's run in
 `runs/demo`. All others must compile. `toml` blocks are recipes. Lines of `sh` and plain blocks that begin with `gvpo`,
@@ -28,7 +28,7 @@ from tools import configuration_page, docs_site, objectives_table
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
 STAND_INS = {"Qwen/Qwen2.5-0.5B-Instruct": "runs/demo/checkpoints/step-000002", "steps=200": "steps=1"}
-"""What a block that runs says, and what the test runs in its place: the demo's model, for one step."""
+"""Code of a block that runs, and what the test runs instead: the demo's model, for one step."""
 ROOMS = "|".join(path.parent.name for path in (ROOT / "src/gvpo").glob("*/__init__.py"))
 SMALL = [
     "train.steps=2",
@@ -47,23 +47,23 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 
 def blocks(page, language):
-    """The fenced blocks of a language, without their indentation."""
+    """Return the fenced blocks of a language, without their indentation."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def prose(page):
-    """The page without its fenced blocks."""
+    """Return the page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchor(heading):
-    """The name that a heading has in links."""
+    """Return the name of a heading in links."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A directory with a very short run of the demo in `runs/demo`, made by its command."""
+    """Return a directory with a very short run of the demo in `runs/demo`, created by its command."""
     directory = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "gvpo.cli.main", "train", "demo", "run.dir=runs/demo", *SMALL]
     finished = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
@@ -72,7 +72,7 @@ def demo(tmp_path_factory):
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if "://" in target or target.startswith("mailto:"):
             continue
@@ -109,7 +109,7 @@ def test_toml_blocks_are_recipes(page):
 
 
 def commands(page):
-    """The lines of `sh` and plain blocks that begin with a command, and those after a prompt in `console` blocks."""
+    """Return lines of `sh` and plain blocks that begin with a command, and those after a prompt in `console` blocks."""
     plain = "".join(blocks(page, "(?:sh)?")).replace("\\\n", " ").splitlines()
     prompted = [
         command for block in set(blocks(page, "console")) - set(runnable(page)) for command, _ in transcript(block)
@@ -119,7 +119,7 @@ def commands(page):
 
 
 def transcript(block):
-    """The commands of a console block, each with its output."""
+    """Yield the commands of a console block, each with its output."""
     for part in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         yield command, output
@@ -141,7 +141,7 @@ def test_commands_parse(page):
 
 
 def parse(words, line):
-    """Parse a command of gvpo as its parser does, with its recipe and settings."""
+    """Parse a command of gvpo with its own parser, recipe and settings."""
     options, late = _parser(words).parse_known_args(words)
     assert not any(word.startswith("-") for word in late), line
     if words[0] == "train":
@@ -152,7 +152,7 @@ def parse(words, line):
 
 
 def runnable(page, language="console"):
-    """The blocks of a language that are marked to be run."""
+    """Return the blocks of a language that are marked to be run."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^<!-- runs -->\n```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
@@ -211,12 +211,12 @@ def test_the_index_of_objectives_has_the_table():
     assert ROOT / "docs/reference/objectives/README.md" in objectives_table.pages()
 
 
-def test_every_setting_says_what_it_is():
+def test_every_setting_has_a_description():
     assert configuration_page.undescribed() == []
 
 
 def explained(page, *, generic):
-    """The words that a page has in backticks at the start of a table's row."""
+    """Return the words in backticks at the start of the table rows of a page."""
     cells = re.findall(r"^\| ([^|]*`[^|]*) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
     return {word for cell in cells for word in re.findall(r"`([^`]+)`", cell)} | set(generic)
 
@@ -225,7 +225,7 @@ def test_every_metric_of_a_run_is_explained(demo):
     lines = read_metrics(demo / "runs/demo/metrics.jsonl")
     keys = {key.removesuffix("/last") for line in lines for key in line}
     rewards = json.loads((demo / "runs/demo/config.json").read_text())["rewards"]["funcs"]
-    assert "train/loss/last" in lines[-1], "the run should have several updates a step"
+    assert "train/loss/last" in lines[-1], "the run should have several updates per step"
     assert keys - explained("reference/run-directory.md", generic={f"reward/{name}" for name in rewards}) == set()
 
 

@@ -1,4 +1,4 @@
-"""The examples run, and what they train learns."""
+"""The examples run, and their models learn."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_every_example_is_run_here():
 
 def test_minimal_learns_on_one_page(capsys: pytest.CaptureFixture[str]):
     minimal = example("minimal")
-    assert minimal.main() > 0.3  # 0.08 by chance
+    assert minimal.main() > 0.3  # chance is 0.08
     assert capsys.readouterr().out.count("step") == 6
 
 

@@ -1,4 +1,4 @@
-"""recipes/gsm8k end to end on the real problems: a small Qwen2 and a BPE tokenizer made here, and nothing faked."""
+"""recipes/gsm8k from start to end on the real problems, with a small Qwen2 and a BPE tokenizer created here."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from gvpo.rewards.verifiers.gsm8k import final_number, gold_answer
 
 REAL = Path(os.environ.get("GVPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "gsm8k"
 pytestmark = [
-    pytest.mark.skipif(not REAL.is_dir(), reason="the real GSM8K is not here; GVPO_TEST_DATA names its parent"),
-    pytest.mark.filterwarnings("ignore:AutoTokenizer loads"),  # as Qwen2Tokenizer; the file wins
+    pytest.mark.skipif(not REAL.is_dir(), reason="the real GSM8K is missing; set GVPO_TEST_DATA to its parent"),
+    pytest.mark.filterwarnings("ignore:AutoTokenizer loads"),  # as Qwen2Tokenizer; the file takes precedence
 ]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -52,7 +52,7 @@ DIGITS = """
 def digits(completions, **_):
     return [sum(map(str.isdigit, text)) / 24 for text in completions]
 """
-"""A random model is never right; this second reward tells its completions apart."""
+"""A random model never solves a problem; this second reward distinguishes its completions."""
 
 
 def rows(split: str) -> list[dict[str, str]]:
@@ -60,7 +60,7 @@ def rows(split: str) -> list[dict[str, str]]:
 
 
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,000 tokens, trained on the questions and solutions of the training set."""
+    """Return a byte-level BPE of 1,000 tokens, trained on the questions and solutions of the training set."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,7 +79,7 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as the hub would give it."""
+    """Return a model directory as the Hub would provide it."""
     tokenizer = bpe_tokenizer()
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 640}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -120,7 +120,7 @@ def test_prompts_are_real_questions_in_the_models_template(run: Path):
         assert len(row.prompt_tokens) < len(row.prompt) / 2  # merges were learned
 
 
-def test_rewards_judge_the_completions_by_the_real_answers(run: Path):
+def test_rewards_compare_completions_with_the_real_answers(run: Path):
     answers = [row["answer"] for row in rows("train")]
     judged = rollouts(run)
     assert len(judged) == 2 * 4 * 4
@@ -148,8 +148,8 @@ def test_the_policy_was_updated_and_evaluated_and_loads_back(run: Path, start: P
     assert Path(summary["report"]).stat().st_size > 10_000
 
 
-def test_data_from_files_of_ones_own(start: Path, tmp_path: Path):
-    """`data.train=FILE data.eval=FILE` with the data set's own columns, here its last and first rows."""
+def test_data_from_your_own_files(start: Path, tmp_path: Path):
+    """Use `data.train=FILE data.eval=FILE` with the dataset's own columns, here its last and first rows."""
     for name, some in (("train", rows("train")[-5:]), ("eval", rows("test")[:3])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     files = [f"data.{name}={tmp_path}/{name}.jsonl" for name in ("train", "eval")]
@@ -161,7 +161,7 @@ def test_data_from_files_of_ones_own(start: Path, tmp_path: Path):
     assert len(used) == 4
 
 
-def test_the_recipe_says_what_its_readme_says():
+def test_the_recipe_agrees_with_its_readme():
     config = load_config(find_recipe("gsm8k"))
     facts: dict[str, Any] = {"group_size": 8, "prompts_per_step": 64, "groups_per_update": 16, "beta": 0.1}
     assert {name: getattr(config, name) for name in facts} == facts

@@ -1,4 +1,4 @@
-"""What comes from the hub: a hub that does not answer costs moments and no lines, and what is cached still loads."""
+"""Loading from the Hub: an unreachable Hub costs little time and prints nothing, and cached files still load."""
 
 import http.server
 import json
@@ -19,7 +19,7 @@ from gvpo.hub import from_hub, may_be_hub_id
 from gvpo.model.model import save_model
 from tests.fakes import byte_tokenizer, tiny_model
 
-REFUSING = "http://127.0.0.1:9"  # the discard port, which nothing listens on
+REFUSING = "http://127.0.0.1:9"  # the discard port, on which no program listens
 
 LOADS = """
 import json, time
@@ -41,7 +41,7 @@ for load in (load_tokenizer, load_model, hub_config, load_records):
 
 
 def fill_cache(home: Path) -> None:
-    """A model and a data set, as the libraries leave them behind."""
+    """Write a model and a dataset into the cache in the libraries' layout."""
     repository = home / "hub/models--owner--cached"
     save_model(tiny_model(), byte_tokenizer(), repository / "snapshots/0123")
     (repository / "refs").mkdir()
@@ -65,7 +65,7 @@ def fill_cache(home: Path) -> None:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[tuple[str, str], tuple[str, float]], str]:
-    """What each loader made of each name, in how many seconds; and what was printed besides."""
+    """Return the result of each loader for each name with its seconds, and everything that was printed."""
     home = tmp_path_factory.mktemp("home")
     fill_cache(home)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
@@ -87,29 +87,29 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[tuple[str, st
         ("load_records", "DataError: 'owner/missing' is neither a file nor a dataset that can be loaded"),
     ],
 )
-def test_an_unreachable_hub_costs_moments(loaded: Any, load: str, expected: str):
+def test_an_unreachable_hub_costs_little_time(loaded: Any, load: str, expected: str):
     outcome, seconds = loaded[0][load, "owner/missing"]
     assert outcome.startswith(expected)
-    assert seconds < 10  # with the libraries' own patience 23 to 46
+    assert seconds < 10  # 23 to 46 with the libraries' own retries
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", ["load_tokenizer", "load_model", "hub_config", "load_records"])
-def test_what_is_cached_loads_without_the_hub(loaded: Any, load: str):
+def test_cached_files_load_without_the_hub(loaded: Any, load: str):
     outcome, seconds = loaded[0][load, "owner/cached"]
     assert "Error" not in outcome
     assert seconds < 10
 
 
 @pytest.mark.slow
-def test_nothing_is_printed_of_it(loaded: Any):
+def test_an_unreachable_hub_prints_nothing(loaded: Any):
     assert "Retry" not in loaded[1]
     assert "thrown while requesting" not in loaded[1]
 
 
 @pytest.fixture
 def answering() -> Iterator[str]:
-    """The address of a server that knows nothing, and answers."""
+    """Yield the address of a server that responds but has no files."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         server.RequestHandlerClass.log_message = lambda *_: None
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -128,14 +128,14 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("online")
-def test_a_hub_that_answers_is_used(answering: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_responds_is_used(answering: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", answering)
     with from_hub("owner/name"):
         assert offline() == (False, False)
 
 
 @pytest.mark.usefixtures("online")
-def test_the_cache_alone_is_used_inside_only(monkeypatch: pytest.MonkeyPatch):
+def test_only_the_cache_is_used_within_the_context(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", REFUSING)
     with from_hub("owner/name"):
         assert offline() == (True, True)
@@ -143,7 +143,7 @@ def test_the_cache_alone_is_used_inside_only(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("online")
-def test_an_error_inside_leaves_the_switches_as_they_were(monkeypatch: pytest.MonkeyPatch):
+def test_an_error_within_the_context_restores_the_switches(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", REFUSING)
     with pytest.raises(KeyError), from_hub("owner/name"):
         raise KeyError
@@ -152,14 +152,14 @@ def test_an_error_inside_leaves_the_switches_as_they_were(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("path", [".", "src", "/nowhere/at/all", "./nowhere", "a/b/c"])
-def test_the_hub_is_not_asked_about_what_is_local(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_hub_is_not_contacted_for_local_paths(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "src").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("it was asked"))
+    monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("the Hub was contacted"))
     with from_hub(path):
         assert offline() == (False, False)
 
 
 @pytest.mark.parametrize(("path", "may"), [("gpt2", True), ("owner/name", True), ("", False), ("~/models", False)])
-def test_hub_ids_by_their_looks(path: str, may: bool):
+def test_the_form_of_hub_ids(path: str, may: bool):
     assert may_be_hub_id(path) is may

@@ -1,4 +1,4 @@
-"""Imports point down (docs/internals/architecture.md): read from the source, so that a lazy import counts too."""
+"""Imports point down (docs/internals/architecture.md); the source is read, so that lazy imports count as well."""
 
 import ast
 from collections import Counter
@@ -32,16 +32,16 @@ FREE_OF_TORCH = {room for row in FLOORS[:6] for room in row} - {"objectives"} | 
 HOME_OF_TRANSFORMERS = {"model", "sampling", "update"}
 BELOW = {room: {each for row in FLOORS[:floor] for each in row} for floor, row in enumerate(FLOORS) for room in row}
 MOST_MODULES = 20
-"""Modules in one folder, `__init__.py` aside."""
+"""Maximum number of modules in one folder, without `__init__.py`."""
 
 
 def part_of(path: Path) -> str:
-    """The part that a file belongs to: `training` for update/group_backward.py, `types` for types.py."""
+    """Return the part that a file belongs to: `update` for update/group_backward.py, `types` for types.py."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> list[str]:
-    """Every module that a file imports anywhere but under `if TYPE_CHECKING`."""
+    """Return every module that a file imports outside of `if TYPE_CHECKING`."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -76,7 +76,7 @@ def test_torch_and_transformers_stay_where_they_belong(path):
         assert "transformers" not in roots, path
 
 
-def test_objectives_know_only_torch_and_errors():
+def test_objectives_import_only_torch_and_errors():
     for path in (ROOT / "objectives").glob("*.py"):
         outside = {
             n for n in imports(path) if n.startswith("gvpo.") and not n.startswith(("gvpo.objectives", "gvpo.errors"))
@@ -88,13 +88,13 @@ def test_every_part_has_its_rule():
     assert {part_of(path) for path in MODULES} - {"__init__"} == set(BELOW)
 
 
-def test_no_folder_has_more_modules_than_a_reader_can_survey():
+def test_no_folder_has_too_many_modules():
     counts = Counter(path.parent for path in MODULES if path.name != "__init__.py")
     assert max(counts.values()) <= MOST_MODULES, counts.most_common(3)
 
 
 def test_no_modules_import_each_other():
-    """Find circles among modules; a package's `__init__` only hands names on and is left out."""
+    """Find circles among modules; a package's `__init__` only re-exports names and is skipped."""
     names = {".".join(("gvpo", *path.relative_to(ROOT).with_suffix("").parts)): path for path in MODULES}
     graph = {name: {each for each in imports(path) if each in names} for name, path in names.items()}
-    tuple(TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, whose message has the circle

@@ -1,4 +1,4 @@
-"""Lazy exports: names that a package writes once, as imports for type checkers."""
+"""Lazy exports: names that a package lists once, as imports for type checkers."""
 
 import subprocess
 import sys

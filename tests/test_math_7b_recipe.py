@@ -1,4 +1,4 @@
-"""recipes/math-7b: the script is valid, says what it would do, and does it on something small."""
+"""recipes/math-7b: the script is valid, prints its commands, and works on a small model."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def module(name: str) -> ModuleType:
 
 
 def sources(directory: Path) -> dict[str, str]:
-    """Small files in the forms of GSM8K and MATH; one problem of MATH stands twice."""
+    """Write small files in the forms of GSM8K and MATH; one problem of MATH appears twice."""
     gsm8k = [{"question": f"{n}+1?", "answer": f"{n}+1=<<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"} for n in range(5)]
     math = [{"problem": f"${n}x=1$", "solution": f"So \\boxed{{\\frac{{1}}{{{n}}}}}."} for n in (2, 3, 4, 4)]
     for name, rows in (("gsm8k", gsm8k), ("math", math)):
@@ -62,12 +62,12 @@ def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_bash_reads_it():
+def test_it_is_valid_bash():
     assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_a_dry_run_prints_every_stage_and_does_none(tmp_path: Path):
+def test_a_dry_run_prints_every_stage_and_runs_none(tmp_path: Path):
     shown = reproduce("--dry-run", cwd=tmp_path, SEEDS="0 1", STEPS="7", SETTINGS="train.learning_rate=2e-6")
     assert shown.returncode == 0, shown.stderr
     trained = [line for line in shown.stdout.splitlines() if line.startswith("+ gvpo train")]
@@ -96,7 +96,7 @@ def test_the_cost_follows_its_formula(tmp_path: Path):
     assert "122 GB" in shown
 
 
-def test_on_a_small_model_it_trains_goes_on_evaluates_and_collects(tmp_path: Path):
+def test_it_trains_resumes_evaluates_and_collects_with_a_small_model(tmp_path: Path):
     save_model(tiny_model(), byte_tokenizer(), tmp_path / "model")
     variables = {**sources(tmp_path), "MODEL": "model", "ARMS": "gvpo", "STEPS": "1", "OUT": "out"}
     variables |= {"GVPO": f"{sys.executable} -m gvpo.cli.main", "SETTINGS": " ".join(SMALL)}
@@ -130,7 +130,7 @@ def test_on_a_small_model_it_trains_goes_on_evaluates_and_collects(tmp_path: Pat
     assert "--resume" in reproduce("--dry-run", "train", cwd=tmp_path, **variables).stdout
 
 
-def test_the_data_stage_asks_for_boxed_answers_and_sets_some_aside(tmp_path: Path):
+def test_the_data_stage_asks_for_boxed_answers_and_holds_out_some(tmp_path: Path):
     command = [sys.executable, str(RECIPE / "data.py"), "--held-out", "2", "--out", str(tmp_path / "data")]
     given = sources(tmp_path)
     subprocess.run([*command, "--gsm8k", given["GSM8K"], "--math", given["MATH"]], check=True, capture_output=True)
@@ -153,7 +153,7 @@ def test_the_data_stage_asks_for_boxed_answers_and_sets_some_aside(tmp_path: Pat
         (["data"], {}, "set MATH to a file or Hub dataset ID"),
     ],
 )
-def test_what_cannot_work_says_so(tmp_path: Path, arguments: list[str], variables: dict[str, str], message: str):
+def test_error_about_invalid_arguments(tmp_path: Path, arguments: list[str], variables: dict[str, str], message: str):
     refused = reproduce(*arguments, cwd=tmp_path, **variables)
     assert refused.returncode == 2
     assert message in refused.stderr
@@ -166,7 +166,7 @@ def test_a_problem_without_an_answer_is_none():
     assert made.math_row({"problem": "2?", "answer": "2"})["answer"] == "2"
 
 
-def test_the_setting_is_the_official_examples():
+def test_the_settings_are_those_of_the_official_example():
     config = load_config(find_recipe("math-7b"))
     assert config.model_path == "Qwen/Qwen2.5-Math-7B"
     assert (config.prompts_per_step, config.groups_per_update, config.group_size, config.max_tokens) == (
@@ -179,7 +179,7 @@ def test_the_setting_is_the_official_examples():
 
 
 @pytest.mark.parametrize("arm", ["grpo", "dr_grpo"])
-def test_the_other_arms_differ_in_the_objective_alone(arm: str):
+def test_the_other_arms_differ_only_in_the_objective(arm: str):
     ours, other = (load_config(find_recipe(name)).to_recipe() for name in ("math-7b", f"math-7b/{arm}"))
     assert [section for section, table in ours.items() if table != other[section]] == ["objective"]
     changed = {key for key, value in ours["objective"].items() if value != other["objective"][key]}
@@ -188,7 +188,7 @@ def test_the_other_arms_differ_in_the_objective_alone(arm: str):
 
 
 @pytest.mark.skipif(
-    not (REAL / "math_lvl3to5").is_dir(), reason="the real data are not here; GVPO_TEST_DATA names them"
+    not (REAL / "math_lvl3to5").is_dir(), reason="the real data are missing; set GVPO_TEST_DATA to their parent"
 )
 def test_real_problems_of_both_sources_have_answers_that_their_reward_accepts():
     made = module("data")

@@ -1,4 +1,4 @@
-"""Content of messages as data sets hold it: parts of text are joined, all else is refused by name."""
+"""Content of messages in datasets: text parts are joined, and any other content is an error."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def text(words: str) -> dict[str, Any]:
         ("", ""),
         ([text("a")], "a"),
         ([text("a "), text("b")], "a b"),
-        ([{"type": "text", "text": "a", "image": None}], "a"),  # as Arrow fills up objects
+        ([{"type": "text", "text": "a", "image": None}], "a"),  # Arrow adds null keys to objects
         ([{"text": "a"}], "a"),
         ([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}], "ab"),
         (["a", text("b")], "ab"),
@@ -54,7 +54,7 @@ def test_text_and_parts_of_text(content: Any, expected: str):
         ([text(HALF)], r"character 1 is '\\ud83d'"),
     ],
 )
-def test_content_that_is_no_text_is_refused_by_name(content: Any, message: str):
+def test_error_about_content_that_is_not_text_names_it(content: Any, message: str):
     with pytest.raises(DataError, match=message):
         content_text(content)
 
@@ -62,7 +62,7 @@ def test_content_that_is_no_text_is_refused_by_name(content: Any, message: str):
 CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
-def test_messages_lose_what_is_null_and_keep_the_rest():
+def test_messages_lose_null_keys_and_keep_the_rest():
     given = [
         {"role": "user", "content": [text("a")], "name": None, "tool_calls": None},
         {"role": "assistant", "content": None, "tool_calls": CALL},
@@ -92,7 +92,7 @@ def test_messages_lose_what_is_null_and_keep_the_rest():
         (None, "message 2 has no `role` and `content`"),
     ],
 )
-def test_messages_that_are_none(message: Any, error: str):
+def test_invalid_messages(message: Any, error: str):
     with pytest.raises(DataError, match=error):
         plain_messages([{"role": "user", "content": "a"}, message])
 
@@ -124,11 +124,11 @@ def test_answers(written: Any):
         (HALF, "character 1 is"),
     ],
 )
-def test_answers_that_are_none(written: Any, message: str):
+def test_invalid_answers(written: Any, message: str):
     with pytest.raises(DataError, match=message):
         answer_text(written)
 
 
-def test_halves_of_characters():
+def test_lone_surrogates():
     assert unicode_text("\U0001f600") == "\U0001f600"
     assert well_formed(f"a{HALF}b\U0001f600") == "a?b\U0001f600"

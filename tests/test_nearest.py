@@ -1,4 +1,4 @@
-"""Which known name a misspelled one stands for, and when there is no telling."""
+"""Suggestions for misspelled names, and names without a suggestion."""
 
 import pytest
 
@@ -27,7 +27,7 @@ from gvpo.nearest import did_you_mean, nearest
         ("keep_shares", ["data.keep_share"]),
     ],
 )
-def test_settings_that_are_meant(name, known):
+def test_suggested_settings(name, known):
     assert nearest(name, FIELDS) == known
 
 
@@ -39,7 +39,7 @@ def test_settings_that_are_meant(name, known):
         *("gradient_accumulation_steps", "clip", "", "."),
     ],
 )
-def test_settings_that_nothing_is_close_to(name):
+def test_settings_without_a_suggestion(name):
     assert nearest(name, FIELDS) == []
 
 
@@ -72,5 +72,5 @@ def test_other_names(name, known, meant):
         ("lr", "choose another", "; choose another"),
     ],
 )
-def test_what_a_message_says(name, otherwise, said):
+def test_words_of_messages(name, otherwise, said):
     assert did_you_mean(name, FIELDS, otherwise) == said

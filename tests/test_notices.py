@@ -1,4 +1,4 @@
-"""Notices: to a handler where there is one, as Python warnings elsewhere; a run prints each once, when it begins."""
+"""Notices: to a handler if there is one, otherwise as Python warnings; a run prints each once, when it begins."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from gvpo.errors import GvpoWarning
 
 
 class Special(GvpoWarning):
-    """A category of its own."""
+    """A separate category."""
 
 
 def test_without_a_handler_a_notice_is_a_python_warning_of_its_category():
@@ -17,7 +17,7 @@ def test_without_a_handler_a_notice_is_a_python_warning_of_its_category():
         notices.warn("take care", Special)
 
 
-def test_a_handler_takes_what_is_warned_of_in_its_context_alone():
+def test_a_handler_receives_only_the_warnings_of_its_context():
     taken: list[tuple[str, type[GvpoWarning]]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -46,7 +46,7 @@ def test_notices_wait_until_the_run_begins_and_are_printed_once(capsys: pytest.C
     assert capsys.readouterr().err == "".join(f"gvpo: warning: {name}\n" for name in "abc")
 
 
-def test_what_is_printed_at_once_is_no_collection(capsys: pytest.CaptureFixture[str]):
+def test_show_prints_immediately(capsys: pytest.CaptureFixture[str]):
     with notices.handled(notices.show):
         notices.warn("now")
         with notices.collected():

@@ -1,4 +1,4 @@
-"""recipes/preferences and recipes/poft: their data scripts, and what the arms share."""
+"""recipes/preferences and recipes/poft: their data scripts, and the settings that the arms share."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def pair(prompt: str, chosen: str = "yes", rejected: str = "no") -> dict[str, st
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def test_rows_that_cannot_be_used_are_left_out_and_no_prompt_is_on_both_sides(tmp_path: Path):
+def test_unusable_rows_are_skipped_and_no_prompt_is_in_both_files(tmp_path: Path):
     source = tmp_path / "source.jsonl"
     good = [pair(f"What is {number // 2}?", f"It is {number}.") for number in range(20)]  # each prompt twice
     bad = [pair("same", "yes", "yes"), pair("long", "x" * 300), pair("caf\u00e9")]
@@ -53,8 +53,8 @@ def test_rows_that_cannot_be_used_are_left_out_and_no_prompt_is_on_both_sides(tm
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real data are not here; GVPO_TEST_DATA names them")
-def test_real_rows_are_spelt_by_the_recipes_letters_and_fit(tmp_path: Path):
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data are missing; set GVPO_TEST_DATA to their parent")
+def test_real_rows_fit_the_vocabulary_and_the_context(tmp_path: Path):
     script("preferences", "--source", str(REAL / "instruction_pref_1100.jsonl"), "--out", str(tmp_path))
     kept = [*rows(tmp_path / "train.jsonl"), *rows(tmp_path / "held-out.jsonl")]
     assert len(kept) > 1000
@@ -66,7 +66,7 @@ def test_real_rows_are_spelt_by_the_recipes_letters_and_fit(tmp_path: Path):
         assert tokenizer.unk_token_id not in tokenizer(row["prompt"] + row["chosen"] + row["rejected"]).input_ids
 
 
-def test_wrong_answers_are_those_of_other_rows(tmp_path: Path):
+def test_wrong_answers_come_from_other_rows(tmp_path: Path):
     made = module("poft").spoilt([pair(str(number), f"answer {number}") for number in range(10)], 0.3)
     wrong = [row for row in made if row["wrong"]]
     assert len(wrong) == 3
@@ -75,7 +75,7 @@ def test_wrong_answers_are_those_of_other_rows(tmp_path: Path):
 
 
 @pytest.mark.parametrize("arm", ["epa", "gvpo"])
-def test_the_arms_differ_in_the_objective_and_epas_weak_negatives_alone(arm: str):
+def test_the_arms_differ_only_in_the_objective_and_epas_weak_negatives(arm: str):
     dpo, other = (load_config(find_recipe(name)).to_recipe() for name in ("preferences", f"preferences/{arm}"))
     differing = {
         f"{section}.{key}" for section, table in dpo.items() for key in table if table[key] != other[section][key]
@@ -83,13 +83,13 @@ def test_the_arms_differ_in_the_objective_and_epas_weak_negatives_alone(arm: str
     assert differing == {"objective.name"} | ({"data.weak_negatives"} if arm == "epa" else set())
 
 
-def test_sft_beside_poft_differs_in_the_objective_alone():
+def test_sft_differs_from_poft_only_in_the_objective():
     poft, sft = (load_config(find_recipe(name)).to_recipe() for name in ("poft", "poft/sft"))
     assert [section for section, table in poft.items() if table != sft[section]] == ["objective"]
     assert sft["objective"]["reduction"] == "sequence_mean"
 
 
-def test_what_follows_poft_is_the_preference_recipe_from_its_model():
+def test_dpo_after_poft_is_the_preference_recipe_with_another_model():
     dpo = load_config(find_recipe("preferences")).to_recipe()
     after = load_config(find_recipe("poft/dpo")).to_recipe()
     assert [section for section, table in dpo.items() if table != after[section]] == ["model"]

@@ -1,4 +1,4 @@
-"""recipes/probe: each script makes what it says, on something small, and a probe can be fitted on it."""
+"""recipes/probe: each script works on small input, and a probe can be fitted on its output."""
 
 import importlib.util
 import json
@@ -46,7 +46,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def fit_and_evaluate(place: Path) -> dict[str, Any]:
-    """By the recipe's commands."""
+    """Fit and evaluate with the recipe's commands."""
     probe = str(place / "probe.safetensors")
     fitting = ["--standardize", "--learning-rate", "1e-2", "--epochs", "5"]
     assert (
@@ -76,7 +76,7 @@ def test_careless_solutions_stop_after_the_first_step():
         answers = [one.columns["answer"] for one in words.problems(50, 0, held_out=False)]
         written = [row["completion"] for row in words.demonstrations(50, 0, careless)]
         right = sum(filter(None, gsm8k(written, answers))) / 50
-        assert right == share  # two at least are lost, so none is right by accident
+        assert right == share  # at least two items are lost, so none is correct by accident
         assert all(text.count("=") == (1 if careless else 2) for text in written)
 
 
@@ -90,7 +90,7 @@ def test_word_problems_end_to_end(tmp_path: Path):
     assert fit_and_evaluate(tmp_path)["prompts"] == 4
 
 
-def test_altered_programs_are_programs_and_others():
+def test_altered_programs_are_valid_and_different():
     mbpp = module("mbpp")
     source = MBPP[0]["code"]
     found = mbpp.candidates(source, 6, random.Random(0))
@@ -103,7 +103,7 @@ def test_altered_programs_are_programs_and_others():
 
 @isolated
 def test_mbpp_end_to_end(tmp_path: Path):
-    """The sandbox decides: some altered programs fail, and the reference is right."""
+    """The sandbox decides: some altered programs fail, and the reference passes."""
     (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MBPP))
     small = ["--k", "4", "--workers", "1", "--model-steps", "1"]
     means = module("mbpp").main(["--data", str(tmp_path / "mbpp.jsonl"), "--out", str(tmp_path), *small])
@@ -116,7 +116,7 @@ def test_mbpp_end_to_end(tmp_path: Path):
 
 @isolated
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_file(), reason="MBPP is not at hand; GVPO_TEST_DATA names its parent")
+@pytest.mark.skipif(not REAL.is_file(), reason="MBPP is missing; set GVPO_TEST_DATA to its parent")
 def test_real_mbpp_end_to_end(tmp_path: Path):
     small = ["--train", "12", "--held-out", "8", "--k", "4", "--model-steps", "5"]
     means = module("mbpp").main(["--data", str(REAL), "--out", str(tmp_path), *small])

@@ -1,4 +1,4 @@
-"""What a person sees."""
+"""Progress of a run on terminals and elsewhere."""
 
 import io
 
@@ -42,7 +42,7 @@ def written(of: Console) -> str:
     return of.file.getvalue()
 
 
-def test_a_line_has_the_numbers_that_people_look_at(clock: Clock):
+def test_a_line_has_the_most_important_numbers(clock: Clock):
     out = console()
     with StepProgress("demo", 10, console=out) as progress:
         clock.now += 6
@@ -62,7 +62,7 @@ def test_the_last_held_out_accuracy_stays_in_view(clock: Clock):
     assert "held-out 0.50" in written(out).splitlines()[-1]
 
 
-def test_elsewhere_than_on_a_terminal_lines_are_rare_but_the_last_step_has_one(clock: Clock):
+def test_lines_without_a_terminal_are_rare_but_the_last_step_has_one(clock: Clock):
     out = console()
     with StepProgress("demo", 5, console=out) as progress:
         for step in range(1, 6):
@@ -71,7 +71,7 @@ def test_elsewhere_than_on_a_terminal_lines_are_rare_but_the_last_step_has_one(c
     assert [line.split()[2] for line in written(out).splitlines()] == ["1/5", "4/5", "5/5"]
 
 
-def test_the_time_left_of_a_resumed_run_counts_the_steps_of_this_sitting(clock: Clock):
+def test_the_time_left_of_a_resumed_run_counts_the_steps_of_this_session(clock: Clock):
     out = console()
     with StepProgress("demo", 100, done=90, console=out) as progress:
         for step in (91, 92):
@@ -89,13 +89,13 @@ def test_one_slow_step_does_not_change_the_time_left(clock: Clock):
     assert written(out).endswith("0:40 left\n")
 
 
-def test_titles_and_messages_are_shown_as_they_are():
+def test_titles_and_messages_are_printed_verbatim():
     out = console()
     StepProgress("run[1]", 5, console=out).say("a [bold]path[/bold] 1/2")
     assert written(out) == "run[1]: a [bold]path[/bold] 1/2\n"
 
 
-def test_a_terminal_gets_a_bar_that_goes_away():
+def test_a_terminal_has_a_bar_that_disappears():
     out = console(terminal=True)
     with StepProgress("demo", 2, console=out) as progress:
         progress.update(1, LINE)
@@ -104,7 +104,7 @@ def test_a_terminal_gets_a_bar_that_goes_away():
     assert "step 2/2" not in written(out)
 
 
-def test_what_is_counted_may_have_a_name_and_come_many_at_a_time(clock: Clock):
+def test_the_unit_has_a_name_and_may_increase_in_large_steps(clock: Clock):
     out = console()
     with StepProgress("eval", 100, console=out, unit="problem") as progress:
         clock.now += 10

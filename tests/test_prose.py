@@ -1,4 +1,4 @@
-"""The checks of the English: what each rule finds and what it leaves alone; code that only changes its words."""
+"""The checks of the English: what each rule finds and does not find; and code in which only words change."""
 
 import subprocess
 from pathlib import Path
@@ -86,18 +86,18 @@ def test_every_rule_has_cases():
 
 
 @pytest.mark.parametrize("rule", CASES)
-def test_a_rule_finds_what_it_is_for_and_nothing_near_it(rule):
+def test_a_rule_finds_its_pattern_and_nothing_similar(rule):
     kind, wrong, right = CASES[rule]
     assert [words for words in wrong if rule not in names(kind, words)] == []
     assert [words for words in right if rule in names(kind, words)] == []
 
 
-def test_a_finding_names_the_line_of_its_words():
+def test_a_finding_has_the_line_of_its_words():
     text = Text(Path("a.md"), 10, "markdown", "One.\n\n  It\n   goes on.")
     assert [str(found) for found in prose.findings(text)] == ['a.md:13: go on: \'goes on\'; "resume" or "continue"']
 
 
-def test_names_quotations_formulas_and_code_are_no_english():
+def test_names_quotations_formulas_and_code_are_not_checked():
     assert mask('`a` and ``b`` in "what they say", $x$') == "§ and § in §, §"
     source = "Text.\n\n```py\nbeforehand\n```\n\n> beforehand\n\n[a](beforehand.md) `before\nhand` end\n"
     words = markdown_text(Path("a.md"), source).words
@@ -150,7 +150,7 @@ def test_the_texts_of_a_file_and_their_kinds():
     ]
 
 
-def test_messages_are_read_in_src_only():
+def test_messages_are_read_only_in_src():
     kinds = {text.kind for text in python_texts(Path("tests/a.py"), SOURCE)}
     assert not kinds & {"message", "help", "test name"}
 
@@ -201,7 +201,7 @@ def test_code_that_changes_is_found(before, after):
     assert same_code.skeleton(before) != same_code.skeleton(after)
 
 
-def test_strings_that_may_be_names_are_pointed_out():
+def test_strings_that_may_be_names_are_reported():
     assert same_code.renamed('a["key"] = f"{b}.json"', 'a["keys"] = f"{b}.jsonl"') == [".json", ".jsonl", "key", "keys"]
     assert same_code.renamed('E("an old text")', 'E("a new text")') == []
 

@@ -1,4 +1,4 @@
-"""The public surface: what `import gvpo` promises, and that it promises it fast."""
+"""The public API: the names that `import gvpo` promises, and its import time."""
 
 import importlib
 import subprocess
@@ -22,7 +22,7 @@ PACKAGES = (
 )
 
 
-def test_the_public_surface_changes_only_on_purpose():
+def test_the_public_names_change_only_deliberately():
     assert set(gvpo.__all__) == {
         *("Completion", "Group", "PreferencePair", "Problem", "Verdict"),
         *("GvpoError", "GvpoWarning", "MissingLogprobs", "errors"),
@@ -40,7 +40,7 @@ def test_every_public_name_resolves():
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Each name once: constants, then classes, then functions, each by the alphabet."""
+    """Return the names once, in alphabetical order: constants, then classes, then functions."""
     return sorted(set(names), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
 
 
@@ -49,7 +49,7 @@ def test_public_names_are_sorted_and_unique():
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_list_what_they_export_in_order(package):
+def test_packages_list_their_exports_in_order(package):
     module = importlib.import_module(f"gvpo.{package}")
     assert list(module.__all__) == in_order(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
@@ -61,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def modules_after(code: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    """Return the top-level modules that a new interpreter has loaded after `code`."""
     report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
     finished = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, timeout=60

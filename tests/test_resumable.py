@@ -1,4 +1,4 @@
-"""Files that grow: what a crash leaves, and which settings may go on with them."""
+"""Files that grow: their contents after a crash, and the settings with which they resume."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def file_in(directory: Path, where: str) -> ResumableFile:
 
 
 @pytest.mark.parametrize("where", ["beside", "first line"])
-def test_rows_are_appended_and_read_back(where: str, tmp_path: Path):
+def test_rows_are_appended_and_read(where: str, tmp_path: Path):
     file = file_in(tmp_path, where)
     file.check(SETTINGS, resume=False)
     assert file.rows() == []
@@ -28,7 +28,7 @@ def test_rows_are_appended_and_read_back(where: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("where", ["beside", "first line"])
-def test_a_row_that_a_crash_tore_is_cut_before_the_next_one(where: str, tmp_path: Path):
+def test_an_incomplete_row_is_removed_before_the_next_one(where: str, tmp_path: Path):
     file = file_in(tmp_path, where)
     file.begin(SETTINGS, resume=False)
     file.append([{"id": 1}])
@@ -41,7 +41,7 @@ def test_a_row_that_a_crash_tore_is_cut_before_the_next_one(where: str, tmp_path
 
 
 @pytest.mark.parametrize("where", ["beside", "first line"])
-def test_other_settings_are_refused_by_name_and_nothing_is_written(where: str, tmp_path: Path):
+def test_error_about_other_settings_names_them_and_nothing_is_written(where: str, tmp_path: Path):
     file = file_in(tmp_path, where)
     file.begin(SETTINGS, resume=False)
     file.append([{"id": 1}])
@@ -60,7 +60,7 @@ def test_other_settings_are_refused_by_name_and_nothing_is_written(where: str, t
 @pytest.mark.parametrize(
     ("where", "message"), [("beside", "has no rows.settings.json next to it"), ("first line", "has no settings in its")]
 )
-def test_rows_of_unknown_origin_are_refused(where: str, message: str, tmp_path: Path):
+def test_error_about_rows_of_unknown_origin(where: str, message: str, tmp_path: Path):
     file = file_in(tmp_path, where)
     file.path.touch()
     with pytest.raises(RunError, match=message.replace(".", r"\.")):

@@ -14,7 +14,7 @@ from gvpo.runfiles import RolloutRow
 
 
 def strict(text: str) -> object:
-    """JSON as other programs read it: no NaN, no Infinity."""
+    """Return JSON as other programs read it, without NaN or Infinity."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
@@ -22,10 +22,10 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# Places
+# Writable paths
 
 
-def test_a_place_that_cannot_be_written_is_found_without_writing(tmp_path, monkeypatch):
+def test_an_unwritable_path_is_detected_without_writing(tmp_path, monkeypatch):
     runfiles.require_writable(tmp_path / "a/b/file.json")
     (tmp_path / "file").write_text("")
     runfiles.require_writable(tmp_path / "file")
@@ -34,7 +34,7 @@ def test_a_place_that_cannot_be_written_is_found_without_writing(tmp_path, monke
         runfiles.require_writable(tmp_path / "file/x")
     with pytest.raises(RunError, match=r"is a directory; name another place"):
         runfiles.require_writable(tmp_path)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # as the superuser is refused nothing
+    monkeypatch.setattr(os, "access", lambda *_: False)  # because the superuser may write everywhere
     with pytest.raises(RunError, match=r"is read-only; choose another"):
         runfiles.require_writable(tmp_path / "a/b/file.json", advice="choose another")
 
@@ -42,7 +42,7 @@ def test_a_place_that_cannot_be_written_is_found_without_writing(tmp_path, monke
 # Metrics lines
 
 
-def test_non_finite_metrics_are_null_and_named():
+def test_non_finite_metrics_are_null_and_listed():
     line = runfiles.metrics_line({"step": 3, "train/loss": math.nan, "train/grad_norm": -math.inf, "entropy": 0.5})
     assert line.endswith("\n")
     assert line.count("\n") == 1
@@ -64,7 +64,7 @@ def test_numpy_scalars_become_numbers():
     }
 
 
-def test_finite_line_names_nothing():
+def test_a_finite_line_has_no_list():
     assert runfiles.metrics_line({"step": 1}) == '{"step": 1}\n'
 
 
@@ -84,10 +84,10 @@ def test_json_of_odd_values_is_valid():
     [
         '{"step": 3, "lo',  # the process died in the middle of a line
         '{"step": 3}',  # ... just before its newline
-        "\0\0\0\0\n",  # ... and the file system filled what was never written
+        "\0\0\0\0\n",  # ... and the file system filled it with zeros
     ],
 )
-def test_torn_last_line_is_left_out_and_cut(tmp_path, torn):
+def test_an_incomplete_last_line_is_skipped_and_removed(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
     assert runfiles.read_metrics(path) == [{"step": 1}, {"step": 2}]
@@ -95,7 +95,7 @@ def test_torn_last_line_is_left_out_and_cut(tmp_path, torn):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_damage_in_the_middle_is_named(tmp_path):
+def test_error_about_damage_in_the_middle_names_the_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(RunError, match="line 2 is damaged"):
@@ -113,7 +113,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
         ("[" * 100_000 + '\n{"step": 2}\n', 2, 1),
     ],
 )
-def test_damage_before_the_checkpoint_is_named_and_nothing_is_cut(tmp_path, lines, step, damaged):
+def test_error_about_damage_before_the_checkpoint_names_the_line_and_nothing_is_removed(tmp_path, lines, step, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines)
     with pytest.raises(RunError, match=f"metrics.jsonl line {damaged} is damaged; remove that line"):
@@ -122,7 +122,7 @@ def test_damage_before_the_checkpoint_is_named_and_nothing_is_cut(tmp_path, line
 
 
 @pytest.mark.parametrize("step", [-1, 2])
-def test_damage_after_the_checkpoint_is_cut(tmp_path, step):
+def test_damage_after_the_checkpoint_is_removed(tmp_path, step):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\nnot json\n{"step": 4}\n')
     runfiles.truncate_metrics(path, step)
@@ -150,7 +150,7 @@ def test_missing_files_read_as_empty(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\0"])
-def test_damaged_json_is_named(tmp_path, text):
+def test_error_about_damaged_json_names_the_file(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
     with pytest.raises(RunError, match=r"summary\.json"):
@@ -161,7 +161,7 @@ def test_damaged_json_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace"])
-def test_failed_write_keeps_the_old_file_and_leaves_no_partial_one(tmp_path, monkeypatch, failing):
+def test_a_failed_write_keeps_the_old_file_and_no_partial_one(tmp_path, monkeypatch, failing):
     path = tmp_path / "summary.json"
     runfiles.write_json(path, {"steps": 1})
     monkeypatch.setattr(failing, full_disk)
@@ -214,7 +214,7 @@ FAILED = RolloutRow(
 )
 
 
-def test_rollouts_come_back_as_they_were(tmp_path):
+def test_rollouts_round_trip(tmp_path):
     path = runfiles.rollout_path(tmp_path, 10)
     runfiles.write_rollouts(path, [ROW, FAILED])
     first, second = runfiles.read_rollouts(path)
@@ -237,7 +237,7 @@ def test_rollout_file_has_the_documented_schema(tmp_path):
     assert types["sampler_logprobs"] == "list<element: float>"
 
 
-def test_a_file_without_a_schema_version_is_of_the_first_and_a_newer_one_is_refused(tmp_path):
+def test_a_file_without_a_schema_version_has_the_first_and_a_newer_one_is_an_error(tmp_path):
     from pyarrow import parquet
 
     path = tmp_path / "step-000001.parquet"
@@ -261,19 +261,19 @@ def test_some_columns(tmp_path):
     assert (row.reward, row.text, row.logprobs, row.weight) == (1.0, ROW.text, None, None)
 
 
-def test_no_rows_is_a_file_too(tmp_path):
+def test_a_file_without_rows(tmp_path):
     path = tmp_path / "step-000001.parquet"
     runfiles.write_rollouts(path, [])
     assert runfiles.read_rollouts(path) == []
 
 
-def test_text_that_is_not_unicode_is_kept_as_far_as_it_is(tmp_path):
+def test_text_that_is_not_unicode_is_kept_as_far_as_possible(tmp_path):
     path = tmp_path / "step-000001.parquet"
     runfiles.write_rollouts(path, [RolloutRow(**{**vars(FAILED), "text": "a\udc80b"})])
     assert runfiles.read_rollouts(path)[0].text == "a?b"
 
 
-def test_a_file_that_is_no_rollout_file_is_named(tmp_path):
+def test_error_about_a_file_that_is_not_a_rollout_file_names_it(tmp_path):
     path = tmp_path / "step-000001.parquet"
     with pytest.raises(RunError, match="step-000001"):
         runfiles.read_rollouts(path)

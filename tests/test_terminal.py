@@ -1,4 +1,4 @@
-"""Streams that stop taking text: a reader that is gone, a full disk, a closed descriptor."""
+"""Streams that stop accepting text: a closed pipe, a full disk, a closed descriptor."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def pipe_without_reader() -> TextIO:
     return os.fdopen(write, "w")
 
 
-def test_a_pipe_that_nobody_reads_takes_everything():
+def test_writing_to_a_pipe_without_a_reader_succeeds():
     with pipe_without_reader() as pipe:
         stream = Lasting(pipe, is_product=True)
         for _ in range(3):
@@ -30,17 +30,17 @@ def test_a_pipe_that_nobody_reads_takes_everything():
 
 
 @needs_full
-def test_a_full_disk_is_an_error_only_for_what_a_user_waits_for():
+def test_a_full_disk_is_an_error_only_for_the_product():
     with FULL.open("w") as file:
         stream = Lasting(file)
         stream.write("words")
         stream.flush()
         with pytest.raises(OSError, match="No space"):
             Lasting(file, is_product=True).flush()
-        stream.end()  # what was written is dropped, and closing the file does not fail
+        stream.end()  # the text is dropped, and closing the file does not fail
 
 
-def test_progress_outlives_its_reader(monkeypatch: pytest.MonkeyPatch):
+def test_progress_survives_the_loss_of_its_reader(monkeypatch: pytest.MonkeyPatch):
     with pipe_without_reader() as pipe:
         monkeypatch.setattr(sys, "stderr", pipe)
         with StepProgress("run", 2) as progress:
@@ -48,7 +48,7 @@ def test_progress_outlives_its_reader(monkeypatch: pytest.MonkeyPatch):
             progress.say("still here")
 
 
-def test_streams_that_are_closed_take_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_closed_streams_drop_text(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     with lasting_streams():
@@ -72,7 +72,7 @@ def gvpo(command: str) -> int:
         pytest.param("gvpo data check rows.jsonl > /dev/full", 2, marks=needs_full),
     ],
 )
-def test_exit_codes_of_commands_whose_output_goes_nowhere(
+def test_exit_codes_of_commands_whose_output_is_lost(
     command: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "What is one and one?"}\n')

@@ -1,4 +1,4 @@
-"""The table of objectives: what settings alone can know of them."""
+"""The table of objectives: the facts that settings can use without torch."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from gvpo.config.objectives import INPUT_OF, learning_from, taking
 from gvpo.errors import ConfigError
 
 
-def test_the_names_and_what_they_learn_from():
+def test_names_and_kinds_of_data():
     assert {name: spec.learns_from for name, spec in OBJECTIVES.items() if spec.learns_from != "groups"} == {
         "dpo": "pairs",
         "epa": "pairs",
@@ -18,7 +18,7 @@ def test_the_names_and_what_they_learn_from():
     assert {"gvpo", "grpo", "rloo", "gspo"} < set(learning_from("groups"))
 
 
-def test_an_unknown_name_is_refused_with_the_names_that_exist():
+def test_error_about_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"^objective.name='gpo' does not exist; choose one of .*, gvpo, poft"):
         resolve(TrainConfig(objective="gpo"))
 
@@ -33,30 +33,30 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist():
         ("multiplier_rate", ["constrained_grpo"]),
     ],
 )
-def test_a_setting_knows_the_objectives_that_take_it(setting, names):
+def test_objectives_that_accept_a_setting(setting, names):
     assert taking(setting) == names
 
 
 @pytest.mark.parametrize("setting", OBJECTIVE_KEYWORDS)
-def test_the_text_of_a_keyword_names_the_objectives_that_take_it(setting):
+def test_the_description_of_a_keyword_lists_its_objectives(setting):
     text = TrainConfig.model_fields[setting].description or ""
     assert taking(setting)
     assert text.endswith(f" ({', '.join(taking(setting))})")
 
 
-def test_inputs_that_are_made_from_settings_belong_to_an_objective():
+def test_inputs_from_settings_belong_to_an_objective():
     assert set(INPUT_OF) < set(OBJECTIVE_KEYWORDS)
     assert all(any(needed in spec.needs for spec in OBJECTIVES.values()) for needed in INPUT_OF.values())
 
 
-def test_the_reference_is_read_always_or_for_a_kl_term_alone():
+def test_the_reference_is_read_always_or_only_for_a_kl_term():
     assert find_objective("gvpo").reads_reference({})
     assert find_objective("grpo").reads_reference({"kl_coef": 0.1})
     assert not find_objective("grpo").reads_reference({"kl_coef": 0.0})
     assert not find_objective("sft").reads_reference({})
 
 
-def test_a_preset_has_the_facts_of_its_objective_and_defaults_of_its_own():
+def test_a_preset_has_the_facts_of_its_objective_and_its_own_defaults():
     grpo, dapo = find_objective("grpo"), find_objective("dapo")
     assert (dapo.needs, dapo.min_group) == (grpo.needs, grpo.min_group)
     assert {key for key, value in dapo.keywords.items() if value != grpo.keywords[key]} == {"clip_high", "reduction"}

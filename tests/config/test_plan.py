@@ -1,4 +1,4 @@
-"""From settings to a plan: what is resolved, what is refused, and what is said."""
+"""From settings to a plan: resolved values, errors and notices."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from tests.training.toy import config
 
 MODEL = Given(model=True)
 NEEDED = {"gsspo": {"segment_at": "1"}, "constrained_grpo": {"costs": {"share": 0.1}}}
-"""Without these an objective has nothing to work on."""
+"""Settings without which an objective cannot start."""
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -72,7 +72,7 @@ def test_the_source_of_groups_decides_the_reference(
         ({"lora_rank": 2, "lora_path": "a"}, r"set lora.rank \(a new adapter\) or lora.path, not both"),
     ],
 )
-def test_settings_that_cannot_work_are_an_error_that_names_the_key(settings: dict[str, Any], message: str):
+def test_error_about_impossible_settings_names_the_key(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message) as caught:
         resolve(config(**settings), MODEL)
     assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_settings_that_cannot_work_are_an_error_that_names_the_key(settings: dic
         ),
     ],
 )
-def test_what_is_passed_counts_too(settings: dict[str, Any], given: Given, message: str):
+def test_rules_apply_to_passed_arguments_as_well(settings: dict[str, Any], given: Given, message: str):
     with pytest.raises(ConfigError, match=message):
         resolve(TrainConfig(**settings), given)
 
@@ -107,7 +107,7 @@ def test_what_is_passed_counts_too(settings: dict[str, Any], given: Given, messa
         ({"sample_groups": 4}, "logged groups are finite"),
     ],
 )
-def test_settings_that_rarely_mean_what_they_say_give_one_notice(settings: dict[str, Any], message: str):
+def test_settings_with_an_unexpected_effect_give_one_notice(settings: dict[str, Any], message: str):
     plan = resolve(TrainConfig(**settings), MODEL)
     (notice,) = [each for each in plan.notices if "no effect" not in each]
     assert re.search(message, notice)
@@ -117,7 +117,7 @@ def test_settings_that_rarely_mean_what_they_say_give_one_notice(settings: dict[
     "settings",
     [{"groups_per_update": 2}, {"reference": "initial"}, {"objective": "sft"}, {"objective": "rloo", "passes": 1}],
 )
-def test_other_settings_give_none(settings: dict[str, Any]):
+def test_other_settings_give_no_notice(settings: dict[str, Any]):
     assert resolve(TrainConfig(**settings), MODEL).notices == ()
 
 
@@ -134,7 +134,7 @@ def test_updates_per_step(settings: dict[str, int], updates: int):
     assert updates_per_step(config(**settings)) == updates
 
 
-def test_a_warm_start_has_its_own_settings_shares_some_and_has_defaults_for_all_others():
+def test_a_warm_start_has_its_own_settings_some_shared_ones_and_defaults_otherwise():
     given = {"task": "addition", "train_data": "own.jsonl", "beta": 0.3, "passes": 2, "seed": 3, "adam_beta2": 0.95}
     run = TrainConfig(**given, warm_start_steps=4, warm_start_batch=8, warm_start_learning_rate=0.5)
     stage = warm_start_settings(run)
@@ -155,6 +155,6 @@ def test_a_plan_has_the_warm_start_as_a_stage_inside_the_run_directory():
     assert resolve(run, MODEL).warm_start is None
 
 
-def test_nothing_is_imported_for_it():
+def test_resolving_does_not_import_torch():
     code = "import sys; from gvpo.config import TrainConfig, resolve; resolve(TrainConfig(model_path='m'))"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)

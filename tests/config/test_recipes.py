@@ -1,4 +1,4 @@
-"""Every shipped recipe loads, its objective builds, and what it names exists."""
+"""Every shipped recipe loads, its objective builds, and the names in it exist."""
 
 import re
 
@@ -20,7 +20,7 @@ def recipe(name: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_it_loads_and_comes_back_from_a_run_directory(name: str):
+def test_it_survives_a_run_directory(name: str):
     config = recipe(name)
     assert restore_config(dump_config(config)).to_recipe() == config.to_recipe()
 
@@ -43,7 +43,7 @@ def test_its_rewards_and_its_task_exist(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if recipe(name).vocabulary and recipe(name).task])
-def test_a_fresh_tokenizer_spells_its_prompts_and_answers_and_they_fit(name: str):
+def test_a_new_tokenizer_can_encode_its_prompts_and_answers_and_they_fit(name: str):
     config = recipe(name).replace(train_problems=200, warm_start_demonstrations=200)
     tokenizer = fresh_tokenizer(config.vocabulary or [])
     problems = [*training_problems(config, None), *held_out_problems(config, None)]
@@ -56,8 +56,8 @@ def test_a_fresh_tokenizer_spells_its_prompts_and_answers_and_they_fit(name: str
     assert max(len(item.prompt) for item in prompts) <= room
 
 
-def test_the_demo_is_gvpo_proper_and_its_rival_differs_in_the_objective_alone():
-    """With reference "previous" and one update a rollout GVPO would be RLOO."""
+def test_the_demo_is_real_gvpo_and_rloo_differs_only_in_the_objective():
+    """With reference "previous" and one update per rollout GVPO would be RLOO."""
     demo, rival = recipe("demo"), recipe("demo/rloo")
     assert demo.objective == "gvpo"
     assert demo.reference != "previous" or updates_per_step(demo) > 1
@@ -66,7 +66,7 @@ def test_the_demo_is_gvpo_proper_and_its_rival_differs_in_the_objective_alone():
     assert differing == ["objective"]
 
 
-def test_the_offline_arms_train_on_the_same_samples_each_at_its_own_learning_rate():
+def test_the_offline_arms_use_the_same_samples_and_different_learning_rates():
     gvpo, grpo = recipe("demo/offline"), recipe("demo/offline-grpo")
     assert (gvpo.objective, grpo.objective) == ("gvpo", "grpo")
     assert gvpo.sample_groups == grpo.sample_groups == 1920
@@ -75,7 +75,7 @@ def test_the_offline_arms_train_on_the_same_samples_each_at_its_own_learning_rat
     assert gvpo.replace(learning_rate=grpo.learning_rate).to_recipe()["train"] == grpo.to_recipe()["train"]
 
 
-def test_the_arms_of_the_mixture_differ_in_the_objective_and_in_what_happens_to_experts():
+def test_the_arms_of_the_mixture_differ_in_the_objective_and_the_routing():
     base = recipe("moe")
     arms = {name: recipe(f"moe/{name}") for name in ("grpo", "grpo-replay", "gvpo")}
     assert (base.objective, base.routing, updates_per_step(base)) == ("gspo", "watch", 2)
@@ -99,7 +99,7 @@ def test_a_cost_has_a_limit_and_no_weight():
     assert all(weights[name] == 0 for name in constrained.costs)
 
 
-def test_an_exclusion_lets_worked_answers_through():
+def test_the_exclusion_allows_worked_answers():
     config = recipe("exclusion").replace(warm_start_demonstrations=200)
     (item,) = config.sampling_allow
     tokenizer = fresh_tokenizer(config.vocabulary or [])
@@ -109,8 +109,8 @@ def test_an_exclusion_lets_worked_answers_through():
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_its_settings_are_all_read(name: str):
-    """With the data that a recipe leaves to its user."""
+def test_all_its_settings_have_an_effect(name: str):
+    """Assume the data that a recipe expects from its user."""
     config = recipe(name)
     learns_from = find_objective(config.objective).learns_from
     held_out = "pairs" if learns_from != "groups" else "problems"

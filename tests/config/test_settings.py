@@ -1,4 +1,4 @@
-"""Settings: recipes in sections, the flat TrainConfig, layers of them, and errors that name the nearest key."""
+"""Settings: recipes in sections, the flat TrainConfig, layers, and errors that suggest the nearest key."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_sections_and_flat_fields_map_one_to_one():
         "sampling.group_size",
     ],
 )
-def test_keys_that_everything_relies_on(dotted):
+def test_keys_that_other_code_uses(dotted):
     assert dotted in FIELDS
 
 
@@ -72,12 +72,12 @@ def test_impossible_settings_name_the_key(settings, message):
         ({"steps": 3}, "unknown setting 'steps'"),
     ],
 )
-def test_unknown_recipe_keys_name_the_nearest(recipe, message):
+def test_error_about_an_unknown_key_suggests_the_nearest(recipe, message):
     with pytest.raises(ConfigError, match=message):
         flatten(recipe)
 
 
-def test_an_override_without_a_value_says_how_to_write_one():
+def test_error_about_an_override_without_a_value_shows_an_example():
     with pytest.raises(ConfigError, match=r"section\.key=value"):
         parse_overrides(["objective.beta"])
 
@@ -89,7 +89,7 @@ def test_a_recipe_extends_another(tmp_path):
     assert (config.steps, config.learning_rate, config.seed) == (9, 0.1, 3)
 
 
-def test_another_objective_leaves_the_keywords_of_the_first_behind():
+def test_another_objective_drops_the_keywords_of_the_first():
     below = {"objective": "gvpo", "beta": 0.2, "reference": "initial", "steps": 3}
     assert layer(below, {"objective": "rloo"}) == {"objective": "rloo", "reference": "initial", "steps": 3}
     assert layer(below, {"objective": "gvpo"})["beta"] == 0.2
@@ -109,14 +109,14 @@ def test_errors_in_a_recipe_name_the_file(tmp_path):
         read_recipe(path)
 
 
-def test_replace_checks_again():
+def test_replace_validates_again():
     config = TrainConfig(prompts_per_step=4)
     assert config.replace(steps=3).steps == 3
     with pytest.raises(ConfigError):
         config.replace(groups_per_update=0)
 
 
-def test_a_single_value_is_a_list_of_one_where_the_setting_is_a_list():
+def test_a_single_value_for_a_list_is_a_list_of_one():
     pairs = ["rewards.funcs=math_answer", "rewards.weights=0.5", "sampling.allow=Hangul, digits"]
     found = parse_overrides(pairs)
     assert found == {"reward_funcs": ["math_answer"], "reward_weights": [0.5], "sampling_allow": ["Hangul, digits"]}
@@ -141,6 +141,6 @@ def test_a_key_inside_a_table_sets_that_key_only(tmp_path):
 
 
 @pytest.mark.parametrize("pair", ["rewards.funcs.first=a", "rewards.options.=1", "rewards.optoins.a.b=1", "data=1"])
-def test_a_key_inside_what_is_not_a_table_is_unknown(pair):
+def test_a_key_inside_a_setting_that_is_not_a_table_is_unknown(pair):
     with pytest.raises(ConfigError, match="unknown setting"):
         parse_overrides([pair])

@@ -1,4 +1,4 @@
-"""Settings without an effect, and held-out rows that are trained on: a warning each."""
+"""Settings without an effect, and held-out rows that are also training rows: one warning each."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ PASSED = Given(train="problems", held_out="problems", rewards=True, model=True)
 ALONE = Given(model=True)
 SFT = {"objective": "sft"}
 CASES: list[tuple[dict[str, Any], Given, str]] = [
-    # without what they are for
+    # settings of a feature that is off
     ({"task_options": {"digits": 3}}, ONLINE, "data.task_options has no effect: data.task is not set"),
     (
         {"objective": "grpo", "reference": "initial"},
@@ -29,7 +29,7 @@ CASES: list[tuple[dict[str, Any], Given, str]] = [
     ({"task": "addition", "warm_start_steps": 2}, ONLINE, "warm_start.steps has no effect: the model that was passed"),
     ({"steps": 3, "epochs": 2}, ONLINE, "train.steps has no effect: train.epochs determines"),
     ({"patience": 2}, ONLINE, "eval.patience has no effect: eval.every is 0"),
-    # another source counts
+    # another source takes precedence
     ({"train_data": "a.jsonl"}, PASSED, "data.train has no effect"),
     ({"eval_data": "a.jsonl"}, PASSED, "data.eval has no effect"),
     # nothing is sampled
@@ -42,11 +42,11 @@ CASES: list[tuple[dict[str, Any], Given, str]] = [
     ({"eval_every": 4, "eval_problems": 0, **SFT}, ONLINE, "eval.every has no effect: there is no held-out data"),
 ]
 EFFECTIVE: list[tuple[dict[str, Any], Given]] = [
-    ({"task_options": {}}, ONLINE),  # set, and as it would be anyway
+    ({"task_options": {}}, ONLINE),  # set to its default
     ({"reference": "auto", "top_p": 1.0, **SFT}, ALONE),
     ({"task": "addition", "task_options": {"digits": 3}}, ONLINE),
     ({"reference": "initial", "group_size": 4, "max_tokens": 4, "reward_funcs": ["math_answer"]}, ONLINE),
-    ({"top_p": 0.9, **SFT}, ONLINE),  # in evaluation
+    ({"top_p": 0.9, **SFT}, ONLINE),  # used in evaluation
     ({"eval_every": 4, "patience": 1, **SFT}, Given(held_out="pairs", model=True)),
     ({"eval_every": 4, "eval_groups": "a.jsonl", **SFT}, ALONE),
     ({"task": "addition", "warm_start_options": {"digits": 2}, "warm_start_demonstrations": 5, **SFT}, ALONE),
@@ -61,17 +61,19 @@ def said(settings: dict[str, Any], given: Given) -> list[str]:
 
 
 @pytest.mark.parametrize(("settings", "given", "message"), CASES)
-def test_a_setting_without_an_effect_is_named_with_the_reason(settings: dict[str, Any], given: Given, message: str):
+def test_notice_about_a_setting_without_an_effect_states_the_reason(
+    settings: dict[str, Any], given: Given, message: str
+):
     (one,) = said(settings, given)
     assert one.startswith(message)
 
 
 @pytest.mark.parametrize(("settings", "given"), EFFECTIVE)
-def test_settings_with_an_effect_or_at_their_default_are_not_named(settings: dict[str, Any], given: Given):
+def test_settings_with_an_effect_or_with_their_default_give_no_notice(settings: dict[str, Any], given: Given):
     assert said(settings, given) == []
 
 
-def test_a_run_says_so_once_and_not_when_it_is_resumed(tmp_path: Path):
+def test_a_run_prints_its_notices_once_and_not_after_a_resume(tmp_path: Path):
     settings = {"objective": "grpo", "reference": "initial", "task_options": {"digits": 3}, "steps": 1}
     patterns = ["grpo uses no reference", r"data\.task is not set", "10 of 10 held-out prompts are training prompts"]
     with noticed(*patterns) as said, stopped_at(1):
@@ -91,18 +93,18 @@ OFFLINE = {"objective": "dpo", "reference": "auto", "reward_funcs": [], "steps":
     [
         (ROWS, ROWS[:4], {}, "4 of 4"),  # the same rows
         (ROWS[:7], [dict(row) for row in ROWS[5:]], {}, "2 of 5"),  # some of them
-        (PAIRS[:6], PAIRS[4:], OFFLINE, "2 of 6"),  # answers that are compared
+        (PAIRS[:6], PAIRS[4:], OFFLINE, "2 of 6"),  # compared answers
         ([{"prompt": "1", "completion": "1"}], ROWS[:2], {"objective": "sft", "reference": "auto"}, "1 of 2"),
     ],
 )
-def test_held_out_prompts_that_are_trained_on_are_counted(
+def test_held_out_prompts_among_the_training_prompts_are_counted(
     data: Any, held: Any, settings: dict[str, Any], shared: str, tmp_path: Path
 ):
     with noticed(f"{shared} held-out prompts are training prompts too"):
         trainer(tmp_path, data=data, held=held, **{"steps": 1, **settings}).train()
 
 
-def test_other_held_out_prompts_are_no_cause_to_warn(tmp_path: Path):
+def test_other_held_out_prompts_give_no_notice(tmp_path: Path):
     with noticed() as said:
         trainer(tmp_path, data=ROWS[:5], held=ROWS[5:], steps=1).train()
     assert said == []
