@@ -1,4 +1,4 @@
-# `make demo` trains a model; `make test` runs the fast suite. Each target sets up what it needs in .venv.
+# `make demo` trains a model; `make test` runs the fast suite. Each target installs its dependencies in .venv.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ SITE := $(VENV)/.site
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
-setup: $(READY)  ## create .venv and install gvpo with what its tests need
+setup: $(READY)  ## create .venv and install gvpo with its test dependencies
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gvpo needs Python 3.11 or newer: make PYTHON=python3.12 setup"; exit 1; }
@@ -20,19 +20,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train a small model by GVPO on column addition, into runs/demo (or the next free number)
+demo: $(READY)  ## train a small model with GVPO on column addition, in runs/demo (or the next free number)
 	$(BIN)/gvpo train demo
 
-demo-rloo: $(READY)  ## the same by RLOO, the demo's rival arm
+demo-rloo: $(READY)  ## train the demo with RLOO instead
 	$(BIN)/gvpo train demo/rloo
 
-test: $(READY)  ## the fast tests
+test: $(READY)  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(READY)  ## the slow tests: three seeds of the demo, the wheel in an empty environment
+test-slow: $(READY)  ## run the slow tests: three seeds of the demo, the wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY)  ## format, lint and types
+check: $(READY)  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -44,7 +44,7 @@ format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## rewrite docs/reference/configuration.md from the settings and the tables of objectives from theirs
+docs: $(READY)  ## rewrite docs/reference/configuration.md and the tables of objectives from the code
 	$(BIN)/python tools/configuration_page.py
 	$(BIN)/python tools/objectives_table.py
 
@@ -55,7 +55,7 @@ $(SITE): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
-bench: bench-update bench-curves bench-sampling bench-step  ## measure against TRL and transformers: tables into docs/internals/benchmarks.md, JSON into runs/bench
+bench: bench-update bench-curves bench-sampling bench-step  ## compare with TRL and transformers; write tables into docs/internals/benchmarks.md and JSON into runs/bench
 
 bench-update: $(PEERS)
 	$(BIN)/python benchmarks/update_vs_trl.py --page docs/internals/benchmarks.md --json runs/bench/update.json
@@ -69,7 +69,7 @@ bench-step: $(PEERS)
 bench-curves: $(READY)
 	$(BIN)/python benchmarks/update_curves.py --page docs/internals/benchmarks.md --json runs/bench/curves.json
 
-bench-gpu: $(READY)  ## the same on a GPU, in at most 8 minutes: exactness, then speed
+bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactness, then speed
 	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json
 
 $(PEERS): $(READY)
@@ -79,5 +79,5 @@ $(PEERS): $(READY)
 wheel: $(READY)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
-clean:  ## remove what was built; .venv and runs/ stay
+clean:  ## remove build files; keep .venv and runs/
 	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache

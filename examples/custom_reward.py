@@ -1,6 +1,6 @@
-"""A reward of your own, and a trainer: TRL's signature, so that functions move over unchanged.
+"""Your own reward functions and a trainer; the signature is TRL's, so functions can be moved over unchanged.
 
-`python examples/custom_reward.py` makes a small model, trains it for some steps and says where the run lies.
+`python examples/custom_reward.py` trains a small, randomly initialized model and prints the location of the run.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from gvpo.model.fresh_tokenizer import fresh_tokenizer
 
 
 def rising(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-    """The share of neighbours that rise; completions too short to judge get None, which abstains."""
+    """Return the fraction of neighbours that rise, or None (no reward) for completions that are too short."""
     return [_rising_share(text) if len(text) > 1 else None for text in completions]
 
 
@@ -23,7 +23,8 @@ def _rising_share(text: str) -> float:
 
 
 def starts_with(prompts: list[str], completions: list[str], first: list[str], **columns: Any) -> list[float]:
-    """Whether a completion starts as the data set's column `first` says: columns arrive as lists, one value a row."""
+    """Return 1 for completions that start with the text of the dataset's column `first`; a column is a list with one
+    value per row."""
     return [float(text.startswith(wanted)) for text, wanted in zip(completions, first, strict=True)]
 
 

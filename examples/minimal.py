@@ -1,6 +1,6 @@
-"""The whole of GVPO on one page: sample groups, reward them, score the reference, update.
+"""All of GVPO on one page: sample groups, reward them, score the reference, update.
 
-The task: after a digit, write that digit again. The model starts from random weights: all it learns comes from rewards.
+The task is to write a given digit again. The model is randomly initialized, so everything it learns comes from rewards.
 """
 
 import copy
@@ -40,12 +40,12 @@ params = gvpo.SamplingParams(group_size=8, max_tokens=4)
 
 
 def reward(digit: str, text: str | None) -> float:
-    """The share of four places that hold the digit."""
+    """Return the fraction of four positions that contain the digit."""
     return (text or "").count(digit) / 4
 
 
 def attach(group: gvpo.Group, logprobs: list[torch.Tensor]) -> gvpo.Group:
-    """The group with each completion's log-probs under the reference."""
+    """Return the group with each completion's log-probs under the reference."""
     rows = [dataclasses.replace(c, ref_logprobs=ref) for c, ref in zip(group.completions, logprobs, strict=True)]
     return dataclasses.replace(group, completions=rows)
 

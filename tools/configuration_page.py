@@ -1,6 +1,6 @@
-"""Writes docs/reference/configuration.md from the settings themselves, so that the page cannot be wrong.
+"""Write docs/reference/configuration.md from the settings, so that the page always agrees with them.
 
-`python tools/configuration_page.py` writes it; tests/test_docs.py fails while it is out of date.
+`python tools/configuration_page.py` writes it; tests/test_docs.py fails if it is out of date.
 """
 
 import types

@@ -1,7 +1,7 @@
 """Build the documentation site in build/site from the same pages that the repository shows.
 
-`make docs-site` runs it. The order of the pages is that of docs/README.md. Links between pages are relative to the
-repository, so the pages are copied in the same layout first. A broken link or anchor ends the build with an error.
+`make docs-site` runs it. The pages have the order of docs/README.md. Links between pages are relative to the
+repository, so the pages are copied in the same layout first. A broken link or anchor is an error.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Write the table of objectives into every page that has a place for it, from `gvpo.config.OBJECTIVES`.
 
 `python tools/objectives_table.py` writes it between the markers `<!-- objectives -->` and `<!-- /objectives -->`;
-tests/test_docs.py fails while it is out of date.
+tests/test_docs.py fails if it is out of date.
 """
 
 import os
@@ -23,7 +23,7 @@ def pages() -> list[Path]:
 
 
 def filled(page: Path) -> str:
-    """Return a page's text with the table as it is now."""
+    """Return a page's text with the current table."""
     table = "\n".join(["", *_rows(page.parent), "", ""])
     return MARKED.sub(lambda _: table, page.read_text(encoding="utf-8"))
 

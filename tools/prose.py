@@ -1,9 +1,9 @@
-"""Find English that CONTRIBUTING.md asks us not to write, where a machine can decide it.
+"""Find English that CONTRIBUTING.md asks us not to write, as far as a program can decide it.
 
 `python -m tools.prose` prints `path:line: rule: text` for each finding and exits with 1 if there is one; `--count`
 prints a table of rules and folders instead, and paths limit both to some files. A rule that is wrong on more than one
-text in twenty does not belong here. Some things that we avoid cannot be decided and are left to readers: a sentence
-without a verb, "where" for "if", a colon in place of a verb, a term that is not the field's own.
+text in twenty does not belong here. Some violations need a reader: a sentence without a verb, "where" for "if", a colon
+in place of a verb, a term that is not the field's own.
 """
 
 import argparse
@@ -70,7 +70,7 @@ _PARTICIPLES = (
 
 
 class Rule(NamedTuple):
-    """A pattern, the kinds of text that it applies to, and what to write instead. A space matches any white space."""
+    """A pattern, the kinds of text that it applies to, and the replacement. A space matches any white space."""
 
     name: str
     kinds: tuple[str, ...]
@@ -87,7 +87,7 @@ class Finding(NamedTuple):
     words: str
 
     def __str__(self) -> str:
-        """Return the line that is printed."""
+        """Return the finding as one line."""
         return f"{self.path}:{self.line}: {self.rule.name}: {self.words!r}; {self.rule.instead}"
 
 
@@ -186,7 +186,7 @@ _PATTERNS = [(rule, re.compile(rule.pattern.replace(" ", r"\s"), re.MULTILINE)) 
 
 
 def findings(text: Text) -> Iterator[Finding]:
-    """Yield what the rules find in a text."""
+    """Yield the findings of the rules in a text."""
     words = _even(text.words)
     for rule, pattern in _PATTERNS:
         if text.kind in rule.kinds:
@@ -196,7 +196,7 @@ def findings(text: Text) -> Iterator[Finding]:
 
 
 def _even(words: str) -> str:
-    """Make each run of white space one sign, and keep the line breaks."""
+    """Replace each run of white space by one character, and keep the line breaks."""
     return re.sub(r"[ \t]+", " ", re.sub(r"[ \t]*\n[ \t]*", "\n", words))
 
 
@@ -219,9 +219,9 @@ def _folder(path: Path) -> str:
 def main(arguments: list[str]) -> int:
     """Print the findings, or the table of their numbers; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.prose", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("paths", nargs="*", type=Path, help="Files or folders to report on; default all")
-    parser.add_argument("--count", action="store_true", help="Print the numbers of findings only")
-    parser.add_argument("--at-most", type=int, default=0, metavar="N", help="Number of findings that is no failure yet")
+    parser.add_argument("paths", nargs="*", type=Path, help="Files or folders to report on (default: all)")
+    parser.add_argument("--count", action="store_true", help="Print only the numbers of findings")
+    parser.add_argument("--at-most", type=int, default=0, metavar="N", help="Maximum number of findings that pass")
     parser.add_argument("--root", type=Path, default=ROOT, help="Directory of the repository")
     options = parser.parse_args(arguments)
     wanted = {(options.root / path).resolve() for path in options.paths or ["."]}

@@ -1,9 +1,9 @@
-"""Show that a change of the English changed no code: compare syntax trees without strings and comments.
+"""Show that a change of the English did not change the code: compare syntax trees without strings and comments.
 
 `python -m tools.same_code BASE` compares the Python files of src between the git revision BASE and the working tree,
-and exits with 1 if one differs. Docstrings may come and go; the text of other strings may change, and so may the names
-of tests and the order of the expressions in an f-string. A changed string without a space is printed too, since it may
-be a key or a path.
+and exits with 1 if one differs. Docstrings may be added and removed. The text of other strings may change, and so may
+the names of tests and the order of the expressions in an f-string. A changed string without a space is also printed,
+since it may be a key or a path.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class _WithoutWords(ast.NodeTransformer):
         return ast.JoinedStr(sorted(values, key=ast.dump)) if values else ast.Constant("")
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Forget the name of a test."""
+        """Ignore the name of a test."""
         node.name = re.sub(r"^test_.*", "test_", node.name)
         return self.generic_visit(node)
 
@@ -48,7 +48,7 @@ def skeleton(source: str) -> str:
 
 
 def renamed(before: str, after: str) -> list[str]:
-    """Return the strings without a space, perhaps keys or paths, that only one of two sources contains."""
+    """Return strings without a space, perhaps keys or paths, that are in only one of two sources."""
     old, new = _names(before), _names(after)
     return sorted({*(old - new), *(new - old)})
 
@@ -59,7 +59,7 @@ def _names(source: str) -> Counter[str]:
 
 
 def compare(root: Path, base: str, folders: list[str]) -> tuple[list[str], list[str]]:
-    """Return the Python files whose code is not that of the revision `base`, and notes on strings to look at."""
+    """Return the Python files whose code differs from that of the revision `base`, and notes on strings to look at."""
     changed = _git(root, "diff", "--name-only", "--no-renames", base, "--", *folders).splitlines()
     changed += _git(root, "ls-files", "--others", "--exclude-standard", "--", *folders).splitlines()
     differing, notes = [], []

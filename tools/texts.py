@@ -1,7 +1,7 @@
 """Extract the English of the repository: docstrings, comments, messages, help texts, test names and Markdown.
 
-What is not English (`names`, "quotations", $formulas$, blocks of code) is replaced by a stand-in, so that no rule
-matches it. Line breaks are kept, so that a finding can name its line.
+A stand-in replaces parts that are not English (`names`, "quotations", $formulas$, blocks of code), so that no rule
+matches them. Line breaks are kept, so that a finding can name its line.
 """
 
 import ast
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOMS = ("src", "tests", "docs", "recipes", "benchmarks", "tools", "examples")
-"""The folders that are read, besides the Markdown files at the root."""
+"""The folders to read, in addition to the Markdown files in the root."""
 
 SUFFIXES = (".py", ".md", ".toml", ".sh")
 
 STAND_IN = "§"
-"""The sign that replaces a name, a formula or a quotation."""
+"""The character that replaces a name, a formula or a quotation."""
 
 _LITERAL = re.compile(r"``[^`]+``|`(?:[^`\n]|\n(?! *\n))+`|\$\$[^$]+\$\$|\$[^$\n]+\$|\"[^\"\n]*\"|“[^”]*”")
 _BLOCK = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1 *$|<!--.*?-->|^ *>.*?$|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ _HELP = ("help", "description")
 class Text(NamedTuple):
     """One text of a file.
 
-    `kind` is "module", "class", "function", "property", "test" or "constant" for a docstring, or else "comment",
+    `kind` is "module", "class", "function", "property", "test" or "constant" for a docstring, and otherwise "comment",
     "message", "help", "test name" or "markdown". `line` is the number of the first line of `words`.
     """
 
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 
 def texts(root: Path, wanted: set[Path]) -> Iterator[Text]:
-    """Yield the texts of the files of the repository at `root` that are among the wanted paths or below one."""
+    """Yield the texts of the files of the repository at `root` that are among the wanted paths or inside one."""
     for path in files(root):
         if not wanted & {path.resolve(), *path.resolve().parents}:
             continue
@@ -111,7 +111,7 @@ def _kind(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionD
 
 
 def _comments(name: Path, source: str) -> Iterator[Text]:
-    """Yield the comments; those on adjacent lines of their own are one text."""
+    """Yield the comments; adjacent lines that contain only a comment are one text."""
     for found in _TOKEN.finditer(source):
         if found["comment"]:
             line = source.count("\n", 0, found.start()) + 1

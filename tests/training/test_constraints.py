@@ -79,7 +79,7 @@ def test_multipliers_rise_while_a_cost_is_over_its_limit():
         ({"objective": "constrained_grpo"}, "constrained_grpo needs costs: set objective.costs"),
         ({"objective": "grpo", "costs": {"a": 0.1}}, "objective.costs is not for grpo, which uses no costs"),
         ({"objective": "gspo", "segment_at": "2"}, "objective.segment_at is not for gspo"),
-        ({"objective": "grpo", "multiplier_rate": 0.1}, "objective.multiplier_rate is for objective.costs"),
+        ({"objective": "grpo", "multiplier_rate": 0.1}, "objective.multiplier_rate needs objective.costs"),
         ({**COSTS, "costs": {"nothing": 0.1}}, "objective.costs names 'nothing', which is not one of digits"),
     ],
 )

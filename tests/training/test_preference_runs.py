@@ -270,7 +270,7 @@ def test_preferences_can_be_sampled_once_and_ranked_by_rewards(tmp_path: Path):
         ({"objective": "dpo", "weak_negatives": 1}, "data.weak_negatives is for epa; dpo has none"),
         ({"objective": "grpo", "chosen_by": "softmax"}, "data.chosen_by is for dpo and epa"),
         ({"objective": "dpo", "weak_weight": 0.5}, "objective.weak_weight is not a keyword of dpo"),
-        ({"objective": "dpo", "kl_in_reward": 0.5}, "kl_in_reward changes rewards and dpo has none"),
+        ({"objective": "dpo", "kl_in_reward": 0.5}, "kl_in_reward changes rewards, but dpo has none"),
         ({"objective": "dpo", "reference": "previous"}, "offline training does not sample"),
         ({"objective": "dpo", "keep_share": 0.5}, "data.keep_share is for poft and sft"),
     ],
