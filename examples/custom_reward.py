@@ -23,8 +23,7 @@ def _rising_share(text: str) -> float:
 
 
 def starts_with(prompts: list[str], completions: list[str], first: list[str], **columns: Any) -> list[float]:
-    """Return 1 for completions that start with the text of the dataset's column `first`; a column is a list with one
-    value per row."""
+    """Return 1 for completions that start with the text of the column `first`, which has one value per row."""
     return [float(text.startswith(wanted)) for text, wanted in zip(completions, first, strict=True)]
 
 

@@ -10,18 +10,18 @@ from gvpo.cli.main import main
 from gvpo.model.model import save_model
 from tests.training.toy import model, tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
 
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model that writes digits."""
+    """Save a model that writes digits."""
     monkeypatch.chdir(tmp_path)
     save_model(model(), tokenizer(), tmp_path / "model")
     return tmp_path / "model"
 
 
-def test_completions_are_of_what_is_allowed_with_their_weights(saved: Path, capsys: pytest.CaptureFixture[str]):
+def test_completions_are_allowed_and_have_weights(saved: Path, capsys: pytest.CaptureFixture[str]):
     words = ["decode", "model", "--prompt", "4", "--prompt", "12", "sampling.allow=[0-5]", "sampling.ban=text:11"]
     assert main([*words, "sampling.group_size=6", "sampling.max_tokens=5", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -36,7 +36,7 @@ def test_completions_are_of_what_is_allowed_with_their_weights(saved: Path, caps
         assert group[0]["weight"] / group[1]["weight"] == pytest.approx(ratio)
 
 
-def test_a_table_says_what_was_left(saved: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_table_shows_the_allowed_probability(saved: Path, capsys: pytest.CaptureFixture[str]):
     assert (
         main(["decode", "model", "--prompt", "4", 'sampling.allow=["text:77", "text:7"]', "sampling.group_size=3"]) == 0
     )
@@ -57,7 +57,7 @@ def test_a_table_says_what_was_left(saved: Path, capsys: pytest.CaptureFixture[s
         (["sampling.allow=digits", "sampling.group_size=0"], "sampling.group_size=0: Input should be greater than"),
     ],
 )
-def test_what_cannot_be_decoded_is_one_line(
+def test_error_about_invalid_decoding_is_one_line(
     saved: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ):
     assert main(["decode", "model", "--prompt", "4", *words]) == 2

@@ -32,7 +32,7 @@ def test_without_a_name_all_pages_are_listed(capsys):
     assert {"quickstart", "configuration", "objectives", "gvpo", "architecture"} <= set(listed)
 
 
-def test_a_misspelt_page_is_refused_with_the_nearest_name(capsys):
+def test_error_about_a_misspelled_page_suggests_the_nearest_name(capsys):
     assert main(["docs", "scalling"]) == 2
     assert "there is no page 'scalling'; did you mean 'scaling'?" in capsys.readouterr().err
 

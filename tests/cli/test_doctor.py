@@ -1,4 +1,4 @@
-"""`gvpo doctor`: what it finds, what it says of what is missing, and the plan's lines."""
+"""`gvpo doctor`: its findings, its remedies, and the lines of a plan."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def model(tmp_path):
     return str(tmp_path)
 
 
-def test_a_sound_installation_is_told_with_versions_and_devices(capsys, monkeypatch):
+def test_a_working_installation_is_shown_with_versions_and_devices(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -39,7 +39,7 @@ def test_a_sound_installation_is_told_with_versions_and_devices(capsys, monkeypa
     assert all(any(line.startswith(f"extra {extra}") for line in lines) for extra in ("dev", "lora", "math"))
 
 
-def test_a_broken_core_is_said_with_the_remedy_and_exit_code_2(capsys, monkeypatch):
+def test_a_broken_core_is_reported_with_a_remedy_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(doctor, "declared", lambda: iter([Requirement("no-such-thing", "1.0", "")]))
     assert main(["doctor"]) == 2
@@ -115,18 +115,18 @@ def test_a_model_that_fits(model, capsys):
         assert line in " ".join(out.split())
 
 
-def test_gradient_checkpointing_can_be_asked_for_or_is_said_to_be_needed(model, capsys):
+def test_gradient_checkpointing_can_be_requested_or_reported_as_needed(model, capsys):
     asked = plan(capsys, model, "--gpu", "h100", "model.gradient_checkpointing=true")
-    assert "model.gradient_checkpointing true as asked for" in " ".join(asked.split())
+    assert "model.gradient_checkpointing true as requested" in " ".join(asked.split())
     sizes = ("sampling.max_tokens=4096", "train.tokens_per_microbatch=8192", "objective.reference=previous")
     needed = plan(capsys, model, "--gpu", "h100", "--memory", "14", *sizes)
     assert "model.gradient_checkpointing true activations do not fit" in " ".join(needed.split())
 
 
-def test_one_that_does_not_fit_says_how_many_would(model, capsys):
+def test_a_model_that_does_not_fit_comes_with_the_number_of_devices(model, capsys):
     out = plan(capsys, model, "--gpu", "t4", "--memory", "6", "model.compute_dtype=float32")
     assert "does not fit" in out
-    assert re.search(r"sharded over \d+ it would", out)
+    assert re.search(r"it would fit if sharded over \d+", out)
     assert "Settings" not in out
 
 
@@ -147,7 +147,7 @@ def test_the_plan_for_this_machine(model, capsys):
         (["--plan", "{model}/.."], "has no config.json, so it is not a model"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(words, message, model, capsys):
+def test_error_about_an_invalid_plan_is_one_line(words, message, model, capsys):
     assert main(["doctor", *[word.format(model=model) for word in words]]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,4 +1,4 @@
-"""`gvpo eval`: from the words to the tables, with small models made here and with the real benchmarks' golds."""
+"""`gvpo eval`: from arguments to tables, with small models and with the reference answers of the real benchmarks."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CHECK = ["--data", str(REAL), "--check", "rewards.workers=2"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random model, the same one taught which digit comes next, and a benchmark of ten digits."""
+    """Create a directory with a random model, a copy trained to continue digits, and a benchmark of ten digits."""
     directory = tmp_path_factory.mktemp("eval")
     save_model(model(), tokenizer(), directory / "base")
     taught = model()
@@ -92,7 +92,7 @@ def test_one_sample_is_greedy(capsys: pytest.CaptureFixture[str]):
     assert "of several samples" not in capsys.readouterr().out
 
 
-def test_it_goes_on_and_another_model_joins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_it_resumes_and_accepts_another_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     words = ["eval", "base", *OWN, "eval.samples=2", "--out", "broken", "--save-every", "3"]
     sample = TransformersSampler.sample
     calls: list[int] = []
@@ -121,7 +121,7 @@ def test_it_goes_on_and_another_model_joins(monkeypatch: pytest.MonkeyPatch, cap
     assert len(summary("broken")["results"]) == 2
 
 
-def test_a_model_that_was_trained_on_meanwhile_is_another_model(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_model_that_was_trained_in_the_meantime_is_another_model(place: Path, capsys: pytest.CaptureFixture[str]):
     save_model(model(), tokenizer(), place / "moving")
     assert main(["eval", "moving", *OWN, "--out", "moved"]) == 0
     save_model(model(seed=1), tokenizer(), place / "moving")
@@ -129,7 +129,7 @@ def test_a_model_that_was_trained_on_meanwhile_is_another_model(place: Path, cap
     assert "was created with weights=" in capsys.readouterr().err
 
 
-def test_a_run_is_its_newest_checkpoint_and_responses_need_no_model():
+def test_a_run_stands_for_its_latest_checkpoint_and_responses_need_no_model():
     assert main(["eval", "run", *OWN, "--out", "of-run"]) == 0
     assert summary("of-run")["results"][0]["avg"]["mean"] == 1.0
     assert main(["eval", "--responses", "of-run/run", *OWN, "--out", "again"]) == 0
@@ -144,7 +144,7 @@ def test_a_run_is_its_newest_checkpoint_and_responses_need_no_model():
 
 @real
 def test_a_chat_model_on_real_questions(place: Path):
-    """Three templates, two benchmarks: prompts are made, sampled, judged and cut at the maximum length."""
+    """Use three templates and two benchmarks: prompts are built, sampled, scored and truncated."""
     chatty = byte_tokenizer(CHAT_TEMPLATE)
     save_model(tiny_model("llama", max_position_embeddings=4096), chatty, place / "chatty")
     for template, names in (("auto", "math500,gsm8k"), ("qwen-math", "gsm8k"), ("r1", "gsm8k")):
@@ -172,7 +172,7 @@ def test_a_chat_model_on_real_questions(place: Path):
 
 @real
 @pytest.mark.parametrize("names", [MATHS, pytest.param("mbpp,humaneval", marks=isolated)])
-def test_golds_are_right_and_wrong_answers_wrong(names: str, tmp_path: Path):
+def test_reference_answers_are_correct_and_wrong_answers_are_not(names: str, tmp_path: Path):
     pytest.importorskip("mpmath")
     assert main(["eval", "--benchmark", names, *CHECK, "--limit", "6", "--out", str(tmp_path / "out")]) == 0
     means = {(r["model"], r["benchmark"]): r["avg"]["mean"] for r in summary(str(tmp_path / "out"))["results"]}
@@ -184,7 +184,7 @@ def test_golds_are_right_and_wrong_answers_wrong(names: str, tmp_path: Path):
 @isolated
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_every_gold_of_every_benchmark(tmp_path: Path):
+def test_every_reference_answer_of_every_benchmark(tmp_path: Path):
     pytest.importorskip("mpmath")
     assert main(["eval", "--benchmark", ",".join(BENCHMARKS), *CHECK, "--out", str(tmp_path / "out")]) == 0
     for found in summary(str(tmp_path / "out"))["results"]:
@@ -197,7 +197,7 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--benchmark", "aime"], "there is nothing to evaluate: name a MODEL, or give --responses FILE or --check"),
+        (["--benchmark", "aime"], "there is nothing to evaluate: pass a MODEL, --responses FILE or --check"),
         (["base", "--benchmark", "aime"], "there is no benchmark 'aime'; did you mean 'aime24'?"),
         (["base", "--benchmark", "digits.jsonl"], "name its reward: rewards.funcs=NAME"),
         (["base", *OWN, 'rewards.funcs=["exact_match", "gsm8k"]'], "rewards.funcs has 2 rewards"),
@@ -207,22 +207,22 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         ),
         (["base", *OWN, "temprature=1"], "unknown setting 'temprature'; did you mean 'sampling.temperature'?"),
         (["base", *OWN, "sampling.top_p=2"], "sampling.top_p=2: Input should be less than or equal to 1"),
-        (["base", "--benchmark", ",", *OWN[2:]], "--benchmark names nothing; give a benchmark, or a file"),
+        (["base", "--benchmark", ",", *OWN[2:]], "--benchmark is empty; pass a benchmark, or a file"),
         (["base", *OWN, "eval.samples=0"], "eval.samples=0: Input should be greater than or equal to 1"),
         (
             ["base", *OWN, "--data", "digit=x.jsonl"],
             "--data digit=... does not name a benchmark; did you mean 'digits'?",
         ),
-        (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is scored by gsm8k; drop it"),
+        (["base", "--benchmark", "gsm8k", *OWN[2:]], "gsm8k is scored by gsm8k; remove it"),
         (
             ["base", *OWN[:2], "rewards.funcs=length_penalty"],
-            "the reward 'length_penalty' needs options, and eval has none",
+            "the reward 'length_penalty' needs options, which gvpo eval does not support",
         ),
         (
             ["base", *OWN[:2], "rewards.funcs=reward_model"],
-            "the reward 'reward_model' needs options, and eval has none",
+            "the reward 'reward_model' needs options, which gvpo eval does not support",
         ),
-        (["base", "base", *OWN], "base is named twice; name each once"),
+        (["base", "base", *OWN], "base is listed twice; list each once"),
         (["base", "./base", *OWN], "base and ./base would both write never/base/digits.jsonl"),
         (["base", *OWN, "--engine", "vlm"], "there is no engine 'vlm'"),
         (["base", *OWN, "eval.samples=2", "sampling.temperature=0"], "2 samples at temperature 0 are identical"),
@@ -238,10 +238,12 @@ def test_every_gold_of_every_benchmark(tmp_path: Path):
         (["nowhere/at/all", *OWN], "there is no directory 'nowhere/at/all'"),
     ],
 )
-def test_what_cannot_work_is_one_line(words: list[str], message: str | None, capsys: pytest.CaptureFixture[str]):
+def test_error_about_impossible_arguments_is_one_line(
+    words: list[str], message: str | None, capsys: pytest.CaptureFixture[str]
+):
     code = main(["eval", *words, "--out", "never"])
     shown = capsys.readouterr().err
-    if message is None:  # the directory has digits.jsonl, which holds no responses
+    if message is None:  # the directory has digits.jsonl, which contains no responses
         message = "digits.jsonl row 1 has no responses"
     *warnings, error = shown.splitlines()
     assert all(line.startswith("gvpo: warning: AutoTokenizer loads") for line in warnings), shown
@@ -259,7 +261,7 @@ def test_what_cannot_work_is_one_line(words: list[str], message: str | None, cap
         (["--save-every", "-1"], "argument --save-every: '-1' is not a whole number of at least 1"),
     ],
 )
-def test_flags_that_count_something_are_at_least_1(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_counts_in_flags_are_at_least_1(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["eval", "base", *OWN, *words])
     shown = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`gvpo generate`: groups that training takes as they are, answers to learn from, and what is refused."""
+"""`gvpo generate`: groups that training accepts unchanged, answers to learn from, and errors."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def small(run: str, **settings: Any) -> TrainConfig:
     return TrainConfig(run_dir=Path(run), **{**sizes, **settings})
 
 
-def test_training_takes_the_groups_as_they_are(capsys: pytest.CaptureFixture[str]):
+def test_training_accepts_the_groups_unchanged(capsys: pytest.CaptureFixture[str]):
     assert main([*JUDGED, "sampling.group_size=6", "--out", "groups.jsonl"]) == 0
     found = rows("groups.jsonl")
     assert [row["digit"] for row in found] == [row["digit"] for row in ROWS]
@@ -70,18 +70,18 @@ def test_training_takes_the_groups_as_they_are(capsys: pytest.CaptureFixture[str
     result = trainer.train()
     assert result["steps"] == 2
     line = json.loads(Path("offline/metrics.jsonl").read_text().splitlines()[0])
-    assert line["sampler/mismatch"] == pytest.approx(0, abs=1e-5)  # the policy has not moved since it sampled them
+    assert line["sampler/mismatch"] == pytest.approx(0, abs=1e-5)  # the policy has not changed since it sampled them
     assert line["reward/mean"] > 0
 
 
-def test_it_samples_as_a_run_would(place: Path):
-    """The same completions as the sampler draws for these ids, whatever the parts."""
+def test_it_samples_like_a_run(place: Path):
+    """The completions are those of the sampler for these ids, for any size of the parts."""
     assert main([*JUDGED, "sampling.group_size=3", "--out", "parts.jsonl", "--save-every", "1", "run.seed=5"]) == 0
     assert main([*JUDGED, "sampling.group_size=3", "--out", "once.jsonl", "run.seed=5"]) == 0
     assert [row["texts"] for row in rows("parts.jsonl")] == [row["texts"] for row in rows("once.jsonl")]
 
 
-def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixture[str]):
+def test_correct_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixture[str]):
     words = [*JUDGED, "sampling.group_size=16", "--out", "many.jsonl"]
     assert main([*words, "--select", "right", "--above", "0.3", "--selected", "right.jsonl"]) == 0
     assert "rows of" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixtu
     assert right
     assert all(row["reward"] > 0.3 and row["completion"].count(row["digit"]) for row in right)
     assert len({(row["prompt"], row["completion"]) for row in right}) == len(right)
-    with pytest.MonkeyPatch.context() as patch:  # all groups are there: nothing is sampled, no model is loaded
+    with pytest.MonkeyPatch.context() as patch:  # all groups exist, so no model is loaded
         patch.setattr(TransformersSampler, "__init__", pytest.fail)
         assert main([*words, "--resume", "--select", "best", "--selected", "best.jsonl"]) == 0
         several = ["--select", "right", "--above", "-1", "--most", "3", "--selected", "several.jsonl"]
@@ -111,7 +111,7 @@ def test_right_answers_and_the_best_are_rows_for_sft(capsys: pytest.CaptureFixtu
         assert sft.train()["steps"] == 2
 
 
-def test_mixed_groups_train_too():
+def test_mixed_groups_can_be_trained_on():
     words = [
         *JUDGED,
         "sampling.group_size=8",
@@ -132,7 +132,7 @@ def test_mixed_groups_train_too():
     assert Trainer("start", args=args, processing_class=tokenizer()).train()["steps"] == 2
 
 
-def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
+def test_several_rewards_are_weighted(capsys: pytest.CaptureFixture[str]):
     words = [
         *GIVEN,
         'rewards.funcs=["judge.py:digits", "judge.py:short"]',
@@ -147,7 +147,7 @@ def test_several_rewards_are_weighed(capsys: pytest.CaptureFixture[str]):
             assert reward == pytest.approx(parts["digits"] + 0.5 * parts["short"])
 
 
-def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
+def test_options_of_rewards_are_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
     named = [*GIVEN, "rewards.funcs=length_penalty", "sampling.group_size=2", "--limit", "2", "--out", "brief.jsonl"]
     options = ["rewards.options.length_penalty.limit=1", "rewards.options.length_penalty.margin=1"]
     assert main([*named, *options]) == 0
@@ -156,7 +156,7 @@ def test_rewards_take_options_which_are_part_of_the_settings(capsys: pytest.Capt
     assert "was created with reward_options=" in capsys.readouterr().err
 
 
-def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
+def test_it_stops_and_resumes(capsys: pytest.CaptureFixture[str]):
     words = [*JUDGED, "sampling.group_size=2", "--out", "broken.jsonl", "--save-every", "4"]
     sample = TransformersSampler.sample
     calls: list[int] = []
@@ -176,14 +176,14 @@ def test_it_stops_and_goes_on(capsys: pytest.CaptureFixture[str]):
     assert "was created with temperature=1.0, not 0.5" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert main([*JUDGED, "sampling.group_size=2", "--out", "unbroken.jsonl"]) == 0
-    told = ("id", "completions", "texts", "rewards", "finish_reasons")  # log-probs differ by a batch's float rounding
+    told = ("id", "completions", "texts", "rewards", "finish_reasons")  # log-probs differ by rounding between batches
     broken, unbroken = (
         [{name: row[name] for name in told} for row in rows(f"{name}.jsonl")] for name in ("broken", "unbroken")
     )
     assert broken == unbroken
 
 
-def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_task_has_its_own_reward_and_problems(place: Path, capsys: pytest.CaptureFixture[str]):
     from tests.fakes import byte_tokenizer, tiny_model
 
     save_model(tiny_model(), byte_tokenizer(), place / "bytes")
@@ -204,7 +204,7 @@ def test_a_task_brings_its_own_reward_and_problems(place: Path, capsys: pytest.C
     assert len(rows("made.jsonl")) == 2
 
 
-def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
+def test_temperature_0_samples_the_most_likely_tokens_once(place: Path):
     words = [
         "generate",
         "start",
@@ -223,7 +223,7 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "start", "--out", "x.jsonl"], "there are no prompts: give --prompts FILE, or set data.task"),
+        (["generate", "start", "--out", "x.jsonl"], "there are no prompts: pass --prompts FILE, or set data.task"),
         ([*GIVEN, "--out", "x.jsonl"], "there is no reward: set rewards.funcs, or data.task"),
         ([*JUDGED, "--out", "x.parquet"], "x.parquet has to be JSON lines"),
         ([*JUDGED, "--out", "x.jsonl", "--select", "best"], "--select and --selected are used together"),
@@ -251,7 +251,7 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
         ),
         (
             [*JUDGED, "--out", "x.jsonl", "sampling.group_size=2", "sampling.temperature=0"],
-            "sampling.group_size=2: greedy answers are all the same",
+            "sampling.group_size=2: all greedy answers are the same",
         ),
         ([*JUDGED, "--out", "x.jsonl", "sampling.temperature=-1"], "temperature=-1.0: use 0 (greedy) or more"),
         ([*JUDGED, "--out", "x.jsonl", "rewards.options.limit=1"], "rewards.options.limit=1: write a table"),
@@ -260,7 +260,9 @@ def test_temperature_0_takes_the_most_likely_tokens_once(place: Path):
         ([*GIVEN, "--out", "x.jsonl", "rewards.funcs=exact_match"], "needs a column 'answer'"),
     ],
 )
-def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_error_about_impossible_arguments_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
     assert main(words) == 2
     *warnings, error = capsys.readouterr().err.splitlines()
     assert all(line.startswith("gvpo: warning: AutoTokenizer loads") for line in warnings)
@@ -269,7 +271,7 @@ def test_what_cannot_work_is_one_line(words: list[str], message: str, capsys: py
     assert not Path("x.jsonl").exists()
 
 
-def test_an_exclusion_holds_and_is_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
+def test_an_exclusion_is_respected_and_is_part_of_the_settings(capsys: pytest.CaptureFixture[str]):
     asked = [*JUDGED, "sampling.group_size=4", 'sampling.ban=["text:1", "text:2"]', "--out", "without.jsonl"]
     assert main(asked) == 0
     drawn = "".join(text for row in rows("without.jsonl") for text in row["texts"])
@@ -281,7 +283,7 @@ def test_an_exclusion_holds_and_is_part_of_the_settings(capsys: pytest.CaptureFi
     assert "exclusion" in capsys.readouterr().err
 
 
-def test_log_allowed_is_kept_where_there_is_an_exclusion_and_training_ignores_it():
+def test_log_allowed_is_stored_with_an_exclusion_and_ignored_by_training():
     assert main([*JUDGED, "sampling.group_size=4", "sampling.ban=text:1", "--out", "excluded.jsonl"]) == 0
     found = rows("excluded.jsonl")
     sums = [value for row in found for value in row["log_allowed"]]

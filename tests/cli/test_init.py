@@ -1,4 +1,4 @@
-"""`gvpo init`: what it writes trains as it is, learns, and replaces nothing."""
+"""`gvpo init`: the project trains unchanged and learns, and no file is overwritten."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from gvpo.errors import ConfigError
 GVPO = [sys.executable, "-m", "gvpo.cli.main"]
 
 
-def test_the_project_trains_as_it_is_and_learns(tmp_path):
+def test_the_project_trains_unchanged_and_learns(tmp_path):
     for words in (["init", "mine"], ["train", "mine/recipe.toml", "run.dir=run"]):
         finished = subprocess.run([*GVPO, *words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
         assert finished.returncode == 0, finished.stderr
@@ -33,11 +33,11 @@ def test_held_out_problems_are_not_trained_on_and_every_answer_is_seen(tmp_path)
     assert all(row["answer"] == str((int(row["prompt"]) + 1) % 10) for row in train)
 
 
-def test_nothing_is_overwritten(tmp_path, capsys):
+def test_no_file_is_overwritten(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
     assert main(["init", str(tmp_path / "mine")]) == 2
-    assert "exists already; choose another name" in capsys.readouterr().err
+    assert "already exists; choose another name" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -50,7 +50,7 @@ def test_an_empty_directory_and_an_odd_name_are_fine(tmp_path):
     assert config.reward_funcs == [f"{name}/reward.py:reward"]
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_error_about_an_unwritable_directory_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write .*; choose another name"):
         write_project(tmp_path / "file" / "mine")

@@ -14,7 +14,7 @@ from gvpo.errors import ConfigError
 from tests.test_public_api import modules_after
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
@@ -40,7 +40,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["doctor", "--gpus", "two"], "argument --gpus: invalid int value: 'two'; see gvpo doctor --help"),
     ],
 )
-def test_words_that_are_no_command_are_one_line_and_exit_code_2(
+def test_error_about_an_unknown_command_is_one_line_with_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit) as ended:
@@ -60,7 +60,7 @@ def test_words_that_are_no_command_are_one_line_and_exit_code_2(
         ["eval", "--benchmark=x=1.jsonl", "a", "run.seed=1", "--check", "b", "run.seed=2"],
     ],
 )
-def test_settings_may_be_anywhere_among_the_words_of_a_command(words: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_settings_may_be_anywhere_in_a_command_line(words: list[str], monkeypatch: pytest.MonkeyPatch):
     """The value of a flag is never a setting, and a switch has no value."""
     seen = []
     monkeypatch.setattr(cli_eval, "run", lambda options: bool(seen.append(options)))
@@ -109,7 +109,7 @@ for words in {commands!r}:
     assert not modules_after(code) & {"torch", "transformers"}
 
 
-def test_an_error_that_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):
+def test_an_error_that_the_user_can_fix_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "no-such-recipe"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("gvpo: error: there is no recipe 'no-such-recipe'")
@@ -117,7 +117,7 @@ def test_an_error_that_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pyt
     assert captured.out == ""
 
 
-def test_debug_shows_where_it_came_from():
+def test_debug_shows_the_traceback():
     with pytest.raises(ConfigError):
         main(["train", "no-such-recipe", "--debug"])
 
@@ -131,7 +131,7 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def faulty(_: object) -> int:
         raise ZeroDivisionError
 

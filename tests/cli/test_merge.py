@@ -1,4 +1,4 @@
-"""`gvpo train` with a [lora] section, and `gvpo merge`: an adapter that learns becomes a whole model."""
+"""`gvpo train` with a [lora] section, and `gvpo merge`: a trained adapter becomes a whole model."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from gvpo.cli.main import main
 from gvpo.model.model import load_model, save_model
 from tests.training.toy import DIGITS, lines, model, tokenizer, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
 
 RECIPE = """
 [model]
@@ -41,7 +41,7 @@ def digits(completions, digit, **_):
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base that writes the digit or the one after it, as often; and a recipe that wants the digit."""
+    """Create a base that writes the digit or the next one equally often, and a recipe that rewards the digit."""
     policy = model()
     pairs = [(digit, other) for digit in DIGITS for other in (digit, str((int(digit) + 1) % 10))]
     rows = [{"prompt": digit, "completion": other * 3} for digit, other in pairs]
@@ -82,7 +82,7 @@ def test_an_adapter_learns_and_is_merged(project: Path, capsys: pytest.CaptureFi
         (["adapter", "out"], "does not name its base model; give it with --base"),
     ],
 )
-def test_what_cannot_be_merged_is_one_line_and_exit_code_2(
+def test_error_about_an_impossible_merge_is_one_line_with_exit_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -18,13 +18,13 @@ from gvpo.probe.qprobe import QProbe
 from tests.probe.embedding_server import serving
 from tests.training.toy import model, tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
 
 FAST = ["--learning-rate", "3e-2", "--epochs", "60", "--batch", "100"]
 
 
 def groups(count: int, seed: int, size: int = 8) -> list[dict[str, Any]]:
-    """Three digits after a digit; right is a last digit that is even."""
+    """Return groups of three digits after a digit; a completion is correct if its last digit is even."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def read(path: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model, groups to fit on and held-out ones."""
+    """Create a model, groups for fitting and held-out groups."""
     monkeypatch.chdir(tmp_path)
     save_model(model(), tokenizer(), "model")
     write("train.jsonl", groups(40, 0))
@@ -60,7 +60,7 @@ def fit(*words: str) -> int:
     return main(["probe", "fit", "train.jsonl", "--model", "model", "--out", "p.safetensors", *FAST, *words])
 
 
-def test_the_losses_that_it_names_are_those_that_there_are():
+def test_the_losses_in_its_help_exist():
     assert tuple(losses.LOSSES) == LOSSES
 
 
@@ -92,7 +92,7 @@ def test_from_groups_to_choices(capsys: pytest.CaptureFixture[str], monkeypatch:
     result = json.loads(Path("eval.json").read_text())
     assert result["ks"] == [1, 2, 4, 8]
     assert result["arms"]["random"]["mean"][-1] == pytest.approx(0.5, abs=0.1)
-    assert result["arms"]["beta 0"]["mean"][-1] > 0.9  # the last digit can be read off its state
+    assert result["arms"]["beta 0"]["mean"][-1] > 0.9  # the last digit can be read from its state
     assert result["arms"]["beta 0"]["gain_low"][-1] > 0.3
     root = ElementTree.fromstring(Path("eval.svg").read_text())
     assert len(root.findall(".//*[@class='area band c1']")) == 1
@@ -126,7 +126,7 @@ def test_select_draws_from_the_probes_model():
 
 @pytest.mark.usefixtures("_place")
 def test_preference_pairs_by_an_endpoint(capsys: pytest.CaptureFixture[str]):
-    """More digits behind the line break are preferred; the server's vectors count them."""
+    """More digits after the line break are preferred, and the server's vectors count them."""
     pairs = [{"prompt": "p", "chosen": "1" * (2 + n % 3), "rejected": "1" * (n % 2)} for n in range(30)]
     write("train.jsonl", [{**pair, "id": str(n)} for n, pair in enumerate(pairs)])
     with serving() as server:
@@ -138,11 +138,11 @@ def test_preference_pairs_by_an_endpoint(capsys: pytest.CaptureFixture[str]):
     assert QProbe.load("p.safetensors").metadata["features"]["endpoint"] == server.url
     said = capsys.readouterr()
     assert "1.000 (1.000 to 1.000)" in said.out
-    assert "--draw needs a model in this process" in said.err
+    assert "--draw needs a local model" in said.err
 
 
 @pytest.mark.usefixtures("_place")
-def test_an_interrupted_fit_goes_on_with_the_features_that_it_has(monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_fit_resumes_with_its_stored_features(monkeypatch: pytest.MonkeyPatch):
     compute, calls = HiddenFeatures.__call__, []
 
     def interrupted(self: HiddenFeatures, prompts: Any, texts: Any) -> Any:
@@ -179,7 +179,7 @@ def test_an_interrupted_fit_goes_on_with_the_features_that_it_has(monkeypatch: p
         (["probe", "eval", "train.jsonl", "train.jsonl"], "the probe train.jsonl is corrupt"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+def test_error_about_impossible_arguments_is_one_line_with_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(words) == 2
@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.usefixtures("_place")
-def test_another_model_or_bad_numbers_are_refused(capsys: pytest.CaptureFixture[str]):
+def test_errors_about_another_model_and_bad_numbers(capsys: pytest.CaptureFixture[str]):
     assert fit("--epochs", "1") == 0
     save_model(model(seed=1), tokenizer(), "other")
     write("short.jsonl", [{"prompt": "1", "completions": ["1"], "rewards": [None]}])
@@ -234,7 +234,7 @@ def test_beta_is_a_list_of_numbers(word: str, message: str, capsys: pytest.Captu
     assert capsys.readouterr().err == f"gvpo: error: argument --beta: {message}; see gvpo probe eval --help\n"
 
 
-def test_an_action_is_needed(capsys: pytest.CaptureFixture[str]):
+def test_error_about_a_missing_action(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(["probe"])
     assert stopped.value.code == 2

@@ -17,13 +17,13 @@ def demo(tmp_path):
     return make_run(tmp_path / "demo", steps=3)
 
 
-def test_one_run_has_its_report_inside(demo, capsys):
+def test_the_report_of_one_run_is_in_its_directory(demo, capsys):
     assert call(demo) == 0
     assert "<h1>demo</h1>" in (demo / "report.html").read_text()
     assert capsys.readouterr().out == f"wrote {demo / 'report.html'}\n"
 
 
-def test_several_runs_have_theirs_here(demo, tmp_path, monkeypatch, capsys):
+def test_the_report_of_several_runs_is_in_the_current_directory(demo, tmp_path, monkeypatch, capsys):
     other = make_run(tmp_path / "other", steps=3)
     monkeypatch.chdir(tmp_path)
     assert call(demo, other) == 0

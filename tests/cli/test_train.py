@@ -1,4 +1,4 @@
-"""`gvpo train`."""
+"""`gvpo train`: its output, its errors, and its recipes."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from gvpo.cli.train import find_recipe, shipped
 from gvpo.config import RunPlan
 from gvpo.errors import ConfigError
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins
+pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
 
 TINY = [
     "train.steps=2",
@@ -32,7 +32,7 @@ def settings_of(run_dir: Path) -> dict[str, dict[str, object]]:
     return json.loads((run_dir / "config.json").read_text())
 
 
-def test_the_demo_leaves_a_summary_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_demo_writes_a_summary_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_dir = tmp_path / "demo"
     assert main(["train", "demo", f"run.dir={run_dir}", *TINY]) == 0
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -63,14 +63,14 @@ def test_a_report_that_fails_does_not_hide_a_finished_run(
     assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown
 
 
-def test_resume_may_stand_anywhere_and_goes_on(
+def test_resume_may_be_anywhere_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run_dir = tmp_path / "demo"
     with monkeypatch.context() as patch:
         patch.setattr("gvpo.rollout.sources.live.LiveSource.rollout", _interrupt)
         assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 130
-    assert "gvpo: stopped at once; go on with: gvpo train demo/rloo " in capsys.readouterr().err
+    assert "gvpo: stopped immediately; resume with: gvpo train demo/rloo " in capsys.readouterr().err
     assert not (run_dir / "summary.json").exists()
     assert main(["train", "demo/rloo", "--resume", f"run.dir={run_dir}", *TINY]) == 0
     assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY, "--resume"]) == 0
@@ -91,7 +91,7 @@ def test_without_a_directory_a_free_one_is_named_after_the_recipe(tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["demo-rloo", "demo-rloo-2"]
 
 
-class Began(Exception):  # it stands for the run that would begin
+class Began(Exception):  # raised in place of the run
     run_dir: Path | None = None
 
     def __call__(self, plan: RunPlan, *, resume: bool) -> None:
@@ -117,7 +117,7 @@ class Began(Exception):  # it stands for the run that would begin
         (["demo", "model.init={architecture='qwen'}"], "init.architecture='qwen' is not a causal language model"),
     ],
 )
-def test_what_users_get_wrong_is_one_line_and_exit_code_2(
+def test_error_about_invalid_arguments_is_one_line_with_exit_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -148,7 +148,7 @@ def test_recipes_are_found_by_name_file_and_directory(tmp_path: Path, monkeypatc
         find_recipe("owl")
 
 
-def test_a_wrong_setting_is_refused_before_torch_is_imported():
+def test_a_wrong_setting_is_found_before_torch_is_imported():
     code = "import sys; from gvpo.cli.main import main; code = main(['train', 'demo', 'objective.clip_low=0.1'])"
     command = [sys.executable, "-c", f"{code}; sys.exit(9 if 'torch' in sys.modules else code)"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

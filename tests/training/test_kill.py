@@ -121,10 +121,10 @@ def test_a_signal_finishes_the_step_and_prints_how_to_resume(server: Forks, tmp_
     shown = child.output()
     step = lines(run_dir)[-1]["step"]
     assert "stopping when this step is done and saved; once more stops now" in shown
-    assert f"gvpo: stopped after step {step} of 100000, which is saved; go on with: gvpo train demo " in shown
+    assert f"gvpo: stopped after step {step} of 100000, which is saved; resume with: gvpo train demo " in shown
     assert (run_dir / "checkpoints" / runfiles.step_name(step)).is_dir()
     assert "Traceback" not in shown
-    command = shlex.split(shown.rpartition("go on with: gvpo ")[2])
+    command = shlex.split(shown.rpartition("resume with: gvpo ")[2])
     assert command[-2:] == [f"run.dir={run_dir}", "--resume"]
     again = server.start(*command)
     again.wait_for(run_dir / "checkpoints" / runfiles.step_name(step) / "config.json")
@@ -145,7 +145,7 @@ def test_a_second_ctrl_c_stops_now(server: Forks, tmp_path: Path):
     child.send(signal.SIGINT)
     assert child.wait() == 130
     assert "stopping now, without this step: closing the workers; once more ends the process" in child.output()
-    assert f"go on with: gvpo train demo {' '.join(DEMO)}" in child.output()
+    assert f"resume with: gvpo train demo {' '.join(DEMO)}" in child.output()
     assert "Traceback" not in child.output()
 
 

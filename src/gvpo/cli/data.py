@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the rows, show and write the findings; return 0 if there are none, else 1."""
+    """Check the rows, show and write the findings; return 0 if there are none, otherwise 1."""
     from gvpo.cli.options import given_settings
 
     given = given_settings(options)
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_sense(options: argparse.Namespace) -> None:
-    """Raise ConfigError for flags that cannot be meant, before anything long starts."""
+    """Raise ConfigError for flags that make no sense, before long work starts."""
     if not 0 < options.similarity <= 1:
         raise ConfigError(f"--similarity is a fraction above 0 and at most 1, not {options.similarity:g}")
     if options.context is not None and options.tokenizer is None:
@@ -98,15 +98,15 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise ConfigError(f"--context is a number of tokens above 0, not {options.context}")
     for path in (options.write, options.json):
         if path is not None and path.exists():
-            raise ConfigError(f"{path} exists already; choose another name, nothing is overwritten")
+            raise ConfigError(f"{path} already exists; choose another name, existing files are not overwritten")
     if options.write is not None and options.write == options.json:
         raise ConfigError(f"--write and --json both name {options.write}; give them different names")
     if options.write is not None and options.write.suffix != ".jsonl":
-        raise ConfigError(f"--write writes JSON lines; give {options.write} the ending .jsonl")
+        raise ConfigError(f"--write writes JSON lines; choose a name that ends in .jsonl instead of {options.write}")
 
 
 def _names(words: str) -> list[str]:
-    """Return where the rows of each benchmark are: names of `gvpo eval` are on the Hub."""
+    """Return the files of the benchmarks' rows; for names of `gvpo eval`, they are on the Hub."""
     from gvpo.evaluation.benchmarks import BENCHMARKS
 
     names = [word for word in words.split(",") if word]
@@ -163,7 +163,7 @@ def _print(report: "Report", benchmarks: int) -> None:
     for kind in get_args(Kind):
         found = report.of(kind)
         examples = [f"{finding.place}: {finding.detail}" for finding in found[:SHOWN]]
-        skipped = f"not looked for: {report.skipped[kind]}" if kind in report.skipped else ""
+        skipped = f"not checked: {report.skipped[kind]}" if kind in report.skipped else ""
         table.add_row(kind, "" if skipped else str(len(found)), Text(skipped or "\n".join(examples)))
     console.print(table)
     lengths = Table(box=None, pad_edge=False)

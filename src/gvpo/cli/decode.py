@@ -1,4 +1,4 @@
-"""`gvpo decode MODEL --prompt TEXT sampling.ban=...`: completions under an exclusion, with their weights."""
+"""`gvpo decode MODEL --prompt TEXT sampling.ban=...`: sample completions under an exclusion, with their weights."""
 
 import argparse
 import json
@@ -71,7 +71,7 @@ def _decode(options: argparse.Namespace, given: Mapping[str, Any]) -> int:
 
 
 def _print(prompt: str, texts: list[str], sums: list[float]) -> None:
-    """Print a table of a prompt's completions, and what they are worth together."""
+    """Print a table of a prompt's completions, with their effective number."""
     from gvpo.sampling.exclusion import effective_size, log_acceptance, sequence_weights
 
     weights = sequence_weights(sums)

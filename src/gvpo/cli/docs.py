@@ -39,7 +39,7 @@ def pages() -> dict[str, Path]:
 
 
 def name(file: Path) -> str:
-    """Return the name of a page: that of its file, or of the directory that it introduces."""
+    """Return the name of a page: the name of its file, or of its directory if it introduces one."""
     return file.parent.name if file.stem == "README" else file.stem
 
 

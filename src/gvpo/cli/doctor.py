@@ -1,4 +1,4 @@
-"""`gvpo doctor`: what this machine can do; `gvpo doctor --plan MODEL`: what a run of that model would need."""
+"""`gvpo doctor`: check this machine; `gvpo doctor --plan MODEL`: estimate the needs of a run."""
 
 import argparse
 import importlib
@@ -21,7 +21,7 @@ LOW_DISK = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table: its subject, its state, what was found, and how to fix it."""
+    """One line of the table: subject, state, details and remedy."""
 
     what: str
     state: str
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A distribution that gvpo needs, for itself ("") or for one of its extras."""
+    """A distribution that gvpo depends on, itself ("") or for one of its extras."""
 
     name: str
     minimum: str
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield all findings in order; nothing is downloaded or written."""
+    """Yield all findings in order, without downloading or writing."""
     yield Finding("Python", OK, f"{platform.python_version()} on {platform.platform(terse=True)}")
     requirements = list(declared())
     core = [check_core(requirement) for requirement in requirements if not requirement.extra]

@@ -88,11 +88,11 @@ def _title(name: str, model: Architecture, device: Device) -> str:
 
 
 def _verdict(plan: Plan, device: Device) -> str:
-    need = f"{plan.memory.peak / GIB:.1f} GiB of the {USABLE * device.memory / GIB:.1f} that can be planned with"
+    need = f"{plan.memory.peak / GIB:.1f} GiB of {USABLE * device.memory / GIB:.1f} usable"
     if plan.fits:
         return f"fits: {need}"
-    several = f"; sharded over {plan.enough} it would" if plan.enough else ""
-    return f"does not fit: at the least {need}{several}"
+    several = f"; it would fit if sharded over {plan.enough}" if plan.enough else ""
+    return f"does not fit: it needs at least {need}{several}"
 
 
 def _memory_table(plan: Plan) -> Table:
@@ -116,10 +116,10 @@ def _settings_table(plan: Plan, asked: Workload) -> Table:
     rows = [
         ("sampling.group_size", str(use.group_size), ""),
         ("sampling.max_tokens", str(use.completion_tokens), ""),
-        ("sampling.tokens_per_batch", str(use.tokens_per_batch), f"{use.rows_at_once} completions at once"),
+        ("sampling.tokens_per_batch", str(use.tokens_per_batch), f"{use.rows_at_once} concurrent completions"),
         ("train.prompts_per_step", str(use.prompts_per_step), ""),
         ("train.groups_per_update", str(use.groups), "costs no memory: the update is exact under any split"),
-        ("train.tokens_per_microbatch", str(use.tokens_per_microbatch), "memory, never the result"),
+        ("train.tokens_per_microbatch", str(use.tokens_per_microbatch), "bounds memory, does not change the result"),
         ("objective.reference", "initial" if use.reference else "previous", _reference_note(plan)),
         ("model.gradient_checkpointing", str(use.checkpointing).lower(), _checkpointing_note(plan, asked)),
     ]
@@ -131,7 +131,7 @@ def _settings_table(plan: Plan, asked: Workload) -> Table:
 def _checkpointing_note(plan: Plan, asked: Workload) -> str:
     if not plan.workload.checkpointing:
         return "not needed"
-    return "as asked for" if asked.checkpointing else "activations do not fit; the update takes about a third longer"
+    return "as requested" if asked.checkpointing else "activations do not fit; the update needs about a third more time"
 
 
 def _reference_note(plan: Plan) -> str:
@@ -143,16 +143,16 @@ def _reference_note(plan: Plan) -> str:
 def _costs(plan: Plan, model: Architecture, device: Device, steps: int) -> Iterator[str]:
     seconds = estimate_seconds(model, plan.workload, device)
     yield (
-        f"time   about {_duration(seconds.total)} a step (sampling {_duration(seconds.sampling)}, "
+        f"time   about {_duration(seconds.total)} per step (sampling {_duration(seconds.sampling)}, "
         f"scoring {_duration(seconds.scoring)}, updating {_duration(seconds.updating)}), "
-        f"{_duration(steps * seconds.total)} for {steps} steps; rewards and evaluation come on top"
+        f"{_duration(steps * seconds.total)} for {steps} steps, without rewards and evaluation"
     )
     checkpoint = checkpoint_bytes(model, reference=plan.workload.reference) / GIB
     defaults = TrainConfig()
     files = steps // defaults.rollouts_every if defaults.rollouts_every else 0
     total = run_bytes(model, plan.workload, keep=defaults.checkpoint_keep, rollouts=files) / GIB
     yield (
-        f"disk   {checkpoint:.2f} GiB a checkpoint, up to {total:.1f} GiB for the run "
+        f"disk   {checkpoint:.2f} GiB per checkpoint, up to {total:.1f} GiB for the run "
         f"(checkpoint.keep={defaults.checkpoint_keep}, the best, one being written, {files} rollout files)"
     )
 
@@ -160,18 +160,18 @@ def _costs(plan: Plan, model: Architecture, device: Device, steps: int) -> Itera
 def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
     use = plan.workload
     if model.context and use.width > model.context:
-        yield f"prompt and completion have {use.width} tokens and the model's context is {model.context}"
+        yield f"prompt and completion have {use.width} tokens, but the model's context is {model.context}"
     if not model.shares_prompts:
-        yield "its attention does not let prompts be shared, so each completion has its own copy of the prompt"
+        yield "the model's attention cannot share prompts, so each completion has its own copy of the prompt"
     if not model.fused_head:
-        yield "its logits are changed after the head, so all of them are kept"
+        yield "the model changes its logits after the head, so all of them are kept"
     if device.name == "t4" and use.half:
-        yield "the T4 has no bfloat16 units; model.compute_dtype=float32 plans without"
+        yield "the T4 has no bfloat16 units; plan with model.compute_dtype=float32"
     if device.count > 1:
         yield "for several devices set train.sharding=full and start with torchrun (`gvpo docs scaling`)"
     if device.kind == "cuda":
         yield "the memory formulas are checked on a CPU, not on a GPU (`gvpo docs doctor`); time is a rough guide"
-    yield "completions are taken to be as long as they may be; shorter ones need less"
+    yield "the plan assumes that every completion has the maximum length; shorter ones need less"
 
 
 def _duration(seconds: float) -> str:

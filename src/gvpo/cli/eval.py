@@ -1,4 +1,4 @@
-"""`gvpo eval MODEL ... --benchmark NAME,...`: models and responses on benchmarks, side by side."""
+"""`gvpo eval MODEL ... --benchmark NAME,...`: compare models and responses on benchmarks."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ TEMPLATES = ("auto", "chat", "few-shot", "none", "plain", "qwen-math", "r1")
 
 READS = {
     "run.seed": "",
-    "model.compute_dtype": "auto; weights have this dtype too",
+    "model.compute_dtype": "auto; also the dtype of the weights",
     "eval.samples": "the benchmark's: 32 for aime24, 1 for others",
     "sampling.max_tokens": "the benchmark's",
-    "sampling.temperature": "0.6 for several samples, else 0, which is greedy",
-    "sampling.top_p": "0.95 for several samples, else 1",
+    "sampling.temperature": "0.6 for several samples, otherwise 0 (greedy)",
+    "sampling.top_p": "0.95 for several samples, otherwise 1",
     "sampling.top_k": "",
     "sampling.tokens_per_batch": "",
     "rewards.funcs": "the benchmark's; a benchmark from a file needs one",
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, print the tables, and print where the rows are."""
+    """Evaluate, and print the tables and the location of the rows."""
     from gvpo.cli.options import given_settings
 
     given = given_settings(options)
@@ -139,7 +139,7 @@ def _own_reward(given: Mapping[str, Any]) -> str | None:
     """
     names = given.get("reward_funcs", [])
     if len(names) > 1:
-        raise ConfigError(f"rewards.funcs has {len(names)} rewards, and a benchmark is scored by one; name one")
+        raise ConfigError(f"rewards.funcs has {len(names)} rewards, but a benchmark needs exactly one; set one")
     return names[0] if names else None
 
 
@@ -178,10 +178,10 @@ def _entrants(options: argparse.Namespace, given: Mapping[str, Any]) -> list["En
         *((Known("golds"), Known("wrong")) if options.check else ()),
     ]
     if not entrants:
-        raise ConfigError("there is nothing to evaluate: name a MODEL, or give --responses FILE or --check")
+        raise ConfigError("there is nothing to evaluate: pass a MODEL, --responses FILE or --check")
     names = [entrant.name for entrant in entrants]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{max(names, key=names.count)} is named twice; name each once")
+        raise ConfigError(f"{max(names, key=names.count)} is listed twice; list each once")
     return entrants
 
 
@@ -219,10 +219,10 @@ def _benchmarks(
 
     found = [find_benchmark(name.strip(), reward) for name in options.benchmark.split(",") if name.strip()]
     if not found:
-        raise ConfigError("--benchmark names nothing; give a benchmark, or a file")
+        raise ConfigError("--benchmark is empty; pass a benchmark, or a file")
     names = [benchmark.name for benchmark in found]
     if len(set(names)) < len(names):
-        raise ConfigError(f"the benchmark {max(names, key=names.count)} is named twice; name each once")
+        raise ConfigError(f"the benchmark {max(names, key=names.count)} is listed twice; list each once")
     check_places(options.data, names)
     if reward is not None:
         _check_reward(reward, found)
@@ -243,9 +243,9 @@ def _check_reward(name: str, found: Sequence["Benchmark"]) -> None:
     if all(benchmark.family != "own" for benchmark in found):
         first = found[0]
         raise ConfigError(
-            f"rewards.funcs={name} is for your own benchmarks, and {first.name} is scored by {first.reward}; drop it"
+            f"rewards.funcs={name} is for your own benchmarks, but {first.name} is scored by {first.reward}; remove it"
         )
     if name == "reward_model" or needs_options(name):
         raise ConfigError(
-            f"the reward {name!r} needs options, and eval has none; name one that does not, such as file.py:NAME"
+            f"the reward {name!r} needs options, which gvpo eval does not support; use another, such as file.py:NAME"
         )

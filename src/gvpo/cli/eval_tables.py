@@ -1,4 +1,4 @@
-"""The tables of `gvpo eval`: numbers with intervals, differences, and how many problems would settle them."""
+"""The tables of `gvpo eval`: numbers with intervals, differences, and the number of problems needed to detect them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> Non
     """Print a summary's results, averages and differences.
 
     Args:
-        summary: The result of `evaluation.results.summary`.
+        summary: Result of `evaluation.results.summary`.
         chosen: Values of k for pass@k and maj@k; by default the number of samples.
     """
     console = Console()
     results = summary["results"]
-    console.print(_table("percent right, with 95% intervals over problems", _scores(results)))
+    console.print(_table("percent correct, with 95% intervals over problems", _scores(results)))
     if any(result["samples"] > 1 for result in results):
-        console.print(_table("percent, of several samples", _of_several(results, chosen)))
+        console.print(_table("percent, for several samples", _of_several(results, chosen)))
     console.print(_table("completions", [_completions(result) for result in results]))
     if summary["averages"]:
         console.print(_table("averages over benchmarks", [_average(average) for average in summary["averages"]]))
@@ -32,7 +32,7 @@ def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> Non
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """Return a table of rows with the same keys: words are on the left and may be folded, numbers on the right."""
+    """Return a table of rows with the same keys; words are aligned left and may be folded, numbers right."""
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         words = name in ("benchmark", "model", "minus")
@@ -81,7 +81,7 @@ def _completions(result: Values) -> dict[str, str]:
         "benchmark": result["benchmark"],
         "model": result["model"],
         "mean tokens": NOTHING if result["length"] is None else f"{result['length']:.0f}",
-        "% cut": _percent(result["truncated"]),
+        "% truncated": _percent(result["truncated"]),
         "failed rewards": str(result["failed"]),
     }
 

@@ -1,4 +1,4 @@
-"""`gvpo generate MODEL --prompts FILE --out groups.jsonl rewards.funcs=NAME`: scored groups to train on."""
+"""`gvpo generate MODEL --prompts FILE --out groups.jsonl rewards.funcs=NAME`: sample scored groups for training."""
 
 import argparse
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ GROUP_SIZE, MAX_TOKENS = 8, 1024
 SELECTIONS = ("best", "mixed", "right")
 READS = {
     "run.seed": "",
-    "model.compute_dtype": "auto; weights have this dtype too",
+    "model.compute_dtype": "auto; also the dtype of the weights",
     "data.task": "",
     "data.task_options": "",
     "data.prompt_column": "",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_work(parser)
     group = parser.add_argument_group("selection, once all groups are sampled")
     group.add_argument(
-        "--select", choices=SELECTIONS, help="Correct or best answers for sft, or groups that have good and bad ones"
+        "--select", choices=SELECTIONS, help="Correct or best answers for sft, or groups with good and bad answers"
     )
     group.add_argument("--selected", type=Path, metavar="FILE.jsonl", help="Output file for the selected rows")
     group.add_argument(
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 def _groups(
     options: argparse.Namespace, config: "TrainConfig", params: "SamplingParams", problems: "Sequence[Problem]"
 ) -> "Sequence[Mapping[str, Any]] | None":
-    """Return the rows of all groups, after sampling those that the file does not have; None after Ctrl-C."""
+    """Return the rows of all groups, after sampling those that the file lacks; None after Ctrl-C."""
     from gvpo.cli.options import engine_options, model_path
     from gvpo.model.tokenizer import load_tokenizer
     from gvpo.rollout.fingerprints import asked
@@ -150,11 +150,11 @@ def _config(options: argparse.Namespace, given: "Mapping[str, Any]", temperature
 def _check(options: argparse.Namespace, config: "TrainConfig", temperature: float) -> None:
     if temperature == 0 and config.group_size > 1:
         raise ConfigError(
-            f"sampling.group_size={config.group_size}: greedy answers are all the same; set it to 1, or use a "
+            f"sampling.group_size={config.group_size}: all greedy answers are the same; set it to 1, or use a "
             "temperature above 0"
         )
     if options.prompts is None and config.task is None:
-        raise ConfigError("there are no prompts: give --prompts FILE, or set data.task")
+        raise ConfigError("there are no prompts: pass --prompts FILE, or set data.task")
     if not config.reward_funcs and config.task is None:
         raise ConfigError("there is no reward: set rewards.funcs, or data.task for its own reward")
     _check_selection(options)
@@ -166,9 +166,9 @@ def _check_selection(options: argparse.Namespace) -> None:
     if options.selected is None:
         return
     if options.selected.suffix != ".jsonl":
-        raise ConfigError(f"--selected {options.selected} must be JSON lines; give a name that ends in .jsonl")
+        raise ConfigError(f"--selected {options.selected} must be JSON lines; choose a name that ends in .jsonl")
     if options.selected.resolve() == options.out.resolve():
-        raise ConfigError("--selected would overwrite --out; give it another name")
+        raise ConfigError("--selected would overwrite --out; choose another name")
     runfiles.require_writable(options.selected)
 
 

@@ -1,4 +1,4 @@
-"""`gvpo init NAME`: a directory with a recipe, a reward and data that trains as it is."""
+"""`gvpo init NAME`: create a directory with a recipe, a reward and data that can be trained immediately."""
 
 import argparse
 import importlib.resources
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the directory, and print how to train it."""
     write_project(options.name)
     print(f"wrote {options.name}: recipe.toml, reward.py, data/, README.md")
-    print(f"train it: gvpo train {options.name / 'recipe.toml'}")
+    print(f"train it with: gvpo train {options.name / 'recipe.toml'}")
     return 0
 
 
@@ -27,18 +27,18 @@ def write_project(directory: Path) -> None:
     """Write the project.
 
     Args:
-        directory: Place of the project, with which the paths of the recipe begin.
+        directory: Directory of the project; the paths in the recipe begin with it.
 
     Raises:
-        ConfigError: If there is something already, or the directory cannot be written.
+        ConfigError: If it is not empty, or cannot be written.
     """
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ConfigError(f"{directory} exists already; choose another name, nothing is overwritten")
+            raise ConfigError(f"{directory} already exists; choose another name, existing files are not overwritten")
         for name, text in project_files(directory).items():
             file = directory / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("x", encoding="utf-8") as stream:  # never over a file that came up meanwhile
+            with file.open("x", encoding="utf-8") as stream:  # fails if the file was created in the meantime
                 stream.write(text)
     except OSError as error:
         raise ConfigError(f"cannot write {directory}: {os.strerror(error.errno or 0)}; choose another name") from error
@@ -69,7 +69,7 @@ def _quoted(path: Path, rest: str = "") -> str:
 
 
 def _is_held_out(number: int) -> bool:
-    """Hold out two tens for each last digit, so that every digit is in the training data too."""
+    """Return whether a number is held out: two tens per last digit, so that training has every digit as well."""
     return sum(divmod(number, 10)) % 5 == 0
 
 

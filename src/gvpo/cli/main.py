@@ -13,21 +13,21 @@ from typing import NoReturn
 
 COMMANDS = {
     "train": "Train a model with a recipe",
-    "eval": "Evaluate models or responses on benchmarks, with intervals",
+    "eval": "Evaluate models or responses on benchmarks, with confidence intervals",
     "generate": "Sample and score completions: groups for offline training",
     "report": "Write a report of one or several runs",
     "score": "Score written answers under aligned models, for PoFT and filtering",
     "probe": "Choose among completions with a linear probe",
     "merge": "Merge a LoRA adapter into its base model",
-    "decode": "Complete prompts, with some tokens or texts excluded",
-    "doctor": "Check this machine, or with --plan what a run would need",
+    "decode": "Complete prompts while excluding some tokens or texts",
+    "doctor": "Check this machine, or plan the memory of a run with --plan",
     "data": "Check a dataset for leaked, repeated, unscorable and overlong rows",
     "docs": "Print a page of the documentation, or the list of pages",
     "init": "Write a small project that trains: a recipe, a reward and data",
 }
 
 SETTING = re.compile(r"\w+(\.[\w-]*)*=")
-"""How a word begins that is a setting. A path such as `runs/a=1` or `./a=1` is not one."""
+"""Beginning of a word that is a setting. A path such as `runs/a=1` or `./a=1` is not a setting."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the words of a command that reads settings without its settings, then add them."""
+        """Parse a command line without its settings, then add the settings that the command reads."""
         words = list(sys.argv[1:] if args is None else args)
         if all(action.dest != "settings" for action in self._actions):
             return super().parse_known_args(words, namespace)
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return word.startswith("-") and "=" not in word and (action is None or action.nargs != 0)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and exit with code 2."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"gvpo: error: {message}; see {self.prog} --help\n")
 
 
@@ -94,19 +94,19 @@ def _run(words: list[str]) -> int:
 
 
 def _explained(error: Exception) -> str | None:
-    """Return an error as one line; None if it is a fault of the program."""
+    """Return an error as one line, or None if it is a bug of the program."""
     from gvpo.errors import GvpoError, one_line
     from gvpo.system_errors import refusal
 
     if isinstance(error, GvpoError):
         return one_line(error, most=None)
     refused = refusal(error)
-    return None if refused is None else f"{refused}; free what it names, then run the command again"
+    return None if refused is None else f"{refused}; fix this, then run the command again"
 
 
 def _parser(words: Sequence[str]) -> Parser:
-    """Return the parser, with the arguments of the one command that is called."""
-    parser = Parser(prog="gvpo", description="Post-train language models by GVPO and its family.")
+    """Return the parser, with the arguments of only the command that is called."""
+    parser = Parser(prog="gvpo", description="Post-train language models with GVPO and its family.")
     parser.add_argument("--version", action="version", version=f"gvpo {metadata.version('gvpo')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = next((word for word in words if not word.startswith("-")), None)

@@ -1,4 +1,4 @@
-"""`gvpo merge RUN_OR_CHECKPOINT OUT`: a trained LoRA adapter and its base become one model."""
+"""`gvpo merge RUN_OR_CHECKPOINT OUT`: merge a trained LoRA adapter into its base model."""
 
 import argparse
 from pathlib import Path
@@ -11,12 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="New directory for the merged model")
     parser.add_argument(
-        "--base", metavar="MODEL", help="Directory or Hub model ID of the base (default: as the adapter names it)"
+        "--base", metavar="MODEL", help="Directory or Hub model ID of the base (default: the adapter's own)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Merge, compare, and print where the model is."""
+    """Merge, compare, and print the location of the model."""
     from gvpo.model.merge import merge_adapter
     from gvpo.training.checkpoint.publish import checkpoint_in
 

@@ -1,6 +1,6 @@
 """The flags and settings that several commands share.
 
-All commands have one grammar. Positional arguments and flags are what a command is about: a model, files, `--out`,
+All commands have one grammar. Positional arguments and flags are the subject of a command: a model, files, `--out`,
 `--resume`. A word `section.key=value` is a setting, with the keys, values and errors of recipes and `gvpo train`.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130
-"""The exit code of work that Ctrl-C has stopped."""
+"""Exit code of work that Ctrl-C has stopped."""
 
 CORES = min(8, os.cpu_count() or 1)
 """Reward workers of the commands that only sample and score."""
@@ -40,7 +40,7 @@ def add_settings(parser: argparse.ArgumentParser, reads: Mapping[str, str]) -> N
 
     Args:
         parser: Parser of the command.
-        reads: Keys that it reads, each with its default in words, or "" if that is the recipe's.
+        reads: Keys that it reads, each with a description of its default, or "" for the recipe's default.
     """
     parser.add_argument("settings", nargs="*", default=[], metavar="section.key=value", help="Settings, listed below")
     parser.set_defaults(reads=reads, parser=parser)
@@ -106,7 +106,7 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def engine_options(given: Mapping[str, Any]) -> "EngineOptions":
-    """Return how the engine loads the model, according to the settings."""
+    """Return the options with which the engine loads the model, according to the settings."""
     from gvpo.sampling.engines import EngineOptions
 
     names = {"compute_dtype": "dtype", "tokens_per_batch": "tokens_per_batch"}
@@ -114,7 +114,7 @@ def engine_options(given: Mapping[str, Any]) -> "EngineOptions":
 
 
 def pool_options(given: Mapping[str, Any]) -> "PoolOptions":
-    """Return how the rewards run, according to the settings."""
+    """Return the options with which the rewards run, according to the settings."""
     from gvpo.evaluation.jobs import PoolOptions
 
     defaults = TrainConfig()

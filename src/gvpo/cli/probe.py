@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (add, summary) in {
         "fit": (_add_fit, "Fit a probe to scored groups of completions"),
-        "eval": (_add_eval, "Expected reward of the probe's choice by the number of completions"),
+        "eval": (_add_eval, "Measure the expected reward of the probe's choice by the number of completions"),
         "select": (_add_select, "Choose one completion for each prompt"),
     }.items():
         add(actions.add_parser(name, help=summary, description=f"{summary}."))
@@ -128,13 +128,11 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="Current place of the model (default: as in the fit)")
-    parser.add_argument("--endpoint", metavar="URL", help="Current place of the API (default: as in the fit)")
+    parser.add_argument("--endpoint", metavar="URL", help="Current URL of the API (default: as in the fit)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="Directory that keeps features (default: next to the probe)"
-    )
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="Directory for features (default: next to the probe)")
     parser.add_argument(
         "--device", metavar="DEVICE", help="Device of a local model (default: an accelerator if there is one)"
     )
@@ -142,7 +140,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the action, and print its result and where it is."""
+    """Run the action, and print its result and the location of its files."""
     options.given = given_settings(options)
     options.seed = options.given.get("seed", 0)
     for path in (options.out, getattr(options, "figure", None)):
@@ -227,14 +225,14 @@ def _select(options: argparse.Namespace) -> None:
 
 
 def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
-    """Sample completions from the model that the features come from."""
+    """Sample completions from the model that computes the features."""
     from gvpo.data import load_records, problems_from_records
     from gvpo.probe.draw import ModelSample, drawn_candidates
     from gvpo.sampling import SamplingParams
     from gvpo.sampling.transformers import TransformersSampler
 
     if source.model is None:
-        raise ConfigError("--draw needs a model in this process; draw elsewhere and give rows with `completions`")
+        raise ConfigError("--draw needs a local model; sample elsewhere and pass rows with `completions`")
     params = SamplingParams(
         options.draw, options.given.get("max_tokens", MAX_TOKENS), options.given.get("temperature", 1.0)
     )
@@ -280,7 +278,7 @@ def _cache(probe: Path, options: argparse.Namespace) -> Path:
 
 @contextmanager
 def _progress(title: str) -> "Iterator[Progress]":
-    """Show progress on standard error, from the first report on."""
+    """Show progress on standard error after the first report."""
     from gvpo.progress import StepProgress
 
     shown: list[StepProgress] = []
@@ -302,7 +300,7 @@ def _print_curves(result: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    left_out = f", {result['left_out']} with fewer completions left out" if result["left_out"] else ""
+    left_out = f", {result['left_out']} with fewer completions are skipped" if result["left_out"] else ""
     table = Table(title=f"expected reward over {result['prompts']} prompts{left_out}", title_justify="left")
     table.add_column("k", justify="right")
     for name in result["arms"]:

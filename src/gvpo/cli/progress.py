@@ -19,7 +19,7 @@ def watching(title: str, total: int, done: int) -> Iterator[Watch]:
         done: Number of problems that were finished before.
 
     Yields:
-        The function that `rollout.fill` calls with each finished part.
+        The function that `rollout.fill` calls after each finished part.
     """
     with StepProgress(title, total, done, unit="problem") as progress:
         counts = {"problems": done, "rows": 0, "tokens": 0, "rewarded": 0}

@@ -1,4 +1,4 @@
-"""`gvpo report RUN [RUN ...]`: one HTML page about runs, and a figure of their curves if asked for."""
+"""`gvpo report RUN [RUN ...]`: write one HTML page about runs and, if requested, a figure of their curves."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and the figure, print where they are, and return the exit code."""
+    """Write the report and the figure, print their paths, and return the exit code."""
     from gvpo.report import write_figure, write_report
 
     out = args.out or (args.runs[0] / REPORT if len(args.runs) == 1 else Path(REPORT))

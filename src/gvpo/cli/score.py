@@ -1,4 +1,4 @@
-"""`gvpo score MODEL... --data FILE --out FILE`: how likely each written answer is under other models."""
+"""`gvpo score MODEL... --data FILE --out FILE`: compute the likelihood of each written answer under other models."""
 
 import argparse
 from pathlib import Path
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score the answers, and print where the rows are. The same command resumes after an interruption."""
+    """Score the answers, and print the output file. The same command resumes after an interruption."""
     from gvpo.cli.options import given_settings
     from gvpo.config import TrainConfig
     from gvpo.data import require_file

@@ -1,4 +1,4 @@
-"""`gvpo train RECIPE [section.key=value ...]`."""
+"""`gvpo train RECIPE [section.key=value ...]`: train a model with a recipe."""
 
 import argparse
 import shlex
@@ -15,7 +15,7 @@ from gvpo.config.recipe import load_config
 from gvpo.errors import ConfigError, one_line
 
 INTERRUPTED = 130
-"""The exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
+"""Exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, write the report, say where to look."""
+    """Train, write the report, and print the results."""
     config = load_config(find_recipe(options.recipe), options.settings)
     if options.resume and config.run_dir is None:
-        raise ConfigError("--resume needs run.dir=DIRECTORY: which run to go on with")
-    plan = resolve(config)  # what settings alone decide is refused before torch is imported
+        raise ConfigError("--resume needs run.dir=DIRECTORY, the run to resume")
+    plan = resolve(config)  # invalid settings are found before torch is imported
     from gvpo.report import write_report
     from gvpo.training.checkpoint.run_directory import free_directory
     from gvpo.training.warm_start import train_plan
@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as stopped:
         if ranks.is_first():
             print(
-                f"gvpo: {str(stopped) or 'stopped at once'}; go on with: {_going_on(options, run_dir)}", file=sys.stderr
+                f"gvpo: {str(stopped) or 'stopped immediately'}; resume with: {_going_on(options, run_dir)}",
+                file=sys.stderr,
             )
         return INTERRUPTED
     first = ranks.is_first()
@@ -64,16 +65,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path, out: Path) -> str:
-    """Return where the report of a finished run is, or why it is not there: the run itself is safe by now."""
+    """Return the path of a finished run's report, or the reason why it is missing; the run itself is safe by now."""
     try:
         return str(write_report([run_dir], out))
-    except Exception as error:  # whatever a damaged file does to a page
+    except Exception as error:  # a damaged file can raise anything
         command = shlex.join(["gvpo", "report", str(run_dir)])
         return f"not written ({one_line(error)}); the run is safe, write it with: {command}"
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
-    """The command that goes on with a run; the same one again if it had not begun."""
+    """Return the command that resumes a run, or the same command again if the run had not begun."""
     settings = [setting for setting in options.settings if not setting.startswith("run.dir=")]
     words = ["gvpo", "train", options.recipe, *settings, f"run.dir={run_dir}"]
     began = runfiles.is_run(run_dir) or runfiles.is_run(run_dir / WARM_START)
@@ -101,17 +102,17 @@ def _print_summary(run_dir: Path, summary: dict[str, Any], report: str) -> None:
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with gvpo."""
+    """Return the names of the recipes that come with gvpo."""
     root = shipped_directory("recipes")
     names = (file.relative_to(root).with_suffix("").as_posix() for file in root.glob("*/*.toml"))
     return sorted(name.removesuffix("/recipe") for name in names)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, a directory with a recipe.toml, or the name of a shipped one.
+    """Return the file of a recipe: a path, a directory with a recipe.toml, or the name of a shipped one.
 
     Raises:
-        ConfigError: there is none; the shipped ones are listed.
+        ConfigError: If there is none; the message lists the shipped ones.
     """
     root = shipped_directory("recipes")
     candidates = [Path(name), Path(name) / "recipe.toml", root / name / "recipe.toml", root / f"{name}.toml"]

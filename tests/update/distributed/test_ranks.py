@@ -354,7 +354,7 @@ def test_torchrun_ends_clearly_when_a_worker_is_killed_and_resumes(tmp_path: Pat
             time.sleep(0.1)
         process.terminate()
         process.wait(120)
-    assert "which is saved; go on with: gvpo train demo" in (tmp_path / "output.txt").read_text()
+    assert "which is saved; resume with: gvpo train demo" in (tmp_path / "output.txt").read_text()
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
-"""The reward of the project. A call has all completions of one prompt; reward functions for TRL work unchanged."""
+"""The reward of the project. A call receives all completions of one prompt; TRL's reward functions work unchanged."""
 
 from typing import Any
 
 
 def reward(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
-    """Return 1 for each correct answer, else 0.
+    """Return 1 for each correct answer and 0 for others.
 
     Args:
         prompts: The prompt, once per completion.
         completions: The texts that the model wrote.
-        answer: The column `answer` of the data, one value per completion. Name any column to receive it.
+        answer: Column `answer` of the data, one value per completion. To receive another column, add its name.
         columns: The other columns.
 
     Returns:
