@@ -255,7 +255,7 @@ def test_temperature_0_samples_the_most_likely_tokens_once(place: Path):
         ),
         ([*JUDGED, "--out", "x.jsonl", "sampling.temperature=-1"], "temperature=-1.0: use 0 (greedy) or more"),
         ([*JUDGED, "--out", "x.jsonl", "rewards.options.limit=1"], "rewards.options.limit=1: write a table"),
-        ([*JUDGED, "--out", "x.jsonl", "rewards.options.digit.x=1"], "is for none of the rewards that are named"),
+        ([*JUDGED, "--out", "x.jsonl", "rewards.options.digit.x=1"], "does not belong to any reward"),
         ([*JUDGED, "--out", "x.jsonl", "data.task=adition"], "choose one of"),
         ([*GIVEN, "--out", "x.jsonl", "rewards.funcs=exact_match"], "needs a column 'answer'"),
     ],
