@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -72,6 +73,13 @@ def different(draws: Iterator[Problem], count: int) -> list[Problem]:
 
 
 T = TypeVar("T")
+
+
+def shuffled(items: Iterable[T], name: str) -> list[T]:
+    """Return the items in a random order that depends only on `name`."""
+    found = list(items)
+    random.Random(name).shuffle(found)
+    return found
 
 
 def chosen(task: str, option: str, given: Sequence[T] | None, known: Sequence[T]) -> list[T]:

@@ -6,14 +6,13 @@ Reference: Cobbe et al., Training Verifiers to Solve Math Word Problems (arXiv:2
 """
 
 import itertools
-import random
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gvpo.data.records import load_records
-from gvpo.data.tasks.base import Split, Task, check_split, checked_options
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options, shuffled
 from gvpo.errors import DataError
 from gvpo.rewards.verifiers.gsm8k import MARKER, gold_answer
 from gvpo.types import Problem
@@ -44,8 +43,7 @@ def problems(
         DataError: If the data cannot be read, or a row has no question or no number after `####`.
     """
     check_split("gsm8k", split)
-    rows = list(enumerate(_rows(path, split), start=1))
-    random.Random(f"gsm8k/{split}/{seed}").shuffle(rows)
+    rows = shuffled(enumerate(_rows(path, split), start=1), f"gsm8k/{split}/{seed}")
     return [_problem(row, f"gsm8k/{split}/{number}", instruction) for number, row in rows[:count]]
 
 

@@ -6,12 +6,11 @@ write the whole function again; the prompt's definitions and imports are availab
 Reference: Chen et al., Evaluating Large Language Models Trained on Code (arXiv:2107.03374).
 """
 
-import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gvpo.data.records import load_records
-from gvpo.data.tasks.base import Split, Task, check_split, checked_options
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options, shuffled
 from gvpo.errors import DataError
 from gvpo.types import Problem
 
@@ -37,8 +36,7 @@ def problems(split: Split, count: int, seed: int, *, path: str | None = None, in
         DataError: If the data cannot be read, a row does not have HumanEval's form, or the split is "train".
     """
     found = read(load_records(path or HUB_ID, "test"), split, instruction=instruction)
-    random.Random(f"humaneval/{split}/{seed}").shuffle(found)
-    return found[:count]
+    return shuffled(found, f"humaneval/{split}/{seed}")[:count]
 
 
 @checked_options("humaneval")

@@ -7,7 +7,6 @@ collections of some levels all have this form.
 Reference: Hendrycks et al., Measuring Mathematical Problem Solving With the MATH Dataset (arXiv:2103.03874).
 """
 
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from gvpo.data.normalize import words
 from gvpo.data.readers import kind_of
 from gvpo.data.records import load_records
-from gvpo.data.tasks.base import Split, Task, check_split, checked_options, chosen
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options, chosen, shuffled
 from gvpo.data.tasks.generated import INSTRUCTION
 from gvpo.errors import ConfigError, DataError
 from gvpo.rewards.verifiers.boxed import last_boxed
@@ -71,8 +70,7 @@ def problems(
     if whole and split == "eval":
         raise ConfigError("the task 'math' with whole=true trains on every row; set data.eval, or data.eval_problems=0")
     found = read(_rows(path), split, levels=levels, subjects=subjects, whole=whole, instruction=instruction)
-    random.Random(f"math/{split}/{seed}").shuffle(found)
-    return found[:count]
+    return shuffled(found, f"math/{split}/{seed}")[:count]
 
 
 @checked_options("math")

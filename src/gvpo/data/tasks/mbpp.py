@@ -8,12 +8,11 @@ Reference: Austin et al., Program Synthesis with Large Language Models (arXiv:21
 """
 
 import ast
-import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gvpo.data.records import load_records
-from gvpo.data.tasks.base import Split, Task, check_split, checked_options
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options, shuffled
 from gvpo.errors import DataError
 from gvpo.rewards.code.forms import parse_quietly
 from gvpo.types import Problem
@@ -47,8 +46,7 @@ def problems(
     check_split("mbpp", split)
     rows = load_records(path) if path else [row for each in _HUB_SPLITS[split] for row in load_records(HUB_ID, each)]
     found = read(rows, split, shown=shown, instruction=instruction)
-    random.Random(f"mbpp/{split}/{seed}").shuffle(found)
-    return found[:count]
+    return shuffled(found, f"mbpp/{split}/{seed}")[:count]
 
 
 @checked_options("mbpp")

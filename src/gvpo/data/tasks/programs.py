@@ -13,7 +13,6 @@ import base64
 import json
 import pickle
 import pickletools
-import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
@@ -21,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from gvpo.data.records import load_records
-from gvpo.data.tasks.base import Split, Task, check_split, checked_options
+from gvpo.data.tasks.base import Split, Task, check_split, checked_options, shuffled
 from gvpo.errors import ConfigError, DataError
 from gvpo.rewards.code.forms import TestsError, read_tests
 from gvpo.types import Problem
@@ -136,7 +135,8 @@ def _text_of_pickle(data: bytes) -> str:
 def _codeforces(row: Row, where: str) -> Problem:
     parts = [row.get("title"), _text(row, "description", where)]
     parts += [_section("Input", row.get("input_format")), _section("Output", row.get("output_format"))]
-    parts += [_section("Note", row.get("note")), *map(_example, row.get("examples") or [])]
+    parts.append(_section("Note", row.get("note")))
+    parts += [f"Example\nInput:\n{each['input']}\nOutput:\n{each['output']}" for each in row.get("examples") or []]
     tests = [{"input": test["input"], "output": test["output"]} for test in row.get("official_tests") or []]
     columns = {"tests": tests or None, "checker": row.get("generated_checker") or "tokens"}
     text = "\n\n".join(part for part in parts if part)
@@ -145,10 +145,6 @@ def _codeforces(row: Row, where: str) -> Problem:
 
 def _section(title: str, text: str | None) -> str:
     return f"{title}\n{text}" if text else ""
-
-
-def _example(example: Row) -> str:
-    return f"Example\nInput:\n{example['input']}\nOutput:\n{example['output']}"
 
 
 def _read(
@@ -204,8 +200,7 @@ def _problems(
         since=since,
         until=until,
     )
-    random.Random(f"{task}/{split}/{seed}").shuffle(found)
-    return found[:count]
+    return shuffled(found, f"{task}/{split}/{seed}")[:count]
 
 
 _FORMATS: dict[str, tuple[Callable[[Row, str], Problem], str, str]] = {
