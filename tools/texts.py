@@ -13,6 +13,9 @@ from typing import NamedTuple
 ROOMS = ("src", "tests", "docs", "recipes", "benchmarks", "tools", "examples")
 """The folders to read, in addition to the Markdown files in the root."""
 
+PROBLEMS = "word_problems.py"
+"""The file whose strings are problems for models: to change their words is to change the data."""
+
 SUFFIXES = (".py", ".md", ".toml", ".sh")
 
 STAND_IN = "§"
@@ -75,7 +78,7 @@ def python_texts(name: Path, source: str) -> Iterator[Text]:
     for constant, kind in docstrings.values():
         yield Text(name, constant.lineno, kind, mask(_EXAMPLE.sub(STAND_IN, constant.value)))
     yield from _comments(name, source)
-    if name.parts[0] == "src":
+    if name.parts[0] == "src" and name.name != PROBLEMS:
         yield from _messages(name, nodes, set(docstrings))
     if name.name.startswith("test_"):
         yield from _test_names(name, nodes)
