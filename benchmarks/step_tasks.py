@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from gvpo import Trainer, load_model
 from gvpo.cli.train import find_recipe
 from gvpo.config import TrainConfig
+from gvpo.config.plan import warm_start_settings
 from gvpo.config.recipe import read_recipe
 from gvpo.data.tasks.addition import problems
 from gvpo.model.fresh_tokenizer import EOS, PAD, UNKNOWN, fresh_tokenizer
 from gvpo.model.model import save_model
 from gvpo.rewards import load
-from gvpo.training.warm_start import warm_start_config
 
 GROUP_SIZE = 8
 RAGGED_VOCABULARY = 32_000
@@ -65,7 +65,7 @@ def _warm_demo(path: Path) -> None:
     tokenizer = fresh_tokenizer(config.vocabulary)
     ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
     model = load_model(init={"vocab_size": len(tokenizer), **ids, **config.model_init}, seed=config.seed)
-    stage = warm_start_config(config.replace(run_dir=path.with_name(f"{path.name}-run")))
+    stage = warm_start_settings(config).replace(run_dir=path.with_name(f"{path.name}-run"))
     Trainer(model, args=stage, processing_class=tokenizer).train()
     save_model(model, tokenizer, path)
 
