@@ -28,7 +28,8 @@ def aligned_scores(problem: Problem) -> list[float]:
     values = problem.columns.get(ALIGNED)
     if values is None:
         raise DataError(f"problem {problem.id!r} has no `{ALIGNED}`; {SCORE_FIRST}")
-    if not isinstance(values, list | tuple) or not values or not all(_is_finite(value) for value in values):
+    numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    if not numbers or not values:
         raise DataError(
             f"problem {problem.id!r}: `{ALIGNED}` is {str(values)[:40]!r}; it must list one number per model; "
             f"{SCORE_FIRST}"
@@ -51,7 +52,3 @@ def likeliest(written: Sequence[tuple[Problem, str]], share: float) -> list[tupl
     means = [fmean(aligned_scores(problem)) for problem, _ in written]
     kept = sorted(range(len(written)), key=lambda place: -means[place])[: math.ceil(share * len(written))]
     return [written[place] for place in sorted(kept)]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -97,12 +97,8 @@ def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -
     for number, logged in enumerate(groups, start=1):
         _require_fit(number, logged, vocabulary, context)
         numbered(number, refuse_missing, missing, [logged.group])
-    if not any(_rewarded(logged) > 1 for logged in groups):
+    if not any(sum(map(is_usable, logged.group.completions)) > 1 for logged in groups):
         raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
-
-
-def _rewarded(logged: LoggedGroup) -> int:
-    return sum(map(is_usable, logged.group.completions))
 
 
 def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int | None) -> None:

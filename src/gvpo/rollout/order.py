@@ -43,9 +43,7 @@ class ShuffledOrder(Generic[T]):
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._known[0] != epoch:
-            self._known = (epoch, self._draw(epoch))
+            key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
+            self._known = (epoch, generator.permutation(len(self._items)))
         return self._known[1]
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        key = hashlib.blake2b(f"order/{self._seed}/{epoch}".encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big"))).permutation(len(self._items))

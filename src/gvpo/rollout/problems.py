@@ -1,6 +1,6 @@
 """From the user's data (a task, a file, a dataset) to problems with encoded prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +86,8 @@ def _problems(rows: Sequence[Any]) -> list[Problem]:
     records = [row for row in rows if not isinstance(row, Problem)]
     if problems and records:
         raise DataError("a dataset mixes Problems and rows; pass only Problems or only rows with a `prompt`")
-    return problems or _from_records(records)
-
-
-def _from_records(records: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Return rows as problems: a pair's prompt and better answer, or a conversation up to its last turn."""
-    return problems_from_records([numbered(number, with_prompt, row) for number, row in enumerate(records, start=1)])
+    rows = [numbered(number, with_prompt, row) for number, row in enumerate(records, start=1)]
+    return problems or problems_from_records(rows)
 
 
 def encode(

@@ -107,7 +107,10 @@ def starting_policy(
             that cannot be.
     """
     policy = _loaded(model, config) if isinstance(model, str | Path) else _given(model, config)
-    _adapt(policy, config, peft_config)
+    if config.lora_path is not None:
+        lora.load_adapter(policy, config.lora_path)
+    elif (wanted := peft_config or lora.settings(config)) is not None:
+        lora.add_adapter(policy, wanted, seed=config.seed)
     _require_trainable(policy)
     if not lora.is_adapted(policy):
         _refuse_frozen_weights(policy, config)
@@ -140,13 +143,6 @@ def _given(model: "PreTrainedModel", config: TrainConfig) -> "PreTrainedModel":
             "lora.quantization is applied while a model is loaded, and this model is loaded; pass its path or ID"
         )
     return model
-
-
-def _adapt(policy: "PreTrainedModel", config: TrainConfig, peft_config: object | None) -> None:
-    if config.lora_path is not None:
-        lora.load_adapter(policy, config.lora_path)
-    elif (wanted := peft_config or lora.settings(config)) is not None:
-        lora.add_adapter(policy, wanted, seed=config.seed)
 
 
 def _require_trainable(policy: "PreTrainedModel") -> None:

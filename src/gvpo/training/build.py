@@ -138,7 +138,8 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         state = restore(run, learner, source, config) if resume else TrainerState()
         ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
         progress = stack.enter_context(StepProgress(run.path.name, config.steps, state.step, _console()))
-        trackers = stack.enter_context(Trackers(_tracked(config), run, state.step, progress.say))
+        tracked = config if ranks.is_first() else config.replace(trackers=[])
+        trackers = stack.enter_context(Trackers(tracked, run, state.step, progress.say))
         yield RunParts(
             settings=config,
             run=run,
@@ -248,7 +249,3 @@ def _eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> 
 def _console() -> Console:
     """Return the console of the first rank; the other ranks print nothing."""
     return error_console(quiet=not ranks.is_first())
-
-
-def _tracked(config: TrainConfig) -> TrainConfig:
-    return config if ranks.is_first() else config.replace(trackers=[])

@@ -115,7 +115,8 @@ class Learner:
                 forward.
         """
         started = time.perf_counter()
-        batches = self._cut(groups)
+        size = self.config.groups_per_update or max(1, len(groups))
+        batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
         plan = self._plan(step, self.config.passes * len(batches))
         if plan.refresh and self.reference is not None:
             self.reference.refresh(self.model)
@@ -187,11 +188,6 @@ class Learner:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         return min(ranks.gather(found), key=lambda each: each.tokens)
-
-    def _cut(self, groups: Sequence[TrainingGroup]) -> list[list[TrainingGroup]]:
-        """Split a step's groups into optimizer batches."""
-        size = self.config.groups_per_update or max(1, len(groups))
-        return [list(groups[i : i + size]) for i in range(0, len(groups), size)]
 
     def _plan(self, step: int, updates: int) -> StepPlan:
         return plan_step(

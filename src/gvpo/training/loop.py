@@ -96,7 +96,11 @@ class Session:
                 self._evaluate_before()
             while not self._is_last() and not self._is_asked_to_stop():
                 self._step(self.state.step + 1)
-            return self._finish() if self._is_last() else self._stop()
+            if not self._is_last():
+                self._stop()
+            if self._saved != self.state.step:
+                self._save()
+            return ranks.on_first(self._summarise)
 
     def _is_asked_to_stop(self) -> bool:
         """Return whether any rank received a signal; a signal may reach one rank only, or another rank a step later."""
@@ -185,15 +189,11 @@ class Session:
         If there are only held-out groups, `eval/accuracy` is the accuracy on their pairs; it decides which checkpoint
         is best.
         """
-        pairs = self._evaluate_pairs()
+        groups = self.held_groups
+        pairs = pair_metrics(groups, self.learner.score(groups), self.learner.objective.beta) if groups else {}
         judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
         self.state.latest = {**pairs, **judged, **self._evaluate_samples()}
         return self.state.latest
-
-    def _evaluate_pairs(self) -> dict[str, float]:
-        if not self.held_groups:
-            return {}
-        return pair_metrics(self.held_groups, self.learner.score(self.held_groups), self.learner.objective.beta)
 
     def _evaluate_samples(self) -> dict[str, float]:
         if self.held is None or self.judge is None:
@@ -265,14 +265,11 @@ class Session:
     def _card(self) -> str:
         needs_reference = self.learner.objective.needs_reference
         adapter = adapter_of(self.learner.model)
+        is_new = self.config.model_init is not None
+        start = self.config.model_path or ("" if is_new else str(self.learner.model.name_or_path))
         return model_card(
-            self.config, self.state, self.tokenizer, self._start(), needs_reference=needs_reference, adapter=adapter
+            self.config, self.state, self.tokenizer, start, needs_reference=needs_reference, adapter=adapter
         )
-
-    def _start(self) -> str:
-        """Return the model that training started from, or "" for a randomly initialized one."""
-        made = self.config.model_init is not None
-        return self.config.model_path or ("" if made else str(self.learner.model.name_or_path))
 
     def _verify(self, path: Path) -> None:
         """Load the checkpoint back, and print what other programs must consider when they load it."""
@@ -287,11 +284,6 @@ class Session:
             self._save()
         done = f"after step {step} of {self.config.steps}, which is saved" if step > 0 else "before the first step"
         raise RunStopped(f"stopped {done}")
-
-    def _finish(self) -> dict[str, Any]:
-        if self._saved != self.state.step:
-            self._save()
-        return ranks.on_first(self._summarise)
 
     def _summarise(self) -> dict[str, Any]:
         before, after = self.state.before, self.state.latest

@@ -70,8 +70,9 @@ class Trackers:
             PartialState()  # accelerate's trackers ask it which process logs
         for name in config.trackers:
             self._running.append(_START[name](config, run, step))
-        if any(tracker.name == "wandb" for tracker in self._running):
-            say(f"Weights & Biases: {_place(self._running)}")
+        wandb_run = next((tracker.tracker for tracker in self._running if tracker.name == "wandb"), None)
+        if wandb_run is not None:
+            say(f"Weights & Biases: {wandb_run.url or f'offline, in {wandb_run.dir}'}")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Send the numbers of a metrics line."""
@@ -143,9 +144,3 @@ def _wandb_id(run: RunDirectory) -> str:
     made = secrets.token_hex(4)
     runfiles.write_json(run.path / TRACKERS_FILE, {"wandb": made})
     return made
-
-
-def _place(running: list[GeneralTracker]) -> str:
-    """Return the address of the run's page, or its directory if offline."""
-    run = next(tracker.tracker for tracker in running if tracker.name == "wandb")
-    return str(run.url or f"offline, in {run.dir}")

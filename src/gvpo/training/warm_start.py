@@ -79,7 +79,8 @@ def _require_place(run_dir: Path, *, resume: bool) -> None:
 def _given_model(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel | str":
     if config.model_path is not None:
         return config.model_path
-    init = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **(config.model_init or {})}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    init = {"vocab_size": len(tokenizer), **special, **(config.model_init or {})}
     return load_model(init=init, seed=config.seed, attention=config.attention)
 
 
@@ -88,10 +89,6 @@ def _tokenizer(config: TrainConfig) -> "PreTrainedTokenizerBase":
     if config.vocabulary is not None:
         return fresh_tokenizer(config.vocabulary)
     return load_tokenizer(str(config.tokenizer or config.model_path))
-
-
-def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def _warm_model(plan: RunPlan, tokenizer: "PreTrainedTokenizerBase", *, resume: bool) -> str:

@@ -41,7 +41,11 @@ def model_card(
     Returns:
         Markdown that begins with the Hub's metadata. The same settings and state give the same text.
     """
-    rows = [("Objective", _objective(config)), ("Reference", _reference(config) if needs_reference else "none")]
+    keywords = (f"{name} {value}" for name, value in _keywords(config).items())
+    rows = [
+        ("Objective", ", ".join([config.objective, *keywords])),
+        ("Reference", _reference(config) if needs_reference else "none"),
+    ]
     rows += [("Adapter", _adapter(adapter))] if adapter is not None else []
     rows += _facts(config, state, start)
     facts = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
@@ -89,10 +93,6 @@ def _facts(config: TrainConfig, state: TrainerState, start: str) -> Iterator[tup
 def _adapter(adapter: Adapter) -> str:
     base = f" for {_public(adapter.base)}" if adapter.base else ""
     return f"LoRA{base}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
-
-
-def _objective(config: TrainConfig) -> str:
-    return ", ".join([config.objective, *(f"{name} {value}" for name, value in _keywords(config).items())])
 
 
 def _reference(config: TrainConfig) -> str:

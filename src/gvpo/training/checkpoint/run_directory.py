@@ -91,7 +91,7 @@ class RunDirectory:
             RunError: If there is already a run.
         """
         if runfiles.is_run(Path(path)):
-            raise _taken(Path(path))
+            raise RunError(f"{Path(path)} already contains a run; choose another run.dir, or use --resume")
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -184,7 +184,9 @@ class RunDirectory:
         runfiles.truncate_metrics(self.metrics_path, step)
         late = [runfiles.rollout_path(self.path, s) for s in runfiles.rollout_steps(self.path) if s > step]
         leftovers = [*self.path.glob(".*.tmp"), *(self.path / runfiles.ROLLOUTS).glob(".*.tmp")]
-        outdated = [self.path / runfiles.SUMMARY, self.report_path] if self._finished_after(step) else []
+        finished = self.read_summary().get("steps")
+        is_outdated = isinstance(finished, int) and finished > step
+        outdated = [self.path / runfiles.SUMMARY, self.report_path] if is_outdated else []
         for path in [*late, *leftovers, *outdated]:
             try:
                 path.unlink(missing_ok=True)
@@ -195,10 +197,6 @@ class RunDirectory:
         """Raise RunError if the run directory was removed during the run, so that it is not recreated in part."""
         if not self.config_path.exists():
             raise RunError(f"run directory {self.path} is gone; bring it back, then use --resume")
-
-    def _finished_after(self, step: int) -> bool:
-        steps = self.read_summary().get("steps")
-        return isinstance(steps, int) and steps > step
 
 
 def free_directory(parent: str | Path, name: str) -> Path:
@@ -259,7 +257,3 @@ def _make(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make run directory {directory}: {error.strerror}; choose another run.dir") from error
-
-
-def _taken(path: Path) -> RunError:
-    return RunError(f"{path} already contains a run; choose another run.dir, or use --resume")
