@@ -127,7 +127,7 @@ def prepare(
     held_out: Rows | None = None,
     peft_config: object | None = None,
 ) -> tuple[RunInputs, Policy]:
-    """Load and read the inputs of a run, and apply the rules that settings alone do not decide.
+    """Load and read the inputs of a run, and apply the rules that need more than the settings.
 
     Args:
         plan: Plan of the run.
