@@ -6,6 +6,7 @@ A python block after the line `<!-- runs -->` is run; the blocks of a page share
 block after the line `<!-- runs -->` is run, and must print what it shows; `...` stands for any text.
 """
 
+import ast
 import json
 import os
 import re
@@ -251,6 +252,19 @@ def test_the_readme_names_every_objective_and_every_guide():
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = {page for pages in docs_site.navigation().values() for page in pages}
     assert sorted({str(page.relative_to(ROOT)) for page in PAGES} - listed) == []
+
+
+def test_messages_that_the_guide_to_resuming_quotes_are_those_of_the_code():
+    guide = (ROOT / "docs/guides/resume.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]+ \|$", guide.partition("## What can go wrong")[2], re.MULTILINE)
+    quoted = [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(quoted) > 10
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")]
+    strings = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    code = "\n".join(text for text in strings if isinstance(text, str))
+    gaps = r"\.\.\.|another|\b[A-Z]\b|[0-9]|KEY=|'\w+'|: (?:No space left on device|Permission denied)"
+    pieces = [piece.strip(" ,:;()") for message in quoted for piece in re.split(gaps, message)]
+    assert [piece for piece in pieces if piece not in code] == []
 
 
 def test_every_figure_is_shown_somewhere():
