@@ -32,11 +32,7 @@ test: $(READY)  ## run the fast tests
 test-slow: $(READY)  ## run the slow tests: three seeds of the demo, the wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
 
-<<<<<<< HEAD
-check: $(READY)  ## check format, lint and types
-=======
 check: $(READY)  ## format, lint, types and English
->>>>>>> 59c704b (make check includes the English; a misspelled word of the command line has one message)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
