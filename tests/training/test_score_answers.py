@@ -135,7 +135,7 @@ def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        (ROWS, ["--out", "there.jsonl"], "there.jsonl exists already"),
+        (ROWS, ["--out", "there.jsonl"], "there.jsonl already exists"),
         (ROWS, ["--out", "out.csv"], "is not a .jsonl file"),
         ([{"prompt": "1"}], [], "there is no `completion` text"),
         ([{"prompt": "1", "completion": "1" * 99}], [], "the model's context is 64 tokens"),

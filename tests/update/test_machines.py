@@ -61,7 +61,7 @@ def test_a_disk_that_fills_during_a_checkpoint_is_a_one_line_error_and_leaves_no
         with files_of_at_most(size), pytest.raises(CheckpointError) as refused:
             save(tmp_path, 2)
         assert "File too large" in str(refused.value)
-        assert "make room or fix the directory, then go on with --resume" in str(refused.value)
+        assert "make room or fix the directory, then use --resume" in str(refused.value)
         assert "\n" not in str(refused.value)
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert save(tmp_path, 2).is_dir()

@@ -335,7 +335,7 @@ def test_rows_are_read_from_files_of_a_directory_with_any_prompt_column(tmp_path
 @pytest.mark.parametrize(
     ("records", "columns", "message"),
     [
-        ([], {}, "data.jsonl has no rows; give a file with some"),
+        ([], {}, "data.jsonl has no rows; give a file with rows"),
         ([{"ask": "?"}], {}, r"data.jsonl has no prompts: its columns are 'ask'; name one with data.prompt_column"),
         ([{"ask": "?"}], {"prompt_column": "asks"}, r"no prompt column 'asks': its columns are 'ask'"),
         ([{"prompt": "?"}], {"answer_column": "gold"}, r"no answer column 'gold': its columns are 'prompt'"),

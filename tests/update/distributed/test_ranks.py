@@ -196,7 +196,7 @@ def test_a_run_resumes_on_other_numbers_of_ranks(tmp_path: Path, one_process: Pa
     for count, stop, sharding in ((1, 5, "none"), (2, 9, "full"), (4, 13, "full"), (2, 17, "none")):
         began = runfiles.is_run(path)
         ends = run_world(count, tmp_path, jobs.stopped_run, path, stop, 0, resume=began, sharding=sharding, **settings)
-        assert all(end.error is not None and end.error[0] == "Stopped" for end in ends)
+        assert all(end.error is not None and end.error[0] == "RunStopped" for end in ends)
     world(1, tmp_path, jobs.logged_run, path, resume=True, **settings)
     assert movement_gap(path, one_process) < 1e-5
     assert_close_lines(path, one_process)
@@ -263,7 +263,7 @@ def test_the_same_number_of_ranks_resumes_exactly(tmp_path: Path, sharding: str)
 def test_a_signal_to_one_rank_stops_all_after_the_step(tmp_path: Path):
     ends = run_world(2, tmp_path, jobs.stopped_run, tmp_path / "run", 2, 1, steps=5)
     assert [end.error and end.error[:2] for end in ends] == [
-        ("Stopped", "stopped after step 2 of 5, which is saved")
+        ("RunStopped", "stopped after step 2 of 5, which is saved")
     ] * 2
     assert (tmp_path / "run/checkpoints/step-000002/model.safetensors").exists()
 
