@@ -18,7 +18,7 @@ ALIKE = 0.75
 """Minimum similarity of two words of which one is misspelled; equal words have 1."""
 
 JOINED_ALIKE = 0.9
-"""The same for whole names that separate words differently, such as `groupsize`."""
+"""Minimum similarity of whole names that separate their words differently, such as `groupsize`."""
 
 STEM, ENDING = 5, 3
 """Two words match if they share this many first letters and each has at most this many more: family, families."""

@@ -1,4 +1,4 @@
-"""From per-token values to per-row values and to one scalar. Rows without a scored token have sum 0 and mean 0."""
+"""Reductions of per-token values to rows and to one scalar. Rows without a scored token have sum 0 and mean 0."""
 
 from typing import Literal, get_args
 
@@ -27,17 +27,17 @@ def token_mean(values: Tensor, scored: Tensor) -> Tensor:
 
 
 def reduce_tokens(values: Tensor, scored: Tensor, reduction: str, max_length: float | None = None) -> Tensor:
-    """[B, T] -> scalar.
+    """Reduce values [B, T] to a scalar.
 
     Args:
         values: [B, T].
-        scored: [B, T] bool.
+        scored: [B, T] bool, the positions that count.
         reduction: "sequence_mean": means over tokens, then over rows; "token_mean": over all tokens at once;
             "constant": sums over tokens divided by `max_length`, then the mean over rows.
-        max_length: tokens; read by "constant" only.
+        max_length: Number of tokens; used only by "constant".
 
     Raises:
-        ObjectiveError: an unknown reduction, or "constant" without a positive max_length.
+        ObjectiveError: If the reduction is unknown, or is "constant" without a positive max_length.
     """
     if reduction == "sequence_mean":
         return row_means(values, scored).mean()

@@ -107,7 +107,7 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
     if not rewards and held_out:
         raise ConfigError("eval_dataset needs a reward for its scores: set rewards.funcs, or pass reward_funcs")
     if plan.samples or plan.evaluates:
-        check_ready(rewards.values())  # before a model is loaded, and not at the first scoring
+        check_ready(rewards.values())  # it fails now, before a model is loaded, and not at the first scoring
 
 
 def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
