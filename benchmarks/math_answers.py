@@ -1,4 +1,4 @@
-r"""How many mathematical answers per second the reward math_answer scores.
+r"""Benchmark of the reward math_answer: mathematical answers scored per second.
 
     python benchmarks/math_answers.py --data ../shared/data --workers 2
 

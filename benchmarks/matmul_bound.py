@@ -30,7 +30,7 @@ HEAD_ROWS = 512
 
 @dataclass(frozen=True)
 class Passes:
-    """How often each part of an update runs.
+    """Number of times that each part of an update runs.
 
     Args:
         forward: Number of passes through the layers without a backward, heads included.

@@ -1,4 +1,4 @@
-"""How long it takes to write and open the report of a large run, and how large the report is.
+"""Benchmark of the report of a large run: time to write it, time to open it, and its size.
 
     python benchmarks/report_open.py --groups 10000 --group-size 8 --tokens 300
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Completion = str | Sequence[Message]
 
 Form = Literal["auto", "chat", "plain", "pair"]
-"""How prompt and completion become one text.
+"""Ways to join prompt and completion into one text.
 
 auto uses the chat template if there is one, chat always uses it, plain concatenates, and pair is the tokenizer's text
 pair.

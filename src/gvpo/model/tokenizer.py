@@ -20,7 +20,7 @@ from gvpo.messages import plain_messages, unicode_text
 from gvpo.types import Prompt
 
 ChatMode = Literal["auto", "chat", "plain"]
-"""How a prompt becomes tokens: by the chat template if there is one (auto), always (chat), or never (plain)."""
+"""Use of the chat template for prompts: if there is one (auto), always (chat), or never (plain)."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles of chat messages; a template may know more."""

@@ -1,4 +1,4 @@
-"""What every objective shares: its output, and the checks that come before any arithmetic.
+"""Shared parts of all objectives: their output, and the checks that come before any arithmetic.
 
 Knows nothing of models, groups or formulas. B is the number of rows (completions), T the longest of them in tokens.
 """

@@ -62,7 +62,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How the head computes: temperature, tokens per chunk and per block, the matmuls' dtype, and how many ids it has.
+    """Settings of the head: temperature, tokens per chunk and per block, the matmuls' dtype, and how many ids it has.
 
     Rows of the weight past the vocabulary are padding: they are not multiplied, and their gradient is 0.
     """

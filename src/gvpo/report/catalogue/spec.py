@@ -1,4 +1,4 @@
-"""What a report knows of a chart: its title, its unit, and the metrics that it shows."""
+"""Specification of a chart: its title, its unit, and the metrics that it shows."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -35,7 +35,7 @@ END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class GuestExit:
-    """How a sandboxed process ended.
+    """Exit of a sandboxed process.
 
     Args:
         code: Exit code, or minus the signal that ended it; None if it ran out of time or the parent ended it.
