@@ -1,7 +1,8 @@
 """The files of a run directory: their names, formats, readers and safe writers.
 
     <run>/config.json  environment.json  summary.json  metrics.jsonl
-          rollouts/step-000010.parquet  checkpoints/step-000100/  report.html
+          rollouts/step-000010.parquet  held-out/step-000010.parquet
+          checkpoints/step-000100/  report.html
 
 Depends on JSON, JSON lines and Parquet, and not on models, training or reports. The trainer writes through
 `gvpo.training.checkpoint.run_directory`, the report reads through this module, and both use the formats defined here.
@@ -26,6 +27,7 @@ INPUTS = "inputs.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
+HELD_OUT = "held-out"
 CHECKPOINTS = "checkpoints"
 GROUPS = "groups.jsonl"
 REFERENCE = "reference"
@@ -112,14 +114,14 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def rollout_path(run: Path, step: int) -> Path:
-    """Return the path of a step's rollout file."""
-    return run / ROLLOUTS / f"{step_name(step)}.parquet"
+def rollout_path(run: Path, step: int, folder: str = ROLLOUTS) -> Path:
+    """Return the path of a step's rollout file, or with the folder HELD_OUT that of an evaluation after that step."""
+    return run / folder / f"{step_name(step)}.parquet"
 
 
-def rollout_steps(run: Path) -> list[int]:
-    """Return the steps with a finished rollout file, in ascending order."""
-    names = (path.stem.removeprefix("step-") for path in (run / ROLLOUTS).glob("step-*.parquet"))
+def rollout_steps(run: Path, folder: str = ROLLOUTS) -> list[int]:
+    """Return the steps with a finished rollout file, or with the folder HELD_OUT with an evaluation, ascending."""
+    names = (path.stem.removeprefix("step-") for path in (run / folder).glob("step-*.parquet"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 

@@ -36,7 +36,8 @@ def test_a_line_has_the_documented_keys_and_no_others(tmp_path: Path):
     documented = documented_keys() - elsewhere | {"reward/digits"}
     assert set(line) == documented
     assert before["step"] == 0
-    assert set(before) == {"step"} | {key for key in documented if key.startswith("eval/")}
+    evaluated = {key for key in documented if key.startswith("eval/")}
+    assert set(before) == {"step", "seconds/evaluating"} | evaluated
 
 
 def test_several_updates_also_log_their_last_values(tmp_path: Path):
@@ -243,13 +244,18 @@ def test_evaluations_happen_before_after_and_every_n_steps(tmp_path: Path, every
     trainer(tmp_path, steps=5, eval_every=every, held=ROWS[:2], eval_greedy=False).train()
     assert [line["step"] for line in lines(tmp_path) if "eval/accuracy" in line] == steps
     assert not any("eval/accuracy_greedy" in line for line in lines(tmp_path))
+    assert runfiles.rollout_steps(tmp_path, runfiles.HELD_OUT) == steps
+    answers = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 5, runfiles.HELD_OUT))
+    assert [(row.prompt, row.source) for row in answers] == [(each["prompt"], "live") for each in ROWS[:2]]
+    assert all(row.text and row.reward is not None for row in answers)
 
 
 def test_evaluations_of_a_run_are_paired(tmp_path: Path):
     """The noise is the same before and after, so an unchanged policy has exactly the same numbers."""
     summary = trainer(tmp_path, steps=1, learning_rate=1e-30, eval_samples=3).train()
     before, after = lines(tmp_path)
-    assert {key: after[key] for key in before if key != "step"} == {k: v for k, v in before.items() if k != "step"}
+    measured = [key for key in before if key.startswith("eval/")]
+    assert {key: after[key] for key in measured} == {key: before[key] for key in measured}
     assert 0 < before["eval/reward"] < 1
     assert summary["accuracy_before"] == summary["accuracy_after"]
 

@@ -11,7 +11,7 @@ from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.usable import TrainingGroup, usable
 from gvpo.training.learner import StepResult, Update
-from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics, trained_rows
+from gvpo.training.metrics import evaluation_metrics, held_out_rows, rollout_rows, step_metrics, trained_rows
 from gvpo.types import Completion, Group, Problem, Verdict
 from gvpo.update.group_backward import RowGradient, UpdateOutput
 
@@ -100,11 +100,13 @@ def test_the_line_of_a_step_with_hand_computed_values():
             "length/max": 4,
             "rows/truncated": 1 / 7,
             "tokens/sampled": 13,
+            "tokens/prompt": 6,
             "kl/reference": k3,
             "entropy": 0.5,
             "sampler/mismatch": 0.25,
             "train/updates": 2,
             "train/skipped_updates": 0,
+            "tokens/trained": 4,  # one scored token in each of the four rows that have a reward and a partner
             "train/loss": 2.0,
             "train/loss/last": 3.0,
             "train/grad_norm": 4.0,
@@ -122,6 +124,21 @@ def test_the_line_of_a_step_with_hand_computed_values():
             "seconds/updating": 0.75,
         }
     )
+
+
+def test_held_out_rows_are_the_sampled_answers_and_then_the_greedy_one():
+    greedy = Rollout(
+        [dataclasses.replace(group, completions=group.completions[:1]) for group in GROUPS],
+        [verdicts[:1] for verdicts in VERDICTS],
+        ROLLOUT.problems,
+    )
+    rows = held_out_rows(20, ROLLOUT, greedy, lambda ids: f"prompt of {len(ids)} tokens")
+    places = [(0, "live"), (1, "live"), (2, "live"), (3, "greedy"), (0, "live"), (1, "live"), (2, "greedy")]
+    assert [(row.row, row.source) for row in rows] == [*places, (0, "live"), (1, "live"), (2, "greedy")]
+    assert {(row.step, row.prompt) for row in rows} == {(20, "prompt of 2 tokens")}
+    assert rows[3].text == "row 0.0"
+    assert rows[3].reward_parts == {"right": 1.0, "short": 0.5}
+    assert len(held_out_rows(20, ROLLOUT, None, lambda ids: "")) == 7
 
 
 def test_a_single_update_has_no_last_value():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gvpo import notices
+from gvpo import notices, runfiles
 from gvpo.collapse import CollapseWatch
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.evaluation import evaluate
@@ -27,7 +27,7 @@ from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.constraints import with_inputs
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.learner import StepResult
-from gvpo.training.metrics import evaluation_metrics, rollout_rows, step_metrics
+from gvpo.training.metrics import evaluation_metrics, held_out_rows, rollout_rows, step_metrics
 from gvpo.training.signals import RunStopped
 from gvpo.update.distributed import fsdp, ranks
 
@@ -107,9 +107,10 @@ class Session:
         return ranks.some(self.stop.requested)
 
     def _evaluate_before(self) -> None:
-        self.state.before = self._evaluate()
+        evaluated = self._evaluate()
+        self.state.before = self.state.latest
         if self._evaluates:
-            self._log({"step": 0, **self.state.before})
+            self._log({"step": 0, **evaluated})
             self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
 
     def _step(self, step: int) -> None:
@@ -189,11 +190,12 @@ class Session:
         If there are only held-out groups, `eval/accuracy` is the accuracy on their pairs; it decides which checkpoint
         is best.
         """
-        groups = self.held_groups
+        began, groups = time.perf_counter(), self.held_groups
         pairs = pair_metrics(groups, self.learner.score(groups), self.learner.objective.beta) if groups else {}
         judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
         self.state.latest = {**pairs, **judged, **self._evaluate_samples()}
-        return self.state.latest
+        seconds = {"seconds/evaluating": time.perf_counter() - began} if self._evaluates else {}
+        return {**self.state.latest, **seconds}
 
     def _evaluate_samples(self) -> dict[str, float]:
         if self.held is None or self.judge is None:
@@ -209,7 +211,18 @@ class Session:
                 )
                 for params in settings
             ]
-        return evaluation_metrics(results[0], results[1] if len(results) > 1 else None)
+        sampled, greedy = results[0], results[1] if len(results) > 1 else None
+        self._write_held_out(sampled.rollout, greedy.rollout if greedy is not None else None)
+        return evaluation_metrics(sampled, greedy)
+
+    def _write_held_out(self, sampled: Rollout, greedy: Rollout | None) -> None:
+        step = self.state.step
+
+        def write() -> None:
+            rows = held_out_rows(step, sampled, greedy, lambda ids: _text(self.tokenizer, ids))
+            self.run.write_rollouts(step, rows, runfiles.HELD_OUT)
+
+        ranks.on_first(write)
 
     def _note_best(self, accuracy: float) -> None:
         state = self.state

@@ -1,7 +1,8 @@
 """The numbers and rows of a step: its metrics line and its rollout rows (keys: docs/reference/run-directory.md)."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -103,6 +104,7 @@ def _length_metrics(rollout: Rollout) -> dict[str, float]:
         "length/max": max(lengths),
         "rows/truncated": fmean(row.finish_reason == "length" for row in rows),
         "tokens/sampled": sum(lengths),
+        "tokens/prompt": sum(len(group.prompt) for group in rollout.groups),
     }
 
 
@@ -141,6 +143,7 @@ def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, floa
     metrics: dict[str, float] = {
         "train/updates": len(applied),
         "train/skipped_updates": len(updates) - len(applied),
+        "tokens/trained": sum(_scored_tokens(update) for update in applied),
     }
     if not applied:
         return metrics
@@ -151,6 +154,10 @@ def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, floa
     if len(lines) > 1:
         metrics |= {f"{key}/last": value for key, value in lines[-1].items()}
     return metrics
+
+
+def _scored_tokens(update: Update) -> int:
+    return int(sum(_mask(row).sum() for entry in update.groups for row in entry.group.completions))
 
 
 def _one_update(update: Update, *, exact: bool) -> dict[str, float]:
@@ -181,33 +188,58 @@ def rollout_rows(
 ) -> list[RolloutRow]:
     """Return one row per completion, including failed ones. `prompts` contains each group's prompt as text."""
     trained = trained_rows(learned.updates)
-    rows = []
+    return [
+        dataclasses.replace(row, **_trained_facts(trained.get((index, position)), beta))
+        for index, group in enumerate(_completion_rows(step, rollout, prompts))
+        for position, row in enumerate(group)
+    ]
+
+
+def held_out_rows(
+    step: int, sampled: Rollout, greedy: Rollout | None, text_of: Callable[[Sequence[int]], str]
+) -> list[RolloutRow]:
+    """Return one row per held-out answer: per problem the sampled ones, then the greedy one with the source "greedy".
+
+    Args:
+        step: Step after which the policy answered.
+        sampled: Sampled answers.
+        greedy: Greedy answers to the same problems, if there are any.
+        text_of: Decodes a prompt.
+    """
+    prompts = [text_of(group.prompt) for group in sampled.groups]
+    groups = list(_completion_rows(step, sampled, prompts))
+    if greedy is not None:
+        for group, (row,) in zip(groups, _completion_rows(step, greedy, prompts), strict=True):
+            group.append(dataclasses.replace(row, row=len(group), source="greedy"))
+    return [row for group in groups for row in group]
+
+
+def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Iterator[list[RolloutRow]]:
+    """Yield the rows of each group, without the facts of an update."""
     for index, (group, prompt) in enumerate(zip(rollout.groups, prompts, strict=True)):
-        for position, completion in enumerate(group.completions):
-            verdict = rollout.verdicts[index][position] if rollout.verdicts else Verdict(None)
-            facts = _trained_facts(trained.get((index, position)), beta)
-            rows.append(
-                RolloutRow(
-                    step=step,
-                    group=group.id,
-                    row=position,
-                    prompt=prompt,
-                    prompt_tokens=list(group.prompt),
-                    text=completion.text or "",
-                    tokens=list(completion.tokens),
-                    reward=completion.reward,
-                    reward_parts=dict(verdict.parts),
-                    reason=verdict.reason,
-                    mask=_floats(completion.mask),
-                    sampler_logprobs=_floats(completion.sampler_logprobs),
-                    finish_reason=completion.finish_reason,
-                    source=completion.source,
-                    version=completion.version,
-                    columns=dict(group.columns),
-                    **facts,
-                )
+        verdicts = rollout.verdicts[index] if rollout.verdicts else [Verdict(None)] * len(group.completions)
+        judged = zip(group.completions, verdicts, strict=True)
+        yield [
+            RolloutRow(
+                step=step,
+                group=group.id,
+                row=position,
+                prompt=prompt,
+                prompt_tokens=list(group.prompt),
+                text=completion.text or "",
+                tokens=list(completion.tokens),
+                reward=completion.reward,
+                reward_parts=dict(verdict.parts),
+                reason=verdict.reason,
+                mask=_floats(completion.mask),
+                sampler_logprobs=_floats(completion.sampler_logprobs),
+                finish_reason=completion.finish_reason,
+                source=completion.source,
+                version=completion.version,
+                columns=dict(group.columns),
             )
-    return rows
+            for position, (completion, verdict) in enumerate(judged)
+        ]
 
 
 def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:

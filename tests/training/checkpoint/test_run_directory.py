@@ -134,18 +134,19 @@ def test_a_full_disk_is_a_run_error(run, monkeypatch):
         run.append_metrics({"step": 1})
 
 
-def test_resume_removes_everything_after_the_checkpoint(run):
+@pytest.mark.parametrize("folder", ["rollouts", "held-out"])
+def test_resume_removes_everything_after_the_checkpoint(run, folder):
     for step in range(4):
         run.append_metrics({"step": step})
-        run.write_rollouts(step, [row(step)])
+        run.write_rollouts(step, [row(step)], folder)
     with run.metrics_path.open("a") as file:
         file.write('{"step": 4, "tor')
-    (run.path / "rollouts" / ".step-000004.parquet.tmp").write_bytes(b"half")
+    (run.path / folder / ".step-000004.parquet.tmp").write_bytes(b"half")
     run.truncate_after(2)
     run.append_metrics({"step": 3, "again": True})
     assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3]
     assert run.read_metrics()[-1]["again"]
-    assert sorted(path.name for path in (run.path / "rollouts").iterdir()) == [
+    assert sorted(path.name for path in (run.path / folder).iterdir()) == [
         f"step-00000{step}.parquet" for step in range(3)
     ]
 

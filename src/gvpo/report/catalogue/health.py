@@ -104,5 +104,13 @@ SPECS = (
         "It is halved where memory runs out.",
         low=0.0,
     ),
-    Spec("Completion tokens", "tokens per step", {"tokens/sampled": "tokens"}, OTHER, low=0.0),
+    Spec("Time per evaluation", "seconds", {"seconds/evaluating": "evaluating"}, OTHER, low=0.0),
+    Spec(
+        "Tokens",
+        "tokens per step",
+        {"tokens/sampled": "completions", "tokens/prompt": "prompts", "tokens/trained": "trained"},
+        OTHER,
+        "A prompt counts once per group. A trained token counts once per update that used it.",
+        low=0.0,
+    ),
 )

@@ -154,14 +154,14 @@ class RunDirectory:
         """
         runfiles.append(self.metrics_path, runfiles.metrics_line(line).encode())
 
-    def write_rollouts(self, step: int, rows: Sequence[RolloutRow]) -> None:
-        """Write a step's completions to rollouts/step-%06d.parquet.
+    def write_rollouts(self, step: int, rows: Sequence[RolloutRow], folder: str = runfiles.ROLLOUTS) -> None:
+        """Write completions to FOLDER/step-%06d.parquet: those of a step, or those of an evaluation after the step.
 
         Raises:
             RunError: If the file cannot be written.
         """
         self._require_present()
-        runfiles.write_rollouts(runfiles.rollout_path(self.path, step), rows)
+        runfiles.write_rollouts(runfiles.rollout_path(self.path, step, folder), rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: `accuracy_before`, `accuracy_after`, `steps`, `seconds`, `report`, and free keys.
@@ -175,15 +175,19 @@ class RunDirectory:
     def truncate_after(self, step: int) -> None:
         """Remove what was written after `step`, so that a resumed run writes it again.
 
-        Metrics lines (a torn one too) are truncated. Rollout files and leftovers of unfinished writes are removed, and
-        so are the summary and the report if they cover later steps. Checkpoints are left unchanged.
+        Metrics lines (a torn one too) are truncated. Files of rollouts and evaluations and leftovers of unfinished
+        writes are removed, and so are the summary and the report if they cover later steps. Checkpoints are left
+        unchanged.
 
         Raises:
             RunError: If the files cannot be read or changed.
         """
         runfiles.truncate_metrics(self.metrics_path, step)
-        late = [runfiles.rollout_path(self.path, s) for s in runfiles.rollout_steps(self.path) if s > step]
-        leftovers = [*self.path.glob(".*.tmp"), *(self.path / runfiles.ROLLOUTS).glob(".*.tmp")]
+        late, leftovers = [], [*self.path.glob(".*.tmp")]
+        for folder in (runfiles.ROLLOUTS, runfiles.HELD_OUT):
+            steps = runfiles.rollout_steps(self.path, folder)
+            late += [runfiles.rollout_path(self.path, each, folder) for each in steps if each > step]
+            leftovers += (self.path / folder).glob(".*.tmp")
         finished = self.read_summary().get("steps")
         is_outdated = isinstance(finished, int) and finished > step
         outdated = [self.path / runfiles.SUMMARY, self.report_path] if is_outdated else []
