@@ -55,12 +55,13 @@ def test_a_report_that_fails_does_not_hide_a_finished_run(
     def failing(*_: object) -> Path:
         raise ValueError("a damaged\nfile")
 
-    monkeypatch.setattr("gvpo.report.write_report", failing)
+    monkeypatch.setattr("gvpo.report.write.write_report", failing)
     run_dir = tmp_path / "demo"
     assert main(["train", "demo/rloo", f"run.dir={run_dir}", *TINY]) == 0
-    shown = capsys.readouterr().out
-    assert "rloo: 2 steps" in shown
-    assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown
+    shown = capsys.readouterr()
+    assert "rloo: 2 steps" in shown.out
+    assert "not written; a warning above says why" in shown.out
+    assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown.err
 
 
 def test_resume_may_be_anywhere_and_resumes(

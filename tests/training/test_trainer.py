@@ -113,6 +113,7 @@ def test_the_summary_and_the_files(tmp_path: Path):
         json.dumps(config(tmp_path, steps=2).to_recipe())
     )
     assert (summary["steps"], summary["objective"], summary["report"]) == (2, "gvpo", str(tmp_path / "report.html"))
+    assert "<html" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file wins

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from gvpo.cli.shipped import shipped_directory
 from gvpo.config import resolve
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config
-from gvpo.errors import ConfigError, one_line
+from gvpo.errors import ConfigError
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
@@ -34,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, write the report, and print the results."""
+    """Train and print the results."""
     config = load_config(find_recipe(options.recipe), options.settings)
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY, the run to resume")
     plan = resolve(config)  # invalid settings are found before torch is imported
-    from gvpo.report import write_report
     from gvpo.training.checkpoint.run_directory import free_directory
     from gvpo.training.warm_start import train_plan
     from gvpo.update.distributed import ranks
@@ -60,17 +58,8 @@ def run(options: argparse.Namespace) -> int:
     ranks.leave()
     if not first:
         return 0
-    _print_summary(run_dir, summary, _written(write_report, run_dir, Path(summary["report"])))
+    _print_summary(run_dir, summary)
     return 0
-
-
-def _written(write_report: Callable[[Sequence[Path], Path], Path], run_dir: Path, out: Path) -> str:
-    """Return the path of a finished run's report, or the reason why it is missing; the run itself is safe by now."""
-    try:
-        return str(write_report([run_dir], out))
-    except Exception as error:  # a damaged file can raise anything
-        command = shlex.join(["gvpo", "report", str(run_dir)])
-        return f"not written ({one_line(error)}); the run is safe, write it with: {command}"
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
@@ -81,7 +70,7 @@ def _going_on(options: argparse.Namespace, run_dir: Path) -> str:
     return shlex.join([*words, "--resume"] if began else words)
 
 
-def _print_summary(run_dir: Path, summary: dict[str, Any], report: str) -> None:
+def _print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -97,6 +86,7 @@ def _print_summary(run_dir: Path, summary: dict[str, Any], report: str) -> None:
         console.print(table)
     else:
         console.print(f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
+    report = summary["report"] if Path(summary["report"]).exists() else "not written; a warning above says why"
     for label, where in (("report", report), ("model", summary["model"]), ("run", run_dir)):
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
 

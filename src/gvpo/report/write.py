@@ -1,15 +1,17 @@
 """Write reports and figures of run directories to files."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gvpo.errors import RunError
+from gvpo import notices
+from gvpo.errors import RunError, one_line
 from gvpo.report.catalogue import spec_for
 from gvpo.report.charts import build
 from gvpo.report.data import load_runs
 from gvpo.report.figure import figure
 from gvpo.report.page import render
-from gvpo.runfiles import write_text
+from gvpo.runfiles import REPORT, write_text
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -30,6 +32,15 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     path = Path(out)
     write_text(path, render(load_runs(runs)))
     return path
+
+
+def report_finished(run: Path) -> None:
+    """Write the report of a finished run into its directory; if that fails, only warn, because the run is safe."""
+    try:
+        write_report([run], run / REPORT)
+    except Exception as error:  # a damaged file can raise anything
+        command = shlex.join(["gvpo", "report", str(run)])
+        notices.warn(f"the report is not written ({one_line(error)}); the run is safe, write it with: {command}")
 
 
 def write_figure(

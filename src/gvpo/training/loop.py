@@ -13,6 +13,7 @@ from gvpo.evaluation import evaluate
 from gvpo.evaluation.pairs import pair_metrics
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
+from gvpo.report import report_finished
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.logged_groups import NO_REWARD
@@ -38,7 +39,7 @@ MAX_EMPTY_STEPS = 5
 
 
 def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
-    """Build the parts of a run and run them to the end.
+    """Build the parts of a run, run them to the end, and write the report.
 
     Returns:
         The summary, as in summary.json.
@@ -52,7 +53,9 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
     with ranks.explained():
         warn_of_nameless_base(policy.model)
         with build(inputs, policy, resume=resume) as parts:
-            return Session(parts).train()
+            summary = Session(parts).train()
+            ranks.on_first(lambda: report_finished(parts.run.path))
+            return summary
 
 
 class Session:
