@@ -19,6 +19,7 @@ from transformers import (
 from gvpo.errors import GvpoWarning, ModelError
 from gvpo.model.reward_model import RewardModel
 from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rewards.identity import identity
 from tests.fakes import CHAT_TEMPLATE, CONFIGS, byte_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
@@ -271,3 +272,52 @@ def test_errors_of_other_models_are_one_line(path: str, tmp_path: Path, monkeypa
         with pytest.raises(ModelError, match=message) as caught:
             RewardModel(where).check_ready()
         assert "\n" not in str(caught.value)
+
+
+# a classifier that is already loaded
+
+
+def loaded(path: str) -> PreTrainedModel:
+    model: PreTrainedModel = Qwen2ForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    return model
+
+
+def test_a_loaded_classifier_scores_like_its_directory(path: str):
+    model = loaded(path).train()
+    wanted = score(RewardModel(path), *ANSWERS)
+    assert score(RewardModel(model), *ANSWERS) == wanted  # with the tokenizer of its directory
+    assert score(RewardModel(model, tokenizer=byte_tokenizer(CHAT_TEMPLATE)), *ANSWERS) == wanted
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_identity_of_a_loaded_classifier_is_its_weights(path: str):
+    first, again = (identity(RewardModel(loaded(path), tokenizer=byte_tokenizer())) for _ in range(2))
+    assert first == again
+    changed = loaded(path)
+    with torch.no_grad():
+        changed.score.weight.add_(1e-3)
+    same, other = (RewardModel(changed, tokenizer=byte_tokenizer(template)) for template in (None, CHAT_TEMPLATE))
+    assert len({first, identity(same), identity(other)}) == 3
+
+
+def test_a_loaded_model_that_cannot_score_is_rejected(path: str):
+    from tests.fakes import tiny_model
+
+    with pytest.raises(ModelError, match="is a LlamaForCausalLM, which predicts tokens and gives no score"):
+        RewardModel(tiny_model("llama"), tokenizer=byte_tokenizer()).check_ready()
+    nameless = loaded(path)
+    nameless.name_or_path = ""
+    with pytest.raises(ModelError, match="its tokenizer is not known; pass it as reward_processing_classes"):
+        RewardModel(nameless).check_ready()
+
+
+def test_tokens_that_the_classifier_does_not_have_are_named(path: str):
+    model = loaded(path)
+    model.config.pad_token_id = 10**6
+    with pytest.raises(ModelError, match="pad_token_id is 1000000 but its embedding has only 259 rows"):
+        RewardModel(model).check_ready()
+    model.config.pad_token_id = None
+    model.resize_token_embeddings(100)
+    with pytest.raises(ModelError, match=r"a text has the token id \d+ but the reward model's embedding has only 100"):
+        score(RewardModel(model), "zzz")

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen2ForSequenceClassification
 
 from gvpo.cli.main import main
 from gvpo.config import Given, TrainConfig, resolve
@@ -15,6 +17,7 @@ from gvpo.model.reward_model import RewardModel
 from gvpo.rewards import math_answer
 from gvpo.rewards.sandbox import isolation
 from gvpo.rollout.rewards import reward_functions
+from tests.fakes import byte_tokenizer
 from tests.model.test_reward_model import save
 from tests.rewards.judges.judge_server import says, serving
 from tests.training.toy import lines, share, trainer
@@ -167,6 +170,39 @@ def test_a_run_with_a_reward_model_a_judge_and_a_penalty(tmp_path: Path):
     parts = 0.1 * last["reward/reward_model"] + last["reward/judge"] + 0.5 * last["reward/length_penalty"]
     assert last["reward/mean"] == pytest.approx(parts)
     assert -1 <= last["reward/length_penalty"] < 0
+
+
+def test_a_loaded_classifier_and_the_path_of_one_are_rewards(tmp_path: Path):
+    path = save(tmp_path / "helpful")
+    model = Qwen2ForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    options = {"helpful": {"form": "plain"}, path: {"form": "plain"}}
+    run = trainer(tmp_path / "run", rewards=[model, share(), path], reward_options=options, steps=2, **NO_EVAL)
+    assert list(run.rewards) == ["helpful", "digits", path]
+    run.train()
+    for line in lines(tmp_path / "run"):
+        assert line["reward/helpful"] == line[f"reward/{path}"]
+        assert line["reward/mean"] == pytest.approx(line["reward/helpful"] * 2 + line["reward/digits"])
+    again = trainer(tmp_path / "run", rewards=[model, share(), path], reward_options=options, steps=2, **NO_EVAL)
+    again.train(resume=True)  # the weights have the same fingerprint
+
+
+def test_each_classifier_needs_its_own_tokenizer(tmp_path: Path):
+    path = save(tmp_path / "helpful", template=None)
+    model = Qwen2ForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    words = byte_tokenizer()
+    config = settings()
+    found = reward_functions(config, [share(), model], [None, words])["helpful"]
+    assert isinstance(found, RewardModel)
+    assert found.tokenizer is words
+    assert isinstance(alone := reward_functions(config, model, words)["helpful"], RewardModel)
+    assert alone.tokenizer is words
+    for given, message in (
+        ([words], "has 1 values for 2 rewards; give one per reward, None"),
+        ([words, None], "for the reward 'digits'; give a tokenizer for each reward that is a model"),
+        ([None, path], "has a str for the reward 'helpful'; give a tokenizer"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            reward_functions(config, [share(), model], given)  # type: ignore[arg-type]
 
 
 def test_the_soft_overlong_penalty_counts_before_rewards_are_normalised(tmp_path: Path):

@@ -6,7 +6,7 @@ This module uses transformers' auto classes and does not depend on training. `gv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -79,7 +79,7 @@ def load_model(
     return load if device is None else moved_to(load, device)
 
 
-def is_model(value: object) -> bool:
+def is_model(value: object) -> TypeGuard[PreTrainedModel]:
     """Return whether an object is a transformers model."""
     return isinstance(value, PreTrainedModel)
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from gvpo import notices
 from gvpo.errors import DataError, ModelError, one_line
 from gvpo.hub import from_hub
-from gvpo.model.model import context_length, moved_to, quietly
+from gvpo.model.model import context_length, moved_to, quietly, vocabulary_size
 from gvpo.model.tokenizer import encode_prompt, load_tokenizer, not_found
 from gvpo.model.weight_files import weights_fingerprint
 from gvpo.system_errors import is_out_of_memory
@@ -59,8 +59,8 @@ class RewardModel:
     """A reward: the score of a sequence classifier for each completion. The model is loaded on first use.
 
     Args:
-        path: Local directory or Hub model ID, with a tokenizer.
-        tokenizer: Directory or Hub ID of another tokenizer; default the model's own.
+        path: Local directory or Hub model ID, with a tokenizer; or a loaded classifier, which keeps its dtype.
+        tokenizer: Another tokenizer, or its directory or Hub ID; default the model's own.
         form: "auto", "chat", "plain" or "pair".
         template_args: Keywords for the chat template.
         label: Name or number of the label whose probability is the reward, if there are several.
@@ -68,7 +68,7 @@ class RewardModel:
         too_long: "cut" removes the beginning of longer texts, except for a special first token, with a warning; "fail"
             gives their rows no reward.
         tokens_per_batch: Maximum number of tokens per forward pass, including padding; halved when memory runs out.
-        dtype: Dtype of weights and computation; "auto" is bfloat16 on GPUs, else float32.
+        dtype: Dtype of weights and computation, if the model is loaded here; "auto" is bfloat16 on GPUs, else float32.
         device: Device of the model; default the CPU.
 
     Raises:
@@ -83,9 +83,9 @@ class RewardModel:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | PreTrainedModel,
         *,
-        tokenizer: str | Path | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
         form: Form = "auto",
         template_args: Mapping[str, Any] | None = None,
         label: str | int | None = None,
@@ -105,9 +105,11 @@ class RewardModel:
         for name, number in (("max_length", max_length), ("tokens_per_batch", tokens_per_batch)):
             if number is not None and number < 1:
                 raise ModelError(f"the reward model's {name} is {number}; give at least 1")
-        self.path, self.form, self.too_long, self.label = str(path), form, too_long, label
+        self._given = path if isinstance(path, PreTrainedModel) else None
+        self.path = str(path) if self._given is None else str(self._given.name_or_path)
+        self.form, self.too_long, self.label = form, too_long, label
         self.tokens_per_batch, self.device = tokens_per_batch, torch.device(device)
-        self._tokenizer_path, self._max_length = str(tokenizer or path), max_length
+        self._tokenizer, self._max_length = self.path if tokenizer is None else tokenizer, max_length
         self._template_args = {"continue_final_message": False, **(template_args or {})}
         self._dtype = _DTYPES.get(dtype, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
@@ -125,14 +127,19 @@ class RewardModel:
 
     def identity(self) -> tuple[Any, ...]:
         """Return what determines its rewards: its weights (by its name on the Hub) and the format of its rows."""
-        how = (self.form, self.too_long, self.label, self._max_length, self._tokenizer_path, self._template_args)
+        named = isinstance(self._tokenizer, str | Path)
+        words = str(self._tokenizer) if named else (self.tokenizer.get_vocab(), self.tokenizer.chat_template)
+        how = (self.form, self.too_long, self.label, self._max_length, words, self._template_args)
+        if self._given is not None:
+            return (type(self._given), self._given.state_dict(), *how)
         return (weights_fingerprint(self.path) or self.path, *how)
 
     def check_ready(self) -> None:
         """Load the model now.
 
         Raises:
-            ModelError: If the model does not exist, has no score head, or has several labels and none is chosen.
+            ModelError: If the model does not exist, has no score head, or has several labels and none is chosen, or if
+                its tokenizer is not known.
         """
         self._parts()
 
@@ -190,7 +197,12 @@ class RewardModel:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[RewardModelRow]) -> list[float]:
-        """Return the reward of each row."""
+        """Return the reward of each row.
+
+        Raises:
+            ModelError: If a row has a token that the model does not have.
+        """
+        _require_known(self.model, None, rows)
         found: dict[int, float] = {}
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row].ids))
         while order:
@@ -248,11 +260,22 @@ class RewardModel:
 
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
-            model = _classifier(self.path, self._dtype)
+            model = _classifier(self.path, self._dtype) if self._given is None else _checked(self._given)
             _label_index(model, self.label)
-            tokenizer = load_tokenizer(self._tokenizer_path)
+            tokenizer = self._words()
+            _require_known(model, model.config.get_text_config().pad_token_id)
             self._loaded = (moved_to(model, self.device).eval(), tokenizer)
         return self._loaded
+
+    def _words(self) -> PreTrainedTokenizerBase:
+        if isinstance(self._tokenizer, PreTrainedTokenizerBase):
+            return self._tokenizer
+        if not str(self._tokenizer):
+            raise ModelError(
+                "the reward model was not loaded from a directory or the Hub, so its tokenizer is not known; pass it "
+                "as reward_processing_classes"
+            )
+        return load_tokenizer(self._tokenizer)
 
 
 def _classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -271,6 +294,36 @@ def _classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     whole: PreTrainedModel = model
     return whole
+
+
+def _checked(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model that was passed.
+
+    Raises:
+        ModelError: If it is a language model, whose output is no score.
+    """
+    if model.get_output_embeddings() is not None:
+        raise ModelError(
+            f"the reward model is a {type(model).__name__}, which predicts tokens and gives no score; pass a sequence "
+            "classifier (AutoModelForSequenceClassification)"
+        )
+    return model
+
+
+def _require_known(model: PreTrainedModel, pad: int | None, rows: Sequence[RewardModelRow] = ()) -> None:
+    """Raise ModelError if the model does not have its padding token, or a token of some rows."""
+    known = vocabulary_size(model)
+    largest = max((token for row in rows for token in row.ids), default=-1)
+    if largest >= known:
+        raise ModelError(
+            f"a text has the token id {largest} but the reward model's embedding has only {known} rows; use the "
+            "tokenizer that belongs to it"
+        )
+    if pad is not None and not 0 <= pad < known:
+        raise ModelError(
+            f"the reward model's pad_token_id is {pad} but its embedding has only {known} rows; set "
+            "model.config.pad_token_id to a token of its tokenizer"
+        )
 
 
 def _label_index(model: PreTrainedModel, label: str | int | None) -> int:

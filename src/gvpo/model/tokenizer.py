@@ -6,7 +6,7 @@ This module uses transformers' tokenizers and chat templates and does not depend
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
@@ -91,7 +91,7 @@ def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
     return plain
 
 
-def is_tokenizer(value: object) -> bool:
+def is_tokenizer(value: object) -> TypeGuard[PreTrainedTokenizerBase]:
     """Return whether an object is a transformers tokenizer."""
     return isinstance(value, PreTrainedTokenizerBase)
 

@@ -3,24 +3,40 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RewardError
+from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
+from gvpo.model.tokenizer import is_tokenizer
 from gvpo.rewards import MAKERS, RewardFunc, RewardPool, load
 from gvpo.rollout.problems import find_task
 from gvpo.update.distributed import ranks
 
-RewardFuncs = str | RewardFunc | Sequence[str | RewardFunc] | None
-"""One reward function or several; a name is resolved as in a recipe."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RewardItem: TypeAlias = "str | RewardFunc | PreTrainedModel"
+RewardFuncs: TypeAlias = "RewardItem | Sequence[RewardItem] | None"
+"""One reward or several: functions, sequence classifiers, and names that are resolved as in a recipe."""
+RewardTokenizers: TypeAlias = "PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None"
+"""The tokenizers of the rewards that are classifiers."""
 
 
-def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, RewardFunc]:
+def reward_functions(
+    config: TrainConfig, given: RewardFuncs, tokenizers: RewardTokenizers = None
+) -> dict[str, RewardFunc]:
     """Return the rewards by name: those passed, else those of the settings, else those of the task.
 
+    Args:
+        config: Settings of the run.
+        given: A reward or several: functions, sequence classifiers, and names as in a recipe.
+        tokenizers: Tokenizers of the classifiers in `given`, with None for the other rewards; by default, the tokenizer
+            of the directory or Hub ID that a classifier was loaded from.
+
     Raises:
-        ConfigError: If two rewards have the same name, or the number of weights or the options do not match.
+        ConfigError: If two rewards have the same name, or the number of weights, tokenizers or options do not match.
         RewardError: If no reward has a given name, or its options do not match.
         ModelError: If a reward model does not have an option.
     """
@@ -29,14 +45,18 @@ def reward_functions(config: TrainConfig, given: RewardFuncs) -> dict[str, Rewar
     if not isinstance(chosen, str | Iterable) and not callable(chosen):
         raise RewardError(f"reward_funcs is a {type(chosen).__name__}; pass functions or names of rewards")
     listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
-    named: dict[str, str | RewardFunc] = {}
+    named: dict[str, RewardItem] = {}
     for item in listed:
         name = _reward_name(item)
         if name in named:
             raise ConfigError(f"two rewards are called {name!r}; give them different names")
         named[name] = item
     _check_fit(config, named)
-    return {name: _loaded(item, config.reward_options.get(name)) for name, item in named.items()}
+    words = _tokenizers(listed, tokenizers)
+    return {
+        name: _loaded(item, config.reward_options.get(name), own)
+        for (name, item), own in zip(named.items(), words, strict=True)
+    }
 
 
 def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
@@ -58,22 +78,53 @@ def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log
     )
 
 
-def _check_fit(config: TrainConfig, named: Mapping[str, str | RewardFunc]) -> None:
+def _check_fit(config: TrainConfig, named: Mapping[str, RewardItem]) -> None:
     weights = config.reward_weights
     if weights is not None and len(weights) != len(named):
         raise ConfigError(f"rewards.weights has {len(weights)} values for {len(named)} rewards")
     for name in config.reward_options:
-        if not isinstance(named.get(name), str):
+        if not isinstance(named.get(name), str) and not is_model(named.get(name)):
             raise ConfigError(f"rewards.options.{name} does not belong to any reward of the run; remove it")
 
 
-def _loaded(item: str | RewardFunc, options: Mapping[str, Any] | None) -> RewardFunc:
-    """Return a function unchanged; return a name as its reward function, built with its options."""
+def _tokenizers(rewards: Sequence[RewardItem], given: RewardTokenizers) -> "Sequence[PreTrainedTokenizerBase | None]":
+    """Return one tokenizer, or None, per reward."""
+    if given is None:
+        return [None] * len(rewards)
+    listed = [given] if is_tokenizer(given) else list(given)
+    if len(listed) != len(rewards):
+        raise ConfigError(
+            f"reward_processing_classes has {len(listed)} values for {len(rewards)} rewards; give one per reward, None "
+            "for those that are no models"
+        )
+    for item, tokenizer in zip(rewards, listed, strict=True):
+        if tokenizer is not None and not (_is_model(item) and is_tokenizer(tokenizer)):
+            raise ConfigError(
+                f"reward_processing_classes has a {type(tokenizer).__name__} for the reward {_reward_name(item)!r}; "
+                "give a tokenizer for each reward that is a model, and None for the others"
+            )
+    return listed
+
+
+def _is_model(item: RewardItem) -> bool:
+    """Return whether a reward is a classifier, or its directory or Hub ID rather than the name of a function."""
+    if not isinstance(item, str):
+        return is_model(item)
+    return "/" in item and ":" not in item and not item.endswith(".py")
+
+
+def _loaded(
+    item: RewardItem, options: Mapping[str, Any] | None, tokenizer: "PreTrainedTokenizerBase | None"
+) -> RewardFunc:
+    """Return a function unchanged; a model as a reward; and a name as its reward function, built with its options."""
+    settings = dict(options or {})
+    if _is_model(item) and "reward" not in settings:
+        model: Any = item
+        return RewardModel(model, **{"device": ranks.device(), "tokenizer": tokenizer, **settings})
     if not isinstance(item, str):
         return item
     if options is None:
         return load(item, makers=_makers())
-    settings = dict(options)
     return load(str(settings.pop("reward", item)), settings, makers=_makers())
 
 
@@ -87,7 +138,9 @@ def _makers() -> dict[str, Callable[..., RewardFunc]]:
     return {**MAKERS, "reward_model": on_device}
 
 
-def _reward_name(item: str | Callable[..., Any]) -> str:
+def _reward_name(item: RewardItem) -> str:
     if isinstance(item, str):
         return item.rpartition(":")[2]
+    if is_model(item):
+        return Path(item.name_or_path or "").name or type(item).__name__
     return getattr(item, "__name__", type(item).__name__)

@@ -21,7 +21,7 @@ from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.offline import held_out_groups, offline_groups
 from gvpo.rollout.preferences import Comparison, comparisons, with_weak_negatives
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
-from gvpo.rollout.rewards import RewardFuncs, reward_functions
+from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers, reward_functions
 from gvpo.rollout.sampling_params import sampling_params
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
@@ -123,6 +123,7 @@ def prepare(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     rewards: RewardFuncs = None,
+    reward_tokenizers: RewardTokenizers = None,
     train: Rows | None = None,
     held_out: Rows | None = None,
     peft_config: object | None = None,
@@ -133,7 +134,8 @@ def prepare(
         plan: Plan of the run.
         model: Directory, Hub model ID or loaded model, which is trained in place.
         tokenizer: Tokenizer of the model; by default, the one saved with it.
-        rewards: Reward functions or their names; by default those of the settings, then those of the task.
+        rewards: Rewards or their names; by default those of the settings, then those of the task.
+        reward_tokenizers: Tokenizers of the rewards that are classifiers.
         train: Rows to train on; by default the data or the task of the settings.
         held_out: Held-out rows; by default those of the settings.
         peft_config: A `peft.LoraConfig` for a new adapter.
@@ -144,7 +146,7 @@ def prepare(
     config = plan.settings
     check_adapter(config, peft_config)
     params = sampling_params(config)
-    functions = reward_functions(config, rewards)
+    functions = reward_functions(config, rewards, reward_tokenizers)
     rows, groups = (held_out, None) if held_out is None or held_out.kind == "problems" else (None, held_out)
     check_rewards(plan, functions, held_out=rows is not None)
     loaded, words = load_policy(plan, model, tokenizer, peft_config)

@@ -10,7 +10,7 @@ from gvpo import notices
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.model import lora
-from gvpo.rollout.rewards import RewardFuncs
+from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings
 from gvpo.training.inputs import prepare
@@ -29,8 +29,8 @@ class Trainer:
 
     Args:
         model: Directory, Hub model ID or loaded model; trained in place, with float32 weights.
-        reward_funcs: Reward functions (TRL's signature) or their names; by default those of `args`, then those of the
-            task.
+        reward_funcs: Reward functions (TRL's signature), their names, or sequence classifiers of transformers, which
+            run in this process; by default those of `args`, then those of the task.
         args: Settings.
         train_dataset: Rows with a `prompt`, a `datasets` dataset, a data frame, a file or a Hub dataset ID; by default
             the data or the task of the settings. Rows with `completions` and `rewards`, or `chosen` and `rejected`, are
@@ -39,6 +39,8 @@ class Trainer:
         processing_class: Tokenizer; by default, the one saved with the model.
         peft_config: A `peft.LoraConfig` to train a new adapter and leave the model's own weights unchanged. A
             `PeftModel` as `model` is trained in place as well.
+        reward_processing_classes: Tokenizers of the classifiers in `reward_funcs`, with None for the other rewards; by
+            default, those saved with the classifiers.
 
     Raises:
         ModelError: If the model, the adapter or the tokenizer cannot be used.
@@ -55,6 +57,7 @@ class Trainer:
         eval_dataset: Dataset | None = None,
         processing_class: "PreTrainedTokenizerBase | None" = None,
         peft_config: object | None = None,
+        reward_processing_classes: RewardTokenizers = None,
     ) -> None:
         model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
@@ -78,6 +81,7 @@ class Trainer:
                 model,
                 processing_class,
                 rewards=reward_funcs,
+                reward_tokenizers=reward_processing_classes,
                 train=rows,
                 held_out=held,
                 peft_config=peft_config,
