@@ -45,8 +45,9 @@ format: $(READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## rewrite docs/reference/configuration.md and the tables of objectives from the code
+docs: $(READY)  ## rewrite generated pages and tables from the code
 	$(BIN)/python tools/configuration_page.py
+	$(BIN)/python tools/trl_options_page.py
 	$(BIN)/python tools/objectives_table.py
 
 docs-site: $(SITE)  ## build the documentation site in build/site/html; a broken link is an error

@@ -279,6 +279,17 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
     ),
     "a wrong type": (lambda: gvpo.TrainConfig(steps="many"), ConfigError, "train.steps='many'"),  # type: ignore[arg-type]
     "a dict for settings": (lambda: train(args={"beta": 0.1}), ConfigError, r"args is a dict; pass TrainConfig\("),
+    "an option of TRL": (lambda: gvpo.TrainConfig(max_steps=9), ConfigError, "use 'steps': a step is one rollout"),  # type: ignore[call-arg]
+    "an argument of TRL": (
+        lambda: train(optimizers=("adam", None)),
+        ConfigError,
+        "gvpo.Trainer has no argument 'optimizers': the optimizer is AdamW; set learning_rate",
+    ),
+    "a misspelled argument": (
+        lambda: train(reward_func=1),
+        ConfigError,
+        "gvpo.Trainer has no argument 'reward_func'; did you mean 'reward_funcs'",
+    ),
     "a number for a model": (lambda: train(model=3), ModelError, "the model is a int; pass a directory"),
     "a bare module": (lambda: train(model=torch.nn.Linear(2, 2)), ModelError, "the model is a Linear; pass"),
     "a name for a tokenizer": (lambda: train(processing_class="good"), ModelError, "processing_class is a str; pass"),

@@ -24,7 +24,7 @@ from gvpo.cli.train import find_recipe
 from gvpo.config import FIELDS, OBJECTIVES, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
 from gvpo.runfiles import read_metrics
-from tools import configuration_page, docs_site, objectives_table
+from tools import configuration_page, docs_site, objectives_table, trl_options_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
@@ -200,6 +200,12 @@ def test_marked_blocks_run(page, demo, monkeypatch):
 def test_the_configuration_page_is_current():
     assert configuration_page.PAGE.read_text(encoding="utf-8") == configuration_page.page(), (
         "run `python tools/configuration_page.py`"
+    )
+
+
+def test_the_page_of_options_of_trl_is_current():
+    assert trl_options_page.PAGE.read_text(encoding="utf-8") == trl_options_page.page(), (
+        "run `python tools/trl_options_page.py`"
     )
 
 

@@ -25,6 +25,8 @@ from gvpo.nearest import did_you_mean, nearest
         ("model.grup_size", ["sampling.group_size"]),
         ("temprature", ["sampling.temperature"]),
         ("keep_shares", ["data.keep_share"]),
+        ("stpes", ["train.steps", "warm_start.steps"]),
+        ("actor_rollout_ref.model.path", ["model.path"]),
     ],
 )
 def test_suggested_settings(name, known):

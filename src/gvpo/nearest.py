@@ -3,6 +3,7 @@
     beta          objective.beta    the name is the part after the dot in a known one
     train.stpes   train.steps       every word has almost the same spelling
     stpes         train.steps       the same, for the words after the dot
+    a.model.path  model.path        the name ends in a known one
     forget        forget_carry      the name is the first or the last words of exactly one known name
     max_steps     no suggestion     `max_tokens` shares one of two words, which is too little
 
@@ -43,15 +44,22 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names that an unknown one most likely stands for, the best first, or [] if none is close.
 
-    There are several only if the name is the part after the dot in each of them.
+    There are several only if the name is, or resembles, the part after the dot in each of them.
     """
     names = list(dict.fromkeys(known))
-    best = _most_alike(name, {each: each for each in names})
+    whole = [each for each in names if name.endswith(f".{each}")]
+    best = whole or _most_alike(name, {each: each for each in names})
     ends = {each: _end(each) for each in names}
-    same_end = [each for each in names if ends[each] == _end(name)]
+    same_end = _ending_in(_end(name), ends)
     if same_end:
-        return best if best and best[0] in same_end else sorted(same_end, key=len)[:MOST]
-    return best or _most_alike(_end(name), ends) or _only_extension(name, names)
+        return best if best and best[0] in same_end else same_end[:MOST]
+    alike = _most_alike(_end(name), ends)
+    return best or _ending_in("".join(ends[each] for each in alike), ends)[:MOST] or _only_extension(name, names)
+
+
+def _ending_in(end: str, ends: Mapping[str, str]) -> list[str]:
+    """Return the names with this part after the dot, the shortest first."""
+    return sorted((name for name, own in ends.items() if own == end), key=len)
 
 
 def _most_alike(name: str, spellings: Mapping[str, str]) -> list[str]:

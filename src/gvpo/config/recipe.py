@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from gvpo.config.sections import SECTIONS
-from gvpo.config.settings import FIELDS, OBJECTIVE_KEYWORDS, TrainConfig, unknown_setting
+from gvpo.config.settings import FIELDS, TrainConfig, layer, unknown_setting
 from gvpo.errors import ConfigError
 
 
@@ -135,13 +135,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Return the recipe at `path`, overridden by `section.key=value` settings."""
     recipe = read_recipe(path)
     return TrainConfig(**layer(recipe, parse_overrides(overrides, recipe)))
-
-
-def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings over settings; a layer with another objective drops the lower layer's objective keywords."""
-    if above.get("objective", below.get("objective")) != below.get("objective"):
-        below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
-    return {**below, **above}
 
 
 def dump_config(config: TrainConfig) -> str:

@@ -9,11 +9,15 @@ ambiguous:
     [checkpoint] every = 50                       checkpoint_every=50)
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from gvpo import notices
+from gvpo.config.aliases import answer_for
+from gvpo.config.from_trl import convert
 from gvpo.config.sections import (
     SECTIONS,
     CheckpointConfig,
@@ -78,11 +82,33 @@ class TrainConfig(
         def __init__(self, **settings: Any) -> None:
             unknown = [name for name in settings if name not in type(self).model_fields]
             if unknown:
-                raise ConfigError(unknown_setting(unknown[0], type(self).model_fields))
+                raise ConfigError(in_python(unknown_setting(unknown[0], type(self).model_fields)))
             try:
                 super().__init__(**settings)
             except ValidationError as error:
                 raise ConfigError(_explain(error)) from None
+
+    @classmethod
+    def from_trl(cls, options: object, *, kind: str = "GRPOConfig", **changes: Any) -> "TrainConfig":
+        """Return the settings with which a run does what TRL's trainer does with these options.
+
+        Warn once about the options that have no counterpart, if they differ from TRL's defaults. Neither TRL nor
+        transformers is imported.
+
+        Args:
+            options: A `GRPOConfig`, `RLOOConfig`, `DPOConfig` or `SFTConfig`, or a mapping of their options.
+            kind: Name of the configuration that a mapping belongs to; TRL's defaults complete it.
+            changes: Settings of gvpo, which override the converted ones. Another objective drops the keywords of
+                the converted one: `from_trl(config, objective="gvpo", beta=0.1)`.
+
+        Raises:
+            ConfigError: If `options` is something else, has unknown options, or a value is impossible.
+        """
+        converted, lost = convert(options, kind)
+        if lost:
+            notices.warn(in_python(f"options of TRL without a counterpart: {'; '.join(lost)}"))
+        settings = {FIELDS[key]: value for key, value in converted.items()}
+        return cls(**layer({name: value for name, value in settings.items() if value != _default(name)}, changes))
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """Return a copy with some settings changed, and validate it."""
@@ -129,5 +155,29 @@ _WANTED = {
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown setting, which suggests the nearest one."""
-    return f"unknown setting {name!r}{did_you_mean(name, known)}"
+    """Return the message for an unknown setting, which says what to use instead.
+
+    It answers the names of other libraries (`gvpo.config.aliases`) and otherwise suggests the nearest known name.
+    """
+    answer = answer_for(name)
+    near = f"; {answer.sentence()}" if answer else did_you_mean(name, known)
+    return f"unknown setting {name!r}{near or did_you_mean(_DOTTED.get(name, name), known)}"
+
+
+def _default(field: str) -> Any:
+    return TrainConfig.model_fields[field].get_default(call_default_factory=True)
+
+
+def in_python(text: str) -> str:
+    """Return a text about settings with the names that they have in Python."""
+    return re.sub(r"\b[a-z_]+\.[a-z_0-9]+", lambda found: FIELDS.get(found[0], found[0]), text)
+
+
+_DOTTED = {field: dotted for dotted, field in FIELDS.items()}
+
+
+def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings over settings; a layer with another objective drops the lower layer's objective keywords."""
+    if above.get("objective", below.get("objective")) != below.get("objective"):
+        below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
+    return {**below, **above}

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import RunPlan, TrainConfig
+from gvpo.config.aliases import unknown_argument
+from gvpo.config.from_trl import DEFAULTS
 from gvpo.data import is_data_set, require_file
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.model.known_tokens import largest_id
@@ -40,7 +42,9 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
         ConfigError, ModelError, DataError: If an argument has the wrong type; the message says what to pass.
     """
     if settings is not None and not isinstance(settings, TrainConfig):
-        raise ConfigError(f"args is a {type(settings).__name__}; pass TrainConfig(beta=0.1, ...)")
+        kind = type(settings).__name__
+        way = "TrainConfig.from_trl(args)" if kind in DEFAULTS else "TrainConfig(beta=0.1, ...)"
+        raise ConfigError(f"args is a {kind}; pass {way}")
     if not (isinstance(model, str | Path) or is_model(model)):
         raise ModelError(
             f"the model is a {type(model).__name__}; pass a directory, a Hub model ID or a transformers model"
@@ -60,6 +64,17 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
         raise DataError(
             f"the dataset is a {type(given).__name__}; pass rows, a `datasets` dataset, a data frame, a file or Hub ID"
         )
+
+
+def refuse_others(others: Mapping[str, object], known: Iterable[str]) -> None:
+    """Raise an error for arguments that the trainer does not have, unless they say nothing, as `ref_model=None` does.
+
+    Raises:
+        ConfigError: The message says what to do instead.
+    """
+    for name, value in others.items():
+        if value is not None and value != (None, None):
+            raise ConfigError(unknown_argument(name, known))
 
 
 def check_surroundings(config: TrainConfig) -> None:

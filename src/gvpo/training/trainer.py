@@ -3,6 +3,7 @@
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.model import lora
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
-from gvpo.training.checks import check_arguments, check_surroundings
+from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
 from gvpo.training.inputs import prepare
 from gvpo.training.loop import train
 from gvpo.update.distributed import ranks
@@ -41,6 +42,7 @@ class Trainer:
             `PeftModel` as `model` is trained in place as well.
         reward_processing_classes: Tokenizers of the classifiers in `reward_funcs`, with None for the other rewards; by
             default, those saved with the classifiers.
+        others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
     Raises:
         ModelError: If the model, the adapter or the tokenizer cannot be used.
@@ -58,7 +60,9 @@ class Trainer:
         processing_class: "PreTrainedTokenizerBase | None" = None,
         peft_config: object | None = None,
         reward_processing_classes: RewardTokenizers = None,
+        **others: object,
     ) -> None:
+        refuse_others(others, signature(type(self)).parameters)
         model = lora.unwrapped(model)
         check_arguments(model, args, (train_dataset, eval_dataset), processing_class)
         config = args or TrainConfig()
