@@ -164,7 +164,6 @@ def test_gvpo_warns_that_a_file_never_covers_the_reference(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([LOGGED[0], {**LOGGED[1], "completions": ["1" * 64, *DIGITS[1:]]}], "row 2: .* the model's context is 64"),
         ([{**LOGGED[0], "completions": [[1], [99]], "rewards": [0, 1]}], "row 1: token id 99"),
         ([{**LOGGED[0], "rewards": [None] * 9 + [1]}], "none has two completions with a reward"),
         ([LOGGED[0], {**LOGGED[1], "rewards": [1]}], "row 2: `rewards` has 1 values for 10"),

@@ -13,14 +13,12 @@ from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.sampling_params import sampling_params
 from gvpo.training.checks import (
     check_columns,
-    check_demonstrations,
     check_files,
     check_fit,
-    check_prompts,
     sampling_notices,
 )
 from gvpo.training.warm_start import train_recipe
-from gvpo.types import Completion, Problem
+from gvpo.types import Problem
 from tests.training.toy import config, model, tokenizer
 
 CONTEXT = 64
@@ -28,19 +26,6 @@ CONTEXT = 64
 
 def prompt(length: int, name: str = "p") -> EncodedProblem:
     return EncodedProblem(Problem("x", name), (3,) * length)
-
-
-def test_a_prompt_may_leave_room_for_one_token():
-    check_prompts([prompt(CONTEXT - 1)], model())
-    with pytest.raises(DataError, match="1 of 2 prompts leave no room for a completion; the first is 'b' with 64"):
-        check_prompts([prompt(1, "a"), prompt(CONTEXT, "b")], model())
-
-
-def test_a_demonstration_may_fill_the_context():
-    answer = Completion([3] * 10)
-    check_demonstrations([(prompt(CONTEXT - 10), answer)], model())
-    with pytest.raises(DataError, match=r"1 of 1 prompts are longer than that with their answers; .* with 65"):
-        check_demonstrations([(prompt(CONTEXT - 9), answer)], model())
 
 
 def test_the_settings_and_the_tokenizer_fit_the_model():

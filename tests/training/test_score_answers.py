@@ -138,7 +138,7 @@ def test_scores_of_another_precision_are_not_mixed_in(tmp_path: Path):
         (ROWS, ["--out", "there.jsonl"], "there.jsonl already exists"),
         (ROWS, ["--out", "out.csv"], "is not a .jsonl file"),
         ([{"prompt": "1"}], [], "there is no `completion` text"),
-        ([{"prompt": "1", "completion": "1" * 99}], [], "the model's context is 64 tokens"),
+        ([{"prompt": "1", "completion": "1" * 99}], [], "answers have more than 64 tokens with their prompts"),
         (ROWS, ["nowhere/model"], "nowhere/model"),
     ],
 )

@@ -26,7 +26,7 @@ SHARED = (
     *("seed", "rank_timeout"),
     *("model_path", "model_init", "vocabulary", "tokenizer", "compute_dtype", "attention", "gradient_checkpointing"),
     *("task", "task_options", "warm_start_demonstrations", "warm_start_options"),
-    *("chat", "system_prompt", "template_args", "stop_token_ids"),
+    *("chat", "system_prompt", "template_args", "stop_token_ids", "overlong_answers", "max_row_tokens"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "router_aux_coef"),
     *("tokens_per_microbatch", "prefix_sharing", "sharding"),
 )

@@ -24,6 +24,7 @@ def impossible(plan: "RunPlan", given: "Given") -> Broken:
     yield from _objective(plan)
     yield from _sources(plan, given)
     yield from _preferences(plan)
+    yield from _overlong(plan)
     yield from _batches(plan.settings)
     yield from _model(plan.settings, given)
 
@@ -127,6 +128,19 @@ def _preferences(plan: "RunPlan") -> Broken:
     )
 
 
+def _overlong(plan: "RunPlan") -> Broken:
+    c = plan.settings
+    yield (
+        c.overlong_completions != "keep" and plan.objective.learns_from != "groups",
+        f"train.overlong_completions is for objectives that learn from groups; {c.objective} learns from written "
+        "answers, see data.overlong_answers",
+    )
+    yield (
+        c.overlong_answers == "cut" and "aligned_mean_logprobs" in plan.objective.needs,
+        f"data.overlong_answers='cut' does not fit {c.objective}, whose scores are of whole answers; set it to 'drop'",
+    )
+
+
 def _model(c: TrainConfig, given: "Given") -> Broken:
     named = c.model_path is not None or c.model_init is not None or given.model
     yield not named, "there is no model: set model.path to a directory or Hub model ID, or model.init to create one"
@@ -166,6 +180,11 @@ def doubtful(plan: "RunPlan") -> Broken:
         spec.at_reference is not None and c.reference == "previous" and updates_per_step(c) == 1,
         f"{c.objective.upper()} with objective.reference='previous' and one update per rollout is {spec.at_reference}; "
         "set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
+    )
+    yield (
+        c.overlong_completions == "mask" and spec.needs_support,
+        f"train.overlong_completions='mask' leaves {c.objective.upper()} with weights that do not sum to 0 over the "
+        "trained rows of a group, so log Z(x) does not cancel; 'drop' keeps the sum at 0 (`gvpo docs data`)",
     )
     yield (
         c.kl_in_reward > 0 and c.reference == "previous",

@@ -141,6 +141,22 @@ class DataConfig(Section):
         description="Fraction of the rows to keep, the most likely ones under aligned models (see `gvpo score`) "
         f"({', '.join(learning_from('answers'))})",
     )
+    overlong_prompts: Literal["error", "drop"] = Field(
+        default="error",
+        description="Treatment of prompts that leave no room for a completion in the model's context; error: refuse to "
+        "start; drop: leave them out, with a warning",
+    )
+    overlong_answers: Literal["drop", "cut", "error"] = Field(
+        default="drop",
+        description="Treatment of written and logged answers that do not fit into the model's context after their "
+        "prompt; drop: leave them out, with a warning; cut: cut off their ends, with a warning; error: refuse to start",
+    )
+    max_row_tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="Maximum number of tokens of a prompt with its answer, for data.overlong_answers; default: the "
+        "model's context",
+    )
     sample_groups: int | None = Field(
         default=None,
         ge=1,
@@ -337,6 +353,11 @@ class TrainSection(Section):
         default="none",
         description="Distribution of weights over processes; none: each has the whole model; full: each has a part of"
         " weights, gradients and optimizer state (FSDP2)",
+    )
+    overlong_completions: Literal["keep", "mask", "drop"] = Field(
+        default="keep",
+        description="Treatment of completions that reach the maximum length without an end; keep: train on them; mask: "
+        "count their rewards, but do not train on their tokens; drop: remove them before the means of their group",
     )
     rollouts_every: int = Field(
         default=1,

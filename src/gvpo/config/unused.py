@@ -53,6 +53,10 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not draws, _DRAWING, "nothing is sampled"
     yield not draws and not divides_by_length, ("sampling.max_tokens",), "nothing is sampled"
     yield not draws, ("rewards.",), "no completion is scored"
+    stored = plan.source != "live" or plan.compares or c.warm_start_steps > 0
+    yield not stored, ("data.overlong_answers", "data.max_row_tokens"), "the data contain no answers"
+    prompts = plan.source in ("live", "sampled once") or plan.evaluates
+    yield not prompts, ("data.overlong_prompts",), "nothing is sampled"
     yield not plan.evaluates, ("eval.samples", "eval.greedy"), "there are no held-out problems"
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"

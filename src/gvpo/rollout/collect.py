@@ -129,8 +129,16 @@ def distinct(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def failures(rollout: Rollout) -> str:
-    """Return the most frequent reasons why rows have no reward, and the first reason in full, for messages."""
+def failures(rollout: Rollout, overlong: str = "keep") -> str:
+    """Return the most frequent reasons why rows cannot be trained on, and the first reason in full, for messages.
+
+    Args:
+        rollout: Groups with their verdicts.
+        overlong: Treatment of completions without an end, `train.overlong_completions`.
+    """
+    cut = sum(row.finish_reason == "length" for group in rollout.groups for row in group.completions)
+    if overlong != "keep" and cut:
+        return f"{cut} rows reached the maximum length, and train.overlong_completions is {overlong!r}"
     failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]
     reasons = Counter(verdict.reason.partition(":")[0] for verdict in failed)
     kinds = ", ".join(f"{reason} ({count} rows)" for reason, count in reasons.most_common(3))

@@ -12,7 +12,8 @@ from gvpo.data import numbered
 from gvpo.data.given_rows import Rows, read_rows
 from gvpo.errors import DataError
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
-from gvpo.model.model import context_length, vocabulary_size
+from gvpo.model.model import vocabulary_size
+from gvpo.rollout.lengths import fitting_groups
 from gvpo.rollout.logged_groups import LoggedGroup, logged_groups
 from gvpo.rollout.preferences import comparisons
 from gvpo.rollout.usable import is_usable
@@ -37,7 +38,7 @@ def offline_groups(
     Args:
         config: Settings that encode prompts.
         tokenizer: Tokenizer of the policy.
-        model: Policy; every group must fit into its context.
+        model: Policy; answers that do not fit into its context are treated as `data.overlong_answers` says.
         records: Rows.
         source: Source of completions whose row does not name one.
 
@@ -45,7 +46,10 @@ def offline_groups(
         DataError: If a row is not a group or does not fit, or no group can be trained on.
     """
     groups = logged_groups(config, tokenizer, records, source=source, model=model)
-    require_trainable(groups, model)
+    _require_known(groups, model)
+    groups = fitting_groups(config, model, tokenizer, groups)
+    if not any(sum(map(is_usable, logged.group.completions)) > 1 for logged in groups):
+        raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
     return groups
 
 
@@ -87,31 +91,15 @@ def held_out_groups(
     return [logged.group for logged in comparisons(groups, scores_differ=True)][: config.eval_problems]
 
 
-def require_trainable(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> None:
-    """Check that the groups fit the model and that at least one has enough rewarded rows.
-
-    Raises:
-        DataError: If a row is too long or has tokens that the model does not know, or no group can be trained on.
-    """
-    vocabulary, context, missing = vocabulary_size(model), context_length(model), missing_tokens(model)
+def _require_known(groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> None:
+    """Raise DataError if a row has tokens that the model does not know."""
+    vocabulary, missing = vocabulary_size(model), missing_tokens(model)
     for number, logged in enumerate(groups, start=1):
-        _require_fit(number, logged, vocabulary, context)
+        rows = logged.group.completions
+        largest = max(max(logged.group.prompt), *(max(row.tokens) for row in rows))
+        if largest >= vocabulary:
+            raise DataError(
+                f"row {number}: token id {largest} but the model's vocabulary is {vocabulary}; "
+                "log text, or use the model that the ids belong to"
+            )
         numbered(number, refuse_missing, missing, [logged.group])
-    if not any(sum(map(is_usable, logged.group.completions)) > 1 for logged in groups):
-        raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
-
-
-def _require_fit(number: int, logged: LoggedGroup, vocabulary: int, context: int | None) -> None:
-    prompt = logged.group.prompt
-    longest = len(prompt) + max(len(row.tokens) for row in logged.group.completions)
-    if context is not None and longest > context:
-        raise DataError(
-            f"row {number}: prompt and completion have {longest} tokens but the model's context is {context}; "
-            "shorten or remove it"
-        )
-    largest = max(max(prompt), *(max(row.tokens) for row in logged.group.completions))
-    if largest >= vocabulary:
-        raise DataError(
-            f"row {number}: token id {largest} but the model's vocabulary is {vocabulary}; "
-            "log text, or use the model that the ids belong to"
-        )

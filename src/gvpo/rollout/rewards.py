@@ -95,7 +95,7 @@ def _tokenizers(rewards: Sequence[RewardItem], given: RewardTokenizers) -> "Sequ
     if len(listed) != len(rewards):
         raise ConfigError(
             f"reward_processing_classes has {len(listed)} values for {len(rewards)} rewards; give one per reward, None "
-            "for those that are no models"
+            "for those that are not models"
         )
     for item, tokenizer in zip(rewards, listed, strict=True):
         if tokenizer is not None and not (_is_model(item) and is_tokenizer(tokenizer)):

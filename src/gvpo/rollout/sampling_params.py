@@ -23,5 +23,6 @@ def sampling_params(config: TrainConfig) -> SamplingParams:
 
 
 def samples_exactly(config: TrainConfig) -> bool:
-    """Return whether rows are sampled from the policy itself: at temperature 1 and without excluded tokens."""
-    return config.temperature == 1 and support_warning(sampling_params(config)) is None
+    """Return whether rows are samples of the policy itself: at temperature 1, without excluded tokens or rows."""
+    whole = config.overlong_completions == "keep" and support_warning(sampling_params(config)) is None
+    return config.temperature == 1 and whole

@@ -26,7 +26,6 @@ from gvpo.rollout.order import NOTHING
 from gvpo.sampling import SamplingParams, ratio_warning, support_warning
 from gvpo.training.checkpoint.publish import check_hub
 from gvpo.training.trackers import check_trackers
-from gvpo.types import Completion
 from gvpo.update.experts.routers import routers_of
 
 if TYPE_CHECKING:
@@ -137,11 +136,9 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     policy.sampler.check([], inputs.params)
     policy.sampler.exclusion(inputs.params)
     for problems in (inputs.held_out, inputs.data.problems):
-        check_prompts(problems, policy.model)
         check_columns(inputs.rewards, problems)
     if not inputs.data:
         raise DataError(NOTHING)
-    check_demonstrations(inputs.data.written, policy.model)
     check_temperature(inputs.settings, inputs.data.logged)
     evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
     return [*sampling_notices(inputs.plan, inputs.params), *_of_overlap(inputs.data.prompts(), evaluated)]
@@ -196,37 +193,6 @@ def check_routing(config: TrainConfig, model: "PreTrainedModel") -> None:
     """
     if config.routing != "free" or config.router_aux_coef > 0:
         routers_of(model)
-
-
-def check_prompts(items: Sequence[EncodedProblem], model: "PreTrainedModel") -> None:
-    """Check before sampling that every prompt leaves room for a completion.
-
-    Raises:
-        DataError: If some do not; the message counts them and names the first.
-    """
-    context = context_length(model)
-    _refuse_longer([(item.problem.id, len(item.prompt)) for item in items], context, room=1)
-
-
-def check_demonstrations(items: Iterable[tuple[EncodedProblem, Completion]], model: "PreTrainedModel") -> None:
-    """Check that every prompt fits into the context together with its answer.
-
-    Raises:
-        DataError: If some do not; the message counts them and names the first.
-    """
-    lengths = [(item.problem.id, len(item.prompt) + len(answer.tokens)) for item, answer in items]
-    _refuse_longer(lengths, context_length(model), room=0)
-
-
-def _refuse_longer(lengths: Sequence[tuple[str, int]], context: int | None, *, room: int) -> None:
-    long = [] if context is None else [(name, length) for name, length in lengths if length + room > context]
-    if long:
-        name, length = long[0]
-        what = "leave no room for a completion" if room else "are longer than that with their answers"
-        raise DataError(
-            f"the model's context is {context} tokens and {len(long)} of {len(lengths)} prompts {what}; the first is "
-            f"{name!r} with {length}: shorten or drop them"
-        )
 
 
 def _of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> Iterator[str]:

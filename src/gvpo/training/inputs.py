@@ -17,6 +17,7 @@ from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
+from gvpo.rollout.lengths import fitting_answers, fitting_prompts
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.rollout.offline import held_out_groups, offline_groups
 from gvpo.rollout.preferences import Comparison, comparisons, with_weak_negatives
@@ -158,7 +159,7 @@ def prepare(
         params,
         functions,
         _training_data(plan, loaded, words, train),
-        encode(config, words, problems),
+        fitting_prompts(config, loaded, encode(config, words, problems)),
         held_out_groups(config, words, loaded, groups),
     )
     if config.epochs is not None:
@@ -180,9 +181,11 @@ def _training_data(
 ) -> TrainingData:
     config, given = plan.settings, None if rows is None else rows.items
     if plan.source == "written":
-        return TrainingData(written=demonstrations(config, tokenizer, given, model))
+        written = demonstrations(config, tokenizer, given, model)
+        return TrainingData(written=fitting_answers(config, model, tokenizer, written))
     if plan.samples:
-        return TrainingData(problems=encode(config, tokenizer, training_problems(config, given)))
+        problems = encode(config, tokenizer, training_problems(config, given))
+        return TrainingData(problems=fitting_prompts(config, model, problems))
     found = rows if rows is not None else read_rows(config, str(config.groups_data))
     found = found.first(config.train_problems)
     return logged_data(plan, offline_groups(config, tokenizer, model, found.items, source=found.name), model)

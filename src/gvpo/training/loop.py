@@ -28,7 +28,7 @@ from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.constraints import with_inputs
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.learner import StepResult
-from gvpo.training.metrics import evaluation_metrics, held_out_rows, rollout_rows, step_metrics
+from gvpo.training.metrics import evaluation_metrics, held_out_rows, overlong_metrics, rollout_rows, step_metrics
 from gvpo.training.signals import RunStopped
 from gvpo.update.distributed import fsdp, ranks
 
@@ -152,18 +152,20 @@ class Session:
             if rollout.traceback:
                 self.progress.say(rollout.traceback)
             raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
-        groups = usable(rollout.groups, rewarded=rewarded, at_least=self.learner.objective.spec.min_group)
+        least, overlong = self.learner.objective.spec.min_group, self.config.overlong_completions
+        groups = usable(rollout.groups, rewarded=rewarded, at_least=least, overlong=overlong)
         self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
         if self.state.empty_steps >= MAX_EMPTY_STEPS:
             raise TrainingError(
                 f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each has fewer than two rows that "
-                f"have a reward ({failures(rollout)})"
+                f"have a reward{' and an end' if overlong != 'keep' else ''} ({failures(rollout, overlong)})"
             )
         return groups
 
     def _metrics(self, step: int, rollout: Rollout, learned: StepResult, seconds: float) -> dict[str, Any]:
         exact = samples_exactly(self.config)
         line = {"step": step, **step_metrics(rollout, learned, judge=self.judge, exact=exact)}
+        line |= overlong_metrics(rollout, self.config.overlong_completions)
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
         if self._evaluates and (self._is_due(self.config.eval_every) or self._is_last()):

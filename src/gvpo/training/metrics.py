@@ -11,6 +11,7 @@ import torch
 
 from gvpo.evaluation import Evaluation, is_right
 from gvpo.rollout.collect import Rollout
+from gvpo.rollout.usable import Overlong, is_overlong, is_usable
 from gvpo.runfiles import RolloutRow
 from gvpo.training.learner import StepResult, Update
 from gvpo.training.off_policy import is_on_policy, offpolicy_metrics
@@ -106,6 +107,15 @@ def _length_metrics(rollout: Rollout) -> dict[str, float]:
         "tokens/sampled": sum(lengths),
         "tokens/prompt": sum(len(group.prompt) for group in rollout.groups),
     }
+
+
+def overlong_metrics(rollout: Rollout, treatment: Overlong) -> dict[str, float]:
+    """Return the fraction of rows that are masked or dropped because they reached the maximum length."""
+    if treatment == "keep":
+        return {}
+    rows = [row for group in rollout.groups for row in group.completions]
+    affected = [is_overlong(row) and is_usable(row, rewarded=bool(rollout.verdicts)) for row in rows]
+    return {"rows/masked" if treatment == "mask" else "rows/dropped": fmean(affected)}
 
 
 def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
@@ -252,6 +262,7 @@ def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
         log_ratio = row.logprobs - torch.as_tensor(completion.ref_logprobs)
         implicit = beta * float((log_ratio * _mask(completion)).sum())
     return {
+        "mask": _floats(completion.mask),
         "weight": _weight(completion, row),
         "implicit_reward": implicit,
         "logprobs": _floats(row.logprobs),

@@ -25,9 +25,10 @@ from gvpo.resumable import ResumableFile
 from gvpo.rollout.aligned_scores import ALIGNED, MODELS
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import fingerprint, record_rows
+from gvpo.rollout.lengths import fitting_answers
 from gvpo.rollout.problems import demonstrations
 from gvpo.training.checkpoint.publish import model_in
-from gvpo.training.checks import check_demonstrations, check_fit
+from gvpo.training.checks import check_fit
 from gvpo.types import Completion, Group
 from gvpo.update.distributed import ranks
 from gvpo.update.group_backward import score
@@ -150,7 +151,7 @@ def _score_rest(number: int, scorer: _Scorer, config: TrainConfig, partial: Part
     model = load_model(scorer.path, attention=config.attention, device=ranks.device())
     check_fit(config, model, scorer.tokenizer, samples=False)
     restrict(model, scorer.tokenizer)
-    check_demonstrations(scorer.written, model)
+    fitting_answers(config.replace(overlong_answers="error"), model, scorer.tokenizer, scorer.written)
     groups = [Group(item.prompt, [answer], id=item.problem.id) for item, answer in scorer.written]
     with StepProgress(scorer.path, len(groups), first, console, unit="answer") as progress:
         for start in range(first, len(groups), BATCH):
