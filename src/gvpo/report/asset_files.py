@@ -2,7 +2,16 @@
 
 from importlib import resources
 
-STYLES = ("chart.css", "page.css", "curves.css", "controls.css", "list.css", "completions.css", "tokens.css")
+STYLES = (
+    "chart.css",
+    "page.css",
+    "curves.css",
+    "controls.css",
+    "list.css",
+    "completions.css",
+    "held_out.css",
+    "tokens.css",
+)
 
 SCRIPTS = (
     "dom.js",
@@ -13,6 +22,7 @@ SCRIPTS = (
     "contents.js",
     "tokens.js",
     "list.js",
+    "turns.js",
     "completions.js",
     "controls.js",
     "viewer.js",

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _HUGE = 1e12
 """Log-probs are clipped to this size; no token has a larger one, and its thousandths would overflow."""
 
 _FACTS = ("reward", "weight", "implicit_reward", "version", "finish_reason", "source", "reason", "reward_parts")
-_TEXTS = ("group", "row", "prompt", "text", "columns")
+_TEXTS = ("group", "row", "prompt", "text", "columns", "tokens", "mask")
 _TOKENS = ("text", "tokens", "logprobs", "ref_logprobs", "sampler_logprobs", "mask")
 
 
@@ -116,8 +116,12 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
     }
 
 
-def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
-    """Yield the prompts and columns of the groups of each block, and the texts of their completions."""
+def text_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator[dict[str, Any]]:
+    """Yield the prompts and columns of the groups of each block, and the texts and turns of their completions.
+
+    Yields:
+        "prompts", "columns": per group; "texts": per completion; "turns": per completion what `_turns` returns.
+    """
     table = rollout_table(rollout_path(run.path, groups.step), _TEXTS)
     for begin, end in _block_rows(groups):
         firsts = [row for row in groups.bounds[:-1] if begin <= row < end]
@@ -128,7 +132,32 @@ def text_blocks(run: Run, groups: StepGroups) -> Iterator[dict[str, Any]]:
                 for text in _taken(table, "columns", firsts)
             ],
             "texts": table["text"].slice(begin, end - begin).to_pylist(),
+            "turns": _turns_of_rows(table.slice(begin, end - begin), pieces),
         }
+
+
+def _turns_of_rows(table: Any, pieces: Pieces | None) -> list[list[int] | None]:
+    masks = table["mask"].to_pylist()
+    if pieces is None or not any(masks):
+        return [None] * len(masks)
+    columns = (table["tokens"].to_pylist(), table["text"].to_pylist(), masks)
+    return [_turns(pieces, tokens, text, mask) for tokens, text, mask in zip(*columns, strict=True)]
+
+
+def _turns(pieces: Pieces, tokens: Sequence[int], text: str, mask: Sequence[float] | None) -> list[int] | None:
+    """Return the turns of a completion that contains text of others: the model's tokens are the scored ones.
+
+    Returns:
+        Lengths of the turns in the text, positive for the model's, negative for the others'. None if a scored token
+        never follows one that is not scored, or the tokens have no known place in the text.
+    """
+    if mask is None or 0 not in mask or not any(mask[list(mask).index(0) :]):
+        return None
+    lengths = pieces.lengths(tokens, text)
+    if lengths is None:
+        return None
+    runs = groupby(zip(mask, lengths, strict=True), key=lambda item: item[0] > 0)
+    return [(1 if own else -1) * sum(length for _, length in run) for own, run in runs]
 
 
 def token_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator[dict[str, Any]]:

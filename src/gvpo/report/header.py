@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from gvpo.collapse import collapse_warning
+from gvpo.report.comparison import differing_settings, duration
 from gvpo.report.data import Run, is_number
 from gvpo.report.svg import COLORS
 
@@ -30,7 +31,8 @@ def _several(runs: Sequence[Run]) -> str:
     names = ("run", "objective", "steps", "accuracy before", "after", "time")
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(_table_row(run, index) for index, run in enumerate(runs))
-    return f'<h1>{len(runs)} runs</h1><table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    table = f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f"<h1>{len(runs)} runs</h1>{table}{differing_settings(runs)}"
 
 
 def _table_row(run: Run, index: int) -> str:
@@ -106,8 +108,4 @@ def _time(run: Run) -> str:
     seconds = run.summary.get("seconds")
     if not is_number(seconds):
         seconds = sum(y for _, y in run.points("seconds/total") if math.isfinite(y))
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return (f"{minutes} min {rest:02d} s" if minutes else f"{rest} s") if seconds else ""
+    return duration(seconds)

@@ -13,21 +13,25 @@ from typing import Any
 from gvpo.report.asset_files import asset, script, style
 from gvpo.report.cards import anchor, curves, curves_data
 from gvpo.report.charts import sections
+from gvpo.report.comparison import totals
 from gvpo.report.data import Run
 from gvpo.report.header import header
+from gvpo.report.held_out import held_out
 from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import to_json
 
 
-def render(runs: Sequence[Run]) -> str:
-    """Return the page's HTML."""
-    found = sections(runs)
+def render(runs: Sequence[Run], *, price_per_hour: float | None = None) -> str:
+    """Return the page's HTML; see `gvpo.report.write_report` for the arguments."""
+    found, answers = sections(runs), held_out(runs)
     return Template(asset("report.html")).substitute(
         title=escape(" / ".join(run.name for run in runs)),
         style=style(),
         header=header(runs),
-        contents=_contents([*found, "Groups", "Settings"]),
+        contents=_contents([*found, *(["Held-out answers"] if answers else []), "Groups", "Totals", "Settings"]),
         curves=curves(found) or _empty("No metrics yet."),
+        answers=_section("Held-out answers", f'<div class="some">{answers}</div>') if answers else "",
+        totals=_section("Totals", totals(runs, price_per_hour)),
         settings="".join(_settings(run) for run in runs),
         data=embed({"runs": [run.name for run in runs], "charts": curves_data(found)}),
         packed="\n".join(_packed(name, text) for name, text in viewer_data(runs).items()),
@@ -47,6 +51,10 @@ def _contents(headings: Iterable[str]) -> str:
     """Return links to the sections of the page."""
     links = "".join(f'<li><a href="#{anchor(name)}">{name}</a></li>' for name in headings)
     return f'<nav class="contents" aria-label="Contents"><ul>{links}</ul></nav>'
+
+
+def _section(heading: str, inside: str) -> str:
+    return f'<section id="{anchor(heading)}"><h2>{heading}</h2>{inside}</section>'
 
 
 def _settings(run: Run) -> str:

@@ -42,8 +42,9 @@ def viewer_data(runs: Sequence[Run], *, text_bytes: int = TEXT_BYTES, token_byte
     for number, run in enumerate(runs):
         steps = _readable_steps(run)
         packed[f"index-{number}"] = pack(run_index(run, steps))
-        packed |= _texts(run, steps, number, text_bytes // len(runs))
-        packed |= _tokens(run, steps, number, token_bytes // len(runs))
+        pieces = Pieces.of(run) if steps else None
+        packed |= _texts(run, steps, pieces, f"text-{number}", text_bytes // len(runs))
+        packed |= _tokens(run, steps, pieces, f"tokens-{number}", token_bytes // len(runs))
     return packed
 
 
@@ -67,15 +68,14 @@ def pack(value: Any) -> str:
     return b64encode(gzip.compress(text.encode("utf-8", errors="replace"), LEVEL, mtime=0)).decode()
 
 
-def _texts(run: Run, steps: Sequence[StepGroups], number: int, allowance: int) -> dict[str, str]:
-    found = ((_first_block(steps, at), text_blocks(run, steps[at])) for at in spread(len(steps)))
-    return _fill(f"text-{number}", found, allowance)
+def _texts(run: Run, steps: Sequence[StepGroups], pieces: Pieces | None, name: str, allowance: int) -> dict[str, str]:
+    found = ((_first_block(steps, at), text_blocks(run, steps[at], pieces)) for at in spread(len(steps)))
+    return _fill(name, found, allowance)
 
 
-def _tokens(run: Run, steps: Sequence[StepGroups], number: int, allowance: int) -> dict[str, str]:
-    pieces = Pieces.of(run) if steps else None
+def _tokens(run: Run, steps: Sequence[StepGroups], pieces: Pieces | None, name: str, allowance: int) -> dict[str, str]:
     found = ((_first_block(steps, at), token_blocks(run, steps[at], pieces)) for at in spread(len(steps)))
-    return _fill(f"tokens-{number}", found, allowance)
+    return _fill(name, found, allowance)
 
 
 def _first_block(steps: Sequence[StepGroups], at: int) -> int:

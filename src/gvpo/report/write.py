@@ -14,7 +14,7 @@ from gvpo.report.page import render
 from gvpo.runfiles import REPORT, write_text
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(runs: Sequence[str | Path], out: str | Path, *, price_per_hour: float | None = None) -> Path:
     """Write one self-contained HTML page about some runs: curves (overlaid), and groups with rewards and weights.
 
     Rollout files that are damaged are left out, with a warning each.
@@ -22,6 +22,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     Args:
         runs: run directories; finished, running or crashed ones.
         out: the file to write; replaced if it exists.
+        price_per_hour: price of one process, such as one GPU, for one hour; the page then shows what the runs cost.
 
     Returns:
         `out`.
@@ -30,7 +31,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         RunError: a path is not a run directory, a file of it is damaged, or `out` cannot be written.
     """
     path = Path(out)
-    write_text(path, render(load_runs(runs)))
+    write_text(path, render(load_runs(runs), price_per_hour=price_per_hour))
     return path
 
 

@@ -79,10 +79,14 @@ const onSight = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "600px" });
 
-function textNode(text, tokens, best, paint) {
-  const body = element("div", { class: "text" }, plainText(text, paint ? [] : best));
+function textNode(text, turns, tokens, best, paint) {
+  const plain = turns ? turnNodes(turns, turnTexts(turns, text)) : plainText(text, paint ? [] : best);
+  const body = element("div", { class: "text" }, plain);
   if (paint && tokens?.[paint]) {
-    body.paint = () => body.replaceChildren(...paintedText(paint, text, tokens));
+    body.paint = () => {
+      const nodes = paintedText(paint, text, tokens);
+      body.replaceChildren(...(turns ? turnNodes(turns, nodes) : nodes));
+    };
     onSight.observe(body);
   }
   return body;
@@ -90,7 +94,7 @@ function textNode(text, tokens, best, paint) {
 
 /** `found` is {texts, tokens}, each null if the page does not contain it; `paint` is what colours the tokens, or "". */
 function completionNode(row, found, best, scale, paint) {
-  const body = found.texts ? textNode(found.texts.texts[row.place], found.tokens?.[row.place], best, paint) : "";
+  const body = found.texts ? textNode(found.texts.texts[row.place], found.texts.turns[row.place], found.tokens?.[row.place], best, paint) : "";
   const top = element("div", { class: "top" }, rewardNode(row, scale.rewards), weightNodes(row, scale.weight));
   return element("article", { class: "row", "aria-label": `completion ${row.place + 1}` }, top, body, factNodes(row));
 }

@@ -128,6 +128,7 @@ class Store {
       prompt: found.prompts[group - first],
       columns: found.columns[group - first],
       texts: found.texts.slice(begin, begin + this.sizes[group]),
+      turns: found.turns.slice(begin, begin + this.sizes[group]),
     };
   }
 
