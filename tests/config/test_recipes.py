@@ -1,6 +1,7 @@
 """Every shipped recipe loads, its objective builds, and the names in it exist."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_a_new_tokenizer_can_encode_its_prompts_and_answers_and_they_fit(name: s
     assert max(len(answer.tokens) for _, answer in written) <= config.max_tokens
     room = (config.model_init or {})["max_position_embeddings"] - config.max_tokens
     assert max(len(item.prompt) for item in prompts) <= room
+
+
+def test_a_recipe_names_files_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The base recipe's files are in its own folder, and other paths are left as they are."""
+    (tmp_path / "arms").mkdir()
+    base, arm = tmp_path / "base.toml", tmp_path / "arms/arm.toml"
+    base.write_text('[data]\ntrain = "{recipe}/train.jsonl"\neval = "held-out.jsonl"\n')
+    arm.write_text('extends = "../base.toml"\n[rewards]\nfuncs = ["{recipe}/own.py:f", "gsm8k"]\n')
+    config = load_config(arm)
+    assert (config.train_data, config.eval_data) == (f"{tmp_path}/arms/../train.jsonl", "held-out.jsonl")
+    assert config.reward_funcs == [f"{tmp_path}/arms/own.py:f", "gsm8k"]
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("base.toml")).train_data == "./train.jsonl"
 
 
 def test_the_demo_is_real_gvpo_and_rloo_differs_only_in_the_objective():

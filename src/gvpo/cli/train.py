@@ -10,7 +10,7 @@ from gvpo import runfiles
 from gvpo.cli.shipped import shipped_directory
 from gvpo.config import resolve
 from gvpo.config.plan import WARM_START
-from gvpo.config.recipe import load_config
+from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
 
 INTERRUPTED = 130
@@ -34,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train and print the results."""
-    config = load_config(find_recipe(options.recipe), options.settings)
+    recipe = find_recipe(options.recipe)
+    config = load_config(recipe, options.settings)
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY, the run to resume")
+    _require_weights(recipe, config.model_path)
     plan = resolve(config)  # invalid settings are found before torch is imported
     from gvpo.training.checkpoint.run_directory import free_directory
     from gvpo.training.warm_start import train_plan
@@ -60,6 +62,19 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _print_summary(run_dir, summary)
     return 0
+
+
+def _require_weights(recipe: Path, model_path: str | None) -> None:
+    """Raise an error if the model of a recipe is missing and a script `weights.py` in its folder makes it.
+
+    Raises:
+        ConfigError: If so; the message contains the command.
+    """
+    script = recipe.with_name("weights.py")
+    own = script.is_file() and model_path is not None and model_path == read_recipe(recipe).get("model_path")
+    if own and model_path is not None and not Path(model_path).exists():
+        command = shlex.join(["python", str(script), model_path])
+        raise ConfigError(f"the model of this recipe is missing; pip install 'gvpo[gguf]', then make it: {command}")
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:

@@ -15,6 +15,9 @@ from gvpo.config.sections import SECTIONS
 from gvpo.config.settings import FIELDS, TrainConfig, layer, unknown_setting
 from gvpo.errors import ConfigError
 
+HERE = "{recipe}"
+"""Beginning of values that name a file in the folder of the recipe."""
+
 
 def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's sections as TrainConfig fields.
@@ -103,6 +106,8 @@ def parse_value(raw: str) -> Any:
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return a recipe file as TrainConfig fields. `extends = "other.toml"` inherits from a recipe in the same folder.
 
+    `{recipe}` at the start of a value stands for the directory of the file.
+
     Raises:
         ConfigError: If the file does not exist or is not TOML, keys are unknown, or recipes extend each other in a
             circle; the message contains the name of the file.
@@ -126,9 +131,18 @@ def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f'{path}: extends={base!r} is not a recipe; name one file, extends = "other.toml"')
     inherited = _read_recipe(path.parent / base, (*above, path.resolve())) if base else {}
     try:
-        return layer(inherited, flatten(recipe))
+        return layer(inherited, flatten(_located(recipe, path.parent)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _located(value: Any, directory: Path) -> Any:
+    """Return a value with `directory` instead of `{recipe}`, also inside tables and lists."""
+    if isinstance(value, str) and value.startswith(HERE):
+        return directory.as_posix() + value.removeprefix(HERE)
+    if isinstance(value, Mapping):
+        return {key: _located(item, directory) for key, item in value.items()}
+    return [_located(item, directory) for item in value] if isinstance(value, list) else value
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
