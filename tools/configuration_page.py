@@ -48,7 +48,9 @@ KEYWORDS = """\
 ### Keywords by objective
 
 This table contains the default of each keyword per objective. An empty cell means that the objective does not accept
-the keyword; setting it is an error. With the reduction `constant`, a `max_length` of None means `sampling.max_tokens`.
+the keyword; setting it is an error. The `beta` of gvpo is the function's own; a run chooses it by
+[regime](objectives/README.md#defaults). With the reduction `constant`, a `max_length` of None means
+`sampling.max_tokens`.
 """
 
 _PLAIN: dict[Any, str] = {

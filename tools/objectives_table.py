@@ -1,7 +1,8 @@
-"""Write the table of objectives into every page that has a place for it, from `gvpo.config.OBJECTIVES`.
+"""Write the tables of objectives and of their defaults into every page that has a place for them.
 
-`python tools/objectives_table.py` writes it between the markers `<!-- objectives -->` and `<!-- /objectives -->`;
-tests/test_docs.py fails if it is out of date.
+`python tools/objectives_table.py` writes `gvpo.config.OBJECTIVES` between the markers `<!-- objectives -->` and
+`<!-- /objectives -->`, and `gvpo.config.defaults` between `<!-- defaults -->` and `<!-- /defaults -->`;
+tests/test_docs.py fails if one is out of date.
 """
 
 import os
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gvpo.config import OBJECTIVES, ObjectiveSpec
+from gvpo.config.defaults import DEFAULTS, OTHERWISE
+from gvpo.config.objectives import taking
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / "docs" / "reference" / "objectives"
-MARKED = re.compile(r"(?<=<!-- objectives -->\n).*?(?=<!-- /objectives -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (objectives|defaults) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -23,9 +26,26 @@ def pages() -> list[Path]:
 
 
 def filled(page: Path) -> str:
-    """Return a page's text with the current table."""
-    table = "\n".join(["", *_rows(page.parent), "", ""])
-    return MARKED.sub(lambda _: table, page.read_text(encoding="utf-8"))
+    """Return a page's text with the current tables."""
+
+    def table(found: re.Match[str]) -> str:
+        rows = _rows(page.parent) if found[2] == "objectives" else _defaults()
+        return "\n".join([found[1], *rows, "", found[3]])
+
+    return MARKED.sub(table, page.read_text(encoding="utf-8"))
+
+
+def _defaults() -> Iterator[str]:
+    """Yield the lines of the table of defaults."""
+    yield "| `objective.name` | Regime | `objective.reference` | `objective.beta` |"
+    yield "|---|---|---|---|"
+    for name, regimes in DEFAULTS.items():
+        for regime, default in regimes.items():
+            yield f"| `{name}` | {regime} | `{default.reference}` | {default.beta} |"
+    for name in taking("beta"):
+        if name not in DEFAULTS:
+            yield f"| `{name}` | any | `{OTHERWISE.reference}` | {OBJECTIVES[name].keywords['beta']} |"
+    yield f"| others, with a KL penalty | any | `{OTHERWISE.reference}` | none |"
 
 
 def _rows(directory: Path) -> Iterator[str]:

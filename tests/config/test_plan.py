@@ -29,14 +29,14 @@ def test_every_objective_has_a_plan(name: str):
 @pytest.mark.parametrize(
     ("settings", "given", "source", "reference"),
     [
-        ({}, MODEL, "live", "previous"),
+        ({}, MODEL, "live", "initial"),
         ({"groups_data": "x.jsonl"}, MODEL, "logged", "initial"),
         ({"sample_groups": 3}, MODEL, "sampled once", "initial"),
         ({"groups_data": "x.jsonl", "reference": "every:2"}, MODEL, "logged", "every:2"),
         ({}, Given(train="groups", model=True), "logged", "initial"),
         ({}, Given(train="pairs", model=True), "logged", "initial"),
-        ({}, Given(train="problems", model=True), "live", "previous"),
-        ({"objective": "sft"}, Given(train="pairs", model=True), "written", "previous"),
+        ({}, Given(train="problems", model=True), "live", "initial"),
+        ({"objective": "sft"}, Given(train="pairs", model=True), "written", "initial"),
     ],
 )
 def test_the_source_of_groups_decides_the_reference(

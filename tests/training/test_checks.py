@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.errors import ConfigError, DataError, ModelError, RewardError
+from gvpo.model import lora
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.sampling_params import sampling_params
@@ -15,6 +17,7 @@ from gvpo.training.checks import (
     check_columns,
     check_files,
     check_fit,
+    rate_notices,
     sampling_notices,
 )
 from gvpo.training.warm_start import train_recipe
@@ -37,6 +40,35 @@ def test_the_settings_and_the_tokenizer_fit_the_model():
         check_fit(config(stop_token_ids=[1, 13]), model(), tokenizer())
     with pytest.raises(ModelError, match="has token ids up to 13 but the model's embedding has only 13 rows"):
         check_fit(config(), model(), fresh_tokenizer(list("0123456789+")))
+
+
+@pytest.mark.parametrize(
+    ("adapted", "rate", "notice"),
+    [
+        (True, 1e-6, "train.learning_rate=1e-06 is low for an adapter; 1e-5 to 1e-4 is usual"),
+        (True, 1e-5, None),
+        (True, 1e-2, None),
+        (False, 2e-4, "train.learning_rate=0.0002 is high for all weights of a pretrained model"),
+        (False, 5e-5, None),
+        (False, 1e-6, None),
+    ],
+)
+def test_a_rate_that_is_far_off_gets_a_notice(
+    monkeypatch: pytest.MonkeyPatch, adapted: bool, rate: float, notice: str | None
+):
+    policy = model()
+    if adapted:
+        lora.add_adapter(policy, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    monkeypatch.setattr("gvpo.training.checks.PRETRAINED_SIZE", policy.num_parameters())
+    found = list(rate_notices(config(learning_rate=rate), policy))
+    assert [each.partition(" (`")[0].partition("; 1e-6")[0] for each in found] == ([notice] if notice else [])
+
+
+def test_a_small_model_or_a_new_one_may_have_a_high_rate(monkeypatch: pytest.MonkeyPatch):
+    policy = model()
+    assert not list(rate_notices(config(learning_rate=3e-3), policy))
+    monkeypatch.setattr("gvpo.training.checks.PRETRAINED_SIZE", policy.num_parameters())
+    assert not list(rate_notices(config(learning_rate=3e-3, model_init={"architecture": "qwen2"}), policy))
 
 
 def test_a_column_that_some_problems_have_is_enough():

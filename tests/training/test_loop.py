@@ -280,7 +280,7 @@ def test_the_first_checkpoint_is_loaded_back_and_a_difference_is_an_error(
         trainer(tmp_path / "b", checkpoint_verify=True, **settings).train()
 
 
-FALLING = {"objective": "gvpo", "reference": "initial", "passes": 12, "learning_rate": 0.05, "steps": 3}
+FALLING = {"objective": "gvpo", "reference": "initial", "beta": 0.1, "passes": 12, "learning_rate": 0.05, "steps": 3}
 
 
 def test_a_run_whose_log_probs_all_fall_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

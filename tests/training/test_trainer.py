@@ -110,7 +110,7 @@ def test_the_summary_and_the_files(tmp_path: Path):
     }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert restore_config((tmp_path / "config.json").read_text()) == restore_config(
-        json.dumps(config(tmp_path, steps=2).to_recipe())
+        json.dumps(config(tmp_path, steps=2, beta=0.1).to_recipe())
     )
     assert (summary["steps"], summary["objective"], summary["report"]) == (2, "gvpo", str(tmp_path / "report.html"))
     assert "<html" in (tmp_path / "report.html").read_text()
@@ -268,6 +268,39 @@ def test_errors_are_one_line_that_says_what_to_do(
     assert "\n" not in str(caught.value)
     if not isinstance(caught.value, DataError) or "context" not in str(caught.value):
         assert not (tmp_path / "run/config.json").exists()  # no file was written
+
+
+def test_a_run_prints_and_stores_what_it_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    chosen = {"reference": "auto", "groups_per_update": 2, "steps": 1}
+    line = "gvpo: reference previous, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"
+    trainer(tmp_path / "a", **chosen).train()
+    assert capsys.readouterr().err.count(line) == 1
+    stored = json.loads((tmp_path / "a/config.json").read_text())["objective"]
+    assert (stored["reference"], stored["beta"]) == ("previous", 0.3)
+    trainer(tmp_path / "a", **chosen).train(resume=True)
+    assert line not in capsys.readouterr().err
+
+
+def test_a_copy_of_the_policy_is_announced_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("gvpo.training.build.WORTH_SAYING", 1)
+    trainer(tmp_path / "copy", reference="every:2", steps=1).train()
+    assert capsys.readouterr().err.count("gvpo: the reference is a copy of the policy, which takes 0.0 GB") == 1
+    trainer(tmp_path / "none", reference="previous", steps=1).train()
+    assert "copy of the policy" not in capsys.readouterr().err
+
+
+def test_the_notice_about_rloo_is_printed_once_and_without_source_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = trainer(tmp_path, reference="previous", steps=1)
+    run.check()
+    run.train()
+    printed = capsys.readouterr().err
+    (line,) = [each for each in printed.splitlines() if "beta times RLOO" in each]
+    assert line.startswith("gvpo: warning: GVPO with objective.reference='previous'")
+    assert ".py:" not in printed
 
 
 def test_a_taken_directory_is_rejected(tmp_path: Path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from gvpo.config.defaults import find_default, left_open, regime
 from gvpo.config.objectives import ObjectiveSpec, find_objective
 from gvpo.config.rules import doubtful, impossible
 from gvpo.config.settings import TrainConfig
@@ -57,7 +58,7 @@ class RunPlan:
     """A run as described by its settings.
 
     Args:
-        settings: Settings, with `objective.reference` resolved.
+        settings: Settings, with `objective.reference` and `objective.beta` resolved.
         objective: Entry of its objective.
         source: Source of the groups of a step: "live" samples, groups that are "sampled once", "logged" groups,
             or "written" answers.
@@ -65,6 +66,7 @@ class RunPlan:
         compares: True if held-out answers are compared.
         warm_start: Plan of the stage that trains the starting model, if there is one.
         notices: Warnings about settings with an unexpected effect, and about settings without any effect.
+        automatic: Fields of the settings that were left open and have been resolved.
     """
 
     settings: TrainConfig
@@ -74,11 +76,28 @@ class RunPlan:
     compares: bool
     warm_start: "RunPlan | None" = None
     notices: tuple[str, ...] = ()
+    automatic: tuple[str, ...] = ()
 
     @property
     def samples(self) -> bool:
         """Return whether training samples completions, in each step or once."""
         return self.source in ("live", "sampled once")
+
+    @property
+    def introduction(self) -> str | None:
+        """Return the line about the values that have been resolved; None if the run reads none of them."""
+        c, spec = self.settings, self.objective
+        reads = spec.reads_reference(spec.bound(c)) or c.kl_in_reward > 0
+        names = [name for name in self.automatic if reads]
+        if not names:
+            return None
+        values = ", ".join(f"{name} {getattr(c, name)}" for name in names)
+        return f"{values} ({regime(c, self.source)}; `gvpo docs objectives`)"
+
+    def started_as(self, before: TrainConfig) -> Self:
+        """Return the plan for resuming a run, which keeps what was resolved when it was started with `before`."""
+        kept = {name: getattr(before, name) for name in self.automatic}
+        return dataclasses.replace(self, settings=self.settings.replace(**kept))
 
     def at(self, run_dir: Path, model_path: str | None) -> Self:
         """Return the plan with a directory for its files, and with the path of the starting model, if it has one."""
@@ -100,8 +119,11 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
     given = given or Given()
     objective = find_objective(config.objective)
     source = _source(config, objective, given)
-    settings = config if config.reference != "auto" else config.replace(reference=_reference(source))
-    plan = RunPlan(settings, objective, source, _evaluates(config, given), _compares(config, given))
+    default, automatic = find_default(config, objective, source), left_open(config, objective)
+    settings = config.replace(**{name: getattr(default, name) for name in automatic})
+    plan = RunPlan(
+        settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic
+    )
     for broken, message in impossible(plan, given):
         if broken:
             raise ConfigError(message)
@@ -135,11 +157,6 @@ def _source(
     if c.groups_data is not None or given.train in ("pairs", "groups"):
         return "logged"
     return "sampled once" if c.sample_groups is not None else "live"
-
-
-def _reference(source: str) -> str:
-    """Return the reference for objective.reference="auto"; offline, no step samples from the current policy."""
-    return "initial" if source in ("logged", "sampled once") else "previous"
 
 
 def _evaluates(c: TrainConfig, given: Given) -> bool:

@@ -260,9 +260,15 @@ class ObjectiveConfig(Section):
         default="auto",
         pattern=r"^(auto|previous|initial|every:[1-9]\d*)$",
         description="Reference policy: previous (the policy at the start of the step), initial (at the start of the "
-        "run), every:N (refreshed every N steps); auto: initial for offline training, otherwise previous",
+        "run), every:N (refreshed every N steps); auto: previous for GVPO on live samples with several updates per "
+        "rollout, otherwise initial",
     )
-    beta: float | None = _keyword("beta", "Strength of the pull to the reference policy, in reward per nat", gt=0)
+    beta: float | None = _keyword(
+        "beta",
+        "Strength of the pull to the reference policy, in reward per nat; the default of gvpo depends on the number of "
+        "updates per rollout",
+        gt=0,
+    )
     variance_weight: float | None = _keyword("variance_weight", "Weight of the variance term, for ablations")
     covariance_weight: float | None = _keyword("covariance_weight", "Weight of the covariance term, for ablations")
     clip_low: float | None = _keyword("clip_low", "Lower clip range: ratios below 1 - clip_low are clipped", ge=0)

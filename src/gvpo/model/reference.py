@@ -54,6 +54,10 @@ class Reference:
         """Return the copy's weights by name, without copying, with tied ones once for safetensors."""
         return dict(_weights(self.model))
 
+    def nbytes(self) -> int:
+        """Return the memory of the copy's weights; on several ranks that split it, the memory of all of them."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy stored weights, in place.

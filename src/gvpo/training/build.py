@@ -15,6 +15,7 @@ from gvpo.config import TrainConfig
 from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
+from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
@@ -33,7 +34,7 @@ from gvpo.sampling import Sampler, SamplingParams
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
-from gvpo.training.checkpoint.resume import BASE, open_run, restore
+from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, restore
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
@@ -52,6 +53,8 @@ TRAINING, HELD_OUT = "set of training data", "set of held-out data"
 """Names of the data fingerprints."""
 REWARDS_LOG = "rewards.log"
 """File with the output of the reward functions."""
+WORTH_SAYING = 10**8
+"""Smallest size in bytes of a copy of the policy that is announced."""
 BEFORE_ALL = -1
 """Step from which a run without a checkpoint starts over, including its step 0 (the evaluation before training)."""
 
@@ -114,15 +117,16 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         RunError: If the directory already contains a run or is in use, or (resume) contains no run or another one.
         GvpoError: If nothing can be saved there, or a reward cannot be sent to its workers.
     """
+    path = inputs.settings.run_dir or ranks.on_first(lambda: free_directory("runs", inputs.settings.objective))
+    if resume:  # opening the run first, because `locked` would create the directory
+        before = ranks.on_first(lambda: read_settings(RunDirectory.open(path)))
+        inputs = dataclasses.replace(inputs, plan=inputs.plan.started_as(before))
     config = inputs.settings
-    path = config.run_dir or ranks.on_first(lambda: free_directory("runs", config.objective))
     ranks.on_first(lambda: check_account(config))
     with contextlib.ExitStack() as stack:
         pool = None
         if inputs.rewards:
             pool = stack.enter_context(reward_pool(config, inputs.rewards, log=path / REWARDS_LOG))
-        if resume:
-            RunDirectory.open(path)  # `locked` would create the directory
         ranks.on_first(lambda: stack.enter_context(locked(path)))
         stop = stack.enter_context(StopRequests())
         stack.enter_context(explained(lambda: "before training"))
@@ -131,6 +135,8 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         _say(inputs, resume=resume)
         start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before the model is split
         learner = Learner(policy.model, build_objective(config), config, reference_given=_stores_reference(inputs))
+        for line in () if resume else _introduction(inputs, learner):
+            _console().print(f"gvpo: {line}", highlight=False, markup=False, soft_wrap=True)
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         data, held_groups = _under_start(inputs, learner, start, run, stop)
         source = _source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
@@ -180,6 +186,14 @@ def _say(inputs: RunInputs, *, resume: bool) -> None:
     for message in () if resume else inputs.notices:
         notices.warn(message)
     notices.begin()
+
+
+def _introduction(inputs: RunInputs, learner: Learner) -> Iterator[str]:
+    """Yield lines about what the run resolved, and about a copy of the policy that needs memory."""
+    if inputs.plan.introduction is not None:
+        yield inputs.plan.introduction
+    if isinstance(learner.reference, Reference) and (size := learner.reference.nbytes()) >= WORTH_SAYING:
+        yield f"the reference is a copy of the policy, which takes {size / 1e9:.1f} GB"
 
 
 def _stores_reference(inputs: RunInputs) -> bool:

@@ -14,6 +14,7 @@ from gvpo.config.aliases import unknown_argument
 from gvpo.config.from_trl import DEFAULTS
 from gvpo.data import is_data_set, require_file
 from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.model import lora
 from gvpo.model.known_tokens import largest_id
 from gvpo.model.model import context_length, is_model, vocabulary_size
 from gvpo.model.tokenizer import is_tokenizer
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gvpo.training.inputs import Policy, RunInputs
+
+LEAST_ADAPTER_RATE, LARGEST_FULL_RATE = 3e-6, 1e-4
+"""Learning rates below or above which a run warns: clearly outside what is usual."""
+PRETRAINED_SIZE = 50_000_000
+"""Number of parameters from which a model that is not new is taken for a pretrained one."""
 
 
 def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
@@ -141,7 +147,11 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
         raise DataError(NOTHING)
     check_temperature(inputs.settings, inputs.data.logged)
     evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
-    return [*sampling_notices(inputs.plan, inputs.params), *_of_overlap(inputs.data.prompts(), evaluated)]
+    return [
+        *sampling_notices(inputs.plan, inputs.params),
+        *_of_overlap(inputs.data.prompts(), evaluated),
+        *rate_notices(inputs.settings, policy.model),
+    ]
 
 
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
@@ -202,6 +212,19 @@ def _of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequenc
         yield (
             f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not show what "
             "the model can do on new prompts; hold out other rows"
+        )
+
+
+def rate_notices(config: TrainConfig, model: "PreTrainedModel") -> Iterator[str]:
+    """Yield a notice about a learning rate that is far from those that usually work."""
+    rate, adapted = config.learning_rate, lora.is_adapted(model)
+    if adapted and rate < LEAST_ADAPTER_RATE:
+        yield f"train.learning_rate={rate:g} is low for an adapter; 1e-5 to 1e-4 is usual (`gvpo docs objectives`)"
+    pretrained = config.model_init is None and model.num_parameters() >= PRETRAINED_SIZE
+    if pretrained and not adapted and rate > LARGEST_FULL_RATE:
+        yield (
+            f"train.learning_rate={rate:g} is high for all weights of a pretrained model; 1e-6 to 1e-5 is usual "
+            "(`gvpo docs objectives`)"
         )
 
 

@@ -150,7 +150,7 @@ def test_a_float64_model_survives_a_resume(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": 0.5}, r"started with objective.beta=None, not 0.5; resume it with the same settings"),
+        ({"beta": 0.5}, r"started with objective.beta=0.1, not 0.5; resume it with the same settings"),
         ({"steps": 9}, r"started with train.steps=5, not 9"),
         ({"seed": 1}, r"started with run.seed=0, not 1"),
     ],
@@ -159,6 +159,20 @@ def test_error_names_the_changed_setting(tmp_path: Path, unbroken: Any, changes:
     path, _, _ = unbroken("initial")
     with pytest.raises(RunError, match=message):
         run(path, "initial", resume=True, **changes)
+
+
+def test_an_older_run_keeps_its_defaults(tmp_path: Path):
+    """Versions before the table of defaults resolved the reference to "previous", and stored no beta."""
+    older = {"reference": "previous", "beta": 0.1, "passes": 2}
+    expected = (tmp_path / "explicit", *run(tmp_path / "explicit", "initial", **older))
+    with stopped_at(4):
+        run(tmp_path / "older", "initial", **older)
+    file = tmp_path / "older" / runfiles.CONFIG
+    stored = json.loads(file.read_text())
+    stored["objective"]["beta"] = None
+    file.write_text(json.dumps(stored))
+    resumed = run(tmp_path / "older", "initial", resume=True, **{**older, "reference": "auto", "beta": None})
+    assert_same_run(tmp_path / "older", *resumed, expected)
 
 
 def test_settings_that_do_not_change_the_result_may_differ(tmp_path: Path, unbroken: Any):

@@ -50,7 +50,7 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
             rewards.
     """
     run = RunDirectory.open(path)
-    before = _flat(_settings(run.config_path))
+    before = _flat(read_settings(run))
     now = _flat(config)
     changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
     if changed:
@@ -80,7 +80,13 @@ def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
         runfiles.write_json(run.path / runfiles.INPUTS, before)
 
 
-def _settings(file: Path) -> TrainConfig:
+def read_settings(run: RunDirectory) -> TrainConfig:
+    """Return the settings that a run was started with.
+
+    Raises:
+        RunError: If they cannot be read.
+    """
+    file = run.config_path
     try:
         return restore_config(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -1,0 +1,68 @@
+"""The defaults of `objective.reference` and `objective.beta`: one table, by objective and by regime.
+
+A regime says how often a run updates on its groups, and whether the groups are its own. `gvpo.config.resolve` reads the
+table; `tools/objectives_table.py` writes it into the documentation.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from gvpo.config.objectives import ObjectiveSpec
+from gvpo.config.settings import TrainConfig, updates_per_step
+
+Regime = Literal["one update per rollout", "several updates per rollout", "logged or frozen groups"]
+ONE: Regime = "one update per rollout"
+SEVERAL: Regime = "several updates per rollout"
+FROZEN: Regime = "logged or frozen groups"
+AUTOMATIC = ("reference", "beta")
+"""Settings that this table resolves if they are "auto" or not set."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """Values of a regime.
+
+    Args:
+        reference: Value of `objective.reference`.
+        beta: Value of `objective.beta`; None is the default of the objective's function.
+    """
+
+    reference: str
+    beta: float | None = None
+
+
+DEFAULTS: dict[str, dict[Regime, Default]] = {
+    "gvpo": {
+        ONE: Default("initial", 0.1),
+        SEVERAL: Default("previous", 0.3),
+        FROZEN: Default("initial", 0.2),
+    }
+}
+"""Defaults by regime of the objectives for which regimes differ."""
+OTHERWISE = Default("initial")
+"""Default of all other objectives in every regime."""
+
+
+def regime(config: TrainConfig, source: str) -> Regime:
+    """Return the regime of settings whose groups come from `source`."""
+    if source in ("logged", "sampled once"):
+        return FROZEN
+    return ONE if updates_per_step(config) == 1 else SEVERAL
+
+
+def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> Default:
+    """Return reference and beta for settings that leave them open.
+
+    A KL penalty in the rewards is measured between the start of the step and the reference. It is always 0 if both are
+    the same policy, so its reference is the initial one.
+    """
+    found = DEFAULTS.get(config.objective, {}).get(regime(config, source), OTHERWISE)
+    reference = OTHERWISE.reference if config.kl_in_reward > 0 else found.reference
+    return dataclasses.replace(found, reference=reference, beta=found.beta or objective.keywords.get("beta"))
+
+
+def left_open(config: TrainConfig, objective: ObjectiveSpec) -> tuple[str, ...]:
+    """Return the settings that the table has to resolve, of those that the objective has."""
+    is_open = {"reference": config.reference == "auto", "beta": objective.takes("beta") and config.beta is None}
+    return tuple(name for name in AUTOMATIC if is_open[name])
