@@ -18,8 +18,9 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def test_every_example_is_run_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"custom_reward", "minimal"}
+def test_every_example_is_run_here_or_with_the_guide_for_users_of_trl():
+    known = {"custom_reward", "minimal", "trl_original", "trl_port"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == known
 
 
 def test_minimal_learns_on_one_page(capsys: pytest.CaptureFixture[str]):

@@ -26,7 +26,7 @@ Python:
 gvpo: error: unknown setting 'max_steps'; use 'train.steps': a step is one rollout with all its updates; ...
 ```
 
-`TrainConfig.from_trl` converts a whole configuration. Names with dots are
+`TrainConfig.from_trl` converts a whole configuration ([from TRL](../guides/from-trl.md)). Names with dots are
 found by their last part, so `trainer.total_epochs` is found under `total_epochs`. [Configuration](configuration.md) has
 the name that each setting has in Python. "Not needed" means that gvpo always does this, or has no use for it.
 """

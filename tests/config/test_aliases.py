@@ -15,9 +15,11 @@ from gvpo.errors import ConfigError
 MEANT = {
     **dict.fromkeys(("max_steps", "total_training_steps"), "train.steps"),
     **dict.fromkeys(("num_train_epochs", "total_epochs"), "train.epochs"),
-    **dict.fromkeys(("per_device_train_batch_size", "generation_batch_size", "batch_size"), "train.prompts_per_step"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "batch_size"), "train.prompts_per_step"
+    ),
     **dict.fromkeys(("steps_per_generation", "ppo_mini_batch_size"), "train.groups_per_update"),
-    **dict.fromkeys(("gradient_accumulation_steps", "ppo_micro_batch_size_per_gpu"), "train.tokens_per_microbatch"),
+    **dict.fromkeys(("ppo_micro_batch_size_per_gpu",), "train.tokens_per_microbatch"),
     **dict.fromkeys(("num_iterations", "ppo_epochs"), "train.passes"),
     **dict.fromkeys(("learning_rate", "lr"), "train.learning_rate"),
     **dict.fromkeys(("warmup_steps", "warmup_ratio"), "train.warmup_updates"),
@@ -55,6 +57,9 @@ MEANT = {
     **dict.fromkeys(("save_steps", "save_strategy", "trainer.save_freq"), "checkpoint.every"),
     **dict.fromkeys(("save_total_limit",), "checkpoint.keep"),
     **dict.fromkeys(("hub_model_id",), "checkpoint.push_to_hub"),
+    **dict.fromkeys(("max_length", "max_seq_length"), "data.max_row_tokens"),
+    **dict.fromkeys(("max_prompt_length",), "data.overlong_prompts"),
+    **dict.fromkeys(("mask_truncated_completions",), "train.overlong_completions"),
     **dict.fromkeys(("deepspeed", "fsdp"), "train.sharding"),
 }
 """Names that people try, and the setting that each stands for."""

@@ -195,6 +195,15 @@ def test_the_other_configurations():
     assert "loss_type='ipo'" in convert({"loss_type": "ipo"}, "DPOConfig")[1][0]
 
 
+def test_rows_that_are_too_long_are_treated_as_in_trl():
+    assert "train.overlong_completions" not in settings()
+    assert settings(mask_truncated_completions=True)["train.overlong_completions"] == "mask"
+    found, missing = convert({"max_length": 256, "truncation_mode": "keep_end"}, "DPOConfig")
+    assert (found["data.max_row_tokens"], found["data.overlong_answers"]) == (256, "cut")
+    assert missing == ["truncation_mode='keep_end' (data.overlong_answers=cut removes the end)"]
+    assert "data.overlong_answers" not in convert({"max_length": None}, "SFTConfig")[0]
+
+
 def test_one_notice_lists_what_has_no_counterpart():
     with pytest.warns(GvpoWarning) as caught:
         config = TrainConfig.from_trl({"use_vllm": True, "min_p": 0.1, "learning_rate": 3e-5})

@@ -89,7 +89,10 @@ TABLE: dict[str, dict[str, Answer]] = {
         "steps_per_generation ppo_mini_batch_size mini_batch_size": Answer(
             "train.groups_per_update", "it counts the prompts of one optimizer update"
         ),
-        "gradient_accumulation_steps": _MICROBATCH,
+        "gradient_accumulation_steps": Answer(
+            "train.prompts_per_step",
+            "it is the whole optimizer batch, in prompts; train.tokens_per_microbatch cuts it into forwards",
+        ),
         "ppo_micro_batch_size ppo_micro_batch_size_per_gpu log_prob_micro_batch_size_per_gpu": _MICROBATCH,
         "micro_batch_size ppo_max_token_len_per_gpu log_prob_max_token_len_per_gpu": _MICROBATCH,
         "auto_find_batch_size use_dynamic_bsz": _needless(
@@ -185,14 +188,13 @@ TABLE: dict[str, dict[str, Answer]] = {
         "custom_reward_function": Answer("rewards.funcs", '["file.py:function"]'),
         "reward_model_path reward_model_name_or_path reward_model": _REWARD_MODEL,
         "multi_objective_aggregation": _none("rewards are added with rewards.weights before advantages are computed"),
-        "mask_truncated_completions filter_groups overlong_buffer": _none(
-            "choose the reward of truncated completions, for example with length_penalty"
-        ),
+        "mask_truncated_completions": Answer("train.overlong_completions", "keep, mask or drop"),
+        "filter_groups": _needless("a group with equal rewards has no gradient, and groups/dead counts them"),
         "normalize_advantages": _none(
             "advantages are not standardized over the whole batch; see objective.scale_rewards"
         ),
         "reward_clip_range": _none("clip the value in your reward function"),
-        "missing_eos_penalty": _none("give truncated completions a lower reward"),
+        "overlong_buffer missing_eos_penalty": _none("use the reward length_penalty, or train.overlong_completions"),
     },
     "Model": {
         "model_name_or_path model_name base_model model_id": _same("model.path"),
@@ -251,11 +253,12 @@ TABLE: dict[str, dict[str, Answer]] = {
         ),
         "completion_only_loss": _needless("only answers are trained on"),
         "assistant_only_loss train_on_inputs": _none("only the last answer of a conversation is trained on"),
-        "max_prompt_length truncation truncation_mode": _none(
-            "prompts are never cut; a prompt that leaves no room for a completion is an error"
+        "max_prompt_length filter_overlong_prompts": Answer(
+            "data.overlong_prompts", "drop leaves out prompts that leave no room for a completion; none is cut"
         ),
+        "truncation truncation_mode": Answer("data.overlong_answers", "drop, cut or error; only ends are cut"),
         "max_length max_seq_length max_seq_len": Answer(
-            "sampling.max_tokens", "it counts the tokens of a completion; offline rows are not cut"
+            "data.max_row_tokens", "prompt with answer; data.overlong_answers=cut cuts longer ones, as TRL does"
         ),
         "packing packing_strategy eval_packing": _needless("micro-batches are packed and rows never see each other"),
         "shuffle shuffle_dataset train_sampling_strategy group_by_length length_column_name": _needless(

@@ -68,12 +68,14 @@ _CLIPPED = {
     "loss_type": "dapo",
     "importance_sampling_level": "token",
     "scale_rewards": "group",
+    "mask_truncated_completions": False,
 }
+_CUT = {"max_length": 1024, "truncation_mode": "keep_start"}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "GRPOConfig": {**_ONLINE, **_CLIPPED},
-    "RLOOConfig": {**_ONLINE, "num_generations": 2, "beta": 0.05},
-    "DPOConfig": {**_COMMON, **_REFERENCE, "beta": 0.1, "loss_type": ["sigmoid"]},
-    "SFTConfig": {**_COMMON, "learning_rate": 2e-5, "loss_type": "nll"},
+    "RLOOConfig": {**_ONLINE, "mask_truncated_completions": False, "num_generations": 2, "beta": 0.05},
+    "DPOConfig": {**_COMMON, **_REFERENCE, **_CUT, "beta": 0.1, "loss_type": ["sigmoid"]},
+    "SFTConfig": {**_COMMON, **_CUT, "learning_rate": 2e-5, "loss_type": "nll"},
 }
 """TRL's defaults of the options that a conversion reads, by configuration; they complete a dict."""
 
@@ -285,6 +287,7 @@ def _trackers(o: Options) -> Settings:
 
 
 def _grpo(o: Options) -> Settings:
+    yield from _masked(o)
     loss, scaled = _plain(o["loss_type"]), o["scale_rewards"]
     if loss not in LOSSES:
         o.lose("loss_type", f"objective.name has no such loss; {', '.join(LOSSES)} are available")
@@ -303,10 +306,24 @@ def _grpo(o: Options) -> Settings:
 
 
 def _rloo(o: Options) -> Settings:
+    yield from _masked(o)
     yield "objective.name", "rloo"
     if o["beta"] > 0:
         yield "objective.kl_in_reward", o["beta"]
         yield "objective.reference", _reference(o)
+
+
+def _masked(o: Options) -> Settings:
+    if o["mask_truncated_completions"]:
+        yield "train.overlong_completions", "mask"
+
+
+def _cut(o: Options) -> Settings:
+    if o["max_length"] is not None:
+        yield "data.max_row_tokens", o["max_length"]
+        yield "data.overlong_answers", "cut"
+    if o["truncation_mode"] == "keep_end":
+        o.lose("truncation_mode", "data.overlong_answers=cut removes the end")
 
 
 def _reference(o: Options) -> str:
@@ -319,6 +336,7 @@ def _reference(o: Options) -> str:
 
 
 def _dpo(o: Options) -> Settings:
+    yield from _cut(o)
     losses = o["loss_type"]
     if losses not in ("sigmoid", ["sigmoid"]):
         o.lose("loss_type", ANSWERS["label_smoothing"].hint)
@@ -328,6 +346,7 @@ def _dpo(o: Options) -> Settings:
 
 
 def _sft(o: Options) -> Settings:
+    yield from _cut(o)
     if o["loss_type"] not in ("nll", "chunked_nll"):
         o.lose("loss_type", "objective.name=sft is the negative log-likelihood")
     yield "objective.name", "sft"

@@ -63,11 +63,11 @@ def load_policy(
     policy = starting_policy(model, config, peft_config)
     ranks.require_same_weights(policy)
     words = tokenizer or load_tokenizer(_tokenizer_path(model, config))
+    check_routing(config, policy)
+    check_fit(config, policy, words, samples=plan.samples)
     if lora.is_adapted(policy) and config.checkpoint_verify:
         _say_what_takes_time(policy)
         ranks.on_first(lambda: rehearse_adapter(policy, words))
-    check_routing(config, policy)
-    check_fit(config, policy, words, samples=plan.samples)
     settle(policy, training_stops(config, words, policy))
     restrict(policy, words)
     return policy, words
