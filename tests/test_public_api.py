@@ -26,7 +26,7 @@ def test_the_public_names_change_only_deliberately():
     assert set(gvpo.__all__) == {
         *("Completion", "Group", "PreferencePair", "Problem", "Verdict"),
         *("GvpoError", "GvpoWarning", "MissingLogprobs", "errors"),
-        *("ObjectiveOutput", "objectives", "rewards"),
+        *("ObjectiveOutput", "objectives", "reward", "rewards"),
         *("TokenLogprobs", "UpdateOutput", "group_backward", "keep_freed_memory", "score"),
         *("Request", "SamplingParams", "TransformersSampler"),
         *("TrainConfig", "Trainer", "load_model", "load_tokenizer", "push_to_hub", "write_report"),

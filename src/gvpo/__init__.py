@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gvpo.model.tokenizer import load_tokenizer as load_tokenizer
     from gvpo.objectives import ObjectiveOutput as ObjectiveOutput
     from gvpo.report import write_report as write_report
+    from gvpo.rewards import reward as reward
     from gvpo.sampling import Request as Request
     from gvpo.sampling import SamplingParams as SamplingParams
     from gvpo.sampling.transformers import TransformersSampler as TransformersSampler

@@ -1,5 +1,6 @@
 """A run's rewards: names with settings, requirements that are checked at the start, reward models and judges."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import Qwen2ForSequenceClassification
 from gvpo.cli.main import main
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.config.recipe import dump_config, flatten, restore_config
-from gvpo.errors import ConfigError, RewardError
+from gvpo.errors import ConfigError, GvpoWarning, RewardError
 from gvpo.model.reward_model import RewardModel
 from gvpo.rewards import math_answer
 from gvpo.rewards.sandbox import isolation
@@ -227,3 +228,16 @@ def test_the_soft_overlong_penalty_counts_before_rewards_are_normalised(tmp_path
         for row, total in zip(own, sums, strict=True):
             assert row.weight is not None
             assert (row.weight > 0) == (total > mean + 1e-9) or abs(total - mean) < 1e-9
+
+
+def test_a_class_of_a_file_is_created_and_a_partial_function_has_the_name_of_its_function(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "import gvpo\n@gvpo.reward(stateful=True)\nclass Steps:\n    def __init__(self, by=1):\n        self.by = by\n"
+        "    def __call__(self, completions, **_):\n        return [self.by] * len(completions)\n"
+    )
+    name = f"{tmp_path}/own.py:Steps"
+    for by, options in ((1, {}), (2, {"Steps": {"by": 2}})):
+        with pytest.warns(GvpoWarning, match="the reward 'Steps' keeps a state and has no state_dict"):
+            made = reward_functions(settings(funcs=[name], options=options), None)
+        assert made["Steps"](completions=["a"]) == [by]
+    assert list(reward_functions(settings(), functools.partial(math_answer, parsed=True))) == ["math_answer"]

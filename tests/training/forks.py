@@ -2,7 +2,8 @@
 
     python -m tests.training.forks        input: one JSON list of words per line; output: the child's pid, its exit code
 
-Words: "toy" RUN_DIRECTORY trains the toy there; others are a `gvpo` command line.
+Words: "toy" RUN_DIRECTORY trains the toy there, and "stateful" RUN_DIRECTORY does so with a stateful reward;
+others are a `gvpo` command line.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+"""Import path of the server: these tests and the gvpo next to them."""
 SETTINGS: dict[str, Any] = {
     "steps": 4,
     "checkpoint_every": 2,
@@ -96,7 +99,7 @@ def forks(directory: Path) -> Iterator[Forks]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": PATH},
     ) as process:
         server = Forks(process, output)
         try:
@@ -140,7 +143,7 @@ def _child(words: Sequence[str], output: str) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        return train(Path(words[1])) if words[0] == "toy" else _command(words)
+        return train(Path(words[1]), words[0]) if words[0] in ("toy", "stateful") else _command(words)
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -159,12 +162,14 @@ def _command(words: Sequence[str]) -> int:
     return main(words)
 
 
-def train(path: Path) -> int:
+def train(path: Path, kind: str = "toy") -> int:
     """Train the toy, or resume its run if there is one."""
     from gvpo import runfiles
+    from tests.training.stateful import Novelty
     from tests.training.toy import trainer
 
-    trainer(path, **SETTINGS).train(resume=runfiles.is_run(path))
+    rewards = [Novelty()] if kind == "stateful" else None
+    trainer(path, rewards=rewards, **SETTINGS).train(resume=runfiles.is_run(path))
     return 0
 
 

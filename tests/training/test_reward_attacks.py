@@ -1,7 +1,6 @@
 """Rewards under attack, from the trainer to the files: the run continues without the guilty rows and reports why."""
 
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,18 +150,6 @@ def test_a_daemon_ends_with_the_run(tmp_path: Path):
 
     run(tmp_path / "run", leaves)
     assert ends(int(pid_file.read_text()))
-
-
-def test_error_names_a_reward_that_cannot_be_sent_before_there_is_a_run(tmp_path: Path):
-    lock = threading.Lock()
-
-    def locked(completions: Any, **_: Any) -> list[float]:
-        with lock:
-            return [1.0] * len(completions)
-
-    with pytest.raises(RewardError, match=r"reward 'locked' cannot be sent to a worker process .*inside the function"):
-        trainer(tmp_path / "run", rewards=locked, **NO_EVAL).train()
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_logged_reward_may_fail_without_effect(tmp_path: Path):

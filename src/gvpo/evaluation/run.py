@@ -45,7 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Sample `params.group_size` completions per problem and score them.
 
-    The noise depends only on the seed and the problem, so two evaluations of a run are paired.
+    The noise depends only on the seed and the problem, so two evaluations of a run are paired. Rewards with a state
+    have the same state afterwards.
 
     Args:
         problems: Held-out problems with their prompts.
@@ -57,7 +58,8 @@ def evaluate(
         collect: Function that samples and scores; several processes can share that work.
     """
     held_out = [dataclasses.replace(item, problem=_renamed(item)) for item in problems]
-    rollout = collect(held_out, sampler, params, rewards, seed=seed, step=0)
+    with rewards.unchanged():
+        rollout = collect(held_out, sampler, params, rewards, seed=seed, step=0)
     rows = [row for group in rollout.groups for row in group.completions]
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
     return Evaluation(

@@ -1,9 +1,10 @@
 """Reward functions with TRL's signature, and a pool of processes that runs them with deadlines."""
 
-from gvpo.rewards.base import Answer, RewardBatch, RewardFunc, check_ready, completion_text
+from gvpo.rewards.base import Answer, RewardBatch, RewardFunc, check_ready, completion_text, reward
 from gvpo.rewards.code.code import code_reward, code_tests
 from gvpo.rewards.judges.judge import judge
 from gvpo.rewards.math.math_answer import math_answer
+from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import LocalReward
 from gvpo.rewards.pool.outcomes import Failure
 from gvpo.rewards.pool.pool import RewardPool
@@ -29,6 +30,7 @@ __all__ = [
     "REWARDS",
     "Answer",
     "Failure",
+    "InProcessReward",
     "LocalReward",
     "RewardBatch",
     "RewardFunc",
@@ -62,6 +64,7 @@ __all__ = [
     "refusal",
     "regex_format",
     "repetition_penalty",
+    "reward",
     "text_f1",
     "text_match",
     "token_cost",

@@ -1,12 +1,15 @@
 """The signature of a reward function (TRL's), the batch that it scores, and the arguments that it needs."""
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 from gvpo.errors import DataError
 from gvpo.types import Message, Prompt
+from gvpo.workers.state import STATEFUL
 
 RewardFunc = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, or the same with `async def`.
@@ -18,6 +21,9 @@ comes from the other functions. Reference: the reward functions of TRL's `GRPOTr
 
 Answer = str | Sequence[Message]
 """A completion as a reward receives it: text, or `[{"role": "assistant", "content": text}]` for prompts of messages."""
+
+BATCH = "gvpo_batch"
+"""Attribute of rewards that are called once per step with the rows of all groups."""
 
 STANDARD = ("prompts", "completions", "completion_ids")
 """The arguments that every group has; all others are columns of the dataset."""
@@ -131,10 +137,36 @@ def blames_text(reward: RewardFunc, worst: float = 0.0, control: str = "") -> Re
 
     Returns:
         The reward.
-        The reward.
     """
     reward.worst, reward.control = worst, control  # type: ignore[attr-defined]
     return reward
+
+
+def reward(
+    function: Callable[..., Any] | None = None, /, *, batch: bool = False, stateful: bool = False
+) -> Callable[..., Any]:
+    """Declare how a reward is called: a decorator of a function or of a class whose instances are rewards.
+
+    Args:
+        function: Function, object or class; None returns the decorator.
+        batch: Whether it is called once per step with the rows of all groups, instead of once per group.
+        stateful: Whether one worker keeps it between its calls, which are made in the order of the groups. If it has
+            `state_dict` and `load_state_dict`, its state is stored in checkpoints, and resumed runs are exact.
+
+    Returns:
+        The function, object or class, or a wrapper of a method.
+
+    >>> @reward(batch=True)
+    ... def above_the_mean(completions, **columns):
+    ...     lengths = [len(text) for text in completions]
+    ...     return [float(length > sum(lengths) / len(lengths)) for length in lengths]
+    """
+    if function is None:
+        return functools.partial(reward, batch=batch, stateful=stateful)
+    declared = functools.partial(function) if isinstance(function, MethodType) else function
+    for name, value in ((BATCH, batch), (STATEFUL, stateful)):
+        setattr(declared, name, value)
+    return declared
 
 
 def check_ready(functions: Iterable[RewardFunc]) -> None:

@@ -29,6 +29,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType,
 from typing import Any
 
 from gvpo.rewards.source_code import fleeting, state, without_docstrings
+from gvpo.workers.state import STATEFUL
 
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _LARGE = 1000
@@ -151,7 +152,7 @@ class _Namer:
             return self._array(value)
         if type(value).__name__ == "Pattern":  # of the package regex
             return self._pattern(value)
-        if hasattr(value, "state_dict"):  # a model
+        if hasattr(value, "state_dict") and not getattr(value, STATEFUL, False):  # a model
             return _joined("weights", [self.name(type(value)), self._mapping(value.state_dict())])
         if _belongs_to_a_library(type(value).__module__) and not ours:
             return _joined("object", [_atom("type", _full_name(type(value))), self._content(value)])

@@ -94,7 +94,7 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
     Args:
         name: A key of `REWARDS` or of `makers`, `package.module:function` (also searched in the working directory), or
             `path/to/file.py:function`.
-        options: Arguments of a maker. A function of a module or a file is a maker if it has options.
+        options: Arguments of a maker. A function of a module or a file is a maker if it has options; a class always is.
         makers: Makers that have a name.
 
     Returns:
@@ -107,7 +107,7 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
         return _made(name, makers[name], options or {})
     found = _named(name, makers)
     if options is None:
-        return found
+        return _made(name, found, {}) if isinstance(found, type) else found
     if name in REWARDS:
         raise RewardError(f"the reward {name!r} accepts no options; those that do are {', '.join(makers)}")
     return _made(name, found, options)

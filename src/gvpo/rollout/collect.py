@@ -97,6 +97,20 @@ def collect(
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
 
 
+def rescored(rollout: Rollout, rewards: RewardPool) -> Rollout:
+    """Return a rollout with the verdicts of another pool."""
+    started = time.perf_counter()
+    judged = zip(rollout.problems, rollout.groups, strict=True)
+    verdicts = rewards.score([reward_batch(problem, group.completions) for problem, group in judged])
+    groups = [
+        dataclasses.replace(group, completions=_rewarded(group.completions, row))
+        for group, row in zip(rollout.groups, verdicts, strict=True)
+    ]
+    seconds = {**rollout.seconds, "rewarding": time.perf_counter() - started}
+    failure = rewards.first_failure
+    return Rollout(groups, verdicts, rollout.problems, seconds, failure.traceback if failure is not None else "")
+
+
 def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:
     """Return a group as the arguments of reward functions (TRL's signature)."""
     chat = not isinstance(problem.prompt, str)

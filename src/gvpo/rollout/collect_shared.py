@@ -1,10 +1,12 @@
 """`collect` on all ranks together."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout, collect, distinct
+from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rollout.collect import EncodedProblem, Rollout, collect, distinct, rescored
 from gvpo.sampling import Sampler, SamplingParams
+from gvpo.types import Verdict
 from gvpo.update.distributed import ranks
 
 
@@ -19,15 +21,28 @@ def collect_shared(
 ) -> Rollout:
     """Collect each rank's share of the problems, and return the whole rollout on every rank.
 
-    The noise of a row depends on its group's name, not on the rank that samples it.
+    The noise of a row depends on its group's name, not on the rank that samples it. Rewards that ask for whole batches
+    or keep a state score the rows of all ranks on the first rank.
     """
+    together = ranks.count() > 1 and rewards.scores_batches
+    pool: Any = _Later() if together else rewards
     names = distinct([item.problem.id for item in items])
     mine = slice(ranks.rank(), None, ranks.count())
     part = Rollout([], [], [])
     with ranks.together():
         if items[mine]:
-            part = collect(items[mine], sampler, params, rewards, seed=seed, step=step, names=names[mine])
-    return _merged(ranks.gather(part), len(items))
+            part = collect(items[mine], sampler, params, pool, seed=seed, step=step, names=names[mine])
+    merged = _merged(ranks.gather(part), len(items))
+    return ranks.on_first(lambda: rescored(merged, rewards)) if together else merged
+
+
+class _Later:
+    """A pool that gives no rewards yet."""
+
+    first_failure = None
+
+    def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
+        return [[Verdict(None)] * len(batch) for batch in batches]
 
 
 def _merged(parts: Sequence[Rollout], count: int) -> Rollout:

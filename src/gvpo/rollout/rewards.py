@@ -5,14 +5,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RewardError
 from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
 from gvpo.model.tokenizer import is_tokenizer
-from gvpo.rewards import MAKERS, RewardFunc, RewardPool, load
+from gvpo.rewards import MAKERS, InProcessReward, RewardFunc, RewardPool, load
+from gvpo.rewards.pool.checks import pickled
+from gvpo.rewards.pool.local import is_local
 from gvpo.rollout.problems import find_task
 from gvpo.update.distributed import ranks
+from gvpo.workers.state import STATEFUL, keeps_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,10 +57,12 @@ def reward_functions(
         named[name] = item
     _check_fit(config, named)
     words = _tokenizers(listed, tokenizers)
-    return {
+    loaded = {
         name: _loaded(item, config.reward_options.get(name), own)
         for (name, item), own in zip(named.items(), words, strict=True)
     }
+    _tell_of_state(loaded)
+    return loaded
 
 
 def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
@@ -122,10 +128,37 @@ def _loaded(
         model: Any = item
         return RewardModel(model, **{"device": ranks.device(), "tokenizer": tokenizer, **settings})
     if not isinstance(item, str):
-        return item
+        return _callable_here(_reward_name(item), item)
     if options is None:
         return load(item, makers=_makers())
     return load(str(settings.pop("reward", item)), settings, makers=_makers())
+
+
+def _callable_here(name: str, function: RewardFunc) -> RewardFunc:
+    """Return a function that was passed, wrapped if it cannot be sent to a worker, so that it runs in this process."""
+    if isinstance(function, type):
+        raise RewardError(f"the reward {name!r} is a class; pass an instance, {name}()")
+    if not callable(function) or is_local(function):
+        return function
+    try:
+        pickled(name, function)
+    except RewardError as error:
+        notices.warn(
+            f"{str(error).partition(';')[0]}, so it runs in the trainer's process, where nothing ends a call that "
+            "hangs; to send it, create its locks, open files and clients on its first call"
+        )
+        return InProcessReward(name, function)
+    return function
+
+
+def _tell_of_state(rewards: Mapping[str, RewardFunc]) -> None:
+    for name, function in rewards.items():
+        inner = function.identity() if isinstance(function, InProcessReward) else function
+        if getattr(inner, STATEFUL, False) is True and not keeps_state(inner):
+            notices.warn(
+                f"the reward {name!r} keeps a state and has no state_dict and load_state_dict, so a resumed run begins "
+                "with a new state and does not repeat an unbroken one; add both methods"
+            )
 
 
 def _makers() -> dict[str, Callable[..., RewardFunc]]:
@@ -143,4 +176,6 @@ def _reward_name(item: RewardItem) -> str:
         return item.rpartition(":")[2]
     if is_model(item):
         return Path(item.name_or_path or "").name or type(item).__name__
+    if isinstance(item, functools.partial):
+        return _reward_name(item.func)
     return getattr(item, "__name__", type(item).__name__)

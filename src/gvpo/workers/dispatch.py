@@ -65,6 +65,7 @@ class Reply:
         again: True if the rows may succeed when they are called one by one.
         spent: True if the worker ran out of memory or ended, so that the call may succeed in another worker.
         stated: True if gvpo itself raised the error, which is then about the data or the machine.
+        state: State of the function after the call, if it keeps one.
     """
 
     values: Sequence[float | None] = ()
@@ -74,6 +75,7 @@ class Reply:
     again: bool = False
     spent: bool = False
     stated: bool = False
+    state: str | None = None
 
 
 class Queue(Protocol):
@@ -108,10 +110,14 @@ class Dispatcher:
         workers: Maximum number of working processes; one more may be kept warm.
         timeout: Maximum number of seconds per call.
         log: File for the output of the functions; None discards it.
+        spare: Whether to start a worker before a late one is killed. Another worker does not have a function's state.
     """
 
-    def __init__(self, setup: Mapping[str, Any], *, workers: int, timeout: float, log: Path | None) -> None:
+    def __init__(
+        self, setup: Mapping[str, Any], *, workers: int, timeout: float, log: Path | None, spare: bool = True
+    ) -> None:
         self._setup, self._limit, self._timeout, self._log = setup, workers, timeout, log
+        self._spare = spare
         self._workers: list[WorkerProcess] = []
         self._pace: dict[int, float] = {}  # seconds per call of a function
         self._failed_starts = 0
@@ -169,7 +175,7 @@ class Dispatcher:
 
     def _spare_is_due(self) -> float:
         """Return when to start a spare worker to replace a late one; infinity if there already is a spare one."""
-        if len(self._workers) > self._limit:
+        if len(self._workers) > self._limit or not self._spare:
             return float("inf")
         late = [worker.deadline for worker in self._workers if worker.pending]
         return min(late, default=float("inf")) - (1 - LATE) * self._timeout
@@ -292,6 +298,8 @@ def _ready(workers: Sequence[WorkerProcess], until: float) -> list[WorkerProcess
 
 
 def _require_loaded(problem: Mapping[str, str] | None) -> None:
+    if problem is not None and problem.get("stated"):
+        raise RewardError(f"reward {problem['name']!r} cannot be used: {problem['error']}")
     if problem is not None:
         raise RewardError(
             f"reward {problem['name']!r} cannot be loaded in a worker process: {problem['error']}; "
@@ -321,7 +329,8 @@ def _as_reply(message: Mapping[str, Any]) -> Reply:
         again, spent, stated = (bool(message.get(name)) for name in ("again", "spent", "stated"))
         return Reply((), (), (kind, detail), message.get("traceback", ""), again, spent, stated)
     reasons = [None if reason is None else (reason[0], reason[1]) for reason in message["reasons"]]
-    return Reply(message["values"], reasons)
+    state = message.get("state")
+    return Reply(message["values"], reasons, state=None if state is None else str(state))
 
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from gvpo.errors import GvpoError
 from gvpo.workers import deadline
 from gvpo.workers.reasons import UNSCORABLE, hearing
+from gvpo.workers.state import Keeper, keeps_state
 from gvpo.workers.wire import Inbox, frame
 
 MOMENT = 0.005
@@ -51,14 +52,14 @@ def _serve(requests: int, replies: int, progress: int) -> None:
     link = _Link(requests, replies, progress)
     setup = pickle.loads(link.read())
     _limit_memory(setup["memory_limit"])
-    functions, problem = _load(setup["functions"])
+    functions, keepers, problem = _load(setup["functions"])
     link.write({"problem": problem})
-    calls = _Calls(functions, setup["timeout"])
+    calls = _Calls(functions, keepers, setup["timeout"])
     while True:
-        function, each, rows, arguments = pickle.loads(link.read())
+        function, each, rows, arguments, state = pickle.loads(link.read())
         for count, part in _parts(each, rows, arguments):
             link.begin()
-            reply, seconds = calls.answer(function, count, part)
+            reply, seconds = calls.answer(function, count, part, state)
             link.add(reply, seconds)
             if reply.get("spent"):
                 link.flush()
@@ -147,33 +148,47 @@ def _limit_memory(limit: int | None) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _load(pickled: Mapping[str, bytes]) -> tuple[list[Callable[..., Any]], dict[str, str] | None]:
-    """Return the functions in order, and the problem of the first one that cannot be loaded."""
-    functions = []
-    for name, data in pickled.items():
+def _load(
+    pickled: Mapping[str, bytes],
+) -> tuple[list[Callable[..., Any]], dict[int, Keeper], dict[str, Any] | None]:
+    """Return the functions in order, the states that they keep, and the problem of the first that cannot be loaded."""
+    functions: list[Callable[..., Any]] = []
+    keepers = {}
+    for number, (name, data) in enumerate(pickled.items()):
         try:
             functions.append(pickle.loads(data))
             getattr(functions[-1], "prepare", lambda: None)()
+            if keeps_state(functions[-1]):
+                keepers[number] = Keeper(functions[-1])
+        except GvpoError as error:
+            return [], {}, {"name": name, "error": str(error), "traceback": _traceback(error), "stated": True}
         except BaseException as error:
-            return [], {"name": name, "error": _one_line(error), "traceback": _traceback(error)}
-    return functions, None
+            return [], {}, {"name": name, "error": _one_line(error), "traceback": _traceback(error)}
+    return functions, keepers, None
 
 
 class _Calls:
     """Runs calls one after the other. All coroutines share one event loop, as clients with connections expect."""
 
-    def __init__(self, functions: Sequence[Callable[..., Any]], timeout: float) -> None:
-        self._functions, self._timeout = functions, timeout
+    def __init__(self, functions: Sequence[Callable[..., Any]], keepers: Mapping[int, Keeper], timeout: float) -> None:
+        self._functions, self._keepers, self._timeout = functions, keepers, timeout
         self._runner: asyncio.Runner | None = None
         self._pid = os.getpid()
 
-    def answer(self, function: int, rows: int, arguments: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], float]:
-        """Return the reply to a call (values, or why there are none) and the seconds that the call took."""
+    def answer(
+        self, function: int, rows: int, arguments: Mapping[str, Sequence[Any]], state: str | None = None
+    ) -> tuple[dict[str, Any], float]:
+        """Return the reply to a call (values and the new state, or why there are none) and the seconds that it took."""
         deadline.begin(self._timeout)
+        keeper = self._keepers.get(function)
         try:
+            if keeper is not None:
+                keeper.begin(state)
             with hearing() as heard:
                 returned = self._run(self._functions[function], arguments)
             reply = checked(returned, rows, heard)
+            if keeper is not None and "failed" not in reply:
+                reply["state"] = keeper.end()
         except BaseException as error:
             reply = _raised(error)
         if os.getpid() != self._pid:

@@ -1,7 +1,8 @@
 """Rewards in the trainer's process, called once for all groups of a scoring: models on its device, judges over HTTP.
 
-They are gvpo's own and enforce their own deadlines. Users' functions belong in the pool's workers, where they can be
-killed. Local rewards return verdicts, so that a failure has its reason.
+Most are gvpo's own and enforce their own deadlines. Users' functions belong in the pool's workers, where they can be
+killed; those that cannot be sent there run here as well (`in_process.py`). Local rewards return verdicts, so that a
+failure has its reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def judge_locally(reward: LocalReward, wanted: RewardSignature, batches: Sequenc
         GvpoError: If the reward cannot work with this data or on this machine.
     """
     try:
-        verdicts = list(reward.verdicts(**_arguments(wanted, batches)))
+        verdicts = list(reward.verdicts(**joined_arguments(wanted, batches)))
     except GvpoError:
         raise
     except Exception as error:
@@ -58,7 +59,7 @@ def _reason(text: str) -> tuple[str, str] | None:
     return (kind, detail) if text else None
 
 
-def _arguments(wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
+def joined_arguments(wanted: RewardSignature, batches: Sequence[RewardBatch]) -> Mapping[str, list[Any]]:
     """Return the arguments of all groups one after the other; a column that a group lacks is None there."""
     parts = [wanted.arguments(batch) for batch in batches]
     names = sorted({name for part in parts for name in part})

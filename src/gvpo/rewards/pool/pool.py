@@ -5,17 +5,20 @@ batches ─▶ one call per function and group ─▶ workers ─▶ parts ─�
                  └── the rows of a failed call, one by one: only the guilty ones lose their reward
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature, check_ready
 from gvpo.rewards.pool.checks import check_limits, checked_weights, pickled, require_columns
+from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import is_local
 from gvpo.rewards.pool.outcomes import Failure
 from gvpo.rewards.pool.scoring import Scoring
+from gvpo.rewards.pool.serial import SerialReward, is_serial
 from gvpo.types import Verdict
 from gvpo.workers.dispatch import Dispatcher
 
@@ -25,7 +28,8 @@ class RewardPool:
 
     Args:
         functions: Reward functions (`RewardFunc`) by name. They reach the workers by cloudpickle: lambdas, closures and
-            functions of the main script by value, others by the name of their module. A `LocalReward` runs here.
+            functions of the main script by value, others by the name of their module. A `LocalReward` runs here, and a
+            reward declared with `gvpo.reward` has a worker of its own.
         weights: Each function's weight; default 1. Weight 0 only logs: it never decides whether a row has a reward.
         workers: Maximum number of processes; they start when first needed and stay.
         timeout: Maximum seconds per call: one function on one group, or on one completion if it is `row_by_row`.
@@ -58,9 +62,16 @@ class RewardPool:
         self._weights = checked_weights(list(functions), weights)
         check_limits(workers, timeout)
         self._ready = functools.cache(lambda: check_ready(functions.values()))
-        sent = {name: pickled(name, function) for name, function in functions.items() if not is_local(function)}
+        remote = {name: function for name, function in functions.items() if not is_local(function)}
+        path = None if log is None else Path(log)
+        self._serial = {
+            name: SerialReward(name, function, timeout=timeout, log=path, memory_limit=memory_limit)
+            for name, function in remote.items()
+            if is_serial(function)
+        }
+        sent = {name: pickled(name, function) for name, function in remote.items() if name not in self._serial}
         setup = {"functions": sent, "timeout": timeout, "memory_limit": memory_limit}
-        self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=None if log is None else Path(log))
+        self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=path)
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
         """Score every completion of every group.
@@ -82,12 +93,40 @@ class RewardPool:
         self.check_ready()
         scoring = Scoring(self._functions, batches, self._workers)
         self._dispatcher.run(scoring)
+        scoring.score_serially(self._serial)
         scoring.judge_locally()
         self.first_failure = scoring.outcomes.first_failure()
         return [
             [scoring.outcomes.verdict(group, row, self._weights) for row in range(len(batch))]
             for group, batch in enumerate(batches)
         ]
+
+    @property
+    def scores_batches(self) -> bool:
+        """True if a reward must see all rows of a step, or all of them in order."""
+        return bool(self._serial)
+
+    def state_dict(self) -> dict[str, str]:
+        """Return the states of the stateful rewards by name, without those that have not been called."""
+        return {name: one.state for name, one in self._stateful().items() if one.state is not None}
+
+    def load_state_dict(self, states: Mapping[str, str]) -> None:
+        """Continue from states that `state_dict` returned; other rewards begin with their first state."""
+        for name, one in self._stateful().items():
+            one.state = states.get(name)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Score in this context without an effect on the states afterwards."""
+        before = self.state_dict()
+        try:
+            yield
+        finally:
+            self.load_state_dict(before)
+
+    def _stateful(self) -> dict[str, SerialReward | InProcessReward]:
+        local = {name: one for name, one in self._functions.items() if isinstance(one, InProcessReward)}
+        return {**self._serial, **local}
 
     def check_ready(self) -> None:
         """Let the functions report what they lack, the first time; `score` calls this itself.
@@ -108,7 +147,8 @@ class RewardPool:
 
     def close(self) -> None:
         """End the workers and their descendants. A later `score` starts new ones."""
-        self._dispatcher.close()
+        for each in (self._dispatcher, *self._stateful().values()):
+            each.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 from gvpo.rewards.pool.checks import cannot_send, require_columns
 from gvpo.rewards.pool.local import is_local, judge_locally
 from gvpo.rewards.pool.outcomes import Outcomes
+from gvpo.rewards.pool.serial import SerialReward, is_serial
 from gvpo.workers.dispatch import Call, Reply
 from gvpo.workers.wire import packed
 
@@ -38,7 +39,9 @@ class Scoring:
         self._names, self._functions, self._batches = list(functions), list(functions.values()), batches
         self._wanted = [RewardSignature.by(function) for function in self._functions]
         self._local = {n: function for n, function in enumerate(self._functions) if is_local(function)}
-        self._sent = [function for function in range(len(self._names)) if function not in self._local]
+        self._serial = {n for n, function in enumerate(self._functions) if is_serial(function)} - self._local.keys()
+        apart = self._local.keys() | self._serial
+        self._sent = [function for function in range(len(self._names)) if function not in apart]
         self._alone = {n for n, function in enumerate(self._functions) if getattr(function, "row_by_row", False)}
         self.outcomes = Outcomes(self._names)
         self._succeeded: set[int] = set()
@@ -80,7 +83,7 @@ class Scoring:
             batch = whole.written(getattr(self._functions[call.function], "control", ""))
         arguments = self._wanted[call.function].arguments(batch)
         try:
-            return packed((self._sent.index(call.function), call.each, len(batch), arguments))
+            return packed((self._sent.index(call.function), call.each, len(batch), arguments, None))
         except Exception as error:
             raise cannot_send(self._names[call.function], arguments, error) from error
 
@@ -105,13 +108,18 @@ class Scoring:
                 batches = [self._batches[group] for group in groups]
                 self.outcomes.note(function, rows, judge_locally(reward, self._wanted[function], batches))
 
+    def score_serially(self, rewards: Mapping[str, SerialReward]) -> None:
+        """Call the rewards that ask for whole batches or keep a state, each in its own worker."""
+        for function in sorted(self._serial):
+            rewards[self._names[function]].score(function, self._batches, self.outcomes)
+
     def _begin(self, function: int, group: int, rows: int) -> None:
         call = Call(function, group, tuple(range(rows)), each=function in self._alone)
         missing = self._wanted[function].missing(self._batches[group])
         if missing:
             self._note(call, Reply(failed=("missing column", f"needs {missing[0]!r}, which the data does not have")))
-        elif function in self._local or not rows:
-            pass  # `judge_locally` does not wait for workers
+        elif function not in self._sent or not rows:
+            pass  # `judge_locally` and `score_serially` call it
         elif call.each:
             starts = range(0, rows, self._piece)
             self._waiting.extend(replace(call, rows=call.rows[start : start + self._piece]) for start in starts)

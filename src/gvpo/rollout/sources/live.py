@@ -1,5 +1,8 @@
 """Groups that the live policy samples."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.collect_shared import collect_shared
@@ -21,6 +24,20 @@ class LiveSource(StatelessSource):
         seed: int,
     ) -> None:
         self._order, self._sampler, self._params, self._rewards, self._seed = order, sampler, params, rewards, seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the stateful rewards, which are all that steps leave behind."""
+        states = self._rewards.state_dict()
+        return {"rewards": states} if states else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the stateful rewards their states back.
+
+        Raises:
+            CheckpointError: If the checkpoint was made with another source.
+        """
+        super().load_state_dict({key: value for key, value in state.items() if key != "rewards"})
+        self._rewards.load_state_dict(state.get("rewards", {}))
 
     def rollout(self, step: int) -> Rollout:
         """Sample and score the problems of this step."""

@@ -1,7 +1,8 @@
 """Groups that the starting policy samples once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gvpo.data import load_records, write_groups
 from gvpo.errors import RewardError, RunError
@@ -28,6 +29,14 @@ class SampledOnceSource(StatelessSource):
     ) -> None:
         self._path, self._live, self._read, self._resumed = path, live, read, resumed
         self._source: StatelessSource | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the live source, whose rewards evaluate."""
+        return self._live.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of the live source."""
+        self._live.load_state_dict(state)
 
     def rollout(self, step: int) -> Rollout:
         """Return the groups of this step, which are sampled now if it is the first.
