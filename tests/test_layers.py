@@ -23,13 +23,13 @@ FLOORS = [
     ["model"],
     ["update"],
     ["sampling"],
-    ["rollout"],
+    ["rollout", "callbacks"],
     ["evaluation"],
     ["training", "probe"],
     ["cli"],
 ]
 FREE_OF_TORCH = {room for row in FLOORS[:6] for room in row} - {"objectives"} | {"cli"}
-HOME_OF_TRANSFORMERS = {"model", "sampling", "update"}
+HOME_OF_TRANSFORMERS = {"model", "sampling", "update", "callbacks"}
 BELOW = {room: {each for row in FLOORS[:floor] for each in row} for floor, row in enumerate(FLOORS) for room in row}
 MOST_MODULES = 20
 """Maximum number of modules in one folder, without `__init__.py`."""

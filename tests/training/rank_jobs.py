@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from gvpo import runfiles
 from gvpo.errors import DataError, GvpoWarning
@@ -165,6 +166,33 @@ def _logged_trainer(path: Path, **settings: Any) -> Trainer:
 def online_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, Any]:
     """Train on live samples, with evaluations."""
     return toy.trainer(path, **settings).train(resume=resume)
+
+
+class StopsOn(TrainerCallback):
+    """Asks for a checkpoint and the end of the run after step 2, on one rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        assert state.is_world_process_zero == (ranks.rank() == 0)
+        if ranks.rank() == self.rank and state.global_step == 2:
+            control.should_training_stop = True
+
+
+class FailsOn(StopsOn):
+    """Raises an error after step 2, on one rank."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if ranks.rank() == self.rank and state.global_step == 2:
+            raise ValueError("broken")
+
+
+def watched_run(path: Path, callback: type[StopsOn], **settings: Any) -> tuple[dict[str, Any], float]:
+    """Train with a callback that acts on the last rank; return the summary and an evaluation after it."""
+    run = toy.trainer(path, **settings)
+    run.add_callback(callback(rank=ranks.count() - 1))
+    return run.train(), run.evaluate()["eval_accuracy"]
 
 
 def checked_run(path: Path) -> None:

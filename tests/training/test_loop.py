@@ -17,6 +17,7 @@ from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.usable import usable
 from gvpo.training import loop as module
+from gvpo.training.session import evaluator
 from tests.training.toy import DIGITS, ROWS, lines, model, same, trainer, weights
 
 DOCUMENT = Path(__file__).parents[2] / "docs/reference/run-directory.md"
@@ -209,7 +210,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
         def evaluate(problems: Sequence[Any], *_: Any, **__: Any) -> Evaluation:
             return Evaluation(next(remaining), 0.0, 1.0, 0.0, Rollout([], [], []))
 
-        monkeypatch.setattr(module, "evaluate", evaluate)
+        monkeypatch.setattr(evaluator, "evaluate", evaluate)
 
     return script
 

@@ -118,6 +118,8 @@ def save_model(
     Raises:
         ModelError: If the files cannot be written, or transformers rejects the generation config.
     """
+    if Path(directory).is_file():
+        raise ModelError(f"cannot save the model to {directory}: it is a file; give a directory")
     try:
         with quietly():
             settle(model, () if tokenizer is None else ending(tokenizer, model).stops)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
-from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
@@ -30,7 +29,6 @@ from gvpo.rollout.sources.live import LiveSource
 from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.rollout.sources.preferences import PreferenceSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
-from gvpo.sampling import Sampler, SamplingParams
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
@@ -41,6 +39,7 @@ from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import policy_name, score_under_start
+from gvpo.training.session.evaluator import EvalInputs, Evaluator
 from gvpo.training.signals import StopRequests
 from gvpo.training.trackers import Trackers
 from gvpo.types import Group
@@ -60,23 +59,6 @@ BEFORE_ALL = -1
 
 
 @dataclass(frozen=True)
-class EvalInputs:
-    """Inputs of an evaluation.
-
-    Args:
-        problems: Held-out problems.
-        sampler: Sampler of the live policy.
-        params: Parameters of sampled evaluation.
-        rewards: Pool of reward workers.
-    """
-
-    problems: Sequence[EncodedProblem]
-    sampler: Sampler
-    params: SamplingParams
-    rewards: RewardPool
-
-
-@dataclass(frozen=True)
 class RunParts:
     """Parts that the loop runs.
 
@@ -88,8 +70,7 @@ class RunParts:
         tokenizer: Tokenizer, which is saved with the policy and used to show prompts.
         source: Source of the groups of each step.
         judge: Name of the reward that measures accuracy; None if there are no rewards.
-        held: Inputs of the evaluation on held-out problems; None without held-out problems.
-        held_groups: Held-out answers with scores and the starting policy's log-probs, for evaluation.
+        evaluator: Evaluator of the policy on held-out data.
         progress: Terminal output.
         trackers: Receivers of metrics lines in addition to metrics.jsonl.
         stop: Stop requests, which the loop checks between steps.
@@ -102,8 +83,7 @@ class RunParts:
     tokenizer: "PreTrainedTokenizerBase"
     source: Source
     judge: str | None
-    held: EvalInputs | None
-    held_groups: Sequence[Group]
+    evaluator: Evaluator
     progress: StepProgress
     trackers: Trackers
     stop: StopRequests
@@ -153,9 +133,15 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             learner=learner,
             tokenizer=inputs.tokenizer,
             source=source,
-            judge=config.accuracy_reward or next(iter(inputs.rewards), None),
-            held=_eval_inputs(inputs, policy, pool),
-            held_groups=held_groups,
+            judge=judge_of(inputs),
+            evaluator=Evaluator(
+                config,
+                eval_inputs(inputs, policy, pool),
+                held_groups,
+                learner.objective.beta,
+                score=learner.score,
+                sampling=learner.sampling,
+            ),
             progress=progress,
             trackers=trackers,
             stop=stop,
@@ -254,10 +240,17 @@ def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
     return OfflineSource(ShuffledOrder(data.logged, per_step, seed))
 
 
-def _eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> EvalInputs | None:
-    if not inputs.held_out or pool is None:
+def judge_of(inputs: RunInputs) -> str | None:
+    """Return the name of the reward that measures accuracy; None without rewards."""
+    return inputs.settings.accuracy_reward or next(iter(inputs.rewards), None)
+
+
+def eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> EvalInputs | None:
+    """Return the inputs of the evaluation by samples; None without held-out problems or rewards."""
+    judge = judge_of(inputs)
+    if not inputs.held_out or pool is None or judge is None:
         return None
-    return EvalInputs(inputs.held_out, policy.sampler, inputs.params, pool)
+    return EvalInputs(inputs.held_out, policy.sampler, inputs.params, pool, judge)
 
 
 def _console() -> Console:

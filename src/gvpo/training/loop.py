@@ -2,20 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gvpo import notices, runfiles
+from gvpo.callbacks import Events
 from gvpo.collapse import CollapseWatch
 from gvpo.errors import GvpoError, RewardError, TrainingError
-from gvpo.evaluation import evaluate
-from gvpo.evaluation.pairs import pair_metrics
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
 from gvpo.report import report_finished
 from gvpo.rollout.collect import Rollout, failures
-from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.logged_groups import NO_REWARD
 from gvpo.rollout.sampling_params import samples_exactly
 from gvpo.rollout.usable import MAX_FAILED_SHARE, TrainingGroup, usable
@@ -28,7 +25,7 @@ from gvpo.training.checkpoint.publish import push_to_hub
 from gvpo.training.constraints import with_inputs
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.learner import StepResult
-from gvpo.training.metrics import evaluation_metrics, held_out_rows, overlong_metrics, rollout_rows, step_metrics
+from gvpo.training.metrics import held_out_rows, overlong_metrics, rollout_rows, step_metrics
 from gvpo.training.signals import RunStopped
 from gvpo.update.distributed import fsdp, ranks
 
@@ -38,8 +35,14 @@ if TYPE_CHECKING:
 MAX_EMPTY_STEPS = 5
 
 
-def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
+def train(inputs: RunInputs, policy: Policy, *, resume: bool, events: Events | None = None) -> dict[str, Any]:
     """Build the parts of a run, run them to the end, and write the report.
+
+    Args:
+        inputs: Inputs of the run.
+        policy: The policy, which is trained in place.
+        resume: Whether to resume the run in the directory of the settings.
+        events: Events of the run with its callbacks; by default there are no callbacks.
 
     Returns:
         The summary, as in summary.json.
@@ -53,8 +56,10 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool) -> dict[str, Any]:
     with ranks.explained():
         warn_of_nameless_base(policy.model)
         with build(inputs, policy, resume=resume) as parts:
-            summary = Session(parts).train()
+            session = Session(parts, events or events_of(inputs, policy))
+            summary = session.train()
             ranks.on_first(lambda: report_finished(parts.run.path))
+            session.events.end()
             return summary
 
 
@@ -65,17 +70,19 @@ class Session:
 
     Args:
         parts: Parts of the run.
+        events: Events of the run with its callbacks.
     """
 
-    def __init__(self, parts: RunParts) -> None:
+    def __init__(self, parts: RunParts, events: Events) -> None:
         self.config, self.run, self.state = parts.settings, parts.run, parts.state
         self.learner, self.tokenizer, self.source = parts.learner, parts.tokenizer, parts.source
-        self.judge, self.held, self.held_groups = parts.judge, parts.held, parts.held_groups
+        self.judge, self.evaluator, self.events = parts.judge, parts.evaluator, events
         self.progress, self.trackers, self.stop = parts.progress, parts.trackers, parts.stop
         self.checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint_keep)
         self._began = time.perf_counter() - self.state.seconds
         self._watch = CollapseWatch()
-        for line in ranks.on_first(self.run.read_metrics):
+        self._lines = ranks.on_first(self.run.read_metrics)
+        for line in self._lines:
             self._watch.note(line)
         self._newest: Rollout | None = None
         self._saved = self.state.step or None  # the last step that is known to be intact on disk
@@ -94,6 +101,7 @@ class Session:
             RunStopped: If a stop was requested; the last step is saved.
         """
         with explained(lambda: f"after step {self.state.step}"):
+            self._begin()
             self._card()  # it is written with the first checkpoint, so try it before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
@@ -101,6 +109,7 @@ class Session:
                 self._step(self.state.step + 1)
             if not self._is_last():
                 self._stop()
+            self._evaluate_after()
             if self._saved != self.state.step:
                 self._save()
             return ranks.on_first(self._summarise)
@@ -112,11 +121,25 @@ class Session:
     def _evaluate_before(self) -> None:
         evaluated = self._evaluate()
         self.state.before = self.state.latest
-        if self._evaluates:
+        if self.evaluator:
             self._log({"step": 0, **evaluated})
             self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
 
+    def _begin(self) -> None:
+        self.events.restore(self.state.callbacks)
+        self._note_for_callbacks()
+        self.events.begin(self.run.path, self.state.step, self._lines, self.learner.optimizer)
+
+    def _evaluate_after(self) -> None:
+        """Evaluate the final policy, and add that to its line, if the run ended before its last step was evaluated."""
+        if self.evaluator and self._lines and not any(key.startswith("eval/") for key in self._lines[-1]):
+            self._lines[-1] |= self._evaluate()
+            self._note_best()
+            ranks.on_first(lambda: self.run.replace_last(self._lines[-1]))
+            self.trackers.log(self._lines[-1])
+
     def _step(self, step: int) -> None:
+        self.events.begin_step(first=self._newest is None)
         began = time.perf_counter()
         with self.learner.sampling():
             rollout = self.source.rollout(step)
@@ -128,19 +151,28 @@ class Session:
             self.progress.say(note)
         self.state.step = step
         self._newest = rollout
+        self._end_step(step)
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
-        if self.learner.constraints is not None:
-            line |= self.learner.constraints.ascend(rollout)
+        if self.events.evaluates:
+            line |= self._evaluate()
+            self._note_best()
         self._log(line)
         if warning := self._watch.note(line):
             self.progress.say(f"warning: {warning}")
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
-        if self._is_due(self.config.checkpoint_every) or self._is_new_best():
+        if self.events.saves or self._is_new_best():
             self._save()
         self.progress.update(step, line)
 
+    def _end_step(self, step: int) -> None:
+        """Tell the callbacks that a step is done; they may change what follows it."""
+        last = step == self.config.steps
+        evaluate = bool(self.evaluator) and (last or self._is_due(self.config.eval_every))
+        self.events.end_step(step, evaluate=evaluate, save=self._is_due(self.config.checkpoint_every), last=last)
+
     def _log(self, line: dict[str, Any]) -> None:
+        self._lines = [line]
         ranks.on_first(lambda: self.run.append_metrics(line))
         self.trackers.log(line)
 
@@ -168,9 +200,9 @@ class Session:
         line |= overlong_metrics(rollout, self.config.overlong_completions)
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
-        if self._evaluates and (self._is_due(self.config.eval_every) or self._is_last()):
-            line |= self._evaluate()
-            self._note_best(line["eval/accuracy"])
+        if self.learner.constraints is not None:
+            line |= self.learner.constraints.ascend(rollout)
+        self.events.logged({key: value for key, value in line.items() if key != "step"})
         return line
 
     def _wants_rollouts(self) -> bool:
@@ -185,40 +217,18 @@ class Session:
 
         ranks.on_first(write)
 
-    @property
-    def _evaluates(self) -> bool:
-        return self.held is not None or bool(self.held_groups)
-
     def _evaluate(self) -> dict[str, float]:
-        """Return the eval/ metrics of the current policy, or {} without held-out problems and groups.
-
-        If there are only held-out groups, `eval/accuracy` is the accuracy on their pairs; it decides which checkpoint
-        is best.
-        """
-        began, groups = time.perf_counter(), self.held_groups
-        pairs = pair_metrics(groups, self.learner.score(groups), self.learner.objective.beta) if groups else {}
-        judged = {"eval/accuracy": pairs["eval/pair_accuracy"]} if pairs else {}
-        self.state.latest = {**pairs, **judged, **self._evaluate_samples()}
-        seconds = {"seconds/evaluating": time.perf_counter() - began} if self._evaluates else {}
-        return {**self.state.latest, **seconds}
-
-    def _evaluate_samples(self) -> dict[str, float]:
-        if self.held is None or self.judge is None:
+        """Return the eval/ metrics of the current policy and their duration, or {} without held-out data."""
+        if not self.evaluator:
             return {}
-        held, judge, seed = self.held, self.judge, self.config.seed
-        settings = [replace(held.params, group_size=self.config.eval_samples)]
-        if self.config.eval_greedy:
-            settings.append(replace(held.params, group_size=1, temperature=0.0, top_p=1.0, top_k=0))
-        with self.learner.sampling():
-            results = [
-                evaluate(
-                    held.problems, held.sampler, params, held.rewards, judge=judge, seed=seed, collect=collect_shared
-                )
-                for params in settings
-            ]
-        sampled, greedy = results[0], results[1] if len(results) > 1 else None
-        self._write_held_out(sampled.rollout, greedy.rollout if greedy is not None else None)
-        return evaluation_metrics(sampled, greedy)
+        began = time.perf_counter()
+        measured = self.evaluator.measure()
+        if measured.sampled is not None:
+            self._write_held_out(measured.sampled, measured.greedy)
+        self.state.latest = measured.metrics
+        evaluated = {**measured.metrics, "seconds/evaluating": time.perf_counter() - began}
+        self.events.evaluated(evaluated)
+        return evaluated
 
     def _write_held_out(self, sampled: Rollout, greedy: Rollout | None) -> None:
         step = self.state.step
@@ -229,12 +239,17 @@ class Session:
 
         ranks.on_first(write)
 
-    def _note_best(self, accuracy: float) -> None:
-        state = self.state
+    def _note_best(self) -> None:
+        state, accuracy = self.state, self.state.latest["eval/accuracy"]
         if state.best_accuracy is None or accuracy > state.best_accuracy:
             state.best_accuracy, state.best_step, state.evaluations_since_best = accuracy, state.step, 0
         else:
             state.evaluations_since_best += 1
+        self._note_for_callbacks()
+
+    def _note_for_callbacks(self) -> None:
+        state = self.state
+        self.events.best(state.best_accuracy, state.best_step, self.checkpoints.path(state.best_step))
 
     def _is_good_enough(self) -> bool:
         """Return whether to stop early: the target accuracy is reached, or there has been no new best for long."""
@@ -246,7 +261,8 @@ class Session:
         return every > 0 and self.state.step % every == 0
 
     def _is_last(self) -> bool:
-        return self.state.step == self.config.steps or self._is_good_enough()
+        asked = self.events.stops and self.state.step > 0
+        return asked or self.state.step == self.config.steps or self._is_good_enough()
 
     def _is_new_best(self) -> bool:
         """Return whether to save this step as the best; a run with checkpoints keeps its best by evaluation."""
@@ -257,9 +273,12 @@ class Session:
         self.state.non_finite = self.learner.non_finite
         self.state.budget = self.learner.budget.state()
         self.state.multipliers = self.learner.constraints.multipliers if self.learner.constraints is not None else {}
+        self.state.callbacks = self.events.states()
         first = ranks.on_first(lambda: not any(self.run.checkpoints.glob("step-*")))
         path = self._write_checkpoint()
         self._saved = self.state.step
+        self._note_for_callbacks()
+        self.events.saved()
         if first and self.config.checkpoint_verify:
             with fsdp.unsharded(self.learner.model):
                 ranks.on_first(lambda: self._verify(path))
@@ -328,9 +347,9 @@ class Session:
 
     def _accuracy_of(self) -> str | None:
         """Return what the accuracy is measured on."""
-        if self.held is not None:
+        if self.evaluator.samples is not None:
             return "samples"
-        return "pairs" if self.held_groups else None
+        return "pairs" if self.evaluator.groups else None
 
     def _push(self, repo_id: str) -> str | None:
         """Push the model and return its page. A failed push only prints a warning, since the model is safe."""
@@ -342,6 +361,18 @@ class Session:
                 f"{error}; the model is safe, push it later: gvpo.push_to_hub({str(path)!r}, {repo_id!r})"
             )
             return None
+
+
+def events_of(inputs: RunInputs, policy: Policy, callbacks: Sequence[Any] = ()) -> Events:
+    """Return the events of a run that these callbacks receive."""
+    return Events(
+        callbacks,
+        inputs.settings,
+        items=inputs.settings.sample_groups or len(inputs.data),
+        evaluates=bool(inputs.held_out or inputs.held_groups),
+        model=policy.model,
+        tokenizer=inputs.tokenizer,
+    )
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:

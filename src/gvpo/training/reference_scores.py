@@ -102,6 +102,11 @@ def with_reference_scores(
     return attached
 
 
+def with_own_scores(groups: Sequence[Group], scored: Sequence[TokenLogprobs]) -> list[Group]:
+    """Return the groups with scores as `ref_logprobs`; `scored` has one entry per row."""
+    return _attached(groups, [each.logprobs for each in scored])
+
+
 def _read_or_made(
     path: Path, part: Sequence[Group], start: str | None, score: Callable[[Sequence[Group]], list[TokenLogprobs]]
 ) -> list[Tensor]:

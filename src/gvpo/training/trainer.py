@@ -3,6 +3,7 @@
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from gvpo import notices
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.data.given_rows import Dataset, read_rows
+from gvpo.errors import ConfigError
 from gvpo.model import lora
+from gvpo.model.model import save_model
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
 from gvpo.training.inputs import prepare
-from gvpo.training.loop import train
-from gvpo.update.distributed import ranks
+from gvpo.training.loop import events_of, train
+from gvpo.training.session.standalone import evaluator_of, with_start
+from gvpo.update.distributed import fsdp, ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 
 class Trainer:
@@ -42,6 +46,7 @@ class Trainer:
             `PeftModel` as `model` is trained in place as well.
         reward_processing_classes: Tokenizers of the classifiers in `reward_funcs`, with None for the other rewards; by
             default, those saved with the classifiers.
+        callbacks: Instances or subclasses of transformers' `TrainerCallback` (docs/guides/python.md).
         others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
     Raises:
@@ -60,6 +65,7 @@ class Trainer:
         processing_class: "PreTrainedTokenizerBase | None" = None,
         peft_config: object | None = None,
         reward_processing_classes: RewardTokenizers = None,
+        callbacks: Sequence[object] | None = None,
         **others: object,
     ) -> None:
         refuse_others(others, signature(type(self)).parameters)
@@ -92,6 +98,8 @@ class Trainer:
             )
         self.config, self.rewards = self._inputs.settings, self._inputs.rewards
         self.model, self.tokenizer = self._policy.model, self._inputs.tokenizer
+        self._events = events_of(self._inputs, self._policy, callbacks or ())
+        self._held_groups = self._inputs.held_groups
 
     def check(self) -> None:
         """Try the other requirements of a run, such as saving, without training or writing anything.
@@ -121,4 +129,62 @@ class Trainer:
                 after a second signal other than SIGHUP. In any thread but the main one, signals are left unchanged.
         """
         with notices.handled(self._notices.add):
-            return train(self._inputs, self._policy, resume=resume)
+            return train(self._inputs, self._policy, resume=resume, events=self._events)
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the current policy on the held-out data, before, between or after training.
+
+        No run directory is created. The callbacks receive `on_log` and `on_evaluate`.
+
+        Returns:
+            The eval/ metrics, as in metrics.jsonl, and the same values under transformers' names: `eval/accuracy` and
+            `eval_accuracy`, ...
+
+        Raises:
+            ConfigError: If there is no held-out data.
+        """
+        with notices.handled(self._notices.add), ranks.explained():
+            self._held_groups = with_start(self._inputs, self._policy, self._held_groups, self._events.run_dir)
+            with evaluator_of(self._inputs, self._policy, self._held_groups) as evaluator:
+                if not evaluator:
+                    raise ConfigError("there is nothing to evaluate on: pass eval_dataset, or set data.eval")
+                return self._events.evaluated(evaluator.measure().metrics)
+
+    def save_model(self, output_dir: str | Path) -> None:
+        """Save the current policy and its tokenizer in the format of Hugging Face; of a LoRA model only the adapter.
+
+        Args:
+            output_dir: Directory, created if necessary.
+
+        Raises:
+            ModelError: If the files cannot be written.
+        """
+        split = fsdp.is_sharded(self.model)
+        weights = fsdp.full_on_first(self.model.state_dict(keep_vars=True)) if split else None
+        ranks.on_first(lambda: save_model(self.model, self.tokenizer, output_dir, weights=weights))
+
+    @property
+    def state(self) -> "TrainerState":
+        """Return transformers' `TrainerState`: `global_step`, `epoch`, `log_history`, `best_metric`, ..."""
+        return self._events.state
+
+    @property
+    def log_history(self) -> list[dict[str, float]]:
+        """Return the metrics so far, as `state.log_history`: one entry per step, and one per evaluation."""
+        return self._events.log_history
+
+    def add_callback(self, callback: object) -> None:
+        """Add a callback, or an instance of a callback class, for the next call of `train`.
+
+        Raises:
+            ConfigError: If it is not a `TrainerCallback`.
+        """
+        self._events.add(callback)
+
+    def remove_callback(self, callback: object) -> None:
+        """Remove a callback, or all callbacks of a class.
+
+        Raises:
+            ConfigError: If the trainer does not have it.
+        """
+        self._events.remove(callback)

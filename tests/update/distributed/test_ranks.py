@@ -268,6 +268,25 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(tmp_path: Path):
     assert (tmp_path / "run/checkpoints/step-000002/model.safetensors").exists()
 
 
+@pytest.mark.parametrize("sharding", MOSTLY_FULL)
+def test_a_callback_of_one_rank_ends_the_run_of_all(tmp_path: Path, sharding: str):
+    ends = world(2, tmp_path, jobs.watched_run, tmp_path / "run", jobs.StopsOn, steps=5, sharding=sharding)
+    for summary, accuracy in ends:
+        assert summary["steps"] == 2
+        assert summary["accuracy_after"] == accuracy
+
+
+def test_a_callback_that_raises_on_one_rank_ends_all(tmp_path: Path):
+    first, second = run_world(2, tmp_path, jobs.watched_run, tmp_path / "run", jobs.FailsOn, steps=5)
+    for end, where in ((first, "rank 1: "), (second, "")):
+        assert end.error is not None
+        assert end.error[:2] == (
+            "TrainingError",
+            f"{where}the callback FailsOn.on_step_end failed after step 2 (ValueError: broken); fix it, then resume "
+            "the run",
+        )
+
+
 def test_an_error_on_one_rank_is_an_error_on_all(tmp_path: Path):
     first, second = run_world(2, tmp_path, jobs.short_of_memory, 1, 0, tmp_path / "memory")
     for end in (first, second):

@@ -64,6 +64,7 @@ class TrainerState:
         latest: Latest evaluation.
         budget: Token budget, as set and as resolved (`gvpo.training.budget`).
         multipliers: Multipliers of constrained GRPO's costs, by name.
+        callbacks: States of the callbacks that export theirs, by the name of their class.
     """
 
     step: int = 0
@@ -77,6 +78,7 @@ class TrainerState:
     latest: dict[str, float] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     multipliers: dict[str, float] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,15 @@ class RunDirectory:
         """
         runfiles.append(self.metrics_path, runfiles.metrics_line(line).encode())
 
+    def replace_last(self, line: Mapping[str, Any]) -> None:
+        """Replace the last line of the metrics. It is never missing from the file, even after a crash.
+
+        Raises:
+            RunError: If the file cannot be written.
+        """
+        before = self.metrics_path.read_bytes().splitlines(keepends=True)[:-1]
+        runfiles.write_bytes(self.metrics_path, b"".join([*before, runfiles.metrics_line(line).encode()]))
+
     def write_rollouts(self, step: int, rows: Sequence[RolloutRow], folder: str = runfiles.ROLLOUTS) -> None:
         """Write completions to FOLDER/step-%06d.parquet: those of a step, or those of an evaluation after the step.
 
