@@ -285,6 +285,21 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
         ConfigError,
         "gvpo.Trainer has no argument 'optimizers': the optimizer is AdamW; set learning_rate",
     ),
+    "an argument of train": (
+        lambda: gvpo.Trainer.train(None, resume_from_checkpoint=True),  # type: ignore[arg-type]
+        ConfigError,
+        "gvpo.Trainer.train has no argument 'resume_from_checkpoint': resume=True resumes from the latest checkpoint",
+    ),
+    "an argument of TRL's rewards": (
+        lambda: train(reward_funcs=lambda completions, trainer_state: []),
+        RewardError,
+        "needs 'trainer_state', which gvpo does not pass; give the argument a default",
+    ),
+    "rows with other names": (
+        lambda: train(train_dataset=[{"conversations": []}]),
+        DataError,
+        "row 1 has no `prompt`; write its 'conversations' as `messages`, each with `role` and `content`",
+    ),
     "a misspelled argument": (
         lambda: train(reward_func=1),
         ConfigError,

@@ -36,6 +36,15 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["train"], "the following arguments are required: RECIPE; see gvpo train --help"),
         (["train", "demo", "--resme"], "unrecognized arguments: --resme; see gvpo train --help"),
         (["report"], "the following arguments are required: RUN; see gvpo report --help"),
+        (
+            ["train", "demo", "--max_steps", "10"],
+            "unrecognized arguments: --max_steps 10; settings are written as section.key=value; use 'train.steps': ",
+        ),
+        (
+            ["train", "demo", "--group-size=4"],
+            "unrecognized arguments: --group-size=4; settings are written as section.key=value; did you mean "
+            "'sampling.group_size'?",
+        ),
         (["report", "a", "--fast", "b"], "unrecognized arguments: --fast"),
         (["doctor", "--gpus", "two"], "argument --gpus: invalid int value: 'two'; see gvpo doctor --help"),
     ],

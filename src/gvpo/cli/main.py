@@ -76,7 +76,8 @@ def _run(words: list[str]) -> int:
     options, late = parser.parse_known_args(words)
     home = next((name for name in ("models", "files", "runs", "settings") if hasattr(options, name)), None)
     if late and (home is None or any(word.startswith("-") for word in late)):
-        options.parser.error(f"unrecognized arguments: {' '.join(late)}")
+        hint = _as_setting(late) if hasattr(options, "settings") else ""
+        options.parser.error(f"unrecognized arguments: {' '.join(late)}{hint}")
     elif late and home is not None:  # argparse does not collect the words that come after an option
         setattr(options, home, [*getattr(options, home), *late])
     try:
@@ -91,6 +92,15 @@ def _run(words: list[str]) -> int:
             raise
         print(f"gvpo: error: {line}", file=sys.stderr)
         return 2
+
+
+def _as_setting(words: Sequence[str]) -> str:
+    """Return the setting that a flag of another program stands for, as the end of a message; "" if there is none."""
+    from gvpo.config.settings import FIELDS, instead_of
+
+    flag = next(word for word in words if word.startswith("-"))
+    hint = instead_of(flag.lstrip("-").partition("=")[0].replace("-", "_"), FIELDS)
+    return f"; settings are written as section.key=value{hint}" if hint else ""
 
 
 def _explained(error: Exception) -> str | None:

@@ -354,14 +354,17 @@ ARGUMENTS = {
     "max_length": "set it in args, see `gvpo docs trl-options`",
     "max_seq_length": "set it in args, see `gvpo docs trl-options`",
     "dataset_text_field": "map the dataset to `prompt` and `completion`",
+    "resume_from_checkpoint": "resume=True resumes from the latest checkpoint in run_dir",
+    "trial": "start one run per set of settings",
+    "ignore_keys_for_eval": "every metric of an evaluation is kept",
 }
 """Arguments of TRL's and transformers' trainers that `gvpo.Trainer` does not have, with what to do instead."""
 
 
-def unknown_argument(name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown argument of `gvpo.Trainer`, which says what to do instead."""
+def unknown_argument(name: str, known: Iterable[str], method: str = "") -> str:
+    """Return the message for an unknown argument of `gvpo.Trainer` or one of its methods, which says what to do."""
     hint = f": {ARGUMENTS[name]}" if name in ARGUMENTS else did_you_mean(name, known, _in_args(name))
-    return f"gvpo.Trainer has no argument {name!r}{hint}"
+    return f"gvpo.Trainer{f'.{method}' if method else ''} has no argument {name!r}{hint}"
 
 
 def _in_args(name: str) -> str:

@@ -159,9 +159,14 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 
     It answers the names of other libraries (`gvpo.config.aliases`) and otherwise suggests the nearest known name.
     """
+    return f"unknown setting {name!r}{instead_of(name, known)}"
+
+
+def instead_of(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown setting, "; use 'train.steps': ...", or "" without an idea."""
     answer = answer_for(name)
     near = f"; {answer.sentence()}" if answer else did_you_mean(name, known)
-    return f"unknown setting {name!r}{near or did_you_mean(_DOTTED.get(name, name), known)}"
+    return near or did_you_mean(_DOTTED.get(name, name), known)
 
 
 def _default(field: str) -> Any:

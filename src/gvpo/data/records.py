@@ -110,6 +110,8 @@ def _is_given(value: Any) -> bool:
 def _suggestion(columns: list[str]) -> str:
     if not columns:
         return "; it has no columns at all"
+    if "conversations" in columns:
+        return "; write its 'conversations' as `messages`, each with `role` and `content`"
     known = [name for name in OTHER_NAMES if name in columns]
     near = [*nearest("prompt", columns), *known]
     if near:

@@ -71,15 +71,21 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
         )
 
 
-def refuse_others(others: Mapping[str, object], known: Iterable[str]) -> None:
-    """Raise an error for arguments that the trainer does not have, unless they say nothing, as `ref_model=None` does.
+def refuse_others(others: Mapping[str, object], known: Iterable[str], method: str = "") -> None:
+    """Raise an error for arguments that the trainer does not have, unless they are empty, as `ref_model=None` is.
+
+    Args:
+        others: The arguments.
+        known: Names of the arguments that exist.
+        method: Method of the trainer; "" for its constructor.
 
     Raises:
         ConfigError: The message says what to do instead.
     """
     for name, value in others.items():
-        if value is not None and value != (None, None):
-            raise ConfigError(unknown_argument(name, known))
+        is_empty = value is None or value is False or (isinstance(value, tuple) and all(each is None for each in value))
+        if not is_empty:
+            raise ConfigError(unknown_argument(name, known, method))
 
 
 def check_surroundings(config: TrainConfig) -> None:

@@ -110,17 +110,19 @@ class Trainer:
         with notices.handled(self._notices.add):  # `train` prints them
             rehearse(self._inputs, self._policy)
 
-    def train(self, *, resume: bool = False) -> dict[str, Any]:
+    def train(self, *, resume: bool = False, **others: object) -> dict[str, Any]:
         """Run to the end.
 
         Args:
             resume: Whether to resume from the latest intact checkpoint of `run_dir`, with the same results as an
                 unbroken run.
+            others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
         Returns:
             The summary, as in summary.json: accuracy_before, accuracy_after, steps, seconds, report, model, ...
 
         Raises:
+            ConfigError: If there are other arguments.
             RunError: If the directory already contains a run or is in use, or (resume) contains no run or one with
                 other settings.
             GvpoError: If training cannot continue; files that were written stay.
@@ -128,6 +130,7 @@ class Trainer:
             KeyboardInterrupt: After Ctrl-C, SIGTERM or SIGHUP, once the running step is finished and saved; immediately
                 after a second signal other than SIGHUP. In any thread but the main one, signals are left unchanged.
         """
+        refuse_others(others, ["resume"], "train")
         with notices.handled(self._notices.add):
             return train(self._inputs, self._policy, resume=resume, events=self._events)
 

@@ -9,6 +9,9 @@ import cloudpickle
 from gvpo.errors import RewardError
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 
+NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
+"""Arguments that TRL passes to rewards in addition to the columns."""
+
 
 def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], batches: Sequence[RewardBatch]) -> None:
     """Raise RewardError if a function needs a column that no group has. A column that only some groups lack is allowed.
@@ -19,6 +22,10 @@ def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], bat
     for name, arguments in zip(names, wanted, strict=True):
         lacking = [arguments.missing(batch) for batch in batches]
         if lacking and all(lacking):
+            if lacking[0][0] in NOT_PASSED:
+                raise RewardError(
+                    f"reward {name!r} needs {lacking[0][0]!r}, which gvpo does not pass; give the argument a default"
+                )
             has = ", ".join(sorted(batches[0].columns)) or "none"
             raise RewardError(
                 f"reward {name!r} needs a column {lacking[0][0]!r} that the data does not have (columns: {has}); "
