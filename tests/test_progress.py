@@ -1,10 +1,12 @@
 """Progress of a run on terminals and elsewhere."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
+from gvpo import activity
 from gvpo import progress as module
 from gvpo.progress import StepProgress
 
@@ -48,8 +50,8 @@ def test_a_line_has_the_most_important_numbers(clock: Clock):
         clock.now += 6
         progress.update(1, {**LINE, "eval/accuracy": 0.75})
     line = written(out)
-    assert line.startswith("demo: step 1/10  loss 1.235  reward 0.50  accuracy 0.25  KL 0.125  length 12  tok/s 12,346")
-    assert line.endswith("held-out 0.75  0:54 left\n")
+    assert line.startswith("demo: step 1/10  under 0:54 left  reward 0.50  held-out 0.75  accuracy 0.25  KL 0.125  ")
+    assert line.endswith("loss 1.235  length 12  tok/s 12,346\n")
     assert line.count("\n") == 1
 
 
@@ -77,7 +79,26 @@ def test_the_time_left_of_a_resumed_run_counts_the_steps_of_this_session(clock: 
         for step in (91, 92):
             clock.now += 450
             progress.update(step, LINE)
-    assert written(out).endswith("1:00:00 left\n")  # 8 steps of 450 s
+    assert "step 92/100  1:00:00 left" in fitted(progress)  # 8 steps of 450 s
+
+
+def test_start_up_and_the_first_step_do_not_count_once_there_is_another_step(clock: Clock):
+    progress = StepProgress("demo", 10, console=console())
+    assert "left" not in fitted(progress)
+    clock.now += 300  # loading, compiling, an evaluation
+    progress.update(1, LINE)
+    assert "under 45:00 left" in fitted(progress)
+    clock.now += 10
+    progress.update(2, LINE)
+    assert "1:20 left" in fitted(progress)
+
+
+def test_work_that_finishes_in_bursts_is_predicted_by_its_mean(clock: Clock):
+    progress = StepProgress("eval", 100, console=console(), steady=False)
+    for done, seconds in ((10, 99), (20, 10), (21, 0), (22, 0), (30, 10)):
+        clock.now += seconds
+        progress.update(done, {})
+    assert "1:10 left" in fitted(progress)  # 20 problems in 20 seconds after the first ones
 
 
 def test_one_slow_step_does_not_change_the_time_left(clock: Clock):
@@ -86,7 +107,7 @@ def test_one_slow_step_does_not_change_the_time_left(clock: Clock):
         for step, seconds in enumerate([20, 20, 900, 20], start=1):
             clock.now += seconds
             progress.update(step, LINE)
-    assert written(out).endswith("0:40 left\n")
+    assert "0:40 left" in fitted(progress)
 
 
 def test_titles_and_messages_are_printed_verbatim():
@@ -100,8 +121,71 @@ def test_a_terminal_has_a_bar_that_disappears():
     with StepProgress("demo", 2, console=out) as progress:
         progress.update(1, LINE)
         progress.update(2, LINE)
-    assert "2/2" in written(out)
-    assert "step 2/2" not in written(out)
+        out.print("a line that stays")
+    assert "step 2/2" in written(out)
+    assert "demo: step" not in written(out)
+
+
+NAMED = {**LINE, "eval/accuracy": 0.75, "train/loss": -1.5}
+
+
+def fitted(progress: StepProgress, width: int = 200) -> str:
+    return progress.fitted(width)
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (79, "demo  step 7/200  2:40:50 left  ╌╌╌╌╌╌╌╌╌╌  reward 0.50  held-out 0.75"),
+        (59, "demo  step 7/200  2:40:50 left  reward 0.50  held-out 0.75"),
+        (40, "demo  step 7/200  2:40:50 left"),
+        (20, "demo  step 7/200  2:"),
+    ],
+)
+def test_a_narrow_terminal_keeps_name_step_and_time_left(clock: Clock, width: int, line: str):
+    progress = StepProgress("demo", 200, console=console(terminal=True))
+    for step in range(1, 8):
+        clock.now += 50
+        progress.update(step, NAMED)
+    assert fitted(progress, width) == line
+
+
+def test_a_long_name_is_shortened_in_its_middle(clock: Clock):
+    progress = StepProgress("recipes-smollm2-a-very-long-name-seed-3", 200, console=console())
+    assert fitted(progress, 79).startswith("recipes-smo…name-seed-3  step 0/200  ")
+
+
+def test_the_line_of_a_terminal_never_wraps(clock: Clock):
+    out = Console(file=io.StringIO(), force_terminal=True, width=60)
+    with StepProgress("a-name-of-some-length", 200, console=out) as progress:
+        clock.now += 50
+        progress.update(7, NAMED)
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(out)))
+    assert any("step 7/200" in line for line in lines)
+    assert max(map(len, lines)) < 60
+
+
+def test_what_is_done_within_a_step_is_shown(clock: Clock):
+    progress = StepProgress("demo", 200, console=console(terminal=True))
+    with progress, activity.phase("held-out evaluation"), activity.phase("sampling"):
+        activity.count(12, 256, "rows", 1204)
+        line = "demo  step 0/200  held-out evaluation  sampling 12/256 rows  1,204 tokens"
+        assert fitted(progress, 79) == line
+        assert fitted(progress, 60) == "demo  step 0/200  held-out evaluation  sampling 12/256 rows"
+        assert fitted(progress, 40) == "demo  step 0/200  held-out evaluation"
+    activity.count(1, 2)  # nobody shows it after the end
+
+
+def test_without_a_terminal_work_within_a_step_has_a_line_after_ten_seconds(clock: Clock):
+    out = console()
+    with StepProgress("demo", 3, console=out), activity.phase("sampling"):
+        for rows in range(6):
+            clock.now += 4
+            activity.count(rows, 32, "rows", 10 * rows)
+    assert written(out).splitlines() == [
+        "demo: step 0/3  sampling 2/32 rows  20 tokens",
+        "demo: step 0/3  sampling 5/32 rows  50 tokens",
+    ]
 
 
 def test_the_unit_has_a_name_and_may_increase_in_large_steps(clock: Clock):
@@ -109,4 +193,4 @@ def test_the_unit_has_a_name_and_may_increase_in_large_steps(clock: Clock):
     with StepProgress("eval", 100, console=out, unit="problem") as progress:
         clock.now += 10
         progress.update(25, {})
-    assert written(out) == "eval: problem 25/100  0:30 left\n"
+    assert written(out) == "eval: problem 25/100  under 0:30 left\n"

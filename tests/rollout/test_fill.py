@@ -9,6 +9,7 @@ import pytest
 
 from gvpo.errors import DataError, RewardError
 from gvpo.rewards import RewardPool, exact_match
+from gvpo.rollout import fill as module
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.fill import fill
 from gvpo.rollout.group_file import GroupFile, records
@@ -78,6 +79,76 @@ def test_it_resumes_where_it_stopped_and_a_finished_file_opens_no_sampler(tmp_pa
     fill(whole, asked(*NAMES), lambda: Scripted(by_name), TWO, pool)
     assert file.path.read_bytes() == whole.path.read_bytes()
     fill(file, asked(*NAMES), pytest.fail, TWO, pool)
+
+
+class Streams(Scripted):
+    """Yields its groups in reverse order, one per second, and is interrupted after some of them."""
+
+    def __init__(self, clock: "Clock", *, most: int = 9) -> None:
+        super().__init__(by_name)
+        self.clock, self.most = clock, most
+
+    def stream(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Iterator[tuple[int, list[Completion]]]:
+        found = self.sample(requests, *args, **kwargs)
+        for place in reversed(range(len(requests))):
+            if self.most == 0:
+                raise KeyboardInterrupt
+            self.most -= 1
+            self.clock.now += 1.0
+            yield place, found[place]
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_the_file_grows_as_groups_finish_and_a_resumed_file_is_the_same(
+    tmp_path: Path, pool: RewardPool, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    whole, file = a_file(tmp_path / "whole"), a_file(tmp_path)
+    written: list[list[str]] = []
+    fill(whole, asked(*NAMES), lambda: Streams(clock), TWO, pool, at_once=4, watch=lambda r: written.append(ids(r)))
+    assert written == [["d", "c"], ["b", "a"], ["e"]]
+    with suppress(KeyboardInterrupt):
+        fill(file, asked(*NAMES), lambda: Streams(clock, most=3), TWO, pool, at_once=4)
+    assert file.finished() == {"c", "d"}
+    assert file.begun() == {"a", "b", "c", "d"}
+    rest = Streams(clock)
+    fill(file, asked(*NAMES), lambda: rest, TWO, pool, at_once=4)
+    assert rest.asked == [["a", "b", "c", "d"], ["e"]]  # the same part again, for the same bits
+    assert file.path.read_bytes() == whole.path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "groups.jsonl",
+        "groups.settings.json",
+    ]
+
+
+def ids(rollout: Rollout) -> list[str]:
+    return [group.id for group in rollout.groups]
+
+
+def test_rewards_that_fail_in_the_first_groups_write_nothing_until_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def picky(completions: Any, answer: Any, **_: Any) -> list[float]:
+        if answer != ["a", "a"]:
+            raise OSError("no such service")
+        return [1.0, 0.0]
+
+    clock, file, written = Clock(), a_file(tmp_path), []
+    monkeypatch.setattr(module, "time", clock)
+    with RewardPool({"picky": picky}, workers=1) as pool:
+        fill(file, asked(*NAMES), lambda: Streams(clock), TWO, pool, watch=lambda rollout: written.append(ids(rollout)))
+        assert written == [["e", "d"], ["c", "b"], ["a"]]  # e, d, c and b fail, and are kept because a succeeds
+        (tmp_path / "bad").mkdir()
+        with pytest.raises(RewardError, match="no such service"):
+            fill(a_file(tmp_path / "bad"), asked("b", "c", "d", "e"), lambda: Streams(clock), TWO, pool)
+    assert (tmp_path / "bad" / "groups.jsonl").exists() is False
 
 
 def test_splitting_the_work_does_not_change_the_samples(tmp_path: Path):

@@ -1,12 +1,14 @@
 """Tests of the transformers sampler, against plain forwards of one row."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
+from gvpo import activity
 from gvpo.errors import DataError, ModelError
-from gvpo.sampling import Request, SamplingParams
+from gvpo.sampling import Request, SamplingParams, StreamingSampler
 from gvpo.sampling.noise import noise_key, uniforms
 from gvpo.sampling.transformers import TransformersSampler, plan
 from tests.fakes import CONFIGS, byte_tokenizer, tiny_model
@@ -59,6 +61,27 @@ def spy_on_shapes(model):
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     return shapes
+
+
+def test_a_stream_yields_the_groups_of_sample_as_they_finish(tokenizer):
+    model = tiny_model()
+    sampler = TransformersSampler(model, tokenizer)
+    assert isinstance(sampler, StreamingSampler)
+    params = replace(PARAMS, max_tokens=40)
+    together = sampler.sample(REQUESTS, params, seed=0, step=4)
+    counts, order, groups = [], [], {}
+    with activity.shown(counts.append):
+        for place, rows in sampler.stream(REQUESTS, params, seed=0, step=4):
+            assert torch.is_grad_enabled()  # the caller's own work is not in sampling mode
+            order.append(place)
+            groups[place] = rows
+    assert [groups[place] for place in range(len(REQUESTS))] == together
+    longest = [max(len(row.tokens) for row in rows) for rows in together]
+    assert [longest[place] for place in order] == sorted(longest)
+    sampled = sum(len(row.tokens) for rows in together for row in rows)
+    last = len(REQUESTS) * params.group_size
+    assert (counts[-1].done, counts[-1].total, counts[-1].tokens) == (last, last, sampled)
+    assert len(counts) == max(longest)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -82,7 +82,11 @@ def add_work(parser: argparse.ArgumentParser) -> None:
         "--engine", default="transformers", metavar="NAME", help="Sampling engine (default: transformers)"
     )
     parser.add_argument(
-        "--save-every", type=positive, metavar="N", help="Save after this many problems (default: every 256 samples)"
+        "--save-every",
+        type=positive,
+        metavar="N",
+        help="Number of problems that are sampled together, and at most lost after an interruption (default: as many "
+        "as have 64 samples on a CPU, or 256 on a GPU)",
     )
 
 

@@ -19,9 +19,9 @@ def watching(title: str, total: int, done: int) -> Iterator[Watch]:
         done: Number of problems that were finished before.
 
     Yields:
-        The function that `rollout.fill` calls after each finished part.
+        The function that `rollout.fill` calls after each write.
     """
-    with StepProgress(title, total, done, unit="problem") as progress:
+    with StepProgress(title, total, done, unit="problem", steady=False) as progress:
         counts = {"problems": done, "rows": 0, "tokens": 0, "rewarded": 0}
         reward, began = 0.0, time.perf_counter()
 

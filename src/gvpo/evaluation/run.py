@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from gvpo import activity
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Collect, EncodedProblem, Rollout, collect
 from gvpo.sampling import Sampler, SamplingParams
@@ -58,7 +59,7 @@ def evaluate(
         collect: Function that samples and scores; several processes can share that work.
     """
     held_out = [dataclasses.replace(item, problem=_renamed(item)) for item in problems]
-    with rewards.unchanged():
+    with activity.phase("held-out evaluation"), rewards.unchanged():
         rollout = collect(held_out, sampler, params, rewards, seed=seed, step=0)
     rows = [row for group in rollout.groups for row in group.completions]
     verdicts = [verdict for group in rollout.verdicts for verdict in group]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gvpo import activity
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.sampling import Request, Sampler, SamplingParams
 from gvpo.types import Completion, Group, Problem, Verdict
@@ -83,15 +84,37 @@ def collect(
     names = distinct([item.problem.id for item in items]) if names is None else names
     requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
     started = time.perf_counter()
-    sampled = sampler.sample(requests, params, seed=seed, step=step)
-    sampled_at = time.perf_counter()
-    verdicts = rewards.score([reward_batch(i.problem, rows) for i, rows in zip(items, sampled, strict=True)])
-    rewarded_at = time.perf_counter()
+    with activity.phase("sampling"):
+        sampled = sampler.sample(requests, params, seed=seed, step=step)
+    seconds = time.perf_counter() - started
+    return scored(items, sampled, rewards, names=names, sampling=seconds)
+
+
+def scored(
+    items: Sequence[EncodedProblem],
+    sampled: Sequence[Sequence[Completion]],
+    rewards: RewardPool,
+    *,
+    names: Sequence[str],
+    sampling: float,
+) -> Rollout:
+    """Score the completions of some problems.
+
+    Args:
+        items: Problems.
+        sampled: Completions of each problem.
+        rewards: Pool of reward workers.
+        names: Distinct names of the groups, one per problem.
+        sampling: Duration of the sampling, in seconds.
+    """
+    started = time.perf_counter()
+    with activity.phase("rewards"):
+        verdicts = rewards.score([reward_batch(i.problem, rows) for i, rows in zip(items, sampled, strict=True)])
     groups = [
         Group(item.prompt, _rewarded(rows, judged), id=name, columns=item.problem.columns)
         for item, name, rows, judged in zip(items, names, sampled, verdicts, strict=True)
     ]
-    seconds = {"sampling": sampled_at - started, "rewarding": rewarded_at - sampled_at}
+    seconds = {"sampling": sampling, "rewarding": time.perf_counter() - started}
     failure = rewards.first_failure
     traceback = failure.traceback if failure is not None else ""
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)

@@ -1,17 +1,23 @@
-"""From problems to a file of scored groups, in parts, so that an interruption loses little and no work is repeated.
+"""From problems to a file of scored groups, which grows as groups finish, so that an interruption loses little.
 
 problems ──encode──▶ prompts ──sampler──▶ completions ──rewards──▶ rows, appended
+
+Problems are sampled in parts. A part that was interrupted is sampled again as a whole, because the batch changes
+log-probs by rounding, and its groups that the file already contains are skipped. A resumed file is therefore the same
+as an unbroken one, bit for bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from gvpo import activity
 from gvpo.errors import DataError, RewardError
 from gvpo.messages import tools_in
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout, collect, reward_batch
+from gvpo.rollout.collect import EncodedProblem, Rollout, reward_batch, scored
 from gvpo.rollout.group_file import GroupFile, records
-from gvpo.sampling import Request, Sampler, SamplingParams
+from gvpo.sampling import Request, Sampler, SamplingParams, streamed
 from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
@@ -20,13 +26,16 @@ if TYPE_CHECKING:
     from gvpo.model.tokenizer import ChatMode
 
 ROWS_AT_ONCE = 256
-"""Default number of completions that are sampled before the file is written; at most this many are lost in a crash."""
+"""Default number of completions that are sampled together; a sampler may have its own (`rows_at_once`)."""
+
+SECONDS = 2.0
+"""Time after which finished groups are scored and written, while others of their part are still sampled."""
 
 HOPELESS = 8
 """Number of rows with failed rewards that ends the work if no reward has succeeded."""
 
 Watch = Callable[[Rollout], None]
-"""Function that is called with each finished part."""
+"""Function that is called with the finished groups that were just written."""
 
 
 @runtime_checkable
@@ -90,7 +99,7 @@ def fill(
     """Sample and score the problems that the file does not contain yet, and append them.
 
     The noise of a row depends only on the seed, the problem's id and the row's number. Splitting or interrupting the
-    work therefore does not change the samples.
+    work therefore does not change the samples. A sampler that streams gets its groups written as they finish.
 
     Args:
         file: File on which `begin` was called; problems that it contains are skipped.
@@ -99,9 +108,9 @@ def fill(
         params: Sampling parameters.
         rewards: Pool of reward workers.
         seed: Random seed of the noise.
-        at_once: Number of problems between two writes; by default as many as have `ROWS_AT_ONCE` completions.
+        at_once: Number of problems that are sampled together; by default as many as have `ROWS_AT_ONCE` completions.
         logprobs: Whether the sampler's log-probs are stored.
-        watch: Function that is called with each finished part.
+        watch: Function that is called with the groups of each write.
 
     Raises:
         RewardError: If a column is missing, a reward cannot work on this machine, or the rewards fail on every row.
@@ -118,13 +127,77 @@ def fill(
     sampler = open_sampler()
     if isinstance(sampler, Checking):
         sampler.check([Request(item.problem.id, item.prompt) for item in left], params)
-    size = at_once or max(1, ROWS_AT_ONCE // params.group_size)
+    size = at_once or max(1, getattr(sampler, "rows_at_once", ROWS_AT_ONCE) // params.group_size)
+    for part in _parts(items, done, file.begun(), size):
+        ids = [item.problem.id for item in part]
+        for rollout in _usable(_finished(part, done, sampler, params, rewards, seed)):
+            done |= {group.id for group in rollout.groups}
+            if not done.issuperset(ids):
+                file.mark(ids)
+            file.append(records(rollout, logprobs=logprobs))
+            if watch is not None:
+                watch(rollout)
+        file.mark([])
+
+
+def _parts(
+    items: Sequence[EncodedProblem], done: Set[str], begun: Set[str], size: int
+) -> Iterator[Sequence[EncodedProblem]]:
+    """Yield the problems that are sampled together: first a part that an earlier session began, then those left."""
+    again = [item for item in items if item.problem.id in begun]
+    if 0 < len(again) <= size and any(item.problem.id not in done for item in again):
+        yield again
+        done = done | begun
+    left = [item for item in items if item.problem.id not in done]
     for start in range(0, len(left), size):
-        rollout = collect(left[start : start + size], sampler, params, rewards, seed=seed, step=0)
-        _refuse_hopeless(rollout)
-        file.append(records(rollout, logprobs=logprobs))
-        if watch is not None:
-            watch(rollout)
+        yield left[start : start + size]
+
+
+def _finished(
+    part: Sequence[EncodedProblem],
+    done: Set[str],
+    sampler: Sampler,
+    params: SamplingParams,
+    rewards: RewardPool,
+    seed: int,
+) -> Iterator[Rollout]:
+    """Sample a part, and yield its new groups with their rewards, those of a few seconds together."""
+    requests = [Request(item.problem.id, item.prompt) for item in part]
+    groups = streamed(sampler, requests, params, seed=seed, step=0)
+    ready: list[tuple[EncodedProblem, list[Completion]]] = []
+    began = time.perf_counter()
+    while True:
+        with activity.phase("sampling"):
+            found = next(groups, None)
+        if found is not None and part[found[0]].problem.id not in done:
+            ready.append((part[found[0]], found[1]))
+        seconds = time.perf_counter() - began
+        if ready and (found is None or seconds >= SECONDS):
+            items, sampled = zip(*ready, strict=True)
+            yield scored(items, sampled, rewards, names=[item.problem.id for item in items], sampling=seconds)
+            ready, began = [], time.perf_counter()
+        if found is None:
+            return
+
+
+def _usable(rollouts: Iterator[Rollout]) -> Iterator[Rollout]:
+    """Pass on the groups of a part, but none before one of its rewards has succeeded.
+
+    Raises:
+        RewardError: If the rewards of the part fail on every row, because then they are set up incorrectly.
+    """
+    held: list[Rollout] = []
+    has_succeeded = False
+    for rollout in rollouts:
+        held.append(rollout)
+        has_succeeded = has_succeeded or len(_failed(rollout)) < sum(map(len, rollout.verdicts))
+        if has_succeeded:
+            yield from held
+            held = []
+    failed = [reason for rollout in held for reason in _failed(rollout)]
+    if len(failed) >= HOPELESS:
+        raise RewardError(f"the rewards fail on every completion: {failed[0]}")
+    yield from held
 
 
 def _check_ids(items: Sequence[EncodedProblem]) -> None:
@@ -135,12 +208,10 @@ def _check_ids(items: Sequence[EncodedProblem]) -> None:
         seen.add(item.problem.id)
 
 
-def _refuse_hopeless(rollout: Rollout) -> None:
-    """Raise RewardError if the rewards fail on every row, because then they are set up incorrectly."""
+def _failed(rollout: Rollout) -> list[str]:
+    """Return the reasons of the rows whose rewards failed."""
     verdicts = [verdict for group in rollout.verdicts for verdict in group]
-    failed = [verdict.reason for verdict in verdicts if has_failed(verdict.reward, verdict.reason)]
-    if len(failed) == len(verdicts) >= HOPELESS:
-        raise RewardError(f"the rewards fail on every completion: {failed[0]}")
+    return [verdict.reason for verdict in verdicts if has_failed(verdict.reward, verdict.reason)]
 
 
 def has_failed(reward: float | None, reason: str) -> bool:

@@ -2,15 +2,17 @@
 
     groups.jsonl            rows in the form that data/group_rows.py reads (docs/guides/offline.md)
     groups.settings.json    resuming with other settings raises an error
+    groups.part.json        ids of the problems that are being sampled together, while only some of them are written
 
 This module handles files and does not depend on models or rewards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gvpo import runfiles
 from gvpo.data.group_rows import group_record
 from gvpo.errors import ConfigError, RunError
 from gvpo.resumable import ResumableFile
@@ -50,6 +52,8 @@ class GroupFile:
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Prepare the file for appending; see `ResumableFile.begin`."""
         self._file.begin(settings, resume=resume)
+        if not self.path.exists():
+            self.mark([])
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the finished groups, in the order in which they were finished.
@@ -68,6 +72,25 @@ class GroupFile:
     def finished(self) -> set[str]:
         """Return the ids of the finished problems."""
         return {row["id"] for row in self.rows()}
+
+    @property
+    def _part_path(self) -> Path:
+        return self.path.with_suffix(".part.json")
+
+    def mark(self, ids: Sequence[str]) -> None:
+        """Store the ids of the problems that are sampled together, before some of them are written; [] removes them."""
+        if not ids:
+            self._part_path.unlink(missing_ok=True)
+        elif self.begun() != set(ids):
+            runfiles.write_json(self._part_path, {"ids": list(ids)})
+
+    def begun(self) -> set[str]:
+        """Return the ids of the problems that an interrupted session sampled together; empty without an interruption.
+
+        Raises:
+            RunError: If their file is damaged.
+        """
+        return set(runfiles.read_json(self._part_path).get("ids", []))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append groups; see `ResumableFile.append`."""

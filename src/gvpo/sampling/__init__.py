@@ -7,6 +7,7 @@ from gvpo.sampling.base import (
     StreamingSampler,
     UpdatableSampler,
     ratio_warning,
+    streamed,
     support_warning,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "StreamingSampler",
     "UpdatableSampler",
     "ratio_warning",
+    "streamed",
     "support_warning",
 ]

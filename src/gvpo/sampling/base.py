@@ -134,6 +134,16 @@ class UpdatableSampler(Sampler, Protocol):
         ...
 
 
+def streamed(
+    sampler: Sampler, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Yield the position and the rows of each request, as soon as the sampler can; see `StreamingSampler.stream`."""
+    if isinstance(sampler, StreamingSampler):
+        yield from sampler.stream(requests, params, seed=seed, step=step)
+    else:
+        yield from enumerate(sampler.sample(requests, params, seed=seed, step=step))
+
+
 def support_warning(params: SamplingParams) -> str | None:
     """Return why these settings violate the assumption of GVPO's theorem about samplers, or None if they do not.
 

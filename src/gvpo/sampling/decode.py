@@ -1,12 +1,13 @@
-"""The decode loop: sample one token per row until all rows have ended."""
+"""The decode loop: sample one token per row until all rows have ended, and yield each prompt's rows when they have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gvpo import activity
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.cache import decoding_attention, make_room
@@ -43,6 +44,22 @@ class DecodingRow:
         return cls(owner, limit, noise_key(seed, step, request.id, row))
 
 
+class Tally:
+    """Number of finished rows and of tokens during a call of the sampler, for a display.
+
+    Args:
+        total: Number of rows of the call.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total, self._rows, self._tokens = total, 0, 0
+
+    def add(self, rows: int, tokens: int) -> None:
+        """Add finished rows and sampled tokens."""
+        self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+        activity.count(self._rows, self._total, "rows", self._tokens)
+
+
 @dataclass(frozen=True)
 class DecodedRow:
     """R completions on the CPU, where T is the longest length. Entries past the length of a row are meaningless.
@@ -66,8 +83,9 @@ def decode(
     rows: Sequence[DecodingRow],
     params: SamplingParams,
     stops: Sequence[int],
-    exclusion: CompiledExclusion | None = None,
-) -> DecodedRow:
+    exclusion: CompiledExclusion | None,
+    tally: Tally,
+) -> Iterator[tuple[int, DecodedRow]]:
     """Sample all rows to their ends.
 
     Args:
@@ -77,14 +95,23 @@ def decode(
         params: Sampling parameters.
         stops: Tokens that end a completion.
         exclusion: The compiled exclusion of `params`, or None if there is none.
+        tally: Receiver of the numbers of finished rows and sampled tokens.
+
+    Yields:
+        The position of a prompt and its rows in order, as soon as all of them have ended.
     """
     batch = _Batch(model, prefilled, rows, params, stops, exclusion)
-    with decoding_attention():
-        while batch.draw():
+    is_unfinished = True
+    while is_unfinished:
+        before = batch.going
+        is_unfinished = batch.draw()
+        tally.add(before - batch.going, before)
+        if batch.going < before:
+            yield from batch.take_finished()
+        if is_unfinished:
             batch.shrink()
-            batch.advance()
-    drawn = (batch.tokens[:, : batch.step], batch.logprobs[:, : batch.step], batch.lengths, batch.log_allowed)
-    return DecodedRow(*(values.cpu() for values in drawn))
+            with decoding_attention():
+                batch.advance()
 
 
 class _Batch:
@@ -118,6 +145,7 @@ class _Batch:
         self.mask = None if start.mask is None else torch.nn.functional.pad(start.mask, (0, steps), value=1)
         self.drawn = self.noise = torch.empty(0)
         self.going = len(rows)
+        self.waiting = {row.owner for row in rows}
         self.exclusion = exclusion
         self.states = [] if exclusion is None else [exclusion.start] * len(rows)
         self.log_allowed = torch.zeros(len(rows), dtype=torch.float64)
@@ -146,6 +174,15 @@ class _Batch:
         after = zip(self.states, tokens.tolist(), strict=True)
         self.states = [self.exclusion.advance(state, token) for state, token in after]
         return tokens, token_logprobs(self.logits, tokens, temperature)
+
+    def take_finished(self) -> Iterator[tuple[int, DecodedRow]]:
+        """Yield each prompt whose rows have all ended, once, with its rows."""
+        going = {self.rows[row].owner for row in self.live[~self.ended].tolist()}
+        for owner in sorted(self.waiting - going):
+            self.waiting.remove(owner)
+            own = [index for index, row in enumerate(self.rows) if row.owner == owner]
+            drawn = (self.tokens[own, : self.step], self.logprobs[own, : self.step], self.lengths[own])
+            yield owner, DecodedRow(*(values.cpu() for values in drawn), self.log_allowed[own])
 
     def shrink(self) -> None:
         """Remove finished rows from the batch and its cache once enough have finished to be worth the copy."""

@@ -1,9 +1,9 @@
 """Completions that end at a stop text. Base models often continue after their answer; that continuation is dropped."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gvpo.sampling.base import Request, Sampler, SamplingParams
+from gvpo.sampling.base import Request, Sampler, SamplingParams, streamed
 from gvpo.types import Completion
 
 FENCE = "```"
@@ -31,6 +31,13 @@ class StopTexts:
         """Call the sampler's `sample`, then truncate the texts."""
         drawn = self._sampler.sample(requests, params, seed=seed, step=step)
         return [[self._cut(row) for row in rows] for rows in drawn]
+
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield the sampler's groups with truncated texts, as soon as the sampler yields them."""
+        for place, rows in streamed(self._sampler, requests, params, seed=seed, step=step):
+            yield place, [self._cut(row) for row in rows]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Call the sampler's `check` if it has one."""

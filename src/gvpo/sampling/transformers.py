@@ -25,12 +25,12 @@ from gvpo.model.matmul import fast_linears
 from gvpo.model.model import context_length, load_model, vocabulary_size
 from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
-from gvpo.sampling.decode import DecodingRow, decode
+from gvpo.sampling.decode import DecodedRow, DecodingRow, Tally, decode
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.transformers import compile_exclusion
-from gvpo.sampling.prefill import Prefilled, prefill
+from gvpo.sampling.prefill import prefill
 from gvpo.types import Completion
 
 LOG_ALLOWED = "log_allowed"
@@ -88,20 +88,48 @@ class TransformersSampler:
                 finite.
             ConfigError: If an exclusion cannot be satisfied.
         """
-        limits = self._limits(requests, params)
-        found: dict[int, list[Completion]] = {}
         with _sampling_mode(self.model):
-            for batch in plan(requests, limits, params.group_size, self.tokens_per_batch):
-                rows = [
-                    DecodingRow.of(requests[index], owner, row, limits[index], seed, step)
-                    for owner, index in enumerate(batch)
-                    for row in range(params.group_size)
-                ]
-                drawn = self._draw([requests[index].prompt for index in batch], rows, params)
-                completions = self._completions(drawn, params, step)
-                for owner, index in enumerate(batch):
-                    found[index] = completions[owner * params.group_size :][: params.group_size]
+            found = dict(self._groups(requests, params, seed, step))
         return [found[index] for index in range(len(requests))]
+
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield each group of `sample` as soon as it is finished; see `StreamingSampler.stream`.
+
+        Raises:
+            GvpoError: In the cases of `sample`.
+        """
+        groups = self._groups(requests, params, seed, step)
+        while True:
+            with _sampling_mode(self.model):  # not while the caller works on a group
+                found = next(groups, None)
+            if found is None:
+                return
+            yield found
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return the number of rows from which larger batches no longer increase the speed much."""
+        return 64 if self.model.device.type == "cpu" else 256
+
+    def _groups(
+        self, requests: Sequence[Request], params: SamplingParams, seed: int, step: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield the position and the completions of each request, in sampling mode."""
+        limits, size = self._limits(requests, params), params.group_size
+        tally = Tally(len(requests) * size)
+        for batch in plan(requests, limits, size, self.tokens_per_batch):
+            rows = [
+                DecodingRow.of(requests[index], owner, row, limits[index], seed, step)
+                for owner, index in enumerate(batch)
+                for row in range(size)
+            ]
+            found: dict[int, list[_Drawn]] = {owner: [] for owner in range(len(batch))}
+            for owner, drawn in self._draw([requests[index].prompt for index in batch], rows, params, tally):
+                found[owner] += drawn
+                if len(found[owner]) == size:
+                    yield batch[owner], self._completions(found.pop(owner), params, step)
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise the errors that `sample` would raise for these requests, and warn about an uncertain end token."""
@@ -124,31 +152,18 @@ class TransformersSampler:
         return limits
 
     def _draw(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams
-    ) -> list["_Drawn"]:
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams, tally: Tally
+    ) -> Iterator[tuple[int, list["_Drawn"]]]:
         """Decode the rows of some prompts, together if the budget allows. The prompts are computed once."""
         prefilled = prefill(self.model, prompts, pad_id(self.tokenizer))
         width = max(map(len, prompts)) + max(row.limit for row in rows)
         count = len(rows) if len(prompts) > 1 else max(1, self.tokens_per_batch // width)
         chunks = [rows[i : i + count] for i in range(0, len(rows), count)]
-        drawn: list[_Drawn] = []
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
             own = prefilled if last else copy.deepcopy(prefilled)
-            drawn += self._decode(own, chunk, params)
-        return drawn
-
-    def _decode(self, prefilled: Prefilled, rows: Sequence[DecodingRow], params: SamplingParams) -> list["_Drawn"]:
-        drawn = decode(self.model, prefilled, rows, params, self._stops(params), self.exclusion(params))
-        if not bool(torch.isfinite(drawn.logprobs).all()):
-            raise ModelError("the model's logits are not finite; its weights have diverged, return to a checkpoint")
-        return [
-            _Drawn(ids[:length], values[:length], total)
-            for ids, values, length, total in zip(
-                *(part.tolist() for part in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.log_allowed)),
-                strict=True,
-            )
-        ]
+            found = decode(self.model, own, chunk, params, self._stops(params), self.exclusion(params), tally)
+            yield from ((owner, _lists(drawn)) for owner, drawn in found)
 
     def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams, step: int) -> list[Completion]:
         stops = self._stops(params)
@@ -196,6 +211,21 @@ class _Drawn:
     tokens: list[int]
     logprobs: list[float]
     log_allowed: float
+
+
+def _lists(drawn: DecodedRow) -> list[_Drawn]:
+    """Return rows as lists that end with their last token.
+
+    Raises:
+        ModelError: If a log-prob is not finite.
+    """
+    if not bool(torch.isfinite(drawn.logprobs).all()):
+        raise ModelError("the model's logits are not finite; its weights have diverged, return to a checkpoint")
+    parts = (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.log_allowed)
+    return [
+        _Drawn(ids[:length], values[:length], total)
+        for ids, values, length, total in zip(*(part.tolist() for part in parts), strict=True)
+    ]
 
 
 def plan(requests: Sequence[Request], limits: Sequence[int], group_size: int, budget: int) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gvpo import activity
 from gvpo.config import TrainConfig, updates_per_step
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
@@ -232,7 +233,7 @@ class Learner:
     def _score(
         self, model: "PreTrainedModel", batch: Sequence[TrainingGroup], budget: int, routing: RoutingMode = "free"
     ) -> list[TokenLogprobs]:
-        with self.autocast():
+        with activity.phase("scoring"), self.autocast():
             return score(
                 model,
                 ranks.deal(_plain(batch)),
@@ -252,7 +253,7 @@ class Learner:
     def _backward(
         self, groups: Sequence[Group], budget: int, *, objective: Objective, on_policy: bool = False, **routers: Any
     ) -> UpdateOutput:
-        with self.autocast():
+        with activity.phase("updating"), self.autocast():
             return group_backward(
                 self.model,
                 ranks.deal(groups),

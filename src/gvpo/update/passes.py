@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gvpo import activity
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.model.known_tokens import missing_tokens, refuse_missing
 from gvpo.model.matmul import fast_linears
@@ -127,7 +128,8 @@ class Forwards:
         if self.routing is not None:
             self.routing.start_pass()
         layout, device = self.path.layout, embedding_weight(self.model).device
-        for microbatch in self.microbatches:
+        for number, microbatch in enumerate(self.microbatches):
+            activity.count(number, self.count, "passes")
             calls = layout.lay_out(microbatch, device)
             yield PlacedCalls(calls, self.rows[calls.row], calls.token)
         for _ in range(self.count - len(self.microbatches)):
