@@ -94,17 +94,17 @@ def test_one_sample_is_greedy(capsys: pytest.CaptureFixture[str]):
 
 def test_it_resumes_and_accepts_another_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     words = ["eval", "base", *OWN, "eval.samples=2", "--out", "broken", "--save-every", "3"]
-    sample = TransformersSampler.sample
+    stream = TransformersSampler.stream
     calls: list[int] = []
 
     def stops(self: TransformersSampler, requests: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(len(requests))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return sample(self, requests, *args, **kwargs)
+        return stream(self, requests, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TransformersSampler, "sample", stops)
+        patch.setattr(TransformersSampler, "stream", stops)
         assert main(words) == 130
     assert "stopped; resume with: gvpo eval" in capsys.readouterr().err
     assert calls == [3, 3, 3]

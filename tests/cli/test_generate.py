@@ -158,17 +158,17 @@ def test_options_of_rewards_are_part_of_the_settings(capsys: pytest.CaptureFixtu
 
 def test_it_stops_and_resumes(capsys: pytest.CaptureFixture[str]):
     words = [*JUDGED, "sampling.group_size=2", "--out", "broken.jsonl", "--save-every", "4"]
-    sample = TransformersSampler.sample
+    stream = TransformersSampler.stream
     calls: list[int] = []
 
     def stops(self: TransformersSampler, requests: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(len(requests))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return sample(self, requests, *args, **kwargs)
+        return stream(self, requests, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransformersSampler, "sample", stops)
+        patch.setattr(TransformersSampler, "stream", stops)
         assert main(words) == 130
     assert "resume with: gvpo generate" in capsys.readouterr().err
     assert len(rows("broken.jsonl")) == 4

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gvpo import notices, runfiles
+from gvpo import activity, notices, runfiles
 from gvpo.callbacks import Events
 from gvpo.collapse import CollapseWatch
 from gvpo.errors import GvpoError, RewardError, TrainingError
@@ -275,7 +275,8 @@ class Session:
         self.state.multipliers = self.learner.constraints.multipliers if self.learner.constraints is not None else {}
         self.state.callbacks = self.events.states()
         first = ranks.on_first(lambda: not any(self.run.checkpoints.glob("step-*")))
-        path = self._write_checkpoint()
+        with activity.phase("saving"):
+            path = self._write_checkpoint()
         self._saved = self.state.step
         self._note_for_callbacks()
         self.events.saved()
