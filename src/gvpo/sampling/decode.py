@@ -182,7 +182,7 @@ class _Batch:
             self.waiting.remove(owner)
             own = [index for index, row in enumerate(self.rows) if row.owner == owner]
             drawn = (self.tokens[own, : self.step], self.logprobs[own, : self.step], self.lengths[own])
-            yield owner, DecodedRow(*(values.cpu() for values in drawn), self.log_allowed[own])
+            yield owner, DecodedRow(*(values.cpu() for values in (*drawn, self.log_allowed[own])))
 
     def shrink(self) -> None:
         """Remove finished rows from the batch and its cache once enough have finished to be worth the copy."""
