@@ -15,7 +15,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.pa
 # The rooms, from the ground up: a room may import those of the rows above its own, and no other.
 FLOORS = [
     ["errors", "lazy", "nearest", "terminal", "retries", "hub", "collapse", "model_config", "activity"],
-    ["types", "notices"],
+    ["types", "notices", "outcome"],
     ["messages", "system_errors", "runfiles", "progress"],
     ["config", "objectives", "planning", "report", "resumable", "workers"],
     ["rewards"],

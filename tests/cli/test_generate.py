@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from gvpo.cli.generate import _disappointments
 from gvpo.cli.main import main
 from gvpo.config import TrainConfig
 from gvpo.model.model import save_model
@@ -293,3 +294,12 @@ def test_log_allowed_is_stored_with_an_exclusion_and_ignored_by_training():
     assert not any("log_allowed" in row for row in rows("free.jsonl"))
     logged = logged_groups(small("ignored"), tokenizer(), found, source="file")
     assert not any("log_allowed" in one.problem.columns for one in logged)
+
+
+def test_useless_groups_are_a_warning_at_the_end():
+    equal = [{"rewards": [0.0, 0.0], "finish_reasons": ["length", "length"]}] * 3
+    found = list(_disappointments(equal))
+    assert found[0].startswith("all 3 groups have equal rewards")
+    assert found[1].startswith("100% of the completions were cut before they ended")
+    assert list(_disappointments([*equal, {"rewards": [0.0, 1.0], "finish_reasons": ["stop", "stop"]}])) == []
+    assert list(_disappointments([{"rewards": [0.0], "finish_reasons": ["stop"]}])) == []

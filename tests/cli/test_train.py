@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gvpo.cli.main import main
-from gvpo.cli.train import find_recipe, shipped
+from gvpo.cli.train import _print_summary, find_recipe, shipped
 from gvpo.config import RunPlan
 from gvpo.errors import ConfigError
 
@@ -47,6 +47,19 @@ def test_the_demo_writes_a_summary_and_a_report(tmp_path: Path, capsys: pytest.C
     assert "gvpo: 2 steps" in shown
     assert str(run_dir / "report.html") in shown
     assert summary["model"] in shown
+
+
+def test_the_last_lines_say_what_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    nothing = dict.fromkeys(("accuracy_of", "accuracy_before", "accuracy_after", "accuracy_greedy_before"))
+    rewards = {"reward_first": 0.1, "reward_last": 0.25, "reward_steps": 10}
+    facts = {"objective": "gvpo", "steps": 40, "seconds": 3.2, "model": "m", "report": "r"}
+    _print_summary(tmp_path, {**nothing, **rewards, **facts, "warnings": ["nothing was learned: all 240 groups"]})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "gvpo: 40 steps in 3 s",
+        "training reward 0.100 in the first 10 steps, 0.250 in the last 10 steps",
+    ]
+    assert lines[-1] == "warning nothing was learned: all 240 groups"
 
 
 def test_a_report_that_fails_does_not_hide_a_finished_run(

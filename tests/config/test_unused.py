@@ -104,6 +104,25 @@ def test_held_out_prompts_among_the_training_prompts_are_counted(
         trainer(tmp_path, data=data, held=held, **{"steps": 1, **settings}).train()
 
 
+def test_answers_that_no_reward_reads_and_answers_that_no_row_has_are_noticed(tmp_path: Path):
+    def formatted(completions: Any) -> list[float]:
+        return [float(len(text) % 2) for text in completions]
+
+    def graded(completions: Any, answer: Any = None) -> list[float]:
+        return [float(len(text) % 2) for text in completions]
+
+    rows = [{**row, "answer": row["digit"]} for row in ROWS]
+    with noticed("no reward reads the column .answer.") as said:
+        trainer(tmp_path / "a", rewards=formatted, data=rows, held=None, steps=1).train()
+    assert len(said) == 1
+    with noticed("the reward .graded. names the argument .answer., but no row has this column") as said:
+        trainer(tmp_path / "b", rewards=graded, held=None, steps=1).train()
+    assert len(said) == 1
+    with noticed() as said:
+        trainer(tmp_path / "c", rewards=graded, data=rows, held=None, steps=1).train()
+    assert said == []
+
+
 def test_other_held_out_prompts_give_no_notice(tmp_path: Path):
     with noticed() as said:
         trainer(tmp_path, data=ROWS[:5], held=ROWS[5:], steps=1).train()

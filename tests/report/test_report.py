@@ -300,7 +300,7 @@ def test_warnings_about_the_metrics_are_at_the_top(tmp_path):
     bad.append_metrics(falling)
     assert 'class="warning"' not in render(good.path)
     assert "<b>Warning</b> step 1: the best answers become less likely" in render(bad.path)
-    assert render(good.path, bad.path).count("<b>Warning</b> bad, step 1: the best answers") == 1
+    assert render(good.path, bad.path).count("<b>Warning</b> bad: step 1: the best answers") == 1
 
 
 def test_the_optimum_and_the_log_ratio_share_a_chart(tmp_path):

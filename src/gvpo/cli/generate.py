@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gvpo import runfiles
 from gvpo.errors import ConfigError
 from gvpo.notices import warn
+from gvpo.outcome import MOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gvpo.config import TrainConfig
     from gvpo.rewards import RewardFunc
@@ -96,6 +97,8 @@ def run(options: argparse.Namespace) -> int:
     if rows is None:
         return stopped("generate")
     print(f"{options.out}: {_description(rows)}")
+    for text in _disappointments(rows):
+        warn(text)
     if options.select is not None:
         _select(options, rows)
     return 0
@@ -217,6 +220,20 @@ def _fill(
         watching(str(file.path), len(items), len(file.finished())) as watch,
     ):
         fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)
+
+
+def _disappointments(rows: "Sequence[Mapping[str, Any]]") -> "Iterator[str]":
+    """Yield what makes the groups useless for training."""
+    several = [row for row in rows if len(row["rewards"]) > 1]
+    if several and not any(len(set(row["rewards"])) > 1 for row in several):
+        yield (
+            f"all {len(several)} groups have equal rewards, so training on them learns nothing; use other prompts, "
+            "or check that the reward tells good completions from bad ones"
+        )
+    reasons = [reason for row in rows for reason in row.get("finish_reasons") or ()]
+    share = reasons.count("length") / max(1, len(reasons))
+    if share >= MOST:
+        yield f"{100 * share:.0f}% of the completions were cut before they ended; raise sampling.max_tokens"
 
 
 def _description(rows: "Sequence[Mapping[str, Any]]") -> str:

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.cli.shipped import shipped_directory
@@ -12,6 +12,9 @@ from gvpo.config import resolve
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
@@ -101,9 +104,20 @@ def _print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         console.print(table)
     else:
         console.print(f"{summary['objective']}: {summary['steps']} steps in {summary['seconds']:.0f} s")
+        _print_training_reward(console, summary)
     report = summary["report"] if Path(summary["report"]).exists() else "not written; a warning above says why"
     for label, where in (("report", report), ("model", summary["model"]), ("run", run_dir)):
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
+    for warning in summary["warnings"]:
+        console.print(f"warning {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_training_reward(console: "Console", summary: dict[str, Any]) -> None:
+    """Print the training reward of a run without held-out data."""
+    if "reward_first" in summary:
+        steps = "step" if summary["reward_steps"] == 1 else f"{summary['reward_steps']} steps"
+        first, last = (f"{summary[name]:.3f}" for name in ("reward_first", "reward_last"))
+        console.print(f"training reward {first} in the first {steps}, {last} in the last {steps}", highlight=False)
 
 
 def shipped() -> list[str]:

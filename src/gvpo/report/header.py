@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from gvpo.collapse import collapse_warning
+from gvpo.outcome import findings
 from gvpo.report.comparison import differing_settings, duration
 from gvpo.report.data import Run, is_number
 from gvpo.report.svg import COLORS
@@ -17,8 +17,8 @@ def header(runs: Sequence[Run]) -> str:
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
-        if warning := collapse_warning(run.metrics):
-            text = warning if len(runs) == 1 else f"{run.name}, {warning}"
+        for warning in findings(run.metrics):
+            text = warning if len(runs) == 1 else f"{run.name}: {warning}"
             yield f'<p class="warning"><b>Warning</b> {escape(text)}</p>'
 
 

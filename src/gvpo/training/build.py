@@ -35,6 +35,7 @@ from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, restore
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
+from gvpo.training.checks import overlap
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
@@ -71,6 +72,7 @@ class RunParts:
         source: Source of the groups of each step.
         judge: Name of the reward that measures accuracy; None if there are no rewards.
         evaluator: Evaluator of the policy on held-out data.
+        overlap: Fraction of the held-out prompts that are training prompts too.
         progress: Terminal output.
         trackers: Receivers of metrics lines in addition to metrics.jsonl.
         stop: Stop requests, which the loop checks between steps.
@@ -84,6 +86,7 @@ class RunParts:
     source: Source
     judge: str | None
     evaluator: Evaluator
+    overlap: float
     progress: StepProgress
     trackers: Trackers
     stop: StopRequests
@@ -142,6 +145,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
                 score=learner.score,
                 sampling=learner.sampling,
             ),
+            overlap=overlap(inputs).share,
             progress=progress,
             trackers=trackers,
             stop=stop,

@@ -5,7 +5,8 @@ check_surroundings ──▶ check_rewards ──▶ (the model) check_routing, 
 Rules between settings are in `gvpo.config.rules`. Each function here is called once per run.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ LEAST_ADAPTER_RATE, LARGEST_FULL_RATE = 3e-6, 1e-4
 """Learning rates below or above which a run warns: clearly outside what is usual."""
 PRETRAINED_SIZE = 50_000_000
 """Number of parameters from which a model that is not new is taken for a pretrained one."""
+ANSWERS = ("answer", "answers", "solution", "solutions", "ground_truth", "target", "label", "reference_answer")
+"""Usual names of columns with right answers."""
 
 
 def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenizer: Any) -> None:
@@ -152,10 +155,10 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     if not inputs.data:
         raise DataError(NOTHING)
     check_temperature(inputs.settings, inputs.data.logged)
-    evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
     return [
         *sampling_notices(inputs.plan, inputs.params),
-        *_of_overlap(inputs.data.prompts(), evaluated),
+        *overlap(inputs).notices(),
+        *_of_columns(inputs.rewards, inputs.data.problems),
         *rate_notices(inputs.settings, policy.model),
     ]
 
@@ -211,14 +214,52 @@ def check_routing(config: TrainConfig, model: "PreTrainedModel") -> None:
         routers_of(model)
 
 
-def _of_overlap(trained: Collection[tuple[int, ...]], held_out: Sequence[Sequence[int]]) -> Iterator[str]:
-    """Yield a notice about held-out prompts that are trained on, since their results include memorization."""
-    shared = sum(tuple(prompt) in trained for prompt in held_out)
-    if shared:
+@dataclass(frozen=True)
+class Overlap:
+    """Number of held-out prompts that are trained on, and of all held-out prompts."""
+
+    shared: int
+    held_out: int
+
+    @property
+    def share(self) -> float:
+        """Return the fraction of held-out prompts that are trained on."""
+        return self.shared / max(1, self.held_out)
+
+    def notices(self) -> Iterator[str]:
+        """Yield a notice about these prompts, since their results include memorization."""
+        if self.shared:
+            yield (
+                f"{self.shared} of {self.held_out} held-out prompts are training prompts too, so evaluation does not "
+                "show what the model can do on new prompts; hold out other rows"
+            )
+
+
+def overlap(inputs: "RunInputs") -> Overlap:
+    """Return how many held-out prompts of a run are training prompts too."""
+    trained = inputs.data.prompts()
+    evaluated = [*(item.prompt for item in inputs.held_out), *(group.prompt for group in inputs.held_groups)]
+    return Overlap(sum(tuple(prompt) in trained for prompt in evaluated), len(evaluated))
+
+
+def _of_columns(rewards: Mapping[str, RewardFunc], items: Sequence[EncodedProblem]) -> Iterator[str]:
+    """Yield notices about answers that no reward reads, and about optional arguments for answers that no row has."""
+    columns = {name for item in items for name in item.problem.columns}
+    signatures = {name: RewardSignature.by(function) for name, function in rewards.items()}
+    read = {argument for signature in signatures.values() for argument in signature.named}
+    unread = [name for name in ANSWERS if name in columns and name not in read]
+    if unread and signatures and not any(signature.everything for signature in signatures.values()):
         yield (
-            f"{shared} of {len(held_out)} held-out prompts are training prompts too, so evaluation does not show what "
-            "the model can do on new prompts; hold out other rows"
+            f"no reward reads the column {unread[0]!r}, so answers are not compared with it; name it as an argument of "
+            "the reward, or drop the column"
         )
+    for reward, signature in signatures.items():
+        absent = [name for name in ANSWERS if name in signature.named - signature.required - columns]
+        if absent and items:
+            yield (
+                f"the reward {reward!r} names the argument {absent[0]!r}, but no row has this column, so its default "
+                "is used; add the column, or rename the argument"
+            )
 
 
 def rate_notices(config: TrainConfig, model: "PreTrainedModel") -> Iterator[str]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gvpo import activity, notices, runfiles
 from gvpo.callbacks import Events
-from gvpo.collapse import CollapseWatch
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
+from gvpo.outcome import OutcomeWatch, findings, training_reward
 from gvpo.report import report_finished
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.logged_groups import NO_REWARD
@@ -77,10 +77,11 @@ class Session:
         self.config, self.run, self.state = parts.settings, parts.run, parts.state
         self.learner, self.tokenizer, self.source = parts.learner, parts.tokenizer, parts.source
         self.judge, self.evaluator, self.events = parts.judge, parts.evaluator, events
+        self._overlap = parts.overlap
         self.progress, self.trackers, self.stop = parts.progress, parts.trackers, parts.stop
         self.checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint_keep)
         self._began = time.perf_counter() - self.state.seconds
-        self._watch = CollapseWatch()
+        self._watch = OutcomeWatch()
         self._lines = ranks.on_first(self.run.read_metrics)
         for line in self._lines:
             self._watch.note(line)
@@ -122,7 +123,7 @@ class Session:
         evaluated = self._evaluate()
         self.state.before = self.state.latest
         if self.evaluator:
-            self._log({"step": 0, **evaluated})
+            self._log({"step": 0, **evaluated, **({"eval/overlap": self._overlap} if self._overlap else {})})
             self.progress.say(f"held-out accuracy before training {self.state.before['eval/accuracy']:.2f}")
 
     def _begin(self) -> None:
@@ -157,7 +158,7 @@ class Session:
             line |= self._evaluate()
             self._note_best()
         self._log(line)
-        if warning := self._watch.note(line):
+        for warning in self._watch.note(line):
             self.progress.say(f"warning: {warning}")
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
@@ -324,13 +325,14 @@ class Session:
         raise RunStopped(f"stopped {done}")
 
     def _summarise(self) -> dict[str, Any]:
-        before, after = self.state.before, self.state.latest
+        before, after, lines = self.state.before, self.state.latest, self.run.read_metrics()
         summary = {
             "accuracy_of": self._accuracy_of(),
             "accuracy_before": before.get("eval/accuracy"),
             "accuracy_after": after.get("eval/accuracy"),
             "accuracy_greedy_before": before.get("eval/accuracy_greedy"),
             "accuracy_greedy_after": after.get("eval/accuracy_greedy"),
+            **training_reward(lines),
             "best_accuracy": self.state.best_accuracy,
             "best_step": self.state.best_step,
             "steps": self.state.step,
@@ -338,7 +340,7 @@ class Session:
             "objective": self.learner.objective.name,
             "model": str(self.checkpoints.path(self.state.step)),
             "report": str(self.run.report_path),
-            "warnings": [self._watch.warning] if self._watch.warning else [],
+            "warnings": findings(lines),
         }
         self.run.write_summary(summary)
         if self.config.push_to_hub is not None:

@@ -14,6 +14,7 @@ from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError
 from gvpo.model import lora
 from gvpo.model.model import save_model
+from gvpo.progress import error_console
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
@@ -132,7 +133,12 @@ class Trainer:
         """
         refuse_others(others, ["resume"], "train")
         with notices.handled(self._notices.add):
-            return train(self._inputs, self._policy, resume=resume, events=self._events)
+            summary = train(self._inputs, self._policy, resume=resume, events=self._events)
+        for warning in summary["warnings"]:
+            error_console(quiet=not ranks.is_first()).print(
+                f"gvpo: warning: {warning}", highlight=False, markup=False, soft_wrap=True
+            )
+        return summary
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the current policy on the held-out data, before, between or after training.
