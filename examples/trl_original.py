@@ -76,6 +76,10 @@ def main(model: str, directory: Path, resume: bool = False) -> None:
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
     )
     trainer.train(resume_from_checkpoint=resume)
+    trainer.evaluate()
+    trainer.save_model(directory / "final")
+    rewards = [line["rewards/right/mean"] for line in trainer.state.log_history if "reward" in line]
+    print(f"right answers: {rewards[0]:.2f} -> {rewards[-1]:.2f}")
 
 
 if __name__ == "__main__":

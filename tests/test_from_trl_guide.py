@@ -84,7 +84,7 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
-def test_the_port_runs_and_resumes(model: str, tmp_path: Path):
+def test_the_port_runs_and_resumes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     port = example("trl_port")
     port.main(model, run)
@@ -93,12 +93,14 @@ def test_the_port_runs_and_resumes(model: str, tmp_path: Path):
     assert {"reward/right", "reward/brief", "eval/accuracy"} <= {key for line in lines for key in line}
     assert list((run / "tensorboard").rglob("events.*"))
     assert (run / "checkpoints/step-000004/adapter_model.safetensors").is_file()
+    assert (run / "final/adapter_model.safetensors").is_file()
     shutil.rmtree(run / "checkpoints/step-000004")
     (run / "summary.json").unlink()
     port.main(model, run, resume=True)
     again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("reward/mean") for line in again] == [line.get("reward/mean") for line in lines]
     assert (run / "summary.json").is_file()
+    assert capsys.readouterr().out.count("right answers: 0.00 -> 0.00") == 2  # random weights
 
 
 @pytest.mark.slow

@@ -33,8 +33,9 @@ the name that each setting has in Python. "Not needed" means that gvpo always do
 OTHERS = """\
 ## Arguments of trainers
 
-`gvpo.Trainer` has the arguments `model`, `reward_funcs`, `args`, `train_dataset`, `eval_dataset`, `processing_class`
-and `peft_config` of TRL's `GRPOTrainer`. Other arguments are errors that say what to do instead, unless they are None:
+`gvpo.Trainer` has the arguments `model`, `reward_funcs`, `args`, `train_dataset`, `eval_dataset`, `processing_class`,
+`reward_processing_classes`, `callbacks` and `peft_config` of TRL's `GRPOTrainer`. Other arguments are errors that say
+what to do instead, unless they are None:
 
 | Argument | What to do instead |
 |---|---|

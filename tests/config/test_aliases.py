@@ -161,9 +161,13 @@ def test_every_option_of_trl_is_answered(kind):
 
 def test_every_argument_of_trls_trainers_is_accepted_or_answered():
     trl = pytest.importorskip("trl")
-    own = {*signature(Trainer).parameters, "callbacks"}
+    own = signature(Trainer).parameters
     for kind in (trl.GRPOTrainer, trl.DPOTrainer, trl.SFTTrainer):
         assert [name for name in signature(kind).parameters if name not in own and name not in ARGUMENTS] == []
+
+
+def test_arguments_that_the_trainer_has_are_not_answered():
+    assert not signature(Trainer).parameters.keys() & ARGUMENTS.keys()
 
 
 def test_arguments_of_other_trainers():
