@@ -321,6 +321,16 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
     ),
     "a number for data": (lambda: train(train_dataset=3), DataError, "the dataset is a int; pass rows"),
     "rows of text": (lambda: train(train_dataset=["1"]), DataError, "row 1 is a str; rows are objects with a `prompt`"),
+    "settings for rewards": (
+        lambda: train(reward_funcs=gvpo.TrainConfig()),
+        RewardError,
+        "reward_funcs is a TrainConfig; pass it as args=",
+    ),
+    "a reference for rewards": (
+        lambda: train(reward_funcs=tiny_model("llama")),
+        RewardError,
+        "reward_funcs contains a language model, LlamaForCausalLM; pass a sequence classifier",
+    ),
     "a number for rewards": (lambda: train(reward_funcs=3), RewardError, "reward_funcs is a int; pass functions"),
     "a number among rewards": (lambda: train(reward_funcs=[3]), RewardError, "reward 'int' is a int; give a function"),
     "no rewards": (lambda: train(reward_funcs=[]), ConfigError, "there is no reward: set rewards.funcs"),

@@ -46,6 +46,8 @@ def reward_functions(
     """
     task = find_task(config)
     chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
+    if isinstance(chosen, TrainConfig):
+        raise RewardError("reward_funcs is a TrainConfig; pass it as args=")
     if not isinstance(chosen, str | Iterable) and not callable(chosen):
         raise RewardError(f"reward_funcs is a {type(chosen).__name__}; pass functions or names of rewards")
     listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
@@ -126,6 +128,11 @@ def _loaded(
     settings = dict(options or {})
     if _is_model(item) and "reward" not in settings:
         model: Any = item
+        if "CausalLM" in type(model).__name__:
+            raise RewardError(
+                f"reward_funcs contains a language model, {type(model).__name__}; pass a sequence classifier. A "
+                "reference is not passed: set reference='initial'"
+            )
         return RewardModel(model, **{"device": ranks.device(), "tokenizer": tokenizer, **settings})
     if not isinstance(item, str):
         return _callable_here(_reward_name(item), item)
