@@ -54,7 +54,7 @@ TEXTS = [
     ("The old river flows past our little village.", 1.0),
     ("A river runs through it!", 1.0),  # five words
     ("  Where does the river meet the wide sea?\n", 1.0),
-    ("The river's mouth meets the wide river.", 1.0),  # river's is another word
+    ("A river follows the old road's course.", 1.0),
     # the word is missing, or is a part of another
     ("The old stream flows past our little village.", 0.0),
     ("The rivers flow past our little village.", 0.0),
@@ -73,6 +73,7 @@ TEXTS = [
     ("River river river river river river.", 0.0),
     ("The river flows and flows and flows.", 0.0),
     ("The river carries the water of a river.", 0.0),
+    ("The river's mouth meets the wide river.", 0.0),
     # a definition, or a copy of the example
     ("The river is a place of beauty.", 0.0),
     ("There's a river in our little village.", 0.0),

@@ -20,7 +20,7 @@ def is_short_sentence(text: str, word: str) -> bool:
     It must not repeat a word except articles, define the word with a form of "to be", or copy the example.
     """
     words = re.findall(r"[a-z]+(?:['-][a-z]+)*", text.lower())
-    others = [each for each in words if each not in ARTICLES]
+    others = [each.removesuffix("'s") for each in words if each not in ARTICLES]
     one_sentence = re.fullmatch(r"[A-Z][^.!?\n]*[.!?]", text.strip()) is not None
     fits = one_sentence and SHORTEST <= len(words) <= LONGEST and word in words
     return fits and len(set(others)) == len(others) and not set(words) & (TO_BE | EXAMPLE)
