@@ -39,7 +39,7 @@ class Requirement:
 
 
 READS = {
-    "model.compute_dtype": "auto, which is bfloat16 on GPUs",
+    "model.compute_dtype": "auto, which is planned as bfloat16 on GPUs",
     "model.gradient_checkpointing": "only if it is needed",
     "sampling.group_size": "",
     "sampling.max_tokens": "",

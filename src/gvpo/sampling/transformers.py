@@ -21,7 +21,7 @@ from gvpo import notices
 from gvpo.errors import DataError, ModelError
 from gvpo.model import endings
 from gvpo.model.known_tokens import restrict
-from gvpo.model.matmul import fast_linears
+from gvpo.model.matmul import fast_linears, wide_head
 from gvpo.model.model import context_length, load_model, vocabulary_size
 from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
@@ -273,7 +273,7 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
     model.train(False)
     torch.clear_autocast_cache()
     try:
-        with torch.no_grad(), fast_linears(model):
+        with torch.no_grad(), wide_head(model, fixed=True), fast_linears(model):
             yield
     finally:
         torch.clear_autocast_cache()

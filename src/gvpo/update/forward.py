@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gvpo.errors import ModelError
 from gvpo.model.known_tokens import Missing, missing_tokens
+from gvpo.model.matmul import wide_head
 from gvpo.model.runtime import compute_dtype
 from gvpo.update.experts.routing import Routing
 from gvpo.update.head import TokenScores, head_logprobs, logits_logprobs, weighted_sum
@@ -96,7 +97,8 @@ def _plain_scores(
     model: nn.Module, temperature: float, call: Call, coefficients: Tensor | None
 ) -> tuple[TokenScores, Any]:
     """Call the model and score the tokens from its logits."""
-    output = _output(model, call)
+    with wide_head(unwrap(model)):
+        output = _output(model, call)
     chosen = output.logits.reshape(-1, output.logits.shape[-1])[call.source]
     with torch.autocast(chosen.device.type, enabled=False):
         missing = missing_tokens(unwrap(model))
