@@ -1,15 +1,15 @@
 """Choice of the path for a model, by its configuration and a comparison.
 
 Neither shared prompts nor the fused head is correct for every model. Chunked attention, recurrent layers and logits
-that are scaled after the head are recognized by the configuration. In addition, each fast path is compared once per
-model with the plain one on a few synthetic rows. If they disagree, it is dropped with a `FastPathWarning`.
+that are scaled after the head are recognized by the configuration. In addition, each fast path is compared once with
+the plain one on a few synthetic rows. If they disagree, it is dropped with a `FastPathWarning`. Copies of a model share
+what is known about it.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,21 @@ _SHARING: Sequence[tuple[Layout, Layout]] = ((Trees(), Trees()), (Forked(call_to
 
 The first of a pair is checked, with as many calls as possible, and the second is used.
 """
-_DISAGREEMENTS: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
+_NOTE = "_gvpo_paths"
+"""Attribute of a model with its `_Known`; it is not saved."""
+
+
+class _Known(dict[Path, str]):
+    """How the paths of a model differ from the plain one, "" if they do not. Copies of the model share it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Known":
+        return self
+
+
+def known_paths(model: nn.Module) -> dict[Path, str]:
+    """Return what is known about the paths of a model. Copies that are made after this call share it."""
+    known: _Known = vars(unwrap(model)).setdefault(_NOTE, _Known())
+    return known
 
 
 def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Path:
@@ -62,14 +76,16 @@ def choose_path(model: nn.Module, prefix_sharing: PrefixSharing = "auto") -> Pat
     """
     if prefix_sharing not in ("auto", "on", "off"):
         raise ConfigError(f"prefix_sharing is {prefix_sharing!r}; use 'auto', 'on' or 'off'")
-    path = replace(_PLAIN, fused=_fusable(unwrap(model)))
-    if path.fused and _disagreement(model, path, "the head without logits"):
+    comparison, path = _Comparison(model), replace(_PLAIN, fused=_fusable(unwrap(model)))
+    if path.fused and prefix_sharing != "off":
+        comparison.try_together(path, _SHARING[0][0])
+    if path.fused and comparison.disagreement(path, "the head without logits"):
         path = _PLAIN
     if prefix_sharing == "off":
         return path
     reasons = []
     for checked, used in _SHARING:
-        reason = checked.why_not(unwrap(model)) or _disagreement(model, replace(path, layout=checked), checked.name)
+        reason = checked.why_not(unwrap(model)) or comparison.disagreement(replace(path, layout=checked), checked.name)
         if not reason:
             return replace(path, layout=used)
         reasons.append(reason)
@@ -103,53 +119,76 @@ def _fusable(model: Any) -> bool:
     return linear and model_config.logits_are_linear(model.config.get_text_config())
 
 
-def _disagreement(model: nn.Module, path: Path, what: str) -> str:
-    """Return how a path differs from the plain one on synthetic rows, compared once per model, or "" if it does not.
+class _Comparison:
+    """Comparison of a model's paths with the plain one on synthetic rows.
 
     Args:
-        model: Policy.
-        path: Path to check.
-        what: Part of the path that a warning names.
+        model: Policy, wrapped or not.
     """
-    known = _DISAGREEMENTS.setdefault(unwrap(model), {})
-    if path not in known:
-        found = _compare(model, path)
-        if found is None:
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.known = model, known_paths(model)
+        self.groups = _synthetic_groups(unwrap(model))
+
+    @cached_property
+    @torch.no_grad()
+    def alone(self) -> Tensor:
+        """Log-probs of rows computed individually, the plain way."""
+        return _logprobs(self.model, self.groups, _PLAIN, budget=1)
+
+    @cached_property
+    @torch.no_grad()
+    def noise(self) -> float:
+        """The float noise: the largest difference of a plain batch."""
+        return (_logprobs(self.model, self.groups, _PLAIN, budget=4096) - self.alone).abs().max().item()
+
+    def try_together(self, path: Path, layout: Layout) -> None:
+        """Compare a path in another layout, once. If it agrees, so does the path by itself; otherwise say nothing."""
+        both = replace(path, layout=layout)
+        if path not in self.known and not layout.why_not(unwrap(self.model)) and self._error(both) == "":
+            self.known[path] = self.known[both] = ""
+
+    def disagreement(self, path: Path, what: str) -> str:
+        """Return how a path differs from the plain one, compared once per model, or "" if it does not.
+
+        Args:
+            path: Path to check.
+            what: Part of the path that a warning names.
+        """
+        if path not in self.known:
+            found = self._error(path)
+            if found is None:
+                return ""
+            self.known[path] = found
+            if found:
+                notices.warn(f"{what} not used: {found}", FastPathWarning)
+        return self.known[path]
+
+    def _error(self, path: Path) -> str | None:
+        """Return the error of a path, or "" if there is none.
+
+        Return None if the model's own log-probs are not finite: a comparison is impossible, and the update reports it.
+        """
+        with torch.autocast(embedding_weight(self.model).device.type, enabled=False):
+            if not self.alone.isfinite().all():
+                return None
+            try:
+                found = self._error_of_logprobs(path)
+                return found or ("" if path.layout.one_call else _compare_gradients(self.model, self.groups[0], path))
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
+                if is_out_of_memory(error):
+                    raise
+                return f"the model fails with it ({error})"
+
+    @torch.no_grad()
+    def _error_of_logprobs(self, path: Path) -> str:
+        """Compare with log-probs of rows computed individually. Noise is measured only if it decides."""
+        with path.layout.attention(unwrap(self.model)):
+            difference = (_logprobs(self.model, self.groups, path, budget=4096) - self.alone).abs().max().item()
+        floor = _floor(self.model, path)
+        if difference <= floor or difference <= floor + 4 * min(self.noise, _NOISE_CAP):
             return ""
-        known[path] = found
-        if found:
-            notices.warn(f"{what} not used: {found}", FastPathWarning)
-    return known[path]
-
-
-def _compare(model: nn.Module, path: Path) -> str | None:
-    """Return the error of a path on synthetic rows, or "" if there is none.
-
-    Return None if the model's own log-probs are not finite: a comparison is impossible, and the update reports it.
-    """
-    groups = _synthetic_groups(unwrap(model))
-    with torch.autocast(embedding_weight(model).device.type, enabled=False):
-        with torch.no_grad():
-            alone = _logprobs(model, groups, _PLAIN, budget=1)
-        if not alone.isfinite().all():
-            return None
-        try:
-            found = _compare_logprobs(model, groups, path, alone)
-            return found or ("" if path.layout.one_call else _compare_gradients(model, groups[0], path))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
-            if is_out_of_memory(error):
-                raise
-            return f"the model fails with it ({error})"
-
-
-@torch.no_grad()
-def _compare_logprobs(model: nn.Module, groups: Sequence[Group], path: Path, alone: Tensor) -> str:
-    """Compare with log-probs of rows computed individually. Their difference from a plain batch is the float noise."""
-    noise = (_logprobs(model, groups, _PLAIN, budget=4096) - alone).abs().max().item()
-    with path.layout.attention(unwrap(model)):
-        difference = (_logprobs(model, groups, path, budget=4096) - alone).abs().max().item()
-    allowed = _floor(model, path) + 4 * min(noise, _NOISE_CAP)
-    return "" if difference <= allowed else f"log-probs differ by up to {difference:.2g} from the plain path's"
+        return f"log-probs differ by up to {difference:.2g} from the plain path's"
 
 
 def _compare_gradients(model: nn.Module, group: Group, path: Path) -> str:
