@@ -18,7 +18,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.collapse import UPDATES, CollapseWatch
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import layer, read_recipe

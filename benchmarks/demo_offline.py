@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from gvpo import runfiles
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import layer, read_recipe
 from gvpo.errors import GvpoWarning

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import read_recipe
 from gvpo.errors import GvpoWarning

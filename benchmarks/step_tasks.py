@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gvpo import Trainer, load_model
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config import TrainConfig
 from gvpo.config.plan import warm_start_settings
 from gvpo.config.recipe import read_recipe

@@ -44,7 +44,7 @@ def test_valid_recipes_train(recipe: str, tmp_path: Path):
 
 
 RECIPES = {
-    "nothing.toml": "there is no recipe 'nothing.toml'; give a file, or one of constrained, demo",
+    "nothing.toml": "there is no recipe 'nothing.toml'; give a file, or a name that `gvpo list recipes` prints",
     "bare.toml": "there is no model: set model.path to a directory or Hub model ID, or model.init to create one",
     "torn.toml": "torn.toml is not valid TOML: Expected ']'",
     "binary.toml": "binary.toml is not valid TOML: 'utf-8' codec can't decode",
@@ -155,8 +155,8 @@ REWARDS = {
 }
 MODELS = {
     "nobody/nothing": "no directory 'nobody/nothing', and no tokenizer of that name was found on the Hub or",
-    "./nowhere": "there is no directory './nowhere' to load a tokenizer from; check the path",
-    "/nowhere/at/all": "there is no directory '/nowhere/at/all' to load a tokenizer from; check the path",
+    "./nowhere": "there is no directory './nowhere' to load a model from; check the path",
+    "/nowhere/at/all": "there is no directory '/nowhere/at/all' to load a model from; check the path",
     "a-file": "a-file is a file; give the directory that save_pretrained wrote, or a Hub model ID",
     "empty": "empty has no tokenizer; save one there with tokenizer.save_pretrained",
     "no-tokenizer": "no-tokenizer has no tokenizer; save one there with tokenizer.save_pretrained",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 
 GVPO = [sys.executable, "-m", "gvpo.cli.main"]
 

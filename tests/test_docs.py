@@ -20,7 +20,7 @@ import pytest
 
 from gvpo.cli.main import _parser
 from gvpo.cli.options import given_settings
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config import FIELDS, OBJECTIVES, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
 from gvpo.runfiles import read_metrics

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gvpo import runfiles
 from gvpo.cli.main import main
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config.recipe import load_config
 from gvpo.data.tasks.gsm8k import INSTRUCTION
 from gvpo.model.model import load_model, save_model

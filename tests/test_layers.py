@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "lazy", "nearest", "terminal", "retries", "hub", "collapse", "model_config", "activity"],
     ["types", "notices", "outcome"],
     ["messages", "system_errors", "runfiles", "progress"],
-    ["config", "objectives", "planning", "report", "resumable", "workers"],
+    ["config", "objectives", "planning", "report", "resumable", "workers", "model_directories"],
     ["rewards"],
     ["data"],
     ["model"],
@@ -27,6 +27,7 @@ FLOORS = [
     ["evaluation"],
     ["training", "probe"],
     ["cli"],
+    ["__main__"],
 ]
 FREE_OF_TORCH = {room for row in FLOORS[:6] for room in row} - {"objectives"} | {"cli"}
 HOME_OF_TRANSFORMERS = {"model", "sampling", "update", "callbacks"}

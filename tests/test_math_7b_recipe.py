@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config.recipe import load_config
 from gvpo.model.model import save_model
 from gvpo.rewards import REWARDS

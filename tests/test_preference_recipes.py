@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gvpo.cli.train import find_recipe
+from gvpo.cli.shipped import find_recipe
 from gvpo.config.recipe import load_config
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 

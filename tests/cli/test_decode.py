@@ -36,6 +36,16 @@ def test_completions_are_allowed_and_have_weights(saved: Path, capsys: pytest.Ca
         assert group[0]["weight"] / group[1]["weight"] == pytest.approx(ratio)
 
 
+def test_a_run_stands_for_its_latest_checkpoint(saved: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--prompt", "4", "sampling.allow=digits", "sampling.group_size=3", "--json"]
+    assert main(["decode", "model", *words]) == 0
+    own = capsys.readouterr().out
+    Path("run/checkpoints/step-000001").mkdir(parents=True)  # it has no model, so using it would be an error
+    saved.rename("run/checkpoints/step-000020")
+    assert main(["decode", "run", *words]) == 0
+    assert capsys.readouterr().out == own
+
+
 def test_a_table_shows_the_allowed_probability(saved: Path, capsys: pytest.CaptureFixture[str]):
     assert (
         main(["decode", "model", "--prompt", "4", 'sampling.allow=["text:77", "text:7"]', "sampling.group_size=3"]) == 0

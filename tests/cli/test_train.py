@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gvpo.cli.main import main
-from gvpo.cli.train import _print_summary, find_recipe, shipped
+from gvpo.cli.shipped import find_recipe, shipped
+from gvpo.cli.train import _print_summary
 from gvpo.config import RunPlan
 from gvpo.errors import ConfigError
 
@@ -160,6 +161,36 @@ def test_recipes_are_found_by_name_file_and_directory(tmp_path: Path, monkeypatc
     assert set(shipped()) >= {"demo", "demo/rloo"}
     with pytest.raises(ConfigError, match="there is no recipe"):
         find_recipe("owl")
+
+
+def test_a_directory_without_a_recipe_says_what_it_contains(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"has no recipe\.toml; give a recipe's file"):
+        find_recipe(str(tmp_path))
+    (tmp_path / "arm.toml").touch()
+    with pytest.raises(ConfigError, match=r"has no recipe\.toml; give one of its files: arm\.toml"):
+        find_recipe(str(tmp_path))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"is a run, .* resume it with: gvpo train RECIPE run\.dir=.* --resume"):
+        find_recipe(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "near"), [("demmo", "demo"), ("demo/rlo", "demo/rloo"), ("gsm8k.toml", "gsm8k")])
+def test_a_misspelled_recipe_gets_a_suggestion(name: str, near: str):
+    with pytest.raises(ConfigError, match=f"there is no recipe '{name}'; did you mean '{near}'"):
+        find_recipe(name)
+
+
+def test_a_recipe_that_the_system_does_not_let_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.toml").touch()
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert main(["train", str(tmp_path / "mine.toml")]) == 2
+    assert capsys.readouterr().err.endswith("mine.toml: Permission denied; correct the path\n")
 
 
 def test_a_wrong_setting_is_found_before_torch_is_imported():

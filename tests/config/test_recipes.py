@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gvpo.cli.train import find_recipe, shipped
+from gvpo.cli.shipped import find_recipe, shipped
 from gvpo.config import Given, TrainConfig, find_objective, resolve, updates_per_step
 from gvpo.config.plan import warm_start_settings
 from gvpo.config.recipe import dump_config, load_config, restore_config

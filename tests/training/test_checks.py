@@ -15,7 +15,6 @@ from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.sampling_params import sampling_params
 from gvpo.training.checks import (
     check_columns,
-    check_files,
     check_fit,
     rate_notices,
     sampling_notices,
@@ -88,10 +87,6 @@ def test_a_missing_file_is_found_before_the_model_is_loaded(key: str):
         train_recipe(
             config(run_dir=Path("nowhere"), model_path="no-such-model", vocabulary=None, **{key: "nowhere.jsonl"})
         )
-
-
-def test_data_on_the_hub_is_not_checked_yet():
-    check_files(config(train_data="owner/name:main#test"))
 
 
 @pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "rloo", "gspo", "gspo_token"])

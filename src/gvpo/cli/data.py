@@ -58,9 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check the rows, show and write the findings; return 0 if there are none, otherwise 1."""
     from gvpo.cli.options import given_settings
+    from gvpo.model_directories import require_directory
 
     given = given_settings(options)
     _require_sense(options)
+    if options.tokenizer is not None:
+        require_directory(options.tokenizer, "tokenizer")
     from gvpo.data.check import check, read_rows
 
     columns: dict[str, Any] = {name: given.get(name) for name in ("prompt_column", "answer_column")}

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     from gvpo.cli.options import add_settings
 
-    parser.add_argument("model", metavar="MODEL", help="Model directory or Hub model ID")
+    parser.add_argument("model", metavar="MODEL", help="Model directory, run directory or Hub model ID")
     add_settings(parser, READS)
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="Prompt; may be repeated")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per completion")
@@ -34,14 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Sample and print completions."""
     from gvpo.cli.options import given_settings
+    from gvpo.model_directories import require_model
 
     given = given_settings(options)
     if not given.get("sampling_allow") and not given.get("sampling_ban"):
         raise ConfigError("nothing is excluded; set sampling.allow or sampling.ban")
-    return _decode(options, given)
+    return _decode(options, given, require_model(options.model))
 
 
-def _decode(options: argparse.Namespace, given: Mapping[str, Any]) -> int:
+def _decode(options: argparse.Namespace, given: Mapping[str, Any], path: str) -> int:
     from gvpo.model import encode_prompt, load_model, load_tokenizer
     from gvpo.sampling import Request, SamplingParams
     from gvpo.sampling.exclusion import parse_exclusion
@@ -56,7 +57,7 @@ def _decode(options: argparse.Namespace, given: Mapping[str, Any]) -> int:
         top_k=given.get("top_k", 0),
         exclusion=parse_exclusion(given.get("sampling_allow", []), given.get("sampling_ban", [])),
     )
-    model, tokenizer = load_model(options.model, device=ranks.device()), load_tokenizer(options.model)
+    model, tokenizer = load_model(path, device=ranks.device()), load_tokenizer(path)
     requests = [
         Request(f"prompt-{place}", tuple(encode_prompt(tokenizer, prompt, chat=given.get("chat", "auto"))))
         for place, prompt in enumerate(options.prompt)

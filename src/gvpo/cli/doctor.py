@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gvpo.cli.options import add_settings
 
     parser.add_argument(
-        "--plan", metavar="MODEL", help="Plan a run of this model: its directory, config.json or Hub model ID"
+        "--plan", metavar="MODEL", help="Plan a run of this model: its directory, a run, config.json or Hub model ID"
     )
     group = parser.add_argument_group("for --plan")
     group.add_argument("--gpu", metavar="NAME", help="GPU such as h100, or cpu (default: the device of this machine)")

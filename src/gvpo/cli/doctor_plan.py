@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gvpo.config import TrainConfig
+from gvpo.model_directories import model_in
 from gvpo.planning import (
     Architecture,
     Device,
@@ -71,7 +72,7 @@ def workload_of(given: Mapping[str, Any], device: Device) -> Workload:
 
 
 def _config(model: str) -> dict[str, object]:
-    found = local_config(model)
+    found = local_config(model_in(model))
     if found is None:
         from gvpo.model.runtime import hub_config
 

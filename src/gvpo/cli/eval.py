@@ -136,10 +136,15 @@ def _own_reward(given: Mapping[str, Any]) -> str | None:
 
     Raises:
         ConfigError: If there are several.
+        RewardError: If it does not exist.
     """
     names = given.get("reward_funcs", [])
     if len(names) > 1:
         raise ConfigError(f"rewards.funcs has {len(names)} rewards, but a benchmark needs exactly one; set one")
+    from gvpo.rewards import require_named
+
+    for name in names:
+        require_named(name)
     return names[0] if names else None
 
 
@@ -168,12 +173,17 @@ def _results(entrant: "Entrant", jobs: Sequence["Job"], judges: "Judges", ks: Se
 
 
 def _entrants(options: argparse.Namespace, given: Mapping[str, Any]) -> list["Entrant"]:
-    from gvpo.cli.options import engine_options, model_path
+    from gvpo.cli.options import engine_options
+    from gvpo.data import require_file
     from gvpo.evaluation.entrants import FileOfResponses, Known, Model
+    from gvpo.model_directories import require_model
 
     engine = engine_options(given)
+    for name in options.responses:
+        if not Path(name).is_dir():
+            require_file(name)
     entrants: list[Entrant] = [
-        *(Model(model_path(name), name, engine=options.engine, options=engine) for name in options.models),
+        *(Model(require_model(name), name, engine=options.engine, options=engine) for name in options.models),
         *map(FileOfResponses, options.responses),
         *((Known("golds"), Known("wrong")) if options.check else ()),
     ]

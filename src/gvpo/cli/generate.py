@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Sample, score and write the groups, then select from them if requested."""
     from gvpo.cli.options import given_settings, stopped
+    from gvpo.model_directories import require_model
     from gvpo.rollout.problems import training_problems
+    from gvpo.rollout.required_files import require_files
     from gvpo.rollout.sampling_params import sampling_params
     from gvpo.sampling import support_warning
     from gvpo.sampling.engines import check_engine
@@ -89,11 +91,13 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options, given, temperature)
     _check(options, config, temperature)
     check_engine(options.engine)
+    path = require_model(options.model)
+    require_files(config)
     params = replace(sampling_params(config), temperature=temperature)
     problems = training_problems(config, None)
     if (text := support_warning(params)) is not None:
         warn(text)
-    rows = _groups(options, config, params, problems)
+    rows = _groups(options, path, config, params, problems)
     if rows is None:
         return stopped("generate")
     print(f"{options.out}: {_description(rows)}")
@@ -105,10 +109,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _groups(
-    options: argparse.Namespace, config: "TrainConfig", params: "SamplingParams", problems: "Sequence[Problem]"
+    options: argparse.Namespace,
+    path: str,
+    config: "TrainConfig",
+    params: "SamplingParams",
+    problems: "Sequence[Problem]",
 ) -> "Sequence[Mapping[str, Any]] | None":
     """Return the rows of all groups, after sampling those that the file lacks; None after Ctrl-C."""
-    from gvpo.cli.options import engine_options, model_path
+    from gvpo.cli.options import engine_options
     from gvpo.model.tokenizer import load_tokenizer
     from gvpo.rollout.fingerprints import asked
     from gvpo.rollout.group_file import GroupFile
@@ -116,7 +124,7 @@ def _groups(
     from gvpo.rollout.rewards import reward_functions
     from gvpo.sampling.engines import open_engine
 
-    file, path = GroupFile(options.out), model_path(options.model)
+    file = GroupFile(options.out)
     rewards = reward_functions(config, None)
     tokenizer = load_tokenizer(path)
     items = encode(config, tokenizer, problems)

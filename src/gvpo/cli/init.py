@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from string import Template
 
+from gvpo.config.toml import toml_value
 from gvpo.errors import ConfigError
 
 
@@ -65,7 +66,7 @@ def project_files(directory: Path) -> dict[str, str]:
 
 def _quoted(path: Path, rest: str = "") -> str:
     """Return a path as a TOML string."""
-    return json.dumps(path.as_posix() + rest, ensure_ascii=False)
+    return toml_value(path.as_posix() + rest)
 
 
 def _is_held_out(number: int) -> bool:

@@ -7,27 +7,74 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn
 
-COMMANDS = {
-    "train": "Train a model with a recipe",
-    "eval": "Evaluate models or responses on benchmarks, with confidence intervals",
-    "generate": "Sample and score completions: groups for offline training",
-    "report": "Write a report of one or several runs",
-    "score": "Score written answers under aligned models, for PoFT and filtering",
-    "probe": "Choose among completions with a linear probe",
-    "merge": "Merge a LoRA adapter into its base model",
-    "decode": "Complete prompts while excluding some tokens or texts",
-    "doctor": "Check this machine, or plan the memory of a run with --plan",
-    "data": "Check a dataset for leaked, repeated, unscorable and overlong rows",
-    "docs": "Print a page of the documentation, or the list of pages",
-    "init": "Write a small project that trains: a recipe, a reward and data",
-}
 
+@dataclass(frozen=True)
+class Command:
+    """A command as far as it is known before its module is imported.
+
+    Args:
+        summary: Short description.
+        example: Command line that a newcomer can run or adapt.
+    """
+
+    summary: str
+    example: str
+
+
+GROUPS = {
+    "train": {
+        "train": Command("Train a model with a recipe", "gvpo train demo"),
+        "init": Command("Write a small project that trains: recipe, reward and data", "gvpo init mine"),
+        "list": Command("List recipes, objectives, rewards, tasks, benchmarks or engines", "gvpo list recipes"),
+        "config": Command("Print the settings of a recipe, and where each comes from", "gvpo config demo"),
+        "report": Command("Write a report of one or several runs", "gvpo report runs/demo"),
+    },
+    "use a model": {
+        "eval": Command("Evaluate models or responses, with confidence intervals", "gvpo eval MODEL --benchmark gsm8k"),
+        "generate": Command(
+            "Sample and score completions: groups for offline training",
+            "gvpo generate MODEL --prompts FILE --out groups.jsonl rewards.funcs=gsm8k",
+        ),
+        "decode": Command(
+            "Complete prompts while excluding some tokens or texts",
+            "gvpo decode MODEL --prompt TEXT sampling.allow=digits",
+        ),
+        "merge": Command("Merge a LoRA adapter into its base model", "gvpo merge runs/mine merged"),
+    },
+    "data and scores": {
+        "data": Command("Check data for leaked, repeated and overlong rows", "gvpo data check train.jsonl"),
+        "score": Command(
+            "Score written answers under aligned models",
+            "gvpo score MODEL --data rows.jsonl --out scored.jsonl",
+        ),
+        "probe": Command(
+            "Choose among completions with a linear probe",
+            "gvpo probe fit groups.jsonl --model MODEL --out probe.safetensors",
+        ),
+    },
+    "help": {
+        "doctor": Command("Check this machine, or plan the memory of a run with --plan", "gvpo doctor"),
+        "docs": Command("Print a page of the documentation, or the list of pages", "gvpo docs quickstart"),
+    },
+}
+"""Commands by the heading under which `gvpo` lists them."""
+
+COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+FIRST_STEPS = """first steps:
+  gvpo train demo            Train a small model on a CPU, in minutes
+  gvpo init mine             Write a project to change
+  gvpo COMMAND --help        Show the options of a command
+"""
 SETTING = re.compile(r"\w+(\.[\w-]*)*=")
 """Beginning of a word that is a setting. A path such as `runs/a=1` or `./a=1` is not a setting."""
+
+_MISSING = "the following arguments are required: "
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +101,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
+        if message.startswith(_MISSING) and (example := self.get_default("example")):
+            message = f"{message.removeprefix(_MISSING)} is missing, for example: {example}"
         self.exit(2, f"gvpo: error: {message}; see {self.prog} --help\n")
 
 
@@ -73,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     debug = "--debug" in words
     parser = _parser(words)
+    if not words:
+        parser.print_help()
+        return 0
     options, late = parser.parse_known_args(words)
     home = next((name for name in ("models", "files", "runs", "settings") if hasattr(options, name)), None)
     if late and (home is None or any(word.startswith("-") for word in late)):
@@ -116,18 +168,50 @@ def _explained(error: Exception) -> str | None:
 
 def _parser(words: Sequence[str]) -> Parser:
     """Return the parser, with the arguments of only the command that is called."""
-    parser = Parser(prog="gvpo", description="Post-train language models with GVPO and its family.")
+    parser = Parser(
+        prog="gvpo",
+        usage="gvpo COMMAND ...",
+        description="Post-train language models with GVPO and its family.",
+        epilog="\n".join([*_listed(), FIRST_STEPS]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"gvpo {metadata.version('gvpo')}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="gvpo", help=argparse.SUPPRESS
+    )
     called = next((word for word in words if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        command = subparsers.add_parser(name, help=summary, description=f"{summary}.")
+    if called is not None and called not in COMMANDS:
+        parser.error(_unknown(called))
+    for name, known in COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            description=f"{known.summary}, for example:\n\n  {known.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error")
         if name == called:
             module = importlib.import_module(f"gvpo.cli.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run, parser=command)
+            command.set_defaults(run=module.run, parser=command, example=known.example)
     return parser
+
+
+def _listed() -> Iterator[str]:
+    """Yield the lines of the help that list the commands."""
+    for heading, group in GROUPS.items():
+        yield f"{heading}:"
+        yield from (f"  {name:10} {command.summary}" for name, command in group.items())
+        yield ""
+
+
+def _unknown(called: str) -> str:
+    """Return the message for a word that is not a command, with the command that was probably meant."""
+    from gvpo.cli.shipped import shipped
+    from gvpo.nearest import did_you_mean
+
+    is_recipe = called.endswith(".toml") or called in shipped()
+    hint = f"; did you mean 'gvpo train {called}'?" if is_recipe else did_you_mean(called, COMMANDS)
+    return f"there is no command {called!r}{hint}"
 
 
 if __name__ == "__main__":

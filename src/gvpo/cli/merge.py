@@ -17,9 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Merge, compare, and print the location of the model."""
-    from gvpo.model.merge import merge_adapter
-    from gvpo.training.checkpoint.publish import checkpoint_in
+    from gvpo.model_directories import checkpoint_in, require_adapter, require_model
 
     checkpoint = checkpoint_in(options.adapter)
+    require_adapter(checkpoint)
+    if options.base is not None:
+        require_model(options.base)
+    from gvpo.model.merge import merge_adapter
+
     print(f"merged {checkpoint} into {merge_adapter(checkpoint, options.out, base=options.base)}")
     return 0

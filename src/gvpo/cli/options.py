@@ -11,10 +11,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gvpo import runfiles
 from gvpo.config import FIELDS, TrainConfig
 from gvpo.config.recipe import parse_overrides
 from gvpo.errors import ConfigError
@@ -127,19 +125,6 @@ def pool_options(given: Mapping[str, Any]) -> "PoolOptions":
         given.get("reward_timeout", defaults.reward_timeout),
         round(given.get("reward_memory_limit", defaults.reward_memory_limit) * 2**30),
     )
-
-
-def model_path(name: str) -> str:
-    """Return a model's directory or Hub model ID; for a run, its latest checkpoint.
-
-    Raises:
-        RunError: If the run has no checkpoint.
-    """
-    if not (Path(name) / runfiles.CHECKPOINTS).is_dir():
-        return name
-    from gvpo.training.checkpoint.publish import checkpoint_in
-
-    return str(checkpoint_in(name))
 
 
 def stopped(command: str) -> int:

@@ -146,8 +146,20 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.out, getattr(options, "figure", None)):
         if path is not None:
             require_writable(path)
+    _require_files(options)
     {"fit": _fit, "eval": _evaluate, "select": _select}[options.action](options)
     return 0
+
+
+def _require_files(options: argparse.Namespace) -> None:
+    """Raise an error for a missing file or model before torch is imported."""
+    from gvpo.data import require_file
+    from gvpo.probe.qprobe import require_probe
+
+    if hasattr(options, "probe"):
+        require_probe(options.probe)
+    require_file(options.candidates if options.action == "select" else options.groups)
+    _model(options)
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -258,10 +270,10 @@ def _source_of(probe: "QProbe", options: argparse.Namespace) -> "Source":
 
 def _model(options: argparse.Namespace) -> Any:
     """Return the model that the options name; for a run, its latest checkpoint."""
-    from gvpo.cli.options import model_path
+    from gvpo.model_directories import require_model
 
     here = options.model is not None and options.endpoint is None
-    return model_path(options.model) if here else options.model
+    return require_model(options.model) if here else options.model
 
 
 def _opened(source: Any, options: argparse.Namespace) -> "Source":

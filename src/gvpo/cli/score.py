@@ -33,9 +33,12 @@ def run(options: argparse.Namespace) -> int:
     from gvpo.cli.options import given_settings
     from gvpo.config import TrainConfig
     from gvpo.data import require_file
+    from gvpo.model_directories import require_model
 
     config = TrainConfig(objective="sft", train_data=options.data, **given_settings(options))
     require_file(options.data)
+    for model in options.models:
+        require_model(model)
     from gvpo.training.score_answers import score_file
 
     print(f"wrote {score_file(options.models, config, options.out)}")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
-from gvpo.cli.shipped import shipped_directory
+from gvpo.cli.shipped import find_recipe
 from gvpo.config import resolve
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
+from gvpo.rollout.required_files import require_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +24,7 @@ INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument(
-        "recipe", metavar="RECIPE", help=f"Recipe file, or a recipe that comes with gvpo: {', '.join(shipped())}"
+        "recipe", metavar="RECIPE", help="Recipe file, or the name of a recipe that `gvpo list recipes` prints"
     )
     parser.add_argument(
         "settings",
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY, the run to resume")
     _require_weights(recipe, config.model_path)
-    plan = resolve(config)  # invalid settings are found before torch is imported
+    plan = resolve(config)  # invalid settings and missing files are found before torch is imported
+    require_files(config)
     from gvpo.training.checkpoint.run_directory import free_directory
     from gvpo.training.warm_start import train_plan
     from gvpo.update.distributed import ranks
@@ -118,24 +120,3 @@ def _print_training_reward(console: "Console", summary: dict[str, Any]) -> None:
         steps = "step" if summary["reward_steps"] == 1 else f"{summary['reward_steps']} steps"
         first, last = (f"{summary[name]:.3f}" for name in ("reward_first", "reward_last"))
         console.print(f"training reward {first} in the first {steps}, {last} in the last {steps}", highlight=False)
-
-
-def shipped() -> list[str]:
-    """Return the names of the recipes that come with gvpo."""
-    root = shipped_directory("recipes")
-    names = (file.relative_to(root).with_suffix("").as_posix() for file in root.glob("*/*.toml"))
-    return sorted(name.removesuffix("/recipe") for name in names)
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, a directory with a recipe.toml, or the name of a shipped one.
-
-    Raises:
-        ConfigError: If there is none; the message lists the shipped ones.
-    """
-    root = shipped_directory("recipes")
-    candidates = [Path(name), Path(name) / "recipe.toml", root / name / "recipe.toml", root / f"{name}.toml"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ConfigError(f"there is no recipe {name!r}; give a file, or one of {', '.join(shipped())}")

@@ -5,9 +5,10 @@
 The settings and the rules between them are in the other modules of `gvpo.config`.
 """
 
+import functools
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -112,11 +113,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ConfigError: If the file does not exist or is not TOML, keys are unknown, or recipes extend each other in a
             circle; the message contains the name of the file.
     """
-    return _read_recipe(path, ())
+    return stacked([settings for _, settings in recipe_layers(path)])
 
 
-def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a recipe with those that it extends; `above` are the recipes that lead here."""
+def recipe_layers(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the recipe files that one extends and itself, the lowest first, each with its own settings as fields.
+
+    Raises:
+        ConfigError: As `read_recipe`.
+    """
+    return _layers(path, ())
+
+
+def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the layers of a recipe; `above` are the recipes that lead here."""
     if path.resolve() in above:
         raise ConfigError(f"recipe {path} extends itself, through {above[-1].name}; remove one `extends`")
     try:
@@ -129,9 +139,9 @@ def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = recipe.pop("extends", None)
     if not isinstance(base, str | None):
         raise ConfigError(f'{path}: extends={base!r} is not a recipe; name one file, extends = "other.toml"')
-    inherited = _read_recipe(path.parent / base, (*above, path.resolve())) if base else {}
+    inherited = _layers(path.parent / base, (*above, path.resolve())) if base else []
     try:
-        return layer(inherited, flatten(_located(recipe, path.parent)))
+        return [*inherited, (path, flatten(_located(recipe, path.parent)))]
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -149,6 +159,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Return the recipe at `path`, overridden by `section.key=value` settings."""
     recipe = read_recipe(path)
     return TrainConfig(**layer(recipe, parse_overrides(overrides, recipe)))
+
+
+def stacked(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings of several layers, the lowest first."""
+    return functools.reduce(layer, layers, {})
 
 
 def dump_config(config: TrainConfig) -> str:

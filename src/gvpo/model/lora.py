@@ -22,11 +22,12 @@ from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.errors import ModelError, RoundTripError, one_line
 from gvpo.model.weight_files import note_origin, origin_of, warn_of_changed_base
+from gvpo.model_directories import ADAPTER_CONFIG, require_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 _BASE_FILES = "base_files"
 """Metadata key of an adapter's weights that stores the fingerprint of its base's weight files."""
 _PREFIX = "base_model.model."
@@ -157,8 +158,7 @@ def read_config(directory: str | Path) -> Any:
     Raises:
         ModelError: If there is no adapter, or it is not LoRA.
     """
-    if Path(directory).is_dir() and not (Path(directory) / CONFIG_FILE).is_file():  # peft would look on the Hub
-        raise ModelError(f"there is no adapter in {directory}: it has no {CONFIG_FILE}; give a directory that has one")
+    require_adapter(directory)  # without a file, peft would look on the Hub
     try:
         config = _peft().PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -29,6 +29,7 @@ from gvpo.model.endings import ending
 from gvpo.model.generation_config import restore, save_beside, settle
 from gvpo.model.quantization import Quantization, quantization_config, stay_trainable
 from gvpo.model.tokenizer import not_found
+from gvpo.model_directories import no_config
 from gvpo.nearest import did_you_mean
 
 _AUTO: Any = AutoModelForCausalLM
@@ -265,9 +266,7 @@ def pretrained(path: str, dtype: torch.dtype, attention: str, bits: Any = None, 
         ModelError: If the model is invalid, incomplete or not reachable. The message says what to do.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ModelError(
-            f"{path} has no config.json, so it is not a model; give the directory that save_pretrained wrote"
-        )
+        raise ModelError(no_config(path))
     try:
         with quietly(), from_hub(path):
             model, loading = _AUTO.from_pretrained(

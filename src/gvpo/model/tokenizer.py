@@ -17,6 +17,7 @@ from gvpo import notices
 from gvpo.errors import ConfigError, DataError, GvpoWarning, ModelError, one_line
 from gvpo.hub import from_hub, may_be_hub_id
 from gvpo.messages import plain_messages, unicode_text
+from gvpo.model_directories import no_directory, require_directory
 from gvpo.types import Prompt
 
 ChatMode = Literal["auto", "chat", "plain"]
@@ -172,8 +173,7 @@ def token_ids(value: int | Sequence[int] | None) -> list[int]:
 def _require_files(path: str) -> None:
     """Raise an error if files are missing. For some models transformers would silently create an empty tokenizer."""
     directory = Path(path)
-    if directory.is_file():
-        raise ModelError(f"{path} is a file; give the directory that save_pretrained wrote, or a Hub model ID")
+    require_directory(path, "tokenizer")
     for name in ("config.json", "generation_config.json"):
         _require_config(directory / name)
     if directory.is_dir() and not any((directory / name).is_file() for name in _VOCABULARY_FILES):
@@ -213,7 +213,7 @@ def not_found(what: str, path: str, error: Exception) -> str:
         error: Exception raised by transformers.
     """
     if not may_be_hub_id(path):
-        return f"there is no directory {path!r} to load a {what} from; check the path"
+        return no_directory(path, what)
     reason = one_line(error).partition(". ")[0][:160]
     return (
         f"there is no directory {path!r}, and no {what} of that name was found on the Hub or in its cache "

@@ -20,6 +20,12 @@ _READ = 8192
 """Number of rows of features that are scored at a time."""
 
 
+def require_probe(path: str | Path) -> None:
+    """Raise ModelError unless the file of a probe exists."""
+    if not Path(path).is_file():
+        raise ModelError(f"there is no probe {path}; give the file that `gvpo probe fit` wrote")
+
+
 @dataclass(frozen=True)
 class QProbe:
     """Q(x, y) = weight . phi(x, y) + bias.
@@ -71,8 +77,7 @@ class QProbe:
         Raises:
             ModelError: If the file does not exist, or is not a probe.
         """
-        if not Path(path).is_file():
-            raise ModelError(f"there is no probe {path}; give the file that `gvpo probe fit` wrote")
+        require_probe(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -8,7 +8,7 @@ from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import LocalReward
 from gvpo.rewards.pool.outcomes import Failure
 from gvpo.rewards.pool.pool import RewardPool
-from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options
+from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options, require_named
 from gvpo.rewards.verifiers.addition import addition_slip, addition_steps
 from gvpo.rewards.verifiers.boxed import boxed_answer
 from gvpo.rewards.verifiers.choice import multiple_choice
@@ -64,6 +64,7 @@ __all__ = [
     "refusal",
     "regex_format",
     "repetition_penalty",
+    "require_named",
     "reward",
     "text_f1",
     "text_match",

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,6 +113,19 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
     return _made(name, found, options)
 
 
+def require_named(name: str, makers: Collection[str] = MAKERS) -> None:
+    """Check that a built-in reward or a file has this name, without importing the file; modules are not looked up.
+
+    Raises:
+        RewardError: If there is none.
+    """
+    place, colon, _ = name.rpartition(":")
+    if colon and place.endswith(".py"):
+        _existing(place, name)
+    elif not colon and name not in makers:
+        _built_in(name, makers)
+
+
 def needs_options(name: str) -> bool:
     """Return whether a built-in reward requires options."""
     parameters = inspect.signature(MAKERS[name]).parameters.values() if name in MAKERS else ()
@@ -153,7 +166,7 @@ def _named(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
     return function  # type: ignore[no-any-return]  # any callable may be a reward
 
 
-def _built_in(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
+def _built_in(name: str, makers: Collection[str]) -> RewardFunc:
     if name.endswith(".py"):
         raise RewardError(f"reward {name!r} is a file; name its function too, {name}:FUNCTION")
     if name not in REWARDS:
@@ -175,9 +188,7 @@ def _module(place: str, name: str) -> ModuleType:
 
 def _file(path: Path, name: str) -> ModuleType:
     """Import a file as a module. Its functions are pickled by value, since workers cannot import it by name."""
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise RewardError(f"reward {name!r}: there is no file {path}; correct the path")
+    path = _existing(path, name)
     known = f"gvpo_reward_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     if known in sys.modules:
         return sys.modules[known]
@@ -193,6 +204,13 @@ def _file(path: Path, name: str) -> ModuleType:
         raise _cannot_import(name, path, error) from error
     cloudpickle.register_pickle_by_value(module)
     return module
+
+
+def _existing(path: str | Path, name: str) -> Path:
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise RewardError(f"reward {name!r}: there is no file {path}; correct the path")
+    return path
 
 
 def _cannot_import(name: str, place: str | Path, error: BaseException) -> RewardError:

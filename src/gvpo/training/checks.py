@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gvpo.config import RunPlan, TrainConfig
 from gvpo.config.aliases import unknown_argument
 from gvpo.config.from_trl import DEFAULTS
-from gvpo.data import is_data_set, require_file
+from gvpo.data import is_data_set
 from gvpo.errors import ConfigError, DataError, ModelError
 from gvpo.model import lora
 from gvpo.model.known_tokens import largest_id
@@ -25,6 +25,7 @@ from gvpo.rewards.pool.checks import require_columns
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.offline import check_temperature
 from gvpo.rollout.order import NOTHING
+from gvpo.rollout.required_files import require_data
 from gvpo.sampling import SamplingParams, ratio_warning, support_warning
 from gvpo.training.checkpoint.publish import check_hub
 from gvpo.training.trackers import check_trackers
@@ -97,20 +98,9 @@ def check_surroundings(config: TrainConfig) -> None:
     Raises:
         DataError, ConfigError: If one of them cannot be used; the message names the file or the setting.
     """
-    check_files(config)
+    require_data(config)
     check_trackers(config)
     check_hub(config)
-
-
-def check_files(config: TrainConfig) -> None:
-    """Check that the data files exist; their contents are checked later.
-
-    Raises:
-        DataError: If a file is missing; the message names it.
-    """
-    for named in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
-        if named is not None:
-            require_file(named)
 
 
 def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out: bool) -> None:

@@ -20,6 +20,7 @@ from gvpo.model.known_tokens import restrict
 from gvpo.model.model import load_model
 from gvpo.model.tokenizer import load_tokenizer
 from gvpo.model.weight_files import weights_fingerprint
+from gvpo.model_directories import model_in
 from gvpo.progress import StepProgress, error_console
 from gvpo.resumable import ResumableFile
 from gvpo.rollout.aligned_scores import ALIGNED, MODELS
@@ -27,7 +28,6 @@ from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import fingerprint, record_rows
 from gvpo.rollout.lengths import fitting_answers
 from gvpo.rollout.problems import demonstrations
-from gvpo.training.checkpoint.publish import model_in
 from gvpo.training.checks import check_fit
 from gvpo.types import Completion, Group
 from gvpo.update.distributed import ranks

@@ -10,8 +10,8 @@ from gvpo.errors import CheckpointError, RunError
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
 from gvpo.model.tokenizer import load_tokenizer
+from gvpo.model_directories import model_in
 from gvpo.training.checkpoint.files import verify
-from gvpo.training.checkpoint.publish import model_in
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_surroundings

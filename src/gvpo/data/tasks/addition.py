@@ -128,4 +128,6 @@ def _check_digits(digits: int) -> None:
         raise ConfigError(f"the task 'addition' needs digits as a whole number from 1 to {MAX_DIGITS}, not {digits!r}")
 
 
-ADDITION = Task("addition", "boxed_answer", problems, demonstrations)
+ADDITION = Task(
+    "addition", "boxed_answer", problems, demonstrations, summary="generated: column addition with written steps"
+)

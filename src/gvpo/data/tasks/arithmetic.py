@@ -119,4 +119,5 @@ ARITHMETIC = generated(
         "equation": _equation,
         "fraction": _fraction,
     },
+    "generated: sums, products, equations and more, in five levels",
 )

@@ -33,6 +33,7 @@ class Task:
             answer, for supervised training; None if the task has no demonstrations.
         read: `read(rows, split, **options)` converts rows in the task's form, from any source, into problems; None if
             the problems are generated.
+        summary: Short description.
 
     The functions are deterministic: the same arguments give the same lists.
     """
@@ -42,6 +43,7 @@ class Task:
     problems: Callable[..., list[Problem]]
     demonstrations: Callable[..., list[tuple[Problem, str]]] | None = None
     read: Callable[..., list[Problem]] | None = None
+    summary: str = ""
 
 
 def check_split(task: str, split: str) -> None:

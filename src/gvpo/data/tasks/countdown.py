@@ -212,4 +212,6 @@ def _check(sizes: Sequence[int], largest: int, target: int, signs: str) -> None:
         raise ConfigError(f"the task 'countdown' needs signs of + - * /, + or * among them, not {signs!r}")
 
 
-COUNTDOWN = Task("countdown", "countdown", problems, demonstrations, read)
+COUNTDOWN = Task(
+    "countdown", "countdown", problems, demonstrations, read, "generated or read: reach a target with given numbers"
+)

@@ -45,11 +45,12 @@ def numbers_of(question: str) -> list[int]:
     return sorted(map(int, _NUMBER.findall(question)))
 
 
-def generated(name: str, families: Mapping[str, Family]) -> Task:
+def generated(name: str, families: Mapping[str, Family], summary: str) -> Task:
     """Return the task with some families. Its options are those of `_problems`; its reward is `boxed_answer`."""
     check = checked_options(name)
     problems = check(partial(_problems, name, families))
-    return Task(name, "boxed_answer", problems, check(partial(_demonstrations, name, families)))
+    demonstrations = check(partial(_demonstrations, name, families))
+    return Task(name, "boxed_answer", problems, demonstrations, summary=summary)
 
 
 def _problems(

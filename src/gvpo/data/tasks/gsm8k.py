@@ -112,4 +112,4 @@ def _gold(row: Mapping[str, Any], name: str) -> str:
         raise DataError(f"{name}: {error}") from None
 
 
-GSM8K = Task("gsm8k", "gsm8k", problems, demonstrations, read)
+GSM8K = Task("gsm8k", "gsm8k", problems, demonstrations, read, "grade-school word problems, from the Hub or a file")

@@ -72,4 +72,4 @@ def _problem(row: Mapping[str, Any], number: int, instruction: str) -> Problem:
     return Problem(f"{instruction}{prompt}", row["task_id"], columns)
 
 
-HUMANEVAL = Task("humaneval", "code_tests", problems, read=read)
+HUMANEVAL = Task("humaneval", "code_tests", problems, read=read, summary="164 functions to complete; only held out")

@@ -146,4 +146,4 @@ def _problem(row: Mapping[str, Any], name: str, instruction: str) -> Problem:
     return Problem(f"{row['problem']}{instruction}", name, columns)
 
 
-MATH = Task("math", "math_answer", problems, read=read)
+MATH = Task("math", "math_answer", problems, read=read, summary="competition problems with levels 1 to 5")

@@ -97,4 +97,4 @@ def _interface(solution: str, tests: str, name: str) -> tuple[list[str], str]:
     return [each for each in dict.fromkeys(defined) if each in used], "\n".join(imports)
 
 
-MBPP = Task("mbpp", "code_tests", problems, read=read)
+MBPP = Task("mbpp", "code_tests", problems, read=read, summary="short Python functions with three assertions")

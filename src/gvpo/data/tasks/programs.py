@@ -212,7 +212,13 @@ _FORMATS: dict[str, tuple[Callable[[Row, str], Problem], str, str]] = {
 
 def _task(name: str) -> Task:
     check = checked_options(name)
-    return Task(name, "code_tests", check(partial(_problems, name)), read=check(partial(_read, name)))
+    return Task(
+        name,
+        "code_tests",
+        check(partial(_problems, name)),
+        read=check(partial(_read, name)),
+        summary="problems of programming contests, with hidden tests",
+    )
 
 
 LIVECODEBENCH, CODEFORCES = _task("livecodebench"), _task("codeforces")

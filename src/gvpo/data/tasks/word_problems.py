@@ -177,4 +177,5 @@ WORD_PROBLEMS = generated(
         "animals": _animals,
         "savings": _savings,
     },
+    "generated: shopping, travel, ages and more, in several wordings",
 )

@@ -14,10 +14,11 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in utils' own __init__
 
-from gvpo import notices, runfiles
+from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, RunError, one_line
 from gvpo.model import lora
+from gvpo.model_directories import checkpoint_in
 
 PRIVATE_TO_THE_RUN = "trainer"
 """Directory that is not uploaded: optimizer, reference and state serve to resume, and are larger than the model."""
@@ -140,31 +141,3 @@ def _require_writer(account: Mapping[str, Any], repo_id: str) -> None:
     if role == "write" and owner not in owners:
         known = ", ".join(str(name) for name in owners if name)
         raise ConfigError(f"checkpoint.push_to_hub={repo_id!r}: the token can write for {known}, not for {owner}")
-
-
-def model_in(path_or_id: str) -> str:
-    """Return the latest checkpoint of a run; return anything else, such as a model's directory or Hub ID, unchanged.
-
-    Raises:
-        RunError: If the run has no checkpoint.
-    """
-    is_run = (Path(path_or_id) / runfiles.CHECKPOINTS).is_dir()
-    return str(checkpoint_in(path_or_id)) if is_run else path_or_id
-
-
-def checkpoint_in(directory: str | Path) -> Path:
-    """Return the latest checkpoint of a run; return a directory with a model or an adapter itself.
-
-    Raises:
-        RunError: If there is none.
-    """
-    directory = Path(directory)
-    if (directory / runfiles.CHECKPOINTS).is_dir():
-        found = sorted((directory / runfiles.CHECKPOINTS).glob("step-*"))
-        if not found:
-            raise RunError(f"the run in {directory} has no checkpoint; set checkpoint.every, or let it finish")
-        return found[-1]
-    described = any((directory / name).is_file() for name in ("config.json", lora.CONFIG_FILE))
-    if not described or not list(directory.glob("*.safetensors")):
-        raise RunError(f"there is no model in {directory}; pass a run's directory or one of its checkpoints")
-    return directory

@@ -1,0 +1,41 @@
+"""Files, directories and names of rewards that settings name, checked in milliseconds, before torch is imported."""
+
+from gvpo.config import TrainConfig
+from gvpo.data import require_file
+from gvpo.model_directories import require_adapter, require_directory, require_model
+from gvpo.rewards import MAKERS, require_named
+from gvpo.rollout.problems import find_task
+
+REWARD_MODEL = "reward_model"
+"""Name of the reward that is a model on the trainer's device."""
+
+
+def require_files(config: TrainConfig) -> None:
+    """Check that the data, the models, the rewards and the task of a run exist; their contents are checked later.
+
+    Raises:
+        DataError, ModelError, RewardError, ConfigError: If one of them does not; the message names it.
+        RunError: If model.path is a run without a checkpoint.
+    """
+    find_task(config)
+    require_data(config)
+    for name in config.reward_funcs:
+        options = config.reward_options.get(name, {})
+        require_named(str(options.get("reward", name)), {*MAKERS, REWARD_MODEL})
+    if config.model_path is not None:
+        require_model(config.model_path)
+    if config.tokenizer is not None:
+        require_directory(config.tokenizer, "tokenizer")
+    if config.lora_path is not None:
+        require_adapter(config.lora_path)
+
+
+def require_data(config: TrainConfig) -> None:
+    """Check that the data files exist.
+
+    Raises:
+        DataError: If a file is missing; the message names it.
+    """
+    for rows in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
+        if rows is not None:
+            require_file(rows)
