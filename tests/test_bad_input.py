@@ -158,7 +158,7 @@ MODELS = {
     "./nowhere": "there is no directory './nowhere' to load a model from; check the path",
     "/nowhere/at/all": "there is no directory '/nowhere/at/all' to load a model from; check the path",
     "a-file": "a-file is a file; give the directory that save_pretrained wrote, or a Hub model ID",
-    "empty": "empty has no tokenizer; save one there with tokenizer.save_pretrained",
+    "empty": "empty has no config.json, so it is not a model; give the directory that save_pretrained wrote",
     "no-tokenizer": "no-tokenizer has no tokenizer; save one there with tokenizer.save_pretrained",
     "torn-tokenizer": "cannot load the tokenizer in torn-tokenizer",
     "no-config": "no-config has no config.json, so it is not a model; give the directory that save_pretrained wrote",

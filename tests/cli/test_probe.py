@@ -238,4 +238,4 @@ def test_error_about_a_missing_action(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(["probe"])
     assert stopped.value.code == 2
-    assert "required: ACTION" in capsys.readouterr().err
+    assert "ACTION is missing, for example: gvpo probe fit" in capsys.readouterr().err

@@ -117,7 +117,8 @@ class Began(Exception):  # raised in place of the run
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demmo"], "there is no recipe 'demmo'; give a file, or one of constrained, demo, "),
+        (["demmo"], "there is no recipe 'demmo'; did you mean 'demo'?"),
+        (["nothing"], "there is no recipe 'nothing'; give a file, or a name that `gvpo list recipes` prints"),
         (["demo", "objective.beat=0.1"], "unknown setting 'objective.beat'; did you mean 'objective.beta'?"),
         (["demo", "beta"], "'beta' is not a setting; write section.key=value"),
         (["demo", "train.steps=many"], "train.steps='many': "),

@@ -87,6 +87,9 @@ MAKERS: dict[str, Maker] = {
 }
 """The built-in rewards that are created from options."""
 
+REWARD_MODEL = "reward_model"
+"""Name of the reward that is a model; its maker is in `gvpo.rollout.rewards`, because it needs torch."""
+
 
 def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping[str, Maker] = MAKERS) -> RewardFunc:
     """Return the reward function with a name.
@@ -113,7 +116,7 @@ def load(name: str, options: Mapping[str, Any] | None = None, *, makers: Mapping
     return _made(name, found, options)
 
 
-def require_named(name: str, makers: Collection[str] = MAKERS) -> None:
+def require_named(name: str) -> None:
     """Check that a built-in reward or a file has this name, without importing the file; modules are not looked up.
 
     Raises:
@@ -122,8 +125,8 @@ def require_named(name: str, makers: Collection[str] = MAKERS) -> None:
     place, colon, _ = name.rpartition(":")
     if colon and place.endswith(".py"):
         _existing(place, name)
-    elif not colon and name not in makers:
-        _built_in(name, makers)
+    elif not colon and name not in MAKERS and name != REWARD_MODEL:
+        _built_in(name, [*MAKERS, REWARD_MODEL])
 
 
 def needs_options(name: str) -> bool:

@@ -3,11 +3,8 @@
 from gvpo.config import TrainConfig
 from gvpo.data import require_file
 from gvpo.model_directories import require_adapter, require_directory, require_model
-from gvpo.rewards import MAKERS, require_named
+from gvpo.rewards import require_named
 from gvpo.rollout.problems import find_task
-
-REWARD_MODEL = "reward_model"
-"""Name of the reward that is a model on the trainer's device."""
 
 
 def require_files(config: TrainConfig) -> None:
@@ -21,7 +18,7 @@ def require_files(config: TrainConfig) -> None:
     require_data(config)
     for name in config.reward_funcs:
         options = config.reward_options.get(name, {})
-        require_named(str(options.get("reward", name)), {*MAKERS, REWARD_MODEL})
+        require_named(str(options.get("reward", name)))
     if config.model_path is not None:
         require_model(config.model_path)
     if config.tokenizer is not None:
