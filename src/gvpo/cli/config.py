@@ -8,7 +8,8 @@ from typing import Any
 
 from gvpo.cli.shipped import find_recipe, shipped_directory
 from gvpo.config import FIELDS, RunPlan, TrainConfig, resolve
-from gvpo.config.recipe import layer, parse_overrides, recipe_layers, stacked
+from gvpo.config.recipe import parse_overrides, recipe_layers, stacked
+from gvpo.config.settings import layer
 from gvpo.config.toml import WIDTH, toml_key, toml_lines
 
 COLUMN = 40
