@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
 STAND_INS = {"Qwen/Qwen2.5-0.5B-Instruct": "runs/demo/checkpoints/step-000002", "steps=200": "steps=1"}
 """Code of a block that runs, and what the test runs instead: the demo's model, for one step."""
+THIS_TREE = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+"""Environment of commands that run in another directory."""
 ROOMS = "|".join(path.parent.name for path in (ROOT / "src/gvpo").glob("*/__init__.py"))
 SMALL = [
     "train.steps=2",
@@ -67,7 +69,7 @@ def demo(tmp_path_factory):
     """Return a directory with a very short run of the demo in `runs/demo`, created by its command."""
     directory = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "gvpo.cli.main", "train", "demo", "run.dir=runs/demo", *SMALL]
-    finished = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=directory, env=THIS_TREE, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     return directory
 
@@ -162,9 +164,9 @@ def runnable(page, language="console"):
 def test_marked_commands_print_what_the_page_shows(page, demo):
     (demo / "bin").mkdir(exist_ok=True)
     script = demo / "bin/gvpo"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m gvpo.cli.main "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m gvpo "$@"\n')
     script.chmod(0o755)
-    environment = os.environ | {"PATH": f"{demo / 'bin'}:{os.environ['PATH']}", "COLUMNS": "100"}
+    environment = THIS_TREE | {"PATH": f"{demo / 'bin'}:{os.environ['PATH']}", "COLUMNS": "100"}
     for block in runnable(page):
         for command, expected in transcript(block):
             finished = subprocess.run(

@@ -78,6 +78,57 @@ def test_a_report_that_fails_does_not_hide_a_finished_run(
     assert f"not written (a damaged file); the run is safe, write it with: gvpo report {run_dir}" in shown.err
 
 
+def test_check_prints_what_a_run_would_use_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert (
+        main(["train", "demo", "--check", *TINY, "objective.beta=0.3", "data.eval_problems=0", "eval.samples=3"]) == 0
+    )
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "qwen2, 124,608 parameters" in text
+    assert "the run begins with a warm start of 3 steps" in text
+    assert "20 problems to train on, none held out; the longest prompt has " in text
+    assert "boxed_answer, addition_steps: started in worker processes" in text
+    assert "gvpo, reference initial, beta 0.3" in text
+    assert "2 steps of 2 prompts x 2 completions, 1 update per step, learning rate 0.0003" in text
+    assert "this run can start" in text
+    assert "gvpo: warning: eval.samples has no effect: there are no held-out problems\n" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rewards.funcs=['boxed']", "rewards.weights=[1.0]"], "there is no reward 'boxed'"),
+        (["data.task_options={digit=3}"], "has no option 'digit'; did you mean 'digits'?"),
+        (["run.dir=taken"], "taken already contains a run"),
+        (["run.dir=file/below"], "cannot write file/below"),
+        (["--resume", "run.dir=taken"], "--check is for new runs"),
+    ],
+)
+def test_check_finds_what_stops_a_run(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/metrics.jsonl").touch()
+    Path("file").touch()
+    assert main(["train", "demo", "--check", *TINY, *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("gvpo: error: ")
+    assert message in shown.err
+    assert shown.out == ""
+
+
 def test_resume_may_be_anywhere_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

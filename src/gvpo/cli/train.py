@@ -2,13 +2,16 @@
 
 import argparse
 import shlex
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.cli.shipped import find_recipe
-from gvpo.config import resolve
+from gvpo.config import RunPlan, resolve, updates_per_step
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
@@ -17,6 +20,10 @@ from gvpo.rollout.required_files import require_files
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gvpo.training.inputs import Policy, RunInputs
+
+TOPIC = 11
+"""Width of the first column of `gvpo train --check`."""
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C, SIGTERM or SIGHUP has stopped."""
 
@@ -34,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Settings that override the recipe; `gvpo docs configuration` lists all",
     )
     parser.add_argument("--resume", action="store_true", help="Resume the run in run.dir")
+    parser.add_argument(
+        "--check", action="store_true", help="Check settings, files, model, data and rewards; train and write nothing"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(recipe, options.settings)
     if options.resume and config.run_dir is None:
         raise ConfigError("--resume needs run.dir=DIRECTORY, the run to resume")
+    if options.resume and options.check:
+        raise ConfigError("--check is for new runs; a run checks itself when it is resumed, so leave out --check")
     _require_weights(recipe, config.model_path)
     plan = resolve(config)  # invalid settings and missing files are found before torch is imported
     require_files(config)
@@ -52,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", name))
+    if options.check:
+        return _check(plan.at(run_dir, config.model_path))
     try:
         summary = train_plan(plan.at(run_dir, config.model_path), resume=options.resume)
     except KeyboardInterrupt as stopped:
@@ -80,6 +94,73 @@ def _require_weights(recipe: Path, model_path: str | None) -> None:
     if own and model_path is not None and not Path(model_path).exists():
         command = shlex.join(["python", str(script), model_path])
         raise ConfigError(f"the model of this recipe is missing; pip install 'gvpo[gguf]', then make it: {command}")
+
+
+def _check(plan: RunPlan) -> int:
+    """Check a plan, and print what was found and what was not checked."""
+    from gvpo.training.warm_start import check_plan
+    from gvpo.update.distributed import ranks
+
+    inputs, policy = check_plan(plan)
+    width = shutil.get_terminal_size().columns
+    for topic, found in _findings(inputs, policy) if ranks.is_first() else ():
+        print(textwrap.fill(found, width, initial_indent=f"{topic:{TOPIC}}", subsequent_indent=" " * TOPIC))
+    ranks.leave()
+    return 0
+
+
+def _findings(inputs: "RunInputs", policy: "Policy") -> Iterator[tuple[str, str]]:
+    """Yield a topic and what was found about it."""
+    yield "model", _model(inputs, policy)
+    yield "data", _data(inputs)
+    yield "rewards", f"{', '.join(inputs.rewards)}: started in worker processes" if inputs.rewards else "none are used"
+    yield "objective", _objective(inputs)
+    yield "training", _training(inputs)
+    yield "saving", "model and tokenizer were saved without weights, read back and removed"
+    yield "run", f"{inputs.settings.run_dir} is free"
+    yield "result", "this run can start. Not checked: memory and time (`gvpo doctor --plan`), and values of rewards"
+
+
+def _model(inputs: "RunInputs", policy: "Policy") -> str:
+    from gvpo.model.model import context_length
+
+    model = policy.model
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    whole = sum(weight.numel() for weight in model.parameters())
+    part = "" if trained == whole else f", of which {trained:,} are trained"
+    context = context_length(model)
+    limit = f", context of {context:,} tokens" if context else ""
+    warm = inputs.plan.warm_start
+    start = f"; the run begins with a warm start of {warm.settings.steps} steps" if warm else ""
+    return f"{model.config.model_type}, {whole:,} parameters{part}, on {model.device}{limit}{start}"
+
+
+def _data(inputs: "RunInputs") -> str:
+    data = inputs.data
+    kinds = {"problems": data.problems, "written answers": data.written, "groups": data.groups}
+    found = ", ".join(f"{len(rows):,} {kind}" for kind, rows in kinds.items() if rows)
+    longest = max(map(len, data.prompts()), default=0)
+    held = len(inputs.held_out) + len(inputs.held_groups)
+    return f"{found} to train on, {held or 'none'} held out; the longest prompt has {longest:,} tokens"
+
+
+def _objective(inputs: "RunInputs") -> str:
+    settings, spec = inputs.settings, inputs.plan.objective
+    keywords = spec.bound(settings)
+    reads = spec.reads_reference(keywords) or settings.kl_in_reward > 0
+    facts = [f"reference {settings.reference}"] if reads else []
+    facts += [f"beta {keywords['beta']}"] if keywords.get("beta") is not None else []
+    return ", ".join([settings.objective, *facts])
+
+
+def _training(inputs: "RunInputs") -> str:
+    settings = inputs.settings
+    rows = f" x {settings.group_size} completions" if inputs.plan.samples else ""
+    updates = updates_per_step(settings)
+    return (
+        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts{rows}, "
+        f"{updates} update{'s' if updates > 1 else ''} per step, learning rate {settings.learning_rate:g}"
+    )
 
 
 def _going_on(options: argparse.Namespace, run_dir: Path) -> str:

@@ -15,7 +15,7 @@ from gvpo.training.checkpoint.files import verify
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_surroundings
-from gvpo.training.inputs import prepare
+from gvpo.training.inputs import Policy, RunInputs, prepare
 from gvpo.training.loop import train
 from gvpo.training.signals import StopRequests
 from gvpo.update.distributed import ranks
@@ -46,18 +46,42 @@ def train_plan(plan: RunPlan, *, resume: bool = False) -> dict[str, Any]:
     ranks.start(plan.settings.rank_timeout)
     with notices.collected(quiet=not ranks.is_first()):
         plan, run_dir = _located(plan)
-        ranks.on_first(lambda: _require_place(run_dir, resume=resume))
-        check_surroundings(plan.settings)
-        tokenizer = _tokenizer(plan.settings)
-        inputs, policy = prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
+        inputs, policy = _prepared(plan, run_dir, resume=resume)
         if plan.warm_start is not None and not resume:
             rehearse(inputs, policy)  # find what cannot work after the warm start before it
         with StopRequests():  # a request in the warm start's last moments also stops the run after it
             if plan.warm_start is not None:
                 del policy  # two models need not be in memory at the same time
-                policy = inputs.policy(_warm_model(plan.warm_start, tokenizer, resume=resume))
+                policy = inputs.policy(_warm_model(plan.warm_start, inputs.tokenizer, resume=resume))
             began = resume and ranks.on_first(lambda: runfiles.is_run(run_dir))
             return train(inputs, policy, resume=began)
+
+
+def check_plan(plan: RunPlan) -> tuple[RunInputs, Policy]:
+    """Do what `train_plan` does before it trains or writes anything, and print the warnings of the run.
+
+    Returns:
+        The inputs of the run, and the policy that it, or its warm start, begins with.
+
+    Raises:
+        GvpoError: If `train_plan` would raise it before its first step.
+    """
+    ranks.start(plan.settings.rank_timeout)
+    with notices.collected(quiet=not ranks.is_first()):
+        inputs, policy = _prepared(*_located(plan), resume=False)
+        rehearse(inputs, policy)
+        for message in inputs.notices:
+            notices.warn(message)
+        notices.begin()
+    return inputs, policy
+
+
+def _prepared(plan: RunPlan, run_dir: Path, *, resume: bool) -> tuple[RunInputs, Policy]:
+    """Check the place and the surroundings of a run, and load its inputs."""
+    ranks.on_first(lambda: _require_place(run_dir, resume=resume))
+    check_surroundings(plan.settings)
+    tokenizer = _tokenizer(plan.settings)
+    return prepare(plan, _given_model(plan.settings, tokenizer), tokenizer)
 
 
 def _located(plan: RunPlan) -> tuple[RunPlan, Path]:
