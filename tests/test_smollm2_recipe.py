@@ -18,7 +18,7 @@ import torch
 
 from gvpo import runfiles
 from gvpo.cli.main import main
-from gvpo.cli.train import find_recipe, shipped
+from gvpo.cli.shipped import find_recipe, shipped
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import load_config
 from gvpo.model.model import load_model, next_logprobs
