@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -194,3 +195,37 @@ def test_the_unit_has_a_name_and_may_increase_in_large_steps(clock: Clock):
         clock.now += 10
         progress.update(25, {})
     assert written(out) == "eval: problem 25/100  under 0:30 left\n"
+
+
+def test_a_preparation_is_shown_until_the_first_progress_begins(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.05)
+    out = console()
+    monkeypatch.setattr(module, "error_console", lambda **_: out)
+    with module.preparing("demo"), activity.phase("importing torch"):
+        with module.preparing("demo"):  # an inner one adds nothing
+            time.sleep(0.2)
+        with StepProgress("demo", 3, console=out) as progress:
+            time.sleep(0.1)
+            progress.update(3, {})
+    assert written(out).splitlines() == ["demo: importing torch", "demo: step 3/3  0:00 left"]
+
+
+def test_a_short_preparation_prints_nothing_elsewhere_than_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    quiet, terminal = console(), console(terminal=True)
+    monkeypatch.setattr(module, "error_console", lambda **_: quiet)
+    with module.preparing("demo"):
+        pass
+    assert written(quiet) == ""
+    monkeypatch.setattr(module, "error_console", lambda **_: terminal)
+    with module.preparing("demo"), activity.phase("loading the model"):
+        time.sleep(0.4)
+    assert "demo  loading the model  0:00" in written(terminal)
+
+
+def test_a_warning_ends_its_lines_between_words_only_on_a_terminal():
+    text = "nothing was learned: " + "all 240 groups had equal rewards " * 4
+    for terminal in (False, True):
+        out = Console(file=io.StringIO(), force_terminal=terminal, width=60)
+        StepProgress("demo", 5, console=out).warn(text)
+        assert written(out).count("\n") == (3 if terminal else 1)
+        assert written(out).split() == f"demo: warning: {text}".split()

@@ -5,9 +5,11 @@ The line never wraps. If it is too long for the terminal, its least important pa
 
 import contextlib
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from statistics import median
 from types import TracebackType
 from typing import Self
@@ -34,6 +36,11 @@ NAME = 0.3
 def error_console(*, quiet: bool = False) -> Console:
     """Return a console on standard error that survives the loss of its terminal or pipe."""
     return Console(file=lasting_error(), stderr=True, quiet=quiet)
+
+
+def print_sentence(console: Console, text: str) -> None:
+    """Print a text that ends lines between words on a terminal, and is one line elsewhere."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 class StepProgress:
@@ -71,6 +78,7 @@ class StepProgress:
 
     def __enter__(self) -> Self:
         """Show the line if there is a terminal."""
+        stop_preparing()
         self._open.enter_context(activity.shown(self._note))
         if self._console.is_terminal:
             self._open.enter_context(Live(_Line(self), console=self._console, transient=True))
@@ -85,6 +93,10 @@ class StepProgress:
     def say(self, message: str) -> None:
         """Print a line that remains."""
         self._console.print(f"{self._title}: {message}", highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Print a warning that remains."""
+        print_sentence(self._console, f"{self._title}: warning: {message}")
 
     def update(self, step: int, line: Mapping[str, float]) -> None:
         """Show a step's metrics line."""
@@ -135,6 +147,77 @@ class StepProgress:
     def _bar(self) -> str:
         full = round(BAR * self._done / max(1, self._total))
         return "━" * full + "╌" * (BAR - full)
+
+
+class Preparing:
+    """Display of the time before a run's first step: a live line on a terminal, a line after some silence elsewhere.
+
+    Args:
+        title: Name of the run.
+        console: Console for output.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title, self._console, self._began = title, console, time.perf_counter()
+        self._doing = "preparing"
+        self._live = Live(_Line(self), console=console, transient=True) if console.is_terminal else None
+        self._timer = threading.Timer(LINE_SECONDS, self._say)
+        self._timer.daemon = True
+
+    def start(self) -> None:
+        """Begin the display."""
+        if self._live is not None:
+            self._live.start()
+        else:
+            self._timer.start()
+
+    def stop(self) -> None:
+        """End the display."""
+        self._timer.cancel()
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, doing: Activity) -> None:
+        """Show what is done."""
+        self._doing = GAP.join(doing.parts) if doing.phases else self._doing
+
+    def fitted(self, width: int) -> str:
+        """Return the line of a terminal of this width."""
+        seconds = _clock(time.perf_counter() - self._began)
+        return fit([(shortened(self._title, int(NAME * width)), 0), (self._doing, 0), (seconds, 1)], width)
+
+    def _say(self) -> None:
+        self._console.print(f"{self._title}: {self._doing}", highlight=False, markup=False, soft_wrap=True)
+
+
+_preparing: ContextVar[Preparing | None] = ContextVar("preparing", default=None)
+
+
+@contextlib.contextmanager
+def preparing(title: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show that a run is being prepared, until this context ends or the first `StepProgress` begins.
+
+    An inner context within an outer one that still shows something does nothing.
+    """
+    if _preparing.get() is not None:
+        yield
+        return
+    shown = Preparing(title, error_console(quiet=quiet))
+    token = _preparing.set(shown)
+    shown.start()
+    try:
+        with activity.shown(shown.note):
+            yield
+    finally:
+        stop_preparing()
+        _preparing.reset(token)
+
+
+def stop_preparing() -> None:
+    """End the display of a preparation, if there is one."""
+    if (shown := _preparing.get()) is not None:
+        shown.stop()
+        _preparing.set(None)
 
 
 class Pace:
@@ -198,7 +281,7 @@ def shortened(name: str, width: int) -> str:
 class _Line:
     """The line of a progress at the width of its terminal, as rich draws it."""
 
-    def __init__(self, progress: StepProgress) -> None:
+    def __init__(self, progress: "StepProgress | Preparing") -> None:
         self._progress = progress
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -1,6 +1,7 @@
 """`gvpo train RECIPE [section.key=value ...]`: train a model with a recipe."""
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -9,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo import runfiles
+from gvpo import activity, runfiles
 from gvpo.cli.shipped import find_recipe
 from gvpo.config import RunPlan, resolve, updates_per_step
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
+from gvpo.progress import preparing, print_sentence
 from gvpo.rollout.required_files import require_files
 
 if TYPE_CHECKING:
@@ -57,11 +59,20 @@ def run(options: argparse.Namespace) -> int:
     _require_weights(recipe, config.model_path)
     plan = resolve(config)  # invalid settings and missing files are found before torch is imported
     require_files(config)
-    from gvpo.training.checkpoint.run_directory import free_directory
-    from gvpo.training.warm_start import train_plan
-    from gvpo.update.distributed import ranks
-
     name = options.recipe.removesuffix(".toml").removesuffix("/recipe").strip("/").replace("/", "-").lstrip(".-")
+    title = config.run_dir.name if config.run_dir is not None else name
+    with preparing(title, quiet=os.environ.get("RANK", "0") != "0"):
+        return _run(options, plan, name)
+
+
+def _run(options: argparse.Namespace, plan: RunPlan, name: str) -> int:
+    """Train a resolved recipe."""
+    with activity.phase("importing torch"):
+        from gvpo.training.checkpoint.run_directory import free_directory
+        from gvpo.training.warm_start import train_plan
+        from gvpo.update.distributed import ranks
+
+    config = plan.settings
     ranks.start(config.rank_timeout)
     run_dir = config.run_dir or ranks.on_first(lambda: free_directory("runs", name))
     if options.check:
@@ -192,7 +203,7 @@ def _print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     for label, where in (("report", report), ("model", summary["model"]), ("run", run_dir)):
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
     for warning in summary["warnings"]:
-        console.print(f"warning {warning}", highlight=False, markup=False, soft_wrap=True)
+        print_sentence(console, f"warning {warning}")
 
 
 def _print_training_reward(console: "Console", summary: dict[str, Any]) -> None:

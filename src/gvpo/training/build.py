@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gvpo import notices, runfiles
+from gvpo import activity, notices, runfiles
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import dump_config
 from gvpo.model import lora
@@ -116,8 +116,10 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: stack.enter_context(locked(path)))
         stop = stack.enter_context(StopRequests())
         stack.enter_context(explained(lambda: "before training"))
-        ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
-        dtype = _stored_dtype(path, config) if resume else _chosen_dtype(policy, config)
+        with activity.phase("trying to save"):
+            ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
+        with activity.phase("choosing the compute dtype"):
+            dtype = _stored_dtype(path, config) if resume else _chosen_dtype(policy, config)
         run = ranks.on_first(lambda: _directory(path, inputs, policy, dtype, resume=resume))
         _say(inputs, resume=resume)
         start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before the model is split

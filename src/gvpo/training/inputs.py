@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gvpo import activity
 from gvpo.config import RunPlan, TrainConfig
 from gvpo.data.given_rows import Rows, read_rows
 from gvpo.model.model import context_length
@@ -150,7 +151,8 @@ def prepare(
     functions = reward_functions(config, rewards, reward_tokenizers)
     rows, groups = (held_out, None) if held_out is None or held_out.kind == "problems" else (None, held_out)
     check_rewards(plan, functions, held_out=rows is not None)
-    loaded, words = load_policy(plan, model, tokenizer, peft_config)
+    with activity.phase("loading the model"):
+        loaded, words = load_policy(plan, model, tokenizer, peft_config)
     policy = Policy(loaded, _sampler(config, loaded, words))
     problems = held_out_problems(config, None if rows is None else rows.items)
     inputs = RunInputs(

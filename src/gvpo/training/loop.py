@@ -11,6 +11,7 @@ from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
 from gvpo.outcome import OutcomeWatch, findings, training_reward
+from gvpo.progress import preparing
 from gvpo.report import report_finished
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.logged_groups import NO_REWARD
@@ -53,7 +54,8 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool, events: Events | N
     """
     if policy.model.device.type == "cpu":
         keep_freed_memory()
-    with ranks.explained():
+    title = inputs.settings.run_dir.name if inputs.settings.run_dir is not None else inputs.settings.objective
+    with preparing(title, quiet=not ranks.is_first()), ranks.explained():
         warn_of_nameless_base(policy.model)
         with build(inputs, policy, resume=resume) as parts:
             session = Session(parts, events or events_of(inputs, policy))
@@ -159,7 +161,7 @@ class Session:
             self._note_best()
         self._log(line)
         for warning in self._watch.note(line):
-            self.progress.say(f"warning: {warning}")
+            self.progress.warn(warning)
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
         if self.events.saves or self._is_new_best():

@@ -14,7 +14,7 @@ from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError
 from gvpo.model import lora
 from gvpo.model.model import save_model
-from gvpo.progress import error_console
+from gvpo.progress import error_console, print_sentence
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
@@ -135,9 +135,7 @@ class Trainer:
         with notices.handled(self._notices.add):
             summary = train(self._inputs, self._policy, resume=resume, events=self._events)
         for warning in summary["warnings"]:
-            error_console(quiet=not ranks.is_first()).print(
-                f"gvpo: warning: {warning}", highlight=False, markup=False, soft_wrap=True
-            )
+            print_sentence(error_console(quiet=not ranks.is_first()), f"gvpo: warning: {warning}")
         return summary
 
     def evaluate(self) -> dict[str, float]:

@@ -129,7 +129,7 @@ class Forwards:
             self.routing.start_pass()
         layout, device = self.path.layout, embedding_weight(self.model).device
         for number, microbatch in enumerate(self.microbatches):
-            activity.count(number, self.count, "passes")
+            activity.count(number, self.count if self.count > 1 else 0, "passes")
             calls = layout.lay_out(microbatch, device)
             yield PlacedCalls(calls, self.rows[calls.row], calls.token)
         for _ in range(self.count - len(self.microbatches)):
