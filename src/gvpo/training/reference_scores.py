@@ -66,6 +66,8 @@ def score_under_start(
         if count < len(groups) and ranks.some(stop.requested):
             raise RunStopped(f"stopped before the first step; {count} of {len(groups)} prompts are scored and kept")
 
+    if not groups:
+        return []
     with StepProgress("reference", len(groups), console=console, unit="prompt") as progress:
         return with_reference_scores(groups, directory, name, start, learner.score, done)
 
