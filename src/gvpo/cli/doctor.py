@@ -189,9 +189,10 @@ def _print(findings: list[Finding]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("", "", "found", "how to fix it"):
+    for column in ("", "", "found, and how to fix it"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        state = Text(finding.state, style=_STYLES[finding.state])
-        table.add_row(finding.what, state, Text(finding.found), Text(finding.remedy))
+        table.add_row(finding.what, Text(finding.state, style=_STYLES[finding.state]), Text(finding.found))
+        if finding.remedy:
+            table.add_row("", "", Text(finding.remedy))
     Console().print(table)

@@ -1,14 +1,23 @@
 """The tables of `gvpo eval`: numbers with intervals, differences, and the number of problems needed to detect them."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 NOTHING = "-"
+WIDEST = 10_000
+"""Width of the console that tables are measured for."""
+
+MODELS = ("model", "minus")
+"""Columns of models' names. If a table is too wide for the terminal, the names become letters, which are explained."""
 
 Values = Mapping[str, Any]
+Titled = tuple[str, Sequence[Mapping[str, str]]]
 
 
 def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> None:
@@ -19,24 +28,55 @@ def print_scores(summary: Values, *, chosen: Sequence[int] | None = None) -> Non
         chosen: Values of k for pass@k and maj@k; by default the number of samples.
     """
     console = Console()
+    tables = list(_tables(summary, chosen))
+    if any(_width(console, _table(table)) > console.width for table in tables):
+        names = dict(zip(_models(summary["results"]), _letters(), strict=False))
+        for name, letter in names.items():
+            console.print(f"{letter}  {name}", highlight=False, markup=False, soft_wrap=True)
+        tables = [(title, [_renamed(row, names) for row in rows]) for title, rows in tables]
+    for table in tables:
+        console.print(_table(table))
+
+
+def _tables(summary: Values, chosen: Sequence[int] | None) -> Iterator[Titled]:
+    """Yield the title and the rows of each table."""
     results = summary["results"]
-    console.print(_table("percent correct, with 95% intervals over problems", _scores(results)))
+    yield "percent correct, with 95% intervals over problems", _scores(results)
     if any(result["samples"] > 1 for result in results):
-        console.print(_table("percent, for several samples", _of_several(results, chosen)))
-    console.print(_table("completions", [_completions(result) for result in results]))
+        yield "percent, for several samples", _of_several(results, chosen)
+    yield "completions", [_completions(result) for result in results]
     if summary["averages"]:
-        console.print(_table("averages over benchmarks", [_average(average) for average in summary["averages"]]))
+        yield "averages over benchmarks", [_average(average) for average in summary["averages"]]
     if summary["differences"]:
-        found = [_difference(difference) for difference in summary["differences"]]
-        console.print(_table("paired differences in avg@n, in points", found))
+        yield "paired differences in avg@n, in points", [_difference(each) for each in summary["differences"]]
 
 
-def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """Return a table of rows with the same keys; words are aligned left and may be folded, numbers right."""
+def _width(console: Console, table: Table) -> int:
+    """Return the number of columns that a table needs."""
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+
+
+def _models(results: Sequence[Values]) -> list[str]:
+    return list(dict.fromkeys(result["model"] for result in results))
+
+
+def _letters() -> Iterator[str]:
+    """Yield A, B, ..., Z, A1, B1, ..."""
+    for number in itertools.count():
+        yield from (f"{letter}{number or ''}" for letter in string.ascii_uppercase)
+
+
+def _renamed(row: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return a row with letters instead of the models' names."""
+    return {key: names.get(text, text) if key in MODELS else text for key, text in row.items()}
+
+
+def _table(titled: Titled) -> Table:
+    """Return a table of rows with the same keys; words are aligned left, and numbers right."""
+    title, rows = titled
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
-        words = name in ("benchmark", "model", "minus")
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        table.add_column(name, justify="left" if name in ("benchmark", *MODELS) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
     return table
