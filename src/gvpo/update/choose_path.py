@@ -169,7 +169,8 @@ class _Comparison:
 
         Return None if the model's own log-probs are not finite: a comparison is impossible, and the update reports it.
         """
-        with torch.autocast(embedding_weight(self.model).device.type, enabled=False):
+        device = embedding_weight(self.model).device.type
+        with activity.phase("comparing fast paths"), torch.autocast(device, enabled=False):
             if not self.alone.isfinite().all():
                 return None
             try:
