@@ -16,7 +16,7 @@ from gvpo.config import RunPlan, resolve, updates_per_step
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
 from gvpo.errors import ConfigError
-from gvpo.progress import preparing, print_sentence
+from gvpo.progress import preparing, print_sentence, stop_preparing
 from gvpo.rollout.required_files import require_files
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def _check(plan: RunPlan) -> int:
     from gvpo.update.distributed import ranks
 
     inputs, policy = check_plan(plan)
+    stop_preparing()
     width = shutil.get_terminal_size().columns
     for topic, found in _findings(inputs, policy) if ranks.is_first() else ():
         print(textwrap.fill(found, width, initial_indent=f"{topic:{TOPIC}}", subsequent_indent=" " * TOPIC))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gvpo import model_config, notices
+from gvpo import activity, model_config, notices
 from gvpo.errors import ConfigError, GvpoWarning, ModelError
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.system_errors import is_out_of_memory
