@@ -33,7 +33,15 @@ def documented_keys() -> set[str]:
 def test_a_line_has_the_documented_keys_and_no_others(tmp_path: Path):
     trainer(tmp_path, steps=1).train()
     before, line = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    elsewhere = {"reward/NAME", "multiplier/NAME", "moe/changed", "moe/load_max", "moe/balance_loss"}
+    elsewhere = {
+        "reward/NAME",
+        "multiplier/NAME",
+        "moe/changed",
+        "moe/load_max",
+        "moe/balance_loss",
+        "rows/masked",
+        "rows/dropped",
+    }
     documented = documented_keys() - elsewhere | {"reward/digits"}
     assert set(line) == documented - {"eval/overlap"}
     assert before["step"] == 0

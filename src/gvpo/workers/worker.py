@@ -16,14 +16,14 @@ import pickle
 import select
 import struct
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gvpo.errors import GvpoError
 from gvpo.workers import deadline
 from gvpo.workers.reasons import UNSCORABLE, hearing
-from gvpo.workers.state import Keeper, keeps_state
+from gvpo.workers.state import Keeper
 from gvpo.workers.wire import Inbox, frame
 
 MOMENT = 0.005
@@ -52,7 +52,7 @@ def _serve(requests: int, replies: int, progress: int) -> None:
     link = _Link(requests, replies, progress)
     setup = pickle.loads(link.read())
     _limit_memory(setup["memory_limit"])
-    functions, keepers, problem = _load(setup["functions"])
+    functions, keepers, problem = _load(setup["functions"], setup["stateful"])
     link.write({"problem": problem})
     calls = _Calls(functions, keepers, setup["timeout"])
     while True:
@@ -149,7 +149,7 @@ def _limit_memory(limit: int | None) -> None:
 
 
 def _load(
-    pickled: Mapping[str, bytes],
+    pickled: Mapping[str, bytes], stateful: Collection[str]
 ) -> tuple[list[Callable[..., Any]], dict[int, Keeper], dict[str, Any] | None]:
     """Return the functions in order, the states that they keep, and the problem of the first that cannot be loaded."""
     functions: list[Callable[..., Any]] = []
@@ -158,7 +158,7 @@ def _load(
         try:
             functions.append(pickle.loads(data))
             getattr(functions[-1], "prepare", lambda: None)()
-            if keeps_state(functions[-1]):
+            if name in stateful:
                 keepers[number] = Keeper(functions[-1])
         except GvpoError as error:
             return [], {}, {"name": name, "error": str(error), "traceback": _traceback(error), "stated": True}

@@ -126,3 +126,20 @@ async def length_later(completions, **_):
 
     await asyncio.sleep(0.01)
     return [float(len(text)) for text in completions]
+
+
+class Counting:
+    """A reward that counts its calls. Workers import it from this module, where it is not declared as stateful."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, completions, **_):
+        self.calls += 1
+        return [float(self.calls)] * len(completions)
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]

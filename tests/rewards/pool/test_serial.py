@@ -13,6 +13,7 @@ import gvpo
 from gvpo.errors import RewardError
 from gvpo.rewards import InProcessReward, RewardBatch, RewardPool
 from gvpo.rewards.identity import identity
+from tests.rewards.pool import attackers
 
 GROUPS = [RewardBatch("p", ["a", "bb"], {"answer": 1}), RewardBatch("q", ["ccc"], {"answer": 2})]
 
@@ -149,6 +150,17 @@ def test_a_state_contains_only_plain_values():
     message = r"reward 'other' cannot be used: its state_dict\(\) contains a threading.Thread, which cannot be stored"
     with RewardPool({"other": Other()}) as pool, pytest.raises(RewardError, match=message):
         pool.score(texts("a"))
+
+
+def test_an_object_or_an_imported_class_may_be_declared_where_it_is_used(monkeypatch: pytest.MonkeyPatch):
+    declared = gvpo.reward(attackers.Counting(), stateful=True)
+    monkeypatch.setattr(attackers.Counting, "gvpo_stateful", True, raising=False)  # as by gvpo.reward(Counting)
+    for counting in (declared, attackers.Counting()):
+        with RewardPool({"counting": counting}) as pool:
+            assert rewards(pool.score(texts("a", "b"))) == [[1], [2]]
+            with pool.unchanged():
+                assert rewards(pool.score(texts("a"))) == [[3]]
+            assert rewards(pool.score(texts("a"))) == [[3]]
 
 
 def test_a_declared_method_is_a_reward():

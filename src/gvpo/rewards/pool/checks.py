@@ -8,6 +8,7 @@ import cloudpickle
 
 from gvpo.errors import RewardError
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
+from gvpo.workers.state import keeps_state
 
 NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
 """Arguments that TRL passes to rewards in addition to the columns."""
@@ -84,6 +85,20 @@ def pickled(name: str, function: RewardFunc) -> bytes:
             f"reward {name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
             "create its locks, open files and clients inside the function, or on its first call"
         ) from error
+
+
+def worker_setup(functions: Mapping[str, RewardFunc], *, timeout: float, memory_limit: int | None) -> Mapping[str, Any]:
+    """Return the setup that a worker of some functions reads first.
+
+    Raises:
+        RewardError: If a function cannot be sent to a worker.
+    """
+    return {
+        "functions": {name: pickled(name, function) for name, function in functions.items()},
+        "stateful": [name for name, function in functions.items() if keeps_state(function)],
+        "timeout": timeout,
+        "memory_limit": memory_limit,
+    }
 
 
 def cannot_send(name: str, arguments: Mapping[str, Any], error: Exception) -> RewardError:

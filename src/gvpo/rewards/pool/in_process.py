@@ -7,10 +7,10 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gvpo.rewards.base import RewardFunc
+from gvpo.rewards.base import BATCH, RewardFunc
 from gvpo.types import Verdict
 from gvpo.workers.reasons import hearing
-from gvpo.workers.state import Keeper, keeps_state
+from gvpo.workers.state import STATEFUL, Keeper, keeps_state
 from gvpo.workers.worker import checked
 
 
@@ -31,6 +31,7 @@ class InProcessReward:
         self.__name__, self._function = name, function
         with contextlib.suppress(TypeError, ValueError):  # some callables of extensions have no signature
             self.__signature__ = inspect.signature(function)
+        vars(self).update({each: getattr(function, each, False) for each in (BATCH, STATEFUL)})
         self.required_columns = tuple(getattr(function, "required_columns", ()))
         self.state: str | None = None
         self._keeper: Keeper | None = None

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature, check_ready
-from gvpo.rewards.pool.checks import check_limits, checked_weights, pickled, require_columns
+from gvpo.rewards.pool.checks import check_limits, checked_weights, require_columns, worker_setup
 from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import is_local
 from gvpo.rewards.pool.outcomes import Failure
@@ -69,8 +69,8 @@ class RewardPool:
             for name, function in remote.items()
             if is_serial(function)
         }
-        sent = {name: pickled(name, function) for name, function in remote.items() if name not in self._serial}
-        setup = {"functions": sent, "timeout": timeout, "memory_limit": memory_limit}
+        sent = {name: function for name, function in remote.items() if name not in self._serial}
+        setup = worker_setup(sent, timeout=timeout, memory_limit=memory_limit)
         self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=path)
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
@@ -104,7 +104,7 @@ class RewardPool:
     @property
     def scores_batches(self) -> bool:
         """True if a reward must see all rows of a step, or all of them in order."""
-        return bool(self._serial)
+        return any(map(is_serial, self._functions.values()))
 
     def state_dict(self) -> dict[str, str]:
         """Return the states of the stateful rewards by name, without those that have not been called."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvpo.rewards.base import BATCH, RewardBatch, RewardFunc, RewardSignature
-from gvpo.rewards.pool.checks import cannot_send, pickled
+from gvpo.rewards.pool.checks import cannot_send, worker_setup
 from gvpo.rewards.pool.local import joined_arguments
 from gvpo.rewards.pool.outcomes import Outcomes
 from gvpo.workers.dispatch import Call, Dispatcher, Reply
@@ -48,7 +48,7 @@ class SerialReward:
     ) -> None:
         self.state: str | None = None
         self._name, self._function = name, function
-        setup = {"functions": {name: pickled(name, function)}, "timeout": timeout, "memory_limit": memory_limit}
+        setup = worker_setup({name: function}, timeout=timeout, memory_limit=memory_limit)
         self._dispatcher = Dispatcher(setup, workers=1, timeout=timeout, log=log, spare=False)
 
     def score(self, position: int, batches: Sequence[RewardBatch], outcomes: Outcomes) -> None:
