@@ -41,7 +41,8 @@ settings have no sections. The name of a field is its key, prefixed with the sec
   paths are relative to the working directory.
 - Command-line settings override the recipe, and the recipe overrides the one that it extends. A layer that names
   another objective drops the objective keywords of the layers below.
-- A misspelled key is an error that suggests the closest key.
+- A misspelled key is an error that suggests the closest key. An option of TRL, transformers, PEFT or verl is an error
+  that says what corresponds to it ([options of TRL](trl-options.md)).
 """
 
 KEYWORDS = """\

@@ -204,6 +204,25 @@ def test_rows_that_are_too_long_are_treated_as_in_trl():
     assert "data.overlong_answers" not in convert({"max_length": None}, "SFTConfig")[0]
 
 
+def test_the_file_of_the_command_line_of_trl():
+    file = {
+        "model_name_or_path": "m",
+        "dataset_name": "d",
+        "use_peft": True,
+        "lora_r": 8,
+        "lora_target_modules": "q_proj",
+    }
+    found, missing = convert({**file, "attn_implementation": "eager", "reward_funcs": ["accuracy_reward"]})
+    assert (found["model.path"], found["data.train"], found["model.attention"]) == ("m", "d", "eager")
+    assert (found["lora.rank"], found["lora.alpha"], found["lora.target_modules"]) == (8, 32, ["q_proj"])
+    assert missing == [
+        "reward_funcs=['accuracy_reward'] (use 'rewards.funcs': names of gvpo, module:function or file.py:function)"
+    ]
+    assert convert({**file, "lora_target_modules": "all-linear"})[0]["lora.target_modules"] == []
+    assert "lora.rank" not in convert({**file, "use_peft": False})[0]
+    assert TrainConfig.from_trl(file).lora_rank == 8
+
+
 def test_one_notice_lists_what_has_no_counterpart():
     with pytest.warns(GvpoWarning) as caught:
         config = TrainConfig.from_trl({"use_vllm": True, "min_p": 0.1, "learning_rate": 3e-5})

@@ -185,6 +185,7 @@ TABLE: dict[str, dict[str, Answer]] = {
     },
     "Rewards": {
         "reward_weights": _same("rewards.weights"),
+        "reward_funcs": Answer("rewards.funcs", "names of gvpo, module:function or file.py:function"),
         "custom_reward_function": Answer("rewards.funcs", '["file.py:function"]'),
         "reward_model_path reward_model_name_or_path reward_model": _REWARD_MODEL,
         "multi_objective_aggregation": _none("rewards are added with rewards.weights before advantages are computed"),
@@ -202,7 +203,8 @@ TABLE: dict[str, dict[str, Answer]] = {
             "load the model with transformers and pass it to gvpo.Trainer"
         ),
         "tokenizer_name tokenizer_name_or_path": _same("model.tokenizer"),
-        "attn_implementation use_flash_attention_2": Answer("model.attention", "sdpa, flash_attention_2, ..."),
+        "attn_implementation": _same("model.attention"),
+        "use_flash_attention_2": Answer("model.attention", "flash_attention_2"),
         "bf16 dtype torch_dtype mixed_precision": _PRECISION,
         "fp16": Answer("model.compute_dtype", "float16 is not available; bfloat16 needs no loss scaling"),
         "bf16_full_eval fp16_full_eval cast_lm_head_to_fp32": _needless(

@@ -144,7 +144,7 @@ def convert(options: object, kind: str = "GRPOConfig") -> tuple[dict[str, Any], 
         ConfigError: If `options` is something else, or a mapping has an option that TRL does not have.
     """
     o = _of_mapping(options, kind) if isinstance(options, Mapping) else _of_object(options)
-    rules = [_copied, _length, _schedule, _precision, _saving, _evaluation, _trackers, _RULES[o.kind]]
+    rules = [_copied, _adapter, _length, _schedule, _precision, _saving, _evaluation, _trackers, _RULES[o.kind]]
     return {key: value for rule in rules for key, value in rule(o)}, o.lost()
 
 
@@ -181,8 +181,20 @@ def _copied(o: Options) -> Settings:
     """Yield the options whose values carry over unchanged."""
     for name in o.values:
         answer = ANSWERS.get(name)
-        if answer and answer.same and (value := o[name]) is not None:
+        if answer is None or not answer.same or answer.key.startswith("lora."):
+            continue
+        if (value := o[name]) is not None:
             yield answer.key, json.loads(value) if name == "chat_template_kwargs" and isinstance(value, str) else value
+
+
+def _adapter(o: Options) -> Settings:
+    """Yield the options of `trl grpo --config`, which has those of an adapter beside those of GRPOConfig."""
+    rank, alpha, names = o["lora_r"] or 16, o["lora_alpha"] or 32, o["lora_target_modules"]
+    if o["use_peft"]:
+        yield from (("lora.rank", rank), ("lora.alpha", alpha), ("lora.dropout", o["lora_dropout"] or 0.0))
+        listed = [names] if isinstance(names, str) else names or []
+        yield "lora.target_modules", [name for name in listed if name != "all-linear"]  # the default of gvpo
+        yield "lora.quantization", "4bit" if o["load_in_4bit"] else "none"
 
 
 def _updates(o: Options) -> tuple[int, int, int]:
