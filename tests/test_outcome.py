@@ -88,7 +88,10 @@ LOUD = {
     "half without a reward": (run(20, (ALL, {"rows/failed": 0.5})), "50% of the completions had no reward"),
     "skipped groups": (run(20, (ALL, {"groups/skipped": 4})), "80 of 160 groups were skipped"),
     "blamed rows": (run(20, (ALL, {"rows/paid_worst": 0.5})), "50% of the completions got the worst reward"),
-    "all cut": (run(20, (ALL, {"rows/truncated": 1.0})), "100% of the completions were cut at 64 tokens"),
+    "all cut": (
+        run(20, (ALL, {"rows/truncated": 1.0})),
+        "100% of the completions were cut at the maximum length of 64",
+    ),
     "skipped updates": (
         run(20, (range(0, 21, 2), {"train/updates": 0, "train/skipped_updates": 1, "train/lr": None})),
         "10 of 20 updates were skipped",

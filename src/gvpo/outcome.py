@@ -208,8 +208,8 @@ def _of_truncation(lines: Lines) -> str:
         return ""
     longest = round(max(_values(sampled, "length/max"), default=0))
     return (
-        f"{_percent(share)} of the completions were cut at {longest} tokens before they ended, so rewards were given "
-        f"to unfinished answers; raise sampling.max_tokens, or {SEE} if the model never stops"
+        f"{_percent(share)} of the completions were cut at the maximum length of {longest} before they ended, so "
+        f"rewards were given to unfinished answers; raise sampling.max_tokens, or {SEE} if the model never stops"
     )
 
 
