@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ANNOUNCED = 50_000_000
-"""Number of parameters above which a person notices that a model is loaded twice."""
+"""Number of parameters above which a person notices that a model is loaded or checked once more."""
 
 
 def check_adapter(config: TrainConfig, peft_config: object | None) -> None:

@@ -19,6 +19,7 @@ from gvpo.config import TrainConfig, updates_per_step
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
 from gvpo.rollout.usable import TrainingGroup
+from gvpo.system_errors import is_out_of_memory
 from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
@@ -26,10 +27,12 @@ from gvpo.training.objective import BoundObjective
 from gvpo.training.step.attach import attach, detach, own_scores, penalise
 from gvpo.training.step.plan import StepPlan, plan_step
 from gvpo.types import Group
+from gvpo.update.choose_path import choose_path, known_paths
 from gvpo.update.coefficients import Objective
 from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.experts.routing import RoutingMode
 from gvpo.update.group_backward import TokenLogprobs, UpdateOutput, group_backward, score
+from gvpo.update.passes import passes
 from gvpo.update.precision import autocast, is_half
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class Learner:
         self.constraints = Constraints.of(config)
         self._makes_reference = objective.needs_reference and not reference_given
         stored = self._makes_reference and config.reference != "previous"
+        known_paths(model)  # the reference shares it
         self.reference = make_reference(model) if stored else None
         if config.sharding == "full":
             self._shard()
@@ -146,6 +150,23 @@ class Learner:
         ]
         self.budget.resolve(lambda: self._find_budget(batch))
         return self._attempt(functools.partial(self._score, self.model, batch), batch)
+
+    def compare_paths(self) -> None:
+        """Compare the fast paths of the update with the plain one now, so that the first step does not do it.
+
+        A split model leaves it to the first step. If memory runs out, that step repeats it.
+
+        Raises:
+            ModelError: If train.prefix_sharing is "on" and the model cannot share prompts.
+        """
+        if fsdp.is_sharded(self.model):
+            return
+        try:
+            with passes(self.model):
+                choose_path(self.model, self.config.prefix_sharing)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of mixed precision according to `model.compute_dtype`; weights stay unchanged."""
