@@ -158,3 +158,9 @@ def test_a_plan_has_the_warm_start_as_a_stage_inside_the_run_directory():
 def test_resolving_does_not_import_torch():
     code = "import sys; from gvpo.config import TrainConfig, resolve; resolve(TrainConfig(model_path='m'))"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_steps_and_epochs_are_not_both_set():
+    with pytest.raises(ConfigError, match=r"set train\.steps or train\.epochs, not both \(they are 3 and 2\)"):
+        resolve(TrainConfig(steps=3, epochs=2), Given(model=True, rewards=True))
+    assert resolve(config(epochs=2), Given(model=True, rewards=True)).settings.epochs == 2

@@ -89,6 +89,12 @@ def test_a_recipe_extends_another(tmp_path):
     assert (config.steps, config.learning_rate, config.seed) == (9, 0.1, 3)
 
 
+def test_a_number_of_steps_replaces_a_number_of_epochs_and_vice_versa():
+    assert layer({"steps": 3, "seed": 1}, {"epochs": 2}) == {"epochs": 2, "seed": 1}
+    assert layer({"epochs": 2, "seed": 1}, {"steps": 3}) == {"steps": 3, "seed": 1}
+    assert layer({"epochs": 2}, {"seed": 1}) == {"epochs": 2, "seed": 1}
+
+
 def test_another_objective_drops_the_keywords_of_the_first():
     below = {"objective": "gvpo", "beta": 0.2, "reference": "initial", "steps": 3}
     assert layer(below, {"objective": "rloo"}) == {"objective": "rloo", "reference": "initial", "steps": 3}

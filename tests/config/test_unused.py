@@ -27,7 +27,6 @@ CASES: list[tuple[dict[str, Any], Given, str]] = [
     ({"warm_start_batch": 3, "warm_start_schedule": "linear"}, ONLINE, "warm_start.batch, warm_start.schedule have no"),
     ({"warm_start_options": {"digits": 2}}, ONLINE, "warm_start.options has no effect: warm_start.steps is 0"),
     ({"task": "addition", "warm_start_steps": 2}, ONLINE, "warm_start.steps has no effect: the model that was passed"),
-    ({"steps": 3, "epochs": 2}, ONLINE, "train.steps has no effect: train.epochs determines"),
     ({"patience": 2}, ONLINE, "eval.patience has no effect: eval.every is 0"),
     # another source takes precedence
     ({"train_data": "a.jsonl"}, PASSED, "data.train has no effect"),

@@ -1,5 +1,6 @@
 """A disk that fails at its k-th operation: by death (as SIGKILL does) or by an error (as a full disk does)."""
 
+import contextlib
 import errno
 import io
 import os
@@ -123,6 +124,15 @@ class InlinePool:
         pass
 
     def require_columns(self, batches: Sequence[RewardBatch]) -> None:
+        pass
+
+    def unchanged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
         pass
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:

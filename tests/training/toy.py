@@ -70,6 +70,8 @@ def config(run_dir: Path | None = None, **settings: Any) -> TrainConfig:
         "reward_workers": 1,
         "checkpoint_verify": False,
     }
+    if "epochs" in settings:
+        del small["steps"]
     return TrainConfig(**{**small, **settings})
 
 

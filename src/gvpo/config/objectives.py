@@ -24,7 +24,7 @@ class ObjectiveSpec:
     """An objective as far as it is known before its function is called.
 
     Args:
-        function: Place of the function, "module:function".
+        function: Place of the function, "module:function", or a function that is given in Python.
         summary: Short description.
         paper: arXiv number of its paper.
         learns_from: "groups" of completions with rewards, written "answers", or "pairs": one chosen answer per prompt
@@ -36,7 +36,7 @@ class ObjectiveSpec:
         at_reference: Description of the objective that it equals as long as the policy equals its reference, if any.
     """
 
-    function: str
+    function: "str | Callable[..., ObjectiveOutput]"
     summary: str
     paper: str
     learns_from: Literal["groups", "answers", "pairs"] = "groups"
@@ -47,7 +47,9 @@ class ObjectiveSpec:
     at_reference: str | None = None
 
     def load(self) -> "Callable[..., ObjectiveOutput]":
-        """Import the function."""
+        """Return the function; import it if its place is known."""
+        if not isinstance(self.function, str):
+            return self.function
         function: Callable[..., ObjectiveOutput] = lazy.named(self.function)
         return function
 
@@ -200,6 +202,8 @@ def find_objective(name: str) -> ObjectiveSpec:
     Raises:
         ConfigError: If there is no such objective.
     """
+    if name.startswith("python:"):
+        raise ConfigError(f"objective.name={name!r} is a function; pass it to gvpo.Trainer as objective")
     if name not in OBJECTIVES:
         raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")
     return OBJECTIVES[name]

@@ -7,11 +7,13 @@ a tokenizer or data are in `gvpo.training.checks`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gvpo.config.defaults import find_default, left_open, regime
+from gvpo.config.given_objective import name_of, spec_of
 from gvpo.config.objectives import ObjectiveSpec, find_objective
 from gvpo.config.rules import doubtful, impossible
 from gvpo.config.settings import TrainConfig
@@ -44,6 +46,7 @@ class Given:
         rewards: True if rewards are passed; None leaves them to the settings and the task.
         model: True if a model is passed.
         adapter: True if an adapter is passed, or a model that has one.
+        objective: Objective that is passed as a function, if any.
     """
 
     train: Kind | None = None
@@ -51,6 +54,7 @@ class Given:
     rewards: bool | None = None
     model: bool = False
     adapter: bool = False
+    objective: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,11 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
         ConfigError: If settings cannot work; the message contains the key and a remedy.
     """
     given = given or Given()
-    objective = find_objective(config.objective)
+    objective, name = _objective(config, given)
     source = _source(config, objective, given)
-    default, automatic = find_default(config, objective, source), left_open(config, objective)
-    settings = config.replace(**{name: getattr(default, name) for name in automatic})
+    named = config.replace(objective=name)
+    default, automatic = find_default(named, objective, source), left_open(config, objective)
+    settings = named.replace(**{name: getattr(default, name) for name in automatic})
     plan = RunPlan(
         settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic
     )
@@ -147,6 +152,13 @@ def warm_start_settings(config: TrainConfig) -> TrainConfig:
         checkpoint_verify=False,
         **{name: getattr(config, name) for name in SHARED},
     )
+
+
+def _objective(c: TrainConfig, given: Given) -> tuple[ObjectiveSpec, str]:
+    """Return the entry of the objective and its name: that of the settings, or the function that is passed."""
+    if given.objective is None:
+        return find_objective(c.objective), c.objective
+    return spec_of(given.objective, c.group_size), name_of(given.objective)
 
 
 def _source(

@@ -31,6 +31,10 @@ def impossible(plan: "RunPlan", given: "Given") -> Broken:
 
 def _batches(c: TrainConfig) -> Broken:
     yield (
+        c.epochs is not None and "steps" in c.model_fields_set,
+        f"set train.steps or train.epochs, not both (they are {c.steps} and {c.epochs})",
+    )
+    yield (
         c.groups_per_update is not None and c.groups_per_update > c.prompts_per_step,
         f"train.groups_per_update={c.groups_per_update} is larger than train.prompts_per_step={c.prompts_per_step}",
     )

@@ -313,7 +313,7 @@ class TrainSection(Section):
         default=100, ge=1, description="Number of training steps; a step is one rollout with all its updates"
     )
     epochs: int | None = Field(
-        default=None, ge=1, description="Number of passes through the data; overrides train.steps"
+        default=None, ge=1, description="Number of passes through the training prompts, instead of train.steps"
     )
     prompts_per_step: int = Field(
         default=16, ge=1, description="Number of prompts per step, and so of groups per rollout"
@@ -328,6 +328,10 @@ class TrainSection(Section):
     )
     warmup_updates: int = Field(
         default=0, ge=0, description="Number of updates with a linearly increasing learning rate"
+    )
+    extend_schedule: bool = Field(
+        default=False,
+        description="Permission to resume a run with another number of steps although its schedule is linear or cosine",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of matrices; norms and biases have none")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of AdamW's first moment")

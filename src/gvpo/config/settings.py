@@ -182,7 +182,14 @@ _DOTTED = {field: dotted for dotted, field in FIELDS.items()}
 
 
 def layer(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings over settings; a layer with another objective drops the lower layer's objective keywords."""
+    """Return settings over settings.
+
+    A layer with another objective drops the lower layer's objective keywords, and a layer with a number of steps drops
+    the lower layer's number of epochs, and vice versa.
+    """
     if above.get("objective", below.get("objective")) != below.get("objective"):
         below = {name: value for name, value in below.items() if name not in OBJECTIVE_KEYWORDS}
+    ends = {"steps", "epochs"}
+    if ends & above.keys():
+        below = {name: value for name, value in below.items() if name not in ends}
     return {**below, **above}

@@ -64,6 +64,7 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not divides_by_length, ("objective.max_length",), "only the reduction 'constant' divides by it"
     yield c.task is None, ("data.task_options",), "data.task is not set"
     yield given.train is not None, ("data.train",), "train_dataset is used instead"
+    yield given.objective is not None, ("objective.name",), "the objective that is passed is used instead"
     yield given.held_out == "problems", ("data.eval",), "eval_dataset is used instead"
     yield c.warm_start_steps == 0, _WARMING, "warm_start.steps is 0"
     passed = given.model and c.warm_start_steps > 0
@@ -72,6 +73,5 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     unread = c.warm_start_steps == 0 and not demonstrates
     yield unread, ("warm_start.demonstrations", "warm_start.options"), "warm_start.steps is 0"
     yield not adapted, ("lora.base_dtype", "lora.quantization"), "no adapter is trained"
-    yield c.epochs is not None, ("train.steps",), "train.epochs determines the number of steps"
     yield "wandb" not in c.trackers, ("run.project",), "run.trackers does not contain wandb"
     yield c.push_to_hub is None, ("checkpoint.push_private",), "checkpoint.push_to_hub is not set"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import TrainConfig, find_objective
+from gvpo.config import OBJECTIVES, TrainConfig
 from gvpo.data import TASKS, Split, Task, numbered, problems_from_records, with_prompt
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError, DataError
@@ -132,7 +132,8 @@ def demonstrations(
         ]
     )
     kept = likeliest(written, config.keep_share)
-    needed = ALIGNED in find_objective(config.objective).needs
+    spec = OBJECTIVES.get(config.objective)  # a function that is given in Python needs no scores
+    needed = spec is not None and ALIGNED in spec.needs
     encoded = encode(config, tokenizer, [problem for problem, _ in kept])
     end = answer_ending(config, tokenizer, model)
     answers = [

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gvpo import activity, notices, runfiles
 from gvpo.config import TrainConfig
+from gvpo.config.given_objective import PREFIX
 from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
@@ -104,7 +105,9 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         RunError: If the directory already contains a run or is in use, or (resume) contains no run or another one.
         GvpoError: If nothing can be saved there, or a reward cannot be sent to its workers.
     """
-    path = inputs.settings.run_dir or ranks.on_first(lambda: free_directory("runs", inputs.settings.objective))
+    path = inputs.settings.run_dir or ranks.on_first(
+        lambda: free_directory("runs", inputs.settings.objective.removeprefix(PREFIX))
+    )
     if resume:  # opening the run first, because `locked` would create the directory
         before = ranks.on_first(lambda: read_settings(RunDirectory.open(path)))
         inputs = dataclasses.replace(inputs, plan=inputs.plan.started_as(before))
@@ -120,12 +123,13 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         with activity.phase("trying to save"):
             ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
         with activity.phase("choosing the compute dtype"):
-            dtype = _stored_dtype(path, config) if resume else _chosen_dtype(policy, config)
+            dtype = stored_dtype(path, config) if resume else _chosen_dtype(policy, config)
         run = ranks.on_first(lambda: _directory(path, inputs, policy, dtype, resume=resume))
         _say(inputs, resume=resume)
         start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before the model is split
         resolved = config.replace(compute_dtype=dtype)
-        learner = Learner(policy.model, build_objective(config), resolved, reference_given=_stores_reference(inputs))
+        objective = build_objective(config, inputs.plan.objective)
+        learner = Learner(policy.model, objective, resolved, reference_given=_stores_reference(inputs))
         for line in () if resume else _introduction(inputs, learner):
             _print(line)
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
@@ -174,7 +178,7 @@ def _chosen_dtype(policy: Policy, config: TrainConfig) -> str:
     return dtype
 
 
-def _stored_dtype(path: Path, config: TrainConfig) -> str:
+def stored_dtype(path: Path, config: TrainConfig) -> str:
     """Return the dtype that a run started with. Earlier versions did not record it, and had no choice on a CPU."""
     found = ranks.on_first(lambda: runfiles.read_json(path / runfiles.ENVIRONMENT).get(COMPUTE_DTYPE))
     return found if found in ("float32", "bfloat16") else "bfloat16" if is_half(config) else "float32"
@@ -194,6 +198,8 @@ def _fingerprints(inputs: RunInputs, policy: Policy) -> Mapping[str, str]:
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
     if inputs.plan.samples or (inputs.held_out and inputs.rewards):
         found |= {f"reward {name!r}": identity(function) for name, function in inputs.rewards.items()}
+    if not isinstance(inputs.plan.objective.function, str):
+        found["objective"] = identity(inputs.plan.objective.function)
     if lora.is_adapted(policy.model):
         found[BASE] = base_fingerprint(policy.model)  # no checkpoint contains those weights
     return found

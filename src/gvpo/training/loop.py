@@ -108,6 +108,8 @@ class Session:
             self._card()  # it is written with the first checkpoint, so try it before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
+            if not self._is_last():
+                ranks.on_first(self.run.reopen)
             while not self._is_last() and not self._is_asked_to_stop():
                 self._step(self.state.step + 1)
             if not self._is_last():
@@ -309,7 +311,13 @@ class Session:
         is_new = self.config.model_init is not None
         start = self.config.model_path or ("" if is_new else str(self.learner.model.name_or_path))
         return model_card(
-            self.config, self.state, self.tokenizer, start, needs_reference=needs_reference, adapter=adapter
+            self.config,
+            self.state,
+            self.tokenizer,
+            start,
+            needs_reference=needs_reference,
+            adapter=adapter,
+            objective=self.learner.objective.spec,
         )
 
     def _verify(self, path: Path) -> None:

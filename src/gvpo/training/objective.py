@@ -32,9 +32,9 @@ class BoundObjective:
         return "old_logprobs" in self.spec.needs
 
 
-def build_objective(config: TrainConfig) -> BoundObjective:
-    """Return the objective that the settings name, with the keywords that they set."""
-    spec = find_objective(config.objective)
+def build_objective(config: TrainConfig, spec: ObjectiveSpec | None = None) -> BoundObjective:
+    """Return an objective with the keywords that the settings set; by default the one that they name."""
+    spec = spec or find_objective(config.objective)
     given, keywords = spec.set_by(config), spec.bound(config)
     if keywords.get("reduction") == "constant" and keywords.get("max_length") is None:
         given["max_length"] = config.max_tokens

@@ -3,7 +3,7 @@
 Trainer(model, reward_funcs, args, train_dataset).train()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
 from gvpo.training.inputs import prepare
 from gvpo.training.loop import events_of, train
-from gvpo.training.session.standalone import evaluator_of, with_start
+from gvpo.training.session.standalone import evaluator_of, with_dtype, with_start
 from gvpo.update.distributed import fsdp, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+
+    from gvpo.objectives import ObjectiveOutput
 
 
 class Trainer:
@@ -47,6 +49,8 @@ class Trainer:
             `PeftModel` as `model` is trained in place as well.
         reward_processing_classes: Tokenizers of the classifiers in `reward_funcs`, with None for the other rewards; by
             default, those saved with the classifiers.
+        objective: Loss to train with, instead of the one that `args` names: a function of log-probs and the inputs
+            that its signature names, which returns an `ObjectiveOutput` (docs/guides/python.md).
         callbacks: Instances or subclasses of transformers' `TrainerCallback` (docs/guides/python.md).
         others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
@@ -67,6 +71,7 @@ class Trainer:
         peft_config: object | None = None,
         reward_processing_classes: RewardTokenizers = None,
         callbacks: Sequence[object] | None = None,
+        objective: "Callable[..., ObjectiveOutput] | None" = None,
         **others: object,
     ) -> None:
         refuse_others(others, signature(type(self)).parameters)
@@ -84,6 +89,7 @@ class Trainer:
                 rewards=None if reward_funcs is None else callable(reward_funcs) or bool(reward_funcs),
                 model=True,
                 adapter=peft_config is not None or lora.is_adapted(model),
+                objective=objective,
             )
             plan = resolve(config, given)
             check_surroundings(config)
@@ -151,8 +157,9 @@ class Trainer:
             ConfigError: If there is no held-out data.
         """
         with notices.handled(self._notices.add), ranks.explained():
-            self._held_groups = with_start(self._inputs, self._policy, self._held_groups, self._events.run_dir)
-            with evaluator_of(self._inputs, self._policy, self._held_groups) as evaluator:
+            inputs = with_dtype(self._inputs, self._policy, self._events.run_dir)
+            self._held_groups = with_start(inputs, self._policy, self._held_groups, self._events.run_dir)
+            with evaluator_of(inputs, self._policy, self._held_groups) as evaluator:
                 if not evaluator:
                     raise ConfigError("there is nothing to evaluate on: pass eval_dataset, or set data.eval")
                 return self._events.evaluated(evaluator.measure().metrics)

@@ -151,7 +151,6 @@ def test_a_float64_model_survives_a_resume(tmp_path: Path):
     ("changes", "message"),
     [
         ({"beta": 0.5}, r"started with objective.beta=0.1, not 0.5; resume it with the same settings"),
-        ({"steps": 9}, r"started with train.steps=5, not 9"),
         ({"seed": 1}, r"started with run.seed=0, not 1"),
     ],
 )
@@ -222,3 +221,54 @@ def test_another_reward_of_the_same_name_is_rejected_even_before_the_first_check
     with pytest.raises(RunError, match="was started with another reward 'digits'"):
         trainer(tmp_path, rewards=judge(-1.0), steps=2).train(resume=True)
     assert trainer(tmp_path, rewards=judge(1.0), steps=2).train(resume=True)["steps"] == 2
+
+
+# a run that ends elsewhere than planned
+
+STEADY: dict[str, Any] = {"schedule": "constant", "warmup_updates": 2, "eval_every": 2, "checkpoint_every": 2}
+
+
+def test_a_finished_run_continues_with_more_steps_as_an_unbroken_one(tmp_path: Path):
+    unbroken = (tmp_path / "unbroken", *run(tmp_path / "unbroken", "every three", steps=6, **STEADY))
+    path = tmp_path / "run"
+    run(path, "every three", steps=4, **STEADY)
+    assert_same_run(path, *run(path, "every three", steps=6, resume=True, **STEADY), unbroken)
+    assert (path / "config.json").read_text().replace("/run", "/unbroken") == (
+        tmp_path / "unbroken/config.json"
+    ).read_text()
+    moved = json.loads((path / "environment.json").read_text())["moved"]
+    assert moved == [{"after_step": 4, "steps_before": 4, "steps": 6}]
+    assert run(path, "every three", steps=6, resume=True, **STEADY)[0]["steps"] == 6  # it is the run's setting now
+    with pytest.raises(RunError, match=r"has done 6 steps already, so train.steps=5 is too few; set 6 or more"):
+        run(path, "every three", steps=5, resume=True, **STEADY)
+
+
+def test_a_run_may_end_earlier_than_planned_at_the_step_it_has_reached(tmp_path: Path):
+    with stopped_at(4):
+        run(tmp_path, "previous", **{**STEADY, "eval_every": 5, "checkpoint_every": 3})
+    summary, _ = run(tmp_path, "previous", resume=True, steps=3, **{**STEADY, "eval_every": 5, "checkpoint_every": 3})
+    assert summary["steps"] == 3
+    assert lines(tmp_path)[-1]["step"] == 3
+    assert lines(tmp_path)[-1]["eval/accuracy"] == summary["accuracy_after"]
+
+
+def test_a_new_end_of_a_decaying_schedule_must_be_confirmed(tmp_path: Path):
+    run(tmp_path, "previous")
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(RunError, match=r"planned for 5 steps with train.schedule='linear'.* train.extend_schedule=tr"):
+        run(tmp_path, "previous", resume=True, steps=8)
+    assert (tmp_path / "config.json").read_text() == before
+    assert (tmp_path / "summary.json").exists()
+    with noticed("the first 5 steps had the rates of 5, so the result is not that of an unbroken run"):
+        assert run(tmp_path, "previous", resume=True, steps=8, extend_schedule=True)[0]["steps"] == 8
+    rates = [line["train/lr"] for line in lines(tmp_path)[1:]]
+    assert rates[5] > rates[4]  # step 6 has the rate of an unbroken run of 8 steps
+    assert rates[5] == pytest.approx(3e-3 * (1 - (4 * 5 + 3 - 2) / (8 * 4 - 2)))
+
+
+def test_a_run_that_continues_has_no_summary_until_it_ends(tmp_path: Path):
+    run(tmp_path, "previous", steps=2, **STEADY)
+    with stopped_at(3):
+        run(tmp_path, "previous", steps=4, resume=True, **STEADY)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "report.html").exists()

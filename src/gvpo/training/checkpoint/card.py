@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.config import OBJECTIVE_KEYWORDS, TrainConfig, find_objective
+from gvpo.config import OBJECTIVE_KEYWORDS, ObjectiveSpec, TrainConfig, find_objective
 from gvpo.model.lora import Adapter
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.run_directory import environment
@@ -27,6 +27,7 @@ def model_card(
     *,
     needs_reference: bool,
     adapter: Adapter | None = None,
+    objective: ObjectiveSpec | None = None,
 ) -> str:
     """Return the text of the card.
 
@@ -37,11 +38,13 @@ def model_card(
         start: Model that training started from, a Hub model ID or a path; "" for a randomly initialized one.
         needs_reference: Whether the objective read reference log-probs.
         adapter: LoRA adapter that the checkpoint contains instead of a model.
+        objective: Entry of the objective; by default that of the settings.
 
     Returns:
         Markdown that begins with the Hub's metadata. The same settings and state give the same text.
     """
-    keywords = (f"{name} {value}" for name, value in _keywords(config).items())
+    spec = objective or find_objective(config.objective)
+    keywords = (f"{name} {value}" for name, value in _keywords(config, spec).items())
     rows = [
         ("Objective", ", ".join([config.objective, *keywords])),
         ("Reference", _reference(config) if needs_reference else "none"),
@@ -52,15 +55,15 @@ def model_card(
     title = f"{config.objective.upper()}, step {state.step}"
     load = _load(tokenizer) if adapter is None else _load_adapter(tokenizer, adapter)
     return "\n".join(
-        [_metadata(config, start, adapter), f"# {title}\n", _opening(start), "| | |\n|---|---|", facts, load]
+        [_metadata(config, spec, start, adapter), f"# {title}\n", _opening(start), "| | |\n|---|---|", facts, load]
     )
 
 
-def _metadata(config: TrainConfig, start: str, adapter: Adapter | None) -> str:
+def _metadata(config: TrainConfig, spec: ObjectiveSpec, start: str, adapter: Adapter | None) -> str:
     library, base = ("transformers", start) if adapter is None else ("peft", adapter.base)
     lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     lines += ["tags:", "- gvpo", *(["- lora"] if adapter is not None else [])]
-    lines += ["- reinforcement-learning"] if find_objective(config.objective).learns_from == "groups" else []
+    lines += ["- reinforcement-learning"] if spec.learns_from == "groups" else []
     if _is_hub_id(base):
         lines.append(f"base_model: {base}")
     if config.train_data is not None and _is_hub_id(config.train_data):
@@ -100,9 +103,8 @@ def _reference(config: TrainConfig) -> str:
     return names.get(config.reference) or f"policy refreshed {config.reference.replace(':', ' ')} steps"
 
 
-def _keywords(config: TrainConfig) -> Mapping[str, Any]:
+def _keywords(config: TrainConfig, spec: ObjectiveSpec) -> Mapping[str, Any]:
     """Return the objective's keywords: the values of the settings, else its own defaults."""
-    spec = find_objective(config.objective)
     settings = {name: getattr(config, name) for name in OBJECTIVE_KEYWORDS if spec.takes(name)}
     resolved = {name: spec.keywords.get(name) if value is None else value for name, value in settings.items()}
     if config.kl_in_reward > 0:

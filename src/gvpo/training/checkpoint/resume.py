@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvpo import runfiles
-from gvpo.config import TrainConfig
-from gvpo.config.recipe import restore_config
+from gvpo import notices, runfiles
+from gvpo.config import FIELDS, TrainConfig
+from gvpo.config.recipe import dump_config, restore_config
 from gvpo.errors import CheckpointError, GvpoError, RunError, one_line
 from gvpo.model import lora
 from gvpo.model.model import load_model
@@ -33,6 +33,9 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may change."""
 
+HORIZON = ("train.steps", "train.epochs", "train.extend_schedule", "eval.stop_at_accuracy", "eval.patience")
+"""Settings that say when a run ends, which a resumed run may change as well; its config.json then has the new ones."""
+
 BASE = "base model under its adapter"
 """Name of the fingerprint of a LoRA run's frozen weights."""
 
@@ -46,13 +49,13 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
         inputs: Current fingerprints of the data and the rewards, by name.
 
     Raises:
-        RunError: If there is no run, its settings cannot be read, or it was started with other settings, data or
-            rewards.
+        RunError: If there is no run, its settings cannot be read, it was started with other settings, data or
+            rewards, or it cannot end where the settings ask for it.
     """
     run = RunDirectory.open(path)
-    before = _flat(read_settings(run))
-    now = _flat(config)
-    changed = [key for key in now if before[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    started = read_settings(run)
+    before, now = _flat(started), _flat(config)
+    changed = [key for key in now if before[key] != now[key] and not key.startswith((*MAY_CHANGE, *HORIZON))]
     if changed:
         key = changed[0]
         raise RunError(
@@ -60,7 +63,42 @@ def open_run(path: Path, config: TrainConfig, inputs: Mapping[str, str]) -> RunD
             "or start another run"
         )
     _refuse_other_inputs(run, inputs)
+    if any(before[key] != now[key] for key in HORIZON):
+        _move_end(run, started, config)
     return run
+
+
+def _move_end(run: RunDirectory, started: TrainConfig, config: TrainConfig) -> None:
+    """Let a run end elsewhere than it was started to, and note that in its files."""
+    done = max((int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")), default=0)
+    if config.steps != started.steps:
+        _check_end(run.path, started, config, done)
+        facts = runfiles.read_json(run.path / runfiles.ENVIRONMENT)
+        moved = {"after_step": done, "steps_before": started.steps, "steps": config.steps}
+        runfiles.write_json(run.path / runfiles.ENVIRONMENT, {**facts, "moved": [*facts.get("moved", []), moved]})
+    ends = {FIELDS[key]: getattr(config, FIELDS[key]) for key in HORIZON}
+    runfiles.write_text(run.config_path, dump_config(started.replace(**ends)))
+
+
+def _check_end(path: Path, started: TrainConfig, config: TrainConfig, done: int) -> None:
+    """Check that a run that has done some steps can end after another number of steps than planned."""
+    if config.steps < done:
+        raise RunError(
+            f"{path} has done {done} steps already, so train.steps={config.steps} is too few; set {done} or more, or "
+            "start another run"
+        )
+    if config.schedule == "constant" or done == 0:
+        return
+    schedule = f"train.schedule={config.schedule!r}"
+    if not config.extend_schedule:
+        raise RunError(
+            f"{path} was planned for {started.steps} steps with {schedule}, which gave its {done} steps their "
+            f"learning rates; add train.extend_schedule=true to continue with the rates of {config.steps} steps"
+        )
+    notices.warn(
+        f"{schedule} is now that of {config.steps} steps; the first {done} steps had the rates of {started.steps}, so "
+        "the result is not that of an unbroken run"
+    )
 
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:

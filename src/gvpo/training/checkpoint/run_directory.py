@@ -181,6 +181,11 @@ class RunDirectory:
         self._require_present()
         runfiles.write_json(self.path / runfiles.SUMMARY, summary)
 
+    def reopen(self) -> None:
+        """Remove the summary and the report of a finished run that continues with more steps."""
+        for path in (self.path / runfiles.SUMMARY, self.report_path):
+            path.unlink(missing_ok=True)
+
     def truncate_after(self, step: int) -> None:
         """Remove what was written after `step`, so that a resumed run writes it again.
 

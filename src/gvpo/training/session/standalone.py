@@ -1,6 +1,7 @@
 """Evaluation without a run: nothing is written, and no optimizer or reference model is created."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from gvpo import runfiles
 from gvpo.rollout.rewards import reward_pool
 from gvpo.training.budget import UNMEASURED, Budget
-from gvpo.training.build import eval_inputs
+from gvpo.training.build import eval_inputs, stored_dtype
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import with_own_scores, with_reference_scores
@@ -16,7 +17,15 @@ from gvpo.training.session.evaluator import Evaluator
 from gvpo.types import Group
 from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.group_backward import TokenLogprobs, score
-from gvpo.update.precision import autocast
+from gvpo.update.precision import autocast, choose_dtype
+
+
+def with_dtype(inputs: RunInputs, policy: Policy, run_dir: Path | None) -> RunInputs:
+    """Return the inputs with the compute dtype resolved: that of the run, or the one that a new run would choose."""
+    config = inputs.settings
+    dtype = choose_dtype(config, policy.model)[0] if run_dir is None else stored_dtype(run_dir, config)
+    plan = dataclasses.replace(inputs.plan, settings=config.replace(compute_dtype=dtype))
+    return dataclasses.replace(inputs, plan=plan)
 
 
 @contextlib.contextmanager
@@ -42,7 +51,7 @@ def evaluator_of(inputs: RunInputs, policy: Policy, groups: Sequence[Group]) -> 
             inputs.settings,
             eval_inputs(inputs, policy, pool),
             groups,
-            build_objective(inputs.settings).beta,
+            build_objective(inputs.settings, inputs.plan.objective).beta,
             score=functools.partial(_score, inputs, policy),
             sampling=sampling,
         )
