@@ -347,7 +347,7 @@ ARGUMENTS = {
     "environment_factory": "environments are not available; score whole completions with reward_funcs",
     "data_collator": "rows are packed by gvpo; pass rows with `prompt`, or `chosen` and `rejected`",
     "compute_metrics": "pass reward functions; one with the weight 0 is only measured",
-    "compute_loss_func": "choose an objective in args",
+    "compute_loss_func": "pass the function as objective, or choose an objective in args",
     "preprocess_logits_for_metrics": "pass reward functions; one with the weight 0 is only measured",
     "formatting_func": "map the dataset to `prompt` and `completion`, or to `messages`",
     "tokenizer": "pass it as processing_class",

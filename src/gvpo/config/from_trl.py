@@ -188,7 +188,7 @@ def _copied(o: Options) -> Settings:
 
 
 def _adapter(o: Options) -> Settings:
-    """Yield the options of `trl grpo --config`, which has those of an adapter beside those of GRPOConfig."""
+    """Yield the options of `trl grpo --config`, which has those of an adapter in addition."""
     rank, alpha, names = o["lora_r"] or 16, o["lora_alpha"] or 32, o["lora_target_modules"]
     if o["use_peft"]:
         yield from (("lora.rank", rank), ("lora.alpha", alpha), ("lora.dropout", o["lora_dropout"] or 0.0))
