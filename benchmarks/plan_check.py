@@ -1,6 +1,7 @@
-"""Compare the planner's memory formulas (`gvpo.planning`) with the peak resident memory of real steps.
+"""Compare the planner's memory and time (`gvpo.planning`) with the peak resident memory and the seconds of real steps.
 
-    python benchmarks/plan_check.py [CASE ...]
+    python benchmarks/plan_check.py [CASE ...]            memory
+    python benchmarks/plan_check.py --seconds [CASE ...]  processor seconds of each phase, with one thread
 
 Each case runs in a separate process, on the CPU of a Linux machine. A tiny model of the same architecture is trained
 first, so that all code is loaded and not counted. Then come the case's model, its reference, a first update that
@@ -10,6 +11,9 @@ high-water mark above the initial memory of the process.
 Each case is measured twice: with freed memory kept, as the trainer keeps it, and with MALLOC_MMAP_THRESHOLD_=65536,
 which returns freed blocks to the system immediately, so that only memory in use counts. The column `tuned` marks the
 cases that were used to derive the formulas.
+
+Seconds are those of the second of two whole steps, because the first one also checks the fast paths. They are processor
+seconds, as are the rates that the plan measures, so that other programs on the machine do not matter.
 """
 
 import argparse
@@ -19,16 +23,26 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gvpo.planning import Architecture, Device, Memory, Workload, estimate_memory, read_architecture
+from gvpo.planning import (
+    Architecture,
+    Device,
+    Memory,
+    Seconds,
+    Workload,
+    estimate_memory,
+    estimate_seconds,
+    read_architecture,
+)
 
 MIB = 2**20
-CPU = Device("cpu", "cpu", 0, 1, 1)
+CPU = Device("cpu", "cpu", 0)
 KEPT, EXACT = "kept", "exact"
 MALLOC = {KEPT: {}, EXACT: {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 
@@ -55,12 +69,16 @@ def _work(prompt: int, answer: int, budget: int, **others: Any) -> Workload:
 
 
 _QWEN2 = _model("qwen2", 4, 256, 32_000, num_key_value_heads=2)
+_SMOLLM2 = _model(
+    "llama", 30, 576, 49_152, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536
+)  # SmolLM2-135M; its weights do not matter here
 _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
 
 CASES = {
     "qwen2-1024": Case(_QWEN2, _work(64, 64, 1024), tuned=True),
     "qwen2-4096": Case(_QWEN2, _work(128, 128, 4096), tuned=True),
     "qwen2-short": Case(_QWEN2, _work(64, 16, 256, group_size=4), tuned=True),
+    "qwen2-lora": Case(_QWEN2, _work(64, 16, 256, group_size=4, lora_rank=8)),
     "qwen2-4096-bfloat16": Case(_QWEN2, _work(128, 128, 4096, half=True), tuned=True),
     "llama-2048": Case(
         _model("llama", 8, 512, 1024, intermediate_size=1536, tie_word_embeddings=False),
@@ -93,6 +111,12 @@ CASES = {
         _work(32, 96, 1500, group_size=4),
     ),
     "llama-checkpointing": Case(_model("llama", 10, 384, 3000), _work(48, 100, 3000, checkpointing=True)),
+    "smollm2": Case(_SMOLLM2, _work(32, 32, 2048), tuned=True),
+    "smollm2-lora": Case(_SMOLLM2, _work(32, 32, 2048, lora_rank=8), tuned=True),
+    "smollm2-bfloat16": Case(_SMOLLM2, _work(32, 32, 2048, half=True), tuned=True),
+    "smollm2-128": Case(_SMOLLM2, _work(128, 64, 2048)),
+    "smollm2-128-lora": Case(_SMOLLM2, _work(128, 64, 2048, lora_rank=8)),
+    "smollm2-512": Case(_SMOLLM2, _work(512, 128, 4096, prompts_per_step=2, group_size=4, tokens_per_batch=8192)),
     "qwen2-sampling": Case(
         _model("qwen2", 8, 256, 4000, num_key_value_heads=2),
         _work(64, 192, 512, tokens_per_batch=65_536),
@@ -106,9 +130,17 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
     parser.add_argument("--phases", action="store_true", help="Also print each phase")
+    parser.add_argument("--seconds", action="store_true", help="Compare processor seconds instead of memory")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(_measure(CASES[options.measure])))
+        measured = _seconds if options.seconds else _measure
+        print(json.dumps(measured(CASES[options.measure])))
+        return
+    if options.seconds:
+        print("| case | sampling: planned, measured | scoring | updating | together | ratio |")
+        print("|---|---|---|---|---|---|")
+        for name in options.cases or CASES:
+            _print_seconds(name)
         return
     print("| case | tuned | parameters | predicted MiB | phase | measured MiB | ratio | in use MiB | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -129,17 +161,25 @@ def _print(name: str, phases: bool) -> None:
             print(f"    {phase:10} {memory.peak_of(phase) / MIB:8.0f} {usual[phase]:8.0f} {exact[phase]:8.0f}")
 
 
+def _print_seconds(name: str) -> None:
+    found = measure(name, KEPT, "--seconds")
+    planned, real = Seconds(**found["planned"]), Seconds(**found["measured"])
+    phases = ("sampling", "scoring", "updating", "total")
+    cells = " | ".join(f"{getattr(planned, phase):.1f}, {getattr(real, phase):.1f}" for phase in phases)
+    print(f"| {name} | {cells} | {planned.total / real.total:.2f} |", flush=True)
+
+
 def predicted(case: Case) -> tuple[Architecture, Memory]:
     """Return the architecture of a case and the planner's memory for it."""
     model = read_architecture({**case.model, "model_type": case.model["architecture"]})
     return model, estimate_memory(model, case.workload, CPU)
 
 
-def measure(name: str, malloc: str = KEPT) -> dict[str, float]:
-    """Return MiB at the peak of each phase, above the initial memory, measured in a separate process."""
+def measure(name: str, malloc: str = KEPT, *flags: str) -> dict[str, Any]:
+    """Return what a separate process measures: MiB at the peak of each phase, above the initial memory, or seconds."""
     threads = {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [sys.executable, __file__, "--measure", name],
+        [sys.executable, __file__, "--measure", name, *flags],
         env={**os.environ, **threads, **MALLOC[malloc]},
         capture_output=True,
         text=True,
@@ -147,7 +187,7 @@ def measure(name: str, malloc: str = KEPT) -> dict[str, float]:
     )
     if finished.returncode:
         raise SystemExit(f"{name} failed:\n{finished.stderr}")
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return found
 
 
@@ -193,25 +233,56 @@ def _measure(case: Case) -> dict[str, float]:
     return peaks.found
 
 
-def _run(case: Case, mark: Callable[[str], None]) -> None:
-    """Run a small step, which creates the optimizer's moments, and then the case's step."""
+def _seconds(case: Case) -> dict[str, dict[str, float]]:
+    """Return the seconds of each phase: those of a plan with rates that are measured now, and those of a step."""
+    from gvpo.model.cpu.rates import measure_rates
+    from gvpo.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    tokenizer(case.model["vocab_size"])
+    found, since = dict[str, float](), [time.process_time()]
+
+    def mark(phase: str) -> None:
+        found[phase] = time.process_time() - since[0]
+        since[0] = time.process_time()
+
+    _run(case, mark, steps=2)
+    model, work = predicted(case)[0], case.workload
+    outputs = model.expert_intermediate or model.intermediate
+    rates = measure_rates(model.hidden, outputs, work.rows_at_once, half=work.half)
+    real = Seconds(found["sampling"], found.get("scoring", 0.0), found["update"] + found["optimizer"])
+    return {"planned": asdict(estimate_seconds(model, work, CPU, rates)), "measured": asdict(real)}
+
+
+def _run(case: Case, mark: Callable[[str], None], steps: int = 1) -> None:
+    """Run a small step, which creates the optimizer's moments, and then the case's steps."""
     from gvpo.config import TrainConfig
     from gvpo.model.model import checkpoint_activations, load_model
-    from gvpo.model.reference import Reference
+    from gvpo.model.reference import make_reference
     from gvpo.training import optimizer as optim
 
     model = load_model(init=case.model)
     model.train()
+    if case.workload.lora_rank:
+        _adapt(model, case.workload.lora_rank)
     if case.workload.checkpointing:
         checkpoint_activations(model)
-    reference = Reference(model) if case.workload.reference else None
+    reference = make_reference(model) if case.workload.reference else None
     optimizer = optim.make_optimizer(model, TrainConfig())
     mark("load")
     first = replace(case.workload, prompts_per_step=1, group_size=2, prompt_tokens=4, completion_tokens=4)
-    for workload in (first, case.workload):
+    for workload in (first, *[case.workload] * steps):
         _step(workload, model, reference, mark)
         optim.step(optimizer, model.parameters(), rate=1e-6, max_grad_norm=1.0)
         mark("optimizer")
+
+
+def _adapt(model: Any, rank: int) -> None:
+    import peft
+
+    from gvpo.model import lora
+
+    lora.add_adapter(model, peft.LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear"))
 
 
 def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], None]) -> None:
@@ -228,8 +299,8 @@ def _step(workload: Workload, model: Any, reference: Any, mark: Callable[[str], 
     mark("sampling")
     groups, budget = make_groups(workload, model.config.vocab_size), workload.tokens_per_microbatch
     if reference is not None:
-        with precision():
-            scores = iter(score(reference.model, groups, tokens_per_microbatch=budget))
+        with precision(), reference.scoring() as frozen:
+            scores = iter(score(frozen, groups, tokens_per_microbatch=budget))
         groups = [_with_reference(group, scores) for group in groups]
         mark("scoring")
     with precision():

@@ -130,6 +130,27 @@ def test_a_model_that_does_not_fit_comes_with_the_number_of_devices(model, capsy
     assert "Settings" not in out
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["train.groups_per_update=4"], "objective.reference previous no copy is kept"),
+        (["train.passes=2"], "objective.reference previous no copy is kept"),
+        (["train.passes=2", "objective.reference=initial"], "objective.reference initial its copy fits"),
+        (["lora.rank=8"], "objective.reference initial the model without the adapter; no copy is kept"),
+    ],
+)
+def test_the_reference_is_that_of_a_run(model, capsys, settings, line):
+    assert line in " ".join(plan(capsys, model, "--gpu", "h100", *settings).split())
+
+
+def test_an_adapter_needs_less_memory_and_disk(model, capsys):
+    sizes = ["--gpu", "h100", "train.tokens_per_microbatch=1024", "sampling.tokens_per_batch=2048"]
+    full, adapted = (plan(capsys, model, *sizes, *words) for words in ([], ["lora.rank=8"]))
+    for pattern in (r"fits: ([\d.]+) GiB", r"disk +([\d.]+) GiB"):
+        most, least = (float(re.search(pattern, out)[1]) for out in (full, adapted))
+        assert least < most / 2
+
+
 def test_the_plan_for_this_machine(model, capsys):
     assert "CPU with" in plan(capsys, model, "--gpu", "cpu", "train.prompts_per_step=2")
 

@@ -80,6 +80,29 @@ def test_each_persistent_item_has_four_bytes_per_parameter():
     assert "scoring" not in estimate_memory(LLAMA, work(reference=False), CPU).phases
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_an_adapter_has_state_and_the_weights_below_it_have_none(narrow: bool):
+    memory = estimate_memory(LLAMA, work(lora_rank=2, narrow_base=narrow), CPU)
+    adapter = 4 * 3 * 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 160))
+    for phase in memory.phases.values():
+        assert (phase["weights"], phase["adapter"], phase["optimizer"]) == (
+            (2 if narrow else 4) * LLAMA.parameters,
+            adapter,
+            2 * adapter,
+        )
+        assert "reference" not in phase
+        assert "embedding" not in phase
+    assert memory.phases["optimizer"]["gradients"] == adapter
+    assert "scoring" in memory.phases
+
+
+def test_an_adapter_keeps_its_own_activations_too():
+    full, adapted = (estimate_memory(LLAMA, work(lora_rank=rank), CPU).phases["update"] for rank in (0, 2))
+    tokens = rectangles(work(), shared=True)[0].tokens
+    assert adapted["activations"] == full["activations"]
+    assert adapted["adapter's activations"] == 4 * tokens * 3 * 7 * 2
+
+
 def test_gpus_shard_persistent_items_and_not_activations():
     one = estimate_memory(LLAMA, work(), GPU).phases["update"]
     four = estimate_memory(LLAMA, work(), Device("gpu", "cuda", 0, 1, 1, count=4)).phases["update"]
@@ -116,7 +139,7 @@ def test_a_checkpoint_on_disk_has_the_estimated_size(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc, which only Linux has")
-@pytest.mark.parametrize("name", ["qwen2-short", "llama-2048"])
+@pytest.mark.parametrize("name", ["qwen2-short", "llama-2048", "qwen2-lora"])
 def test_a_real_step_needs_the_estimated_memory(name):
     """Compare a few cases; the table in docs/internals/measurements.md has all of them."""
     peak = max(plan_check.measure(name).values())

@@ -82,7 +82,7 @@ def test_the_plan_reports_how_many_devices_are_enough():
 
 def test_seconds_are_proportional_to_operations():
     slow = Device("slow", "cuda", 0, 1e12, 1e12)
-    fast = replace(slow, rate=2e12)
+    fast = replace(slow, rate=2e12, bandwidth=2e12)
     base, twice = estimate_seconds(HALF_B, Workload(), slow), estimate_seconds(HALF_B, Workload(), fast)
     assert base.updating == pytest.approx(2 * twice.updating)
     assert estimate_seconds(HALF_B, Workload(checkpointing=True), slow).updating > base.updating

@@ -41,13 +41,16 @@ class Requirement:
 READS = {
     "model.compute_dtype": "auto, which is planned as bfloat16 on GPUs",
     "model.gradient_checkpointing": "only if it is needed",
+    "lora.rank": "all weights are trained",
+    "lora.base_dtype": "",
     "sampling.group_size": "",
     "sampling.max_tokens": "",
     "sampling.tokens_per_batch": "the largest that fits",
-    "objective.reference": "initial, which keeps a frozen copy",
+    "objective.reference": "initial, or previous with several updates per rollout, as for gvpo",
     "train.steps": "",
     "train.prompts_per_step": "",
     "train.groups_per_update": "",
+    "train.passes": "",
     "train.tokens_per_microbatch": "the largest that fits",
 }
 PLAN_FLAGS = ("gpu", "gpus", "memory", "prompt_tokens")

@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gvpo.config import TrainConfig
+from gvpo.config import OBJECTIVES, TrainConfig
+from gvpo.config.defaults import find_default
 from gvpo.model_directories import model_in
 from gvpo.planning import (
     Architecture,
     Device,
     Plan,
+    Rates,
     Workload,
     checkpoint_bytes,
     estimate_seconds,
@@ -65,10 +67,29 @@ def workload_of(given: Mapping[str, Any], device: Device) -> Workload:
         **{
             **kept,
             "half": device.kind != "cpu" if dtype == AUTO else dtype == "bfloat16",
-            "reference": given.get("reference") != "previous",
+            "reference": _reference(given) != "previous",
             "checkpointing": given.get("gradient_checkpointing", False),
+            "narrow_base": given.get("lora_base_dtype") == "bfloat16",
         }
     )
+
+
+def _reference(given: Mapping[str, Any]) -> str:
+    """Return the reference that a run of GVPO would use."""
+    config = TrainConfig(**{name: value for name, value in given.items() if name in TrainConfig.model_fields})
+    if config.reference != AUTO:
+        return config.reference
+    return find_default(config, OBJECTIVES[config.objective], "live").reference
+
+
+def _rates(model: Architecture, workload: Workload, device: Device) -> Rates | None:
+    """Return the rates of this machine's CPU, measured now; None for a GPU."""
+    if device.kind != "cpu":
+        return None
+    from gvpo.model.cpu.rates import measure_rates
+
+    outputs = model.expert_intermediate if model.experts else model.intermediate
+    return measure_rates(model.hidden, outputs, workload.rows_at_once, half=workload.half)
 
 
 def _config(model: str) -> dict[str, object]:
@@ -136,19 +157,22 @@ def _checkpointing_note(plan: Plan, asked: Workload) -> str:
 
 
 def _reference_note(plan: Plan) -> str:
+    if plan.workload.lora_rank and plan.workload.reference:
+        return "the model without the adapter; no copy is kept"
     if plan.reference_fits is None:
         return "no copy is kept"
     return "its copy fits" if plan.reference_fits else "a frozen copy does not fit"
 
 
 def _costs(plan: Plan, model: Architecture, device: Device, steps: int) -> Iterator[str]:
-    seconds = estimate_seconds(model, plan.workload, device)
+    seconds = estimate_seconds(model, plan.workload, device, _rates(model, plan.workload, device))
     yield (
         f"time   about {_duration(seconds.total)} per step (sampling {_duration(seconds.sampling)}, "
         f"scoring {_duration(seconds.scoring)}, updating {_duration(seconds.updating)}), "
         f"{_duration(steps * seconds.total)} for {steps} steps, without rewards and evaluation"
     )
-    checkpoint = checkpoint_bytes(model, reference=plan.workload.reference) / GIB
+    use = plan.workload
+    checkpoint = checkpoint_bytes(model, reference=use.reference, lora_rank=use.lora_rank) / GIB
     defaults = TrainConfig()
     files = steps // defaults.rollouts_every if defaults.rollouts_every else 0
     total = run_bytes(model, plan.workload, keep=defaults.checkpoint_keep, rollouts=files) / GIB
@@ -172,6 +196,8 @@ def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
         yield "for several devices set train.sharding=full and start with torchrun (`gvpo docs scaling`)"
     if device.kind == "cuda":
         yield "the memory formulas are checked on a CPU, not on a GPU (`gvpo docs doctor`); time is a rough guide"
+    if device.kind == "cpu":
+        yield "seconds are those of a machine without other work, on the threads that torch uses (OMP_NUM_THREADS)"
     yield "the plan assumes that every completion has the maximum length; shorter ones need less"
 
 

@@ -5,7 +5,7 @@ from gvpo.planning.devices import GPUS, Device, find_device
 from gvpo.planning.disk import checkpoint_bytes, run_bytes
 from gvpo.planning.memory import Memory, estimate_memory
 from gvpo.planning.search import Plan, make_plan
-from gvpo.planning.seconds import Seconds, estimate_seconds
+from gvpo.planning.seconds import Rates, Seconds, estimate_seconds
 from gvpo.planning.workload import Workload
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Device",
     "Memory",
     "Plan",
+    "Rates",
     "Seconds",
     "Workload",
     "checkpoint_bytes",

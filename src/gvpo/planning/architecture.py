@@ -130,6 +130,17 @@ class Architecture:
         return self.layer_parameters - max(0, idle)
 
     @property
+    def adapted_features(self) -> int:
+        """Sum of inputs and outputs over the linear layers of a layer that an adapter changes; experts have none."""
+        attention = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key)
+        inner = self.shared_intermediate if self.experts else self.intermediate
+        return attention + (3 if self.gated else 2) * (self.hidden + inner) * bool(inner)
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the number of parameters of an adapter on every linear layer except the head."""
+        return rank * self.layers * self.adapted_features
+
+    @property
     def head(self) -> int:
         """Number of parameters of the head, V H."""
         return self.vocabulary * self.hidden

@@ -1,4 +1,4 @@
-"""Devices to plan for: GPUs, with the values of their data sheets, and this machine's CPU.
+"""Devices to plan for: GPUs, with the values of their data sheets, and this machine's CPU with its memory.
 
 The values come from NVIDIA's data sheets of A10G, L4, T4, A100, L40S, H100 SXM, H200 SXM, B200, RTX 3090 and RTX 4090.
 Rates are dense bfloat16 rates (float16 for the T4, which has no bfloat16).
@@ -8,12 +8,8 @@ import math
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from gvpo.errors import ConfigError
 from gvpo.nearest import did_you_mean
@@ -30,16 +26,16 @@ class Device:
         name: Common name.
         kind: "cuda" or "cpu".
         memory: Bytes per device.
-        rate: Peak rate of matmuls, in operations per second.
-        bandwidth: Peak memory bandwidth, in bytes per second.
+        rate: Peak rate of matmuls, in operations per second; 0 for a CPU, whose rates are measured at a model's sizes.
+        bandwidth: Peak memory bandwidth, in bytes per second; 0 for a CPU.
         count: Number of devices.
     """
 
     name: str
     kind: str
     memory: float
-    rate: float
-    bandwidth: float
+    rate: float = 0.0
+    bandwidth: float = 0.0
     count: int = 1
 
 
@@ -119,8 +115,8 @@ def nvidia_gpus() -> list[str]:
 
 
 def this_cpu() -> Device:
-    """Return this machine's CPU, with its memory and with rates measured in a fraction of a second."""
-    return Device(f"CPU with {os.cpu_count()} cores", "cpu", machine_memory(), _matmul_rate(), _copy_rate())
+    """Return this machine's CPU."""
+    return Device(f"CPU with {os.cpu_count()} cores", "cpu", machine_memory())
 
 
 def machine_memory() -> float:
@@ -168,22 +164,3 @@ def _left_of_address_space() -> float:
     except (ImportError, OSError):
         return math.inf
     return math.inf if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
-
-
-def _matmul_rate() -> float:
-    """Return the operations per second of a float32 matmul: the best of four measurements."""
-    size = 768
-    matrix = np.ones((size, size), dtype=np.float32)
-    return 2 * size**3 / min(_time(lambda: matrix @ matrix) for _ in range(4))
-
-
-def _copy_rate() -> float:
-    """Return the bytes per second, read and written, of a copy that exceeds every cache."""
-    source = np.ones(2**24, dtype=np.float32)
-    return 2 * source.nbytes / min(_time(source.copy) for _ in range(3))
-
-
-def _time(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began

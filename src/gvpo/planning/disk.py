@@ -12,8 +12,13 @@ bytes of text.
 """
 
 
-def checkpoint_bytes(model: Architecture, *, reference: bool) -> float:
-    """Return the bytes of a checkpoint: float32 weights, AdamW's two moments, and the stored reference."""
+def checkpoint_bytes(model: Architecture, *, reference: bool, lora_rank: int = 0) -> float:
+    """Return the bytes of a checkpoint: float32 weights that are trained, their two moments, the stored reference.
+
+    The reference of a new adapter is the model without it, and is not stored.
+    """
+    if lora_rank:
+        return FLOAT * 3 * model.adapter_parameters(lora_rank)
     return FLOAT * model.parameters * (4 if reference else 3)
 
 
@@ -31,4 +36,5 @@ def run_bytes(model: Architecture, workload: Workload, *, keep: int, rollouts: i
         keep: Value of checkpoint.keep.
         rollouts: Number of steps that write their completions.
     """
-    return (keep + 2) * checkpoint_bytes(model, reference=workload.reference) + rollouts * rollout_bytes(workload)
+    checkpoint = checkpoint_bytes(model, reference=workload.reference, lora_rank=workload.lora_rank)
+    return (keep + 2) * checkpoint + rollouts * rollout_bytes(workload)

@@ -8,6 +8,9 @@ to the optimizer step. Temporary memory: the sampler's cache and logits, activat
     update     the larger of: at the head, all layers' activations + head;  at the end, gradients + embedding gradient
     optimizer  weights + moments + reference + gradients + temporaries
 
+An adapter has weights, gradients and moments of its own; the weights below it have only their 4N or, in bfloat16, 2N
+bytes, and the reference is the model without the adapter.
+
 Activations are counted as the tensors that autograd saves (`activation_bytes`). `benchmarks/plan_check.py` compares
 these estimates with measured peaks.
 """
@@ -81,7 +84,11 @@ def estimate_memory(model: Architecture, workload: Workload, device: Device) -> 
     phases = {
         "sampling": {**lasting, **_sampling(model, workload, device)},
         "update": max(_update(model, workload, device, shapes, lasting), key=lambda items: sum(items.values())),
-        "optimizer": {**lasting, "gradients": _shard(model.parameters, device), **_optimizer(model, device)},
+        "optimizer": {
+            **lasting,
+            "gradients": _shard(_trained(model, workload), device),
+            **_optimizer(model, workload, device),
+        },
     }
     if workload.reference:
         phases["scoring"] = {**lasting, **_scoring(model, workload, device, shapes[0])}
@@ -132,11 +139,19 @@ def _shard(elements: float, device: Device) -> float:
     return FLOAT * elements / device.count
 
 
+def _trained(model: Architecture, workload: Workload) -> int:
+    """Return the number of parameters that are trained."""
+    return model.adapter_parameters(workload.lora_rank) if workload.lora_rank else model.parameters
+
+
 def _lasting(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
-    state = _shard(model.parameters, device)
-    items = {"weights": state, "optimizer": 2 * state}
-    if workload.reference:
-        items["reference"] = state
+    trained = _shard(_trained(model, workload), device)
+    items = {"weights": trained, "optimizer": 2 * trained}
+    if workload.lora_rank:
+        frozen = _shard(model.parameters, device) * (HALF / FLOAT if workload.narrow_base else 1)
+        items = {"weights": frozen, "adapter": trained, "optimizer": 2 * trained}
+    elif workload.reference:
+        items["reference"] = trained
     if device.count > 1:  # two layers and the head are gathered at a time
         width = HALF if workload.half else FLOAT
         items["gathered weights"] = width * (2 * model.layer_parameters + model.head)
@@ -150,7 +165,7 @@ def _with_allocator(items: Mapping[str, float], lasting: Mapping[str, float]) ->
 
 def _cast(model: Architecture, workload: Workload, device: Device) -> float:
     """Return the bytes of bfloat16 weights that autocast keeps during a micro-batch; the head has a separate copy."""
-    if not workload.half or device.count > 1:
+    if not workload.half or workload.narrow_base or device.count > 1:
         return 0
     return HALF * model.layers * model.layer_parameters
 
@@ -159,7 +174,7 @@ def _update(
     model: Architecture, workload: Workload, device: Device, shapes: list[Rectangle], lasting: Mapping[str, float]
 ) -> Iterator[dict[str, float]]:
     """Yield the items at the peak of each micro-batch at the head, and at the end of the last micro-batch."""
-    gradients = _shard(model.parameters, device)
+    gradients = _shard(_trained(model, workload), device)
     cast = _cast(model, workload, device)
     for number, shape in enumerate(shapes[:1] + shapes[1:2]):
         yield {
@@ -167,6 +182,7 @@ def _update(
             "gradients": gradients if number else 0,
             "weights in bfloat16": cast,
             "activations": _activations(model, workload, shape),
+            "adapter's activations": _adapter_activations(model, workload, shape),
             "attention mask": _mask(model, shape),
             "head": max(_head(model, workload, device, shape), _top_layer(model, workload, shape)),
         }
@@ -175,16 +191,25 @@ def _update(
         "gradients": gradients,
         "weights in bfloat16": cast,
         "activations": shapes[-1].tokens * activation_bytes(model, half=workload.half),
-        "embedding": FLOAT
-        * model.head
-        * (2 if model.tied else 1),  # a dense gradient, and the head's gradient that is added to it
+        "embedding": _embedding(model, workload),
     }
+
+
+def _embedding(model: Architecture, workload: Workload) -> float:
+    """Return the bytes of the embedding's dense gradient, and of the head's gradient if it is added to it."""
+    return 0 if workload.lora_rank else FLOAT * model.head * (2 if model.tied else 1)
 
 
 def _activations(model: Architecture, workload: Workload, shape: Rectangle) -> float:
     """Return the bytes of all layers' activations (with checkpointing only their inputs) and of the last norm."""
     layer = FLOAT * model.hidden if workload.checkpointing else activation_bytes(model, half=workload.half)
     return shape.tokens * (model.layers * layer + 3 * FLOAT * model.hidden)
+
+
+def _adapter_activations(model: Architecture, workload: Workload, shape: Rectangle) -> float:
+    """Return the bytes of the inputs of an adapter's second matrices, [tokens, rank] per linear layer."""
+    linears = 7 if model.gated else 6
+    return FLOAT * shape.tokens * linears * workload.lora_rank * (1 if workload.checkpointing else model.layers)
 
 
 def _mask(model: Architecture, shape: Rectangle) -> float:
@@ -205,7 +230,7 @@ def _chunks(model: Architecture, workload: Workload, device: Device, scored: int
 def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
     """Return the bytes of the scored hidden states and their gradient, the head's gradient and chunks of logits."""
     hidden = 2 * FLOAT * shape.scored * model.hidden
-    weight = (FLOAT + (HALF if workload.half else 0)) * model.head  # narrow: the weight itself
+    weight = (FLOAT * (not workload.lora_rank) + HALF * workload.half) * model.head  # narrow: the weight itself
     if not model.fused_head:
         return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh saves its output
     return hidden + weight + _chunks(model, workload, device, shape.scored)
@@ -223,7 +248,8 @@ def _top_layer(model: Architecture, workload: Workload, shape: Rectangle) -> flo
     """
     inner = model.active_experts * model.expert_intermediate if model.experts else model.intermediate
     again = activation_bytes(model, half=workload.half) if workload.checkpointing else 0
-    return FLOAT * (model.head + shape.tokens * (inner + 2 * model.hidden)) + shape.tokens * again
+    head = 0 if workload.lora_rank else model.head
+    return FLOAT * (head + shape.tokens * (inner + 2 * model.hidden)) + shape.tokens * again
 
 
 def _scoring(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> dict[str, float]:
@@ -254,8 +280,9 @@ def _sampling(model: Architecture, workload: Workload, device: Device) -> dict[s
     }
 
 
-def _optimizer(model: Architecture, device: Device) -> dict[str, float]:
+def _optimizer(model: Architecture, workload: Workload, device: Device) -> dict[str, float]:
     """Return AdamW's temporaries: two of the largest parameter on a CPU, one of all parameters on a GPU (foreach)."""
     if device.kind == "cpu":
-        return {"temporaries": 2 * FLOAT * model.largest}
-    return {"temporaries": _shard(model.parameters, device)}
+        largest = workload.lora_rank * max(model.hidden, model.intermediate) if workload.lora_rank else model.largest
+        return {"temporaries": 2 * FLOAT * largest}
+    return {"temporaries": _shard(_trained(model, workload), device)}

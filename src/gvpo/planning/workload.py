@@ -20,6 +20,9 @@ class Workload:
         reference: Whether a frozen copy of the policy is kept ("initial" or "every:N").
         half: Whether autocast computes in bfloat16; weights, gradients and optimizer state stay float32.
         checkpointing: Whether activations are recomputed in the backward.
+        passes: Number of passes over each rollout.
+        lora_rank: Rank of an adapter on frozen weights; 0 if all weights are trained.
+        narrow_base: Whether the frozen weights are stored in bfloat16.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -35,6 +38,9 @@ class Workload:
     reference: bool = True
     half: bool = True
     checkpointing: bool = False
+    passes: int = 1
+    lora_rank: int = 0
+    narrow_base: bool = False
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "prompt_tokens", "completion_tokens"):
@@ -67,11 +73,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A micro-batch of lanes x length tokens, of which `scored` are predicted."""
+    """A micro-batch of lanes x length tokens, of which `scored` are predicted.
+
+    Args:
+        lanes: Number of rows of the forward.
+        length: Tokens per row.
+        scored: Number of predicted tokens.
+        pairs: Number of pairs of a query and a key that attention computes, in each layer.
+    """
 
     lanes: int
     length: int
     scored: int
+    pairs: int
 
     @property
     def tokens(self) -> int:
@@ -88,8 +102,18 @@ def rectangles(workload: Workload, *, shared: bool) -> list[Rectangle]:
         taken, pieces = _fill(pieces, workload, answer, shared=shared)
         lengths = [workload.prompt_tokens + rows * answer for rows in taken]
         lanes, length = (1, sum(lengths)) if shared else (len(lengths), lengths[0])
-        made.append(Rectangle(lanes, length, sum(taken) * workload.completion_tokens))
+        pairs = sum(_pairs(workload.prompt_tokens, answer, rows) for rows in taken) if shared else lanes * length**2
+        made.append(Rectangle(lanes, length, sum(taken) * workload.completion_tokens, pairs))
     return made
+
+
+def _pairs(prompt: int, answer: int, rows: int) -> int:
+    """Return the pairs of a group: each token with itself and those before it, siblings not with each other."""
+    return _triangle(prompt) + rows * (_triangle(answer) + answer * prompt)
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
 
 
 def _pieces(workload: Workload, answer: int, *, shared: bool) -> list[tuple[int, int]]:
