@@ -151,6 +151,14 @@ def test_an_adapter_needs_less_memory_and_disk(model, capsys):
         assert least < most / 2
 
 
+@pytest.mark.parametrize(("faster", "half"), [(2.0, True), (1.0, False)])
+def test_the_plan_for_a_cpu_uses_the_dtype_of_a_run(model, capsys, monkeypatch, faster, half):
+    monkeypatch.setattr("gvpo.update.precision._times_faster", lambda weight: faster)
+    assert ("weights in bfloat16" in plan(capsys, model, "--gpu", "cpu")) is half
+    explicit = plan(capsys, model, "--gpu", "cpu", "model.compute_dtype=float32")
+    assert "weights in bfloat16" not in explicit
+
+
 def test_the_plan_for_this_machine(model, capsys):
     assert "CPU with" in plan(capsys, model, "--gpu", "cpu", "train.prompts_per_step=2")
 

@@ -39,7 +39,7 @@ class Requirement:
 
 
 READS = {
-    "model.compute_dtype": "auto, which is planned as bfloat16 on GPUs",
+    "model.compute_dtype": "auto, as in a run",
     "model.gradient_checkpointing": "only if it is needed",
     "lora.rank": "all weights are trained",
     "lora.base_dtype": "",

@@ -41,7 +41,7 @@ def print_plan(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     model = read_architecture(_config(options.plan))
     memory = options.memory * GIB if options.memory else None
     device = find_device(options.gpu, 1 if options.gpus is None else options.gpus, memory)
-    workload = workload_of({**given, "prompt_tokens": options.prompt_tokens}, device)
+    workload = workload_of({**given, "prompt_tokens": options.prompt_tokens}, model, device)
     fixed = frozenset(name for name in ("tokens_per_microbatch", "tokens_per_batch") if given.get(name, AUTO) != AUTO)
     plan = make_plan(model, workload, device, fixed=fixed)
     console = Console()
@@ -57,16 +57,15 @@ def print_plan(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def workload_of(given: Mapping[str, Any], device: Device) -> Workload:
-    """Return the workload that settings and flags describe, on that device; None and "auto" leave the default."""
+def workload_of(given: Mapping[str, Any], model: Architecture, device: Device) -> Workload:
+    """Return the workload that settings and flags describe for a model on a device; None and "auto" leave defaults."""
     sizes = {**given, "completion_tokens": given.get("max_tokens")}
     names = {field.name for field in fields(Workload)}
     kept = {name: value for name, value in sizes.items() if name in names and value not in (None, AUTO)}
-    dtype = given.get("compute_dtype", AUTO)
     return Workload(
         **{
             **kept,
-            "half": device.kind != "cpu" if dtype == AUTO else dtype == "bfloat16",
+            "half": _is_half(given.get("compute_dtype", AUTO), model, device),
             "reference": _reference(given) != "previous",
             "checkpointing": given.get("gradient_checkpointing", False),
             "narrow_base": given.get("lora_base_dtype") == "bfloat16",
@@ -88,8 +87,21 @@ def _rates(model: Architecture, workload: Workload, device: Device) -> Rates | N
         return None
     from gvpo.model.cpu.rates import measure_rates
 
-    outputs = model.expert_intermediate if model.experts else model.intermediate
-    return measure_rates(model.hidden, outputs, workload.rows_at_once, half=workload.half)
+    return measure_rates(model.hidden, _outputs(model), workload.rows_at_once, half=workload.half)
+
+
+def _is_half(dtype: str, model: Architecture, device: Device) -> bool:
+    """Return whether a run computes in bfloat16; on a CPU, "auto" is measured as a run measures it."""
+    if dtype != AUTO or device.kind != "cpu":
+        return dtype != "float32"
+    from gvpo.update.precision import dtype_for_sizes
+
+    return dtype_for_sizes(model.hidden, _outputs(model)) == "bfloat16"
+
+
+def _outputs(model: Architecture) -> int:
+    """Return the outputs of the largest linear layer."""
+    return model.expert_intermediate if model.experts else model.intermediate
 
 
 def _config(model: str) -> dict[str, object]:
