@@ -65,9 +65,7 @@ def test_training_accepts_the_groups_unchanged(capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     assert told.startswith("groups.jsonl: 10 groups, mean reward 0.")
     assert "groups with unequal rewards" in told
-    trainer = Trainer(
-        "start", args=small("offline", groups_data="groups.jsonl", epochs=1), processing_class=tokenizer()
-    )
+    trainer = Trainer("start", args=small("offline", groups_data="groups.jsonl"), processing_class=tokenizer())
     result = trainer.train()
     assert result["steps"] == 2
     line = json.loads(Path("offline/metrics.jsonl").read_text().splitlines()[0])

@@ -60,7 +60,7 @@ def test_the_last_lines_say_what_happened(tmp_path: Path, capsys: pytest.Capture
         "gvpo: 40 steps in 3 s",
         "training reward 0.100 in the first 10 steps, 0.250 in the last 10 steps",
     ]
-    assert lines[-1] == "warning nothing was learned: all 240 groups"
+    assert lines[-1] == "warning: nothing was learned: all 240 groups"
 
 
 def test_a_report_that_fails_does_not_hide_a_finished_run(

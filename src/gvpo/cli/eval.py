@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gvpo import runfiles
 from gvpo.errors import ConfigError, DataError
 from gvpo.notices import warn
+from gvpo.progress import preparing
 
 if TYPE_CHECKING:
     from gvpo.evaluation.benchmarks import Benchmark
@@ -100,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
 
     given = given_settings(options)
     reward = _own_reward(given)
-    return _evaluate(options, given, reward)
+    with preparing("eval"):
+        return _evaluate(options, given, reward)
 
 
 def _evaluate(options: argparse.Namespace, given: Mapping[str, Any], reward: str | None) -> int:

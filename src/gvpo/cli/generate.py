@@ -10,6 +10,7 @@ from gvpo import runfiles
 from gvpo.errors import ConfigError
 from gvpo.notices import warn
 from gvpo.outcome import MOST
+from gvpo.progress import preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Sample, score and write the groups, then select from them if requested."""
+    with preparing(options.out.name):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     from gvpo.cli.options import given_settings, stopped
     from gvpo.model_directories import require_model
     from gvpo.rollout.problems import training_problems

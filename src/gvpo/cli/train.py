@@ -204,7 +204,7 @@ def _print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     for label, where in (("report", report), ("model", summary["model"]), ("run", run_dir)):
         console.print(f"{label:7} {where}", highlight=False, markup=False, soft_wrap=True)
     for warning in summary["warnings"]:
-        print_sentence(console, f"warning {warning}")
+        print_sentence(console, f"warning: {warning}")
 
 
 def _print_training_reward(console: "Console", summary: dict[str, Any]) -> None:
