@@ -81,7 +81,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 ONLINE = ("GRPOConfig", "RLOOConfig")
 LOSSES = {"grpo": "grpo", "dapo": "dapo", "bnpo": "dapo", "dr_grpo": "dr_grpo"}
-"""Values of loss_type that are objectives of gvpo."""
+"""Values of loss_type that are objectives of gvpo. bnpo averages over the tokens of each forward; since forwards never
+change a result here, it becomes dapo, the mean over all tokens of the update."""
 
 
 class Options:
