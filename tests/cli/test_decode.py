@@ -10,8 +10,6 @@ from gvpo.cli.main import main
 from gvpo.model.model import save_model
 from tests.training.toy import model, tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
-
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -73,7 +73,10 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["eval", "MODEL"], "--benchmark is missing, for example: gvpo eval MODEL --benchmark gsm8k"),
         (["probe"], "ACTION is missing, for example: gvpo probe fit groups.jsonl --model MODEL"),
         (["probe", "fit"], "the following arguments are required: GROUPS, --model, --out; see gvpo probe fit --help"),
-        (["train", "demo", "--resme"], "unrecognized arguments: --resme; see gvpo train --help"),
+        (
+            ["train", "demo", "--resme"],
+            "unrecognized arguments: --resme; did you mean '--resume'?; see gvpo train --help",
+        ),
         (
             ["train", "demo", "--max_steps", "10"],
             "unrecognized arguments: --max_steps 10; settings are written as section.key=value; use 'train.steps': ",

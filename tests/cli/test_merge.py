@@ -11,8 +11,6 @@ from gvpo.cli.main import main
 from gvpo.model.model import load_model, save_model
 from tests.training.toy import DIGITS, lines, model, tokenizer, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
-
 RECIPE = """
 [model]
 path = "base"

@@ -13,8 +13,6 @@ from gvpo.cli.train import _print_summary
 from gvpo.config import RunPlan
 from gvpo.errors import ConfigError
 
-pytestmark = pytest.mark.filterwarnings("ignore:AutoTokenizer loads")  # as Qwen2Tokenizer; the file takes precedence
-
 TINY = [
     "train.steps=2",
     "train.prompts_per_step=2",

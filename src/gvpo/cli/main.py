@@ -94,6 +94,10 @@ class Parser(argparse.ArgumentParser):
         options.settings = [*options.settings, *(words[i] for i in places)]
         return options, late
 
+    def flags(self) -> list[str]:
+        """Return the flags of the command."""
+        return list(self._option_string_actions)
+
     def _takes_value(self, word: str) -> bool:
         """Return whether the word after this one is its value."""
         action = self._option_string_actions.get(word)
@@ -128,7 +132,7 @@ def _run(words: list[str]) -> int:
     options, late = parser.parse_known_args(words)
     home = next((name for name in ("models", "files", "runs", "settings") if hasattr(options, name)), None)
     if late and (home is None or any(word.startswith("-") for word in late)):
-        hint = _as_setting(late) if hasattr(options, "settings") else ""
+        hint = _other_flag(late, options.parser) or (_as_setting(late) if hasattr(options, "settings") else "")
         options.parser.error(f"unrecognized arguments: {' '.join(late)}{hint}")
     elif late and home is not None:  # argparse does not collect the words that come after an option
         setattr(options, home, [*getattr(options, home), *late])
@@ -144,6 +148,14 @@ def _run(words: list[str]) -> int:
             raise
         print(f"gvpo: error: {line}", file=sys.stderr)
         return 2
+
+
+def _other_flag(words: Sequence[str], parser: Parser) -> str:
+    """Return the flag of a command that was probably meant, as the end of a message; "" if there is none."""
+    from gvpo.nearest import did_you_mean
+
+    flag = next(word.partition("=")[0] for word in words if word.startswith("-"))
+    return did_you_mean(flag, [name for name in parser.flags() if name.startswith("--")])
 
 
 def _as_setting(words: Sequence[str]) -> str:

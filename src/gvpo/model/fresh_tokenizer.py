@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gvpo.errors import ConfigError
@@ -13,6 +13,9 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 def fresh_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are exactly the given strings, with the longest match first.
+
+    The strings are also added tokens. `AutoTokenizer` loads some architectures (Qwen2) with a class that replaces the
+    pre-tokenizer, but every class first splits a text at added tokens, so it finds the same tokens.
 
     Args:
         vocabulary: Tokens, which are characters or longer strings. `<pad>`, `<eos>` and `<unk>` are added before them.
@@ -27,6 +30,7 @@ def fresh_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     pattern = "|".join(re.escape(token) for token in sorted(vocabulary, key=len, reverse=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in vocabulary])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -38,6 +38,9 @@ PROBES = (
 )
 """Texts on which tokenizers tend to differ: digits, white space, contractions, composed letters, scripts, code."""
 
+MOST_OWN = 1000
+"""Maximum number of tokens whose text is a probe of a tokenizer that has an unknown token."""
+
 _VOCABULARY_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -58,7 +61,8 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
 
     transformers chooses a class by the model's type, and some classes (Qwen2's) rebuild normalizer and pre-tokenizer
     instead of reading them, so a custom tokenizer.json gives other tokens. This function compares the result of
-    `AutoTokenizer` with tokenizer.json itself. If they differ, the file takes precedence, with a warning.
+    `AutoTokenizer` with tokenizer.json itself. If they differ, the file takes precedence, with a warning unless only
+    unknown text differs.
 
     Args:
         path_or_id: Local directory or Hub model ID.
@@ -84,11 +88,12 @@ def _as_its_file_says(path: str) -> PreTrainedTokenizerBase:
     plain = _load(PreTrainedTokenizerFast.from_pretrained, path)
     if still := _difference_from_file(raw, plain):
         raise ModelError(f"no class of transformers reads the tokenizer of {path} as its tokenizer.json says: {still}")
-    notices.warn(
-        f"AutoTokenizer loads {path} as {type(tokenizer).__name__}, which is not what its tokenizer.json says "
-        f"({difference}); using tokenizer.json. Elsewhere load it with PreTrainedTokenizerFast.from_pretrained",
-        TokenizerWarning,
-    )
+    if difference := _difference_in_known_text(raw, tokenizer, plain.unk_token_id):
+        notices.warn(
+            f"AutoTokenizer loads {path} as {type(tokenizer).__name__}, which is not what its tokenizer.json says "
+            f"({difference}); using tokenizer.json. Elsewhere load it with PreTrainedTokenizerFast.from_pretrained",
+            TokenizerWarning,
+        )
     return plain
 
 
@@ -232,12 +237,24 @@ def _tokenizer_json(path: str) -> Path | None:
     return Path(found) if found is not None else None
 
 
-def _difference_from_file(raw: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> str:
+def _difference_from_file(raw: Tokenizer, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = PROBES) -> str:
     raw.no_padding()
     raw.no_truncation()
-    return _encoding_difference(
-        lambda text: raw.encode(text, add_special_tokens=False).ids, _encoder(tokenizer), PROBES
-    )
+    return _encoding_difference(lambda text: _ids(raw, text), _encoder(tokenizer), texts)
+
+
+def _difference_in_known_text(raw: Tokenizer, tokenizer: PreTrainedTokenizerBase, unknown: int | None) -> str:
+    """Describe how a tokenizer differs from its file on texts that consist of the file's tokens, or return ""."""
+    ids = list(range(min(MOST_OWN, raw.get_vocab_size())))
+    texts = [*(text for text in PROBES if unknown not in _ids(raw, text)), raw.decode(ids)]
+    if difference := _difference_from_file(raw, tokenizer, texts):
+        return difference
+    one, other = raw.decode(ids), str(tokenizer.decode(ids, skip_special_tokens=True))
+    return "" if one == other else f"the text of its first tokens is {one[:40]!r} and {other[:40]!r}"
+
+
+def _ids(raw: Tokenizer, text: str) -> list[int]:
+    return list(raw.encode(text, add_special_tokens=False).ids)
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
