@@ -4,10 +4,13 @@ demo      the demo's additions from its warm start: 16 prompts x 8 completions o
 ragged    random prompts of 64 to 256 tokens, 4 x 8 completions of 100 tokens on average and at most 512, from a
           randomly initialized 4-layer, 256-wide Qwen2 with a vocabulary of 32,000; the reward is the fraction of low
           token ids
+smollm2   SmolLM2-135M-Instruct, 4 chat prompts x 8 completions of at most 32 tokens; the reward is the number of
+          different words. recipes/smollm2/weights.py makes the model, and GVPO_TEST_SMOLLM2 names its directory
 """
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ class StepTask:
         reward: Reward function of both sides.
         make_model: Function that writes the starting model into a directory.
         trial: Number of steps that try a batch setting; more for short steps, since the first ones allocate memory.
+        settings: Batch settings to try, by side.
     """
 
     prompts: int
@@ -53,6 +57,7 @@ class StepTask:
     reward: Callable[..., list[float | None]]
     make_model: Callable[[Path], None]
     trial: int
+    settings: Mapping[str, Sequence[int]]
 
 
 def _additions() -> list[dict[str, Any]]:
@@ -109,7 +114,44 @@ def _end_at_random(model: Any, end: int) -> None:
     model.get_output_embeddings().weight[end].zero_()[0] = math.log(RAGGED_VOCABULARY / RAGGED_MEAN) / feature
 
 
+def _topics() -> list[dict[str, Any]]:
+    topics = (
+        "cats",
+        "dogs",
+        "rain",
+        "music",
+        "bread",
+        "trains",
+        "stars",
+        "rivers",
+        "gardens",
+        "winter",
+        "books",
+        "tea",
+    )
+    return [{"prompt": [{"role": "user", "content": f"Write one sentence about {topic}."}]} for topic in topics]
+
+
+def different_words(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """Return the number of different words of each answer, divided by 20."""
+    texts = (answer if isinstance(answer, str) else answer[0]["content"] for answer in completions)
+    return [len({*text.split()}) / 20 for text in texts]
+
+
+def _smollm2(path: Path) -> None:
+    """Link the model that recipes/smollm2/weights.py made."""
+    if (source := os.environ.get("GVPO_TEST_SMOLLM2")) is None:
+        raise SystemExit("set GVPO_TEST_SMOLLM2 to the directory that recipes/smollm2/weights.py makes")
+    path.symlink_to(Path(source).resolve())
+
+
+ALL = {"trl": (8, 16, 32, 128), "gvpo": (2048, 8192, 32_768)}
+"""Rows per forward for TRL, tokens per micro-batch for gvpo."""
+
 TASKS = {
-    "demo": StepTask(16, 40, 3e-4, _additions, load("boxed_answer"), _warm_demo, 20),
-    "ragged": StepTask(4, 512, 1e-3, _random_words, low_ids, _fresh_ragged, 2),
+    "demo": StepTask(16, 40, 3e-4, _additions, load("boxed_answer"), _warm_demo, 20, ALL),
+    "ragged": StepTask(4, 512, 1e-3, _random_words, low_ids, _fresh_ragged, 2, ALL),
+    "smollm2": StepTask(
+        4, 32, 1e-6, _topics, different_words, _smollm2, 1, {"trl": (8, 32), "trl-bfloat16": (8,), "gvpo": (8192,)}
+    ),
 }

@@ -2,9 +2,11 @@
 
     python benchmarks/step_vs_trl.py [--tasks ...] [--steps N] [--rounds N] [--json FILE] [--svg FILE]
 
-Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW, float32 and one update per
-rollout, with the same model, prompts, group size, limits and reward (step_tasks.py). Each side first tries its batch
-settings for some steps (SETTINGS) and keeps the fastest. Then they take turns; each run is a process with N steps.
+Both sides run GRPO with TRL's defaults (a mean over all tokens, clip 0.2, no KL), AdamW and one update per rollout,
+with the same model, prompts, group size, limits and reward (step_tasks.py). TRL computes in float32, and in bfloat16 on
+the side of that name; gvpo chooses (model.compute_dtype = auto). Each side first tries its batch settings for some
+steps and keeps the fastest. Then they take turns; each run is a process with N steps. The time of a step is a median of
+the steps after the first, which has its own column.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,14 +22,11 @@ from typing import Any
 from measure import caption, child, circumstances, spread, table, write_json, write_page
 from step_tasks import GROUP_SIZE, TASKS, StepTask
 
-SETTINGS = {"trl": (8, 16, 32, 128), "gvpo": (2048, 8192, 32_768)}
-"""Rows per forward for TRL, tokens per micro-batch for gvpo."""
-
 
 def main() -> None:
     """Measure and print the table, or (in a child) one run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["demo", "ragged"])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -50,13 +50,13 @@ def main() -> None:
         write_json(options.json, results)
     if options.svg:
         options.svg.write_text(drawing(results))
-    write_page(options.page, "step", markdown(results))
+    write_page(options.page, "smollm2" if options.tasks == ["smollm2"] else "step", markdown(results))
     print(markdown(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the table with its caption."""
-    rows = [_cells(name, side, found) for name, found in results["tasks"].items() for side in SIDES]
+    rows = [_cells(name, side, found) for name, found in results["tasks"].items() for side in found["sides"]]
     return f"{caption('step_vs_trl.py', results['circumstances'])}\n\n{table(HEADER, rows)}"
 
 
@@ -64,6 +64,7 @@ HEADER = (
     "task, side",
     "batch setting",
     "s per step (range)",
+    "first step",
     "sampling",
     "update",
     "tokens per step",
@@ -72,17 +73,19 @@ HEADER = (
 
 
 def _cells(name: str, side: str, found: dict[str, Any]) -> tuple[str, ...]:
-    steps = [step for run in found[side]["runs"] for step in run]
+    found, faster = found["sides"], found["faster"]
+    steps = [step for run in found[side]["runs"] for step in _later(run)]
     seconds = spread([step["seconds"] for step in steps])
-    unit = "rows per forward" if side == "trl" else "tokens per micro-batch"
+    unit = "tokens per micro-batch" if side == "gvpo" else "rows per forward"
     return (
         f"{name}, {side}",
         f"{found[side]['setting']} {unit}",
         f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})",
+        f"{median(run[0]['seconds'] for run in found[side]['runs']):.2f}",
         f"{median(step['sampling'] for step in steps):.2f}",
         f"{median(step['update'] for step in steps):.2f}",
         f"{median(step['tokens'] for step in steps):.0f}",
-        f"{found['faster']['median']:.1f}" if side == "gvpo" else "",
+        ", ".join(f"{ratio['median']:.1f} ({other})" for other, ratio in faster.items()) if side == "gvpo" else "",
     )
 
 
@@ -96,7 +99,11 @@ def drawing(results: dict[str, Any]) -> str:
         return Series(side, [(end, step["reward"]) for end, step in zip(ends, run, strict=True)], color=number)
 
     charts = [
-        Chart(f"{name}: reward", "", [series(side, i, found[side]["runs"][0]) for i, side in enumerate(SIDES)])
+        Chart(
+            f"{name}: reward",
+            "",
+            [series(side, i, one["runs"][0]) for i, (side, one) in enumerate(found["sides"].items())],
+        )
         for name, found in results["tasks"].items()
     ]
     return figure(charts).replace(">step<", ">s<")  # the x axis of the report's charts is steps, here it is seconds
@@ -112,21 +119,31 @@ def _compared(name: str, models: Path, steps: int, rounds: int, threads: int) ->
         arguments = ("--part", side, name, str(setting), "--steps", str(count), "--models", str(models))
         return child(__file__, *arguments, threads=threads)
 
-    found: dict[str, Any] = {}
-    for side in SIDES:
-        settings = [s for s in SETTINGS[side] if side == "gvpo" or s <= task.prompts * GROUP_SIZE]
-        trials = {s: _typical(run(side, s, task.trial)) for s in settings}
-        found[side] = {"setting": min(trials, key=trials.__getitem__), "trials": trials, "runs": []}
+    sides: dict[str, Any] = {}
+    for side, possible in task.settings.items():
+        settings = [s for s in possible if side == "gvpo" or s <= task.prompts * GROUP_SIZE]
+        trials = {s: _typical(run(side, s, task.trial)) for s in settings} if len(settings) > 1 else {settings[0]: 0.0}
+        sides[side] = {"setting": min(trials, key=trials.__getitem__), "trials": trials, "runs": []}
     for _ in range(rounds):
-        for side in SIDES:
-            found[side]["runs"].append(run(side, found[side]["setting"], steps))
-    ratios = [_typical(a) / _typical(b) for a, b in zip(found["trl"]["runs"], found["gvpo"]["runs"], strict=True)]
-    return {**found, "faster": spread(ratios)}
+        for side, found in sides.items():
+            found["runs"].append(run(side, found["setting"], steps))
+    return {"sides": sides, "faster": {side: _times_faster(sides, side) for side in sides if side != "gvpo"}}
+
+
+def _times_faster(sides: dict[str, Any], side: str) -> dict[str, float]:
+    """Return the spread over rounds of another side's time per step, divided by gvpo's."""
+    rounds = zip(sides[side]["runs"], sides["gvpo"]["runs"], strict=True)
+    return spread([_typical(other) / _typical(own) for other, own in rounds])
+
+
+def _later(run: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+    """Return the steps after the first, if there are any."""
+    return run[1:] or run
 
 
 def _typical(run: Sequence[dict[str, float]]) -> float:
-    """Return the median seconds of a run's steps."""
-    return median(step["seconds"] for step in run)
+    """Return the median seconds of a run's steps after the first."""
+    return median(step["seconds"] for step in _later(run))
 
 
 def run_gvpo(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
@@ -165,7 +182,7 @@ def run_gvpo(task: StepTask, model: Path, setting: int, steps: int) -> list[dict
     ]
 
 
-def run_trl(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[str, float]]:
+def run_trl(task: StepTask, model: Path, setting: int, steps: int, *, half: bool = False) -> list[dict[str, float]]:
     """Train with TRL; return the measurements of each step."""
     import trl_side
 
@@ -176,6 +193,7 @@ def run_trl(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[
         load_tokenizer(model),
         task.rows(),
         task.reward,
+        bf16=half,
         per_device_train_batch_size=setting,
         gradient_accumulation_steps=task.prompts * GROUP_SIZE // setting,
         num_generations=GROUP_SIZE,
@@ -185,7 +203,7 @@ def run_trl(task: StepTask, model: Path, setting: int, steps: int) -> list[dict[
     )
 
 
-SIDES = {"trl": run_trl, "gvpo": run_gvpo}
+SIDES = {"trl": run_trl, "trl-bfloat16": partial(run_trl, half=True), "gvpo": run_gvpo}
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
 def train(
     model: PreTrainedModel, tokenizer: Any, rows: Sequence[dict[str, Any]], reward: Any, **settings: Any
 ) -> list[dict[str, float]]:
-    """Run GRPOTrainer in float32 with AdamW at a constant rate.
+    """Run GRPOTrainer with AdamW at a constant rate, by default in float32.
 
     Args:
         model: Model, trained in place.
@@ -66,7 +66,7 @@ def train(
     """
     schedule = {"lr_scheduler_type": "constant", "weight_decay": 0.0}
     silence = {"logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
-    config = GRPOConfig(output_dir=tempfile.mkdtemp(), bf16=False, **OFFLINE, **schedule, **silence, **settings)
+    config = GRPOConfig(output_dir=tempfile.mkdtemp(), **{"bf16": False, **OFFLINE, **schedule, **silence, **settings})
     clock = _Clock()
     data = Dataset.from_list(list(rows))
     trainer = GRPOTrainer(model, reward, config, data, processing_class=tokenizer, callbacks=[clock])
