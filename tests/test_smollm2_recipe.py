@@ -156,6 +156,9 @@ def test_the_table_measures_kl_and_variety():
     surer = dataclasses.replace(rows[0], sampler_logprobs=(first.logprobs + 1.0).tolist())
     assert table.kl(model, [surer], config) == pytest.approx(2 * (math.exp(-1.0) + 1.0 - 1.0), abs=1e-4)
     assert table.distinct(rows) == pytest.approx(2 / 3)
+    told = dataclasses.replace(rows[0], text="We saw River's river, again.", columns={"word": "river"})
+    assert table.opening(told) == "we saw river's"
+    assert table.opening(dataclasses.replace(told, text="A river runs.")) == "a _ runs"
     assert table.cell([0.5, 0.7]) == "0.60 (0.50 to 0.70)"
 
 

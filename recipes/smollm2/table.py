@@ -1,8 +1,9 @@
 """Compare finished runs: `python table.py DIRECTORY` reads DIRECTORY/ARM-seed-N and prints Markdown.
 
 The table has, per arm, means over seeds with their range: held-out accuracy before and after, and of the answers after
-training the KL from the starting model (nats per answer, estimated on these answers), the share of different answers
-among the completions of a prompt in the last step, and the length. Below it are the first answers of seed 0.
+training the KL from the starting model (nats per answer, estimated on these answers), the share of different openings
+(the first three words, where any asked word is the same), and the length; also the share of different answers among
+those to one prompt in the last step. Below it are the first answers of the first seed.
 """
 
 import argparse
@@ -54,6 +55,12 @@ def distinct(rows: Sequence[RolloutRow]) -> float:
     return fmean(len(set(group)) / len(group) for group in texts.values())
 
 
+def opening(row: RolloutRow) -> str:
+    """Return the first three words of an answer, with a gap for the word that it must contain."""
+    words = re.findall(r"[\w'-]+", row.text.lower())[:3]
+    return " ".join("_" if word == row.columns["word"] else word for word in words)
+
+
 def result(run: Path, start: PreTrainedModel) -> Result:
     """Return the measurements of a finished run."""
     summary, config = runfiles.read_json(run / runfiles.SUMMARY), restore_config((run / runfiles.CONFIG).read_text())
@@ -64,6 +71,7 @@ def result(run: Path, start: PreTrainedModel) -> Result:
         "accuracy before": summary["accuracy_before"],
         "accuracy after": summary["accuracy_after"],
         "KL": kl(start, sampled, config),
+        "openings": len(set(map(opening, sampled))) / len(sampled),
         "different": distinct(runfiles.read_rollouts(runfiles.rollout_path(run, last))),
         "words": fmean(len(re.findall(r"[\w'-]+", row.text)) for row in sampled),
     }
