@@ -254,9 +254,11 @@ def test_an_adapter_is_trained_merged_and_evaluated(smollm2: Path, tmp_path: Pat
     Path("few.jsonl").write_text('{"prompt": "What is the capital of France?", "answer": "Paris"}\n')
     Path("own.py").write_text(HAS_ANSWER)
     words = ["--benchmark", "few.jsonl", "--out", "eval", "rewards.funcs=own.py:has_answer", "sampling.max_tokens=24"]
-    assert main(["eval", "merged", *words]) == 0
-    (result,) = json.loads(Path("eval/summary.json").read_text())["results"]
-    assert result["avg"]["mean"] == 1.0
+    assert main(["eval", "merged", *words, "model.compute_dtype=float32"]) == 0
+    ids = chat(tokenizer, "What is the capital of France?")
+    written = adapted.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
+    (row,) = [json.loads(line) for line in Path("eval/merged/few.jsonl").read_text().splitlines()]
+    assert row["texts"] == [tokenizer.decode(written, skip_special_tokens=True)]
 
 
 @pytest.mark.slow
