@@ -228,12 +228,16 @@ def _chunks(model: Architecture, workload: Workload, device: Device, scored: int
 
 
 def _head(model: Architecture, workload: Workload, device: Device, shape: Rectangle) -> float:
-    """Return the bytes of the scored hidden states and their gradient, the head's gradient and chunks of logits."""
+    """Return the bytes of the scored hidden states and their gradient, the head's gradient and chunks of logits.
+
+    On a CPU, oneDNN keeps its own copy of the head's weight.
+    """
     hidden = 2 * FLOAT * shape.scored * model.hidden
     weight = (FLOAT * (not workload.lora_rank) + HALF * workload.half) * model.head  # narrow: the weight itself
     if not model.fused_head:
         return hidden + _logits(model, shape, copies=2 if model.softcapped else 1)  # a tanh saves its output
-    return hidden + weight + _chunks(model, workload, device, shape.scored)
+    copy = (HALF if workload.half else FLOAT) * model.head * (device.kind == "cpu")
+    return hidden + weight + copy + _chunks(model, workload, device, shape.scored)
 
 
 def _logits(model: Architecture, shape: Rectangle, *, copies: int) -> float:
