@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
 from gvpo import runfiles
 from gvpo.errors import ConfigError, ModelError, TrainingError
@@ -146,7 +146,7 @@ def test_early_stopping_without_evaluations_is_an_error_that_names_the_callback(
 
 
 def test_the_printer_of_transformers_prints_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trainer(tmp_path, PrinterCallback, steps=1, **NO_EVAL).train()
+    trainer(tmp_path, PrinterCallback, ProgressCallback, steps=1, **NO_EVAL).train()
     assert f"'reward': '{lines(tmp_path)[0]['reward/mean']:.4g}'" in capsys.readouterr().out
 
 

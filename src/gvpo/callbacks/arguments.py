@@ -49,6 +49,7 @@ def _of_transformers(config: TrainConfig, run_dir: Path | None, *, evaluates: bo
     by_steps = evaluates and config.eval_every > 0
     return {
         "output_dir": None if directory is None else str(directory),
+        "logging_dir": None if directory is None else str(directory / "tensorboard"),
         "run_name": None if directory is None else directory.name,
         "max_steps": config.steps,
         "num_train_epochs": config.epochs,
