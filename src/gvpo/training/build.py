@@ -31,7 +31,6 @@ from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.rollout.sources.preferences import PreferenceSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
 from gvpo.system_errors import explained
-from gvpo.training.adapter import ANNOUNCED
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, restore
@@ -133,8 +132,6 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         for line in () if resume else _introduction(inputs, learner):
             _print(line)
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
-        if policy.model.num_parameters() > ANNOUNCED:
-            _print("comparing the fast paths of the update with the plain one")
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
         source = _source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
