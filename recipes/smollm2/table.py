@@ -1,9 +1,9 @@
 """Compare finished runs: `python table.py DIRECTORY` reads DIRECTORY/ARM-seed-N and prints Markdown.
 
 The table has, per arm, means over seeds with their range: held-out accuracy before and after, and of the answers after
-training the KL from the starting model (nats per answer, estimated on these answers), the share of different openings
-(the first three words, where any asked word is the same), and the length; also the share of different answers among
-those to one prompt in the last step. Below it are the first answers of the first seed.
+training the KL from the starting model (nats per answer, estimated on these answers) and the length; before and after
+the share of different openings (the first three words, where any asked word is the same); and the share of different
+answers among those to one prompt in the last step. Below it are the first answers of the first seed.
 """
 
 import argparse
@@ -61,9 +61,16 @@ def opening(row: RolloutRow) -> str:
     return " ".join("_" if word == row.columns["word"] else word for word in words)
 
 
+def openings(rows: Sequence[RolloutRow]) -> float:
+    """Return the number of different openings per answer, over all problems."""
+    return len(set(map(opening, rows))) / len(rows)
+
+
 def result(run: Path, start: PreTrainedModel) -> Result:
     """Return the measurements of a finished run."""
     summary, config = runfiles.read_json(run / runfiles.SUMMARY), restore_config((run / runfiles.CONFIG).read_text())
+    chosen = runfiles.read_json(run / runfiles.ENVIRONMENT).get("compute_dtype", config.compute_dtype)
+    config = config.replace(compute_dtype=chosen)
     last = summary["steps"]
     before, after = (runfiles.read_rollouts(runfiles.rollout_path(run, step, HELD_OUT)) for step in (0, last))
     sampled = [row for row in after if row.source != "greedy"]
@@ -71,7 +78,8 @@ def result(run: Path, start: PreTrainedModel) -> Result:
         "accuracy before": summary["accuracy_before"],
         "accuracy after": summary["accuracy_after"],
         "KL": kl(start, sampled, config),
-        "openings": len(set(map(opening, sampled))) / len(sampled),
+        "openings before": openings(before),
+        "openings after": openings(sampled),
         "different": distinct(runfiles.read_rollouts(runfiles.rollout_path(run, last))),
         "words": fmean(len(re.findall(r"[\w'-]+", row.text)) for row in sampled),
     }
