@@ -166,6 +166,12 @@ def test_a_callback_ends_the_run_after_the_step_with_a_whole_result(tmp_path: Pa
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_callback_that_asks_for_an_evaluation_without_held_out_data_does_not_end_the_run(tmp_path: Path):
+    run = trainer(tmp_path, Asks("on_step_end", 1, "should_evaluate"), held=None, steps=2)
+    assert run.train()["steps"] == 2
+    assert not any("eval/accuracy" in line for line in lines(tmp_path))
+
+
 def test_a_callback_asks_for_evaluations_and_checkpoints_or_cancels_them(tmp_path: Path):
     run = trainer(
         tmp_path,

@@ -84,14 +84,22 @@ class Events:
         self._callbacks.append(made)
 
     def remove(self, callback: Any) -> None:
-        """Remove a callback, or all callbacks of a class."""
+        """Remove a callback, or all callbacks of a class.
+
+        Raises:
+            ConfigError: If there is none to remove.
+        """
         kept = [c for c in self._callbacks if not (c is callback or type(c) is callback)]
         if len(kept) == len(self._callbacks):
             raise ConfigError("the callback to remove is not one of the trainer's callbacks")
         self._callbacks = kept
 
     def states(self) -> dict[str, Any]:
-        """Return the states of the callbacks that export theirs, by the name of their class, for a checkpoint."""
+        """Return the states of the callbacks that export theirs, by the name of their class, for a checkpoint.
+
+        Raises:
+            TrainingError: If a callback fails to return its state, or JSON cannot express it.
+        """
         found: dict[str, list[Any]] = {}
         for callback in self._exporting():
             try:
@@ -172,10 +180,9 @@ class Events:
 
     def best(self, metric: float | None, step: int, checkpoint: Path) -> None:
         """Note the best evaluation so far, and the path that its checkpoint has if it is kept."""
-        found: dict[str, Any] = {"best_metric": metric, "best_global_step": step, "best_model_checkpoint": None}
-        if metric is not None and checkpoint.is_dir():
-            found["best_model_checkpoint"] = str(checkpoint)
-        self._facts |= found if metric is not None else {}
+        if metric is not None:
+            path = str(checkpoint) if checkpoint.is_dir() else None
+            self._facts |= {"best_metric": metric, "best_global_step": step, "best_model_checkpoint": path}
 
     # what the callbacks ask for
 
@@ -186,8 +193,8 @@ class Events:
 
     @property
     def evaluates(self) -> bool:
-        """Return whether to evaluate after this step."""
-        return self._flags[EVALUATE]
+        """Return whether to evaluate after this step; without held-out data there is nothing to evaluate."""
+        return self._evaluates and self._flags[EVALUATE]
 
     @property
     def saves(self) -> bool:
