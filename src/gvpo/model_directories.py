@@ -59,7 +59,7 @@ def require_directory(path_or_id: str, what: str) -> None:
 
     Args:
         path_or_id: The text.
-        what: "model", "tokenizer" or "adapter", for the message.
+        what: Kind of the model, such as "tokenizer" or "adapter", for the message.
 
     Raises:
         ModelError: If it is neither.

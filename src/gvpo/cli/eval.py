@@ -250,14 +250,14 @@ def _benchmarks(
 
 def _check_reward(name: str, found: Sequence["Benchmark"]) -> None:
     """Raise ConfigError unless the reward has a benchmark to score, and needs no options."""
-    from gvpo.rewards import needs_options
+    from gvpo.rewards import REWARD_MODEL, needs_options
 
     if all(benchmark.family != "own" for benchmark in found):
         first = found[0]
         raise ConfigError(
             f"rewards.funcs={name} is for your own benchmarks, but {first.name} is scored by {first.reward}; remove it"
         )
-    if name == "reward_model" or needs_options(name):
+    if name == REWARD_MODEL or needs_options(name):
         raise ConfigError(
             f"the reward {name!r} needs options, which gvpo eval does not support; use another, such as file.py:NAME"
         )

@@ -8,7 +8,7 @@ from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import LocalReward
 from gvpo.rewards.pool.outcomes import Failure
 from gvpo.rewards.pool.pool import RewardPool
-from gvpo.rewards.registry import MAKERS, REWARDS, load, needs_options, require_named
+from gvpo.rewards.registry import MAKERS, REWARD_MODEL, REWARDS, is_model_name, load, needs_options, require_named
 from gvpo.rewards.verifiers.addition import addition_slip, addition_steps
 from gvpo.rewards.verifiers.boxed import boxed_answer
 from gvpo.rewards.verifiers.choice import multiple_choice
@@ -28,6 +28,7 @@ from gvpo.workers.reasons import no_value
 __all__ = [
     "MAKERS",
     "REWARDS",
+    "REWARD_MODEL",
     "Answer",
     "Failure",
     "InProcessReward",
@@ -49,6 +50,7 @@ __all__ = [
     "ifeval",
     "ifeval_loose",
     "ifeval_share",
+    "is_model_name",
     "json_fields",
     "json_format",
     "json_match",

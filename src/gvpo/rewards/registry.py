@@ -129,6 +129,11 @@ def require_named(name: str) -> None:
         _built_in(name, [*MAKERS, REWARD_MODEL])
 
 
+def is_model_name(name: str) -> bool:
+    """Return whether the name of a reward is the directory or Hub ID of a reward model, and not that of a function."""
+    return "/" in name and ":" not in name and not name.endswith(".py")
+
+
 def needs_options(name: str) -> bool:
     """Return whether a built-in reward requires options."""
     parameters = inspect.signature(MAKERS[name]).parameters.values() if name in MAKERS else ()

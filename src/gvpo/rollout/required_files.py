@@ -3,7 +3,7 @@
 from gvpo.config import TrainConfig
 from gvpo.data import require_file
 from gvpo.model_directories import require_adapter, require_directory, require_model
-from gvpo.rewards import require_named
+from gvpo.rewards import is_model_name, require_named
 from gvpo.rollout.problems import find_task
 
 
@@ -17,8 +17,11 @@ def require_files(config: TrainConfig) -> None:
     find_task(config)
     require_data(config)
     for name in config.reward_funcs:
-        options = config.reward_options.get(name, {})
-        require_named(str(options.get("reward", name)))
+        function = config.reward_options.get(name, {}).get("reward")
+        if function is None and is_model_name(name):
+            require_directory(name, "reward model")
+        else:
+            require_named(str(function or name))
     if config.model_path is not None:
         require_model(config.model_path)
     if config.tokenizer is not None:

@@ -11,7 +11,7 @@ from gvpo.errors import ConfigError, RewardError
 from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
 from gvpo.model.tokenizer import is_tokenizer
-from gvpo.rewards import MAKERS, InProcessReward, RewardFunc, RewardPool, load
+from gvpo.rewards import MAKERS, REWARD_MODEL, InProcessReward, RewardFunc, RewardPool, is_model_name, load
 from gvpo.rewards.pool.checks import pickled
 from gvpo.rewards.pool.local import is_local
 from gvpo.rollout.problems import find_task
@@ -116,9 +116,7 @@ def _tokenizers(rewards: Sequence[RewardItem], given: RewardTokenizers) -> "Sequ
 
 def _is_model(item: RewardItem) -> bool:
     """Return whether a reward is a classifier, or its directory or Hub ID rather than the name of a function."""
-    if not isinstance(item, str):
-        return is_model(item)
-    return "/" in item and ":" not in item and not item.endswith(".py")
+    return is_model_name(item) if isinstance(item, str) else is_model(item)
 
 
 def _loaded(
@@ -175,7 +173,7 @@ def _makers() -> dict[str, Callable[..., RewardFunc]]:
     def on_device(path: str, **options: Any) -> RewardFunc:
         return RewardModel(path, **{"device": ranks.device(), **options})
 
-    return {**MAKERS, "reward_model": on_device}
+    return {**MAKERS, REWARD_MODEL: on_device}
 
 
 def _reward_name(item: RewardItem) -> str:
