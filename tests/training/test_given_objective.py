@@ -101,6 +101,17 @@ def test_it_learns_from_written_answers_and_from_pairs(tmp_path: Path):
         assert lines(tmp_path / name)[-1]["train/loss"] < lines(tmp_path / name)[0]["train/loss"]
 
 
+def test_keywords_that_are_none_by_default_are_accepted_and_not_announced():
+    def mine(logprobs: Tensor, *, rewards: Tensor, beta: float | None = None, kl_coef: float | None = None) -> None: ...
+
+    def near(logprobs: Tensor, *, ref_logprobs: Tensor, rewards: Tensor, beta: float | None = None) -> None: ...
+
+    plans = [resolve(config(), Given(objective=each, rewards=True, model=True)) for each in (mine, near)]
+    assert [plan.reads_reference for plan in plans] == [False, True]
+    assert plans[0].introduction is None
+    assert "beta" not in str(plans[1].introduction)
+
+
 def test_a_passed_objective_replaces_that_of_the_settings():
     plan = resolve(config(objective="grpo"), Given(objective=other, rewards=True, model=True))
     assert plan.settings.objective == "python:other"

@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     origins = {name: label for label, settings in layers for name in settings if name in config.model_fields_set}
     values = _values(config, plan)
     origins |= dict.fromkeys((name for name in values if values[name] != getattr(config, name)), BY_REGIME)
+    if config.epochs is not None:
+        values["steps"] = None  # a recipe has one of the two
     shown = {dotted: values[name] for dotted, name in FIELDS.items() if options.all or name in origins}
     command = shlex.join(["gvpo", "config", options.recipe, *options.settings])
     print(f"# {command}: {len(origins)} of {len(FIELDS)} settings are set")
@@ -59,8 +61,7 @@ def _label(path: Path) -> str:
 
 def _values(config: TrainConfig, plan: RunPlan) -> dict[str, Any]:
     """Return the settings by field: as given, and as resolved if the run reads what was resolved."""
-    reads = plan.objective.reads_reference(plan.objective.bound(plan.settings)) or config.kl_in_reward > 0
-    source = plan.settings if reads else config
+    source = plan.settings if plan.reads_reference else config
     return {name: getattr(source, name) for name in FIELDS.values()}
 
 

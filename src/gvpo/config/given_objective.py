@@ -4,12 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from gvpo.config.objectives import INPUT_OF, ObjectiveSpec
+from gvpo.config.objectives import INPUT_OF, PREFIX, ObjectiveSpec
 from gvpo.config.settings import OBJECTIVE_KEYWORDS
 from gvpo.errors import ConfigError
-
-PREFIX = "python:"
-"""Beginning of the name of such an objective in the settings of a run, which no entry of the table has."""
 
 _ALWAYS = ("mask", "group")
 _PROVIDED = ("rewards", "ref_logprobs", "old_logprobs", "role", "segments", "costs", "multipliers")

@@ -15,6 +15,9 @@ from gvpo.errors import ConfigError
 if TYPE_CHECKING:
     from gvpo.objectives import ObjectiveOutput
 
+PREFIX = "python:"
+"""Beginning of the name of an objective that is passed as a function, which no entry of the table has."""
+
 INPUT_OF = {"segment_at": "segments", "costs": "costs", "multiplier_rate": "costs"}
 """Settings from which the trainer computes an input of the objective, with the name of the input."""
 
@@ -68,7 +71,7 @@ class ObjectiveSpec:
 
     def reads_reference(self, keywords: Mapping[str, Any]) -> bool:
         """Return whether it reads the reference's log-probs; some objectives do only for a KL term."""
-        return "ref_logprobs" in self.needs or keywords.get("kl_coef", 0.0) > 0
+        return "ref_logprobs" in self.needs or (keywords.get("kl_coef") or 0.0) > 0
 
     def preset(self, function: str, *, summary: str, paper: str, **keywords: Any) -> "ObjectiveSpec":
         """Return the entry of the same objective with other defaults."""
@@ -202,7 +205,7 @@ def find_objective(name: str) -> ObjectiveSpec:
     Raises:
         ConfigError: If there is no such objective.
     """
-    if name.startswith("python:"):
+    if name.startswith(PREFIX):
         raise ConfigError(f"objective.name={name!r} is a function; pass it to gvpo.Trainer as objective")
     if name not in OBJECTIVES:
         raise ConfigError(f"objective.name={name!r} does not exist; choose one of {', '.join(sorted(OBJECTIVES))}")

@@ -88,15 +88,17 @@ class RunPlan:
         return self.source in ("live", "sampled once")
 
     @property
+    def reads_reference(self) -> bool:
+        """Return whether the objective or a KL penalty reads the reference's log-probs."""
+        keywords = self.objective.bound(self.settings)
+        return self.objective.reads_reference(keywords) or self.settings.kl_in_reward > 0
+
+    @property
     def introduction(self) -> str | None:
         """Return the line about the values that have been resolved; None if the run reads none of them."""
-        c, spec = self.settings, self.objective
-        reads = spec.reads_reference(spec.bound(c)) or c.kl_in_reward > 0
-        names = [name for name in self.automatic if reads]
-        if not names:
-            return None
-        values = ", ".join(f"{name} {getattr(c, name)}" for name in names)
-        return f"{values} ({regime(c, self.source)}; `gvpo docs objectives`)"
+        resolved = {name: getattr(self.settings, name) for name in self.automatic if self.reads_reference}
+        values = [f"{name} {value}" for name, value in resolved.items() if value is not None]
+        return f"{', '.join(values)} ({regime(self.settings, self.source)}; `gvpo docs objectives`)" if values else None
 
     def started_as(self, before: TrainConfig) -> Self:
         """Return the plan for resuming a run, which keeps what was resolved when it was started with `before`."""

@@ -46,7 +46,6 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     c = plan.settings
     draws, held_out = plan.samples or plan.evaluates, plan.evaluates or plan.compares
     keywords = plan.objective.bound(c)
-    needs_reference = plan.objective.reads_reference(keywords) or c.kl_in_reward > 0
     divides_by_length = keywords.get("reduction") == "constant"
     adapted = c.lora_rank is not None or c.lora_path is not None or given.adapter
     yield not plan.samples, ("sampling.group_size",), "training does not sample"
@@ -60,7 +59,7 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not plan.evaluates, ("eval.samples", "eval.greedy"), "there are no held-out problems"
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
-    yield not needs_reference, ("objective.reference",), f"{c.objective} uses no reference"
+    yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
     yield not divides_by_length, ("objective.max_length",), "only the reduction 'constant' divides by it"
     yield c.task is None, ("data.task_options",), "data.task is not set"
     yield given.train is not None, ("data.train",), "train_dataset is used instead"

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gvpo import activity, notices, runfiles
 from gvpo.config import TrainConfig
-from gvpo.config.given_objective import PREFIX
+from gvpo.config.objectives import PREFIX
 from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
