@@ -91,7 +91,7 @@ def test_check_prints_what_a_run_would_use_and_leaves_no_file(
     assert "qwen2, 124,608 parameters" in text
     assert "the run begins with a warm start of 3 steps" in text
     assert "20 problems to train on, none held out; the longest prompt has " in text
-    assert "boxed_answer, addition_steps: started in worker processes" in text
+    assert "boxed_answer, addition_steps: can be sent to worker processes" in text
     assert "gvpo, reference initial, beta 0.3" in text
     assert "2 steps of 2 prompts x 2 completions, 1 update per step, learning rate 0.0003" in text
     assert "this run can start" in text

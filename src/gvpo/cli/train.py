@@ -125,7 +125,7 @@ def _findings(inputs: "RunInputs", policy: "Policy") -> Iterator[tuple[str, str]
     """Yield a topic and what was found about it."""
     yield "model", _model(inputs, policy)
     yield "data", _data(inputs)
-    yield "rewards", f"{', '.join(inputs.rewards)}: started in worker processes" if inputs.rewards else "none are used"
+    yield "rewards", _rewards(inputs)
     yield "objective", _objective(inputs)
     yield "training", _training(inputs)
     yield "saving", "model and tokenizer were saved without weights, read back and removed"
@@ -156,11 +156,18 @@ def _data(inputs: "RunInputs") -> str:
     return f"{found} to train on, {held or 'none'} held out; the longest prompt has {longest:,} tokens"
 
 
+def _rewards(inputs: "RunInputs") -> str:
+    from gvpo.rewards.pool.local import is_local
+
+    here = [name for name, function in inputs.rewards.items() if is_local(function)]
+    sent = [name for name in inputs.rewards if name not in here]
+    places = {"can be sent to worker processes": sent, "in the trainer's process": here}
+    return "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items() if names) or "none are used"
+
+
 def _objective(inputs: "RunInputs") -> str:
-    settings, spec = inputs.settings, inputs.plan.objective
-    keywords = spec.bound(settings)
-    reads = spec.reads_reference(keywords) or settings.kl_in_reward > 0
-    facts = [f"reference {settings.reference}"] if reads else []
+    settings, keywords = inputs.settings, inputs.plan.objective.bound(inputs.settings)
+    facts = [f"reference {settings.reference}"] if inputs.plan.reads_reference else []
     facts += [f"beta {keywords['beta']}"] if keywords.get("beta") is not None else []
     return ", ".join([settings.objective, *facts])
 
