@@ -105,7 +105,7 @@ def _fitting(
         f"({limit}); the first is that of {long[0].name!r} with {long[0].tokens}"
     )
     if config.overlong_answers == "error":
-        raise DataError(f"{found}: shorten or drop them, or set data.overlong_answers to drop or cut")
+        raise DataError(f"{found}: shorten these answers, or remove their rows")
     kept = [_shortened(row, most, config.overlong_answers == "cut", tokenizer) for row in rows]
     dropped = kept.count(None)
     if dropped == len(rows):
