@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gvpo import activity, notices, runfiles
 from gvpo.callbacks import Events
+from gvpo.config.objectives import PREFIX
 from gvpo.errors import GvpoError, RewardError, TrainingError
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
@@ -27,6 +28,7 @@ from gvpo.training.constraints import with_inputs
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.learner import StepResult
 from gvpo.training.metrics import held_out_rows, overlong_metrics, rollout_rows, step_metrics
+from gvpo.training.session.events import events_of
 from gvpo.training.signals import RunStopped
 from gvpo.update.distributed import fsdp, ranks
 
@@ -54,7 +56,11 @@ def train(inputs: RunInputs, policy: Policy, *, resume: bool, events: Events | N
     """
     if policy.model.device.type == "cpu":
         keep_freed_memory()
-    title = inputs.settings.run_dir.name if inputs.settings.run_dir is not None else inputs.settings.objective
+    title = (
+        inputs.settings.run_dir.name
+        if inputs.settings.run_dir is not None
+        else inputs.settings.objective.removeprefix(PREFIX)
+    )
     with preparing(title, quiet=not ranks.is_first()), ranks.explained():
         warn_of_nameless_base(policy.model)
         with build(inputs, policy, resume=resume) as parts:
@@ -374,18 +380,6 @@ class Session:
                 f"{error}; the model is safe, push it later: gvpo.push_to_hub({str(path)!r}, {repo_id!r})"
             )
             return None
-
-
-def events_of(inputs: RunInputs, policy: Policy, callbacks: Sequence[Any] = ()) -> Events:
-    """Return the events of a run that these callbacks receive."""
-    return Events(
-        callbacks,
-        inputs.settings,
-        items=inputs.settings.sample_groups or len(inputs.data),
-        evaluates=bool(inputs.held_out or inputs.held_groups),
-        model=policy.model,
-        tokenizer=inputs.tokenizer,
-    )
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:

@@ -19,7 +19,8 @@ from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
 from gvpo.training.inputs import prepare
-from gvpo.training.loop import events_of, train
+from gvpo.training.loop import train
+from gvpo.training.session.events import events_of
 from gvpo.training.session.standalone import evaluator_of, with_dtype, with_start
 from gvpo.update.distributed import fsdp, ranks
 
