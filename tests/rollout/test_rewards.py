@@ -112,6 +112,7 @@ def test_a_recipe_with_a_reward_whose_extra_is_missing_fails_before_its_model_is
     without_math(monkeypatch)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1", "answer": "1"}) + "\n")
+    (tmp_path / "config.json").write_text("{}")
     recipe = tmp_path / "recipe.toml"
     sections = {"rewards": "funcs = ['math_answer']", "data": f"train = '{rows}'", "model": f"path = '{tmp_path}'"}
     sections["objective"] = "reference = 'initial'"
