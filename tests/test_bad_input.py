@@ -9,6 +9,7 @@ import datasets
 import huggingface_hub
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import gvpo
 from gvpo.cli.main import main
@@ -122,8 +123,8 @@ DATA = {
     "no-messages.jsonl": "row 1 has an empty prompt; remove the row or give it a message",
     "long.jsonl": "1 of 2 prompts leave no room for a completion; the first is 'row-2' with 40: shorten or drop them",
     "full.jsonl": "the model's context is 16 tokens and 1 of 1 prompts leave no room for a completion",
-    "number.jsonl": "the prompt of row 1 is a int; give text or a list of messages",
-    "null.jsonl": "the prompt of row 1 is a NoneType; give text or a list of messages",
+    "number.jsonl": "the prompt of row 1 is an int; give text or a list of messages",
+    "null.jsonl": "the prompt of row 1 is None; give text or a list of messages",
     "strings.jsonl": "the prompt of row 1: message 1 has no `role` and `content`; write messages as",
     "no-role.jsonl": "the prompt of row 1: message 1 has no `role` and `content`",
     "twice.jsonl": "rows 1 and 2 have the same id 'a'; make ids unique, or drop the column",
@@ -300,12 +301,37 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
         DataError,
         "row 1 has no `prompt`; write its 'conversations' as `messages`, each with `role` and `content`",
     ),
+    "a single callback": (
+        lambda: train(callbacks=TrainerCallback()),
+        ConfigError,
+        "callbacks is a TrainerCallback; pass a list of instances of transformers.TrainerCallback",
+    ),
+    "no rows": (
+        lambda: train(train_dataset=[], args=gvpo.TrainConfig(epochs=2, objective="rloo")),
+        DataError,
+        "there are no problems to train on; the dataset is empty",
+    ),
+    "a reward model of another trainer": (
+        lambda: train(reward_model=tiny_model("llama")),
+        ConfigError,
+        "gvpo.Trainer has no argument 'reward_model': pass it in reward_funcs",
+    ),
+    "a checkpoint to resume from": (
+        lambda: gvpo.Trainer.train(None, "runs/checkpoint-2"),  # type: ignore[arg-type]
+        ConfigError,
+        "resume is a str; resume=True resumes from the latest checkpoint in run_dir",
+    ),
+    "other data to evaluate": (
+        lambda: gvpo.Trainer.evaluate(None, ROWS),  # type: ignore[arg-type]
+        ConfigError,
+        "gvpo.Trainer.evaluate takes no data: pass eval_dataset to gvpo.Trainer",
+    ),
     "a misspelled argument": (
         lambda: train(reward_func=1),
         ConfigError,
         "gvpo.Trainer has no argument 'reward_func'; did you mean 'reward_funcs'",
     ),
-    "a number for a model": (lambda: train(model=3), ModelError, "the model is a int; pass a directory"),
+    "a number for a model": (lambda: train(model=3), ModelError, "the model is an int; pass a directory"),
     "a bare module": (lambda: train(model=torch.nn.Linear(2, 2)), ModelError, "the model is a Linear; pass"),
     "a name for a tokenizer": (lambda: train(processing_class="good"), ModelError, "processing_class is a str; pass"),
     "a model without a tokenizer": (lambda: train(processing_class=None), ConfigError, "pass processing_class"),
@@ -319,7 +345,7 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
         DataError,
         "the dataset is a DatasetDict of test; pass one of them",
     ),
-    "a number for data": (lambda: train(train_dataset=3), DataError, "the dataset is a int; pass rows"),
+    "a number for data": (lambda: train(train_dataset=3), DataError, "the dataset is an int; pass rows"),
     "rows of text": (lambda: train(train_dataset=["1"]), DataError, "row 1 is a str; rows are objects with a `prompt`"),
     "settings for rewards": (
         lambda: train(reward_funcs=gvpo.TrainConfig()),
@@ -331,8 +357,8 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
         RewardError,
         "reward_funcs contains a language model, LlamaForCausalLM; pass a sequence classifier",
     ),
-    "a number for rewards": (lambda: train(reward_funcs=3), RewardError, "reward_funcs is a int; pass functions"),
-    "a number among rewards": (lambda: train(reward_funcs=[3]), RewardError, "reward 'int' is a int; give a function"),
+    "a number for rewards": (lambda: train(reward_funcs=3), RewardError, "reward_funcs is an int; pass functions"),
+    "a number among rewards": (lambda: train(reward_funcs=[3]), RewardError, "reward 'int' is an int; give a function"),
     "no rewards": (lambda: train(reward_funcs=[]), ConfigError, "there is no reward: set rewards.funcs"),
     "a peft config": (lambda: gvpo.Trainer("good", peft_config=object()), ModelError, "only LoRA is supported"),
     "no such device": (lambda: gvpo.load_model("good", device="xpu"), ModelError, "cannot put the model on xpu"),

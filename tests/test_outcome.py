@@ -193,3 +193,8 @@ def test_a_run_without_a_signal_says_so_in_its_summary_and_on_standard_error(
     assert shown.count("steps 1 to 5: nothing was learned: all 20 groups") == 1
     assert f"gvpo: warning: {summary['warnings'][0]}" in shown
     assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_completion_of_one_token_is_not_called_cut():
+    assert findings(run(20, (ALL, {"rows/truncated": 1.0, "length/max": 1}))) == []
+    assert findings(run(20, (ALL, {"rows/truncated": 1.0, "length/max": 2}))) != []

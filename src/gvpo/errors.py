@@ -88,3 +88,9 @@ def one_line(error: BaseException, most: int | None = 300) -> str:
         most: Maximum number of characters; None keeps all of them.
     """
     return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
+
+
+def type_of(value: object) -> str:
+    """Return the type of a value with its article, for a message: "a str", "an int", "None"."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvpo.errors import DataError
+from gvpo.errors import DataError, type_of
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of text parts; parts of any other type are images, sounds or files."""
@@ -63,7 +63,7 @@ def _part_text(part: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "missing (null)" if value is None else f"a {type(value).__name__}"
+    return "missing (null)" if value is None else type_of(value)
 
 
 def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -204,9 +204,9 @@ def _of_blamed_rows(lines: Lines) -> str:
 def _of_truncation(lines: Lines) -> str:
     sampled = [line for line in lines if "seconds/sampling" in line and "rows/truncated" in line]
     share = fmean(_values(sampled, "rows/truncated") or [0.0])
-    if share < MOST:
-        return ""
     longest = round(max(_values(sampled, "length/max"), default=0))
+    if share < MOST or longest == 1:  # one token has no room for an end, so it is a whole answer
+        return ""
     return (
         f"{_percent(share)} of the completions were cut at the maximum length of {longest} before they ended, so "
         f"rewards were given to unfinished answers; raise sampling.max_tokens, or {SEE} if the model never stops"

@@ -116,7 +116,7 @@ def test_rows_become_problems():
         (["text"], "row 1 is a str; rows are objects with a `prompt`"),
         ([{"prompt": " \n"}], "row 1 has an empty prompt"),
         ([{"prompt": []}], "row 1 has an empty prompt"),
-        ([{"prompt": None}], "the prompt of row 1 is a NoneType; give text or a list of messages"),
+        ([{"prompt": None}], "the prompt of row 1 is None; give text or a list of messages"),
         ([{"prompt": 3}], "the prompt of row 1 is a int"),
         ([{"prompt": ["hi"]}], "row 1: message 1 has no `role` and `content`"),
         ([{"prompt": [{"role": "user"}]}], "row 1: message 1 has no `role` and `content`"),

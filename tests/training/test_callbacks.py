@@ -281,6 +281,15 @@ def test_the_model_is_saved_with_its_tokenizer(tmp_path: Path):
     assert load_tokenizer(tmp_path / "model")("123").input_ids == tokenizer()("123").input_ids
 
 
+def test_without_a_directory_the_model_is_saved_in_that_of_the_run(tmp_path: Path):
+    run = trainer(tmp_path / "run", steps=1, **NO_EVAL)
+    run.train()
+    run.save_model()
+    assert same(weights(load_model(tmp_path / "run" / "model")), weights(run.model))
+    with pytest.raises(ConfigError, match="there is no directory to save in; pass output_dir, or set run_dir"):
+        trainer(None, **NO_EVAL).save_model()
+
+
 def test_of_a_lora_model_the_adapter_is_saved(tmp_path: Path):
     peft = pytest.importorskip("peft")
     run = trainer(None, lora_rank=2, **NO_EVAL)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo.callbacks.names import split, with_known_names
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, TrainingError, one_line
+from gvpo.errors import ConfigError, TrainingError, one_line, type_of
 from gvpo.update.distributed import ranks
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Events:
         self.run_dir: Path | None = None
         self._flags = dict.fromkeys((STOP, SAVE, EVALUATE), False)
         self._callbacks: list[TrainerCallback] = []
-        for callback in callbacks:
+        for callback in _listed(callbacks):
             self.add(callback)
         self.reached(0)
         self._tell("on_init_end")
@@ -78,9 +78,7 @@ class Events:
 
         made = callback() if isinstance(callback, type) else callback
         if not isinstance(made, TrainerCallback):
-            raise ConfigError(
-                f"callbacks contains a {type(made).__name__}; pass instances of transformers.TrainerCallback"
-            )
+            raise ConfigError(f"callbacks contains {type_of(made)}; pass instances of transformers.TrainerCallback")
         self._callbacks.append(made)
 
     def remove(self, callback: Any) -> None:
@@ -286,3 +284,11 @@ class Events:
             f"the callback {type(callback).__name__}.{event} failed after step {self._facts['global_step']} "
             f"({type(error).__name__}: {one_line(error)}); fix it, then resume the run"
         )
+
+
+def _listed(callbacks: Any) -> Sequence[Any]:
+    if not isinstance(callbacks, list | tuple):
+        raise ConfigError(
+            f"callbacks is {type_of(callbacks)}; pass a list of instances of transformers.TrainerCallback"
+        )
+    return callbacks

@@ -356,6 +356,8 @@ ARGUMENTS = {
     "max_length": "set it in args, see `gvpo docs trl-options`",
     "max_seq_length": "set it in args, see `gvpo docs trl-options`",
     "dataset_text_field": "map the dataset to `prompt` and `completion`",
+    "reward_model": "pass it in reward_funcs",
+    "metric_key_prefix": "metrics have the prefix eval_",
     "resume_from_checkpoint": "resume=True resumes from the latest checkpoint in run_dir",
     "trial": "start one run per set of settings",
     "ignore_keys_for_eval": "every metric of an evaluation is kept",

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from gvpo.config.aliases import ANSWERS, Answer
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, type_of
 from gvpo.nearest import did_you_mean
 
 Settings = Iterator[tuple[str, Any]]
@@ -161,7 +161,7 @@ def _of_mapping(options: Mapping[str, Any], kind: str) -> Options:
 def _of_object(options: object) -> Options:
     kind = next((base.__name__ for base in type(options).__mro__ if base.__name__ in DEFAULTS), None)
     if kind is None or not dataclasses.is_dataclass(options):
-        raise ConfigError(f"cannot convert a {type(options).__name__}; pass {', '.join(DEFAULTS)} or a dict of options")
+        raise ConfigError(f"cannot convert {type_of(options)}; pass {', '.join(DEFAULTS)} or a dict of options")
     return Options(kind, _values(options), _untouched(options))
 
 

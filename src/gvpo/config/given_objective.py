@@ -6,7 +6,7 @@ from typing import Any
 
 from gvpo.config.objectives import INPUT_OF, PREFIX, ObjectiveSpec
 from gvpo.config.settings import OBJECTIVE_KEYWORDS
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, type_of
 
 _ALWAYS = ("mask", "group")
 _PROVIDED = ("rewards", "ref_logprobs", "old_logprobs", "role", "segments", "costs", "multipliers")
@@ -34,7 +34,7 @@ def spec_of(function: Any, group_size: int) -> ObjectiveSpec:
     """
     name = name_of(function).removeprefix(PREFIX)
     if not callable(function):
-        raise ConfigError(f"objective is a {type(function).__name__}; pass a function, or set objective.name")
+        raise ConfigError(f"objective is {type_of(function)}; pass a function, or set objective.name")
     named = _keywords(function, name)
     needs = tuple(key for key, default in named.items() if key in _PROVIDED or default is inspect.Parameter.empty)
     unknown = next((key for key in needs if key not in _PROVIDED), None)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.data.records import Record
-from gvpo.errors import DataError
+from gvpo.errors import DataError, type_of
 from gvpo.messages import plain_messages
 from gvpo.types import PreferencePair
 
@@ -45,7 +45,7 @@ def as_group(row: Record | PreferencePair) -> dict[str, Any]:
     if isinstance(row, PreferencePair):
         row = _without_empty_id({**row.columns, **{name: getattr(row, name) for name in ("prompt", *PAIR, "id")}})
     if not isinstance(row, Mapping):
-        raise DataError(f"it is a {type(row).__name__}; rows are objects with a `prompt` and its answers")
+        raise DataError(f"it is {type_of(row)}; rows are objects with a `prompt` and its answers")
     if is_pair(row):
         return _from_pair(row)
     if _has_responses(row):
@@ -67,7 +67,7 @@ def per_completion(row: Record, name: str, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     if not isinstance(values, list | tuple) or len(values) != count:
-        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+        have = f"{len(values)} values" if isinstance(values, list | tuple) else f"{type_of(values)}"
         raise DataError(f"`{name}` has {have} for {count} completions; give a list with one for each")
     return list(values)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gvpo.errors import DataError, one_line
+from gvpo.errors import DataError, one_line, type_of
 
 Row = dict[str, Any]
 
@@ -108,7 +108,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 def _object(line: str, where: str) -> Row:
     row = _parsed(line, where, "write one object per line")
     if not isinstance(row, dict):
-        raise DataError(f"{where} is a {type(row).__name__}; write one object per line")
+        raise DataError(f"{where} is {type_of(row)}; write one object per line")
     if line.count("[") + line.count("{") > MOST_NESTED:
         _require_shallow(row, where)
     return row

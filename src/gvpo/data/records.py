@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from gvpo.data.readers import COMPRESSIONS, READERS, kind_of, read_file
 from gvpo.data.run_groups import are_rollouts, groups_of_rollouts, is_rollout_directory, read_run_groups
-from gvpo.errors import DataError
+from gvpo.errors import DataError, type_of
 from gvpo.hub import from_hub
 from gvpo.messages import plain_messages, unicode_text, well_formed
 from gvpo.nearest import nearest
@@ -87,7 +87,7 @@ def problems_from_records(records: Iterable[Record]) -> list[Problem]:
 
 def _problem(record: Record, number: int) -> Problem:
     if not isinstance(record, Mapping):
-        raise DataError(f"row {number} is a {type(record).__name__}; rows are objects with a `prompt`")
+        raise DataError(f"row {number} is {type_of(record)}; rows are objects with a `prompt`")
     if "prompt" not in record:
         raise DataError(f"row {number} has no `prompt`{_suggestion(list(record))}")
     if pictures := [name for name in ("image", "images") if _is_given(record.get(name))]:
@@ -130,7 +130,7 @@ def checked_prompt(prompt: Any, number: int) -> Prompt:
         DataError: If the prompt is empty, is not text (an image), contains half of a character, or has another type.
     """
     if not isinstance(prompt, str | list | tuple):
-        raise DataError(f"the prompt of row {number} is a {type(prompt).__name__}; give text or a list of messages")
+        raise DataError(f"the prompt of row {number} is {type_of(prompt)}; give text or a list of messages")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         advice = "write one" if isinstance(prompt, str) else "give it a message"
         raise DataError(f"row {number} has an empty prompt; remove the row or {advice}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo import notices
-from gvpo.errors import DataError, ModelError, one_line
+from gvpo.errors import DataError, ModelError, one_line, type_of
 from gvpo.hub import from_hub
 from gvpo.model.model import context_length, moved_to, quietly, vocabulary_size
 from gvpo.model.tokenizer import encode_prompt, load_tokenizer, not_found
@@ -304,7 +304,7 @@ def _checked(model: PreTrainedModel) -> PreTrainedModel:
     """
     if model.get_output_embeddings() is not None:
         raise ModelError(
-            f"the reward model is a {type(model).__name__}, which predicts tokens and gives no score; pass a sequence "
+            f"the reward model is {type_of(model)}, which predicts tokens and gives no score; pass a sequence "
             "classifier (AutoModelForSequenceClassification)"
         )
     return model

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gvpo.errors import ModelError
+from gvpo.errors import ModelError, type_of
 
 
 def local_config(path: str | Path) -> dict[str, Any] | None:
@@ -30,7 +30,5 @@ def local_config(path: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not readable JSON: {error}; give a model's config.json") from None
     if not isinstance(config, dict):
-        raise ModelError(
-            f"{file} is a {type(config).__name__}, not a model's configuration; give a model's config.json"
-        )
+        raise ModelError(f"{file} is {type_of(config)}, not a model's configuration; give a model's config.json")
     return config

@@ -12,7 +12,7 @@ from typing import Any
 
 import cloudpickle
 
-from gvpo.errors import RewardError
+from gvpo.errors import RewardError, type_of
 from gvpo.nearest import did_you_mean
 from gvpo.rewards.base import RewardFunc, blames_text
 from gvpo.rewards.code.code import code_reward, code_tests
@@ -153,9 +153,7 @@ def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> R
     except (TypeError, ValueError) as error:
         raise RewardError(f"the options of the reward {name!r} do not fit: {error}") from error
     if not callable(made):
-        raise RewardError(
-            f"{name!r} returned a {type(made).__name__} for its options; it must return a reward function"
-        )
+        raise RewardError(f"{name!r} returned {type_of(made)} for its options; it must return a reward function")
     reward: RewardFunc = made
     return reward
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gvpo import notices
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError, RewardError
+from gvpo.errors import ConfigError, RewardError, type_of
 from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
 from gvpo.model.tokenizer import is_tokenizer
@@ -49,7 +49,7 @@ def reward_functions(
     if isinstance(chosen, TrainConfig):
         raise RewardError("reward_funcs is a TrainConfig; pass it as args=")
     if not isinstance(chosen, str | Iterable) and not callable(chosen):
-        raise RewardError(f"reward_funcs is a {type(chosen).__name__}; pass functions or names of rewards")
+        raise RewardError(f"reward_funcs is {type_of(chosen)}; pass functions or names of rewards")
     listed = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
     named: dict[str, RewardItem] = {}
     for item in listed:
@@ -108,7 +108,7 @@ def _tokenizers(rewards: Sequence[RewardItem], given: RewardTokenizers) -> "Sequ
     for item, tokenizer in zip(rewards, listed, strict=True):
         if tokenizer is not None and not (_is_model(item) and is_tokenizer(tokenizer)):
             raise ConfigError(
-                f"reward_processing_classes has a {type(tokenizer).__name__} for the reward {_reward_name(item)!r}; "
+                f"reward_processing_classes has {type_of(tokenizer)} for the reward {_reward_name(item)!r}; "
                 "give a tokenizer for each reward that is a model, and None for the others"
             )
     return listed

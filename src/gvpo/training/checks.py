@@ -14,7 +14,7 @@ from gvpo.config import RunPlan, TrainConfig
 from gvpo.config.aliases import unknown_argument
 from gvpo.config.from_trl import DEFAULTS
 from gvpo.data import is_data_set
-from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.errors import ConfigError, DataError, ModelError, type_of
 from gvpo.model import lora
 from gvpo.model.known_tokens import largest_id
 from gvpo.model.model import context_length, is_model, vocabulary_size
@@ -55,23 +55,20 @@ def check_arguments(model: Any, settings: Any, datasets: Iterable[Any], tokenize
         way = "TrainConfig.from_trl(args)" if kind in DEFAULTS else "TrainConfig(beta=0.1, ...)"
         raise ConfigError(f"args is a {kind}; pass {way}")
     if not (isinstance(model, str | Path) or is_model(model)):
-        raise ModelError(
-            f"the model is a {type(model).__name__}; pass a directory, a Hub model ID or a transformers model"
-        )
+        raise ModelError(f"the model is {type_of(model)}; pass a directory, a Hub model ID or a transformers model")
     if tokenizer is not None and not is_tokenizer(tokenizer):
         raise ModelError(
-            f"processing_class is a {type(tokenizer).__name__}; pass a tokenizer, for example from gvpo.load_tokenizer"
+            f"processing_class is {type_of(tokenizer)}; pass a tokenizer, for example from gvpo.load_tokenizer"
         )
     for given in datasets:
         if given is None or isinstance(given, str | Path) or is_data_set(given):
             continue
         if isinstance(given, Mapping):
             raise DataError(
-                f"the dataset is a {type(given).__name__} of {', '.join(map(str, given))}; pass one of them, or "
-                "a list of rows"
+                f"the dataset is {type_of(given)} of {', '.join(map(str, given))}; pass one of them, or a list of rows"
             )
         raise DataError(
-            f"the dataset is a {type(given).__name__}; pass rows, a `datasets` dataset, a data frame, a file or Hub ID"
+            f"the dataset is {type_of(given)}; pass rows, a `datasets` dataset, a data frame, a file or Hub ID"
         )
 
 

@@ -166,7 +166,9 @@ def prepare(
     )
     if config.epochs is not None:
         items = config.sample_groups or len(inputs.data)
-        steps = -(-config.epochs * items // config.prompts_per_step)  # the last step is filled up from the next epoch
+        steps = max(
+            1, -(-config.epochs * items // config.prompts_per_step)
+        )  # the last step is filled up from the next epoch
         inputs = dataclasses.replace(inputs, plan=dataclasses.replace(plan, settings=config.replace(steps=steps)))
     return dataclasses.replace(inputs, notices=(*plan.notices, *check(inputs, policy))), policy
 

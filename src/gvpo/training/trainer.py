@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gvpo import notices
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.data.given_rows import Dataset, read_rows
-from gvpo.errors import ConfigError
+from gvpo.errors import ConfigError, type_of
 from gvpo.model import lora
 from gvpo.model.model import save_model
 from gvpo.progress import error_console, print_sentence
@@ -118,7 +118,7 @@ class Trainer:
         with notices.handled(self._notices.add):  # `train` prints them
             rehearse(self._inputs, self._policy)
 
-    def train(self, *, resume: bool = False, **others: object) -> dict[str, Any]:
+    def train(self, resume: bool = False, **others: object) -> dict[str, Any]:
         """Run to the end.
 
         Args:
@@ -130,7 +130,7 @@ class Trainer:
             The summary, as in summary.json: accuracy_before, accuracy_after, steps, seconds, report, model, ...
 
         Raises:
-            ConfigError: If there are other arguments.
+            ConfigError: If `resume` is not a bool, or there are other arguments.
             RunError: If the directory already contains a run or is in use, or (resume) contains no run or one with
                 other settings.
             GvpoError: If training cannot continue; files that were written stay.
@@ -139,24 +139,33 @@ class Trainer:
                 after a second signal other than SIGHUP. In any thread but the main one, signals are left unchanged.
         """
         refuse_others(others, ["resume"], "train")
+        if not isinstance(resume, bool):
+            raise ConfigError(f"resume is {type_of(resume)}; resume=True resumes from the latest checkpoint in run_dir")
         with notices.handled(self._notices.add):
             summary = train(self._inputs, self._policy, resume=resume, events=self._events)
         for warning in summary["warnings"]:
             print_sentence(error_console(quiet=not ranks.is_first()), f"gvpo: warning: {warning}")
         return summary
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, eval_dataset: None = None, **others: object) -> dict[str, float]:
         """Evaluate the current policy on the held-out data, before, between or after training.
 
         No run directory is created. The callbacks receive `on_log` and `on_evaluate`.
+
+        Args:
+            eval_dataset: None; the held-out data are those of the constructor.
+            others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
         Returns:
             The eval/ metrics, as in metrics.jsonl, and the same values under transformers' names: `eval/accuracy` and
             `eval_accuracy`, ...
 
         Raises:
-            ConfigError: If there is no held-out data.
+            ConfigError: If there is no held-out data, or an argument is given.
         """
+        if eval_dataset is not None:
+            raise ConfigError("gvpo.Trainer.evaluate takes no data: pass eval_dataset to gvpo.Trainer")
+        refuse_others(others, [], "evaluate")
         with notices.handled(self._notices.add), ranks.explained():
             inputs = with_dtype(self._inputs, self._policy, self._events.run_dir)
             self._held_groups = with_start(inputs, self._policy, self._held_groups, self._events.run_dir)
@@ -165,18 +174,23 @@ class Trainer:
                     raise ConfigError("there is nothing to evaluate on: pass eval_dataset, or set data.eval")
                 return self._events.evaluated(evaluator.measure().metrics)
 
-    def save_model(self, output_dir: str | Path) -> None:
+    def save_model(self, output_dir: str | Path | None = None) -> None:
         """Save the current policy and its tokenizer in the format of Hugging Face; of a LoRA model only the adapter.
 
         Args:
-            output_dir: Directory, created if necessary.
+            output_dir: Directory, created if necessary; by default `model` in the directory of the run.
 
         Raises:
+            ConfigError: If neither a directory nor `run_dir` is given.
             ModelError: If the files cannot be written.
         """
+        parent = self._events.run_dir or self.config.run_dir
+        if output_dir is None and parent is None:
+            raise ConfigError("there is no directory to save in; pass output_dir, or set run_dir")
+        target = output_dir if output_dir is not None else Path(str(parent)) / "model"
         split = fsdp.is_sharded(self.model)
         weights = fsdp.full_on_first(self.model.state_dict(keep_vars=True)) if split else None
-        ranks.on_first(lambda: save_model(self.model, self.tokenizer, output_dir, weights=weights))
+        ranks.on_first(lambda: save_model(self.model, self.tokenizer, target, weights=weights))
 
     @property
     def state(self) -> "TrainerState":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gvpo.errors import ObjectiveError
+from gvpo.errors import ObjectiveError, type_of
 from gvpo.objectives import ObjectiveOutput
 from gvpo.update.collate import Batch
 from gvpo.update.distributed import ranks
@@ -44,9 +44,7 @@ def weigh(objective: Objective, batch: Batch, logprobs: Tensor) -> ObjectiveGrad
     with torch.autocast(leaf.device.type, enabled=False):
         output = objective(leaf, **batch.inputs, **own)
         if not isinstance(output, ObjectiveOutput):
-            raise ObjectiveError(
-                f"the objective returned a {type(output).__name__}; return ObjectiveOutput(loss, metrics)"
-            )
+            raise ObjectiveError(f"the objective returned {type_of(output)}; return ObjectiveOutput(loss, metrics)")
         coefficients = torch.zeros_like(leaf)
         if output.loss.requires_grad:
             (found,) = torch.autograd.grad(output.loss, leaf, allow_unused=True)

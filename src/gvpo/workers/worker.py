@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gvpo.errors import GvpoError
+from gvpo.errors import GvpoError, type_of
 from gvpo.workers import deadline
 from gvpo.workers.reasons import UNSCORABLE, hearing
 from gvpo.workers.state import Keeper
@@ -223,7 +223,9 @@ def checked(returned: Any, rows: int, heard: Mapping[int, str] | None = None) ->
     except TypeError:
         listed = None
     if listed is None:
-        return failure("wrong type", f"returned {_kind(returned)}; return a list of one number or None per completion")
+        return failure(
+            "wrong type", f"returned {type_of(returned)}; return a list of one number or None per completion"
+        )
     if len(listed) != rows:
         return failure("wrong length", f"returned {len(listed)} values for {rows} completions")
     pairs = [_value(value, (heard or {}).get(row)) for row, value in enumerate(listed)]
@@ -253,7 +255,7 @@ def _value(value: Any, told: str | None = None) -> tuple[float | None, tuple[str
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, numbers.Number) or isinstance(value, complex):
-        return None, ("wrong type", f"returned {_kind(value)} instead of a number or None")
+        return None, ("wrong type", f"returned {type_of(value)} instead of a number or None")
     try:
         number = float(value)  # type: ignore[arg-type]  # every other registered Number converts
     except OverflowError:
@@ -263,10 +265,6 @@ def _value(value: Any, told: str | None = None) -> tuple[float | None, tuple[str
     if math.isinf(number):
         return None, ("infinite", f"returned {number}")
     return number, None
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gvpo.errors import RewardError
+from gvpo.errors import RewardError, type_of
 
 SHAPES = (
     'Python, or objects with `input` and `output` (or `inputs` and `outputs`), such as {"input": "1", "output": "2"}'
@@ -172,7 +172,7 @@ def _cases(item: Mapping[str, Any], listed: Sequence[str], outer: str = "") -> I
     if "test_cases" in item:
         for each in _items(item["test_cases"]):
             if not isinstance(each, Mapping):
-                raise TestsError(f"test_cases has a {type(each).__name__}; write {SHAPES}")
+                raise TestsError(f"test_cases has {type_of(each)}; write {SHAPES}")
             yield from _cases(each, listed, name)
         return
     given, right = _column(item, _INPUTS), _column(item, _OUTPUTS)
@@ -225,7 +225,7 @@ def _text(value: Any) -> str:
         return "\n".join(map(_text, value))
     if isinstance(value, str | int | float):
         return str(value)
-    raise TestsError(f"a test's input or output is a {type(value).__name__}; write the text that is read or printed")
+    raise TestsError(f"a test's input or output is {type_of(value)}; write the text that is read or printed")
 
 
 def _calls(cases: Sequence[_Case], listed: Sequence[str]) -> Functions:

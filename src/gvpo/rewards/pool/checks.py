@@ -6,7 +6,7 @@ from typing import Any
 
 import cloudpickle
 
-from gvpo.errors import RewardError
+from gvpo.errors import RewardError, type_of
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 from gvpo.workers.state import keeps_state
 
@@ -77,7 +77,7 @@ def pickled(name: str, function: RewardFunc) -> bytes:
         RewardError: If it cannot be sent to a worker.
     """
     if not callable(function):
-        raise RewardError(f"reward {name!r} is a {type(function).__name__}; give a function")
+        raise RewardError(f"reward {name!r} is {type_of(function)}; give a function")
     try:
         return bytes(cloudpickle.dumps(function))
     except Exception as error:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gvpo.errors import ModelError
+from gvpo.errors import ModelError, type_of
 
 _TOP_K = (torch.topk, Tensor.topk)
 
@@ -108,7 +108,7 @@ class Taps:
         logits = output[0] if isinstance(output, tuple) else None
         if choice.calls != 1 or logits is None or logits.shape != (len(choice.wanted), router.num_experts):
             raise ModelError(
-                f"a {type(router).__name__} does not choose by one top-k over all experts, so its choice can be "
+                f"{type_of(router)} does not choose by one top-k over all experts, so its choice can be "
                 "neither recorded nor replayed; leave train.routing at free and train.router_aux_coef at 0"
             )
         self.choices[layer] = Choice(logits, choice.wanted, choice.used)
