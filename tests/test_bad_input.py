@@ -307,7 +307,7 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], type[GvpoError], str]] = {
         "callbacks is a TrainerCallback; pass a list of instances of transformers.TrainerCallback",
     ),
     "no rows": (
-        lambda: train(train_dataset=[], args=gvpo.TrainConfig(epochs=2, objective="rloo")),
+        lambda: train(train_dataset=[], args=gvpo.TrainConfig(epochs=2, max_tokens=3, objective="rloo")),
         DataError,
         "there are no problems to train on; the dataset is empty",
     ),

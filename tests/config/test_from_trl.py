@@ -250,7 +250,7 @@ def test_values_that_equal_the_defaults_of_gvpo_are_not_set():
     [
         ({"max_stpes": 3}, "GRPOConfig", "TRL has no option 'max_stpes'; did you mean 'max_steps'"),
         ({}, "PPOConfig", "kind='PPOConfig' is not a configuration of TRL; choose one of GRPOConfig"),
-        (3, "GRPOConfig", "cannot convert a int; pass GRPOConfig, "),
+        (3, "GRPOConfig", "cannot convert an int; pass GRPOConfig, "),
         ({"learning_rate": -1}, "GRPOConfig", "train.learning_rate=-1"),
     ],
 )

@@ -117,7 +117,7 @@ def test_rows_become_problems():
         ([{"prompt": " \n"}], "row 1 has an empty prompt"),
         ([{"prompt": []}], "row 1 has an empty prompt"),
         ([{"prompt": None}], "the prompt of row 1 is None; give text or a list of messages"),
-        ([{"prompt": 3}], "the prompt of row 1 is a int"),
+        ([{"prompt": 3}], "the prompt of row 1 is an int"),
         ([{"prompt": ["hi"]}], "row 1: message 1 has no `role` and `content`"),
         ([{"prompt": [{"role": "user"}]}], "row 1: message 1 has no `role` and `content`"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "rows 1 and 2 have the same id 'x'"),

@@ -68,7 +68,7 @@ def test_groups_that_training_logs_are_read():
         ({"completions": "text"}, "row 2: there is no list `completions`"),
         ({"chosen": "good"}, "row 2: there is no list `completions`"),
         ({"completions": ["a"], "rewards": [1, 0]}, "row 2: `rewards` has 2 values for 1 completions"),
-        ({"completions": ["a"], "rewards": 1}, "row 2: `rewards` has a int for 1 completions"),
+        ({"completions": ["a"], "rewards": 1}, "row 2: `rewards` has an int for 1 completions"),
         ({"completions": ["a"], "rewards": ["1"]}, "row 2: a reward is '1' .str.; give numbers"),
         ({"completions": ["a"], "rewards": [float("inf")]}, "row 2: a reward is infinite"),
         ({"completions": [[5, 6]]}, "token ids together with the column `texts`"),
