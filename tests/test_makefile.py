@@ -1,5 +1,6 @@
 """The Makefile: each target installs what it needs, says so, and hands PIP_ARGS to pip."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,8 +14,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def commands(target: str, tmp_path: Path, *words: str) -> str:
     """Return what make would run in a clone without a .venv."""
     finished = subprocess.run(
-        ["make", "-n", target, f"VENV={tmp_path / 'venv'}", *words],
+        ["make", "--no-print-directory", "-n", target, f"VENV={tmp_path / 'venv'}", *words],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},  # of an outer make
         capture_output=True,
         text=True,
         check=True,

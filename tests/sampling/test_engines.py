@@ -87,9 +87,9 @@ def test_a_custom_engine_is_one_module_and_one_line(tmp_path: Path, monkeypatch:
         open_engine("ech", "", tokenizer())
 
 
-def test_the_transformers_sampler_claims_neither_streaming_nor_its_own_weights():
+def test_the_transformers_sampler_streams_and_claims_no_weights_of_its_own():
     own = TransformersSampler(model(), tokenizer())
-    assert not isinstance(own, StreamingSampler)
+    assert isinstance(own, StreamingSampler)
     assert not isinstance(own, UpdatableSampler)
 
 

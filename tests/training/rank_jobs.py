@@ -159,7 +159,14 @@ def logged_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, A
 
 
 def _logged_trainer(path: Path, **settings: Any) -> Trainer:
-    given = {"eval_problems": 0, "reference": "every:4", "prompts_per_step": 3, "schedule": "linear", **settings}
+    given = {
+        "eval_problems": 0,
+        "beta": 0.1,
+        "reference": "every:4",
+        "prompts_per_step": 3,
+        "schedule": "linear",
+        **settings,
+    }
     return Trainer(toy.model(), args=toy.config(path, **given), train_dataset=LOGGED, processing_class=toy.tokenizer())
 
 

@@ -81,9 +81,11 @@ def broken(path: Path, at: int, failure: Callable[[], BaseException]) -> str:
             run(path)
         except GvpoError as error:
             message = str(error)
-    assert (message == "") == (failure is killed)
+    file = next(what for what in reversed(disk.asked[: at + 1]) if " " in what)
+    silent = failure is killed or runfiles.REPORT in file  # a report that is not written is a warning
+    assert (message == "") == silent
     assert "\n" not in message
-    assert failure is killed or any(advice in message for advice in ("--resume", "choose another run.dir"))
+    assert silent or any(advice in message for advice in ("--resume", "choose another run.dir"))
     return disk.failed
 
 
@@ -325,7 +327,7 @@ def test_error_names_a_vanished_directory_and_it_is_not_recreated(tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "learn", vanishing)
-        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No such file"):
+        with pytest.raises(RunError, match=r"run directory .* is gone; bring it back, then use --resume"):
             run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     end = run(tmp_path / "elsewhere")

@@ -106,6 +106,9 @@ def test_the_summary_and_the_files(tmp_path: Path):
         "objective",
         "model",
         "report",
+        "reward_first",
+        "reward_last",
+        "reward_steps",
         "warnings",
     }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary

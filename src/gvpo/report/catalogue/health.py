@@ -33,6 +33,8 @@ SPECS = (
         "share of completions",
         {
             "rows/truncated": "truncated",
+            "rows/masked": "truncated and masked",
+            "rows/dropped": "truncated and dropped",
             "rows/failed": "without a reward",
             "rows/paid_worst": "made a verifier fail",
             "eval/truncated": "truncated, held-out",
@@ -104,6 +106,7 @@ SPECS = (
         "It is halved where memory runs out.",
         low=0.0,
     ),
+    Spec("Held-out prompts that are trained on", "share of prompts", {"eval/overlap": "overlap"}, OTHER, percent=True),
     Spec("Time per evaluation", "seconds", {"seconds/evaluating": "evaluating"}, OTHER, low=0.0),
     Spec(
         "Tokens",
