@@ -1,4 +1,4 @@
-"""What long work is doing at the moment, for a display: rows that are sampled, scored or updated within one step.
+"""Report the current work to a display, such as the rows that are sampled, scored or updated within one step.
 
 with phase("sampling"): count(12, 32, "rows") ──▶ the display of the context, if there is one
 """

@@ -1,4 +1,4 @@
-"""Where a model is: in a directory, in the latest checkpoint of a run, or on the Hub; found without torch."""
+"""Find a model in a directory, in the latest checkpoint of a run, or on the Hub, without importing torch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run's metrics say about its outcome: a table of rules, for warnings while it trains and for its end.
+"""Rules that judge a run by its metrics, for warnings while it trains and for the verdict at its end.
 
     lines of metrics.jsonl ──each rule──▶ a sentence, or ""
 

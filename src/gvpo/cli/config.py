@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gvpo.cli.options import add_recipe
 from gvpo.cli.shipped import find_recipe, shipped_directory
 from gvpo.config import FIELDS, RunPlan, TrainConfig, resolve
 from gvpo.config.recipe import parse_overrides, recipe_layers, stacked
@@ -19,16 +20,7 @@ COMMAND_LINE, BY_REGIME, DEFAULT = "command line", "default for this kind of run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="Recipe file, or the name of a recipe that `gvpo list recipes` prints"
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        default=[],
-        metavar="section.key=value",
-        help="Settings that override the recipe; `gvpo docs configuration` lists all",
-    )
+    add_recipe(parser)
     parser.add_argument("--all", action="store_true", help="Print all settings, also those with their default")
 
 

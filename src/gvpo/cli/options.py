@@ -33,6 +33,20 @@ KEY_COLUMN = 32
 """Width of the settings' names in a help text."""
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add a recipe and the settings that override it."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="Recipe file, or the name of a recipe that `gvpo list recipes` prints"
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="Settings that override the recipe; `gvpo docs configuration` lists all",
+    )
+
+
 def add_settings(parser: argparse.ArgumentParser, reads: Mapping[str, str]) -> None:
     """Let a command read settings.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import activity, runfiles
+from gvpo.cli.options import add_recipe
 from gvpo.cli.shipped import find_recipe
 from gvpo.config import RunPlan, resolve, updates_per_step
 from gvpo.config.plan import WARM_START
@@ -32,16 +33,7 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="Recipe file, or the name of a recipe that `gvpo list recipes` prints"
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        default=[],
-        metavar="section.key=value",
-        help="Settings that override the recipe; `gvpo docs configuration` lists all",
-    )
+    add_recipe(parser)
     parser.add_argument("--resume", action="store_true", help="Resume the run in run.dir")
     parser.add_argument(
         "--check", action="store_true", help="Check settings, files, model, data and rewards; train and write nothing"
