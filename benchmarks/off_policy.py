@@ -33,7 +33,7 @@ from gvpo import runfiles
 from gvpo.cli.shipped import find_recipe
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import layer, read_recipe
-from gvpo.errors import GvpoError, GvpoWarning
+from gvpo.errors import GvpoWarning, TrainingError
 from gvpo.training.warm_start import WARM_START, train_recipe
 
 TUNING, FRESH = range(3), range(10, 20)
@@ -69,7 +69,7 @@ class Study:
         """
         known = {name: value for name, value in sorted(settings.items()) if value is not None}
         key, path = json.dumps([regime, known, seed]), self.out / "results.jsonl"
-        found = {line["key"]: line for line in (runfiles.read_lines(path))}
+        found = {line["key"]: line for line in runfiles.read_lines(path)}
         if key not in found and not self.trains:
             raise Missing(key)
         if key not in found:
@@ -111,7 +111,7 @@ class Study:
         started_at = time.perf_counter()
         try:
             found = measured(train_recipe(config), runfiles.read_metrics(run / runfiles.METRICS))
-        except GvpoError as error:  # weights that are no longer finite
+        except TrainingError as error:  # the updates were no longer finite
             found = {"sampled": 0.0, "greedy": 0.0, "error": str(error)}
         shutil.rmtree(run, ignore_errors=True)
         used = {"cpu_seconds": processor_seconds() - started, "seconds": time.perf_counter() - started_at}
