@@ -1,5 +1,6 @@
 """The benchmarks compare equal work: both sides of each have the same gradient, and the work is counted correctly."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,42 @@ def test_equal_implementations_of_exclusion_have_equal_distributions(benchmarks)
     assert (bench.CASES[0][0].name, "-inf after top-k and top-p") in same
     assert found[cut, "-inf after top-k and top-p"] > 0.1
     assert found[penalised, "log Q, then penalty"] > 0.1
+
+
+def test_a_grid_is_extended_beyond_its_best_end(benchmarks):
+    from off_policy import extension
+
+    assert [extension(best, (3e-5, 1e-4, 3e-4)) for best in (3e-5, 1e-4, 3e-4)] == [9e-6, None, 9e-4]
+    assert [extension(best, (1.0, 2.0, 5.0)) for best in (1.0, 5.0)] == [0.5, 10.0]
+
+
+def test_tuning_reads_finished_runs_and_reports_what_is_missing(benchmarks, tmp_path):
+    """The rate 1e-4 is best at the default beta; at this rate, beta .4 is better, and beta .8 beyond it is not."""
+    from off_policy import Missing, Study
+    from off_policy_arms import Arm
+
+    accuracies = {(0.2, 3e-5): 0.5, (0.2, 1e-4): 0.7, (0.2, 3e-4): 0.6, (0.1, 1e-4): 0.6, (0.4, 1e-4): 0.8}
+    arm = Arm({"objective": "gvpo", "beta": 0.2}, ("beta",), (0.1, 0.2, 0.4))
+    study = Study(tmp_path, trains=False)
+
+    def finish(beta, rate, accuracy):
+        settings = {"beta": beta, "learning_rate": rate, "objective": "gvpo"}
+        line = {"key": json.dumps(["offline", settings, 0]), "sampled": accuracy}
+        with (tmp_path / "results.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    for (beta, rate), accuracy in accuracies.items():
+        finish(beta, rate, accuracy)
+    with pytest.raises(Missing, match=r"0\.8"):
+        study.tuned("offline", arm, [0])
+    finish(0.8, 1e-4, 0.75)
+    assert study.tuned("offline", arm, [0]) == {"objective": "gvpo", "beta": 0.4, "learning_rate": 1e-4}
+
+
+def test_the_interval_of_paired_differences_contains_their_mean_and_shrinks_with_their_spread(benchmarks):
+    from off_policy import interval
+
+    assert interval([0.1] * 5) == pytest.approx((0.1, 0.1))
+    low, high = interval([0.0, 0.2] * 5)
+    assert 0.03 < low < 0.1 < high < 0.17  # 0.1 plus and minus 1.96 * 0.1 / sqrt(10)
+    assert interval([-0.4, 0.6] * 5)[0] < 0 < interval([-0.4, 0.6] * 5)[1]
