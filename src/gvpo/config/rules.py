@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gvpo.config.objectives import INPUT_OF, learning_from, taking
+from gvpo.config.rollout_rules import impossible_sources
 from gvpo.config.settings import OBJECTIVE_KEYWORDS, TrainConfig, updates_per_step
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def impossible(plan: "RunPlan", given: "Given") -> Broken:
     """Yield the rules about settings that are valid by themselves but cannot work together."""
     yield from _objective(plan)
     yield from _sources(plan, given)
+    yield from impossible_sources(plan)
     yield from _preferences(plan)
     yield from _overlong(plan)
     yield from _batches(plan.settings)

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gvpo.config.objectives import OBJECTIVES, learning_from, taking
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and settings do not change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+from gvpo.config.rollout import RolloutSection
+from gvpo.config.section import Section
 
 
 class RunConfig(Section):
@@ -416,6 +412,7 @@ SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "warm_start": WarmStartConfig,
     "sampling": SamplingConfig,
+    "rollout": RolloutSection,
     "rewards": RewardConfig,
     "objective": ObjectiveConfig,
     "train": TrainSection,

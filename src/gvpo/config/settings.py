@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from gvpo import notices
 from gvpo.config.aliases import answer_for
 from gvpo.config.from_trl import convert
+from gvpo.config.rollout import RolloutSection
 from gvpo.config.sections import (
     SECTIONS,
     CheckpointConfig,
@@ -63,6 +64,7 @@ class TrainConfig(
     TrainSection,
     ObjectiveConfig,
     RewardConfig,
+    RolloutSection,
     SamplingConfig,
     WarmStartConfig,
     DataConfig,
