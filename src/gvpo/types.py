@@ -27,6 +27,9 @@ FinishReason = Literal["stop", "length", "turns", "context", "abort"]
 
 FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
+RIGHT = 0.5
+"""Value of a reward function above which a completion is correct."""
+
 
 class FloatSequence(Protocol):
     """Per-token values: a list, a numpy array or a 1-D tensor."""
@@ -145,3 +148,8 @@ class Verdict:
     reward: float | None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     reason: str = ""
+
+
+def is_right(part: float | None) -> bool:
+    """Return whether the value of the deciding reward function counts a completion as correct."""
+    return part is not None and part > RIGHT

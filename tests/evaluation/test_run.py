@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gvpo.evaluation import Evaluation, evaluate, is_right
+from gvpo.evaluation import Evaluation, evaluate
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
-from gvpo.types import Completion, Problem
+from gvpo.types import Completion, Problem, is_right
 from tests.training.toy import encoded, model, share, tokenizer
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from gvpo.evaluation import metrics
 from gvpo.evaluation.metrics import Difference
-from gvpo.evaluation.run import is_right
 from gvpo.evaluation.votes import VOTES, Vote
 from gvpo.rollout.fill import has_failed
+from gvpo.types import is_right
 
 
 @dataclass(frozen=True)

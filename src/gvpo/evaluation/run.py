@@ -9,9 +9,8 @@ from gvpo import activity
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Collect, EncodedProblem, Rollout, collect
 from gvpo.sampling import Sampler, SamplingParams
-from gvpo.types import Problem
+from gvpo.types import Problem, is_right
 
-RIGHT = 0.5
 """An answer is correct if the deciding reward is above this."""
 
 
@@ -70,11 +69,6 @@ def evaluate(
         truncated=fmean(row.finish_reason == "length" for row in rows),
         rollout=rollout,
     )
-
-
-def is_right(part: float | None) -> bool:
-    """Return whether the deciding reward counts a completion as correct."""
-    return part is not None and part > RIGHT
 
 
 def _renamed(item: EncodedProblem) -> Problem:

@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gvpo.data.group_rows import PER_COMPLETION, GroupRow, completion_text, read_groups
+from gvpo.types import RIGHT
 
 Row = Mapping[str, Any]
 Read = Sequence[tuple[Row, GroupRow]]
 """Rows in their original form, each with its parsed contents."""
-
-RIGHT = 0.5
-"""Default reward above which a completion is correct."""
 
 
 def right(rows: Read, above: float, most: int | None) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from gvpo.evaluation import Evaluation, is_right
+from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.usable import Overlong, is_overlong, is_usable
 from gvpo.runfiles import RolloutRow
 from gvpo.training.learner import StepResult, Update
 from gvpo.training.off_policy import is_on_policy, offpolicy_metrics
-from gvpo.types import Completion, Verdict
+from gvpo.types import Completion, Verdict, is_right
 from gvpo.update.group_backward import RowGradient
 
 _MAX_LOG_RATIO = 20.0
