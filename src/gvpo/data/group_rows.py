@@ -19,14 +19,14 @@ from gvpo.data.records import are_token_ids, numbered, problems_from_records
 from gvpo.errors import DataError
 from gvpo.messages import answer_text, unicode_text
 from gvpo.resumable import json_lines
-from gvpo.types import FINISH_REASONS, Completion, FinishReason, Group, Problem, Verdict
+from gvpo.types import FINISH_REASONS, FinishReason, FloatSequence, Group, Problem, Verdict
 
 LOG_ALLOWED = "log_allowed"
 """Column of log P(allowed) per completion, from a sampler with an exclusion; -inf is null in the file."""
 
 PER_COMPLETION = (
     *("completions", "texts", "rewards", "reward_parts", "reasons", "finish_reasons", "sources", "sampler_logprobs"),
-    LOG_ALLOWED,
+    *("masks", LOG_ALLOWED),
 )
 """Columns of a group that have one value per completion."""
 
@@ -49,6 +49,7 @@ class WrittenCompletion:
         finish_reason: Reason why it ended.
         source: Its author; None if the row does not name one.
         sampler_logprobs: C log-probs (nats) from the sampler; None if the row has none.
+        mask: C values, 0 on tokens that are not trained on, such as a tool's output; None trains on all of them.
     """
 
     text: str | None
@@ -58,6 +59,7 @@ class WrittenCompletion:
     finish_reason: FinishReason = "stop"
     source: str | None = None
     sampler_logprobs: Sequence[float] | None = None
+    mask: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,11 @@ def group_record(
         "finish_reasons": [row.finish_reason for row in rows],
         "sources": [row.source for row in rows],
     }
+    if any(row.mask is not None for row in rows):
+        record["masks"] = [_values(row.mask) for row in rows]
     if any(LOG_ALLOWED in row.extras for row in rows):
         record[LOG_ALLOWED] = [row.extras.get(LOG_ALLOWED) for row in rows]
-    return {**record, "sampler_logprobs": [_logprobs(row) for row in rows]} if logprobs else record
+    return {**record, "sampler_logprobs": [_values(row.sampler_logprobs) for row in rows]} if logprobs else record
 
 
 def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -148,8 +152,7 @@ def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     runfiles.write_text(path, json_lines(records))
 
 
-def _logprobs(row: Completion) -> list[float] | None:
-    values = row.sampler_logprobs
+def _values(values: FloatSequence | None) -> list[float] | None:
     return None if values is None else [float(values[index]) for index in range(len(values))]
 
 
@@ -188,6 +191,7 @@ def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list
     logprobs = _each_is(
         record, "sampler_logprobs", count, Sequence, "`sampler_logprobs` are lists, one log-prob per token"
     )
+    masks = _each_is(record, "masks", count, Sequence, "`masks` are lists, one number per token")
     others = [per_completion(record, name, count) for name in ("completions", "rewards", "finish_reasons", "sources")]
     return [
         WrittenCompletion(
@@ -197,8 +201,11 @@ def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list
             finish_reason=_finish_reason(reason),
             source=None if not source else str(source),
             sampler_logprobs=values,
+            mask=mask,
         )
-        for written, reward, reason, source, text, part, values in zip(*others, texts, parts, logprobs, strict=True)
+        for written, reward, reason, source, text, part, values, mask in zip(
+            *others, texts, parts, logprobs, masks, strict=True
+        )
     ]
 
 

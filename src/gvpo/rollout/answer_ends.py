@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from gvpo import notices
-from gvpo.types import Completion
+from gvpo.types import Completion, FinishReason, FloatSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,13 +41,23 @@ def ended(
 
 def _ended(tokenizer: "PreTrainedTokenizerBase", row: Completion, stops: Collection[int]) -> Completion:
     length = next((place + 1 for place, token in enumerate(row.tokens) if token in stops), len(row.tokens))
-    if length == len(row.tokens):
-        return row
-    tokens, logprobs = list(row.tokens[:length]), row.sampler_logprobs
+    return row if length == len(row.tokens) else first_tokens(tokenizer, row, length, "stop")
+
+
+def first_tokens(
+    tokenizer: "PreTrainedTokenizerBase", row: Completion, length: int, finish_reason: FinishReason
+) -> Completion:
+    """Return the first `length` tokens of a written answer as an answer, with their mask and log-probs."""
+    tokens = list(row.tokens[:length])
     return dataclasses.replace(
         row,
         tokens=tokens,
         text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
-        sampler_logprobs=None if logprobs is None else [logprobs[place] for place in range(length)],
-        finish_reason="stop",
+        mask=_first(row.mask, length),
+        sampler_logprobs=_first(row.sampler_logprobs, length),
+        finish_reason=finish_reason,
     )
+
+
+def _first(values: FloatSequence | None, length: int) -> list[float] | None:
+    return None if values is None else [values[place] for place in range(length)]

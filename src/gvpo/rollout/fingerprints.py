@@ -1,7 +1,7 @@
 """Short names for data: equal for the same rows in the same order, so that work is not resumed on other data.
 
     the run's problems         problem_rows        inputs.json        id, prompt, every column with the labels, tokens
-    the run's answers          answer_rows         inputs.json        id, reward, tokens
+    the run's answers          answer_rows         inputs.json        id, reward, mask if any, tokens
     the run's demonstrations   demonstration_rows  inputs.json        id, aligned scores, tokens
     stored reference scores    token_rows          reference/         id, tokens
     `gvpo score`               record_rows         OUT.partial        all contents of the rows
@@ -40,7 +40,8 @@ def answer_rows(groups: Iterable[Group]) -> Iterator[Row]:
     """Yield the answers of groups, with their rewards."""
     for group in groups:
         for row in group.completions:
-            yield f"{group.id} {row.reward}", [*group.prompt, *row.tokens]
+            mask = "" if row.mask is None else f" {[float(row.mask[place]) for place in range(len(row.mask))]}"
+            yield f"{group.id} {row.reward}{mask}", [*group.prompt, *row.tokens]
 
 
 def demonstration_rows(written: Iterable[tuple[EncodedProblem, Completion]]) -> Iterator[Row]:

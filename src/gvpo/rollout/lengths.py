@@ -16,6 +16,7 @@ from gvpo import notices
 from gvpo.config import TrainConfig
 from gvpo.errors import DataError
 from gvpo.model.model import context_length
+from gvpo.rollout.answer_ends import first_tokens
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.logged_groups import LoggedGroup
 from gvpo.types import Completion
@@ -121,14 +122,7 @@ def _shortened(row: _Row, most: int, cut: bool, tokenizer: "PreTrainedTokenizerB
         return answer
     if not cut or room < 1:
         return None
-    tokens, logprobs = list(answer.tokens[:room]), answer.sampler_logprobs
-    return dataclasses.replace(
-        answer,
-        tokens=tokens,
-        text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
-        sampler_logprobs=None if logprobs is None else [logprobs[place] for place in range(room)],
-        finish_reason="length",
-    )
+    return first_tokens(tokenizer, answer, room, "length")
 
 
 def _only(logged: LoggedGroup, answers: Sequence[Completion | None]) -> LoggedGroup:

@@ -111,6 +111,7 @@ def _completion(
     return Completion(
         tokens,
         written.reward,
+        mask=written.mask,
         sampler_logprobs=written.sampler_logprobs,
         text=text,
         finish_reason=written.finish_reason,
