@@ -63,7 +63,7 @@ class Completion:
         mask: C values, 1 on scored tokens; None scores all of them. Tool output is 0.
         ref_logprobs: C log-probs (nats) under the reference pi_theta'.
         old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
-        sampler_logprobs: C log-probs (nats) that the sampler reported; for the mismatch metric, never trained on.
+        sampler_logprobs: C log-probs (nats) that the sampler reported, for metrics and importance weights.
         experts: Experts of each token in a mixture of experts, from `gvpo.score(..., routing="watch")`.
         extras: Further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: The decoded completion.

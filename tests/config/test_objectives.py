@@ -19,14 +19,16 @@ def test_names_and_kinds_of_data():
 
 
 def test_error_about_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^objective.name='gpo' does not exist; choose one of .*, gvpo, poft"):
+    with pytest.raises(ConfigError, match=r"^objective.name='gpo' does not exist; choose one of .*, gvpo, pmd_mean"):
         resolve(TrainConfig(objective="gpo"))
 
 
 @pytest.mark.parametrize(
     ("setting", "names"),
     [
-        ("beta", ["gvpo", "dpo", "epa"]),
+        ("beta", ["gvpo", "regression", "pmd_mean", "dpo", "epa"]),
+        ("anchor", ["gvpo", "regression", "pmd_mean"]),
+        ("is_cap", ["grpo", "dr_grpo", "dapo", "rloo", "cispo"]),
         ("weak_weight", ["epa"]),
         ("segment_at", ["gsspo"]),
         ("costs", ["constrained_grpo"]),

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from gvpo.errors import GroupTooSmall, MissingLogprobs, ObjectiveError
+from gvpo.errors import GroupTooSmall, MissingLogprobs, ObjectiveError, ShapeError
 from gvpo.objectives import dapo, dr_grpo, grpo, rloo
 from tests.objectives.batches import gradient, grpo_inputs, make_batch, rows_of
 from tests.objectives.tabular import COMPLETIONS, MASK, TabularPolicy
@@ -292,6 +292,106 @@ def test_dr_grpo_needs_a_length():
 def test_keywords_out_of_range(keyword, message):
     with pytest.raises(ObjectiveError, match=message):
         grpo(**pair([1.0, 1.0], [1.0, 0.0]), **keyword)
+
+
+# Truncated importance sampling
+
+
+def with_sampler(**changes):
+    """Return a batch whose sampler is neither the policy nor the old policy."""
+    batch = make_batch(spread=0.6)
+    sampler = batch["ref_logprobs"]
+    return batch, sampler, grpo_inputs(batch, **changes)
+
+
+@pytest.mark.parametrize(
+    "objective", [grpo, dapo, functools.partial(dr_grpo, max_length=8), rloo, functools.partial(grpo, **CLIP)]
+)
+def test_a_cap_weights_each_token_by_its_truncated_ratio_to_the_sampler(objective):
+    _, sampler, inputs = with_sampler()
+    weight = (inputs["old_logprobs"] - sampler).exp()
+    capped = functools.partial(objective, is_cap=1.3, sampler_logprobs=sampler)
+    assert ((weight > 1.3) & (inputs["mask"] != 0)).sum() > 3
+    torch.testing.assert_close(gradient(capped, inputs), weight.clamp(max=1.3) * gradient(objective, inputs))
+
+
+def test_in_the_first_update_its_gradient_is_that_of_truncated_importance_sampling():
+    batch, sampler, inputs = with_sampler()
+    inputs["old_logprobs"] = batch["logprobs"]
+    slope = gradient(functools.partial(grpo, is_cap=2.0, sampler_logprobs=sampler), inputs)
+    for rows in rows_of(batch["group"]):
+        rewards = batch["rewards"][rows].tolist()
+        for i in rows:
+            advantage = (batch["rewards"][i].item() - statistics.fmean(rewards)) / (statistics.stdev(rewards) + 1e-4)
+            tokens = batch["mask"][i].sum().item()
+            for t in range(5):
+                weight = min(math.exp(batch["logprobs"][i, t] - sampler[i, t]), 2.0)
+                expected = -batch["mask"][i, t].item() * weight * advantage / tokens / 9
+                assert slope[i, t].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_old_log_probs_of_the_sampler_have_the_weight_1():
+    _, _, inputs = with_sampler()
+    plain, capped = grpo(**inputs), grpo(**inputs, is_cap=1.0, sampler_logprobs=inputs["old_logprobs"])
+    assert torch.equal(plain.loss, capped.loss)
+    assert capped.metrics["grpo/is_weight_mean"] == 1
+    assert capped.metrics["grpo/is_capped_fraction"] == 0
+
+
+def test_the_weight_does_not_reach_the_kl_term():
+    batch, sampler, inputs = with_sampler()
+    inputs |= {"rewards": torch.zeros(9), "ref_logprobs": batch["old_logprobs"], "kl_coef": 0.5}  # advantages are 0
+    assert torch.equal(grpo(**inputs).loss, grpo(**inputs, is_cap=1.3, sampler_logprobs=sampler).loss)
+
+
+def test_weights_have_metrics_over_scored_tokens():
+    old = torch.tensor([[-1.0, -1.0], [-1.0, 0.0]], dtype=torch.float64)
+    sampler = torch.tensor([[-2.0, -1.0], [-1.0 + math.log(2), 9.0]], dtype=torch.float64)
+    given = {"old_logprobs": old, "rewards": torch.tensor([1.0, 0.0]), "group": torch.tensor([0, 0])}
+    mask = torch.tensor([[1, 1], [1, 0]])
+    metrics = grpo(old, **given, mask=mask, is_cap=2.0, sampler_logprobs=sampler).metrics
+    assert metrics["grpo/is_weight_mean"].item() == pytest.approx((2 + 1 + 0.5) / 3)
+    assert metrics["grpo/is_capped_fraction"].item() == pytest.approx(1 / 3)
+    assert not any("is_" in key for key in grpo(old, **given, mask=mask).metrics)
+
+
+def test_only_the_policys_log_probs_carry_a_gradient_under_a_cap():
+    _, sampler, inputs = with_sampler()
+    old, sampler = (value.clone().requires_grad_() for value in (inputs["old_logprobs"], sampler))
+    policy = inputs["logprobs"].clone().requires_grad_()
+    grpo(**{**inputs, "logprobs": policy, "old_logprobs": old}, is_cap=2.0, sampler_logprobs=sampler).loss.backward()
+    assert policy.grad.abs().sum() > 0
+    assert old.grad is None
+    assert sampler.grad is None
+
+
+def test_a_cap_needs_the_samplers_log_probs_and_a_positive_value():
+    _, sampler, inputs = with_sampler()
+    with pytest.raises(MissingLogprobs, match=r"is_cap is 2.0 and sampler_logprobs are missing: set Completion\."):
+        grpo(**inputs, is_cap=2.0)
+    with pytest.raises(ObjectiveError, match=r"is_cap is 0\.0;"):
+        grpo(**inputs, is_cap=0.0, sampler_logprobs=sampler)
+    with pytest.raises(ShapeError, match="sampler_logprobs has shape"):
+        grpo(**inputs, is_cap=2.0, sampler_logprobs=sampler[:, :2])
+
+
+def test_weights_remove_the_bias_of_another_policys_samples():
+    # One token per completion, so that the token's weight is the completion's. With a cap above all ratios the expected
+    # gradient over the sampler's rows is the policy gradient; without weights it is not.
+    policy = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log().requires_grad_()
+    sampler = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    worth = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+
+    def slope(**weights):
+        at = policy.detach().clone().requires_grad_()
+        logprobs = at.log_softmax(0)[:, None]
+        terms = {"advantages": 3 * (sampler.exp() * worth)[:, None], "rewards": torch.zeros(3)}  # the loss is a mean
+        rest = {"group": torch.zeros(3, dtype=torch.int64), "mask": torch.ones(3, 1)}
+        return torch.autograd.grad(rloo(logprobs, old_logprobs=logprobs, **terms, **rest, **weights).loss, at)[0]
+
+    truth = torch.autograd.grad(-(policy.softmax(0) @ worth), policy)[0]
+    torch.testing.assert_close(slope(is_cap=10.0, sampler_logprobs=sampler[:, None]), truth)
+    assert (slope() - truth).abs().max() > 0.1
 
 
 # It learns

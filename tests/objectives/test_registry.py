@@ -19,6 +19,8 @@ from tests.objectives.batches import gradient, make_batch, pick, roles_of
 REQUIRED = {"dr_grpo": {"max_length": 8}, "constrained_grpo": {"multipliers": [0.5, 2.0]}}
 """Keywords that are not tensors and have no default."""
 FUNCTIONS = {name: spec.load() for name, spec in OBJECTIVES.items()}
+ANCHORED = ("regression", "pmd_mean")
+"""Objectives whose function accepts groups of one, which only an anchor uses; a run leaves such groups out."""
 PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
 
 
@@ -42,8 +44,8 @@ every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 
 def test_the_names_that_recipes_use():
     assert sorted(OBJECTIVES) == [
-        *("constrained_grpo", "dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gsspo", "gvpo"),
-        *("poft", "rloo", "sft"),
+        *("cispo", "constrained_grpo", "dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gsspo", "gvpo"),
+        *("pmd_mean", "poft", "regression", "rloo", "sft"),
     ]
     assert objectives.__all__ == sorted(objectives.__all__)
 
@@ -62,7 +64,7 @@ def test_the_table_agrees_with_the_signature(name):
     takes = inspect.signature(FUNCTIONS[name]).parameters
     required = {key for key, each in takes.items() if each.default is inspect.Parameter.empty}
     optional = {key: each.default for key, each in takes.items() if key not in required}
-    inputs = {"ref_logprobs", "advantages"}
+    inputs = {"ref_logprobs", "advantages", "sampler_logprobs", "value"}
     assert required - {"logprobs", "mask", "group"} == set(spec.needs)
     assert spec.keywords == {key: value for key, value in optional.items() if key not in inputs}
     assert set(spec.keywords) <= set(OBJECTIVE_KEYWORDS) - set(INPUT_OF)
@@ -74,7 +76,7 @@ def test_the_table_agrees_with_the_signature(name):
 def test_a_group_below_the_tables_minimum_is_rejected(name):
     batch = make_batch()
     alone = {key: value[:1] for key, value in inputs_for(name, {**batch, "group": torch.arange(9)}).items()}
-    if OBJECTIVES[name].min_group == 1:
+    if OBJECTIVES[name].min_group == 1 or name in ANCHORED:
         assert bound(name)(**alone).loss.isfinite()
     else:
         with pytest.raises(GroupTooSmall):
@@ -93,7 +95,11 @@ def test_presets_show_their_own_defaults():
 
 
 @pytest.mark.parametrize(
-    "module", ["constrained_grpo", "dpo", "epa", "grpo", "gspo", "gsspo", "gvpo", "kl_in_reward", "poft", "sft"]
+    "module",
+    [
+        *("cispo", "constrained_grpo", "dpo", "epa", "grpo", "gspo", "gsspo", "gvpo", "kl_in_reward", "poft"),
+        *("regression", "sft"),
+    ],
 )
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(sys.modules[f"gvpo.objectives.{module}"], extraglobs={"torch": torch})
@@ -162,9 +168,8 @@ def test_only_logprobs_carry_a_gradient(name):
 @every
 def test_metrics_are_finite_scalars_under_one_prefix(name):
     metrics = bound(name)(**inputs_for(name, make_batch())).metrics
-    prefix = {"dapo": "grpo", "dr_grpo": "grpo", "rloo": "grpo", "gspo_token": "gspo", "constrained_grpo": "grpo"}.get(
-        name, name
-    )
+    shared = {"grpo": ("dapo", "dr_grpo", "rloo", "constrained_grpo"), "gspo": ("gspo_token",), "gvpo": ANCHORED}
+    prefix = next((owner for owner, names in shared.items() if name in names), name)
     assert metrics
     assert all(key.startswith(f"{prefix}/") for key in metrics)
     assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
@@ -189,6 +194,8 @@ def test_the_gradient_is_right_by_finite_differences(name):
     logprobs = inputs.pop("logprobs").requires_grad_()
     if name == "gspo_token":  # its value does not see what its gradient follows: compared with gspo in test_gspo
         inputs["old_logprobs"], name = inputs["old_logprobs"], "gspo"
+    if name == "cispo":  # its weights are not differentiated: here they are all 1, and test_cispo has the others
+        inputs |= {"clip_low": 0.0, "clip_high": 0.0}
     assert torch.autograd.gradcheck(lambda x: bound(name)(x, **inputs).loss, (logprobs,))
 
 

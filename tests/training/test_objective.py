@@ -15,8 +15,9 @@ def test_every_objective_builds_from_its_name_and_the_settings_it_needs(name: st
     built = build_objective(config(objective=name, **NEEDED.get(name, {})))
     assert built.name == name
     assert built.spec.min_group == (1 if name in ("sft", "poft") else 2)
-    assert built.needs_reference == (name in ("gvpo", "dpo", "epa"))
-    assert built.needs_old == (name not in ("gvpo", "dpo", "epa", "sft", "poft"))
+    with_reference = ("gvpo", "regression", "pmd_mean", "dpo", "epa")
+    assert built.needs_reference == (name in with_reference)
+    assert built.needs_old == (name not in (*with_reference, "sft", "poft"))
 
 
 def test_keywords_are_bound_and_omitted_ones_keep_the_objectives_default():

@@ -30,6 +30,8 @@ def needs_nothing(logprobs, *, mask): ...
 def may_take_reference(logprobs, *, mask, ref_logprobs=None): ...
 def needs_role(logprobs, *, mask, role): ...
 def may_take_advantages(logprobs, *, mask, advantages=None): ...
+def may_take_sampler(logprobs, *, mask, sampler_logprobs=None): ...
+def needs_sampler(logprobs, *, mask, sampler_logprobs): ...
 def takes_anything(logprobs, **inputs): ...
 
 
@@ -104,6 +106,24 @@ def test_log_probs_of_no_row_are_an_error_unless_on_policy_or_optional():
     batch = collect(needs_reference, *rows, on_policy=True)
     assert batch.own == ("ref_logprobs",)
     assert "ref_logprobs" not in batch.inputs
+
+
+def test_the_samplers_log_probs_are_collected_where_every_row_has_them():
+    rows = [row(5, 6, sampler_logprobs=[-1.0, -2.0]), row(6, sampler_logprobs=[-3.0])]
+    for objective in (may_take_sampler, needs_sampler):
+        assert collect(objective, *rows).inputs["sampler_logprobs"].tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
+    # A wrapper with **kwargs may call an objective that does not know them.
+    assert "sampler_logprobs" not in collect(takes_anything, *rows).inputs
+
+
+def test_rows_that_no_sampler_reported_are_an_error_only_where_they_are_required():
+    reported, written = row(5, sampler_logprobs=[-1.0]), row(6)
+    for rows in ((reported, written), (written, written)):
+        assert collect(may_take_sampler, *rows, on_policy=True).inputs.keys() == {"mask"}
+    with pytest.raises(MissingLogprobs, match=r"sampler_logprobs is missing from 1 of 2 completions"):
+        collect(needs_sampler, reported, written)
+    with pytest.raises(MissingLogprobs, match=r"needs sampler_logprobs and no completion has them: use rows"):
+        collect(needs_sampler, written, written, on_policy=True)
 
 
 def test_given_log_probs_are_used_on_policy_too():

@@ -9,7 +9,7 @@ from gvpo.config.settings import OBJECTIVE_KEYWORDS
 from gvpo.errors import ConfigError, type_of
 
 _ALWAYS = ("mask", "group")
-_PROVIDED = ("rewards", "ref_logprobs", "old_logprobs", "role", "segments", "costs", "multipliers")
+_PROVIDED = ("rewards", "ref_logprobs", "old_logprobs", "sampler_logprobs", "role", "segments", "costs", "multipliers")
 """Inputs that a run can provide besides `mask` and `group`."""
 
 

@@ -92,6 +92,7 @@ _GRPO = ObjectiveSpec(
         "reduction": "sequence_mean",
         "max_length": None,
         "kl_coef": 0.0,
+        "is_cap": None,
     },
 )
 _GSPO = ObjectiveSpec(
@@ -102,15 +103,32 @@ _GSPO = ObjectiveSpec(
     keywords={"clip_low": 3e-4, "clip_high": 4e-4, "scale_rewards": True},
 )
 
+_REGRESSION = ObjectiveSpec(
+    "gvpo.objectives.regression:regression",
+    summary="GVPO's loss, and an anchor for the mean of each group",
+    paper="2602.05933",
+    needs=("ref_logprobs", "rewards"),
+    keywords={"beta": 0.1, "anchor": 0.0},
+    needs_support=True,
+    at_reference="beta times RLOO: beta only scales the gradient",
+)
+
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "gvpo": ObjectiveSpec(
         "gvpo.objectives.gvpo:gvpo",
         summary="match implicit rewards to rewards within a group",
         paper="2504.19599",
         needs=("ref_logprobs", "rewards"),
-        keywords={"beta": 0.1, "variance_weight": 1.0, "covariance_weight": 1.0},
+        keywords={"beta": 0.1, "variance_weight": 1.0, "covariance_weight": 1.0, "anchor": 0.0},
         needs_support=True,
         at_reference="beta times RLOO: beta only scales the gradient",
+    ),
+    "regression": _REGRESSION,
+    "pmd_mean": _REGRESSION.preset(
+        "gvpo.objectives.regression:pmd_mean",
+        summary="policy mirror descent with the mean reward for log Z",
+        paper="2501.12599",
+        anchor=1.0,
     ),
     "grpo": _GRPO,
     "dr_grpo": _GRPO.preset(
@@ -137,6 +155,20 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         baseline="leave_one_out",
         reduction="constant",
         max_length=1,
+    ),
+    "cispo": ObjectiveSpec(
+        "gvpo.objectives.cispo:cispo",
+        summary="REINFORCE with clipped importance ratios as weights",
+        paper="2506.13585",
+        needs=("old_logprobs", "rewards"),
+        keywords={
+            "clip_low": 1.0,
+            "clip_high": 4.0,
+            "scale_rewards": True,
+            "reduction": "token_mean",
+            "max_length": None,
+            "is_cap": None,
+        },
     ),
     "gspo": _GSPO,
     "gspo_token": _GSPO.preset(

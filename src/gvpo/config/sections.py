@@ -267,6 +267,12 @@ class ObjectiveConfig(Section):
     )
     variance_weight: float | None = _keyword("variance_weight", "Weight of the variance term, for ablations")
     covariance_weight: float | None = _keyword("covariance_weight", "Weight of the covariance term, for ablations")
+    anchor: float | None = _keyword(
+        "anchor",
+        "Weight of the squared mean of beta times the log-ratios of a group, which holds their mean at 0; the optimum "
+        "moves with it",
+        ge=0,
+    )
     clip_low: float | None = _keyword("clip_low", "Lower clip range: ratios below 1 - clip_low are clipped", ge=0)
     clip_high: float | None = _keyword("clip_high", "Upper clip range: ratios above 1 + clip_high are clipped", ge=0)
     scale_rewards: bool | None = _keyword(
@@ -282,6 +288,11 @@ class ObjectiveConfig(Section):
         "max_length", "Divisor of the constant reduction; default sampling.max_tokens", ge=1
     )
     kl_coef: float | None = _keyword("kl_coef", "Weight of a KL penalty in the loss", ge=0)
+    is_cap: float | None = _keyword(
+        "is_cap",
+        "Largest truncated importance weight min(exp(old - sampler log-probs), is_cap) of a token; default: no weights",
+        gt=0,
+    )
     weak_weight: float | None = _keyword("weak_weight", "Weight of the weak negatives", ge=0)
     segment_at: str | None = _keyword(
         "segment_at", "Text that ends a segment: a token that contains it is the last of its segment", min_length=1

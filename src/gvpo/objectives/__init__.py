@@ -6,6 +6,7 @@ recipes can name is `gvpo.config.OBJECTIVES`.
 """
 
 from gvpo.objectives.base import Objective, ObjectiveOutput
+from gvpo.objectives.cispo import cispo
 from gvpo.objectives.constrained_grpo import constrained_grpo, updated_multipliers
 from gvpo.objectives.dpo import dpo, dpo_rows
 from gvpo.objectives.epa import epa, epa_rows
@@ -15,12 +16,14 @@ from gvpo.objectives.gsspo import gsspo
 from gvpo.objectives.gvpo import certificate, gvpo, gvpo_weights
 from gvpo.objectives.kl_in_reward import kl_in_reward
 from gvpo.objectives.poft import poft
+from gvpo.objectives.regression import pmd_mean, regression
 from gvpo.objectives.sft import sft
 
 __all__ = [
     "Objective",
     "ObjectiveOutput",
     "certificate",
+    "cispo",
     "constrained_grpo",
     "dapo",
     "dpo",
@@ -35,7 +38,9 @@ __all__ = [
     "gvpo",
     "gvpo_weights",
     "kl_in_reward",
+    "pmd_mean",
     "poft",
+    "regression",
     "rloo",
     "sft",
     "updated_multipliers",

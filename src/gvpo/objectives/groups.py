@@ -82,11 +82,11 @@ class Groups:
         return offset - self.spread(self.mean(offset))
 
     def covariance(self, left: Tensor, right: Tensor) -> Tensor:
-        """[B], [B] -> [G]: the unbiased covariance (k - 1) of values that are already centred. Needs k >= 2."""
-        return self.sum(left * right) / (self.sizes - 1)
+        """[B], [B] -> [G]: the unbiased covariance (k - 1) of values that are already centred; 0 for a group of one."""
+        return self.sum(left * right) / (self.sizes - 1).clamp(min=1)
 
     def std(self, values: Tensor) -> Tensor:
-        """[B] -> [G]: the standard deviation with k - 1 of any values. Needs k >= 2."""
+        """[B] -> [G]: the standard deviation with k - 1 of any values; 0 for a group of one."""
         centred = self.centre(values)
         return self.covariance(centred, centred).sqrt()
 

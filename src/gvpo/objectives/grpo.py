@@ -17,7 +17,7 @@ from gvpo.objectives.base import (
     token_values,
     working_dtype,
 )
-from gvpo.objectives.clip import bounded, clipped_share, clipped_surrogate
+from gvpo.objectives.clip import TruncatedWeights, bounded, clipped_share, clipped_surrogate
 from gvpo.objectives.groups import Groups
 from gvpo.objectives.reduce import reduce_tokens, row_means, token_mean
 
@@ -41,13 +41,22 @@ def grpo(
     advantages: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     kl_coef: float = 0.0,
+    is_cap: float | None = None,
+    sampler_logprobs: Tensor | None = None,
 ) -> ObjectiveOutput:
     """Push completions up or down by how much better than their group they are, within a clipped ratio.
 
         r_it = exp(logprobs - old_logprobs)
         A_i  = (R_i - Rbar) / (std + 1e-4)
-        loss = - mean_i mean_t { min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) - kl_coef * k3 }
+        loss = - mean_i mean_t { w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) - kl_coef * k3 }
         k3   = e^d - d - 1,  d = ref_logprobs - logprobs
+        w_it = min(exp(old_logprobs - sampler_logprobs), is_cap), detached; 1 without `is_cap`
+
+    The rows were sampled by the sampler. There are two ways to say so. With old_logprobs the sampler's, r alone is the
+    importance ratio, and the clip stops tokens that the policy and the sampler disagree about. With old_logprobs those
+    of the policy at the start of the step and an `is_cap`, r only limits how far the step's updates go, and w corrects
+    for the sampler (truncated importance sampling): in the first update r is 1, and a token's gradient is
+    min(pi / sampler, is_cap) A grad log pi.
 
     Differs from the paper:
         - `kl_coef` is 0 by default (the paper: 0.04); then no reference is needed.
@@ -70,16 +79,20 @@ def grpo(
         advantages: [B, T], replaces the computed ones; rewards are then not read, and groups of one are fine.
         ref_logprobs: [B, T] log-probs of the reference, nats; for the KL term and its metric.
         kl_coef: weight of the KL term.
+        is_cap: largest truncated importance weight w, above 0; None for no weights.
+        sampler_logprobs: [B, T] log-probs under the policy that sampled, nats; with `is_cap` only.
 
     Returns:
         The loss and these metrics: `grpo/ratio_mean` mean r over tokens, `grpo/clip_fraction` share of tokens whose
         gradient the clip stops, `grpo/clip_fraction_low` and `grpo/clip_fraction_high` its two sides,
         `grpo/advantage_abs_mean` mean |A| over rows, `grpo/kl` mean k3 over tokens (nats; with `kl_coef` above 0).
+        With `is_cap`: `grpo/is_weight_mean` mean w over tokens, `grpo/is_capped_fraction` share of tokens with w at the
+        cap.
 
     Raises:
         ShapeError: a tensor of the wrong shape or dtype.
         GroupTooSmall: a group of one and no `advantages`.
-        MissingLogprobs: kl_coef above 0 without `ref_logprobs`.
+        MissingLogprobs: kl_coef above 0 without `ref_logprobs`, or `is_cap` without `sampler_logprobs`.
         ObjectiveError: a keyword out of its range, or a mask of other values than 0 and 1.
 
     Example:
@@ -89,7 +102,8 @@ def grpo(
         0.0
 
     Reference:
-        Shao et al., DeepSeekMath, arXiv 2402.03300, eq. 3 (objective) and eq. 4 (k3).
+        Shao et al., DeepSeekMath, arXiv 2402.03300, eq. 3 (objective) and eq. 4 (k3). Truncated importance sampling:
+        Ionides, Truncated Importance Sampling, JCGS 2008.
     """
     scored = scored_positions(logprobs, mask)
     policy = token_values("logprobs", logprobs, scored, logprobs)
@@ -98,12 +112,14 @@ def grpo(
         logprobs, scored, rewards, group, advantages, name="grpo", baseline=baseline, scale_rewards=scale_rewards
     )
     ratio = bounded(policy - old).exp()
-    per_token = -clipped_surrogate(ratio, advantage, clip_low, clip_high)
+    weights = TruncatedWeights.of(old, sampler_logprobs, is_cap, scored, logprobs)
+    per_token = -weights.times(clipped_surrogate(ratio, advantage, clip_low, clip_high))
     divergence = _k3(logprobs, policy, scored, ref_logprobs, kl_coef)
     if divergence is not None:
         per_token = per_token + kl_coef * divergence
     loss = reduce_tokens(per_token, scored, reduction, max_length)
-    return ObjectiveOutput(loss, _metrics(ratio, advantage, divergence, scored, clip_low, clip_high))
+    metrics = _metrics(ratio, advantage, divergence, scored, clip_low, clip_high)
+    return ObjectiveOutput(loss, metrics | weights.metrics("grpo", scored))
 
 
 def group_advantages(rewards: Tensor, groups: Groups, *, baseline: str = "mean", scale_rewards: bool = True) -> Tensor:

@@ -1,42 +1,10 @@
 """Group Variance Policy Optimization (arXiv 2504.19599)."""
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from gvpo.objectives.base import (
-    ObjectiveOutput,
-    check_at_least,
-    named_metrics,
-    row_values,
-    scored_positions,
-    token_values,
-    working_dtype,
-)
+from gvpo.objectives.base import ObjectiveOutput, check_at_least, row_values, working_dtype
 from gvpo.objectives.groups import Groups
-from gvpo.objectives.reduce import row_sums
-
-
-@dataclass(frozen=True)
-class _Centred:
-    """Per-row quantities minus their group means; all [B].
-
-    Args:
-        rewards: R_i - Rbar.
-        log_ratios: l_i - lbar, l_i = sum_t mask * (logprobs - ref_logprobs).
-        uncentred: l_i.
-        policy: sum_t mask * logprobs, centred.
-        reference: sum_t mask * ref_logprobs, centred.
-        groups: groups of the rows.
-    """
-
-    rewards: Tensor
-    log_ratios: Tensor
-    uncentred: Tensor
-    policy: Tensor
-    reference: Tensor
-    groups: Groups
+from gvpo.objectives.regression import Residuals
 
 
 def gvpo(
@@ -49,6 +17,7 @@ def gvpo(
     beta: float = 0.1,
     variance_weight: float = 1.0,
     covariance_weight: float = 1.0,
+    anchor: float = 0.0,
 ) -> ObjectiveOutput:
     """Match the differences of implicit rewards in a group to the differences of its rewards.
 
@@ -60,11 +29,15 @@ def gvpo(
     Its unique minimiser is pi* = pi' exp(R/beta) / Z, for any sampling distribution whose support covers pi': rows may
     come from the live policy, a stale one, a file or a mixture, without importance weights.
 
+    The loss does not see a shift that all log-probs of a group share. An `anchor` adds  anchor/2 (beta lbar)^2, which
+    holds the mean log-ratio of a group at 0, and moves the minimiser (`regression` says where to).
+
     Differs from the paper:
         - 1/(k-1) makes each group's term an unbiased variance, and the loss is a mean over groups, so neither group
           size nor batch size changes its scale.
         - `variance_weight` and `covariance_weight` scale two of the paper's three terms; 1 and 1 is GVPO, others are
           for ablations and have other minimisers.
+        - `anchor` is not in the paper.
 
     Args:
         logprobs: [B, T] log-probs of the policy, nats.
@@ -75,6 +48,7 @@ def gvpo(
         beta: the strength of the pull to pi', in units of reward per nat.
         variance_weight: weight of beta^2/2 Var(log pi), which explores.
         covariance_weight: weight of -beta^2 Cov(log pi, log pi'), the trust region.
+        anchor: weight of the squared mean of beta l in a group, at least 0.
 
     Returns:
         The loss and these metrics, averaged over groups unless stated otherwise (variances with k - 1):
@@ -85,12 +59,13 @@ def gvpo(
         estimate of KL(pi || pi*) in nats for rows sampled from pi. These are centred in each group. In nats and not
         centred: `gvpo/logratio_mean` lbar, `gvpo/logratio_mean_better` and `gvpo/logratio_mean_worse` mean l over the
         rows above and below their group's mean reward (absent without such rows), `gvpo/logratio_optimum`
-        Rbar/beta - log mean e^(R/beta), which lbar would be at the optimum for rows sampled from pi'.
+        Rbar/beta - log mean e^(R/beta), which lbar would be at the optimum for rows sampled from pi'. With an anchor
+        also `gvpo/anchor_term`, the mean over groups of (beta lbar)^2.
 
     Raises:
         ShapeError: a tensor of the wrong shape or dtype.
         GroupTooSmall: a group of one.
-        ObjectiveError: beta not above 0, or a mask of other values than 0 and 1.
+        ObjectiveError: beta not above 0, anchor below 0, or a mask of other values than 0 and 1.
 
     Example:
         >>> tokens = torch.zeros(2, 1)
@@ -102,15 +77,15 @@ def gvpo(
     Reference:
         Zhang et al., GVPO: Group Variance Policy Optimization for LLM Post-Training, arXiv 2504.19599.
     """
-    centred = _centre(logprobs, ref_logprobs, rewards, group, mask, beta)
-    groups = centred.groups
-    residual = beta * centred.log_ratios - centred.rewards
+    residuals = _residuals(logprobs, ref_logprobs, rewards, group, mask, beta)
+    groups, policy, reference = residuals.groups, residuals.policy, residuals.reference
     # The square form: at weights of 1 nothing is added to it, so no large log-prob sums cancel.
-    square = groups.covariance(residual, residual) / 2
-    variance = (variance_weight - 1.0) * beta**2 / 2 * groups.covariance(centred.policy, centred.policy)
-    covariance = (covariance_weight - 1.0) * beta**2 * groups.covariance(centred.policy, centred.reference)
-    loss = (square + variance - covariance).mean()
-    return ObjectiveOutput(loss, _metrics(centred, beta, variance_weight, covariance_weight))
+    square = residuals.losses(anchor)
+    variance = (variance_weight - 1.0) * beta**2 / 2 * groups.covariance(policy, policy)
+    covariance = (covariance_weight - 1.0) * beta**2 * groups.covariance(policy, reference)
+    weights = residuals.weights()
+    weights = weights + (covariance_weight - 1.0) * beta * reference - (variance_weight - 1.0) * beta * policy
+    return ObjectiveOutput((square + variance - covariance).mean(), residuals.metrics(weights, anchor))
 
 
 def gvpo_weights(
@@ -120,8 +95,9 @@ def gvpo_weights(
 
         w_i = (R_i - Rbar) - beta (l_i - lbar)
 
-    The gradient of `gvpo` is that of  mean over groups of -beta/(k-1) sum_i w_i log pi(y_i). The weights are detached,
-    and must be: differentiated through, that form settles at a policy proportional to sqrt(pi' exp(R/beta)).
+    The gradient of `gvpo` without an anchor is that of  mean over groups of -beta/(k-1) sum_i w_i log pi(y_i). The
+    weights are detached, and must be: differentiated through, that form settles at a policy proportional to
+    sqrt(pi' exp(R/beta)).
 
     Args:
         logprobs: [B, T] log-probs of the policy, nats.
@@ -140,7 +116,7 @@ def gvpo_weights(
     Reference:
         arXiv 2504.19599, the weight of its gradient.
     """
-    return _weights(_centre(logprobs.detach(), ref_logprobs, rewards, group, mask, beta), beta)
+    return _residuals(logprobs.detach(), ref_logprobs, rewards, group, mask, beta).weights()
 
 
 def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float) -> Tensor:
@@ -173,76 +149,14 @@ def certificate(log_ratios: Tensor, rewards: Tensor, group: Tensor, beta: float)
     groups = Groups.of(group, len(log_ratios))
     ratios = row_values("log_ratios", log_ratios, log_ratios)
     returns = groups.centre(row_values("rewards", rewards, log_ratios))
-    return _certificate(returns, groups.centre(ratios), groups, beta).to(working_dtype(log_ratios))
+    # The mean of centred d is 0.
+    return groups.log_mean_exp(returns / beta - groups.centre(ratios)).to(working_dtype(log_ratios))
 
 
-def _centre(
+def _residuals(
     logprobs: Tensor, ref_logprobs: Tensor, rewards: Tensor, group: Tensor, mask: Tensor, beta: float
-) -> _Centred:
-    check_at_least("beta", beta, 0.0, strictly=True)
-    scored = scored_positions(logprobs, mask)
-    policy = token_values("logprobs", logprobs, scored, logprobs)
-    reference = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach()
-    groups = Groups.of(group, len(logprobs))
-    returns = row_values("rewards", rewards, logprobs)
-    groups.require_pairs("gvpo")
-    # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
-    log_ratios = row_sums(policy - reference, scored)
-    return _Centred(
-        rewards=groups.centre(returns).to(policy.dtype),
-        log_ratios=groups.centre(log_ratios),
-        uncentred=log_ratios,
-        policy=groups.centre(row_sums(policy, scored)),
-        reference=groups.centre(row_sums(reference, scored)),
-        groups=groups,
-    )
-
-
-def _weights(centred: _Centred, beta: float, variance_weight: float = 1.0, covariance_weight: float = 1.0) -> Tensor:
-    weights = centred.rewards - beta * centred.log_ratios
-    variance = (variance_weight - 1.0) * beta * centred.policy
-    covariance = (covariance_weight - 1.0) * beta * centred.reference
-    return weights + covariance - variance
-
-
-def _certificate(rewards: Tensor, log_ratios: Tensor, groups: Groups, beta: float) -> Tensor:
-    """Compute the certificate of centred values, for which the mean of d is 0 and only the first term remains."""
-    return groups.log_mean_exp(rewards / beta - log_ratios)
-
-
-@torch.no_grad()
-def _metrics(centred: _Centred, beta: float, variance_weight: float, covariance_weight: float) -> dict[str, Tensor]:
-    groups, rewards, policy, reference = centred.groups, centred.rewards, centred.policy, centred.reference
-    implicit = beta * centred.log_ratios
-    weights = _weights(centred, beta, variance_weight, covariance_weight)
-    residual, reward_variance = (groups.covariance(value, value).mean() for value in (implicit - rewards, rewards))
-    return named_metrics(
-        "gvpo",
-        advantage_term=groups.covariance(rewards, policy).mean(),
-        variance_term=groups.covariance(policy, policy).mean(),
-        covariance_term=groups.covariance(policy, reference).mean(),
-        logratio_gap_max=centred.log_ratios.abs().max(),
-        weight_sum_max=groups.sum(weights).abs().max(),
-        weight_abs_mean=weights.abs().mean(),
-        implicit_reward_corr=_correlation(implicit, rewards),
-        residual_ratio=_ratio(residual, reward_variance, otherwise=1.0),
-        certificate=_certificate(rewards, centred.log_ratios, groups, beta).mean(),
-        logratio_mean=groups.mean(centred.uncentred).mean(),
-        logratio_optimum=0.0 - groups.log_mean_exp(rewards / beta).mean(),  # never -0.0
-        **_by_side(centred.uncentred, rewards),
-    )
-
-
-def _by_side(log_ratios: Tensor, rewards: Tensor) -> dict[str, Tensor]:
-    """Return mean log-ratios of the rows above and below their group's mean reward, without a side that has no rows."""
-    sides = {"logratio_mean_better": rewards > 0, "logratio_mean_worse": rewards < 0}
-    return {name: log_ratios[side].mean() for name, side in sides.items() if side.any()}
-
-
-def _correlation(left: Tensor, right: Tensor) -> Tensor:
-    """Return the correlation of centred values, or 0 if one of them does not vary."""
-    return _ratio((left * right).sum(), left.square().sum().sqrt() * right.square().sum().sqrt(), otherwise=0.0)
-
-
-def _ratio(above: Tensor, below: Tensor, otherwise: float) -> Tensor:
-    return torch.where(below > 0, above / below, otherwise)
+) -> Residuals:
+    """Return the residuals of groups of at least two rows."""
+    residuals = Residuals.of(logprobs, ref_logprobs, rewards, group, mask, beta)
+    residuals.groups.require_pairs("gvpo")
+    return residuals

@@ -3,6 +3,7 @@
 mask, group         always available
 rewards             from Completion.reward
 ref_, old_logprobs  from the completions; if all lack them and the update is on-policy, the policy's own, detached
+sampler_logprobs    from the completions; absent if some lack them and the objective has a default
 anything else       from Completion.extras
 """
 
@@ -22,7 +23,8 @@ from gvpo.objectives.base import row_dtype
 from gvpo.types import Completion, Group
 
 LOGPROBS = ("ref_logprobs", "old_logprobs")
-FIELDS = ("mask", "rewards", *LOGPROBS)
+SAMPLER = "sampler_logprobs"
+FIELDS = ("mask", "rewards", *LOGPROBS, SAMPLER)
 """Floating-point fields of a completion. Extras that are whole numbers stay whole numbers."""
 
 
@@ -55,13 +57,15 @@ def collate(
 
     Args:
         groups: Optimizer batch.
-        objective: Function of log-probs and keywords; `**kwargs` receive everything that all rows have.
+        objective: Function of log-probs and keywords; `**kwargs` receive everything that all rows have, except for
+            `sampler_logprobs`, which has to be named.
         dtype: Dtype of floating-point tensors with one value per token; tensors with one value per row are float64.
         device: Device of all tensors.
         on_policy: Whether missing reference and old log-probs are taken from the current policy.
 
     Raises:
-        MissingLogprobs: If reference or old log-probs are missing from all rows off-policy, or from some rows.
+        MissingLogprobs: If reference or old log-probs are missing from all rows off-policy, or from some rows, or if
+            the sampler's are missing and have no default.
         MissingInput: If another keyword without a default is missing, or is present on some rows only.
         ShapeError: If values of an extra match neither the tokens nor each other in length.
     """
@@ -81,6 +85,8 @@ def collate(
             elif wanted[name]:
                 raise _missing_everywhere(name)
         elif any(value is None for value in values):
+            if name == SAMPLER and not wanted[name]:
+                continue  # of rows that no sampler reported; the objective says whether it can do without
             raise _missing_somewhere(name, values)
         else:
             inputs[name] = stack(name, values)
@@ -103,7 +109,7 @@ def _value(row: Completion, name: str) -> Any:
     """Return a completion's value for a keyword, or None if it has none."""
     if name == "rewards":
         return row.reward
-    return getattr(row, name) if name in LOGPROBS else row.extras.get(name)
+    return getattr(row, name) if name in (*LOGPROBS, SAMPLER) else row.extras.get(name)
 
 
 def _missing_everywhere(name: str) -> MissingInput:
@@ -111,6 +117,10 @@ def _missing_everywhere(name: str) -> MissingInput:
         return MissingLogprobs(
             f"the objective needs {name} and no completion has them: set Completion.{name}, for example from "
             "gvpo.score, or pass on_policy=True if they are those of the current policy"
+        )
+    if name == SAMPLER:
+        return MissingLogprobs(
+            f"the objective needs {name} and no completion has them: use rows that a sampler reported"
         )
     if name == "rewards":
         return MissingInput("the objective needs rewards and no completion has one: set Completion.reward")
@@ -120,7 +130,7 @@ def _missing_everywhere(name: str) -> MissingInput:
 def _missing_somewhere(name: str, values: Sequence[Any]) -> MissingInput:
     absent = [index for index, value in enumerate(values) if value is None]
     what = f"{name} is missing from {len(absent)} of {len(values)} completions (the first is row {absent[0]})"
-    if name in LOGPROBS:
+    if name in (*LOGPROBS, SAMPLER):
         return MissingLogprobs(f"{what}: set it on all of them or on none")
     if name == "rewards":
         return MissingInput(f"{what}: remove rows without a reward from their group")

@@ -84,6 +84,14 @@ _GVPO = (
         "Between a completion and the mean of its group. Large values mean that few completions decide the step.",
         low=0.0,
     ),
+    Spec(
+        "Squared mean of the implicit reward",
+        "reward²",
+        {"gvpo/anchor_term": "anchor term"},
+        OBJECTIVE,
+        "What the anchor penalises, without its weight.",
+        low=0.0,
+    ),
     Spec("Size of the weights", "mean per completion", {"gvpo/weight_abs_mean": "mean size"}, OBJECTIVE, low=0.0),
     Spec(
         "Largest sum of weights",
@@ -122,6 +130,23 @@ _RATIOS = (
     ),
     Spec(
         "KL penalty", "nats per token", {"*/kl": "KL"}, OBJECTIVE, "Before its coefficient. It grows slowly.", low=0.0
+    ),
+    Spec(
+        "Importance weight",
+        "mean",
+        {"*/is_weight_mean": "weight"},
+        OBJECTIVE,
+        "Truncated probability under the policy at the start of the step over that under the sampler.",
+        low=0.0,
+    ),
+    Spec(
+        "Truncated weights",
+        "share of tokens",
+        {"*/is_capped_fraction": "at the cap"},
+        OBJECTIVE,
+        "Tokens whose importance weight is cut.",
+        low=0.0,
+        percent=True,
     ),
     Spec("Segments", "per completion", {"*/segments": "segments"}, OBJECTIVE, low=0.0),
     Spec(
