@@ -84,7 +84,7 @@ class Study:
     def tuned(self, regime: str, arm: Arm, seeds: Sequence[int]) -> Settings:
         """Return the arm's settings with the best learning rate and the best value of its parameter."""
         settings = self._best(regime, arm.settings, (RATE,), arm.rates, seeds)
-        return self._best(regime, settings, arm.parameter, arm.values, seeds)
+        return self._best(regime, settings, arm.parameter, arm.values, seeds) if arm.values else settings
 
     def start(self, seed: int) -> Path:
         """Return the run with a seed's warm start and the groups that it sampled; create it unless it exists."""
@@ -170,9 +170,9 @@ def table(study: Study, regime: str, arms: Mapping[str, Arm], tuning: Sequence[i
         with contextlib.suppress(Missing):
             settings = study.tuned(regime, arm, tuning)
             found[name] = settings, [study.result(regime, settings, seed) for seed in fresh]
-    first = next(iter(found.values()), (None, []))[1]
-    lines = [cells(name, arms[name], *result, first) for name, result in found.items()]
-    header = ["arm", "setting", "sampled", "greedy", f"minus {next(iter(arms))}", "log-ratio", "tokens", "CPU s"]
+    first = next(iter(found), "")
+    lines = [cells(name, arms[name], *result, found[first][1]) for name, result in found.items()]
+    header = ["arm", "setting", "sampled", "greedy", f"sampled, minus {first}", "log-ratio", "CPU s"]
     return f"\n{regime}, {len(fresh)} seeds\n\n" + measure.table(header, lines)
 
 
@@ -183,11 +183,10 @@ def cells(name: str, arm: Arm, settings: Settings, results: Sequence[Any], first
     ratios = [result["logratio"] for result in results if result["logratio"] is not None]
     return [
         name,
-        f"lr {settings[RATE]:g}, {arm.parameter[0]} {settings[arm.parameter[0]]:g}",
+        ", ".join(f"{setting} {settings[setting]:g}" for setting in (RATE, *arm.parameter[:1])),
         *(spread([result[key] for result in results]) for key in ("sampled", "greedy")),
         f"{fmean(differences):+.3f} ({low:+.3f} to {high:+.3f})",
         f"{fmean(ratios):.2f}" if ratios else "",
-        f"{fmean(result['sampled_tokens'] for result in results):,.0f}",
         f"{fmean(result['cpu_seconds'] for result in results):.1f}",
     ]
 
@@ -200,7 +199,7 @@ def grid(study: Study, regimes: Sequence[str], settings: Sequence[Settings], see
             results = [study.result(regime, setting, seed) for seed in seeds]
             ratios = [result["logratio"] or 0.0 for result in results]
             values = [spread([result[key] for result in results]) for key in ("sampled", "greedy")]
-            label = f"anchor {setting['anchor']:g}, lr {setting[RATE]:g}"
+            label = f"anchor {setting['anchor'] or 0:g}, lr {setting[RATE]:g}"
             lines.append([f"{regime}, {label}", *values, f"{fmean(ratios):.2f}"])
     return measure.table(["cell", "sampled", "greedy", "log-ratio"], lines)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 Settings = dict[str, Any]
 RATE = "learning_rate"
+LIVE_RATES = (1e-4, 3e-4, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Arm:
     """
 
     settings: Settings
-    parameter: tuple[str, ...]
-    values: tuple[float, ...]
+    parameter: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
 
 
@@ -44,28 +45,42 @@ OFFLINE = {
     **RATIOS,
     "pmd_mean": Arm({"objective": "pmd_mean", "reference": "initial", "beta": 0.2}, BETA, (0.1, 0.2, 0.4)),
 }
-LIVE = {
+ON_POLICY = {
+    "gvpo": Arm(gvpo("initial", 0.1), BETA, (0.05, 0.1, 0.2), LIVE_RATES),
+    "grpo": Arm({"objective": "grpo", "reference": "auto", "beta": None}, rates=LIVE_RATES),
+    "gspo": Arm({"objective": "gspo", "reference": "auto", "beta": None}, rates=LIVE_RATES),
+}
+"""With one update per rollout every ratio is 1, so nothing is clipped or truncated."""
+LATE = {
     "gvpo": Arm(gvpo("sampler", 0.3, 0.1), BETA, (0.15, 0.3, 0.6)),
     "gvpo, no anchor": Arm(gvpo("sampler", 0.3, 0.0), BETA, (0.15, 0.3, 0.6)),
     **RATIOS,
 }
+ALL_LIVE = {"rollout_live": None, "rollout_history": None}
+MIXED = {
+    "gvpo": Arm(gvpo("initial", 0.2), BETA, (0.1, 0.2, 0.4)),
+    "gvpo, anchor .1": Arm(gvpo("initial", 0.2, 0.1), BETA, (0.1, 0.2, 0.4)),
+    **RATIOS,
+    "gvpo, live only": Arm({**gvpo("initial", 0.1), **ALL_LIVE}, BETA, (0.05, 0.1, 0.2)),
+}
 REGIMES: dict[str, tuple[Settings, dict[str, Arm]]] = {
     "offline": ({}, OFFLINE),
-    "on-policy": ({}, LIVE),
-    "stale-4": ({"rollout_staleness": 4}, LIVE),
-    "stale-16": ({"rollout_staleness": 16}, LIVE),
-    "reuse-4": ({"rollout_reuse": 4}, LIVE),
-    "mixture": ({"rollout_live": 4, "rollout_history": 4, "train_problems": 400}, LIVE),
+    "on-policy": ({}, ON_POLICY),
+    "stale-4": ({"rollout_staleness": 4}, LATE),
+    "stale-16": ({"rollout_staleness": 16}, LATE),
+    "reuse-4": ({"rollout_reuse": 4}, LATE),
+    "mixture": ({"rollout_live": 4, "rollout_history": 4, "train_problems": 100}, MIXED),
 }
 """A regime's settings and its arms. Offline, all arms train on the groups that the warm start sampled."""
+ANCHORS = (None, 0.1, 0.3)
 GRIDS: dict[str, tuple[Sequence[str], Sequence[Settings]]] = {
     "anchor": (
         ("reuse-4", "stale-16"),
-        [{**gvpo("sampler", 0.3, a), RATE: r} for a, r in product((0.0, 0.1, 0.3), (1e-4, 3e-4, 1e-3))],
+        [{**gvpo("sampler", 0.3, anchor or 0.0), RATE: rate} for anchor, rate in product(ANCHORS, LIVE_RATES)],
     ),
-    "anchor on-policy": (
+    "anchor-on-policy": (
         ("on-policy",),
-        [{**gvpo("initial", 0.1, a), RATE: r} for a, r in product((0.0, 0.1, 0.3), (1e-4, 3e-4, 1e-3))],
+        [{**gvpo("initial", 0.1, anchor), RATE: rate} for anchor, rate in product(ANCHORS, LIVE_RATES)],
     ),
 }
 """Grids of settings without tuning: the regimes, and the settings of their cells."""
