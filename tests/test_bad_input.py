@@ -82,7 +82,7 @@ SETTINGS = {  # of base.toml: a randomly initialized model, ten rows, one reward
     "sampling.group_size=1": "rloo compares a prompt's completions: set sampling.group_size to 2 or more (it is 1)",
     "sampling.max_tokens=16": "leaves no room for a prompt in the model's context of 16 tokens; lower it",
     "sampling.stop_token_ids=[99]": "sampling.stop_token_ids contains 99, but the model's tokens are 0 to 12",
-    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of constrained_grpo, dapo, dpo, dr_grpo",
+    "objective.name=ppo": "objective.name='ppo' does not exist; choose one of cispo, constrained_grpo, dapo",
     "objective.beta=0.1": "objective.beta is not a keyword of rloo; it accepts",
     "objective.name=sft": "row 1: there is no `completion` text; supervised rows need",
     "objective.name=sft objective.kl_in_reward=0.1": "objective.kl_in_reward changes rewards, but sft has none",

@@ -123,6 +123,7 @@ def test_schedules_that_gvpo_does_not_have_are_reported():
         ({"loss_type": "dr_grpo", "scale_rewards": "none"}, {"name": "dr_grpo", "scale_rewards": False}),
         ({"loss_type": "bnpo", "epsilon_high": 0.28}, {"name": "dapo", "clip_low": 0.2, "clip_high": 0.28}),
         ({"importance_sampling_level": "sequence", "epsilon": 3e-4}, {"name": "gspo", "clip_low": 3e-4}),
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, {"name": "cispo", "clip_high": 4.0, "scale_rewards": True}),
         ({"beta": 0.04}, {"kl_coef": 0.04, "reference": "initial"}),
         (
             {"beta": 0.04, "sync_ref_model": True, "ref_model_sync_steps": 64, "ref_model_mixup_alpha": 1.0},
@@ -136,6 +137,21 @@ def test_objectives_of_grpo(options, wanted):
     assert lost(**options) == ""
 
 
+def test_weights_that_vllms_samples_have_per_token_become_a_cap():
+    options = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"}
+    assert settings(options)["objective.is_cap"] == 3.0
+    assert settings(options, vllm_importance_sampling_clip_max=2.0)["objective.is_cap"] == 2.0
+    assert settings(options, vllm_importance_sampling_cap=5.0)["objective.is_cap"] == 5.0
+    assert lost(**options).startswith("use_vllm=True")
+    for other in (
+        {"use_vllm": False},
+        {"vllm_importance_sampling_correction": False},
+        {"vllm_importance_sampling_mode": "sequence_mask"},
+        {"importance_sampling_level": "sequence"},
+    ):
+        assert "objective.is_cap" not in settings({**options, **other})
+
+
 def test_without_a_kl_penalty_there_is_no_reference():
     assert not {"objective.kl_coef", "objective.reference"} & settings().keys()
 
@@ -143,7 +159,10 @@ def test_without_a_kl_penalty_there_is_no_reference():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"loss_type": "cispo"}, "loss_type='cispo' (objective.name has no such loss"),
+        ({"loss_type": "sapo"}, "loss_type='sapo' (objective.name has no such loss"),
+        ({"loss_type": "cispo"}, "epsilon_high=None (cispo's largest weight is 1 + objective.clip_high"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "beta": 0.1}, "beta=0.1 (cispo has no KL penalty)"),
+        ({"vllm_importance_sampling_clip_min": 0.5}, "vllm_importance_sampling_clip_min=0.5 (objective.is_cap has no"),
         ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
         ({"beta": 0.1, "importance_sampling_level": "sequence"}, "beta=0.1 (gspo has no KL penalty)"),
         ({"beta": 0.1, "sync_ref_model": True}, "ref_model_mixup_alpha=0.6 ("),

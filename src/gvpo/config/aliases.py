@@ -138,12 +138,13 @@ TABLE: dict[str, dict[str, Answer]] = {
         "vllm_structured_outputs_regex vllm_guided_decoding_regex": Answer(
             "sampling.allow", "see `gvpo docs decoding`"
         ),
-        "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_cap": _needless(
-            "the sampler and the update use the same model, so log-probs need no correction"
+        "vllm_importance_sampling_cap vllm_importance_sampling_clip_max": Answer(
+            "objective.is_cap", "largest truncated weight of a token"
         ),
-        "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min": _needless(
-            "the sampler and the update use the same model, so log-probs need no correction"
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode": _needless(
+            "objective.is_cap truncates per token; live groups need no weight, because sampler and update use one model"
         ),
+        "vllm_importance_sampling_clip_min": _none("objective.is_cap has no lower bound"),
         "max_tool_calling_iterations tools": _none("tools are not called during sampling"),
     },
     "Objective": {
@@ -157,7 +158,9 @@ TABLE: dict[str, dict[str, Answer]] = {
             "objective.kl_in_reward", "a weight above 0 subtracts the KL penalty from the rewards"
         ),
         "kl_loss_type kl_penalty use_bias_correction_kl": _none("objective.kl_coef weighs the k3 estimate of the KL"),
-        "loss_type adv_estimator": Answer("objective.name", "for example gvpo, grpo, dr_grpo, dapo, rloo, dpo or sft"),
+        "loss_type adv_estimator": Answer(
+            "objective.name", "for example gvpo, grpo, dr_grpo, dapo, cispo, rloo, dpo or sft"
+        ),
         "epsilon cliprange clip_ratio clip_range": Answer("objective.clip_low", _CLIPS),
         "clip_ratio_low": _same("objective.clip_low"),
         "epsilon_high clip_ratio_high": _same("objective.clip_high"),

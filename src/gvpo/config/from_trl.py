@@ -68,6 +68,10 @@ _CLIPPED = {
     "loss_type": "dapo",
     "importance_sampling_level": "token",
     "scale_rewards": "group",
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_mode": "sequence_mask",
+    "vllm_importance_sampling_cap": None,
+    "vllm_importance_sampling_clip_max": 3.0,
     "mask_truncated_completions": False,
 }
 _CUT = {"max_length": 1024, "truncation_mode": "keep_start"}
@@ -80,7 +84,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """TRL's defaults of the options that a conversion reads, by configuration; they complete a dict."""
 
 ONLINE = ("GRPOConfig", "RLOOConfig")
-LOSSES = {"grpo": "grpo", "dapo": "dapo", "bnpo": "dapo", "dr_grpo": "dr_grpo"}
+LOSSES = {"grpo": "grpo", "dapo": "dapo", "bnpo": "dapo", "dr_grpo": "dr_grpo", "cispo": "cispo"}
 """Values of loss_type that are objectives of gvpo. bnpo averages over the tokens of each forward; since forwards never
 change a result here, it becomes dapo, the mean over all tokens of the update."""
 
@@ -306,16 +310,36 @@ def _grpo(o: Options) -> Settings:
         o.lose("loss_type", f"objective.name has no such loss; {', '.join(LOSSES)} are available")
     by_sequence = o["importance_sampling_level"] == "sequence"
     yield "objective.name", "gspo" if by_sequence else LOSSES.get(loss, "dapo")
-    yield "objective.clip_low", o["epsilon"]
-    yield "objective.clip_high", o["epsilon"] if o["epsilon_high"] is None else o["epsilon_high"]
+    yield from _bounds(o, cispo=loss == "cispo" and not by_sequence)
+    if not by_sequence:
+        yield from _truncated(o)
     yield "objective.scale_rewards", scaled not in (False, "none")
     if scaled == "batch":
         o.lose("scale_rewards", ANSWERS["scale_rewards"].hint)
-    if o["beta"] > 0 and by_sequence:
-        o.lose("beta", "gspo has no KL penalty")
+    if o["beta"] > 0 and (by_sequence or loss == "cispo"):
+        o.lose("beta", f"{'gspo' if by_sequence else loss} has no KL penalty")
     elif o["beta"] > 0:
         yield "objective.kl_coef", o["beta"]
         yield "objective.reference", _reference(o)
+
+
+def _bounds(o: Options, *, cispo: bool) -> Settings:
+    """Yield the clip range. TRL's cispo has no lower bound, and epsilon_high is the largest weight itself."""
+    high = o["epsilon"] if o["epsilon_high"] is None else o["epsilon_high"]
+    if not cispo:
+        yield from (("objective.clip_low", o["epsilon"]), ("objective.clip_high", high))
+        return
+    yield "objective.clip_high", max(high - 1.0, 0.0)
+    if high < 1:
+        o.lose("epsilon_high", "cispo's largest weight is 1 + objective.clip_high, which is at least 1")
+
+
+def _truncated(o: Options) -> Settings:
+    """Yield the cap of truncated importance sampling, if TRL truncates weights per token."""
+    cap, larger = o["vllm_importance_sampling_cap"], o["vllm_importance_sampling_clip_max"]
+    used = o.values.get("use_vllm") and o["vllm_importance_sampling_correction"]  # use_vllm itself is not converted
+    if used and o["vllm_importance_sampling_mode"] == "token_truncate" and (cap or larger):
+        yield "objective.is_cap", cap or larger
 
 
 def _rloo(o: Options) -> Settings:
