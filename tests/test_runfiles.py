@@ -206,7 +206,8 @@ ROW = RolloutRow(
     mask=[1, 1, 0],
     finish_reason="length",
     source="demonstration",
-    version=9,
+    version=8,
+    age=1,
     columns={"answer": "1125", "levels": [1, 2]},
 )
 FAILED = RolloutRow(
@@ -243,15 +244,29 @@ def test_a_file_without_a_schema_version_has_the_first_and_a_newer_one_is_an_err
     path = tmp_path / "step-000001.parquet"
     runfiles.write_rollouts(path, [ROW])
     table = parquet.read_table(path)
-    assert table.schema.metadata[b"gvpo.rollout_schema"] == b"1"
+    assert table.schema.metadata[b"gvpo.rollout_schema"] == b"2"
     parquet.write_table(table.replace_schema_metadata(None), path)
     assert runfiles.read_rollouts(path)[0].text == ROW.text
-    for version in ("2", "next"):
+    for version in ("3", "next"):
         parquet.write_table(table.replace_schema_metadata({"gvpo.rollout_schema": version}), path)
         with pytest.raises(
-            RunError, match=f"has version {version} of the rollout files, but this gvpo reads .* up to 1"
+            RunError, match=f"has version {version} of the rollout files, but this gvpo reads .* up to 2"
         ):
             runfiles.rollout_table(path, ["reward"])
+
+
+def test_a_file_of_the_first_version_has_todays_versions_and_ages(tmp_path):
+    """It contained the step that sampled a row, or 0, and no ages."""
+    from pyarrow import parquet
+
+    path = tmp_path / "step-000010.parquet"
+    written = [RolloutRow(**{**vars(ROW), "version": version}) for version in (10, 0)]
+    runfiles.write_rollouts(path, written)
+    table = parquet.read_table(path).drop_columns("age")
+    parquet.write_table(table.replace_schema_metadata({"gvpo.rollout_schema": "1"}), path)
+    assert [(row.version, row.age) for row in runfiles.read_rollouts(path)] == [(9, 0), (None, None)]
+    assert runfiles.rollout_table(path, ["reward", "age"]).to_pydict() == {"reward": [1.0, 1.0], "age": [0, None]}
+    assert runfiles.rollout_table(path, ["reward"]).column_names == ["reward"]
 
 
 def test_some_columns(tmp_path):

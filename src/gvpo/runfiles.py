@@ -63,7 +63,8 @@ class RolloutRow:
         mask: C values, 1 on scored tokens; None is all ones.
         finish_reason: Reason for its end.
         source: Origin of the completion: "live", "demonstration", a file's name, ...
-        version: Rollout step of the policy that sampled it.
+        version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
+        age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.
     """
 
@@ -87,12 +88,13 @@ class RolloutRow:
     mask: FloatSequence | None = None
     finish_reason: FinishReason = "stop"
     source: str = "live"
-    version: int = 0
+    version: int | None = None
+    age: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ARROW_TYPES = {
-    **dict.fromkeys(("step", "row", "version"), "int64"),
+    **dict.fromkeys(("step", "row", "version", "age"), "int64"),
     **dict.fromkeys(
         ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "columns"), "string"
     ),
@@ -104,8 +106,11 @@ _ARROW_TYPES = {
 }
 _JSON_COLUMNS = ("reward_parts", "columns")
 
-ROLLOUT_SCHEMA = 1
-"""Version of the columns of rollout files. It is in a file's metadata; a file without one has version 1."""
+ROLLOUT_SCHEMA = 2
+"""Version of the columns of rollout files. It is in a file's metadata; a file without one has version 1.
+
+In version 1, `version` was the step that sampled the row, 0 for rows that no step sampled, and there was no `age`.
+"""
 _SCHEMA_KEY = b"gvpo.rollout_schema"
 
 
@@ -367,16 +372,31 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
     from pyarrow import parquet
 
     names = [name for name in _ARROW_TYPES if name in columns]
+    read = [*names, "version"] if "age" in names and "version" not in names else names
     try:
-        table = parquet.read_table(path, columns=names, use_threads=False, page_checksum_verification=True)
+        there = [name for name in parquet.read_schema(path).names if name in read]
+        table = parquet.read_table(path, columns=there, use_threads=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"cannot read rollouts {path}: {one_line(error)}; remove the file; the run does not need it"
         ) from error
-    _require_known_schema(path, table.schema.metadata or {})
+    if _schema_version(path, table.schema.metadata or {}) == 1:
+        table = _with_versions(table)
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
-    return table
+    return table.select(names)
+
+
+def _with_versions(table: Any) -> Any:
+    """Return rows of a file of version 1 with today's `version` and `age`: a row was sampled by the step's policy."""
+    from pyarrow import compute
+
+    if "version" not in table.column_names:
+        return table
+    steps = table["version"]
+    steps = compute.if_else(compute.greater(steps, 0), steps, None)
+    table = table.set_column(table.column_names.index("version"), "version", compute.subtract(steps, 1))
+    return table.append_column("age", compute.multiply(steps, 0))
 
 
 _IDENTITY = ("step", "group", "row", "prompt", "prompt_tokens", "text", "tokens")
@@ -396,13 +416,19 @@ def _schema() -> Any:
     return pa.schema(columns, metadata={_SCHEMA_KEY: str(ROLLOUT_SCHEMA).encode()})
 
 
-def _require_known_schema(path: Path, metadata: Mapping[bytes, bytes]) -> None:
+def _schema_version(path: Path, metadata: Mapping[bytes, bytes]) -> int:
+    """Return the version of a file's columns.
+
+    Raises:
+        RunError: If this version of gvpo does not know it.
+    """
     version = metadata.get(_SCHEMA_KEY, b"1").decode(errors="replace")
     if not version.isdecimal() or int(version) > ROLLOUT_SCHEMA:
         raise RunError(
             f"{path} has version {version} of the rollout files, but this gvpo reads versions up to {ROLLOUT_SCHEMA}; "
             "read it with the version of gvpo that wrote it, or a newer one"
         )
+    return int(version)
 
 
 def _cell(name: str, value: Any) -> Any:

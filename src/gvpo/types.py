@@ -69,7 +69,7 @@ class Completion:
         text: The decoded completion.
         finish_reason: Reason for its end.
         source: Origin: "live", "demonstration", a file's name, ...
-        version: Rollout step of the policy that sampled it.
+        version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
 
     Raises:
         DataError: If per-token values are not as long as tokens.
@@ -86,7 +86,7 @@ class Completion:
     text: str | None = None
     finish_reason: FinishReason = "stop"
     source: str = "live"
-    version: int = 0
+    version: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs"):
@@ -95,6 +95,14 @@ class Completion:
                 raise DataError(
                     f"Completion.{name} has {len(values)} values for {len(self.tokens)} tokens; give one per token"
                 )
+
+    def age(self, step: int) -> int | None:
+        """Return the number of training steps between the policy that sampled it and the one that step `step` trains.
+
+        Returns:
+            0 in the step that sampled it; None without a version.
+        """
+        return None if self.version is None else step - 1 - self.version
 
 
 @dataclass(frozen=True)

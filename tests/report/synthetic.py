@@ -75,6 +75,7 @@ def _row(step, group, row, terms, text, reward, weight, ratio) -> RolloutRow:
         logprobs=logprobs,
         ref_logprobs=logprobs - ratio / len(tokens),
         version=step - 1,
+        age=0,
         columns={"answer": str(a + b)},
     )
 

@@ -94,3 +94,14 @@ def test_thinning_keeps_spikes_and_the_last_point():
     assert {(1234.0, 9.0), (4321.0, -9.0)} <= set(kept)
     assert kept[-1] == points[-1]
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+
+
+def test_sources_and_ages_are_drawn_where_some_rows_are_not_fresh():
+    plain = {"step": 1, "rows/live": 1.0, "rows/history": 0.0, "age/mean": 0.0, "age/max": 0}
+    assert sections([run("a", plain)]) == {}
+    mixed = {**plain, "step": 2, "rows/live": 0.5, "rows/history": 0.5, "age/mean": 1.5, "age/max": 3}
+    charts = sections([run("a", plain, mixed)])["Health and speed"]
+    assert [(chart.title, [series.name for series in chart.series]) for chart in charts] == [
+        ("Sources of the completions", ["live", "history"]),
+        ("Age of the completions", ["mean", "oldest"]),
+    ]

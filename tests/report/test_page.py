@@ -41,7 +41,17 @@ def first_step() -> list[RolloutRow]:
     return [
         row("dead", 0, reward=1.0, weight=0.0),
         row("dead", 1, reward=1.0, weight=0.0),
-        row("sum", 0, text=RIGHT, reward=1.0, weight=0.02, implicit_reward=0.1, columns={"answer": "1125"}),
+        row(
+            "sum",
+            0,
+            text=RIGHT,
+            reward=1.0,
+            weight=0.02,
+            implicit_reward=0.1,
+            version=0,
+            age=0,
+            columns={"answer": "1125"},
+        ),
         row("sum", 1, text=WRONG, reward=0.0, weight=-0.01, implicit_reward=-0.1, reward_parts={"boxed": 0.0}),
         row("sum", 2, text=HOSTILE, reason="timeout", finish_reason="length", source=HOSTILE),
         row("mild", 0, text="é🙂ab", reward=0.5, weight=0.01, logprobs=odd, ref_logprobs=[-1.0] * 9),
@@ -124,7 +134,7 @@ def test_a_group_shows_all_that_is_known_of_its_completions(browser):
     assert browser.texts(".row mark") == ["8+3+0=11"]  # the forgotten carry
     assert browser.texts(".about-group .column") == ["answer 1125"]
     facts = browser.texts(".facts")
-    assert facts[0] == f"implicit reward +0.100{len(RIGHT) + 1} tokensstoplive, policy of step 0"
+    assert facts[0] == f"implicit reward +0.100{len(RIGHT) + 1} tokensstoplive, version 0, age 0"
     assert facts[1].startswith("boxed 0implicit reward \u22120.100")
     assert facts[2].endswith("truncatedtimeout")
 

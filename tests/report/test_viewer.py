@@ -50,7 +50,7 @@ def test_facts_are_columns(tmp_path):
         tmp_path,
         [
             row("a", 0, reward=1.0, reward_parts={"x": 1.0}, weight=0.123456789, implicit_reward=-0.5),
-            row("a", 1, reason="timeout", finish_reason="length", source="file.jsonl", version=3),
+            row("a", 1, reason="timeout", finish_reason="length", source="file.jsonl", version=3, age=2),
         ],
     )
     found = index(run)
@@ -58,7 +58,7 @@ def test_facts_are_columns(tmp_path):
     assert found["weight"] == [0.12346, None]
     assert found["implicit"] == [-0.5, None]
     assert found["length"] == [2, 2]
-    assert found["version"] == [0, 3]
+    assert (found["version"], found["age"]) == ([None, 3], [None, 2])
     assert found["parts"] == {"x": [1.0, None]}
     assert found["coded"] == {
         "finish": {"names": ["stop", "length"], "codes": [0, 1]},

@@ -22,8 +22,7 @@ class Echo:
     ) -> list[list[Completion]]:
         self.requests, self.noise = list(requests), (seed, step)
         return [
-            [Completion([row], text=f"{request.id}/{row}", version=step) for row in range(params.group_size)]
-            for request in requests
+            [Completion([row], text=f"{request.id}/{row}") for row in range(params.group_size)] for request in requests
         ]
 
 

@@ -266,7 +266,7 @@ def test_the_context_caps_a_completion(endless):
 
 def test_completions_record_their_source(tokenizer):
     row = sample(tiny_model(), tokenizer, step=9)[0][0]
-    assert (row.source, row.version, row.reward, row.ref_logprobs) == ("live", 9, None, None)
+    assert (row.source, row.version, row.reward, row.ref_logprobs) == ("live", None, None, None)
     assert row.text == tokenizer.decode(row.tokens, skip_special_tokens=True)
 
 

@@ -101,7 +101,7 @@ def test_rollouts_contain_the_results_of_each_row(tmp_path: Path):
         assert row.reward == pytest.approx(row.text.count(row.columns["digit"]) / 3)
         assert row.prompt == row.columns["digit"]
         assert row.sampler_logprobs == pytest.approx(list(row.logprobs), abs=1e-4)
-        assert row.version == 2
+        assert (row.version, row.age) == (1, 0)
     for start in range(0, 16, 4):
         assert sum(row.weight for row in rows[start : start + 4]) == pytest.approx(0.0, abs=1e-5)
     assert any(abs(row.implicit_reward) > 1e-3 for row in rows)

@@ -11,7 +11,14 @@ from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.usable import TrainingGroup, usable
 from gvpo.training.learner import StepResult, Update
-from gvpo.training.metrics import evaluation_metrics, held_out_rows, rollout_rows, step_metrics, trained_rows
+from gvpo.training.metrics import (
+    evaluation_metrics,
+    held_out_rows,
+    rollout_rows,
+    source_metrics,
+    step_metrics,
+    trained_rows,
+)
 from gvpo.types import Completion, Group, Problem, Verdict
 from gvpo.update.group_backward import RowGradient, UpdateOutput
 
@@ -32,7 +39,7 @@ def made_group(index: int) -> Group:
             sampler_logprobs=[-1.25] * length,
             finish_reason="length" if length == 3 else "stop",
             text=f"row {index}.{position}",
-            version=7,
+            version=6,
         )
         for position, (length, verdict) in enumerate(zip(LENGTHS[index], VERDICTS[index], strict=True))
     ]
@@ -66,7 +73,7 @@ def update(
     number: int = 0,
     metrics: dict[str, float] | None = None,
 ) -> Update:
-    """Set every token to -1 with entropy 0.5; c is minus the reward on each token. The rows were sampled in step 7."""
+    """Set every token to -1 with entropy 0.5; c is minus the reward on each token. The step is 7."""
     rows = [
         RowGradient(torch.full((n,), -1.0), torch.full((n,), 0.5), torch.full((n,), -(row.reward or 0.0)))
         for entry in entries
@@ -84,7 +91,7 @@ LEARNED = StepResult([update(USED[:1], 1.0, rate=0.2), update(USED[1:], 3.0, num
 
 def test_the_line_of_a_step_with_hand_computed_values():
     k3 = math.exp(-0.5) + 0.5 - 1  # reference minus policy is -0.5 on the one scored token of each of four rows
-    assert step_metrics(ROLLOUT, LEARNED, judge="right") == pytest.approx(
+    assert step_metrics(7, ROLLOUT, LEARNED, judge="right") == pytest.approx(
         {
             "reward/mean": (1.5 + 0.5 + 2 + 2 + 0) / 5,
             "reward/std": math.sqrt((0.3**2 + 0.7**2 + 2 * 0.8**2 + 1.2**2) / 5),
@@ -99,6 +106,12 @@ def test_the_line_of_a_step_with_hand_computed_values():
             "length/mean": 13 / 7,
             "length/max": 4,
             "rows/truncated": 1 / 7,
+            "rows/live": 1.0,
+            "rows/history": 0.0,
+            "rows/logged": 0.0,
+            "rows/expert": 0.0,
+            "age/mean": 0.0,
+            "age/max": 0,
             "tokens/sampled": 13,
             "tokens/prompt": 6,
             "kl/reference": k3,
@@ -142,22 +155,22 @@ def test_held_out_rows_are_the_sampled_answers_and_then_the_greedy_one():
 
 
 def test_a_single_update_has_no_last_value():
-    line = step_metrics(ROLLOUT, StepResult([update(USED, 1.0)], 0.0, 0.0), judge="right")
+    line = step_metrics(7, ROLLOUT, StepResult([update(USED, 1.0)], 0.0, 0.0), judge="right")
     assert not [key for key in line if key.endswith("/last")]
 
 
 def test_a_key_that_some_updates_lack_is_a_mean_over_the_others():
     given = [{"gvpo/a": 1.0}, {"gvpo/a": 3.0, "gvpo/b": 5.0}, {"gvpo/b": 7.0}]
     updates = [update(USED, 1.0, number=number, metrics=metrics) for number, metrics in enumerate(given)]
-    line = step_metrics(ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
+    line = step_metrics(7, ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
     assert (line["gvpo/a"], line["gvpo/b"], line["gvpo/b/last"]) == (2.0, 6.0, 7.0)
     assert "gvpo/a/last" not in line
 
 
 def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
-    """Let one row of the first group be sampled in step 6."""
+    """Let one row of the first group be sampled by the policy after step 5."""
     first, *others = entries[0].group.completions
-    rows = [dataclasses.replace(first, version=6), *others]
+    rows = [dataclasses.replace(first, version=5), *others]
     return [
         dataclasses.replace(entries[0], group=dataclasses.replace(entries[0].group, completions=rows)),
         *entries[1:],
@@ -175,50 +188,82 @@ def stale(entries: list[TrainingGroup]) -> list[TrainingGroup]:
 )
 def test_the_certificate_needs_samples_of_the_policy(entries, number, exact, there):
     learned = StepResult([update(entries, 1.0, number=number)], 0.0, 0.0)
-    line = step_metrics(ROLLOUT, learned, judge=None, exact=exact)
+    line = step_metrics(7, ROLLOUT, learned, judge=None, exact=exact)
     assert ("gvpo/certificate" in line) == there
+
+
+def test_the_mismatch_is_that_of_scored_tokens_of_the_current_policys_rows():
+    """Rows of earlier policies and of later updates differ from their sampler because the policy has moved."""
+
+    def mismatch(entries: list[TrainingGroup], number: int = 0) -> float | None:
+        learned = StepResult([update(entries, 1.0, number=number)], 0.0, 0.0)
+        return step_metrics(7, ROLLOUT, learned, judge=None).get("sampler/mismatch")
+
+    (first, *others) = USED[0].group.completions
+    far = dataclasses.replace(first, sampler_logprobs=[-2.0, -9.0])  # the second token is masked
+    entry = dataclasses.replace(USED[0], group=dataclasses.replace(USED[0].group, completions=[far, *others]))
+    assert mismatch([entry]) == pytest.approx((1.0 + 0.25) / 2)
+    assert mismatch(stale([entry])) == 0.25
+    assert mismatch([entry], number=1) is None
+
+
+def test_rows_are_counted_by_source_and_have_ages_if_a_policy_of_the_run_sampled_them():
+    origins = [("live", 6), ("live", 6), ("history", 2), ("history", 5), ("live", None), ("a.jsonl", None)]
+    rows = [Completion([1], 0.0, source=source, version=version) for source, version in [*origins, ("expert", None)]]
+    rollout = Rollout([Group([1], rows)], [[Verdict(0.0)] * 7], [])
+    assert source_metrics(rollout, 7) == pytest.approx(
+        {
+            "rows/live": 2 / 7,
+            "rows/history": 2 / 7,
+            "rows/logged": 2 / 7,
+            "rows/expert": 1 / 7,
+            "age/mean": (0 + 0 + 4 + 1) / 4,
+            "age/max": 4,
+        }
+    )
+    assert source_metrics(dataclasses.replace(rollout, verdicts=[]), 7) == {}
 
 
 def test_skipped_updates_are_counted_and_excluded_from_the_means():
     updates = [update(USED[:1], math.nan, applied=False), update(USED[1:], 3.0)]
-    line = step_metrics(ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
+    line = step_metrics(7, ROLLOUT, StepResult(updates, 0.0, 0.0), judge=None)
     assert (line["train/updates"], line["train/skipped_updates"], line["train/loss"]) == (1, 1, 3.0)
     assert "accuracy" not in line
 
 
 def test_a_step_without_updates_has_no_values_of_updates():
-    line = step_metrics(ROLLOUT, StepResult([], 0.0, 0.0), judge="right")
+    line = step_metrics(7, ROLLOUT, StepResult([], 0.0, 0.0), judge="right")
     assert line["groups/skipped"] == 3
     assert not line.keys() & {"train/loss", "train/lr", "kl/reference", "entropy", "sampler/mismatch"}
 
 
 def test_without_a_reference_there_is_no_kl():
     entries = usable(GROUPS, rewarded=True, at_least=2)
-    assert "kl/reference" not in step_metrics(ROLLOUT, StepResult([update(entries, 1.0)], 0.0, 0.0), judge=None)
+    assert "kl/reference" not in step_metrics(7, ROLLOUT, StepResult([update(entries, 1.0)], 0.0, 0.0), judge=None)
 
 
 def test_a_supervised_step_has_no_rewards():
     rollout = Rollout(GROUPS, [], ROLLOUT.problems)
-    line = step_metrics(rollout, StepResult([update(USED, 1.0)], 0.0, 0.0), judge=None)
+    line = step_metrics(7, rollout, StepResult([update(USED, 1.0)], 0.0, 0.0), judge=None)
     assert not [key for key in line if key.startswith(("reward/", "rows/failed", "accuracy", "seconds/sampling"))]
 
 
 def test_rollout_rows_contain_the_results_of_each_completion():
-    rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
+    rows = {(row.group, row.row): row for row in rollout_rows(7, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
     assert len(rows) == 7
     row = rows["problem-0", 0]
-    assert (row.step, row.prompt, row.prompt_tokens, row.text, row.tokens) == (4, "a", [5, 6], "row 0.0", [0, 1])
+    assert (row.step, row.prompt, row.prompt_tokens, row.text, row.tokens) == (7, "a", [5, 6], "row 0.0", [0, 1])
     assert (row.reward, row.reward_parts, row.reason) == (1.5, {"right": 1.0, "short": 0.5}, "")
     assert row.weight == pytest.approx(1.5)  # minus c of its one scored token
     assert row.implicit_reward == pytest.approx(0.2 * 0.5)  # one scored token
     assert (row.logprobs, row.ref_logprobs, row.old_logprobs) == ([-1, -1], [-1.5, -1.5], [-1, -1])
-    assert (row.sampler_logprobs, row.entropy, row.version) == ([-1.25, -1.25], [0.5, 0.5], 7)
+    assert (row.sampler_logprobs, row.entropy, row.version, row.age) == ([-1.25, -1.25], [0.5, 0.5], 6, 0)
     assert row.columns == {"answer": "42"}
     assert rows["problem-0", 1].finish_reason == "length"
 
 
 def test_rows_that_were_not_trained_on_have_a_reason_and_no_weight():
-    rows = {(row.group, row.row): row for row in rollout_rows(4, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
+    rows = {(row.group, row.row): row for row in rollout_rows(7, ROLLOUT, LEARNED, ["a", "b", "c"], beta=0.2)}
     failed, alone = rows["problem-0", 2], rows["problem-2", 0]
     assert (failed.reward, failed.weight, failed.logprobs) == (None, None, None)
     assert failed.reason.startswith("timeout")

@@ -18,7 +18,7 @@ from gvpo.update.group_backward import RowGradient, UpdateOutput
 STEP = 5
 
 
-def made(groups, *, number=1, version=STEP):
+def made(groups, *, number=1, version=STEP - 1):
     """Return an update on rows (log-ratio, reward), each of two tokens with current log-probs -1."""
     entries = [
         TrainingGroup(
@@ -86,7 +86,7 @@ def test_rows_of_earlier_policies_and_files_are_compared_with_their_sampler():
     assert offpolicy_metrics(update)["offpolicy/logratio_mean"] == 2.0
 
 
-@pytest.mark.parametrize("version", [0, STEP])
+@pytest.mark.parametrize("version", [None, 0, STEP - 1])
 def test_rows_whose_sampler_is_unknown_have_no_metrics(version):
     update = with_rows(made([[(3.0, 1.0), (3.0, 0.0)]], version=version), old_logprobs=None)
     assert offpolicy_metrics(update) == {}
@@ -133,7 +133,7 @@ def test_a_batch_whose_log_probs_fall_together_causes_the_warning(shift, warns):
     """The differences within groups, and so all centred metrics, are the same in each case."""
     update = made([[(shift + 1.0, 1.0), (shift - 1.0, 0.0)], [(shift + 0.5, 1.0), (shift, 0.0)]])
     rollout = Rollout([entry.group for entry in update.groups], [], [], {"sampling": 1.0})
-    line = step_metrics(rollout, StepResult([update], 0.0, 0.0), judge=None)
+    line = step_metrics(STEP, rollout, StepResult([update], 0.0, 0.0), judge=None)
     assert line["offpolicy/logratio_mean"] == pytest.approx(shift + 0.125)
     assert line["offpolicy/ess"] == pytest.approx(
         offpolicy_metrics(made([[(1, 1), (-1, 0), (0.5, 1), (0, 0)]]))["offpolicy/ess"]

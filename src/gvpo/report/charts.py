@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from gvpo.report.catalogue import SECTIONS, Spec, metrics_of, specs_of
+from gvpo.report.catalogue import QUIET, SECTIONS, Spec, metrics_of, specs_of
 from gvpo.report.data import Run
 from gvpo.report.svg import Chart, Point, Series
 from gvpo.report.thinning import MAX_POINTS, smooth, thin
@@ -22,7 +22,8 @@ def sections(runs: Sequence[Run]) -> dict[str, list[Chart]]:
 
 
 def _keys(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(key for run in runs for key in run.keys))
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
+    return [key for key in keys if key not in QUIET or any(y for run in runs for _, y in run.points(key))]
 
 
 def build(spec: Spec, runs: Sequence[Run]) -> Chart | None:

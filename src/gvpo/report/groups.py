@@ -26,7 +26,7 @@ BLOCK_ROWS = 1024
 _HUGE = 1e12
 """Log-probs are clipped to this size; no token has a larger one, and its thousandths would overflow."""
 
-_FACTS = ("reward", "weight", "implicit_reward", "version", "finish_reason", "source", "reason", "reward_parts")
+_FACTS = ("reward", "weight", "implicit_reward", "version", "age", "finish_reason", "source", "reason", "reward_parts")
 _TEXTS = ("group", "row", "prompt", "text", "columns", "tokens", "mask")
 _TOKENS = ("text", "tokens", "logprobs", "ref_logprobs", "sampler_logprobs", "mask")
 
@@ -91,8 +91,8 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
     Returns:
         "steps": the steps; "groups": number of groups per step; "blocks": number of groups per block; "ids",
         "excerpts", "sizes": a value per group. With a value per completion: "reward", "weight", "implicit", "length",
-        "version"; in "coded": "finish", "source", "reason" (the names, and the number of its name); in "parts": each
-        part of the reward.
+        "version", "age"; in "coded": "finish", "source", "reason" (the names, and the number of its name); in "parts":
+        each part of the reward.
     """
     facts = {
         name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")
@@ -111,6 +111,7 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
         "implicit": [_rounded(value) for value in facts["implicit_reward"]],
         "length": facts["length"],
         "version": facts["version"],
+        "age": facts["age"],
         "coded": {name: _coded(facts[column]) for name, column in coded.items()},
         "parts": _parts(facts["reward_parts"]),
     }

@@ -120,6 +120,19 @@ def scored(
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
 
 
+def stamped(rollout: Rollout, version: int) -> Rollout:
+    """Return a rollout whose rows have a version; a version that the sampler set stays."""
+    groups = [
+        dataclasses.replace(group, completions=[_stamped(row, version) for row in group.completions])
+        for group in rollout.groups
+    ]
+    return dataclasses.replace(rollout, groups=groups)
+
+
+def _stamped(row: Completion, version: int) -> Completion:
+    return row if row.version is not None else dataclasses.replace(row, version=version)
+
+
 def rescored(rollout: Rollout, rewards: RewardPool) -> Rollout:
     """Return a rollout with the verdicts of another pool."""
     started = time.perf_counter()

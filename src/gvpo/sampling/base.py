@@ -84,8 +84,8 @@ class Sampler(Protocol):
 
         Returns:
             The rows of each request. Each row has its tokens (including the stop token), its text, one log-prob per
-            token in nats under the full distribution, and its finish reason. It has no reward yet. Its version is
-            `step`, or the version of the latest `update`.
+            token in nats under the full distribution, and its finish reason. It has no reward yet. It has no
+            version, which the source of groups sets, unless the sampler has an `update`: then that of the latest one.
 
         Raises:
             DataError: If a prompt is empty or leaves no room in the model's context, or if two requests have the same

@@ -129,7 +129,7 @@ class TransformersSampler:
             for owner, drawn in self._draw([requests[index].prompt for index in batch], rows, params, tally):
                 found[owner] += drawn
                 if len(found[owner]) == size:
-                    yield batch[owner], self._completions(found.pop(owner), params, step)
+                    yield batch[owner], self._completions(found.pop(owner), params)
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise the errors that `sample` would raise for these requests, and warn about an uncertain end token."""
@@ -165,7 +165,7 @@ class TransformersSampler:
             found = decode(self.model, own, chunk, params, self._stops(params), self.exclusion(params), tally)
             yield from ((owner, _lists(drawn)) for owner, drawn in found)
 
-    def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams, step: int) -> list[Completion]:
+    def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams) -> list[Completion]:
         stops = self._stops(params)
         texts = self.tokenizer.batch_decode(
             [self._without_end(row.tokens) for row in drawn],
@@ -178,7 +178,6 @@ class TransformersSampler:
                 sampler_logprobs=row.logprobs,
                 text=text,
                 finish_reason="stop" if row.tokens[-1] in stops else "length",
-                version=step,
                 extras={LOG_ALLOWED: row.log_allowed} if params.exclusion else {},
             )
             for row, text in zip(drawn, texts, strict=True)

@@ -207,7 +207,7 @@ class Session:
 
     def _metrics(self, step: int, rollout: Rollout, learned: StepResult, seconds: float) -> dict[str, Any]:
         exact = samples_exactly(self.config)
-        line = {"step": step, **step_metrics(rollout, learned, judge=self.judge, exact=exact)}
+        line = {"step": step, **step_metrics(step, rollout, learned, judge=self.judge, exact=exact)}
         line |= overlong_metrics(rollout, self.config.overlong_completions)
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -20,16 +21,23 @@ from gvpo.update.group_backward import RowGradient
 
 _MAX_LOG_RATIO = 20.0
 
+SOURCES = ("live", "history", "logged", "expert")
+"""Sources of completions; one with another name, such as that of a file, counts as "logged"."""
+
 _OF_OWN_SAMPLES = frozenset({"gvpo/certificate"})
 """Metrics of objectives that are meaningful only if the rows are exact samples of the updated policy."""
 
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """A row as its first update processed it: with the attached log-probs, and the row's values from the update."""
+    """A row as its first update processed it: with the attached log-probs, and the row's values from the update.
+
+    `is_current` says that the policy of that update sampled the row.
+    """
 
     completion: Completion
     row: RowGradient
+    is_current: bool
 
 
 def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]:
@@ -39,14 +47,18 @@ def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]
         results = iter(update.output.rows)
         for entry in update.groups:
             for position, completion in zip(entry.rows, entry.group.completions, strict=True):
-                rows.setdefault((entry.index, position), TrainedRow(completion, next(results)))
+                is_current = update.number == 0 and completion.age(update.step) == 0
+                rows.setdefault((entry.index, position), TrainedRow(completion, next(results), is_current))
     return rows
 
 
-def step_metrics(rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True) -> dict[str, float]:
+def step_metrics(
+    step: int, rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True
+) -> dict[str, float]:
     """Return the metrics line of a step, without evaluation and wall-clock time.
 
     Args:
+        step: Number of the step, from 1.
         rollout: Groups of the step.
         learned: Updates of the step.
         judge: Name of the reward that measures accuracy.
@@ -56,6 +68,7 @@ def step_metrics(rollout: Rollout, learned: StepResult, *, judge: str | None, ex
     return {
         **reward_metrics(rollout, judge),
         **_group_metrics(rollout, learned),
+        **source_metrics(rollout, step),
         **_length_metrics(rollout),
         **_policy_metrics(trained.values()),
         **_update_metrics(learned.updates, exact=exact),
@@ -97,6 +110,23 @@ def _group_metrics(rollout: Rollout, learned: StepResult) -> dict[str, float]:
     }
 
 
+def source_metrics(rollout: Rollout, step: int) -> dict[str, float]:
+    """Return the fraction of rows from each source, and the ages of the rows that a policy of the run sampled."""
+    rows = [row for group in rollout.groups for row in group.completions]
+    if not rollout.verdicts or not rows:
+        return {}
+    counts = Counter(_origin(row) for row in rows)
+    ages = [age for row in rows if (age := row.age(step)) is not None]
+    metrics = {f"rows/{source}": counts[source] / len(rows) for source in SOURCES}
+    return {**metrics, **({"age/mean": fmean(ages), "age/max": max(ages)} if ages else {})}
+
+
+def _origin(row: Completion) -> str:
+    """Return the source of a row; "live" rows of a file were sampled by another run."""
+    known = row.source in SOURCES and (row.source != "live" or row.version is not None)
+    return row.source if known else "logged"
+
+
 def _length_metrics(rollout: Rollout) -> dict[str, float]:
     rows = [row for group in rollout.groups for row in group.completions]
     lengths = [len(row.tokens) for row in rows]
@@ -124,8 +154,9 @@ def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
         entropies.append(item.row.entropy)
         if item.completion.ref_logprobs is not None:
             kl.append(_k3(item))
-        if item.completion.sampler_logprobs is not None:
-            mismatch.append((item.row.logprobs - torch.as_tensor(item.completion.sampler_logprobs)).abs())
+        if item.is_current and item.completion.sampler_logprobs is not None:
+            difference = item.row.logprobs - torch.as_tensor(item.completion.sampler_logprobs)
+            mismatch.append(difference.abs()[_mask(item.completion) != 0])
     metrics = {"kl/reference": fmean(kl)} if kl else {}
     for name, values in (("entropy", entropies), ("sampler/mismatch", mismatch)):
         joined = torch.cat(values) if values else torch.empty(0)
@@ -221,7 +252,7 @@ def held_out_rows(
     if greedy is not None:
         for group, (row,) in zip(groups, _completion_rows(step, greedy, prompts), strict=True):
             group.append(dataclasses.replace(row, row=len(group), source="greedy"))
-    return [row for group in groups for row in group]
+    return [dataclasses.replace(row, version=step, age=None) for group in groups for row in group]
 
 
 def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Iterator[list[RolloutRow]]:
@@ -246,6 +277,7 @@ def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Ite
                 finish_reason=completion.finish_reason,
                 source=completion.source,
                 version=completion.version,
+                age=completion.age(step),
                 columns=dict(group.columns),
             )
             for position, (completion, verdict) in enumerate(judged)

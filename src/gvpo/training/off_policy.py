@@ -4,8 +4,8 @@
 
 The log-probs of the policy that sampled a row are found in three ways, in this order:
 
-    the row was sampled in this step, and this is the step's first update   the policy itself, so l_i is exactly 0
-    the row was sampled in this step                                        old_logprobs, else sampler_logprobs
+    the current policy sampled it, and this is the step's first update      the policy itself, so l_i is exactly 0
+    the policy at the start of the step sampled it                          old_logprobs, else sampler_logprobs
     the row was logged, or sampled by an earlier policy                     sampler_logprobs
 
 Rows without such log-probs are skipped; if no row has them there are no metrics.
@@ -72,7 +72,7 @@ def effective_share(log_ratios: Sequence[float]) -> float:
 def is_on_policy(update: "Update") -> bool:
     """Return whether all rows were sampled by the policy that the update started from."""
     return update.number == 0 and all(
-        row.version == update.step for entry in update.groups for row in entry.group.completions
+        row.age(update.step) == 0 for entry in update.groups for row in entry.group.completions
     )
 
 
@@ -99,7 +99,7 @@ def _log_ratio(completion: Completion, logprobs: Tensor, update: "Update") -> fl
 
 def _behaviour(completion: Completion, logprobs: Tensor, update: "Update") -> FloatSequence | None:
     """Return the log-probs of the policy that sampled the row, found as this module's docstring describes."""
-    if completion.version != update.step:
+    if completion.age(update.step) != 0:
         return completion.sampler_logprobs
     if update.number == 0:
         return logprobs

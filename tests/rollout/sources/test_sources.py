@@ -27,4 +27,4 @@ def test_the_live_source_repeats_its_groups_and_gives_others_at_another_step():
     assert first.groups == again.groups
     assert first.verdicts == again.verdicts
     assert [g.id for g in first.groups] == [item.problem.id for item in order.at(1)]
-    assert [row.version for g in later.groups for row in g.completions] == [2] * 6
+    assert [row.version for g in later.groups for row in g.completions] == [1] * 6

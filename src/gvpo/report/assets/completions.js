@@ -41,13 +41,19 @@ function weightNodes(row, { largest, unit }) {
   return [element("span", { class: "push", title }, fill), element("span", { class: "weight", title }, signed(row.weight / unit, 2))];
 }
 
+function sourceText(row) {
+  const version = row.version === null ? [] : [`version ${row.version}`];
+  const age = row.age === null ? [] : [`age ${row.age}`];
+  return [row.source, ...version, ...age].join(", ");
+}
+
 function factNodes(row) {
   const facts = [
     ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "value of this reward function"]),
     ...(row.implicit === null ? [] : [[`implicit reward ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio to the reference"]]),
     [counted(row.length, "token"), "length"],
     [row.finish, "why the completion ended"],
-    [`${row.source}, policy of step ${row.version}`, "source of the completion, and the step of the policy that sampled it"],
+    [sourceText(row), "source of the completion; version: completed steps of the policy that sampled it; age: steps since then"],
   ];
   const nodes = facts.map(([text, title]) => element("span", { title }, text));
   if (row.finish === "length") nodes.push(element("span", { class: "warn" }, "truncated"));

@@ -82,7 +82,7 @@ class Store {
       const named = (column) => this.coded[column].names[this.coded[column].codes[row]];
       return {
         place, reward: this.reward[row], weight: this.weight[row], implicit: this.implicit[row],
-        length: this.length[row], version: this.version[row],
+        length: this.length[row], version: this.version[row], age: this.age[row],
         finish: named("finish"), source: named("source"), reason: named("reason"),
         parts: Object.entries(this.parts).map(([name, values]) => [name, values[row]]),
       };

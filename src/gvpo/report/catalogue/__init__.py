@@ -13,6 +13,9 @@ SECTIONS = (LEARNING, OBJECTIVE, HEALTH, OTHER)
 
 _NOT_DRAWN = frozenset({"step", "groups/total", "seconds/total"})
 
+QUIET = frozenset({"rows/history", "rows/logged", "rows/expert", "age/mean", "age/max"})
+"""Metrics that say nothing while they are 0, and are then not drawn."""
+
 _NAMED = frozenset(key for spec in SPECS for key in spec.metrics if "*" not in key)
 
 
@@ -38,4 +41,4 @@ def specs_of(keys: Iterable[str]) -> Iterator[Spec]:
     yield from (plain(key) for key in keys if key not in shown)
 
 
-__all__ = ["OTHER", "SECTIONS", "SPECS", "Spec", "metrics_of", "spec_for", "specs_of"]
+__all__ = ["OTHER", "QUIET", "SECTIONS", "SPECS", "Spec", "metrics_of", "spec_for", "specs_of"]

@@ -6,7 +6,20 @@ from dataclasses import dataclass, replace
 LEARNING, OBJECTIVE, HEALTH, OTHER = "Learning", "Objective", "Health and speed", "Other metrics"
 """The headings of a report's charts."""
 
-TRAINER = {"eval", "groups", "kl", "length", "offpolicy", "reward", "rows", "sampler", "seconds", "tokens", "train"}
+TRAINER = {
+    "age",
+    "eval",
+    "groups",
+    "kl",
+    "length",
+    "offpolicy",
+    "reward",
+    "rows",
+    "sampler",
+    "seconds",
+    "tokens",
+    "train",
+}
 """First parts of the trainer's own keys; any other first part names an objective or a part of the model."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout
+from gvpo.rollout.collect import EncodedProblem, Rollout, stamped
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.sources.base import StatelessSource
@@ -42,4 +42,5 @@ class LiveSource(StatelessSource):
     def rollout(self, step: int) -> Rollout:
         """Sample and score the problems of this step."""
         items = self._order.at(step)
-        return collect_shared(items, self._sampler, self._params, self._rewards, seed=self._seed, step=step)
+        found = collect_shared(items, self._sampler, self._params, self._rewards, seed=self._seed, step=step)
+        return stamped(found, step - 1)

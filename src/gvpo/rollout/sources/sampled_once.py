@@ -6,7 +6,7 @@ from typing import Any
 
 from gvpo.data import load_records, write_groups
 from gvpo.errors import RewardError, RunError
-from gvpo.rollout.collect import Rollout, failures
+from gvpo.rollout.collect import Rollout, failures, stamped
 from gvpo.rollout.group_file import records
 from gvpo.rollout.offline import Records
 from gvpo.rollout.sources.base import StatelessSource
@@ -39,7 +39,7 @@ class SampledOnceSource(StatelessSource):
         self._live.load_state_dict(state)
 
     def rollout(self, step: int) -> Rollout:
-        """Return the groups of this step, which are sampled now if it is the first.
+        """Return the groups of this step, which are sampled now if it is the first. Their rows have version 0.
 
         Raises:
             RewardError: If most rewards failed.
@@ -51,7 +51,7 @@ class SampledOnceSource(StatelessSource):
             elif not self._resumed:
                 raise RunError(f"{self._path} already exists; train on it with data.groups, or choose another run.dir")
             self._source = self._read(load_records(self._path))
-        return self._source.rollout(step)
+        return stamped(self._source.rollout(step), 0)
 
     def _sample(self) -> None:
         rollout = self._live.rollout(1)
