@@ -24,3 +24,55 @@ def impossible_sources(plan: "RunPlan") -> Broken:
     for key in PENDING:
         default = TrainConfig.model_fields[FIELDS[key]].default
         yield getattr(c, FIELDS[key]) != default, f"{key} is not implemented yet; remove it"
+    yield from _mixture(plan)
+
+
+GIVEN = ("history", "logged", "expert")
+"""Sources of given rows: completions of a group that are not sampled in the step."""
+
+
+def given_rows(c: TrainConfig) -> list[str]:
+    """Return the settings of the sources that groups contain rows of, besides live ones."""
+    return [f"rollout.{name}" for name in GIVEN if getattr(c, f"rollout_{name}") > 0]
+
+
+def _mixture(plan: "RunPlan") -> Broken:
+    c, mixed = plan.settings, given_rows(plan.settings)
+    names, total = " + ".join(mixed), c.rollout_history + c.rollout_logged + c.rollout_expert
+    yield (
+        total > c.group_size,
+        f"{names} are {total} completions per group, but sampling.group_size is {c.group_size}; raise it",
+    )
+    yield (
+        c.rollout_live is not None and c.rollout_live + total != c.group_size,
+        f"{' + '.join(['rollout.live', *mixed])} are {(c.rollout_live or 0) + total} completions per group, but "
+        f"sampling.group_size is {c.group_size}; make them equal, or leave rollout.live out",
+    )
+    yield (
+        bool(mixed) and plan.source != "live",
+        f"{names} is for groups that are sampled in each step; remove it, or remove data.groups and data.sample_groups",
+    )
+    yield from _companions(c)
+    yield (
+        c.rollout_expert > 0 and "old_logprobs" in plan.objective.needs,
+        f"{c.objective} needs the log-probs of the policy that sampled a completion, and an expert gives none; remove "
+        "rollout.expert, or choose an objective without ratios, such as gvpo",
+    )
+    yield (
+        bool(mixed) and plan.reads_reference and c.reference == "previous",
+        f"objective.reference='previous' is the policy at the start of the step, which did not sample the rows of "
+        f"{names}; set it to 'initial' or 'every:N'",
+    )
+    yield (
+        bool(mixed) and c.costs is not None,
+        f"objective.costs needs rates of the policy's own samples, which the rows of {names} would change; remove one",
+    )
+
+
+def _companions(c: TrainConfig) -> Broken:
+    """Yield the settings that a source needs and that are missing."""
+    for source, key in (("logged", "logged_path"), ("expert", "expert_url"), ("expert", "expert_model")):
+        yield (
+            getattr(c, f"rollout_{source}") > 0 and getattr(c, f"rollout_{key}") is None,
+            f"rollout.{source} needs rollout.{key}, which is not set",
+        )

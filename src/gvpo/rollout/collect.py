@@ -34,6 +34,7 @@ class Rollout:
         problems: Problem of each group.
         seconds: Duration of each phase, "sampling" and "rewarding".
         traceback: Traceback of the first reward that failed, if any.
+        metrics: Further metrics of the step, from its source.
     """
 
     groups: Sequence[Group]
@@ -41,6 +42,7 @@ class Rollout:
     problems: Sequence[Problem]
     seconds: Mapping[str, float] = field(default_factory=dict)
     traceback: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Collect(Protocol):

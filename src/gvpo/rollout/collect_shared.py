@@ -18,15 +18,16 @@ def collect_shared(
     *,
     seed: int,
     step: int,
+    names: Sequence[str] | None = None,
 ) -> Rollout:
-    """Collect each rank's share of the problems, and return the whole rollout on every rank.
+    """Collect each rank's share of the problems, and return the whole rollout on every rank; see `collect`.
 
     The noise of a row depends on its group's name, not on the rank that samples it. Rewards that ask for whole batches
     or keep a state score the rows of all ranks on the first rank.
     """
     together = ranks.count() > 1 and rewards.scores_batches
     pool: Any = _Later() if together else rewards
-    names = distinct([item.problem.id for item in items])
+    names = distinct([item.problem.id for item in items]) if names is None else names
     mine = slice(ranks.rank(), None, ranks.count())
     part = Rollout([], [], [])
     with ranks.together():

@@ -64,9 +64,16 @@ def fitting_answers(
 
 
 def fitting_groups(
-    config: TrainConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", groups: Sequence[LoggedGroup]
+    config: TrainConfig,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    groups: Sequence[LoggedGroup],
+    *,
+    at_least: int = 2,
 ) -> list[LoggedGroup]:
     """Return the groups with the answers that fit after their prompts; longer ones are cut or dropped.
+
+    A group that is left with fewer than `at_least` answers is dropped, unless it had fewer before.
 
     Raises:
         DataError: If `data.overlong_answers` is "error" and some do not fit, or if all would be dropped.
@@ -76,7 +83,7 @@ def fitting_groups(
     ]
     answers = iter(_fitting(rows, config, model, tokenizer))
     shorter = [(logged, _only(logged, [next(answers) for _ in logged.group.completions])) for logged in groups]
-    return [new for old, new in shorter if len(new.verdicts) >= min(2, len(old.verdicts))]
+    return [new for old, new in shorter if len(new.verdicts) >= min(at_least, len(old.verdicts))]
 
 
 @dataclass(frozen=True)

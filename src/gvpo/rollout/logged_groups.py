@@ -54,6 +54,7 @@ def logged_groups(
     *,
     source: str,
     model: "PreTrainedModel | None" = None,
+    rewarded: bool = True,
 ) -> list[LoggedGroup]:
     """Return rows as groups, in order.
 
@@ -64,6 +65,7 @@ def logged_groups(
             reason is "length". Tokens after the first end token of a completion are ignored with a warning.
         source: Source of completions whose row does not name one.
         model: Policy, whose generation config may define how answers end.
+        rewarded: Whether `rewards` are required.
 
     Raises:
         DataError: If a row is not a group; the message contains its number, counted from 1.
@@ -73,7 +75,7 @@ def logged_groups(
     end = answer_ending(config, tokenizer, model)
     read = [
         numbered(number, _logged, config, tokenizer, row, source, end)
-        for number, row in enumerate(read_groups(records, rewarded=True), start=1)
+        for number, row in enumerate(read_groups(records, rewarded=rewarded), start=1)
     ]
     kept = ended(tokenizer, [logged.group.completions for logged in read], {*end.stops, *config.stop_token_ids})
     return [

@@ -45,12 +45,37 @@ def offline_groups(
     Raises:
         DataError: If a row is not a group or does not fit, or no group can be trained on.
     """
-    groups = logged_groups(config, tokenizer, records, source=source, model=model)
-    _require_known(groups, model)
-    groups = fitting_groups(config, model, tokenizer, groups)
+    groups = known_groups(config, tokenizer, model, records, source=source)
     if not any(sum(map(is_usable, logged.group.completions)) > 1 for logged in groups):
         raise DataError("no group can be trained on: none has two completions with a reward; fill in `rewards`")
     return groups
+
+
+def known_groups(
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "PreTrainedModel",
+    records: Records,
+    *,
+    source: str,
+    rewarded: bool = True,
+) -> list[LoggedGroup]:
+    """Return rows as groups of tokens that the policy knows and that fit into its context; see `offline_groups`.
+
+    Args:
+        config: Settings that encode prompts.
+        tokenizer: Tokenizer of the policy.
+        model: Policy.
+        records: Rows.
+        source: Source of completions whose row does not name one.
+        rewarded: Whether `rewards` are required.
+
+    Raises:
+        DataError: If a row is not a group or does not fit.
+    """
+    groups = logged_groups(config, tokenizer, records, source=source, model=model, rewarded=rewarded)
+    _require_known(groups, model)
+    return fitting_groups(config, model, tokenizer, groups, at_least=2 if rewarded else 1)
 
 
 def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> None:

@@ -1,6 +1,7 @@
-"""An OpenAI-compatible chat endpoint over HTTP: concurrent requests, each with retries and a deadline.
+"""An OpenAI-compatible endpoint over HTTP: concurrent requests, each with retries and a deadline.
 
-requests ──semaphore──▶ POST /chat/completions ──429, 5xx, no connection──▶ wait, retry ──▶ text, or a reason
+requests ──semaphore──▶ POST /chat/completions, or /completions for a request without messages
+                                                ──429, 5xx, no connection──▶ wait, retry ──▶ text, or a reason
 """
 
 import asyncio
@@ -28,15 +29,17 @@ MAX_REPLY = 4 << 20
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Address of a chat endpoint, and limits of the requests to it.
+    """Address of an endpoint, and limits of the requests to it.
 
     Args:
-        url: Base URL, `https://host/v1`; `/chat/completions` is appended.
+        url: Base URL, `https://host/v1`; `/chat/completions` or `/completions` is appended.
         api_key_env: Environment variable with the key; "" sends none. The key is read when it is needed and is never
             stored.
         deadline: Seconds per request, including all its attempts and waits.
         attempts: Maximum number of attempts per request.
         concurrency: Maximum number of concurrent requests.
+        owner: Name of the model in messages.
+        wanted: Name in messages of what a usable answer contains.
 
     Raises:
         RewardError: If a value is invalid, or the variable is not set.
@@ -47,13 +50,15 @@ class Endpoint:
     deadline: float = 60.0
     attempts: int = 5
     concurrency: int = 16
+    owner: str = "judge"
+    wanted: str = "score"
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https"):
-            raise RewardError(f"the judge's url is {self.url!r}; give a base such as http://localhost:8000/v1")
+            raise RewardError(f"the {self.owner}'s url is {self.url!r}; give a base such as http://localhost:8000/v1")
         for name in ("deadline", "attempts", "concurrency"):
             if not getattr(self, name) > 0:
-                raise RewardError(f"the judge's {name} is {getattr(self, name)}; give a number above 0")
+                raise RewardError(f"the {self.owner}'s {name} is {getattr(self, name)}; give a number above 0")
         self.headers()
 
     def headers(self) -> dict[str, str]:
@@ -62,7 +67,7 @@ class Endpoint:
             return {}
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
-            raise RewardError(f"the judge's key is read from ${self.api_key_env}, which is not set; export it")
+            raise RewardError(f"the {self.owner}'s key is read from ${self.api_key_env}, which is not set; export it")
         return {"Authorization": f"Bearer {key}"}
 
     def without_key(self, text: str) -> str:
@@ -78,10 +83,12 @@ class ChatAnswer:
     Args:
         text: Text of the answer; None if there is none.
         reason: "KIND: ..."; "" if there is a text.
+        finish_reason: Reason for its end according to the endpoint; "" if it gives none.
     """
 
     text: str | None = None
     reason: str = ""
+    finish_reason: str = ""
 
 
 def ask_all(
@@ -89,7 +96,7 @@ def ask_all(
     bodies: Sequence[Mapping[str, Any]],
     *,
     is_usable: Callable[[str], bool],
-    answered: Callable[[int, str], None],
+    answered: Callable[[int, ChatAnswer], None],
 ) -> list[ChatAnswer]:
     """Make all requests, some of them concurrently.
 
@@ -97,7 +104,7 @@ def ask_all(
         endpoint: The endpoint.
         bodies: Bodies of the requests.
         is_usable: Function that returns whether a text is an answer; if not, the request is repeated.
-        answered: Function that is called with the number and the text of each request as soon as it is answered.
+        answered: Function that is called with the number and the answer of each request as soon as there is a text.
 
     Returns:
         One answer per request, in order.
@@ -109,7 +116,7 @@ async def _ask_all(
     endpoint: Endpoint,
     bodies: Sequence[Mapping[str, Any]],
     is_usable: Callable[[str], bool],
-    answered: Callable[[int, str], None],
+    answered: Callable[[int, ChatAnswer], None],
 ) -> list[ChatAnswer]:
     limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
     # `_Asking` enforces the deadline, for all attempts together
@@ -121,7 +128,7 @@ async def _ask_all(
         async def ask(index: int) -> ChatAnswer:
             answer = await asking.ask(bodies[index])
             if answer.text is not None:
-                answered(index, answer.text)
+                answered(index, answer)
             return answer
 
         return list(await asyncio.gather(*map(ask, range(len(bodies)))))
@@ -169,7 +176,7 @@ class _Asking:
     async def _attempts(self, body: Mapping[str, Any], last: list[str]) -> ChatAnswer:
         for attempt in range(self._endpoint.attempts):
             try:
-                return ChatAnswer(await self._once(body))
+                return await self._once(body)
             except _Refused as refused:
                 return ChatAnswer(reason=str(refused))
             except _Again as failed:
@@ -178,8 +185,8 @@ class _Asking:
                     await asyncio.sleep(max(failed.wait, _backoff(attempt)))
         return ChatAnswer(reason=f"{last[0]} ({self._endpoint.attempts} attempts)")
 
-    async def _once(self, body: Mapping[str, Any]) -> str:
-        url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
+    async def _once(self, body: Mapping[str, Any]) -> ChatAnswer:
+        url = f"{self._endpoint.url.rstrip('/')}/{'chat/' if 'messages' in body else ''}completions"
         try:
             async with self._client.stream("POST", url, json=dict(body)) as response:
                 said = await _limited(response)
@@ -192,11 +199,11 @@ class _Asking:
             if response.status_code in AGAIN:
                 raise _Again(reason, min(asked_wait(response), LONGEST_WAIT))
             raise _Refused(reason)
-        text = _content(said)
-        if text is None or not self._is_usable(text):
-            words = self._endpoint.without_key(said.decode(errors="replace") if text is None else text)
-            raise _Again(f"unreadable: gave no score ({words})")
-        return text
+        answer = _content(said)
+        if answer.text is None or not self._is_usable(answer.text):
+            words = self._endpoint.without_key(said.decode(errors="replace") if answer.text is None else answer.text)
+            raise _Again(f"unreadable: gave no {self._endpoint.wanted} ({words})")
+        return answer
 
 
 async def _limited(response: httpx2.Response) -> bytes:
@@ -215,13 +222,15 @@ async def _limited(response: httpx2.Response) -> bytes:
     return bytes(said)
 
 
-def _content(said: bytes) -> str | None:
-    """Return the text of the first choice; None if the answer has another form."""
+def _content(said: bytes) -> ChatAnswer:
+    """Return the first choice; its text is None if the answer has another form."""
     try:
-        content = json.loads(said)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return content if isinstance(content, str) else None
+        choice = json.loads(said)["choices"][0]
+        content = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish_reason = str(choice.get("finish_reason") or "")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ChatAnswer()
+    return ChatAnswer(content if isinstance(content, str) else None, finish_reason=finish_reason)
 
 
 def _backoff(attempt: int) -> float:

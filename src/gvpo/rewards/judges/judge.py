@@ -143,7 +143,7 @@ class Judge:
             self.endpoint,
             [wanted[key] for key in new],
             is_usable=lambda text: self.scale.reward(text) is not None,
-            answered=lambda index, text: self.cache.put(new[index], text),
+            answered=lambda index, answer: self.cache.put(new[index], answer.text or ""),
         )
         for key, answer in zip(new, answers, strict=True):
             reward = None if answer.text is None else self.scale.reward(answer.text)
