@@ -35,7 +35,7 @@ verify = false
 RECIPES = {
     "base.toml": BASE,
     "saved.toml": BASE[BASE.index("[data]") :].replace("[data]", '[model]\npath = "good"\n[data]'),
-    "offline.toml": BASE.replace("train =", "groups =").replace("rows.jsonl", "groups.jsonl"),
+    "offline.toml": BASE.replace("train =", "groups =").replace("rows.jsonl", "groups.jsonl").replace("rloo", "gvpo"),
     "bare.toml": "",
     "torn.toml": "[train\n",
     "binary.toml": b"\xff\xfe\x00",

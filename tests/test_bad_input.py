@@ -183,6 +183,7 @@ MODELS = {
 OFFLINE = {  # of offline.toml, which trains on two logged groups
     "objective.reference=previous": "is the policy that samples, but offline training does not sample; set it",
     "objective.name=sft": "sft learns from answers, not from groups",
+    "objective.name=rloo": "row 1 has no `sampler_logprobs`, but rloo compares the policy with the one that sampled",
     "data.train=rows.jsonl": "set data.groups or data.train, not both",
     "data.sample_groups=3": "set data.groups or data.sample_groups, not both",
     "data.groups=missing.jsonl": "there is no file missing.jsonl",

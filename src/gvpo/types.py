@@ -62,8 +62,10 @@ class Completion:
         reward: Scalar reward; None if it has none (not yet scored, or its reward failed).
         mask: C values, 1 on scored tokens; None scores all of them. Tool output is 0.
         ref_logprobs: C log-probs (nats) under the reference pi_theta'.
-        old_logprobs: C log-probs (nats) under the policy at the start of the rollout.
-        sampler_logprobs: C log-probs (nats) that the sampler reported, for metrics and importance weights.
+        old_logprobs: C log-probs (nats) that ratios are relative to: those of the policy at the start of the step, or
+            those that the sampler recorded.
+        sampler_logprobs: C log-probs (nats) under the distribution that the sampler drew from, after temperature and
+            truncation.
         experts: Experts of each token in a mixture of experts, from `gvpo.score(..., routing="watch")`.
         extras: Further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: The decoded completion.

@@ -1,6 +1,7 @@
 """Offline training: on rows, on a file, on groups sampled once; without a sampler, and resumed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ FINITE = "logged groups are finite"
 PAIRS_PASSED = Given(train="pairs", model=True)
 LOGGED = [
     {"prompt": one, "completions": list(DIGITS), "rewards": [float(one == other) for other in DIGITS]} for one in DIGITS
+]
+
+SAMPLED = [
+    {
+        "prompt": one,
+        "completions": [[tokenizer().convert_tokens_to_ids(other), tokenizer().eos_token_id] for other in DIGITS],
+        "rewards": [float(one == other) for other in DIGITS],
+        "sampler_logprobs": [[-1.0, -0.5]] * len(DIGITS),
+    }
+    for one in DIGITS
 ]
 
 
@@ -133,13 +144,48 @@ def test_rows_datasets_and_files_give_the_same_run(tmp_path: Path):
     assert all(end[0] == ends[0][0] and same(end[1], ends[0][1]) for end in ends)
 
 
-def test_old_logprobs_are_the_policys_at_the_start_of_the_step(tmp_path: Path):
-    offline(tmp_path, objective="grpo", passes=2, groups_per_update=2, steps=2, learning_rate=1e-2).train()
+def test_old_logprobs_are_those_that_the_sampler_recorded(tmp_path: Path):
+    offline(tmp_path, SAMPLED, objective="grpo", passes=2, groups_per_update=2, steps=2, learning_rate=1e-2).train()
     for step in (1, 2):
-        rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, step))
-        unmoved = {row.group for row in rows if row.old_logprobs == pytest.approx(row.logprobs, abs=1e-5)}
-        assert len(unmoved) == 2, "the groups of the step's first update, and not of its second"
-    assert [line["train/updates"] for line in lines(tmp_path)] == [4, 4]
+        rows = list(runfiles.read_rollouts(runfiles.rollout_path(tmp_path, step)))
+        assert all(row.old_logprobs == row.sampler_logprobs == [-1.0, -0.5] for row in rows)
+    first, second = lines(tmp_path)
+    assert (first["train/updates"], second["train/updates"]) == (4, 4)
+    assert first["grpo/ratio_mean"] != 1
+    assert restore_config((tmp_path / "config.json").read_text()).rollout_old_logprobs == "sampler"
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rloo", "gspo", "dapo"])
+def test_rows_without_recorded_log_probs_are_refused_by_objectives_with_ratios(tmp_path: Path, objective: str):
+    one = offline(tmp_path / "run", [SAMPLED[0], LOGGED[1]], objective=objective)
+    for act in (one.check, one.train):
+        with pytest.raises(DataError, match=rf"row 2 has no `sampler_logprobs`, but {objective} .* such as gvpo"):
+            act()
+    assert not (tmp_path / "run").exists()
+    offline(tmp_path / "gvpo", LOGGED).check()
+
+
+def test_a_run_of_an_earlier_version_resumes_with_the_log_probs_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its config.json has no rollout.old_logprobs; it computed old log-probs itself, and read none of the rows."""
+    settings = {"objective": "grpo", "passes": 2, "groups_per_update": 2, "steps": 2, "learning_rate": 1e-2}
+    with monkeypatch.context() as patch:
+        patch.setattr("gvpo.training.build.check_old_logprobs", lambda inputs: None)
+        patch.setattr("gvpo.config.plan.find_old_logprobs", lambda *_: "trainer")
+        patch.setattr("gvpo.config.rollout_rules._old_logprobs", lambda plan: iter(()))
+        offline(tmp_path, **settings, checkpoint_every=1).train()
+    whole = lines(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["rollout"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    offline(tmp_path, **settings, checkpoint_every=1).train(resume=True)
+    assert lines(tmp_path) == whole
+    assert whole[1]["grpo/clip_fraction"] > 0
+    rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 2))
+    unmoved = {row.group for row in rows if row.old_logprobs == pytest.approx(row.logprobs, abs=1e-5)}
+    assert len(unmoved) == 2, "the groups of the step's first update, and not of its second"
 
 
 # the reference, and what cannot be asked for
@@ -157,7 +203,7 @@ def test_gvpo_warns_that_a_file_never_covers_the_reference(tmp_path: Path):
     with noticed(FINITE):
         offline(tmp_path / "gvpo", steps=1).train()
     with noticed() as said:
-        offline(tmp_path / "grpo", steps=1, objective="grpo").train()
+        offline(tmp_path / "grpo", SAMPLED, steps=1, objective="grpo").train()
     assert not [message for message in said if FINITE in message]
 
 

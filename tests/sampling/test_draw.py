@@ -72,14 +72,22 @@ def test_top_k_samples_only_inside_and_in_proportion():
     assert set(tokens.tolist()) == {0, 2, 3}
     renormalised = LOGITS[inside].softmax(-1)
     assert chi_square(torch.searchsorted(inside, tokens), renormalised) < 13.8  # 2 degrees, one case of 1,000
-    torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[tokens])
+    torch.testing.assert_close(logprobs, renormalised.log()[torch.searchsorted(inside, tokens)])
 
 
-def test_top_p_samples_only_inside_and_keeps_full_vocabulary_log_probs():
+def test_top_p_samples_only_inside_and_log_probs_are_renormalised():
     """Sorted probabilities are .48 (0), .29 (3), .11 (2), ..., so 0.6 keeps two tokens."""
     tokens, logprobs = many(LOGITS, 5_000, SamplingParams(top_p=0.6))
     assert set(tokens.tolist()) == {0, 3}
-    torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[tokens])
+    renormalised = LOGITS[[0, 3]].log_softmax(-1)
+    torch.testing.assert_close(logprobs, renormalised[(tokens == 3).long()])
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.9, "temperature": 2.0}])
+def test_the_probabilities_of_all_tokens_that_can_be_drawn_sum_to_one(settings):
+    tokens, logprobs = many(LOGITS, 20_000, SamplingParams(**settings))
+    own = dict(zip(tokens.tolist(), logprobs.double().exp().tolist(), strict=True))
+    assert sum(own.values()) == pytest.approx(1, abs=1e-6)
 
 
 def test_temperature_comes_before_top_p():

@@ -37,7 +37,7 @@ def test_completions_contain_only_what_is_allowed(settings, tokenizer):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_log_probs_are_of_the_full_distribution_and_sums_equal_those_of_plain_forwards(temperature, tokenizer):
+def test_log_probs_are_of_the_allowed_tokens_and_sums_equal_those_of_plain_forwards(temperature, tokenizer):
     model = tiny_model()
     exclusion = compile_exclusion(LETTERS, model, tokenizer)
     groups = draw(model, tokenizer, temperature=temperature)
@@ -48,10 +48,21 @@ def test_log_probs_are_of_the_full_distribution_and_sums_equal_those_of_plain_fo
             with torch.no_grad():
                 logits = model(ids).logits[0, len(request.prompt) - 1 : -1].double() / (temperature or 1.0)
             plain = logits.log_softmax(-1)[torch.arange(len(row.tokens)), torch.tensor(row.tokens)]
-            assert row.sampler_logprobs == pytest.approx(plain.tolist(), abs=1e-5)
             total = score_allowed(model, request.prompt, row.tokens, exclusion, temperature=temperature)
+            assert sum(row.sampler_logprobs) == pytest.approx(float(plain.sum()) - total, abs=1e-3)
+            assert all(own >= full - 1e-5 for own, full in zip(row.sampler_logprobs, plain.tolist(), strict=True))
             assert row.extras["log_allowed"] == pytest.approx(total, abs=1e-3)
             assert total < -0.1
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.6, "temperature": 1.5}])
+def test_the_probabilities_of_all_first_tokens_sum_to_one(settings, tokenizer):
+    """An exclusion with top-k and top-p leaves few tokens, and 400 draws contain each of them."""
+    few = {"exclusion": parse_exclusion("[a-d]"), "max_tokens": 1, "group_size": 400, **settings}
+    (rows,) = draw(tiny_model(), tokenizer, REQUESTS[:1], **few)
+    own = {row.tokens[0]: row.sampler_logprobs[0] for row in rows}
+    assert 1 < len(own) <= 5
+    assert sum(math.exp(value) for value in own.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_batches_change_nothing_even_if_rows_leave_them(tokenizer):

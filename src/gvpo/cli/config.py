@@ -53,8 +53,7 @@ def _label(path: Path) -> str:
 
 def _values(config: TrainConfig, plan: RunPlan) -> dict[str, Any]:
     """Return the settings by field: as given, and as resolved if the run reads what was resolved."""
-    source = plan.settings if plan.reads_reference else config
-    return {name: getattr(source, name) for name in FIELDS.values()}
+    return {name: plan.resolved.get(name, getattr(config, name)) for name in FIELDS.values()}
 
 
 def _recipe(shown: Mapping[str, Any], origins: Mapping[str, str], plan: RunPlan) -> Iterator[str]:

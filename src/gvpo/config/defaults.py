@@ -1,5 +1,7 @@
 """The defaults of `objective.reference` and `objective.beta`: one table, by objective and by regime.
 
+`rollout.old_logprobs` is resolved here too, by whether rows may be older than the policy that is trained.
+
 A regime says how often a run updates on its groups, and whether the groups are its own. `gvpo.config.resolve` reads the
 table; `tools/objectives_table.py` writes it into the documentation.
 """
@@ -15,8 +17,12 @@ Regime = Literal["one update per rollout", "several updates per rollout", "logge
 ONE: Regime = "one update per rollout"
 SEVERAL: Regime = "several updates per rollout"
 FROZEN: Regime = "logged or frozen groups"
-AUTOMATIC = ("reference", "beta")
-"""Settings that this table resolves if they are "auto" or not set."""
+AUTOMATIC = {
+    "reference": "objective.reference",
+    "beta": "objective.beta",
+    "rollout_old_logprobs": "rollout.old_logprobs",
+}
+"""Fields that are resolved here if they are "auto" or not set, with their keys in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,20 @@ def regime(config: TrainConfig, source: str) -> Regime:
     return ONE if updates_per_step(config) == 1 else SEVERAL
 
 
+def rows_may_be_old(config: TrainConfig, source: str) -> bool:
+    """Return whether a step may train on rows that the policy did not sample in that step."""
+    given = config.rollout_history + config.rollout_logged + config.rollout_expert
+    return source in ("logged", "sampled once") or config.rollout_staleness > 0 or config.rollout_reuse > 1 or given > 0
+
+
+def find_old_logprobs(config: TrainConfig, objective: ObjectiveSpec, source: str) -> str:
+    """Return where old log-probs come from: as set, or from the sampler if rows that need them may be old."""
+    if config.rollout_old_logprobs != "auto":
+        return config.rollout_old_logprobs
+    needed = "old_logprobs" in objective.needs and rows_may_be_old(config, source)
+    return "sampler" if needed else "trainer"
+
+
 def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> Default:
     """Return reference and beta for settings that leave them open.
 
@@ -63,6 +83,10 @@ def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> 
 
 
 def left_open(config: TrainConfig, objective: ObjectiveSpec) -> tuple[str, ...]:
-    """Return the settings that the table has to resolve, of those that the objective has."""
-    is_open = {"reference": config.reference == "auto", "beta": objective.takes("beta") and config.beta is None}
+    """Return the settings that have to be resolved, of those that the objective has."""
+    is_open = {
+        "reference": config.reference == "auto",
+        "beta": objective.takes("beta") and config.beta is None,
+        "rollout_old_logprobs": config.rollout_old_logprobs == "auto",
+    }
     return tuple(name for name in AUTOMATIC if is_open[name])

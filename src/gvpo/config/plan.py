@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from gvpo.config.defaults import find_default, left_open, regime
+from gvpo.config.defaults import AUTOMATIC, find_default, find_old_logprobs, left_open, regime, rows_may_be_old
 from gvpo.config.given_objective import name_of, spec_of
 from gvpo.config.objectives import ObjectiveSpec, find_objective
 from gvpo.config.rules import doubtful, impossible
@@ -62,7 +62,7 @@ class RunPlan:
     """A run as described by its settings.
 
     Args:
-        settings: Settings, with `objective.reference` and `objective.beta` resolved.
+        settings: Settings, with `objective.reference`, `objective.beta` and `rollout.old_logprobs` resolved.
         objective: Entry of its objective.
         source: Source of the groups of a step: "live" samples, groups that are "sampled once", "logged" groups,
             or "written" answers.
@@ -94,10 +94,21 @@ class RunPlan:
         return self.objective.reads_reference(keywords) or self.settings.kl_in_reward > 0
 
     @property
+    def trains_old_rows(self) -> bool:
+        """Return whether the objective has ratios and may get rows that the policy did not sample in the same step."""
+        return "old_logprobs" in self.objective.needs and rows_may_be_old(self.settings, self.source)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Return the fields that were left open, with their values, as far as the run reads them."""
+        reads = {"rollout_old_logprobs": self.trains_old_rows}
+        return {name: getattr(self.settings, name) for name in self.automatic if reads.get(name, self.reads_reference)}
+
+    @property
     def introduction(self) -> str | None:
         """Return the line about the values that have been resolved; None if the run reads none of them."""
-        resolved = {name: getattr(self.settings, name) for name in self.automatic if self.reads_reference}
-        values = [f"{name} {value}" for name, value in resolved.items() if value is not None]
+        resolved = {AUTOMATIC[name].rpartition(".")[2]: value for name, value in self.resolved.items()}
+        values = [f"{key} {value}" for key, value in resolved.items() if value is not None]
         return f"{', '.join(values)} ({regime(self.settings, self.source)}; `gvpo docs objectives`)" if values else None
 
     def started_as(self, before: TrainConfig) -> Self:
@@ -127,7 +138,9 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
     source = _source(config, objective, given)
     named = config.replace(objective=name)
     default, automatic = find_default(named, objective, source), left_open(config, objective)
-    settings = named.replace(**{name: getattr(default, name) for name in automatic})
+    old = {"rollout_old_logprobs": find_old_logprobs(config, objective, source)}
+    found = {**dataclasses.asdict(default), **old}
+    settings = named.replace(**{name: found[name] for name in automatic})
     plan = RunPlan(
         settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic
     )
@@ -136,8 +149,8 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
             raise ConfigError(message)
     warms_up = config.warm_start_steps > 0 and not given.model
     stage = resolve(warm_start_settings(config), Given(model=True)) if warms_up else None
-    found = (message for holds, message in doubtful(plan) if holds)
-    return dataclasses.replace(plan, warm_start=stage, notices=(*found, *unused(config, plan, given)))
+    doubts = (message for holds, message in doubtful(plan) if holds)
+    return dataclasses.replace(plan, warm_start=stage, notices=(*doubts, *unused(config, plan, given)))
 
 
 def warm_start_settings(config: TrainConfig) -> TrainConfig:

@@ -172,5 +172,9 @@ def dump_config(config: TrainConfig) -> str:
 
 
 def restore_config(text: str) -> TrainConfig:
-    """Return the configuration that `dump_config` wrote."""
-    return TrainConfig(**flatten(json.loads(text)))
+    """Return the configuration that `dump_config` wrote, in this version or an earlier one."""
+    return TrainConfig(**{**_BEFORE, **flatten(json.loads(text))})
+
+
+_BEFORE = {"rollout_old_logprobs": "trainer"}
+"""Fields that earlier versions did not have, with what they did."""

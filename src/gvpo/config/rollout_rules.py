@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
 
-PENDING: tuple[str, ...] = tuple(key for key in FIELDS if key.startswith("rollout."))
+DONE = ("rollout.old_logprobs",)
+PENDING: tuple[str, ...] = tuple(key for key in FIELDS if key.startswith("rollout.") and key not in DONE)
 """Settings that this version does not implement yet."""
 
 
@@ -25,6 +26,7 @@ def impossible_sources(plan: "RunPlan") -> Broken:
         default = TrainConfig.model_fields[FIELDS[key]].default
         yield getattr(c, FIELDS[key]) != default, f"{key} is not implemented yet; remove it"
     yield from _mixture(plan)
+    yield from _old_logprobs(plan)
 
 
 GIVEN = ("history", "logged", "expert")
@@ -76,3 +78,12 @@ def _companions(c: TrainConfig) -> Broken:
             getattr(c, f"rollout_{source}") > 0 and getattr(c, f"rollout_{key}") is None,
             f"rollout.{source} needs rollout.{key}, which is not set",
         )
+
+
+def _old_logprobs(plan: "RunPlan") -> Broken:
+    c = plan.settings
+    yield (
+        plan.trains_old_rows and c.rollout_old_logprobs == "trainer" and not plan.objective.takes("is_cap"),
+        f"rollout.old_logprobs='trainer' needs an objective with truncated importance weights on rows of other "
+        f"policies, which {c.objective} does not have; set it to 'sampler'",
+    )

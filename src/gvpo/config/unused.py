@@ -60,6 +60,8 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
     yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
+    has_ratios = "old_logprobs" in plan.objective.needs
+    yield not has_ratios, ("rollout.old_logprobs",), f"{c.objective} reads no old log-probs"
     yield not divides_by_length, ("objective.max_length",), "only the reduction 'constant' divides by it"
     yield c.task is None, ("data.task_options",), "data.task is not set"
     yield given.train is not None, ("data.train",), "train_dataset is used instead"

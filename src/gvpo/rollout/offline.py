@@ -100,6 +100,25 @@ def check_temperature(config: TrainConfig, groups: Sequence[LoggedGroup]) -> Non
         )
 
 
+def require_logprobs(groups: Sequence[LoggedGroup], objective: str) -> None:
+    """Raise DataError if a completion that is trained on has no recorded log-probs, which ratios are relative to.
+
+    Args:
+        groups: Rows, in order.
+        objective: Name of the objective.
+
+    Raises:
+        DataError: The message contains the number of the first such row, and says what to do.
+    """
+    for number, logged in enumerate(groups, start=1):
+        if any(row.sampler_logprobs is None for row in logged.group.completions if is_usable(row)):
+            raise DataError(
+                f"row {number} has no `sampler_logprobs`, but {objective} compares the policy with the one that "
+                "sampled the completions; add them to the rows (`gvpo docs offline`), or choose an objective without "
+                "ratios, such as gvpo"
+            )
+
+
 def held_out_groups(
     config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", rows: Rows | None
 ) -> list[Group]:

@@ -24,5 +24,9 @@ def sampling_params(config: TrainConfig) -> SamplingParams:
 
 def samples_exactly(config: TrainConfig) -> bool:
     """Return whether rows are samples of the policy itself: at temperature 1, without excluded tokens or rows."""
-    whole = config.overlong_completions == "keep" and support_warning(sampling_params(config)) is None
-    return config.temperature == 1 and whole
+    return config.temperature == 1 and config.overlong_completions == "keep" and not truncates(config)
+
+
+def truncates(config: TrainConfig) -> bool:
+    """Return whether rows are sampled from a part of the tokens."""
+    return support_warning(sampling_params(config)) is not None

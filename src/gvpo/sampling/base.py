@@ -84,8 +84,9 @@ class Sampler(Protocol):
 
         Returns:
             The rows of each request. Each row has its tokens (including the stop token), its text, one log-prob per
-            token in nats under the full distribution, and its finish reason. It has no reward yet. It has no
-            version, which the source of groups sets, unless the sampler has an `update`: then that of the latest one.
+            token in nats under the distribution that the token was drawn from (after temperature, exclusion, top-k and
+            top-p), and its finish reason. It has no reward yet. It has no version, which the source of groups sets,
+            unless the sampler has an `update`: then that of the latest one.
 
         Raises:
             DataError: If a prompt is empty or leaves no room in the model's context, or if two requests have the same
@@ -160,17 +161,18 @@ def support_warning(params: SamplingParams) -> str | None:
 
 
 def ratio_warning(params: SamplingParams, objective: str) -> str | None:
-    """Return why these settings bias an objective with ratios, or None if they do not.
+    """Return why these settings bias an objective whose old log-probs are the trainer's, or None if they do not.
 
-    Its old log-probs are computed under the full distribution, while the completions come from a part of it. An
-    exclusion has the same effect, but it is never set by accident.
+    The trainer computes them under the full distribution, while the completions come from a part of it. An exclusion
+    has the same effect, but it is never set by accident.
     """
     cuts = _cuts(dataclasses.replace(params, exclusion=Exclusion()))
     if not cuts:
         return None
     return (
         f"sampling with {' and '.join(cuts)} uses another distribution than the one whose log-probs {objective} "
-        "compares with, so its gradient is biased; for training use top_k=0 and top_p=1"
+        "compares with, so its gradient is biased; set rollout.old_logprobs='sampler', or for training use top_k=0 "
+        "and top_p=1"
     )
 
 

@@ -11,7 +11,7 @@ from gvpo import activity
 from gvpo.model.known_tokens import missing_tokens
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.cache import decoding_attention, make_room
-from gvpo.sampling.draw import draw, token_logprobs
+from gvpo.sampling.draw import draw
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion, exclude
 from gvpo.sampling.noise import Key, noise_key, uniforms
 from gvpo.sampling.prefill import Prefilled, forward, spread
@@ -164,16 +164,16 @@ class _Batch:
         return self.going > 0
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens [L] and their log-probs [L] under the full distribution, even if an exclusion restricts it."""
+        """Return tokens [L] and their log-probs [L] under the distribution that they were drawn from."""
         if self.exclusion is None:
             return draw(self.logits, noise, self.params)
         temperature = self.params.temperature
         found = exclude(self.logits, self.states, self.exclusion, temperature=temperature)
         self.log_allowed[self.live.cpu()] += found.log_allowed.double().cpu()  # 0 for rows that have ended
-        tokens, _ = draw(found.scores, noise, self.params)
+        tokens, logprobs = draw(found.scores, noise, self.params)
         after = zip(self.states, tokens.tolist(), strict=True)
         self.states = [self.exclusion.advance(state, token) for state, token in after]
-        return tokens, token_logprobs(self.logits, tokens, temperature)
+        return tokens, logprobs
 
     def take_finished(self) -> Iterator[tuple[int, DecodedRow]]:
         """Yield each prompt whose rows have all ended, once, with its rows."""

@@ -23,22 +23,19 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
         params: Sampling parameters. Temperature 0 selects the most likely token.
 
     Returns:
-        Tokens [B], and their log-probs [B] in float32 or better. As in the update, log-probs are computed from
-        softmax(logits / temperature) over the full vocabulary, without top-k and top-p, and at temperature 1 if it is
-        0.
+        Tokens [B], and their log-probs [B] in float32 or better under the distribution that they were drawn from: p
+        over the tokens that top-k and top-p keep, renormalized. At temperature 0 they are those at temperature 1, over
+        all tokens, because a greedy token has the log-prob 0.
     """
     scores = _scores(logits, params.temperature)
     if params.temperature == 0:
         tokens = scores.argmax(-1)
         return tokens, picked(scores.log_softmax(-1), tokens)
     probabilities = scores.softmax(-1)
-    tokens = inverse_cdf(_kept(scores, probabilities, params), uniforms)
-    return tokens, picked(probabilities, tokens).log_()
-
-
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Return log-probs [B] of tokens [B] under softmax(logits [B, V] / temperature), with temperature 1 if it is 0."""
-    return picked(_scores(logits, temperature).log_softmax(-1), tokens)
+    kept = _kept(scores, probabilities, params)
+    tokens = inverse_cdf(kept, uniforms)
+    logprobs = picked(probabilities, tokens).log_()
+    return tokens, logprobs if kept is probabilities else logprobs - kept.sum(-1).log_()
 
 
 def _scores(logits: Tensor, temperature: float) -> Tensor:

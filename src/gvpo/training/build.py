@@ -36,7 +36,7 @@ from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, restore
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
-from gvpo.training.checks import overlap
+from gvpo.training.checks import check_old_logprobs, overlap
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
@@ -110,6 +110,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
     if resume:  # opening the run first, because `locked` would create the directory
         before = ranks.on_first(lambda: read_settings(RunDirectory.open(path)))
         inputs = dataclasses.replace(inputs, plan=inputs.plan.started_as(before))
+    check_old_logprobs(inputs)
     config = inputs.settings
     ranks.on_first(lambda: check_account(config))
     with contextlib.ExitStack() as stack:

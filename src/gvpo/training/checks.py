@@ -23,7 +23,7 @@ from gvpo.rewards import RewardBatch, RewardFunc, check_ready
 from gvpo.rewards.base import RewardSignature
 from gvpo.rewards.pool.checks import require_columns
 from gvpo.rollout.collect import EncodedProblem
-from gvpo.rollout.offline import check_temperature
+from gvpo.rollout.offline import check_temperature, require_logprobs
 from gvpo.rollout.order import NOTHING
 from gvpo.rollout.required_files import require_data
 from gvpo.sampling import SamplingParams, ratio_warning, support_warning
@@ -150,10 +150,22 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     ]
 
 
+def check_old_logprobs(inputs: "RunInputs") -> None:
+    """Check that logged groups have the log-probs that an objective with ratios reads.
+
+    A run that was started by an earlier version and is resumed reads none, so this follows `RunPlan.started_as`.
+
+    Raises:
+        DataError: If a completion has none; the message contains the number of its row.
+    """
+    if inputs.plan.trains_old_rows and inputs.settings.rollout_old_logprobs == "sampler":
+        require_logprobs(inputs.data.logged, inputs.settings.objective)
+
+
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
     """Yield notices about how a truncated sampling distribution affects the objective."""
     cut_off = support_warning(params) if plan.objective.needs_support else None
-    if "old_logprobs" in plan.objective.needs and plan.source != "logged":
+    if "old_logprobs" in plan.objective.needs and plan.settings.rollout_old_logprobs != "sampler":
         cut_off = ratio_warning(params, plan.settings.objective)
     if cut_off is not None:
         yield cut_off

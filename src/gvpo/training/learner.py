@@ -24,7 +24,7 @@ from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
 from gvpo.training.objective import BoundObjective
-from gvpo.training.step.attach import attach, detach, own_scores, penalise
+from gvpo.training.step.attach import attach, detach, own_scores, penalise, recorded
 from gvpo.training.step.plan import StepPlan, plan_step
 from gvpo.types import Group
 from gvpo.update.choose_path import choose_path, known_paths
@@ -102,6 +102,7 @@ class Learner:
         self.non_finite = 0
         self.constraints = Constraints.of(config)
         self._makes_reference = objective.needs_reference and not reference_given
+        self._old_given = objective.needs_old and config.rollout_old_logprobs == "sampler"
         stored = self._makes_reference and config.reference != "previous"
         known_paths(model)  # the reference shares it
         self.reference = make_reference(model) if stored else None
@@ -113,13 +114,15 @@ class Learner:
         """Run every update of step `step` (from 1) on its usable groups; without groups, only refresh the reference.
 
         If memory runs out, halve the token budget and repeat the update. Until the weights have changed, every log-prob
-        of the step is computed again as well, so that at unchanged weights all ratios are exactly 1.
+        of the step is computed again as well, so that at unchanged weights all ratios to the start policy are 1.
 
         Raises:
+            DataError: If rollout.old_logprobs is "sampler" and a completion has no recorded log-probs.
             TrainingError: If too many updates in a row were not finite, or memory runs out with one completion per
                 forward.
         """
         started = time.perf_counter()
+        groups = recorded(groups) if self._old_given else groups
         size = self.config.groups_per_update or max(1, len(groups))
         batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
         plan = self._plan(step, self.config.passes * len(batches))
@@ -131,7 +134,7 @@ class Learner:
         batches, output, scored_at = self._attempt(functools.partial(self._start, batches, plan), groups)
         updates = [self._apply(batches[0], output, step, number=0)]
         if plan.late:
-            batches[0] = attach(batches[0], plan.start_logprobs, own_scores(output))
+            batches[0] = attach(batches[0], plan.start_logprobs, own_scores(output), experts=True)
             updates = [dataclasses.replace(updates[0], groups=batches[0])]
         for number in range(1, self.config.passes * len(batches)):
             batch = batches[number % len(batches)]
@@ -220,6 +223,7 @@ class Learner:
             updates=updates,
             watches_experts=self.config.routing != "free",
             penalised=self.config.kl_in_reward > 0,
+            old_given=self._old_given,
         )
 
     def _start(
@@ -244,7 +248,8 @@ class Learner:
             watch: RoutingMode = "free" if self.config.routing == "free" else "watch"
             scores = [self._score(self.model, batch, budget, watch) for batch in batches[first:]]
             batches[first:] = [
-                attach(batch, plan.start_logprobs, found) for batch, found in zip(batches[first:], scores, strict=True)
+                attach(batch, plan.start_logprobs, found, experts=True)
+                for batch, found in zip(batches[first:], scores, strict=True)
             ]
         if self.config.kl_in_reward > 0:
             batches = [penalise(batch, self.config.kl_in_reward) for batch in batches]

@@ -16,7 +16,7 @@ from gvpo.progress import preparing
 from gvpo.report import report_finished
 from gvpo.rollout.collect import Rollout, failures
 from gvpo.rollout.logged_groups import NO_REWARD
-from gvpo.rollout.sampling_params import samples_exactly
+from gvpo.rollout.sampling_params import samples_exactly, truncates
 from gvpo.rollout.usable import MAX_FAILED_SHARE, TrainingGroup, usable
 from gvpo.system_errors import explained
 from gvpo.training.allocator import keep_freed_memory
@@ -206,8 +206,8 @@ class Session:
         return groups
 
     def _metrics(self, step: int, rollout: Rollout, learned: StepResult, seconds: float) -> dict[str, Any]:
-        exact = samples_exactly(self.config)
-        line = {"step": step, **step_metrics(step, rollout, learned, judge=self.judge, exact=exact)}
+        kind = {"exact": samples_exactly(self.config), "truncated": truncates(self.config)}
+        line = {"step": step, **step_metrics(step, rollout, learned, judge=self.judge, **kind)}
         line |= overlong_metrics(rollout, self.config.overlong_completions)
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds

@@ -53,7 +53,7 @@ def trained_rows(updates: Sequence[Update]) -> dict[tuple[int, int], TrainedRow]
 
 
 def step_metrics(
-    step: int, rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True
+    step: int, rollout: Rollout, learned: StepResult, *, judge: str | None, exact: bool = True, truncated: bool = False
 ) -> dict[str, float]:
     """Return the metrics line of a step, without evaluation and wall-clock time.
 
@@ -63,6 +63,8 @@ def step_metrics(
         learned: Updates of the step.
         judge: Name of the reward that measures accuracy.
         exact: Whether rows are sampled at temperature 1 from all tokens, so that they are samples of the policy itself.
+        truncated: Whether rows are sampled from a part of the tokens, so that the sampler's log-probs differ from the
+            trainer's.
     """
     trained = trained_rows(learned.updates)
     return {
@@ -70,8 +72,8 @@ def step_metrics(
         **_group_metrics(rollout, learned),
         **source_metrics(rollout, step),
         **_length_metrics(rollout),
-        **_policy_metrics(trained.values()),
-        **_update_metrics(learned.updates, exact=exact),
+        **_policy_metrics(trained.values(), truncated=truncated),
+        **_update_metrics(learned.updates, exact=exact, truncated=truncated),
         **({} if learned.budget is None else {"train/tokens_per_microbatch": learned.budget}),
         **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
         "seconds/scoring": learned.scoring,
@@ -148,13 +150,13 @@ def overlong_metrics(rollout: Rollout, treatment: Overlong) -> dict[str, float]:
     return {"rows/masked" if treatment == "mask" else "rows/dropped": fmean(affected)}
 
 
-def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
+def _policy_metrics(trained: Iterable[TrainedRow], *, truncated: bool) -> dict[str, float]:
     kl, entropies, mismatch = [], [], []
     for item in trained:
         entropies.append(item.row.entropy)
         if item.completion.ref_logprobs is not None:
             kl.append(_k3(item))
-        if item.is_current and item.completion.sampler_logprobs is not None:
+        if item.is_current and item.completion.sampler_logprobs is not None and not truncated:
             difference = item.row.logprobs - torch.as_tensor(item.completion.sampler_logprobs)
             mismatch.append(difference.abs()[_mask(item.completion) != 0])
     metrics = {"kl/reference": fmean(kl)} if kl else {}
@@ -175,7 +177,7 @@ def _k3(item: TrainedRow) -> float:
     return float((k3 * _mask(item.completion)).sum())
 
 
-def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, float]:
+def _update_metrics(updates: Sequence[Update], *, exact: bool, truncated: bool) -> dict[str, float]:
     """Return means over the applied updates; if there were several, also the last one's values as NAME/last.
 
     A key that some updates lack is averaged over the others.
@@ -188,7 +190,7 @@ def _update_metrics(updates: Sequence[Update], *, exact: bool) -> dict[str, floa
     }
     if not applied:
         return metrics
-    lines = [_one_update(update, exact=exact) for update in applied]
+    lines = [_one_update(update, exact=exact, truncated=truncated) for update in applied]
     keys = dict.fromkeys(key for line in lines for key in line)
     metrics |= {key: fmean(line[key] for line in lines if key in line) for key in keys}
     metrics["train/lr"] = applied[-1].rate
@@ -201,13 +203,13 @@ def _scored_tokens(update: Update) -> int:
     return int(sum(_mask(row).sum() for entry in update.groups for row in entry.group.completions))
 
 
-def _one_update(update: Update, *, exact: bool) -> dict[str, float]:
+def _one_update(update: Update, *, exact: bool, truncated: bool) -> dict[str, float]:
     omitted = frozenset() if exact and is_on_policy(update) else _OF_OWN_SAMPLES
     return {
         "train/loss": float(update.output.loss),
         "train/grad_norm": update.grad_norm,
         **{key: float(value) for key, value in update.output.metrics.items() if key not in omitted},
-        **offpolicy_metrics(update),
+        **offpolicy_metrics(update, truncated=truncated),
     }
 
 

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from gvpo.training.learner import Update
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Moved:
-    """Log-ratios of the rows of a group in nats, and their rewards."""
+    """Log-ratios of the rows of a group in nats, their rewards, and whether any is relative to recorded log-probs."""
 
     ratios: list[float]
     rewards: list[float | None]
+    recorded: bool
 
     def best(self) -> list[float]:
         """Return the log-ratios of the rows with the highest reward; an empty list if the rewards do not differ."""
@@ -39,17 +40,25 @@ class _Moved:
         return [ratio for ratio, reward in zip(self.ratios, self.rewards, strict=True) if reward == max(known)]
 
 
-def offpolicy_metrics(update: "Update") -> dict[str, float]:
+def offpolicy_metrics(update: "Update", *, truncated: bool = False) -> dict[str, float]:
     """Compare the policy at an update with the policies that sampled the update's rows.
+
+    Args:
+        update: The update.
+        truncated: Whether rows are sampled from a part of the tokens. Recorded log-probs are then larger than those of
+            the whole distribution, so log-ratios to them are below 0 before the policy changes.
 
     Returns:
         `offpolicy/logratio_mean` over all rows, `offpolicy/logratio_best` over the rows of the highest reward in the
-        groups whose rewards differ (both in nats), and `offpolicy/ess`, in (0, 1]. Keys without rows are absent.
+        groups whose rewards differ (both in nats), and `offpolicy/ess`, in (0, 1]. Keys without rows are absent, and so
+        are the first two if rows are truncated and compared with recorded log-probs.
     """
     groups = list(_moved(update))
     ratios = [ratio for group in groups for ratio in group.ratios]
     if not ratios:
         return {}
+    if truncated and any(group.recorded for group in groups):
+        return {"offpolicy/ess": effective_share(ratios)}
     best = [ratio for group in groups for ratio in group.best()]
     return {
         "offpolicy/logratio_mean": _mean(ratios),
@@ -79,18 +88,18 @@ def is_on_policy(update: "Update") -> bool:
 def _moved(update: "Update") -> Iterator[_Moved]:
     results = iter(update.output.rows)
     for entry in update.groups:
-        found = [
-            (_log_ratio(completion, next(results).logprobs, update), completion.reward)
-            for completion in entry.group.completions
-        ]
-        known = [(ratio, reward) for ratio, reward in found if ratio is not None]
-        yield _Moved([ratio for ratio, _ in known], [reward for _, reward in known])
+        moved = _Moved([], [], recorded=False)
+        for row in entry.group.completions:
+            logprobs = next(results).logprobs
+            behaviour = _behaviour(row, logprobs, update)
+            if behaviour is not None:
+                moved.ratios.append(_log_ratio(row, logprobs, behaviour))
+                moved.rewards.append(row.reward)
+                moved.recorded |= behaviour is row.sampler_logprobs
+        yield moved
 
 
-def _log_ratio(completion: Completion, logprobs: Tensor, update: "Update") -> float | None:
-    behaviour = _behaviour(completion, logprobs, update)
-    if behaviour is None:
-        return None
+def _log_ratio(completion: Completion, logprobs: Tensor, behaviour: FloatSequence) -> float:
     difference = logprobs.double() - torch.as_tensor(behaviour, dtype=torch.float64)
     if completion.mask is not None:
         difference = difference.where(torch.as_tensor(completion.mask) != 0, 0.0)

@@ -11,20 +11,16 @@ from gvpo.training.step.plan import StepPlan, plan_step
 
 PAGE = Path(__file__).parents[3] / "docs/internals/update.md"
 YES = {True: "yes", False: "no"}
+NAMES = ("reads_old", "reads_reference", "reference", "step", "updates", "watches_experts", "penalised", "old_given")
 CASES: list[dict[str, Any]] = [
-    dict(
-        zip(
-            ("reads_old", "reads_reference", "reference", "step", "updates", "watches_experts", "penalised"),
-            values,
-            strict=True,
-        )
-    )
+    dict(zip(NAMES, values, strict=True))
     for values in product(
         (False, True),
         (False, True),
         ("initial", "previous", "every:1", "every:2", "every:3"),
         range(1, 8),
         (1, 2, 6),
+        (False, True),
         (False, True),
         (False, True),
     )
@@ -80,10 +76,12 @@ def test_the_start_pass_agrees_with_the_second_table(penalised: bool):
     words = {"all": "all batches", "later": "all batches but the first", "none": "no batch"}
     for case in (case for case in CASES if case["penalised"] == penalised):
         plan = plan_step(**case)
-        read = case["reads_old"] or case["watches_experts"] or "ref_logprobs" in plan.start_logprobs
+        is_start, old = "ref_logprobs" in plan.start_logprobs, case["reads_old"] and not case["old_given"]
+        rewards = penalised and (is_start or not case["old_given"])
+        read = old or case["watches_experts"] or is_start or rewards
         stored = case["reads_reference"] and case["reference"] != "previous"
         updates = "one" if case["updates"] == 1 else "several"
-        expected = printed(START, (YES[penalised], YES[read], updates, YES[stored]))
+        expected = printed(START, (YES[rewards], YES[read], updates, YES[stored]))
         assert [words[plan.start_pass], YES[plan.late]] == expected, case
 
 
@@ -97,5 +95,6 @@ def test_every_row_of_the_tables_occurs():
         assert any(all(cell in ("any", value) for cell, value in zip(row, kind, strict=False)) for kind in kinds), row
 
 
-def test_the_log_probs_of_the_start_policy_are_old_ones_first():
-    assert {plan_step(**case).start_logprobs[0] for case in CASES} == {"old_logprobs"}
+def test_the_start_policy_gives_old_log_probs_unless_the_rows_have_them():
+    for case in CASES:
+        assert ("old_logprobs" in plan_step(**case).start_logprobs) == (not case["old_given"])

@@ -19,6 +19,7 @@ from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.model.trial_save import rehearse_save
 from gvpo.rollout.rewards import reward_pool
 from gvpo.training.checkpoint.publish import check_account
+from gvpo.training.checks import check_old_logprobs
 from gvpo.training.learner import Learner
 from gvpo.update.distributed import ranks
 
@@ -35,10 +36,11 @@ def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
     """Try a run's requirements besides settings, model and data before hours of work, and leave no files.
 
     Raises:
-        GvpoError: If the directory cannot be written, the Hub rejects the account, nothing can be saved, or a reward
-            cannot be sent to its workers.
+        GvpoError: If the directory cannot be written, the Hub rejects the account, nothing can be saved, a reward
+            cannot be sent to its workers, or logged groups lack the log-probs that the objective reads.
     """
     config = inputs.settings
+    check_old_logprobs(inputs)
     ranks.on_first(lambda: check_place(config.run_dir or Path("runs")))
     ranks.on_first(lambda: check_account(config))
     ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer))  # the other ranks would save nothing

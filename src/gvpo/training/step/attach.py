@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from gvpo.errors import DataError
 from gvpo.objectives import kl_in_reward
 from gvpo.rollout.usable import TrainingGroup
 from gvpo.types import Completion
@@ -14,16 +15,34 @@ from gvpo.update.group_backward import TokenLogprobs, UpdateOutput
 Batch = Sequence[TrainingGroup]
 
 
-def attach(batch: Batch, names: Sequence[str], scores: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
-    """Set fields of each completion to its log-probs, in order. Old log-probs come with the experts of their pass."""
+def attach(
+    batch: Batch, names: Sequence[str], scores: Sequence[TokenLogprobs], *, experts: bool = False
+) -> list[TrainingGroup]:
+    """Set fields of each completion to its log-probs, in order, and with `experts` also the experts of their pass."""
     remaining = iter(scores)
 
     def found() -> dict[str, Any]:
         one = next(remaining)
-        experts = {"experts": one.experts} if "old_logprobs" in names else {}
-        return {**dict.fromkeys(names, one.logprobs), **experts}
+        return {**dict.fromkeys(names, one.logprobs), **({"experts": one.experts} if experts else {})}
 
     return [_replaced(entry, [found() for _ in entry.group.completions]) for entry in batch]
+
+
+def recorded(batch: Batch) -> list[TrainingGroup]:
+    """Set the old log-probs of each completion to those that were recorded when it was sampled.
+
+    Raises:
+        DataError: If a completion has none.
+    """
+    for entry in batch:
+        if any(row.sampler_logprobs is None for row in entry.group.completions):
+            raise DataError(
+                f"group {entry.group.id!r} has completions without recorded log-probs, but rollout.old_logprobs="
+                "'sampler' reads them; use a sampler that reports log-probs, or an objective without ratios (gvpo)"
+            )
+    return [
+        _replaced(entry, [{"old_logprobs": row.sampler_logprobs} for row in entry.group.completions]) for entry in batch
+    ]
 
 
 def detach(batch: Batch, names: Sequence[str]) -> list[TrainingGroup]:
@@ -37,7 +56,7 @@ def own_scores(output: UpdateOutput) -> list[TokenLogprobs]:
 
 
 def penalise(batch: Batch, beta: float) -> list[TrainingGroup]:
-    """Subtract beta times the log-ratio of start policy and reference from the rewards."""
+    """Subtract beta times the log-ratio of old log-probs and reference from the rewards."""
     return [_replaced(entry, [{"reward": _penalised(row, beta)} for row in entry.group.completions]) for entry in batch]
 
 

@@ -3,8 +3,9 @@
     plan_step(...) ──▶ StepPlan ──▶ refresh, reference pass, start pass ──▶ updates
 
 The start policy is the policy as the step begins, which sampled the groups of a live run. The first update trains the
-start policy itself, so it is on-policy and needs no start pass. docs/internals/update.md prints the plan as tables, and
-`tests/training/step/test_plan.py` compares every row of them with this module.
+start policy itself, so its own forward pass gives the start policy's log-probs without a start pass. Rows that carry
+old log-probs already, those recorded by their sampler, keep them. docs/internals/update.md prints the plan as tables,
+and `tests/training/step/test_plan.py` compares every row of them with this module.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def plan_step(
     updates: int,
     watches_experts: bool = False,
     penalised: bool = False,
+    old_given: bool = False,
 ) -> StepPlan:
     """Return the passes of a step.
 
@@ -52,18 +54,21 @@ def plan_step(
         step: Number of the step, from 1.
         updates: Number of updates of the step.
         watches_experts: Whether later updates use the experts that the start policy chose.
-        penalised: Whether `kl_in_reward` changes the rewards by the start policy's log-probs, before the first update.
+        penalised: Whether `kl_in_reward` changes the rewards by the old log-probs, before the first update.
+        old_given: Whether the rows carry their `old_logprobs`.
     """
     stored = reads_reference and reference != "previous"
     due = step == 1 or _is_due(reference, step)
     is_start = reads_reference and (due or not stored)  # the reference of this step is the start policy
-    read = reads_old or watches_experts or is_start or penalised
+    needs_old = (reads_old or penalised) and not old_given
+    early = penalised and (is_start or not old_given)  # the rewards need the start policy's log-probs
+    read = needs_old or watches_experts or is_start
     return StepPlan(
         refresh=stored and due and step > 1,
         reference_pass=stored and not due,
-        start_pass="all" if penalised else "later" if read and updates > 1 else "none",
-        start_logprobs=("old_logprobs", "ref_logprobs") if is_start else ("old_logprobs",),
-        late=read and (updates > 1 or stored or penalised),
+        start_pass="all" if early else "later" if read and updates > 1 else "none",
+        start_logprobs=(*(() if old_given else ("old_logprobs",)), *(("ref_logprobs",) if is_start else ())),
+        late=read and (updates > 1 or stored or early),
     )
 
 

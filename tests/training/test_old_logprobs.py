@@ -1,0 +1,128 @@
+"""Old log-probs: recorded by the sampler or computed at the start of the step, against a script by hand."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from gvpo.config import Given, TrainConfig, resolve
+from gvpo.errors import ConfigError, DataError
+from gvpo.rollout.usable import usable
+from gvpo.training.learner import Learner
+from gvpo.training.objective import build_objective
+from gvpo.types import Group
+from gvpo.update.group_backward import score
+from tests.naive import naive_scores
+from tests.training.toy import config, groups, model
+
+MODEL, GROUPS = Given(model=True), Given(model=True, train="groups")
+TRAINED = {"passes": 2, "groups_per_update": 2, "learning_rate": 3e-3, "max_grad_norm": 1e9}
+
+
+def grpo_by_hand(policy: Any, batch: Sequence[Group]) -> torch.Tensor:
+    """Return GRPO's loss with ratios to the rows' recorded log-probs."""
+    losses = []
+    for group in batch:
+        rewards = torch.tensor([row.reward for row in group.completions], dtype=torch.float64)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        for row, advantage in zip(group.completions, advantages.tolist(), strict=True):
+            logprobs, _ = naive_scores(policy, group, row, 1.0)
+            ratio = (logprobs - torch.tensor(row.sampler_logprobs)).exp()
+            losses.append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean())
+    return torch.stack(losses).mean()
+
+
+def learned_by_hand(policy: Any, batches: Sequence[Sequence[Group]]) -> list[float]:
+    """Take the steps of two passes and return the losses."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.0)
+    losses = []
+    for batch in [*batches, *batches]:
+        optimizer.zero_grad()
+        loss = grpo_by_hand(policy, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def learner(policy: Any, **settings: Any) -> Learner:
+    config_ = config(objective="grpo", **TRAINED, **settings)
+    return Learner(policy, build_objective(config_), config_)
+
+
+def test_recorded_log_probs_are_the_old_ones_of_rows_of_another_policy():
+    """The rows are those of a policy with other weights, so no ratio is 1, and the clip acts from the first update."""
+    rows = groups(policy=model(seed=7))
+    one, naive = learner(model(), rollout_old_logprobs="sampler"), model()
+    losses = learned_by_hand(naive, [rows[:2], rows[2:]])
+    learned = one.learn(usable(rows, rewarded=True, at_least=2), 1)
+    assert [float(update.output.loss) for update in learned.updates] == pytest.approx(losses, abs=1e-6)
+    assert all(float(update.output.metrics["grpo/clip_fraction"]) > 0 for update in learned.updates)
+    assert all(float(update.output.metrics["grpo/ratio_mean"]) != 1 for update in learned.updates)
+    for name, parameter in one.model.named_parameters():
+        assert torch.allclose(parameter, naive.get_parameter(name), rtol=0, atol=2e-5), name
+
+
+def test_on_own_rows_recorded_log_probs_give_the_same_update_as_computed_ones():
+    rows = usable(groups(), rewarded=True, at_least=2)
+    losses = [
+        [float(update.output.loss) for update in learner(model(), rollout_old_logprobs=where).learn(rows, 1).updates]
+        for where in ("sampler", "trainer")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_kl_penalty_in_the_reward_is_relative_to_the_recorded_log_probs():
+    rows, policy = groups(policy=model(seed=7)), model()
+    reference = score(policy, rows)
+    one = learner(policy, rollout_old_logprobs="sampler", kl_in_reward=0.5)
+    learned = one.learn(usable(rows, rewarded=True, at_least=2), 1)
+    trained = [row for update in learned.updates[:2] for entry in update.groups for row in entry.group.completions]
+    sampled = [row for group in rows for row in group.completions]
+    for row, own, ref in zip(trained, sampled, reference, strict=True):
+        gap = float((torch.tensor(own.sampler_logprobs) - ref.logprobs).double().sum())
+        assert row.reward == pytest.approx(own.reward - 0.5 * gap, abs=1e-4)
+        assert row.old_logprobs is own.sampler_logprobs
+
+
+def test_a_sampler_that_records_no_log_probs_is_an_error():
+    bare = [
+        dataclasses.replace(
+            group, completions=[dataclasses.replace(row, sampler_logprobs=None) for row in group.completions]
+        )
+        for group in groups()
+    ]
+    with pytest.raises(DataError, match="without recorded log-probs"):
+        learner(model(), rollout_old_logprobs="sampler").learn(usable(bare, rewarded=True, at_least=2), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        ({"objective": "grpo"}, MODEL, "trainer"),
+        ({"objective": "grpo", "passes": 4}, MODEL, "trainer"),
+        ({"objective": "grpo", "rollout_old_logprobs": "sampler"}, MODEL, "sampler"),
+        ({"objective": "grpo", "sample_groups": 8}, MODEL, "sampler"),
+        ({"objective": "gspo"}, GROUPS, "sampler"),
+        ({"objective": "gvpo"}, GROUPS, "trainer"),  # it reads none
+    ],
+)
+def test_auto_is_the_sampler_where_rows_may_be_old(settings: dict[str, Any], given: Given, expected: str):
+    assert resolve(TrainConfig(**settings), given).settings.rollout_old_logprobs == expected
+
+
+def test_one_line_introduces_recorded_log_probs():
+    line = "old_logprobs sampler (logged or frozen groups; `gvpo docs objectives`)"
+    assert resolve(TrainConfig(objective="gspo"), GROUPS).introduction == line
+
+
+def test_the_policy_of_the_step_is_refused_for_old_rows_without_truncated_weights():
+    with pytest.raises(ConfigError, match=r"truncated importance weights .* gspo does not have; set it to 'sampler'"):
+        resolve(TrainConfig(objective="gspo", rollout_old_logprobs="trainer"), GROUPS)
+
+
+def test_it_has_no_effect_on_objectives_without_ratios():
+    (notice,) = resolve(TrainConfig(rollout_old_logprobs="sampler"), MODEL).notices
+    assert notice == "rollout.old_logprobs has no effect: gvpo reads no old log-probs"
