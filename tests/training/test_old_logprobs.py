@@ -1,6 +1,7 @@
 """Old log-probs: recorded by the sampler or computed at the start of the step, against a script by hand."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,13 +35,28 @@ def grpo_by_hand(policy: Any, batch: Sequence[Group]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def learned_by_hand(policy: Any, batches: Sequence[Sequence[Group]]) -> list[float]:
+def weighted_by_hand(policy: Any, batch: Sequence[Group], old: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Return the loss of `grpo_by_hand` with ratios to `old`, and the truncated weight min(old / sampler, 1.02)."""
+    losses = []
+    for group in batch:
+        rewards = torch.tensor([row.reward for row in group.completions], dtype=torch.float64)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        for row, advantage in zip(group.completions, advantages.tolist(), strict=True):
+            logprobs, _ = naive_scores(policy, group, row, 1.0)
+            before = old[id(row)]
+            weight = (before - torch.tensor(row.sampler_logprobs)).exp().clamp(max=1.02)
+            ratio = (logprobs - before).exp()
+            losses.append(-(weight * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)).mean())
+    return torch.stack(losses).mean()
+
+
+def learned_by_hand(policy: Any, batches: Sequence[Sequence[Group]], loss_of: Any = grpo_by_hand) -> list[float]:
     """Take the steps of two passes and return the losses."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.0)
     losses = []
     for batch in [*batches, *batches]:
         optimizer.zero_grad()
-        loss = grpo_by_hand(policy, batch)
+        loss = loss_of(policy, batch)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -63,6 +79,19 @@ def test_recorded_log_probs_are_the_old_ones_of_rows_of_another_policy():
     assert all(float(update.output.metrics["grpo/ratio_mean"]) != 1 for update in learned.updates)
     for name, parameter in one.model.named_parameters():
         assert torch.allclose(parameter, naive.get_parameter(name), rtol=0, atol=2e-5), name
+
+
+def test_the_trainers_log_probs_carry_truncated_weights_for_rows_of_another_policy():
+    rows = groups(policy=model(seed=7))
+    one, naive = learner(model(), rollout_old_logprobs="trainer", is_cap=1.02), model()
+    with torch.no_grad():
+        old = {id(row): naive_scores(naive, group, row, 1.0)[0] for group in rows for row in group.completions}
+    losses = learned_by_hand(naive, [rows[:2], rows[2:]], functools.partial(weighted_by_hand, old=old))
+    learned = one.learn(usable(rows, rewarded=True, at_least=2), 1)
+    assert [float(update.output.loss) for update in learned.updates] == pytest.approx(losses, abs=1e-6)
+    first = learned.updates[0].output.metrics
+    assert float(first["grpo/ratio_mean"]) == 1
+    assert 0 < float(first["grpo/is_capped_fraction"]) < 1
 
 
 def test_on_own_rows_recorded_log_probs_give_the_same_update_as_computed_ones():
@@ -107,10 +136,29 @@ def test_a_sampler_that_records_no_log_probs_is_an_error():
         ({"objective": "grpo", "sample_groups": 8}, MODEL, "sampler"),
         ({"objective": "gspo"}, GROUPS, "sampler"),
         ({"objective": "gvpo"}, GROUPS, "trainer"),  # it reads none
+        ({"objective": "grpo", "is_cap": 3.0}, GROUPS, "trainer"),  # weights relative to the sampler's would all be 1
     ],
 )
 def test_auto_is_the_sampler_where_rows_may_be_old(settings: dict[str, Any], given: Given, expected: str):
     assert resolve(TrainConfig(**settings), given).settings.rollout_old_logprobs == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        ({"rollout_old_logprobs": "trainer"}, GROUPS, 2.0),
+        ({"rollout_old_logprobs": "trainer", "is_cap": 3.0}, GROUPS, 3.0),
+        ({"rollout_old_logprobs": "trainer"}, MODEL, None),
+        ({}, GROUPS, None),
+    ],
+)
+def test_the_trainers_log_probs_of_old_rows_need_a_cap(settings: dict[str, Any], given: Given, expected: float | None):
+    assert resolve(TrainConfig(objective="rloo", **settings), given).settings.is_cap == expected
+
+
+def test_a_cap_of_weights_that_are_all_one_has_no_effect():
+    (notice,) = resolve(TrainConfig(objective="grpo", is_cap=2.0, rollout_old_logprobs="sampler"), GROUPS).notices
+    assert notice.startswith("objective.is_cap has no effect: old log-probs are the sampler's")
 
 
 def test_one_line_introduces_recorded_log_probs():

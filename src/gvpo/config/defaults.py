@@ -8,7 +8,7 @@ table; `tools/objectives_table.py` writes it into the documentation.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gvpo.config.objectives import ObjectiveSpec
 from gvpo.config.settings import TrainConfig, updates_per_step
@@ -21,6 +21,7 @@ AUTOMATIC = {
     "reference": "objective.reference",
     "beta": "objective.beta",
     "rollout_old_logprobs": "rollout.old_logprobs",
+    "is_cap": "objective.is_cap",
 }
 """Fields that are resolved here if they are "auto" or not set, with their keys in a recipe."""
 
@@ -63,12 +64,22 @@ def rows_may_be_old(config: TrainConfig, source: str) -> bool:
     return source in ("logged", "sampled once") or config.rollout_staleness > 0 or config.rollout_reuse > 1 or given > 0
 
 
-def find_old_logprobs(config: TrainConfig, objective: ObjectiveSpec, source: str) -> str:
-    """Return where old log-probs come from: as set, or from the sampler if rows that need them may be old."""
-    if config.rollout_old_logprobs != "auto":
-        return config.rollout_old_logprobs
-    needed = "old_logprobs" in objective.needs and rows_may_be_old(config, source)
-    return "sampler" if needed else "trainer"
+IS_CAP = 2.0
+"""Truncation of the importance weights of old rows whose old log-probs are the trainer's."""
+
+
+def find_old_logprobs(config: TrainConfig, objective: ObjectiveSpec, source: str) -> dict[str, Any]:
+    """Return where old log-probs come from, and the truncation of importance weights, as fields of the settings.
+
+    Rows that may be old have those of their sampler, unless importance weights are asked for. These are relative to
+    the trainer's, and would all be 1 otherwise.
+    """
+    old = "old_logprobs" in objective.needs and rows_may_be_old(config, source)
+    where, cap = config.rollout_old_logprobs, config.is_cap
+    if where == "auto":
+        where = "sampler" if old and cap is None else "trainer"
+    weighted = old and where == "trainer" and objective.takes("is_cap")
+    return {"rollout_old_logprobs": where, "is_cap": IS_CAP if weighted and cap is None else cap}
 
 
 def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> Default:
@@ -88,5 +99,6 @@ def left_open(config: TrainConfig, objective: ObjectiveSpec) -> tuple[str, ...]:
         "reference": config.reference == "auto",
         "beta": objective.takes("beta") and config.beta is None,
         "rollout_old_logprobs": config.rollout_old_logprobs == "auto",
+        "is_cap": objective.takes("is_cap") and config.is_cap is None,
     }
     return tuple(name for name in AUTOMATIC if is_open[name])

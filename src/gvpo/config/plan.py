@@ -101,7 +101,7 @@ class RunPlan:
     @property
     def resolved(self) -> dict[str, Any]:
         """Return the fields that were left open, with their values, as far as the run reads them."""
-        reads = {"rollout_old_logprobs": self.trains_old_rows}
+        reads = dict.fromkeys(("rollout_old_logprobs", "is_cap"), self.trains_old_rows)
         return {name: getattr(self.settings, name) for name in self.automatic if reads.get(name, self.reads_reference)}
 
     @property
@@ -138,8 +138,7 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
     source = _source(config, objective, given)
     named = config.replace(objective=name)
     default, automatic = find_default(named, objective, source), left_open(config, objective)
-    old = {"rollout_old_logprobs": find_old_logprobs(config, objective, source)}
-    found = {**dataclasses.asdict(default), **old}
+    found = {**dataclasses.asdict(default), **find_old_logprobs(config, objective, source)}
     settings = named.replace(**{name: found[name] for name in automatic})
     plan = RunPlan(
         settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic

@@ -290,7 +290,8 @@ class ObjectiveConfig(Section):
     kl_coef: float | None = _keyword("kl_coef", "Weight of a KL penalty in the loss", ge=0)
     is_cap: float | None = _keyword(
         "is_cap",
-        "Largest truncated importance weight min(exp(old - sampler log-probs), is_cap) of a token; default: no weights",
+        "Largest truncated importance weight min(exp(old - sampler log-probs), is_cap) of a token; default: 2 for rows "
+        "of older policies with rollout.old_logprobs='trainer', otherwise no weights",
         gt=0,
     )
     weak_weight: float | None = _keyword("weak_weight", "Weight of the weak negatives", ge=0)

@@ -62,6 +62,8 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
     has_ratios = "old_logprobs" in plan.objective.needs
     yield not has_ratios, ("rollout.old_logprobs",), f"{c.objective} reads no old log-probs"
+    recorded = c.rollout_old_logprobs == "sampler"
+    yield recorded, ("objective.is_cap",), "old log-probs are the sampler's, so all importance weights are 1"
     yield not divides_by_length, ("objective.max_length",), "only the reduction 'constant' divides by it"
     yield c.task is None, ("data.task_options",), "data.task is not set"
     yield given.train is not None, ("data.train",), "train_dataset is used instead"

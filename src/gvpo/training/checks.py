@@ -158,8 +158,9 @@ def check_old_logprobs(inputs: "RunInputs") -> None:
     Raises:
         DataError: If a completion has none; the message contains the number of its row.
     """
-    if inputs.plan.trains_old_rows and inputs.settings.rollout_old_logprobs == "sampler":
-        require_logprobs(inputs.data.logged, inputs.settings.objective)
+    c = inputs.settings
+    if inputs.plan.trains_old_rows and (c.rollout_old_logprobs == "sampler" or c.is_cap is not None):
+        require_logprobs(inputs.data.logged, c.objective)
 
 
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
