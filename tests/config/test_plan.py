@@ -14,7 +14,11 @@ from gvpo.errors import ConfigError
 from tests.training.toy import config
 
 MODEL = Given(model=True)
-NEEDED = {"gsspo": {"segment_at": "1"}, "constrained_grpo": {"costs": {"share": 0.1}}}
+NEEDED = {
+    "gsspo": {"segment_at": "1"},
+    "constrained_grpo": {"costs": {"share": 0.1}},
+    "distill": {"teacher": "somewhere"},
+}
 """Settings without which an objective cannot start."""
 
 

@@ -29,6 +29,7 @@ def make_batch(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
         "aligned_mean_logprobs": (-1.0 + spread * torch.randn(len(LENGTHS), 2, generator=generator).double()).to(dtype),
         "segments": torch.tensor([0, 0, 1, 1, 2]).expand(len(LENGTHS), -1),
         "costs": torch.rand(len(LENGTHS), 2, generator=generator, dtype=torch.float64).to(dtype),
+        "teacher_logprobs": (base + spread * noise()).to(dtype),
     }
 
 

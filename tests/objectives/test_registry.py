@@ -21,7 +21,7 @@ REQUIRED = {"dr_grpo": {"max_length": 8}, "constrained_grpo": {"multipliers": [0
 FUNCTIONS = {name: spec.load() for name, spec in OBJECTIVES.items()}
 ANCHORED = ("regression", "pmd_mean")
 """Objectives whose function accepts groups of one, which only an anchor uses; a run leaves such groups out."""
-PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs")
+PER_TOKEN = ("logprobs", "ref_logprobs", "old_logprobs", "teacher_logprobs")
 
 
 def bound(name):
@@ -44,8 +44,8 @@ every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 
 def test_the_names_that_recipes_use():
     assert sorted(OBJECTIVES) == [
-        *("cispo", "constrained_grpo", "dapo", "dpo", "dr_grpo", "epa", "grpo", "gspo", "gspo_token", "gsspo", "gvpo"),
-        *("pmd_mean", "poft", "regression", "rloo", "sft"),
+        *("cispo", "constrained_grpo", "dapo", "distill", "dpo", "dr_grpo", "epa", "grpo", "gspo"),
+        *("gspo_token", "gsspo", "gvpo", "pmd_mean", "poft", "regression", "rloo", "sft"),
     ]
     assert objectives.__all__ == sorted(objectives.__all__)
 
@@ -97,7 +97,19 @@ def test_presets_show_their_own_defaults():
 @pytest.mark.parametrize(
     "module",
     [
-        *("cispo", "constrained_grpo", "dpo", "epa", "grpo", "gspo", "gsspo", "gvpo", "kl_in_reward", "poft"),
+        *(
+            "cispo",
+            "constrained_grpo",
+            "distill",
+            "dpo",
+            "epa",
+            "grpo",
+            "gspo",
+            "gsspo",
+            "gvpo",
+            "kl_in_reward",
+            "poft",
+        ),
         *("regression", "sft"),
     ],
 )
@@ -229,6 +241,7 @@ def test_wrong_shapes_and_dtypes_name_the_tensor(name):
         "mask": (torch.ones(9, 4), r"mask has shape \(9, 4\); expected \(9, 5\)"),
         "ref_logprobs": (torch.zeros(9, 4), r"ref_logprobs has shape \(9, 4\); expected \(9, 5\)"),
         "old_logprobs": (torch.zeros(9, 5, dtype=torch.int64), "old_logprobs has dtype torch.int64"),
+        "teacher_logprobs": (torch.zeros(9, 4), r"teacher_logprobs has shape \(9, 4\); expected \(9, 5\)"),
         "rewards": (torch.zeros(9, 1), r"rewards has shape \(9, 1\); expected \(9,\), \[B\]"),
         "segments": (torch.zeros(9, 4, dtype=torch.int64), r"segments has shape \(9, 4\)"),
         "costs": (torch.zeros(9), r"costs has shape \(9,\); expected \(9, 2\), \[B, K\]"),

@@ -6,7 +6,11 @@ from gvpo.config import OBJECTIVES
 from gvpo.training.objective import build_objective
 from tests.training.toy import config
 
-NEEDED = {"gsspo": {"segment_at": "1"}, "constrained_grpo": {"costs": {"share": 0.1}}}
+NEEDED = {
+    "gsspo": {"segment_at": "1"},
+    "constrained_grpo": {"costs": {"share": 0.1}},
+    "distill": {"teacher": "somewhere"},
+}
 """Settings that an objective needs."""
 
 
@@ -17,7 +21,7 @@ def test_every_objective_builds_from_its_name_and_the_settings_it_needs(name: st
     assert built.spec.min_group == (1 if name in ("sft", "poft") else 2)
     with_reference = ("gvpo", "regression", "pmd_mean", "dpo", "epa")
     assert built.needs_reference == (name in with_reference)
-    assert built.needs_old == (name not in (*with_reference, "sft", "poft"))
+    assert built.needs_old == (name not in (*with_reference, "distill", "sft", "poft"))
 
 
 def test_keywords_are_bound_and_omitted_ones_keep_the_objectives_default():

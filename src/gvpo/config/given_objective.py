@@ -9,7 +9,17 @@ from gvpo.config.settings import OBJECTIVE_KEYWORDS
 from gvpo.errors import ConfigError, type_of
 
 _ALWAYS = ("mask", "group")
-_PROVIDED = ("rewards", "ref_logprobs", "old_logprobs", "sampler_logprobs", "role", "segments", "costs", "multipliers")
+_PROVIDED = (
+    "rewards",
+    "ref_logprobs",
+    "old_logprobs",
+    "sampler_logprobs",
+    "role",
+    "segments",
+    "costs",
+    "multipliers",
+    "teacher_logprobs",
+)
 """Inputs that a run can provide besides `mask` and `group`."""
 
 
@@ -47,10 +57,14 @@ def spec_of(function: Any, group_size: int) -> ObjectiveSpec:
         function,
         summary=f"{name}, given in Python",
         paper="",
-        learns_from="pairs" if "role" in needs else "groups" if "rewards" in needs else "answers",
+        learns_from="pairs"
+        if "role" in needs
+        else "groups"
+        if {"rewards", "teacher_logprobs"} & {*needs}
+        else "answers",
         needs=needs,
         keywords={key: value for key, value in named.items() if key in OBJECTIVE_KEYWORDS and key not in INPUT_OF},
-        min_group=min(2, group_size) if "rewards" in needs else 1,
+        min_group=min(2, group_size) if {"rewards", "teacher_logprobs"} & {*needs} else 1,
     )
 
 

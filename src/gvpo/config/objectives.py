@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREFIX = "python:"
 """Beginning of the name of an objective that is passed as a function, which no entry of the table has."""
 
-INPUT_OF = {"segment_at": "segments", "costs": "costs", "multiplier_rate": "costs"}
+INPUT_OF = {"segment_at": "segments", "costs": "costs", "multiplier_rate": "costs", "teacher": "teacher_logprobs"}
 """Settings from which the trainer computes an input of the objective, with the name of the input."""
 
 
@@ -63,6 +63,11 @@ class ObjectiveSpec:
     def bound(self, settings: object) -> dict[str, Any]:
         """Return its keywords with the values that are set, and its own defaults for all others."""
         return {**self.keywords, **self.set_by(settings)}
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Return whether rows without a reward are left out, if rows have rewards."""
+        return "rewards" in self.needs or self.learns_from != "groups"
 
     def set_by(self, settings: object) -> dict[str, Any]:
         """Return the keywords that are set in `settings`, which has them as attributes."""
@@ -193,6 +198,13 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "max_length": None,
             "reward_multiplier": 1.0,
         },
+    ),
+    "distill": ObjectiveSpec(
+        "gvpo.objectives.distill:distill",
+        summary="GVPO's loss with a teacher in place of rewards",
+        paper="2504.19599",
+        needs=("teacher_logprobs",),
+        needs_support=True,
     ),
     "dpo": ObjectiveSpec(
         "gvpo.objectives.dpo:dpo_rows",

@@ -14,7 +14,11 @@ from gvpo.config.settings import OBJECTIVE_KEYWORDS, TrainConfig, updates_per_st
 if TYPE_CHECKING:
     from gvpo.config.plan import Given, RunPlan
 
-EXAMPLES = {"segment_at": r'for example "\n", one segment per line', "costs": "for example { name_of_a_reward = 0.1 }"}
+EXAMPLES = {
+    "segment_at": r'for example "\n", one segment per line',
+    "costs": "for example { name_of_a_reward = 0.1 }",
+    "teacher": "the path or Hub ID of a model with the same tokens",
+}
 
 Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""

@@ -307,6 +307,11 @@ class ObjectiveConfig(Section):
     multiplier_rate: float | None = _keyword(
         "multiplier_rate", "Growth of a cost's weight per step and per unit of its excess; default 0.1", ge=0
     )
+    teacher: str | None = _keyword(
+        "teacher",
+        "Directory or Hub ID of the model to imitate, which has the policy's tokens; a run directory means its latest "
+        "checkpoint",
+    )
     kl_in_reward: float = Field(
         default=0.0,
         ge=0,

@@ -8,6 +8,7 @@ recipes can name is `gvpo.config.OBJECTIVES`.
 from gvpo.objectives.base import Objective, ObjectiveOutput
 from gvpo.objectives.cispo import cispo
 from gvpo.objectives.constrained_grpo import constrained_grpo, updated_multipliers
+from gvpo.objectives.distill import distill
 from gvpo.objectives.dpo import dpo, dpo_rows
 from gvpo.objectives.epa import epa, epa_rows
 from gvpo.objectives.grpo import dapo, dr_grpo, grpo, rloo
@@ -26,6 +27,7 @@ __all__ = [
     "cispo",
     "constrained_grpo",
     "dapo",
+    "distill",
     "dpo",
     "dpo_rows",
     "dr_grpo",

@@ -124,8 +124,10 @@ class Residuals:
         mask: Tensor,
         beta: float,
         value: Tensor | None = None,
+        *,
+        reference: str = "ref_logprobs",
     ) -> "Residuals":
-        """Compute the parts from an objective's inputs, which are checked.
+        """Compute the parts from an objective's inputs, which are checked; `reference` is the name of the second.
 
         Raises:
             ShapeError, ObjectiveError: as `regression`.
@@ -133,18 +135,18 @@ class Residuals:
         check_at_least("beta", beta, 0.0, strictly=True)
         scored = scored_positions(logprobs, mask)
         policy = token_values("logprobs", logprobs, scored, logprobs)
-        reference = token_values("ref_logprobs", ref_logprobs, scored, logprobs).detach()
+        other = token_values(reference, ref_logprobs, scored, logprobs).detach()
         groups = Groups.of(group, len(logprobs))
         returns = row_values("rewards", rewards, logprobs)
         excess = None if value is None else groups.mean(row_values("value", value, logprobs) - returns)
         # Token by token before the sum: the difference of two sums of a thousand log-probs would lose its digits.
-        log_ratios = row_sums(policy - reference, scored)
+        log_ratios = row_sums(policy - other, scored)
         return cls(
             rewards=groups.centre(returns).to(policy.dtype),
             log_ratios=groups.centre(log_ratios),
             uncentred=log_ratios,
             policy=groups.centre(row_sums(policy, scored)),
-            reference=groups.centre(row_sums(reference, scored)),
+            reference=groups.centre(row_sums(other, scored)),
             excess=None if excess is None else excess.to(policy.dtype),
             groups=groups,
             beta=beta,

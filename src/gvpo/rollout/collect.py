@@ -30,7 +30,7 @@ class Rollout:
 
     Args:
         groups: Every group with every row.
-        verdicts: Results of the rewards for each row; empty without rewards (supervised training).
+        verdicts: Results of the rewards for each row; empty without rewards.
         problems: Problem of each group.
         seconds: Duration of each phase, "sampling" and "rewarding".
         traceback: Traceback of the first reward that failed, if any.
@@ -112,9 +112,11 @@ def scored(
     started = time.perf_counter()
     with activity.phase("rewards"):
         verdicts = rewards.score([reward_batch(i.problem, rows) for i, rows in zip(items, sampled, strict=True)])
+    if verdicts:  # there are none without rewards
+        sampled = [_rewarded(rows, judged) for rows, judged in zip(sampled, verdicts, strict=True)]
     groups = [
-        Group(item.prompt, _rewarded(rows, judged), id=name, columns=item.problem.columns)
-        for item, name, rows, judged in zip(items, names, sampled, verdicts, strict=True)
+        Group(item.prompt, rows, id=name, columns=item.problem.columns)
+        for item, name, rows in zip(items, names, sampled, strict=True)
     ]
     seconds = {"sampling": sampling, "rewarding": time.perf_counter() - started}
     failure = rewards.first_failure

@@ -53,7 +53,7 @@ def _merged(parts: Sequence[Rollout], count: int) -> Rollout:
     places = [(parts[index % len(parts)], index // len(parts)) for index in range(count)]
     return Rollout(
         [part.groups[place] for part, place in places],
-        [part.verdicts[place] for part, place in places],
+        [part.verdicts[place] for part, place in places if part.verdicts],
         [part.problems[place] for part, place in places],
         {phase: max(part.seconds.get(phase, 0.0) for part in parts) for phase in parts[0].seconds},
         next((part.traceback for part in parts if part.traceback), ""),

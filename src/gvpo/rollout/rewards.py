@@ -11,10 +11,11 @@ from gvpo.errors import ConfigError, RewardError, type_of
 from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
 from gvpo.model.tokenizer import is_tokenizer
-from gvpo.rewards import MAKERS, REWARD_MODEL, InProcessReward, RewardFunc, RewardPool, is_model_name, load
+from gvpo.rewards import MAKERS, REWARD_MODEL, InProcessReward, RewardBatch, RewardFunc, RewardPool, is_model_name, load
 from gvpo.rewards.pool.checks import pickled
 from gvpo.rewards.pool.local import is_local
 from gvpo.rollout.problems import find_task
+from gvpo.types import Verdict
 from gvpo.update.distributed import ranks
 from gvpo.workers.state import STATEFUL, keeps_state
 
@@ -84,6 +85,24 @@ def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log
         memory_limit=round(config.reward_memory_limit * 2**30),
         log=log,
     )
+
+
+class NoRewards:
+    """A reward pool's place in a run whose objective needs no rewards and that has none: no row gets a verdict."""
+
+    first_failure = None
+    scores_batches = False
+
+    def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
+        """Return no verdicts."""
+        return []
+
+    def state_dict(self) -> dict[str, str]:
+        """Return no states."""
+        return {}
+
+    def load_state_dict(self, states: Mapping[str, str]) -> None:
+        """Do nothing."""
 
 
 def _check_fit(config: TrainConfig, named: Mapping[str, RewardItem]) -> None:

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from gvpo.config.objectives import PREFIX
 from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
+from gvpo.model.fingerprints import fingerprint as model_fingerprint
 from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
@@ -23,7 +24,7 @@ from gvpo.rewards.identity import identity
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
-from gvpo.rollout.rewards import reward_pool
+from gvpo.rollout.rewards import NoRewards, reward_pool
 from gvpo.rollout.sources.base import Source, StatelessSource
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.rollout.sources.live import LiveSource
@@ -43,13 +44,14 @@ from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.session.evaluator import EvalInputs, Evaluator
 from gvpo.training.signals import StopRequests
+from gvpo.training.step.teacher import load_teacher
 from gvpo.training.trackers import Trackers
 from gvpo.types import Group
 from gvpo.update.distributed import ranks
 from gvpo.update.precision import choose_dtype, is_half
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRAINING, HELD_OUT = "set of training data", "set of held-out data"
 """Names of the data fingerprints."""
@@ -124,12 +126,13 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer, path))
         with activity.phase("choosing the compute dtype"):
             dtype = stored_dtype(path, config) if resume else _chosen_dtype(policy, config)
-        run = ranks.on_first(lambda: _directory(path, inputs, policy, dtype, resume=resume))
+        resolved = config.replace(compute_dtype=dtype)
+        teacher = load_teacher(resolved, inputs.tokenizer)
+        run = ranks.on_first(lambda: _directory(path, inputs, policy, teacher, dtype, resume=resume))
         _say(inputs, resume=resume)
         start = None if any(run.checkpoints.glob("step-*")) else policy_name(policy.model)  # before the model is split
-        resolved = config.replace(compute_dtype=dtype)
         objective = build_objective(config, inputs.plan.objective)
-        learner = Learner(policy.model, objective, resolved, reference_given=_stores_reference(inputs))
+        learner = Learner(policy.model, objective, resolved, reference_given=_stores_reference(inputs), teacher=teacher)
         for line in () if resume else _introduction(inputs, learner):
             _print(line)
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
@@ -182,15 +185,19 @@ def stored_dtype(path: Path, config: TrainConfig) -> str:
     return found if found in ("float32", "bfloat16") else "bfloat16" if is_half(config) else "float32"
 
 
-def _directory(path: Path, inputs: RunInputs, policy: Policy, dtype: str, *, resume: bool) -> RunDirectory:
+def _directory(
+    path: Path, inputs: RunInputs, policy: Policy, teacher: "PreTrainedModel | None", dtype: str, *, resume: bool
+) -> RunDirectory:
     fingerprints = _fingerprints(inputs, policy)
+    if teacher is not None:  # no checkpoint contains it
+        fingerprints |= {"teacher": model_fingerprint(teacher, inputs.tokenizer)}
     if resume:
         return open_run(path, inputs.settings, fingerprints)
     facts = {"ranks": ranks.count(), "device": str(ranks.device()), COMPUTE_DTYPE: dtype}
     return RunDirectory.create(path, config=dump_config(inputs.settings), facts=facts, inputs=fingerprints)
 
 
-def _fingerprints(inputs: RunInputs, policy: Policy) -> Mapping[str, str]:
+def _fingerprints(inputs: RunInputs, policy: Policy) -> dict[str, str]:
     """Return the fingerprints that identify the run, besides settings and weights; a resumed run must have the same."""
     held_out = fingerprint([*problem_rows(inputs.held_out), *answer_rows(inputs.held_groups)])
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
@@ -216,6 +223,8 @@ def _introduction(inputs: RunInputs, learner: Learner) -> Iterator[str]:
         yield inputs.plan.introduction
     if isinstance(learner.reference, Reference) and (size := learner.reference.nbytes()) >= WORTH_SAYING:
         yield f"the reference is a copy of the policy, which takes {size / 1e9:.1f} GB"
+    if learner.teacher is not None and (size := learner.teacher.get_memory_footprint()) >= WORTH_SAYING:
+        yield f"the teacher {inputs.settings.teacher} takes {size / 1e9:.1f} GB"
 
 
 def _stores_reference(inputs: RunInputs) -> bool:
@@ -248,9 +257,9 @@ def _source(
     config = inputs.settings
     if not inputs.plan.samples:
         return _stored_source(config, data)
-    assert pool is not None  # a plan that samples is rejected without a reward
+    scorer: Any = NoRewards() if pool is None else pool
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
-    live = LiveSource(order, policy.sampler, inputs.params, pool, seed=config.seed)
+    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed)
     if inputs.plan.source == "live":
         return live
     return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)

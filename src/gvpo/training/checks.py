@@ -112,7 +112,7 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
         ConfigError, RewardError: If a reward is missing or unusable; the message says what to set.
     """
     config = plan.settings
-    if not rewards and plan.samples:
+    if not rewards and plan.samples and plan.objective.needs_rewards:
         raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
     unknown = [name for name in config.costs or () if rewards and name not in rewards]
     if unknown:

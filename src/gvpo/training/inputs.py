@@ -29,6 +29,7 @@ from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.adapter import check_adapter, load_policy
 from gvpo.training.checks import check, check_rewards
+from gvpo.training.step.teacher import check_teacher
 from gvpo.types import Completion, Group
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def prepare(
     check_rewards(plan, functions, held_out=rows is not None)
     with activity.phase("loading the model"):
         loaded, words = load_policy(plan, model, tokenizer, peft_config)
+        check_teacher(config, words)
     policy = Policy(loaded, _sampler(config, loaded, words))
     problems = held_out_problems(config, None if rows is None else rows.items)
     inputs = RunInputs(

@@ -24,8 +24,9 @@ from gvpo.training import optimizer
 from gvpo.training.budget import Budget, MeasuredBudget, find_budget, probe_objective
 from gvpo.training.constraints import Constraints
 from gvpo.training.objective import BoundObjective
-from gvpo.training.step.attach import attach, detach, own_scores, penalise, recorded
+from gvpo.training.step.attach import attach, attach_extra, detach, own_scores, penalise, recorded
 from gvpo.training.step.plan import StepPlan, plan_step
+from gvpo.training.step.teacher import LOGPROBS
 from gvpo.types import Group
 from gvpo.update.choose_path import choose_path, known_paths
 from gvpo.update.coefficients import Objective
@@ -87,6 +88,7 @@ class Learner:
         objective: Objective to minimise.
         config: Settings of the optimizer, the reference and the update.
         reference_given: Whether the groups contain the reference's log-probs, so that no reference is stored.
+        teacher: Frozen model whose log-probs the objective reads, if it reads a teacher's.
     """
 
     def __init__(
@@ -96,8 +98,9 @@ class Learner:
         config: TrainConfig,
         *,
         reference_given: bool = False,
+        teacher: "PreTrainedModel | None" = None,
     ) -> None:
-        self.model, self.objective, self.config = model, objective, config
+        self.model, self.objective, self.config, self.teacher = model, objective, config, teacher
         self.budget = Budget(config.tokens_per_microbatch)
         self.non_finite = 0
         self.constraints = Constraints.of(config)
@@ -176,11 +179,13 @@ class Learner:
         return autocast(self.config)
 
     def _shard(self) -> None:
-        """Split the policy and the stored reference over the ranks, then build the optimizer from the parts."""
+        """Split policy, stored reference and teacher over the ranks, then build the optimizer from the parts."""
         half = is_half(self.config)
         fsdp.shard(self.model, half=half)
         if isinstance(self.reference, Reference):
             fsdp.shard(self.reference.model, half=half)
+        if self.teacher is not None:
+            fsdp.shard(self.teacher, half=half)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -243,6 +248,8 @@ class Learner:
         if plan.reference_pass and self.reference is not None:
             with self.reference.scoring() as reference:
                 batches = [attach(batch, ("ref_logprobs",), self._score(reference, batch, budget)) for batch in batches]
+        if self.teacher is not None:
+            batches = [attach_extra(batch, LOGPROBS, self._score(self.teacher, batch, budget)) for batch in batches]
         if plan.start_pass != "none":
             first = 0 if plan.start_pass == "all" else 1
             watch: RoutingMode = "free" if self.config.routing == "free" else "watch"

@@ -188,7 +188,7 @@ class Session:
         self.trackers.log(line)
 
     def _usable(self, rollout: Rollout) -> list[TrainingGroup]:
-        rewarded = bool(rollout.verdicts)
+        rewarded = bool(rollout.verdicts) and self.learner.objective.spec.needs_rewards
         verdicts = [verdict for group in rollout.verdicts for verdict in group]
         failed = sum(v.reward is None and v.reason != NO_REWARD for v in verdicts)
         if failed > MAX_FAILED_SHARE * len(verdicts):

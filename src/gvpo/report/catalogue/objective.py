@@ -103,6 +103,32 @@ _GVPO = (
     ),
 )
 
+_DISTILL = (
+    Spec(
+        "Log-ratio to the teacher",
+        "nats per completion",
+        {"distill/logratio_mean": "mean"},
+        OBJECTIVE,
+        "On the policy's own samples it estimates KL(policy || teacher). It goes towards 0.",
+    ),
+    Spec(
+        "Variance of the log-ratio to the teacher",
+        "nats²",
+        {"distill/variance": "variance"},
+        OBJECTIVE,
+        "Within groups. It falls to 0.",
+        low=0.0,
+    ),
+    Spec(
+        "Largest gap of a log-ratio to the teacher",
+        "nats per completion",
+        {"distill/logratio_gap_max": "max |l - mean l|"},
+        OBJECTIVE,
+        "Between a completion and the mean of its group.",
+        low=0.0,
+    ),
+)
+
 _RATIOS = (
     Spec(
         "Importance ratio",
@@ -222,4 +248,4 @@ _SUPERVISED = (
     ),
 )
 
-SPECS = (*_SHARED, *_GVPO, *_RATIOS, *_PAIRS, *_SUPERVISED)
+SPECS = (*_SHARED, *_GVPO, *_DISTILL, *_RATIOS, *_PAIRS, *_SUPERVISED)

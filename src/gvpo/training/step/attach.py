@@ -45,6 +45,17 @@ def recorded(batch: Batch) -> list[TrainingGroup]:
     ]
 
 
+def attach_extra(batch: Batch, name: str, scores: Sequence[TokenLogprobs]) -> list[TrainingGroup]:
+    """Put log-probs into the extras of each completion, in order, as the input `name` of the objective."""
+    remaining = iter(scores)
+    return [
+        _replaced(
+            entry, [{"extras": {**row.extras, name: next(remaining).logprobs}} for row in entry.group.completions]
+        )
+        for entry in batch
+    ]
+
+
 def detach(batch: Batch, names: Sequence[str]) -> list[TrainingGroup]:
     """Remove log-probs, so that an update recognizes that it is on-policy."""
     return [_replaced(entry, [dict.fromkeys(names)] * len(entry.group.completions)) for entry in batch]
