@@ -36,6 +36,13 @@ def test_the_order_depends_only_on_seed_and_step():
     assert one.at(9) != ShuffledOrder(range(50), per_step=7, seed=4).at(9)
 
 
+def test_steps_are_slices_of_one_stream():
+    order = ShuffledOrder(range(5), per_step=3, seed=0)
+    assert order.draw(4, 8) == drawn(order, range(1, 5))[4:]
+    assert order.draw(order.position(3), 3) == order.at(3)
+    assert order.draw(7, 0) == []
+
+
 def test_no_items_are_an_error():
     with pytest.raises(DataError, match="empty"):
         ShuffledOrder([], per_step=1, seed=0)

@@ -1,4 +1,4 @@
-"""The problems of each step, in a shuffled order that depends only on seed and step, so resuming needs no position."""
+"""The problems of a run as an endless stream in a shuffled order that depends only on the seed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ NOTHING = "there are no problems to train on; the dataset is empty"
 
 
 class ShuffledOrder(Generic[T]):
-    """An endless stream of epochs over `items`, each a new permutation; step s takes the s-th slice of `per_step`.
+    """An endless stream of epochs over `items`, each a new permutation. Positions count from 0.
+
+    Sources that read a file take the s-th slice of `per_step` items in step s. The live source keeps a position.
 
     Args:
         items: Items to choose from, at least one.
@@ -29,13 +31,20 @@ class ShuffledOrder(Generic[T]):
     def __init__(self, items: Sequence[T], per_step: int, seed: int) -> None:
         if not items:
             raise DataError(NOTHING)
-        self._items, self._per_step, self._seed = items, per_step, seed
+        self._items, self.per_step, self._seed = items, per_step, seed
         self._known: tuple[int, np.ndarray] = (-1, np.empty(0))  # the most recent epoch
 
     def at(self, step: int) -> list[T]:
-        """Return the items of step `step`, counted from 1."""
-        first = (step - 1) * self._per_step
-        return [self._item(position) for position in range(first, first + self._per_step)]
+        """Return the items of step `step`, counted from 1, if each step takes `per_step`."""
+        return self.draw(self.position(step), self.per_step)
+
+    def position(self, step: int) -> int:
+        """Return the position of the first item of a step, if each step takes `per_step`."""
+        return (step - 1) * self.per_step
+
+    def draw(self, first: int, count: int) -> list[T]:
+        """Return `count` items from position `first` on."""
+        return [self._item(position) for position in range(first, first + count)]
 
     def _item(self, position: int) -> T:
         epoch, offset = divmod(position, len(self._items))

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -22,15 +22,8 @@ from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
-from gvpo.rollout.offline import Records, offline_groups
-from gvpo.rollout.order import ShuffledOrder
-from gvpo.rollout.rewards import NoRewards, reward_pool
-from gvpo.rollout.sources.base import Source, StatelessSource
-from gvpo.rollout.sources.demonstrations import DemonstrationSource
-from gvpo.rollout.sources.live import LiveSource
-from gvpo.rollout.sources.offline import OfflineSource
-from gvpo.rollout.sources.preferences import PreferenceSource
-from gvpo.rollout.sources.sampled_once import SampledOnceSource
+from gvpo.rollout.rewards import reward_pool
+from gvpo.rollout.sources.base import Source
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
@@ -38,12 +31,13 @@ from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, resto
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
 from gvpo.training.checks import check_old_logprobs, overlap
-from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
+from gvpo.training.inputs import Policy, RunInputs, TrainingData
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import policy_name, score_under_start
 from gvpo.training.session.evaluator import EvalInputs, Evaluator
 from gvpo.training.signals import StopRequests
+from gvpo.training.sources import make_source
 from gvpo.training.step.teacher import load_teacher
 from gvpo.training.trackers import Trackers
 from gvpo.types import Group
@@ -138,7 +132,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        source = _source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
+        source = make_source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
         stack.callback(source.close)
         state = restore(run, learner, source, config) if resume else TrainerState()
         ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
@@ -249,40 +243,6 @@ def _under_start(
         scored = zip(data.compared, score(data.groups, "train"), strict=True)
         data = dataclasses.replace(data, compared=[each.with_rows(group) for each, group in scored])
     return data, score(inputs.held_groups, "held-out")
-
-
-def _source(
-    inputs: RunInputs, policy: Policy, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool
-) -> Source:
-    config = inputs.settings
-    if not inputs.plan.samples:
-        return _stored_source(config, data)
-    scorer: Any = NoRewards() if pool is None else pool
-    order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
-    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed)
-    if inputs.plan.source == "live":
-        return live
-    return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
-
-
-def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:
-    """Return a function that makes a source from groups that were sampled once."""
-
-    def read(records: Records) -> StatelessSource:
-        groups = offline_groups(inputs.settings, inputs.tokenizer, policy.model, records, source="live")
-        return _stored_source(inputs.settings, logged_data(inputs.plan, groups, policy.model))
-
-    return read
-
-
-def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
-    """Return the source for data that is complete before training."""
-    per_step, seed = config.prompts_per_step, config.seed
-    if data.written:
-        return DemonstrationSource(ShuffledOrder(data.written, per_step, seed))
-    if data.compared:
-        return PreferenceSource(data.compared, per_step, seed, softmax=config.chosen_by == "softmax")
-    return OfflineSource(ShuffledOrder(data.logged, per_step, seed))
 
 
 def judge_of(inputs: RunInputs) -> str | None:

@@ -48,7 +48,7 @@ class WanderingSource(LiveSource):
 
 @pytest.fixture(autouse=True)
 def wandering(monkeypatch: pytest.MonkeyPatch) -> type[WanderingSource]:
-    monkeypatch.setattr("gvpo.training.build.LiveSource", WanderingSource)
+    monkeypatch.setattr("gvpo.training.sources.LiveSource", WanderingSource)
     monkeypatch.setattr(WanderingSource, "stop_at", None)
     monkeypatch.setattr(WanderingSource, "calls", [])
     return WanderingSource
@@ -95,14 +95,21 @@ def test_a_source_is_closed_after_an_error(
     assert [call for call, _ in wandering.calls] == ["rollout", "commit", "close"]
 
 
-def test_a_source_without_a_state_stores_none_and_rejects_another_sources_state(
+def test_a_live_run_stores_its_position_and_rejects_another_sources_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run(tmp_path / "stateful")
-    assert torch.load(tmp_path / "stateful/checkpoints/step-000005/trainer/source.pt", weights_only=True)["place"] > 9
-    monkeypatch.setattr("gvpo.training.build.LiveSource", LiveSource)
+    stored = "checkpoints/step-000005/trainer/source.pt"
+    run(tmp_path / "other")
+    assert torch.load(tmp_path / "other" / stored, weights_only=True)["place"] > 9
+    monkeypatch.setattr("gvpo.training.sources.LiveSource", LiveSource)
     with pytest.raises(CheckpointError, match="the state of another source of groups than LiveSource"):
-        run(tmp_path / "stateful", resume=True)
-    run(tmp_path / "stateless")
-    assert [file.name for file in tmp_path.glob("*/checkpoints/*/trainer/source.pt")] == ["source.pt"] * 2
-    assert list((tmp_path / "stateless").rglob("source.pt")) == []
+        run(tmp_path / "other", resume=True)
+    run(tmp_path / "live")
+    assert torch.load(tmp_path / "live" / stored, weights_only=True) == {"position": 5 * 4}
+
+
+def test_a_source_without_a_state_stores_none(tmp_path: Path):
+    rows = [{"prompt": digit, "completion": digit} for digit in "0123"]
+    trainer(tmp_path, data=rows, objective="sft", held=[], eval_problems=0, checkpoint_every=1).train()
+    assert [*tmp_path.rglob("optimizer.pt")] != []
+    assert [*tmp_path.rglob("source.pt")] == []

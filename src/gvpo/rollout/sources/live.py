@@ -12,7 +12,12 @@ from gvpo.sampling import Sampler, SamplingParams
 
 
 class LiveSource(StatelessSource):
-    """Groups sampled from the live policy and scored by the reward pool."""
+    """Groups sampled from the live policy and scored by the reward pool.
+
+    It takes problems from a stream, and its position in the stream is part of its state. Without a stored position (a
+    new run, or a checkpoint of an earlier version) it starts where a run is that takes `order.per_step` problems per
+    step.
+    """
 
     def __init__(
         self,
@@ -24,23 +29,40 @@ class LiveSource(StatelessSource):
         seed: int,
     ) -> None:
         self._order, self._sampler, self._params, self._rewards, self._seed = order, sampler, params, rewards, seed
+        self._position: int | None = None
+        self._next: int | None = None  # the position after the latest rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful rewards, which are all that steps leave behind."""
+        """Return the position in the stream of problems, and the states of the stateful rewards."""
         states = self._rewards.state_dict()
-        return {"rewards": states} if states else {}
+        position = {} if self._position is None else {"position": self._position}
+        return {**position, **({"rewards": states} if states else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give the stateful rewards their states back.
+        """Continue from the position, and give the stateful rewards their states back.
 
         Raises:
             CheckpointError: If the checkpoint was made with another source.
         """
-        super().load_state_dict({key: value for key, value in state.items() if key != "rewards"})
+        super().load_state_dict({key: value for key, value in state.items() if key not in ("position", "rewards")})
+        self._position = state.get("position")
         self._rewards.load_state_dict(state.get("rewards", {}))
 
-    def rollout(self, step: int) -> Rollout:
-        """Sample and score the problems of this step."""
-        items = self._order.at(step)
+    def rollout(self, step: int, groups: int | None = None, *, version: int | None = None) -> Rollout:
+        """Sample and score the next problems.
+
+        Args:
+            step: Number of the step, from 1, which determines the sampling noise.
+            groups: Number of groups; by default `order.per_step`.
+            version: Number of completed training steps of the policy; by default `step - 1`.
+        """
+        count = self._order.per_step if groups is None else groups
+        first = self._order.position(step) if self._position is None else self._position
+        self._next = first + count
+        items = self._order.draw(first, count)
         found = collect_shared(items, self._sampler, self._params, self._rewards, seed=self._seed, step=step)
-        return stamped(found, step - 1)
+        return stamped(found, step - 1 if version is None else version)
+
+    def commit(self, step: int) -> None:
+        """Move past the problems of the latest rollout."""
+        self._position = self._next

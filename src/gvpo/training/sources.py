@@ -1,0 +1,66 @@
+"""The source of a run's groups, composed from its settings.
+
+problems ──▶ LiveSource ──sampled once──▶ SampledOnceSource
+rows ──▶ DemonstrationSource, PreferenceSource, OfflineSource
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gvpo.config import TrainConfig
+from gvpo.rewards import RewardPool
+from gvpo.rollout.offline import Records, offline_groups
+from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.rewards import NoRewards
+from gvpo.rollout.sources.base import Source, StatelessSource
+from gvpo.rollout.sources.demonstrations import DemonstrationSource
+from gvpo.rollout.sources.live import LiveSource
+from gvpo.rollout.sources.offline import OfflineSource
+from gvpo.rollout.sources.preferences import PreferenceSource
+from gvpo.rollout.sources.sampled_once import SampledOnceSource
+from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
+
+
+def make_source(
+    inputs: RunInputs, policy: Policy, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool
+) -> Source:
+    """Return the source of the groups of each step.
+
+    Args:
+        inputs: Inputs of the run.
+        policy: The policy, which samples.
+        data: Training data, with the log-probs that are computed once.
+        pool: Pool of reward workers; None if there are no rewards.
+        file: File of groups that are sampled once.
+        resume: Whether the run is resumed, so that the file may exist.
+    """
+    config = inputs.settings
+    if not inputs.plan.samples:
+        return _stored_source(config, data)
+    scorer: Any = NoRewards() if pool is None else pool
+    order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
+    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed)
+    if inputs.plan.source == "live":
+        return live
+    return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
+
+
+def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:
+    """Return a function that makes a source from groups that were sampled once."""
+
+    def read(records: Records) -> StatelessSource:
+        groups = offline_groups(inputs.settings, inputs.tokenizer, policy.model, records, source="live")
+        return _stored_source(inputs.settings, logged_data(inputs.plan, groups, policy.model))
+
+    return read
+
+
+def _stored_source(config: TrainConfig, data: TrainingData) -> StatelessSource:
+    """Return the source for data that is complete before training."""
+    per_step, seed = config.prompts_per_step, config.seed
+    if data.written:
+        return DemonstrationSource(ShuffledOrder(data.written, per_step, seed))
+    if data.compared:
+        return PreferenceSource(data.compared, per_step, seed, softmax=config.chosen_by == "softmax")
+    return OfflineSource(ShuffledOrder(data.logged, per_step, seed))
