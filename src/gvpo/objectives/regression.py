@@ -45,13 +45,15 @@ def regression(
     anchor 0 the loss is `gvpo`'s. A group's rows then say nothing about a shift of all their log-probs; the anchor
     penalises that shift.
 
-    Its minimiser, for rows from any sampling distribution mu whose support covers pi':
-        - anchor 0: pi*, as for `gvpo`.
-        - V = V*: pi*, for every anchor. The k = 1 and anchor 1 of this is the regression of A*-PO and QRPO.
-        - V = mean reward (value=None): the maximum of  E[R] - beta KL(pi || pi') - beta c/2 chi2(pi || mu)  with
-          c = anchor (KL(mu || pi) - KL(mu || pi')) at that maximum. With pi' = mu this is a step of mirror descent that
-          is more cautious than pi*, and equals it in the limit of a small anchor. `pmd_mean` is the case of anchor 1.
-        - another V: another policy. The error of V reaches the probabilities, the more the larger the anchor.
+    Its minimiser, for many rows per group, from a sampling distribution mu whose support covers pi':
+        - anchor 0: pi*, as for `gvpo`, for every mu.
+        - V = V*: pi*, for every anchor and every mu. With k = 1 and anchor 1 it is the regression of A*-PO.
+        - V = mean reward (value=None): pi* on samples of the live policy. From pi' itself it is the maximum of
+          E[R] - beta KL(pi || pi') - beta c/2 chi2(pi || pi')  with c = anchor KL(pi' || pi) at that maximum: a step of
+          mirror descent that is more cautious than pi*, and equals it in the limit of a small anchor. From another mu
+          it depends on mu. `pmd_mean` is the case of anchor 1.
+        - another V: another policy, unless the rows are the live policy's.
+    Groups of k rows add anchor/k to the variance's weight, so that beta acts like beta (1 + anchor/k).
 
     Differs from the papers:
         - PMD's mean over k of the squares has (k - 1)/k of this variance; the gradient's direction is the same.
