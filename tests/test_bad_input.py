@@ -76,7 +76,7 @@ SETTINGS = {  # of base.toml: a randomly initialized model, ten rows, one reward
     "rewards.funcs=digits": "there is no reward 'digits'; choose one of addition_slip",
     "rewards.funcs=[1]": 'rewards.funcs.0=1: write text, "..."',
     "model.init=qwen2": "model.init='qwen2': write a table, { key = value }",
-    "objective.reference=last": "objective.reference='last': set auto, previous, initial, or every:N with N above 0",
+    "objective.reference=last": "objective.reference='last': set auto, previous, sampler, initial, or every:N",
     "sampling.temperature=0": "sampling.temperature=0: Input should be greater than 0",
     "sampling.top_p=1.5": "sampling.top_p=1.5: Input should be less than or equal to 1",
     "sampling.group_size=1": "rloo compares a prompt's completions: set sampling.group_size to 2 or more (it is 1)",

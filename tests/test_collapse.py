@@ -81,7 +81,7 @@ def test_the_warning_has_a_diagnosis_and_a_remedy():
 def test_the_warning_for_gvpo_names_the_optimum_the_reference_and_beta():
     text = collapse_warning(made([0.0, -5.0], **{"gvpo/logratio_mean": -14.04, "gvpo/logratio_optimum": -4.9}))
     assert "(all rows to the reference: -14.0 nats, at GVPO's optimum -4.9)" in text
-    assert "objective.reference='previous'" in text
+    assert "objective.reference='sampler'" in text
     assert "objective.beta" in text
 
 

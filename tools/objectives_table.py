@@ -37,15 +37,22 @@ def filled(page: Path) -> str:
 
 def _defaults() -> Iterator[str]:
     """Yield the lines of the table of defaults."""
-    yield "| `objective.name` | Regime | `objective.reference` | `objective.beta` |"
-    yield "|---|---|---|---|"
+    yield "| `objective.name` | Regime | `objective.reference` | `objective.beta` | `objective.anchor` |"
+    yield "|---|---|---|---|---|"
     for name, regimes in DEFAULTS.items():
         for regime, default in regimes.items():
-            yield f"| `{name}` | {regime} | `{default.reference}` | {default.beta} |"
+            yield f"| `{name}` | {regime} | `{default.reference}` | {default.beta} | {_anchor(name, default.anchor)} |"
     for name in taking("beta"):
         if name not in DEFAULTS:
-            yield f"| `{name}` | any | `{OTHERWISE.reference}` | {OBJECTIVES[name].keywords['beta']} |"
-    yield f"| others, with a KL penalty | any | `{OTHERWISE.reference}` | none |"
+            beta = OBJECTIVES[name].keywords["beta"]
+            yield f"| `{name}` | any | `{OTHERWISE.reference}` | {beta} | {_anchor(name, None)} |"
+    yield f"| others, with a KL penalty | any | `{OTHERWISE.reference}` | none | none |"
+
+
+def _anchor(name: str, value: float | None) -> str:
+    """Return the default of `objective.anchor`: of a regime, else of the objective's function, if it has one."""
+    found = OBJECTIVES[name].keywords.get("anchor") if value is None else value
+    return "none" if found is None else f"{found:g}"
 
 
 def _rows(directory: Path) -> Iterator[str]:

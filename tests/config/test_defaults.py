@@ -21,7 +21,12 @@ def resolved(settings: dict[str, Any], given: Given = MODEL) -> tuple[str, float
     [
         ({}, MODEL, ("initial", 0.1)),
         ({"groups_per_update": 16}, MODEL, ("initial", 0.1)),
-        *((several, MODEL, ("previous", 0.3)) for several in SEVERAL),
+        *((several, MODEL, ("sampler", 0.3)) for several in SEVERAL),
+        ({"rollout_staleness": 4}, MODEL, ("sampler", 0.3)),
+        ({"rollout_reuse": 2}, MODEL, ("sampler", 0.3)),
+        ({"rollout_reuse": 2, "passes": 2}, MODEL, ("sampler", 0.3)),
+        ({"rollout_history": 2}, MODEL, ("initial", 0.1)),
+        ({"rollout_history": 2, "rollout_reuse": 2, "passes": 2}, MODEL, ("initial", 0.1)),
         ({"groups_data": "g.jsonl"}, MODEL, ("initial", 0.2)),
         ({"groups_data": "g.jsonl", "passes": 3}, MODEL, ("initial", 0.2)),
         ({"sample_groups": 40}, MODEL, ("initial", 0.2)),
@@ -29,8 +34,9 @@ def resolved(settings: dict[str, Any], given: Given = MODEL) -> tuple[str, float
     ],
 )
 def test_the_regime_decides_gvpos_reference_and_beta(
-    settings: dict[str, Any], given: Given, expected: tuple[str, float]
+    settings: dict[str, Any], given: Given, expected: tuple[str, float], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
     assert resolved(settings, given) == expected
 
 
@@ -55,7 +61,7 @@ def test_other_objectives_have_their_own_defaults(
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"passes": 2, "beta": 0.7}, ("previous", 0.7)),
+        ({"passes": 2, "beta": 0.7}, ("sampler", 0.7)),
         ({"passes": 2, "reference": "every:3"}, ("every:3", 0.3)),
         ({"reference": "previous", "beta": 0.1}, ("previous", 0.1)),
     ],
@@ -68,7 +74,7 @@ def test_what_is_set_is_kept(settings: dict[str, Any], expected: tuple[str, floa
     ("settings", "line"),
     [
         ({}, "reference initial, beta 0.1 (one update per rollout; `gvpo docs objectives`)"),
-        ({"passes": 2}, "reference previous, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"),
+        ({"passes": 2}, "reference sampler, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"),
         ({"beta": 0.5, "sample_groups": 9}, "reference initial (logged or frozen groups; `gvpo docs objectives`)"),
         ({"reference": "initial"}, "beta 0.1 (one update per rollout; `gvpo docs objectives`)"),
         ({"reference": "initial", "beta": 0.1}, None),
@@ -81,6 +87,20 @@ def test_what_is_set_is_kept(settings: dict[str, Any], expected: tuple[str, floa
 )
 def test_one_line_introduces_what_was_resolved(settings: dict[str, Any], line: str | None):
     assert resolve(TrainConfig(**settings), MODEL).introduction == line
+
+
+@pytest.mark.parametrize("settings", [{"passes": 5}, {"passes": 3, "groups_per_update": 8}])
+def test_many_updates_on_a_rollout_with_a_small_beta_are_doubted(settings: dict[str, Any]):
+    (notice,) = resolve(TrainConfig(beta=0.1, **settings), MODEL).notices
+    assert "updates on the same rollout with objective.beta=0.1 often make all log-probs fall" in notice
+    assert not resolve(TrainConfig(**settings), MODEL).notices
+    assert not resolve(TrainConfig(beta=0.1, passes=4), MODEL).notices
+
+
+@pytest.mark.parametrize("reference", ["previous", "sampler"])
+def test_references_that_are_the_policy_itself_are_rloo_with_one_update(reference: str):
+    (notice,) = resolve(TrainConfig(reference=reference), MODEL).notices
+    assert f"GVPO with objective.reference={reference!r} and one update per rollout is beta times RLOO" in notice
 
 
 def test_gvpo_without_settings_is_not_rloo():

@@ -194,9 +194,17 @@ def test_a_run_of_an_earlier_version_resumes_with_the_log_probs_of_the_step(
 def test_the_reference_is_the_initial_policy_and_previous_is_rejected(tmp_path: Path):
     assert offline(tmp_path / "a").config.reference == "initial"
     assert offline(tmp_path / "b", reference="every:5").config.reference == "every:5"
-    assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "previous"
+    assert trainer(tmp_path / "c", reference="auto", groups_per_update=2).config.reference == "sampler"
     with pytest.raises(ConfigError, match="offline training does not sample"):
         offline(tmp_path / "d", reference="previous")
+    with pytest.raises(ConfigError, match="no policy of the run sampled logged groups"):
+        offline(tmp_path / "e", reference="sampler")
+
+
+def test_the_sampler_of_groups_that_are_sampled_once_is_the_initial_policy(tmp_path: Path):
+    for name in ("initial", "sampler"):
+        trainer(tmp_path / name, **{**ONCE, "reference": name}).train()
+    assert lines(tmp_path / "initial") == lines(tmp_path / "sampler")
 
 
 def test_gvpo_warns_that_a_file_never_covers_the_reference(tmp_path: Path):

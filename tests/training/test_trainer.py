@@ -275,11 +275,11 @@ def test_errors_are_one_line_that_says_what_to_do(
 
 def test_a_run_prints_and_stores_what_it_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     chosen = {"reference": "auto", "groups_per_update": 2, "steps": 1}
-    line = "gvpo: reference previous, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"
+    line = "gvpo: reference sampler, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"
     trainer(tmp_path / "a", **chosen).train()
     assert capsys.readouterr().err.count(line) == 1
     stored = json.loads((tmp_path / "a/config.json").read_text())["objective"]
-    assert (stored["reference"], stored["beta"]) == ("previous", 0.3)
+    assert (stored["reference"], stored["beta"]) == ("sampler", 0.3)
     trainer(tmp_path / "a", **chosen).train(resume=True)
     assert line not in capsys.readouterr().err
 

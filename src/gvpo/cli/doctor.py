@@ -46,7 +46,7 @@ READS = {
     "sampling.group_size": "",
     "sampling.max_tokens": "",
     "sampling.tokens_per_batch": "the largest that fits",
-    "objective.reference": "initial, or previous with several updates per rollout, as for gvpo",
+    "objective.reference": "initial, or sampler with several updates per rollout, as for gvpo",
     "train.steps": "",
     "train.prompts_per_step": "",
     "train.groups_per_update": "",

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gvpo.config import OBJECTIVES, TrainConfig
 from gvpo.config.defaults import find_default
+from gvpo.config.settings import OWN_REFERENCES
 from gvpo.model_directories import model_in
 from gvpo.planning import (
     Architecture,
@@ -66,7 +67,7 @@ def workload_of(given: Mapping[str, Any], model: Architecture, device: Device) -
         **{
             **kept,
             "half": _is_half(given.get("compute_dtype", AUTO), model, device),
-            "reference": _reference(given) != "previous",
+            "reference": _reference(given) not in OWN_REFERENCES,
             "checkpointing": given.get("gradient_checkpointing", False),
             "narrow_base": given.get("lora_base_dtype") == "bfloat16",
         }

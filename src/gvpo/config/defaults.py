@@ -1,4 +1,4 @@
-"""The defaults of `objective.reference` and `objective.beta`: one table, by objective and by regime.
+"""The defaults of `objective.reference`, `beta` and `anchor`: one table, by objective and by regime.
 
 `rollout.old_logprobs` is resolved here too, by whether rows may be older than the policy that is trained.
 
@@ -13,13 +13,22 @@ from typing import Any, Literal
 from gvpo.config.objectives import ObjectiveSpec
 from gvpo.config.settings import TrainConfig, updates_per_step
 
-Regime = Literal["one update per rollout", "several updates per rollout", "logged or frozen groups"]
+Regime = Literal[
+    "one update per rollout",
+    "several updates per rollout",
+    "stale or reused groups",
+    "mixed groups",
+    "logged or frozen groups",
+]
 ONE: Regime = "one update per rollout"
 SEVERAL: Regime = "several updates per rollout"
+OLDER: Regime = "stale or reused groups"
+MIXED: Regime = "mixed groups"
 FROZEN: Regime = "logged or frozen groups"
 AUTOMATIC = {
     "reference": "objective.reference",
     "beta": "objective.beta",
+    "anchor": "objective.anchor",
     "rollout_old_logprobs": "rollout.old_logprobs",
     "is_cap": "objective.is_cap",
 }
@@ -33,16 +42,20 @@ class Default:
     Args:
         reference: Value of `objective.reference`.
         beta: Value of `objective.beta`; None is the default of the objective's function.
+        anchor: Value of `objective.anchor`; None is the default of the objective's function.
     """
 
     reference: str
     beta: float | None = None
+    anchor: float | None = None
 
 
 DEFAULTS: dict[str, dict[Regime, Default]] = {
     "gvpo": {
         ONE: Default("initial", 0.1),
-        SEVERAL: Default("previous", 0.3),
+        SEVERAL: Default("sampler", 0.3),
+        OLDER: Default("sampler", 0.3),
+        MIXED: Default("initial", 0.1),
         FROZEN: Default("initial", 0.2),
     }
 }
@@ -55,13 +68,21 @@ def regime(config: TrainConfig, source: str) -> Regime:
     """Return the regime of settings whose groups come from `source`."""
     if source in ("logged", "sampled once"):
         return FROZEN
+    if _given(config) > 0:
+        return MIXED
+    if config.rollout_staleness > 0 or config.rollout_reuse > 1:
+        return OLDER
     return ONE if updates_per_step(config) == 1 else SEVERAL
+
+
+def _given(config: TrainConfig) -> int:
+    """Return the number of rows per group that are not sampled live."""
+    return config.rollout_history + config.rollout_logged + config.rollout_expert
 
 
 def rows_may_be_old(config: TrainConfig, source: str) -> bool:
     """Return whether a step may train on rows that the policy did not sample in that step."""
-    given = config.rollout_history + config.rollout_logged + config.rollout_expert
-    return source in ("logged", "sampled once") or config.rollout_staleness > 0 or config.rollout_reuse > 1 or given > 0
+    return regime(config, source) in (OLDER, MIXED, FROZEN)
 
 
 IS_CAP = 2.0
@@ -83,7 +104,7 @@ def find_old_logprobs(config: TrainConfig, objective: ObjectiveSpec, source: str
 
 
 def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> Default:
-    """Return reference and beta for settings that leave them open.
+    """Return reference, beta and anchor for settings that leave them open.
 
     A KL penalty in the rewards is measured between the start of the step and the reference. It is always 0 if both are
     the same policy, so its reference is the initial one.
@@ -93,11 +114,20 @@ def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> 
     return dataclasses.replace(found, reference=reference, beta=found.beta or objective.keywords.get("beta"))
 
 
+def same_reference(reference: str, source: str) -> str:
+    """Return the name under which the log-probs of a reference are found, for groups that come from `source`.
+
+    The policy that sampled groups once, before the first step, is the initial one.
+    """
+    return "initial" if reference == "sampler" and source == "sampled once" else reference
+
+
 def left_open(config: TrainConfig, objective: ObjectiveSpec) -> tuple[str, ...]:
     """Return the settings that have to be resolved, of those that the objective has."""
     is_open = {
         "reference": config.reference == "auto",
         "beta": objective.takes("beta") and config.beta is None,
+        "anchor": objective.takes("anchor") and config.anchor is None,
         "rollout_old_logprobs": config.rollout_old_logprobs == "auto",
         "is_cap": objective.takes("is_cap") and config.is_cap is None,
     }

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from gvpo.config.defaults import AUTOMATIC, find_default, find_old_logprobs, left_open, regime, rows_may_be_old
+from gvpo.config.defaults import (
+    AUTOMATIC,
+    find_default,
+    find_old_logprobs,
+    left_open,
+    regime,
+    rows_may_be_old,
+    same_reference,
+)
 from gvpo.config.given_objective import name_of, spec_of
 from gvpo.config.objectives import ObjectiveSpec, find_objective
 from gvpo.config.rules import doubtful, impossible
@@ -140,6 +148,7 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
     default, automatic = find_default(named, objective, source), left_open(config, objective)
     found = {**dataclasses.asdict(default), **find_old_logprobs(config, objective, source)}
     settings = named.replace(**{name: found[name] for name in automatic})
+    settings = settings.replace(reference=same_reference(settings.reference, source))
     plan = RunPlan(
         settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic
     )

@@ -26,6 +26,7 @@ def impossible_sources(plan: "RunPlan") -> Broken:
         default = TrainConfig.model_fields[FIELDS[key]].default
         yield getattr(c, FIELDS[key]) != default, f"{key} is not implemented yet; remove it"
     yield from _mixture(plan)
+    yield from _previous(plan)
     yield from _old_logprobs(plan)
 
 
@@ -66,6 +67,11 @@ def _mixture(plan: "RunPlan") -> Broken:
         f"{names}; set it to 'initial' or 'every:N'",
     )
     yield (
+        bool(mixed) and plan.reads_reference and c.reference == "sampler",
+        f"objective.reference='sampler' needs groups that one policy of the run sampled, and {names} mixes them; set "
+        "it to 'initial' or 'every:N'",
+    )
+    yield (
         bool(mixed) and c.costs is not None,
         f"objective.costs needs rates of the policy's own samples, which the rows of {names} would change; remove one",
     )
@@ -77,6 +83,17 @@ def _companions(c: TrainConfig) -> Broken:
         yield (
             getattr(c, f"rollout_{source}") > 0 and getattr(c, f"rollout_{key}") is None,
             f"rollout.{source} needs rollout.{key}, which is not set",
+        )
+
+
+def _previous(plan: "RunPlan") -> Broken:
+    """Yield the rule about groups of older policies, whose log-ratios to the start of the step would all be 0."""
+    c = plan.settings
+    for key, older in (("staleness", c.rollout_staleness > 0), ("reuse", c.rollout_reuse > 1)):
+        yield (
+            older and plan.reads_reference and c.reference == "previous",
+            f"objective.reference='previous' is the policy at the start of the step, which did not sample the groups "
+            f"of rollout.{key}, so log-ratios to it say nothing about them; set it to 'sampler'",
         )
 
 

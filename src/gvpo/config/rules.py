@@ -7,9 +7,10 @@ settings; each message contains the keys and a remedy.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gvpo.config.defaults import rows_may_be_old
 from gvpo.config.objectives import INPUT_OF, learning_from, taking
 from gvpo.config.rollout_rules import impossible_sources
-from gvpo.config.settings import OBJECTIVE_KEYWORDS, TrainConfig, updates_per_step
+from gvpo.config.settings import OBJECTIVE_KEYWORDS, OWN_REFERENCES, TrainConfig, updates_per_step
 
 if TYPE_CHECKING:
     from gvpo.config.plan import Given, RunPlan
@@ -19,6 +20,9 @@ EXAMPLES = {
     "costs": "for example { name_of_a_reward = 0.1 }",
     "teacher": "the path or Hub ID of a model with the same tokens",
 }
+
+MOST_UPDATES, WEAK_BETA = 4, 0.1
+"""Number of updates on a rollout above which, and largest beta at which, the log-probs of all rows often fell."""
 
 Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
@@ -98,6 +102,11 @@ def _sources(plan: "RunPlan", given: "Given") -> Broken:
         offline and c.reference == "previous",
         "objective.reference='previous' is the policy that samples, but offline training does not sample; set it to "
         "'initial' or 'every:N'",
+    )
+    yield (
+        plan.source == "logged" and c.reference == "sampler",
+        "objective.reference='sampler' is the policy that sampled a group, but no policy of the run sampled logged "
+        "groups; set it to 'initial' or 'every:N'",
     )
     yield (
         offline and c.costs is not None,
@@ -186,9 +195,18 @@ def _lora(c: TrainConfig) -> Broken:
 def doubtful(plan: "RunPlan") -> Broken:
     """Yield a notice for settings that work but have an unexpected effect."""
     c, spec = plan.settings, plan.objective
+    own = c.reference in OWN_REFERENCES and not rows_may_be_old(c, plan.source)
+    updates = updates_per_step(c) * c.rollout_reuse
+    beta = float(spec.bound(c).get("beta", 1.0))
     yield (
-        spec.at_reference is not None and c.reference == "previous" and updates_per_step(c) == 1,
-        f"{c.objective.upper()} with objective.reference='previous' and one update per rollout is {spec.at_reference}; "
+        spec.needs_support and plan.source == "live" and updates > MOST_UPDATES and beta <= WEAK_BETA,
+        f"{updates} updates on the same rollout with objective.beta={beta} often make all log-probs fall; set "
+        "objective.beta=0.3 and objective.reference='sampler', or make fewer updates (`gvpo docs troubleshooting`)",
+    )
+    yield (
+        spec.at_reference is not None and own and updates_per_step(c) == 1,
+        f"{c.objective.upper()} with objective.reference={c.reference!r} and one update per rollout is "
+        f"{spec.at_reference}; "
         "set reference='initial' or 'every:N', or train.groups_per_update below train.prompts_per_step",
     )
     yield (
@@ -197,9 +215,9 @@ def doubtful(plan: "RunPlan") -> Broken:
         "trained rows of a group, so log Z(x) does not cancel; 'drop' keeps the sum at 0 (`gvpo docs data`)",
     )
     yield (
-        c.kl_in_reward > 0 and c.reference == "previous",
-        "objective.kl_in_reward with reference='previous' changes nothing: its log-probs are computed with the policy "
-        "before the step, which is the reference; set reference='initial' or 'every:N'",
+        c.kl_in_reward > 0 and own,
+        f"objective.kl_in_reward with reference={c.reference!r} changes nothing: its log-probs are computed with the "
+        "policy before the step, which is the reference; set reference='initial' or 'every:N'",
     )
     yield (
         spec.needs_support and plan.source != "live" and plan.source != "written",

@@ -254,15 +254,15 @@ class ObjectiveConfig(Section):
     )
     reference: str = Field(
         default="auto",
-        pattern=r"^(auto|previous|initial|every:[1-9]\d*)$",
-        description="Reference policy: previous (the policy at the start of the step), initial (at the start of the "
-        "run), every:N (refreshed every N steps); auto: previous for GVPO on live samples with several updates per "
-        "rollout, otherwise initial",
+        pattern=r"^(auto|previous|sampler|initial|every:[1-9]\d*)$",
+        description="Reference policy: previous (the policy at the start of the step), sampler (the policy that "
+        "sampled the group), initial (at the start of the run), every:N (refreshed every N steps); auto: sampler for "
+        "GVPO with several updates per rollout, or with stale or reused groups, otherwise initial",
     )
     beta: float | None = _keyword(
         "beta",
-        "Strength of the pull to the reference policy, in reward per nat; the default of gvpo depends on the number of "
-        "updates per rollout",
+        "Strength of the pull to the reference policy, in reward per nat; the default of gvpo depends on where "
+        "its groups come from, and on the number of updates per rollout",
         gt=0,
     )
     variance_weight: float | None = _keyword("variance_weight", "Weight of the variance term, for ablations")

@@ -41,6 +41,10 @@ OBJECTIVE_KEYWORDS = tuple(
 )
 """Settings of an objective; `gvpo.config.objectives` lists the objectives that accept each."""
 
+OWN_REFERENCES = ("previous", "sampler")
+"""References that are the policy itself at an earlier time, whose log-probs a step computes anyway or the rows carry.
+No copy of the policy is stored for them."""
+
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
 
@@ -150,7 +154,7 @@ _WANTED = {
     "dict_type": "write a table, { key = value }",
     "string_type": 'write text, "..."',
     "finite_number": "set a finite number",
-    "objective.reference": "set auto, previous, initial, or every:N with N above 0",
+    "objective.reference": "set auto, previous, sampler, initial, or every:N with N above 0",
     "train.tokens_per_microbatch": "set a number of tokens, 1 or more, or auto",
 }
 """Messages that replace those of pydantic, by kind of error or by key."""

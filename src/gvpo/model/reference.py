@@ -3,6 +3,7 @@
 initial    stored once, never refreshed
 every:N    refreshed in place every N steps
 previous   not stored: the policy's own log-probs before the first update of a step
+sampler    not stored: the same for live groups; stale and reused groups carry the log-probs of their sampler
 
 The reference stores a frozen copy of the model. For a model with a LoRA adapter it stores only the adapter, or nothing.
 """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo import activity
 from gvpo.config import TrainConfig, updates_per_step
+from gvpo.config.settings import OWN_REFERENCES
 from gvpo.errors import TrainingError
 from gvpo.model.reference import Reference, make_reference
 from gvpo.rollout.usable import TrainingGroup
@@ -106,7 +107,7 @@ class Learner:
         self.constraints = Constraints.of(config)
         self._makes_reference = objective.needs_reference and not reference_given
         self._old_given = objective.needs_old and config.rollout_old_logprobs == "sampler"
-        stored = self._makes_reference and config.reference != "previous"
+        stored = self._makes_reference and config.reference not in OWN_REFERENCES
         known_paths(model)  # the reference shares it
         self.reference = make_reference(model) if stored else None
         if config.sharding == "full":
@@ -128,7 +129,7 @@ class Learner:
         groups = recorded(groups) if self._old_given else groups
         size = self.config.groups_per_update or max(1, len(groups))
         batches = [list(groups[i : i + size]) for i in range(0, len(groups), size)]
-        plan = self._plan(step, self.config.passes * len(batches))
+        plan = self._plan(groups, step, self.config.passes * len(batches))
         if plan.refresh and self.reference is not None:
             self.reference.refresh(self.model)
         if not groups:
@@ -219,10 +220,12 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
         return min(ranks.gather(found), key=lambda each: each.tokens)
 
-    def _plan(self, step: int, updates: int) -> StepPlan:
+    def _plan(self, groups: Sequence[TrainingGroup], step: int, updates: int) -> StepPlan:
+        """Return the passes of a step. Rows that carry the log-probs of the policy that sampled them need none."""
+        carried = self.config.reference == "sampler" and _carry_reference(groups)
         return plan_step(
             reads_old=self.objective.needs_old,
-            reads_reference=self._makes_reference,
+            reads_reference=self._makes_reference and not carried,
             reference=self.config.reference,
             step=step,
             updates=updates,
@@ -320,6 +323,10 @@ class Learner:
                 f"loss or gradient was not finite in {MAX_NON_FINITE} updates in a row; lower train.learning_rate, "
                 "or look at the rewards and log-ratios of the last rollout file"
             )
+
+
+def _carry_reference(batch: Sequence[TrainingGroup]) -> bool:
+    return all(row.ref_logprobs is not None for entry in batch for row in entry.group.completions)
 
 
 def _plain(batch: Sequence[TrainingGroup]) -> list[Group]:

@@ -46,7 +46,7 @@ def test_the_facts_describe_the_run():
             system_prompt="a | b",
         )
     )
-    assert shown["Objective"] == "gvpo, beta 0.2, variance_weight 1.0, covariance_weight 1.0"
+    assert shown["Objective"] == "gvpo, beta 0.2, variance_weight 1.0, covariance_weight 1.0, anchor 0.0"
     assert shown["Reference"] == "policy refreshed every 5 steps"
     assert shown["Started from"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert shown["Training data"] == "task gsm8k"

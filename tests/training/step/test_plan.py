@@ -17,7 +17,7 @@ CASES: list[dict[str, Any]] = [
     for values in product(
         (False, True),
         (False, True),
-        ("initial", "previous", "every:1", "every:2", "every:3"),
+        ("initial", "previous", "sampler", "every:1", "every:2", "every:3"),
         range(1, 8),
         (1, 2, 6),
         (False, True),
@@ -79,7 +79,7 @@ def test_the_start_pass_agrees_with_the_second_table(penalised: bool):
         is_start, old = "ref_logprobs" in plan.start_logprobs, case["reads_old"] and not case["old_given"]
         rewards = penalised and (is_start or not case["old_given"])
         read = old or case["watches_experts"] or is_start or rewards
-        stored = case["reads_reference"] and case["reference"] != "previous"
+        stored = case["reads_reference"] and case["reference"] not in ("previous", "sampler")
         updates = "one" if case["updates"] == 1 else "several"
         expected = printed(START, (YES[rewards], YES[read], updates, YES[stored]))
         assert [words[plan.start_pass], YES[plan.late]] == expected, case

@@ -99,7 +99,11 @@ def _adapter(adapter: Adapter) -> str:
 
 
 def _reference(config: TrainConfig) -> str:
-    names = {"previous": "policy at the start of each step", "initial": "policy at the start of the run"}
+    names = {
+        "previous": "policy at the start of each step",
+        "sampler": "policy that sampled each group",
+        "initial": "policy at the start of the run",
+    }
     return names.get(config.reference) or f"policy refreshed {config.reference.replace(':', ' ')} steps"
 
 

@@ -11,6 +11,8 @@ and `tests/training/step/test_plan.py` compares every row of them with this modu
 from dataclasses import dataclass
 from typing import Literal
 
+from gvpo.config.settings import OWN_REFERENCES
+
 Batches = Literal["none", "later", "all"]
 """Optimizer batches of a step: none of them, all but the first, or all."""
 
@@ -50,14 +52,15 @@ def plan_step(
     Args:
         reads_old: Whether the objective reads `old_logprobs`.
         reads_reference: Whether the objective or the penalty reads `ref_logprobs` and the groups do not contain them.
-        reference: One of "initial", "previous" or "every:N".
+        reference: One of "initial", "previous", "sampler" or "every:N". The policy that sampled rows without reference
+            log-probs is the start policy.
         step: Number of the step, from 1.
         updates: Number of updates of the step.
         watches_experts: Whether later updates use the experts that the start policy chose.
         penalised: Whether `kl_in_reward` changes the rewards by the old log-probs, before the first update.
         old_given: Whether the rows carry their `old_logprobs`.
     """
-    stored = reads_reference and reference != "previous"
+    stored = reads_reference and reference not in OWN_REFERENCES
     due = step == 1 or _is_due(reference, step)
     is_start = reads_reference and (due or not stored)  # the reference of this step is the start policy
     needs_old = (reads_old or penalised) and not old_given
