@@ -63,6 +63,12 @@ def test_a_warning_at_the_step_whose_mean_is_too_low(name):
     assert collapse_warning(lines).startswith(f"step {step}: the best answers become less likely")
 
 
+def test_rows_of_a_file_in_live_groups_carry_no_information_about_a_fall():
+    far = made([-5.0, -5.0])
+    assert collapse_warning([{**line, "seconds/sampling": 1.0} for line in far]) != ""
+    assert collapse_warning([{**line, "seconds/sampling": 1.0, "rows/logged": 0.5} for line in far]) == ""
+
+
 def test_it_warns_once():
     watch = CollapseWatch()
     told = [watch.note(line) for line in made(FALLING)]

@@ -81,7 +81,7 @@ def _key(line: Mapping[str, Any]) -> str | None:
     below 0 from the start and carry no information, so those to the reference are used.
     """
     start = line.get(_SAMPLER)
-    is_logged = "seconds/sampling" not in line
+    is_logged = "seconds/sampling" not in line or line.get("rows/logged", 0) > 0
     if start is not None and not (is_logged and start < LOWEST):
         return _SAMPLER
     return _REFERENCE if is_logged and _REFERENCE in line else None

@@ -11,7 +11,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from gvpo.errors import ModelError
 from gvpo.objectives import ObjectiveOutput, gvpo, sft
 from gvpo.update.experts.routers import routers_of
-from gvpo.update.group_backward import group_backward
+from gvpo.update.group_backward import group_backward, score
 from tests.fakes import tiny_model
 from tests.naive import double_precision, gradients, random_groups, relative_error
 from tests.training import toy
@@ -106,10 +106,21 @@ def sparse(seed: int = 0) -> Any:
     return toy.model(seed, **SPARSE)
 
 
-@pytest.mark.parametrize("objective", ["grpo", "gspo", "gvpo"])
-def test_the_experts_of_the_steps_start_are_used_in_every_update(objective: str):
-    one = learner(sparse(), objective=objective, routing="replay", groups_per_update=1, passes=2, learning_rate=0.03)
-    learned = one.learn(training(toy.groups(policy=one.model)), 1)
+OLDER = {"objective": "grpo", "rollout_old_logprobs": "sampler"}
+"""Settings with which rows of an older policy are compared with it, while the experts are the current policy's."""
+
+
+@pytest.mark.parametrize("settings", [{"objective": "grpo"}, {"objective": "gspo"}, {"objective": "gvpo"}, OLDER])
+def test_the_experts_of_the_steps_start_are_used_in_every_update(settings: dict[str, Any]):
+    one = learner(sparse(), **settings, routing="replay", groups_per_update=1, passes=2, learning_rate=0.03)
+    batch = toy.groups(policy=sparse(3) if settings is OLDER else one.model)
+    start = score(one.model, batch, routing="watch")
+    learned = one.learn(training(batch), 1)
+    rows = [row for update in learned.updates[:4] for entry in update.groups for row in entry.group.completions]
+    for row, expected in zip(rows, start, strict=True):
+        assert row.experts is not None
+        assert expected.experts is not None
+        assert torch.equal(row.experts.own, expected.experts.own)
     changed = [float(update.output.metrics["moe/changed"]) for update in learned.updates]
     assert changed[0] == 0.0
     assert max(changed) > 0.02
