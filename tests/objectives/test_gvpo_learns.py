@@ -32,9 +32,9 @@ def group_of(counts):
     }
 
 
-def minimise(policy, loss):
+def minimise(policy, loss, iterations=600):
     """To machine precision, by L-BFGS."""
-    optimizer = torch.optim.LBFGS([policy.logits], max_iter=600, tolerance_grad=1e-11, tolerance_change=1e-16,
+    optimizer = torch.optim.LBFGS([policy.logits], max_iter=iterations, tolerance_grad=1e-11, tolerance_change=1e-16,
                                   history_size=30, line_search_fn="strong_wolfe")  # fmt: skip
 
     def closure():

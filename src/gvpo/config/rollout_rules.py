@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
 
-DONE = ("rollout.old_logprobs",)
+DONE = (
+    "rollout.old_logprobs",
+    *("rollout.live", "rollout.history", "rollout.max_age", "rollout.capacity"),
+    *("rollout.logged", "rollout.logged_path"),
+    *("rollout.expert", "rollout.expert_url", "rollout.expert_model", "rollout.expert_api_key_env"),
+)
 PENDING: tuple[str, ...] = tuple(key for key in FIELDS if key.startswith("rollout.") and key not in DONE)
 """Settings that this version does not implement yet."""
 
@@ -74,6 +79,17 @@ def _mixture(plan: "RunPlan") -> Broken:
     yield (
         bool(mixed) and c.costs is not None,
         f"objective.costs needs rates of the policy's own samples, which the rows of {names} would change; remove one",
+    )
+
+
+def doubtful_sources(plan: "RunPlan") -> Broken:
+    """Yield a notice for sources that work but have an unexpected effect."""
+    c = plan.settings
+    total = c.rollout_history + c.rollout_logged + c.rollout_expert
+    yield (
+        0 < total == c.group_size,
+        "rollout.live is 0, so no completion of a group is sampled unless a source lacks one; tokens that the policy "
+        "begins to prefer are then never corrected, and history is never renewed; sample at least one live completion",
     )
 
 

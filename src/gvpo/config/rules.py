@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gvpo.config.defaults import rows_may_be_old
 from gvpo.config.objectives import INPUT_OF, learning_from, taking
-from gvpo.config.rollout_rules import impossible_sources
+from gvpo.config.rollout_rules import doubtful_sources, impossible_sources
 from gvpo.config.settings import OBJECTIVE_KEYWORDS, OWN_REFERENCES, TrainConfig, updates_per_step
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def doubtful(plan: "RunPlan") -> Broken:
         f"train.overlong_completions='mask' leaves {c.objective.upper()} with weights that do not sum to 0 over the "
         "trained rows of a group, so log Z(x) does not cancel; 'drop' keeps the sum at 0 (`gvpo docs data`)",
     )
+    yield from doubtful_sources(plan)
     yield (
         c.kl_in_reward > 0 and own,
         f"objective.kl_in_reward with reference={c.reference!r} changes nothing: its log-probs are computed with the "

@@ -52,7 +52,7 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not draws, _DRAWING, "nothing is sampled"
     yield not draws and not divides_by_length, ("sampling.max_tokens",), "nothing is sampled"
     yield not draws, ("rewards.",), "no completion is scored"
-    stored = plan.source != "live" or plan.compares or c.warm_start_steps > 0
+    stored = plan.source != "live" or plan.compares or c.warm_start_steps > 0 or c.rollout_logged > 0
     yield not stored, ("data.overlong_answers", "data.max_row_tokens"), "the data contain no answers"
     prompts = plan.source in ("live", "sampled once") or plan.evaluates
     yield not prompts, ("data.overlong_prompts",), "nothing is sampled"
@@ -60,6 +60,10 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
     yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
+    yield c.rollout_logged == 0, ("rollout.logged_path",), "rollout.logged is 0"
+    yield c.rollout_expert == 0, ("rollout.expert_",), "rollout.expert is 0"
+    kept = c.rollout_history > 0 or c.rollout_reuse > 1
+    yield not kept, ("rollout.max_age", "rollout.capacity"), "no completion is kept (rollout.history, rollout.reuse)"
     has_ratios = "old_logprobs" in plan.objective.needs
     yield not has_ratios, ("rollout.old_logprobs",), f"{c.objective} reads no old log-probs"
     recorded = c.rollout_old_logprobs == "sampler"

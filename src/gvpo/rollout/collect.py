@@ -15,6 +15,9 @@ from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.sampling import Request, Sampler, SamplingParams
 from gvpo.types import Completion, Group, Problem, Verdict
 
+WRITTEN = frozenset({"logged", "expert"})
+"""Sources of rows that no policy of the run sampled, so that they have no version."""
+
 
 @dataclass(frozen=True)
 class EncodedProblem:
@@ -125,7 +128,7 @@ def scored(
 
 
 def stamped(rollout: Rollout, version: int) -> Rollout:
-    """Return a rollout whose rows have a version; a version that the sampler set stays."""
+    """Return a rollout whose sampled rows have a version; a version that the sampler set stays."""
     groups = [
         dataclasses.replace(group, completions=[_stamped(row, version) for row in group.completions])
         for group in rollout.groups
@@ -134,7 +137,8 @@ def stamped(rollout: Rollout, version: int) -> Rollout:
 
 
 def _stamped(row: Completion, version: int) -> Completion:
-    return row if row.version is not None else dataclasses.replace(row, version=version)
+    is_known = row.version is not None or row.source in WRITTEN
+    return row if is_known else dataclasses.replace(row, version=version)
 
 
 def rescored(rollout: Rollout, rewards: RewardPool) -> Rollout:

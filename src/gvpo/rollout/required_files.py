@@ -36,6 +36,7 @@ def require_data(config: TrainConfig) -> None:
     Raises:
         DataError: If a file is missing; the message names it.
     """
-    for rows in (config.groups_data, config.eval_groups, config.train_data, config.eval_data):
+    given = config.rollout_logged_path if config.rollout_logged else None
+    for rows in (config.groups_data, config.eval_groups, config.train_data, config.eval_data, given):
         if rows is not None:
             require_file(rows)

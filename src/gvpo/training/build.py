@@ -47,7 +47,7 @@ from gvpo.update.precision import choose_dtype, is_half
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TRAINING, HELD_OUT = "set of training data", "set of held-out data"
+TRAINING, HELD_OUT, GIVEN = "set of training data", "set of held-out data", "set of logged completions"
 """Names of the data fingerprints."""
 REWARDS_LOG = "rewards.log"
 """File with the output of the reward functions."""
@@ -195,6 +195,8 @@ def _fingerprints(inputs: RunInputs, policy: Policy) -> dict[str, str]:
     """Return the fingerprints that identify the run, besides settings and weights; a resumed run must have the same."""
     held_out = fingerprint([*problem_rows(inputs.held_out), *answer_rows(inputs.held_groups)])
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
+    if inputs.data.given:
+        found[GIVEN] = fingerprint(answer_rows(logged.group for logged in inputs.data.given))
     if inputs.plan.samples or (inputs.held_out and inputs.rewards):
         found |= {f"reward {name!r}": identity(function) for name, function in inputs.rewards.items()}
     if not isinstance(inputs.plan.objective.function, str):

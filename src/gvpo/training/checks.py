@@ -23,6 +23,8 @@ from gvpo.rewards import RewardBatch, RewardFunc, check_ready
 from gvpo.rewards.base import RewardSignature
 from gvpo.rewards.pool.checks import require_columns
 from gvpo.rollout.collect import EncodedProblem
+from gvpo.rollout.given.checks import check_given_rows
+from gvpo.rollout.given.expert import expert_endpoint
 from gvpo.rollout.offline import check_temperature, require_logprobs
 from gvpo.rollout.order import NOTHING
 from gvpo.rollout.required_files import require_data
@@ -96,6 +98,8 @@ def check_surroundings(config: TrainConfig) -> None:
         DataError, ConfigError: If one of them cannot be used; the message names the file or the setting.
     """
     require_data(config)
+    if config.rollout_expert:
+        expert_endpoint(config)
     check_trackers(config)
     check_hub(config)
 
@@ -142,6 +146,8 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     if not inputs.data:
         raise DataError(NOTHING)
     check_temperature(inputs.settings, inputs.data.logged)
+    ratios, given = "old_logprobs" in inputs.plan.objective.needs, [logged.group for logged in inputs.data.given]
+    check_given_rows(inputs.settings, inputs.data.problems, given, ratios=ratios)
     return [
         *sampling_notices(inputs.plan, inputs.params),
         *overlap(inputs).notices(),

@@ -20,7 +20,7 @@ from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
 from gvpo.rollout.lengths import fitting_answers, fitting_prompts
 from gvpo.rollout.logged_groups import LoggedGroup
-from gvpo.rollout.offline import held_out_groups, offline_groups
+from gvpo.rollout.offline import held_out_groups, known_groups, offline_groups
 from gvpo.rollout.preferences import Comparison, comparisons, with_weak_negatives
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers, reward_functions
@@ -45,12 +45,14 @@ class TrainingData:
         written: Prompts with one written answer each.
         logged: Groups with their rewards.
         compared: Prompts with answers that are compared.
+        given: Logged groups whose completions are given rows of sampled groups (`rollout.logged`).
     """
 
     problems: Sequence[EncodedProblem] = ()
     written: Sequence[tuple[EncodedProblem, Completion]] = ()
     logged: Sequence[LoggedGroup] = ()
     compared: Sequence[Comparison] = ()
+    given: Sequence[LoggedGroup] = ()
 
     @property
     def groups(self) -> list[Group]:
@@ -191,10 +193,19 @@ def _training_data(
         return TrainingData(written=fitting_answers(config, model, tokenizer, written))
     if plan.samples:
         problems = encode(config, tokenizer, training_problems(config, given))
-        return TrainingData(problems=fitting_prompts(config, model, problems))
+        return TrainingData(fitting_prompts(config, model, problems), given=_given_groups(config, model, tokenizer))
     found = rows if rows is not None else read_rows(config, str(config.groups_data))
     found = found.first(config.train_problems)
     return logged_data(plan, offline_groups(config, tokenizer, model, found.items, source=found.name), model)
+
+
+def _given_groups(
+    config: TrainConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> Sequence[LoggedGroup]:
+    if config.rollout_logged == 0:
+        return ()
+    found = read_rows(config, str(config.rollout_logged_path), held_out=True)  # rewards are not needed
+    return known_groups(config, tokenizer, model, found.items, source=found.name, rewarded=False)
 
 
 def logged_data(plan: RunPlan, groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> TrainingData:

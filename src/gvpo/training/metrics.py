@@ -71,6 +71,7 @@ def step_metrics(
         **reward_metrics(rollout, judge),
         **_group_metrics(rollout, learned),
         **source_metrics(rollout, step),
+        **rollout.metrics,
         **_length_metrics(rollout),
         **_policy_metrics(trained.values(), truncated=truncated),
         **_update_metrics(learned.updates, exact=exact, truncated=truncated),

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.config import TrainConfig
+from gvpo.model.model import context_length
 from gvpo.rewards import RewardPool
+from gvpo.rollout.given.expert import ExpertRows, Reencoder, expert_endpoint
+from gvpo.rollout.given.history import History
+from gvpo.rollout.given.logged import LoggedRows
+from gvpo.rollout.given.mixture import Mixture, WrittenRows
 from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.problems import answer_ending
 from gvpo.rollout.rewards import NoRewards
 from gvpo.rollout.sources.base import Source, StatelessSource
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
@@ -40,10 +46,31 @@ def make_source(
         return _stored_source(config, data)
     scorer: Any = NoRewards() if pool is None else pool
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
-    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed)
+    mixture = _mixture(inputs, policy, data, file.parent, rewarded=pool is not None)
+    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed, mixture=mixture)
     if inputs.plan.source == "live":
         return live
     return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
+
+
+def _mixture(
+    inputs: RunInputs, policy: Policy, data: TrainingData, directory: Path, *, rewarded: bool
+) -> Mixture | None:
+    """Return the sources of given rows of each group; None if all rows are live."""
+    c, history = inputs.settings, None
+    written: list[WrittenRows] = []
+    if c.rollout_history:
+        bounds = {"max_age": c.rollout_max_age, "capacity": c.rollout_capacity}
+        history = History(c.rollout_history, **bounds, rewarded=inputs.plan.objective.needs_rewards)
+    if c.rollout_logged:
+        groups = [logged.group for logged in data.given]
+        written.append(LoggedRows(groups, c.rollout_logged, seed=c.seed))
+    if c.rollout_expert:
+        end = answer_ending(c, inputs.tokenizer, policy.model)
+        reencoder = Reencoder(inputs.tokenizer, end, c.max_tokens, context_length(policy.model))
+        templates = bool(inputs.tokenizer.chat_template)
+        written.append(ExpertRows(expert_endpoint(c), c, reencoder, directory, templates=templates))
+    return Mixture(history, written, rewarded=rewarded) if history is not None or written else None
 
 
 def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:

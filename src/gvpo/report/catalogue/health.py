@@ -61,6 +61,18 @@ SPECS = (
         at_least=2,
     ),
     Spec(
+        "Missing rows of the sources",
+        "completions per step",
+        {
+            "rows/history_missing": "history",
+            "rows/logged_missing": "logged",
+            "rows/expert_missing": "expert",
+        },
+        HEALTH,
+        "Completions that a source of the groups did not have, and that were sampled live instead.",
+        low=0.0,
+    ),
+    Spec(
         "Age of the completions",
         "steps",
         {"age/mean": "mean", "age/max": "oldest"},

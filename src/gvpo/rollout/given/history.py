@@ -8,7 +8,7 @@ from typing import Any
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.packed import ScoredRow, pack, unpack
 from gvpo.rollout.usable import is_usable
-from gvpo.types import Completion
+from gvpo.types import Completion, Verdict
 
 LIVE = "live"
 """Source of rows that the policy samples in a step."""
@@ -24,12 +24,15 @@ class History:
         max_age: Maximum age in steps of a completion that is used; None for no limit.
         capacity: Maximum number of completions of all prompts together, of which the oldest are dropped; None for no
             limit.
+        rewarded: Whether a completion needs a reward to be kept.
     """
 
     name = "history"
 
-    def __init__(self, per_group: int, *, max_age: int | None = None, capacity: int | None = None) -> None:
-        self.per_group, self._max_age, self._capacity = per_group, max_age, capacity
+    def __init__(
+        self, per_group: int, *, max_age: int | None = None, capacity: int | None = None, rewarded: bool = True
+    ) -> None:
+        self.per_group, self._max_age, self._capacity, self._rewarded = per_group, max_age, capacity, rewarded
         self._kept: dict[str, list[ScoredRow]] = {}
 
     def rows(self, items: Sequence[EncodedProblem], step: int) -> list[list[ScoredRow]]:
@@ -44,10 +47,10 @@ class History:
         ]
 
     def note(self, rollout: Rollout, step: int) -> None:
-        """Keep the live rows of step `step` that have a reward, and drop what is too old or too much after it."""
-        for problem, group, verdicts in zip(rollout.problems, rollout.groups, rollout.verdicts, strict=True):
+        """Keep the usable live rows of step `step`, and drop what is too old or too much after it."""
+        for problem, group, verdicts in zip(rollout.problems, rollout.groups, verdicts_of(rollout), strict=True):
             judged = zip(group.completions, verdicts, strict=True)
-            fresh = [(row, verdict) for row, verdict in judged if row.source == LIVE and is_usable(row)]
+            fresh = [each for each in judged if each[0].source == LIVE and is_usable(each[0], rewarded=self._rewarded)]
             known = sorted([*fresh, *self._kept.get(problem.id, [])], key=_newest_first)  # stable
             self._kept[problem.id] = known[: self.per_group]
         if self._max_age is not None:
@@ -81,6 +84,11 @@ class History:
         self._kept = {}
         for name, row in zip(state["problems"], unpack(state["rows"]), strict=True):
             self._kept.setdefault(name, []).append(row)
+
+
+def verdicts_of(rollout: Rollout) -> Sequence[Sequence[Verdict]]:
+    """Return the verdicts of a rollout; empty ones if its rows have none."""
+    return rollout.verdicts or [[Verdict(None)] * len(group.completions) for group in rollout.groups]
 
 
 def _newest_first(row: ScoredRow) -> tuple[int]:

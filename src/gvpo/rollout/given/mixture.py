@@ -8,12 +8,12 @@ history, with its rewards ──────┘
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout, distinct
 from gvpo.rollout.collect_shared import collect_shared
-from gvpo.rollout.given.history import History
+from gvpo.rollout.given.history import History, verdicts_of
 from gvpo.rollout.packed import ScoredRow
 from gvpo.sampling import Request, Sampler, SamplingParams
 from gvpo.types import Completion, Group, Verdict
@@ -43,10 +43,12 @@ class Mixture:
     Args:
         history: The run's own earlier rows, if groups contain some.
         written: Sources of rows that are scored together with the live rows.
+        rewarded: Whether rows get verdicts.
     """
 
     history: History | None
     written: Sequence[WrittenRows]
+    rewarded: bool = True
 
     def collect(
         self,
@@ -74,15 +76,29 @@ class Mixture:
             step=step,
             names=[names[place] for place in asked],
         )
-        judged = dict(zip(asked, zip(rollout.groups, rollout.verdicts, strict=True), strict=True))
+        judged = dict(zip(asked, zip(rollout.groups, verdicts_of(rollout), strict=True), strict=True))
         groups = [_group(item, names[place], old[place], judged.get(place)) for place, item in enumerate(items)]
         return dataclasses.replace(
             rollout,
             groups=[group for group, _ in groups],
-            verdicts=[verdicts for _, verdicts in groups],
+            verdicts=[verdicts for _, verdicts in groups] if self.rewarded else [],
             problems=[item.problem for item in items],
             metrics=self._missing(old, found),
         )
+
+    def note(self, rollout: Rollout, step: int) -> None:
+        """Keep the live rows of a finished step as history."""
+        if self.history is not None:
+            self.history.note(rollout, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history; the rows of other sources are not kept."""
+        return {} if self.history is None else {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the history of the checkpoint, if it has one."""
+        if self.history is not None and "history" in state:
+            self.history.load_state_dict(state["history"])
 
     def _missing(
         self, old: Sequence[Sequence[ScoredRow]], found: Sequence[Sequence[Sequence[Completion]]]

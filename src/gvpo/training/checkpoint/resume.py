@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "run.project",
     "run.rank_timeout",
     "train.sharding",
+    "rollout.expert_url",
+    "rollout.expert_api_key_env",
 )
 """Settings that a resumed run may change."""
 
