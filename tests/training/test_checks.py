@@ -111,5 +111,12 @@ def test_excluded_tokens_cause_a_notice_if_the_optimum_needs_them(settings: dict
     assert re.search(message, text)
 
 
+def test_truncated_sampling_biases_ratios_to_the_trainers_log_probs_only():
+    (text,) = of_sampling(config(objective="grpo", top_p=0.9))
+    assert "compares with, so its gradient is biased; set rollout.old_logprobs='sampler', or" in text
+    assert not of_sampling(config(objective="grpo", top_p=0.9, rollout_old_logprobs="sampler"))
+    assert not of_sampling(config(objective="grpo", top_p=0.9, sample_groups=4))
+
+
 def of_sampling(settings: TrainConfig) -> list[str]:
     return list(sampling_notices(resolve(settings, Given(model=True)), sampling_params(settings)))

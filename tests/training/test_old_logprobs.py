@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gvpo import runfiles
 from gvpo.config import Given, TrainConfig, resolve
 from gvpo.errors import ConfigError, DataError
 from gvpo.rollout.usable import usable
@@ -16,7 +18,7 @@ from gvpo.training.objective import build_objective
 from gvpo.types import Group
 from gvpo.update.group_backward import score
 from tests.naive import naive_scores
-from tests.training.toy import config, groups, model
+from tests.training.toy import config, groups, lines, model, trainer
 
 MODEL, GROUPS = Given(model=True), Given(model=True, train="groups")
 TRAINED = {"passes": 2, "groups_per_update": 2, "learning_rate": 3e-3, "max_grad_norm": 1e9}
@@ -114,6 +116,22 @@ def test_a_kl_penalty_in_the_reward_is_relative_to_the_recorded_log_probs():
         gap = float((torch.tensor(own.sampler_logprobs) - ref.logprobs).double().sum())
         assert row.reward == pytest.approx(own.reward - 0.5 * gap, abs=1e-4)
         assert row.old_logprobs is own.sampler_logprobs
+
+
+@pytest.mark.parametrize("where", ["sampler", "trainer"])
+def test_a_run_that_truncates_reports_no_log_ratios_to_recorded_log_probs(tmp_path: Path, where: Any):
+    """Recorded log-probs are larger than the trainer's from the start, which says nothing about the policy's way."""
+    settings: dict[str, Any] = {"objective": "grpo", "top_k": 3, "groups_per_update": 2, "steps": 1, "held": []}
+    trainer(tmp_path, **settings, rollout_old_logprobs=where, eval_problems=0).train()
+    (line,) = lines(tmp_path)
+    assert "sampler/mismatch" not in line
+    assert ("offpolicy/logratio_mean/last" in line) == (where == "trainer")
+    assert 0 < line["offpolicy/ess/last"] <= 1
+    ratio = line["grpo/ratio_mean/last"]
+    assert ratio == pytest.approx(1, abs=0.05) if where == "trainer" else ratio < 0.9
+    for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1)):
+        sampled = torch.tensor(row.sampler_logprobs)
+        assert bool((sampled >= torch.tensor(row.logprobs) - 0.05).all())
 
 
 def test_a_sampler_that_records_no_log_probs_is_an_error():
