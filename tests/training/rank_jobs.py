@@ -175,6 +175,12 @@ def online_run(path: Path, resume: bool = False, **settings: Any) -> dict[str, A
     return toy.trainer(path, **settings).train(resume=resume)
 
 
+def distilled_run(path: Path, teacher: str, **settings: Any) -> dict[str, Any]:
+    """Imitate a teacher on live samples, without rewards."""
+    args = toy.config(path, objective="distill", teacher=teacher, **settings)
+    return Trainer(toy.model(), args=args, train_dataset=toy.ROWS, processing_class=toy.tokenizer()).train()
+
+
 class StopsOn(TrainerCallback):
     """Asks for a checkpoint and the end of the run after step 2, on one rank."""
 

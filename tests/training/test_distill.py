@@ -15,7 +15,20 @@ from gvpo.training.objective import build_objective
 from gvpo.training.step.teacher import load_teacher
 from gvpo.training.trainer import Trainer
 from gvpo.update.group_backward import score
-from tests.training.toy import DIGITS, ROWS, config, groups, lines, model, same, share, tokenizer, trainer, weights
+from tests.training.toy import (
+    DIGITS,
+    ROWS,
+    config,
+    groups,
+    lines,
+    model,
+    noticed,
+    same,
+    share,
+    tokenizer,
+    trainer,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +119,29 @@ def test_another_teacher_under_the_same_path_is_refused_on_resume(tmp_path):
     save_model(model(seed=8), tokenizer(), tmp_path / "teacher")
     with pytest.raises(RunError, match="was started with another teacher; resume it with the same one"):
         distillation(tmp_path / "run", str(tmp_path / "teacher"), steps=2).train(resume=True)
+
+
+@pytest.mark.parametrize("settings", [{"lora_rank": 2}, {"compute_dtype": "bfloat16"}, {"sample_groups": 6}])
+def test_other_kinds_of_runs_have_a_teacher_too(tmp_path, teacher, settings):
+    run = distillation(tmp_path / "run", teacher, steps=2, rewards=[share()], **settings)
+    run.train()
+    first, last = lines(tmp_path / "run")
+    assert first["distill/variance"] > 1
+    assert last["distill/variance"] != first["distill/variance"]
+
+
+def test_logged_groups_have_a_teacher_too(tmp_path, teacher):
+    rows = [{"prompt": one, "completions": [one * 3, one * 2, "12"], "rewards": [1.0, 0.5, 0.0]} for one in DIGITS]
+    args = config(tmp_path / "run", objective="distill", teacher=teacher, steps=20, prompts_per_step=10)
+    with noticed("never cover the teacher, so this run does not reach the unique optimum of DISTILL"):
+        Trainer(model(), args=args, train_dataset=rows, processing_class=tokenizer()).train()
+    found = lines(tmp_path / "run")
+    assert found[-1]["distill/variance"] < 0.5 * found[0]["distill/variance"]
+
+
+def test_groups_that_are_stored_need_a_reward(tmp_path, teacher):
+    with pytest.raises(ConfigError, match=r"data\.sample_groups stores groups with rewards, and there is no reward"):
+        distillation(tmp_path / "run", teacher, sample_groups=6)
 
 
 def test_a_run_may_be_the_teacher(tmp_path):

@@ -192,6 +192,11 @@ def _lora(c: TrainConfig) -> Broken:
     )
 
 
+def _covered(plan: "RunPlan") -> str:
+    """Return the name of the policy whose support the samples of a run have to cover."""
+    return "the teacher" if plan.objective.takes("teacher") else "the reference policy"
+
+
 def doubtful(plan: "RunPlan") -> Broken:
     """Yield a notice for settings that work but have an unexpected effect."""
     c, spec = plan.settings, plan.objective
@@ -222,7 +227,7 @@ def doubtful(plan: "RunPlan") -> Broken:
     )
     yield (
         spec.needs_support and plan.source != "live" and plan.source != "written",
-        f"logged groups are finite and never cover the reference policy, so this run does not reach the unique "
+        f"logged groups are finite and never cover {_covered(plan)}, so this run does not reach the unique "
         f"optimum of {c.objective.upper()}: completions outside the data are not penalized; watch eval/accuracy and "
         "stop early (`gvpo docs offline`)",
     )

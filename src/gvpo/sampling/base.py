@@ -145,18 +145,18 @@ def streamed(
         yield from enumerate(sampler.sample(requests, params, seed=seed, step=step))
 
 
-def support_warning(params: SamplingParams) -> str | None:
+def support_warning(params: SamplingParams, objective: str = "gvpo") -> str | None:
     """Return why these settings violate the assumption of GVPO's theorem about samplers, or None if they do not.
 
-    GVPO's optimum is unique for every sampling distribution whose support covers the reference's (arXiv 2504.19599):
-    tokens that can never be sampled are never corrected.
+    The optimum of GVPO, and of objectives with the same theorem, is unique for every sampling distribution whose
+    support covers the reference's (arXiv 2504.19599): tokens that can never be sampled are never corrected.
     """
     cuts = _cuts(params)
     if not cuts:
         return None
     return (
-        f"sampling with {' and '.join(cuts)} never samples some tokens, so GVPO's optimum is no longer unique; "
-        "for training use temperature > 0, top_k=0 and top_p=1, without exclusions"
+        f"sampling with {' and '.join(cuts)} never samples some tokens, so the optimum of {objective.upper()} is no "
+        "longer unique; for training use temperature > 0, top_k=0 and top_p=1, without exclusions"
     )
 
 

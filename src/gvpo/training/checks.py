@@ -118,6 +118,8 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
     config = plan.settings
     if not rewards and plan.samples and plan.objective.needs_rewards:
         raise ConfigError("there is no reward: set rewards.funcs, or pass reward_funcs")
+    if not rewards and plan.source == "sampled once":
+        raise ConfigError("data.sample_groups stores groups with rewards, and there is no reward: set rewards.funcs")
     unknown = [name for name in config.costs or () if rewards and name not in rewards]
     if unknown:
         raise ConfigError(f"objective.costs names {unknown[0]!r}, which is not one of {', '.join(rewards)}")
@@ -171,7 +173,7 @@ def check_old_logprobs(inputs: "RunInputs") -> None:
 
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
     """Yield notices about how a truncated sampling distribution affects the objective."""
-    cut_off = support_warning(params) if plan.objective.needs_support else None
+    cut_off = support_warning(params, plan.settings.objective) if plan.objective.needs_support else None
     if "old_logprobs" in plan.objective.needs and plan.settings.rollout_old_logprobs != "sampler":
         cut_off = ratio_warning(params, plan.settings.objective)
     if cut_off is not None:
