@@ -2,8 +2,8 @@
 
     python -m tests.training.forks        input: one JSON list of words per line; output: the child's pid, its exit code
 
-Words: "toy" RUN_DIRECTORY trains the toy there, and "stateful" RUN_DIRECTORY does so with a stateful reward;
-others are a `gvpo` command line.
+Words: "toy" RUN_DIRECTORY trains the toy there, "stateful" does so with a stateful reward, "stale" and "reused" on
+groups of older policies; others are a `gvpo` command line.
 """
 
 import contextlib
@@ -28,6 +28,12 @@ SETTINGS: dict[str, Any] = {
     "eval_problems": 2,
     "prompts_per_step": 2,
     "prefix_sharing": "off",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "toy": {},
+    "stateful": {},
+    "stale": {"rollout_staleness": 1, "learning_rate": 0.03},
+    "reused": {"rollout_reuse": 2, "learning_rate": 0.03},
 }
 
 
@@ -143,7 +149,7 @@ def _child(words: Sequence[str], output: str) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        return train(Path(words[1]), words[0]) if words[0] in ("toy", "stateful") else _command(words)
+        return train(Path(words[1]), words[0]) if words[0] in KINDS else _command(words)
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -169,7 +175,7 @@ def train(path: Path, kind: str = "toy") -> int:
     from tests.training.toy import trainer
 
     rewards = [Novelty()] if kind == "stateful" else None
-    trainer(path, rewards=rewards, **SETTINGS).train(resume=runfiles.is_run(path))
+    trainer(path, rewards=rewards, **{**SETTINGS, **KINDS[kind]}).train(resume=runfiles.is_run(path))
     return 0
 
 

@@ -148,10 +148,10 @@ def stopped_at(step: int) -> Iterator[None]:
     """Send Ctrl-C while step `step` is being sampled."""
     rollout = LiveSource.rollout
 
-    def interrupted(source: LiveSource, now: int) -> Rollout:
+    def interrupted(source: LiveSource, now: int, *words: Any, **named: Any) -> Rollout:
         if now == step:
             raise KeyboardInterrupt
-        return rollout(source, now)
+        return rollout(source, now, *words, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LiveSource, "rollout", interrupted)

@@ -15,6 +15,7 @@ Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
 
 DONE = (
+    "rollout.staleness",
     "rollout.old_logprobs",
     *("rollout.live", "rollout.history", "rollout.max_age", "rollout.capacity"),
     *("rollout.logged", "rollout.logged_path"),
@@ -30,9 +31,27 @@ def impossible_sources(plan: "RunPlan") -> Broken:
     for key in PENDING:
         default = TrainConfig.model_fields[FIELDS[key]].default
         yield getattr(c, FIELDS[key]) != default, f"{key} is not implemented yet; remove it"
+    yield from _older(plan)
     yield from _mixture(plan)
     yield from _previous(plan)
     yield from _old_logprobs(plan)
+
+
+def _older(plan: "RunPlan") -> Broken:
+    """Yield the rules about groups that are trained on after the step that samples them."""
+    c = plan.settings
+    stale, reused = c.rollout_staleness > 0, c.rollout_reuse > 1
+    yield stale and reused, "rollout.staleness and rollout.reuse both make groups older; set one of them"
+    for key in [name for name, is_set in (("staleness", stale), ("reuse", reused)) if is_set]:
+        yield (
+            plan.source != "live",
+            f"rollout.{key} is for groups that are sampled in each step, which this run does not do; remove it",
+        )
+        yield (
+            c.costs is not None,
+            f"objective.costs needs the rates of the current policy's samples, and rollout.{key} trains on older ones; "
+            "remove one",
+        )
 
 
 GIVEN = ("history", "logged", "expert")

@@ -1,4 +1,4 @@
-"""Completions with their verdicts as tensors and plain values, for the state of a source in a checkpoint."""
+"""Completions and rollouts as tensors and plain values, for the state of a source in a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gvpo.types import Completion, FloatSequence, Verdict
+from gvpo.errors import CheckpointError
+from gvpo.rollout.collect import EncodedProblem, Rollout
+from gvpo.types import Completion, FloatSequence, Group, Verdict
+
+Problems = Mapping[str, EncodedProblem]
+"""The problems of a run by their id."""
 
 ScoredRow = tuple[Completion, Verdict]
 """A completion and the result of the rewards for it."""
@@ -45,6 +50,42 @@ def unpack(state: Mapping[str, Any]) -> list[ScoredRow]:
         )
         for place, reward in enumerate(state["rewards"])
     ]
+
+
+def pack_rollout(rollout: Rollout) -> dict[str, Any]:
+    """Return a rollout as a state that `unpack_rollout` reads, without durations; problems are stored by their id."""
+    unjudged = [[Verdict(None)] * len(group.completions) for group in rollout.groups]
+    judged = zip(rollout.groups, rollout.verdicts or unjudged, strict=True)
+    return {
+        "problems": [problem.id for problem in rollout.problems],
+        "groups": [group.id for group in rollout.groups],
+        "sizes": [len(group.completions) for group in rollout.groups],
+        "rows": pack([row for group, verdicts in judged for row in zip(group.completions, verdicts, strict=True)]),
+        "is_judged": bool(rollout.verdicts),
+        "metrics": dict(rollout.metrics),
+    }
+
+
+def unpack_rollout(state: Mapping[str, Any], problems: Problems) -> Rollout:
+    """Return the rollout that `pack_rollout` has packed.
+
+    Raises:
+        CheckpointError: If the data does not contain one of its problems.
+    """
+    missing = next((name for name in state["problems"] if name not in problems), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"the checkpoint contains completions of the prompt {missing!r}, which is not in the training data; resume "
+            "with the data that the run was started with"
+        )
+    items, rest = [problems[name] for name in state["problems"]], iter(unpack(state["rows"]))
+    rows = [list(islice(rest, size)) for size in state["sizes"]]
+    groups = [
+        Group(item.prompt, [row for row, _ in found], id=name, columns=item.problem.columns)
+        for item, name, found in zip(items, state["groups"], rows, strict=True)
+    ]
+    verdicts = [[verdict for _, verdict in found] for found in rows] if state["is_judged"] else []
+    return Rollout(groups, verdicts, [item.problem for item in items], metrics=state["metrics"])
 
 
 def _numbers(rows: Sequence[FloatSequence | None]) -> dict[str, Any]:

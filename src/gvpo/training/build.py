@@ -132,7 +132,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        source = make_source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume)
+        source = make_source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume, score=learner.score)
         stack.callback(source.close)
         state = restore(run, learner, source, config) if resume else TrainerState()
         ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))

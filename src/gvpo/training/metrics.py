@@ -77,7 +77,7 @@ def step_metrics(
         **_update_metrics(learned.updates, exact=exact, truncated=truncated),
         **({} if learned.budget is None else {"train/tokens_per_microbatch": learned.budget}),
         **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
-        "seconds/scoring": learned.scoring,
+        "seconds/scoring": learned.scoring + rollout.seconds.get("scoring", 0.0),
         "seconds/updating": learned.updating,
     }
 

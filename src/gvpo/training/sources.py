@@ -1,6 +1,7 @@
 """The source of a run's groups, composed from its settings.
 
-problems ──▶ LiveSource ──sampled once──▶ SampledOnceSource
+problems ──▶ LiveSource ──┬─▶ StaleSource
+                          └─▶ SampledOnceSource
 rows ──▶ DemonstrationSource, PreferenceSource, OfflineSource
 """
 
@@ -25,11 +26,20 @@ from gvpo.rollout.sources.live import LiveSource
 from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.rollout.sources.preferences import PreferenceSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
+from gvpo.rollout.sources.sampler_reference import Score
+from gvpo.rollout.sources.stale import StaleSource
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 
 
 def make_source(
-    inputs: RunInputs, policy: Policy, data: TrainingData, pool: RewardPool | None, file: Path, *, resume: bool
+    inputs: RunInputs,
+    policy: Policy,
+    data: TrainingData,
+    pool: RewardPool | None,
+    file: Path,
+    *,
+    resume: bool,
+    score: Score,
 ) -> Source:
     """Return the source of the groups of each step.
 
@@ -40,17 +50,36 @@ def make_source(
         pool: Pool of reward workers; None if there are no rewards.
         file: File of groups that are sampled once.
         resume: Whether the run is resumed, so that the file may exist.
+        score: Function that returns the policy's log-probs.
     """
     config = inputs.settings
     if not inputs.plan.samples:
         return _stored_source(config, data)
     scorer: Any = NoRewards() if pool is None else pool
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
-    mixture = _mixture(inputs, policy, data, file.parent, rewarded=pool is not None)
-    live = LiveSource(order, policy.sampler, inputs.params, scorer, seed=config.seed, mixture=mixture)
-    if inputs.plan.source == "live":
-        return live
-    return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
+    live = LiveSource(
+        order,
+        policy.sampler,
+        inputs.params,
+        scorer,
+        seed=config.seed,
+        mixture=_mixture(inputs, policy, data, file.parent, rewarded=pool is not None),
+        score=_reference(inputs, score),
+    )
+    if inputs.plan.source != "live":
+        return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
+    problems = {item.problem.id: item for item in data.problems}
+    return StaleSource(live, config.rollout_staleness, problems) if config.rollout_staleness else live
+
+
+def _reference(inputs: RunInputs, score: Score) -> Score | None:
+    """Return the function that gives rows their reference; None if they are trained on in the step that samples them.
+
+    Then the learner computes their reference itself, without an additional pass.
+    """
+    config = inputs.settings
+    later = config.rollout_staleness > 0 or config.rollout_reuse > 1
+    return score if later and inputs.plan.reads_reference and config.reference == "sampler" else None
 
 
 def _mixture(

@@ -9,6 +9,7 @@ from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.given.mixture import Mixture
 from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.sources.base import StatelessSource
+from gvpo.rollout.sources.sampler_reference import Score, with_reference
 from gvpo.sampling import Sampler, SamplingParams
 
 
@@ -18,6 +19,15 @@ class LiveSource(StatelessSource):
     It takes problems from a stream, and its position in the stream is part of its state. Without a stored position (a
     new run, or a checkpoint of an earlier version) it starts where a run is that takes `order.per_step` problems per
     step.
+
+    Args:
+        order: Stream of problems.
+        sampler: Sampler of the policy.
+        params: Sampling parameters.
+        rewards: Pool of reward workers.
+        seed: Random seed of the run.
+        mixture: Sources of the given rows of each group.
+        score: Function whose log-probs become the reference of the rows, if later steps train on them.
     """
 
     def __init__(
@@ -29,9 +39,10 @@ class LiveSource(StatelessSource):
         *,
         seed: int,
         mixture: Mixture | None = None,
+        score: Score | None = None,
     ) -> None:
         self._order, self._sampler, self._params, self._rewards, self._seed = order, sampler, params, rewards, seed
-        self._mixture = mixture
+        self._mixture, self._score = mixture, score
         self._position: int | None = None
         self._next: int | None = None  # the position after the latest rollout
         self._latest: Rollout | None = None
@@ -71,7 +82,7 @@ class LiveSource(StatelessSource):
         collect = collect_shared if self._mixture is None else self._mixture.collect
         found = collect(items, self._sampler, self._params, self._rewards, seed=self._seed, step=step)
         self._latest = stamped(found, step - 1 if version is None else version)
-        return self._latest
+        return self._latest if self._score is None else with_reference(self._latest, self._score)
 
     def commit(self, step: int) -> None:
         """Move past the problems of the latest rollout, whose rows become history."""
