@@ -62,7 +62,7 @@ class RolloutRow:
         entropy: C entropies (nats) of the policy's next-token distributions.
         mask: C values, 1 on scored tokens; None is all ones.
         finish_reason: Reason for its end.
-        source: Origin of the completion: "live", "demonstration", a file's name, ...
+        source: Origin of the completion; see `Completion.source`.
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
         age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.

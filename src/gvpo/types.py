@@ -70,7 +70,7 @@ class Completion:
         extras: Further keywords of an objective: a scalar, a vector or a list as long as tokens.
         text: The decoded completion.
         finish_reason: Reason for its end.
-        source: Origin: "live", "demonstration", a file's name, ...
+        source: Origin: "live", "history", "logged", "expert", "demonstration", a file's name, ...
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
 
     Raises:

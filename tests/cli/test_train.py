@@ -99,6 +99,15 @@ def test_check_prints_what_a_run_would_use_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_says_which_rows_of_a_group_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["train.steps=20", "sampling.group_size=4", "rollout.history=2"]
+    assert main(["train", "demo/mixture", "--check", *TINY, *words, "rollout.live=2"]) == 0
+    assert "20 steps of 2 prompts x 4 completions (2 history), " in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -16,6 +16,7 @@ from gvpo.cli.shipped import find_recipe
 from gvpo.config import RunPlan, resolve, updates_per_step
 from gvpo.config.plan import WARM_START
 from gvpo.config.recipe import load_config, read_recipe
+from gvpo.config.rollout_rules import GIVEN
 from gvpo.errors import ConfigError
 from gvpo.progress import preparing, print_sentence, stop_preparing
 from gvpo.rollout.required_files import require_files
@@ -166,7 +167,9 @@ def _objective(inputs: "RunInputs") -> str:
 
 def _training(inputs: "RunInputs") -> str:
     settings = inputs.settings
-    rows = f" x {settings.group_size} completions" if inputs.plan.samples else ""
+    given = [f"{count} {name}" for name in GIVEN if (count := getattr(settings, f"rollout_{name}"))]
+    sources = f" ({', '.join(given)})" if given else ""
+    rows = f" x {settings.group_size} completions{sources}" if inputs.plan.samples else ""
     updates = updates_per_step(settings)
     return (
         f"{settings.steps:,} steps of {settings.prompts_per_step} prompts{rows}, "
