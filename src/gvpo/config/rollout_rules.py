@@ -16,6 +16,8 @@ Broken = Iterator[tuple[bool, str]]
 
 DONE = (
     "rollout.staleness",
+    *("rollout.dead_groups", "rollout.dead_by", "rollout.max_replacements"),
+    *("rollout.curriculum", "rollout.curriculum_target"),
     "rollout.old_logprobs",
     *("rollout.live", "rollout.history", "rollout.max_age", "rollout.capacity"),
     *("rollout.logged", "rollout.logged_path"),
@@ -35,6 +37,7 @@ def impossible_sources(plan: "RunPlan") -> Broken:
     yield from _mixture(plan)
     yield from _previous(plan)
     yield from _old_logprobs(plan)
+    yield from _dynamic(plan)
 
 
 def _older(plan: "RunPlan") -> Broken:
@@ -138,4 +141,29 @@ def _old_logprobs(plan: "RunPlan") -> Broken:
         plan.trains_old_rows and c.rollout_old_logprobs == "trainer" and not plan.objective.takes("is_cap"),
         f"rollout.old_logprobs='trainer' needs an objective with truncated importance weights on rows of other "
         f"policies, which {c.objective} does not have; set it to 'sampler'",
+    )
+
+
+def _dynamic(plan: "RunPlan") -> Broken:
+    c = plan.settings
+    replaces, draws = c.rollout_dead_groups == "replace", c.rollout_curriculum != "none"
+    yield (
+        replaces and plan.source != "live",
+        "rollout.dead_groups='replace' samples other prompts in each step, and this run does not; set it to 'drop' or "
+        "'keep'",
+    )
+    yield (
+        c.rollout_dead_groups == "drop" and plan.objective.learns_from != "groups",
+        f"rollout.dead_groups is for objectives that learn from groups with rewards; {c.objective} does not; set it to "
+        "'keep'",
+    )
+    yield (
+        draws and plan.source != "live",
+        "rollout.curriculum chooses the prompts to sample in each step, and this run does not sample in each step; set "
+        "it to 'none'",
+    )
+    yield (
+        (draws or replaces) and c.epochs is not None,
+        f"train.epochs counts passes through the prompts in order, which "
+        f"{'rollout.curriculum' if draws else 'the replacement of dead groups'} does not make; set train.steps",
     )

@@ -127,6 +127,26 @@ def scored(
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
 
 
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Return rollouts of the same step as one: groups in order, durations and metrics added up."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rollout(
+        [group for part in parts for group in part.groups],
+        [verdicts for part in parts for verdicts in part.verdicts],
+        [problem for part in parts for problem in part.problems],
+        _sums([part.seconds for part in parts]),
+        next((part.traceback for part in parts if part.traceback), ""),
+        _sums([part.metrics for part in parts]),
+    )
+
+
+def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {
+        key: sum(part.get(key, 0.0) for part in parts) for key in dict.fromkeys(key for part in parts for key in part)
+    }
+
+
 def stamped(rollout: Rollout, version: int) -> Rollout:
     """Return a rollout whose sampled rows have a version; a version that the sampler set stays."""
     groups = [

@@ -21,6 +21,7 @@ from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
+from gvpo.rollout.dynamic.dead import DeadGroups
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sources.base import Source
@@ -71,6 +72,7 @@ class RunParts:
         tokenizer: Tokenizer, which is saved with the policy and used to show prompts.
         source: Source of the groups of each step.
         judge: Name of the reward that measures accuracy; None if there are no rewards.
+        dead: Definition of the groups that are not trained on; None if dead groups are kept.
         evaluator: Evaluator of the policy on held-out data.
         overlap: Fraction of the held-out prompts that are training prompts too.
         progress: Terminal output.
@@ -85,6 +87,7 @@ class RunParts:
     tokenizer: "PreTrainedTokenizerBase"
     source: Source
     judge: str | None
+    dead: DeadGroups | None
     evaluator: Evaluator
     overlap: float
     progress: StepProgress
@@ -146,7 +149,8 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             learner=learner,
             tokenizer=inputs.tokenizer,
             source=source,
-            judge=judge_of(inputs),
+            judge=inputs.judge,
+            dead=inputs.dead_groups,
             evaluator=Evaluator(
                 config,
                 eval_inputs(inputs, policy, pool),
@@ -247,14 +251,9 @@ def _under_start(
     return data, score(inputs.held_groups, "held-out")
 
 
-def judge_of(inputs: RunInputs) -> str | None:
-    """Return the name of the reward that measures accuracy; None without rewards."""
-    return inputs.settings.accuracy_reward or next(iter(inputs.rewards), None)
-
-
 def eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> EvalInputs | None:
     """Return the inputs of the evaluation by samples; None without held-out problems or rewards."""
-    judge = judge_of(inputs)
+    judge = inputs.judge
     if not inputs.held_out or pool is None or judge is None:
         return None
     return EvalInputs(inputs.held_out, policy.sampler, inputs.params, pool, judge)

@@ -17,6 +17,7 @@ from gvpo.data.given_rows import Rows, read_rows
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc
 from gvpo.rollout.collect import EncodedProblem
+from gvpo.rollout.dynamic.dead import DeadGroups
 from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
 from gvpo.rollout.lengths import fitting_answers, fitting_prompts
 from gvpo.rollout.logged_groups import LoggedGroup
@@ -115,6 +116,17 @@ class RunInputs:
     def settings(self) -> TrainConfig:
         """Return the settings of the plan."""
         return self.plan.settings
+
+    @property
+    def judge(self) -> str | None:
+        """Return the name of the reward that measures accuracy; None without rewards."""
+        return self.settings.accuracy_reward or next(iter(self.rewards), None)
+
+    @property
+    def dead_groups(self) -> DeadGroups | None:
+        """Return the definition of the groups that are not trained on; None if dead groups are kept."""
+        c = self.settings
+        return None if c.rollout_dead_groups == "keep" else DeadGroups(c.rollout_dead_by, self.judge)
 
     def policy(self, model: "str | PreTrainedModel") -> Policy:
         """Return another starting policy of the same kind; load it if a name is passed."""

@@ -1,7 +1,7 @@
 """The loop of a run: roll out, learn, log, evaluate and save, until the steps are done or a stop is requested."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -85,6 +85,7 @@ class Session:
         self.config, self.run, self.state = parts.settings, parts.run, parts.state
         self.learner, self.tokenizer, self.source = parts.learner, parts.tokenizer, parts.source
         self.judge, self.evaluator, self.events = parts.judge, parts.evaluator, events
+        self._dead = parts.dead
         self._overlap = parts.overlap
         self.progress, self.trackers, self.stop = parts.progress, parts.trackers, parts.stop
         self.checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint_keep)
@@ -197,13 +198,25 @@ class Session:
             raise RewardError(f"most rewards of step {self.state.step + 1} failed: {failures(rollout)}")
         least, overlong = self.learner.objective.spec.min_group, self.config.overlong_completions
         groups = usable(rollout.groups, rewarded=rewarded, at_least=least, overlong=overlong)
+        dead = set() if self._dead is None else self._dead.of(rollout)
+        groups = [entry for entry in groups if entry.index not in dead]
         self.state.empty_steps = 0 if groups else self.state.empty_steps + 1
         if self.state.empty_steps >= MAX_EMPTY_STEPS:
             raise TrainingError(
-                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: each has fewer than two rows that "
-                f"have a reward{' and an end' if overlong != 'keep' else ''} ({failures(rollout, overlong)})"
+                f"no group could be trained on for {MAX_EMPTY_STEPS} steps: {self._reason(rollout, dead)}"
             )
         return groups
+
+    def _reason(self, rollout: Rollout, dead: Collection[int]) -> str:
+        """Return why no group of a step can be trained on."""
+        if len(dead) == len(rollout.groups):
+            return (
+                f"all groups are dead by their {self.config.rollout_dead_by}, and rollout.dead_groups is "
+                f"{self.config.rollout_dead_groups!r}; choose prompts that are neither too easy nor too hard, or 'keep'"
+            )
+        overlong = self.config.overlong_completions
+        end = " and an end" if overlong != "keep" else ""
+        return f"each has fewer than two rows that have a reward{end} ({failures(rollout, overlong)})"
 
     def _metrics(self, step: int, rollout: Rollout, learned: StepResult, seconds: float) -> dict[str, Any]:
         kind = {"exact": samples_exactly(self.config), "truncated": truncates(self.config)}

@@ -12,6 +12,8 @@ from typing import Any
 from gvpo.config import TrainConfig
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardPool
+from gvpo.rollout.dynamic.curriculum import Curriculum
+from gvpo.rollout.dynamic.dead import Replacement
 from gvpo.rollout.given.expert import ExpertRows, Reencoder, expert_endpoint
 from gvpo.rollout.given.history import History
 from gvpo.rollout.given.logged import LoggedRows
@@ -65,6 +67,8 @@ def make_source(
         seed=config.seed,
         mixture=_mixture(inputs, policy, data, file.parent, rewarded=pool is not None),
         score=_reference(inputs, score),
+        curriculum=_curriculum(inputs, data),
+        replacement=_replacement(inputs),
     )
     if inputs.plan.source != "live":
         return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
@@ -100,6 +104,20 @@ def _mixture(
         templates = bool(inputs.tokenizer.chat_template)
         written.append(ExpertRows(expert_endpoint(c), c, reencoder, directory, templates=templates))
     return Mixture(history, written, rewarded=rewarded) if history is not None or written else None
+
+
+def _curriculum(inputs: RunInputs, data: TrainingData) -> Curriculum | None:
+    c, judge = inputs.settings, inputs.judge
+    if c.rollout_curriculum == "none" or judge is None:
+        return None
+    return Curriculum(data.problems, c.seed, target=c.rollout_curriculum_target, judge=judge)
+
+
+def _replacement(inputs: RunInputs) -> Replacement | None:
+    dead = inputs.dead_groups
+    if dead is None or inputs.settings.rollout_dead_groups != "replace":
+        return None
+    return Replacement(dead, inputs.settings.rollout_max_replacements)
 
 
 def _reader(inputs: RunInputs, policy: Policy) -> Callable[[Records], StatelessSource]:

@@ -76,10 +76,10 @@ class Curriculum:
         before = self._accuracy[place]
         self._accuracy[place] = measured if np.isnan(before) else before + RATE * (measured - before)
 
-    def mean(self) -> float:
-        """Return the mean running accuracy of the prompts that were drawn; NaN before the first."""
+    def metrics(self) -> dict[str, float]:
+        """Return `curriculum/accuracy`, the mean running accuracy of the prompts drawn so far; {} before the first."""
         known = self._accuracy[~np.isnan(self._accuracy)]
-        return float(known.mean()) if known.size else float("nan")
+        return {"curriculum/accuracy": float(known.mean())} if known.size else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the running accuracies, [N] float64 with NaN for prompts that were not drawn yet."""

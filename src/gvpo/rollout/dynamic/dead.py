@@ -37,3 +37,20 @@ class DeadGroups:
         """Return the positions of the dead groups of a rollout; there are none without rewards."""
         judged = zip(rollout.groups, rollout.verdicts, strict=False)
         return {place for place, (group, verdicts) in enumerate(judged) if self.is_dead(group, verdicts)}
+
+    def alive(self, rollout: Rollout) -> int:
+        """Return the number of groups of a rollout that are not dead."""
+        return len(rollout.groups) - len(self.of(rollout))
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Replacement of dead groups by groups of other prompts.
+
+    Args:
+        dead: Definition of dead groups.
+        rounds: Maximum number of times per step that the missing groups are sampled.
+    """
+
+    dead: DeadGroups
+    rounds: int

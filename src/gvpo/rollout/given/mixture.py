@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout, distinct
+from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.given.history import History, verdicts_of
 from gvpo.rollout.packed import ScoredRow
@@ -59,9 +59,9 @@ class Mixture:
         *,
         seed: int,
         step: int,
+        names: Sequence[str],
     ) -> Rollout:
-        """Collect groups of `params.group_size` rows; see `gvpo.rollout.collect.Collect`."""
-        names = distinct([item.problem.id for item in items])
+        """Collect groups of `params.group_size` rows; see `gvpo.rollout.collect.collect`."""
         old = self.history.rows(items, step) if self.history is not None else [[] for _ in items]
         found = [source.rows(items, names, step) for source in self.written]
         new = [[row for rows in found for row in rows[place]] for place in range(len(items))]
