@@ -193,7 +193,9 @@ TABLE: dict[str, dict[str, Answer]] = {
         "reward_model_path reward_model_name_or_path reward_model": _REWARD_MODEL,
         "multi_objective_aggregation": _none("rewards are added with rewards.weights before advantages are computed"),
         "mask_truncated_completions": Answer("train.overlong_completions", "keep, mask or drop"),
-        "filter_groups": _needless("a group with equal rewards has no gradient, and groups/dead counts them"),
+        "filter_groups": Answer(
+            "rollout.dead_groups", "replace samples other prompts in place of groups without a difference"
+        ),
         "normalize_advantages": _none(
             "advantages are not standardized over the whole batch; see objective.scale_rewards"
         ),

@@ -23,9 +23,13 @@ SPECS = (
     Spec(
         "Groups without a comparison",
         "groups per step",
-        {"groups/dead": "all rewards equal", "groups/skipped": "too few rewards"},
+        {
+            "groups/dead": "all rewards equal",
+            "groups/skipped": "not trained on",
+            "groups/replaced": "sampled in place of dead ones",
+        },
         HEALTH,
-        "An objective that compares the completions of a group learns nothing from these.",
+        "An objective that compares the completions of a group learns nothing from groups whose rewards are all equal.",
         low=0.0,
     ),
     Spec(

@@ -8,6 +8,7 @@ SPECS = (
         "share correct",
         {
             "accuracy": "training, sampled",
+            "curriculum/accuracy": "prompts drawn so far",
             "eval/accuracy": "held-out, sampled",
             "eval/accuracy_greedy": "held-out, greedy",
         },
