@@ -9,6 +9,7 @@ from gvpo import runfiles
 from gvpo.config import resolve
 from gvpo.errors import ConfigError, TrainingError
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.training.checks import check_rewards
 from tests.training.rank_jobs import online_run
 from tests.training.toy import config, lines, model, noticed, same, stopped_at, trainer, weights
 from tests.training.world import world
@@ -131,6 +132,12 @@ def test_a_run_without_a_group_to_learn_from_ends_with_advice(tmp_path: Path):
 def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         resolve(config(model_path="x", **settings))
+
+
+def test_without_rewards_there_is_nothing_to_choose_by():
+    plan = resolve(config(model_path="x", objective="distill", teacher="y", **CURRICULUM))
+    with pytest.raises(ConfigError, match="curriculum follows rewards, and there are none"):
+        check_rewards(plan, {}, held_out=False)
 
 
 def test_settings_without_effect_are_named():

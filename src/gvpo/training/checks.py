@@ -126,6 +126,9 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
     judge = config.accuracy_reward
     if judge is not None and judge not in rewards:
         raise ConfigError(f"rewards.accuracy_reward={judge!r} is not one of the rewards: {', '.join(rewards)}")
+    judged = [key for key in ("curriculum", "dead_groups") if getattr(config, f"rollout_{key}") not in ("none", "keep")]
+    if not rewards and judged and plan.samples:
+        raise ConfigError(f"rollout.{judged[0]} follows rewards, and there are none: set rewards.funcs")
     if not rewards and held_out:
         raise ConfigError("eval_dataset needs a reward for its scores: set rewards.funcs, or pass reward_funcs")
     if plan.samples or plan.evaluates:
