@@ -172,7 +172,8 @@ def test_a_run_of_an_earlier_version_resumes_with_the_log_probs_of_the_step(
     settings = {"objective": "grpo", "passes": 2, "groups_per_update": 2, "steps": 2, "learning_rate": 1e-2}
     with monkeypatch.context() as patch:
         patch.setattr("gvpo.training.build.check_old_logprobs", lambda inputs: None)
-        patch.setattr("gvpo.config.plan.find_old_logprobs", lambda *_: {"rollout_old_logprobs": "trainer", "is_cap": None})
+        found = {"rollout_old_logprobs": "trainer", "is_cap": None}
+        patch.setattr("gvpo.config.plan.find_old_logprobs", lambda *_: found)
         patch.setattr("gvpo.config.rollout_rules._old_logprobs", lambda plan: iter(()))
         offline(tmp_path, **settings, checkpoint_every=1).train()
     whole = lines(tmp_path)
