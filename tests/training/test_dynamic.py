@@ -90,7 +90,10 @@ def test_a_curriculum_draws_prompts_near_the_target_more_often(tmp_path: Path):
     assert 0 <= lines(tmp_path)[-1]["curriculum/accuracy"] <= 1
 
 
-@pytest.mark.parametrize("settings", [REPLACE, CURRICULUM, {**REPLACE, **CURRICULUM}], ids=["replace", "draw", "both"])
+TOGETHER = {**REPLACE, **CURRICULUM, "rollout_history": 1, "rollout_staleness": 2}
+
+
+@pytest.mark.parametrize("settings", [REPLACE, CURRICULUM, TOGETHER], ids=["replace", "curriculum", "together"])
 def test_a_stopped_run_resumes_with_equal_bits(tmp_path: Path, settings: dict[str, Any]):
     whole = run(tmp_path / "whole", **settings)
     with stopped_at(3):
