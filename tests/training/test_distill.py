@@ -15,6 +15,7 @@ from gvpo.training.objective import build_objective
 from gvpo.training.step.teacher import load_teacher
 from gvpo.training.trainer import Trainer
 from gvpo.update.group_backward import score
+from tests.training.rank_jobs import distilled_run
 from tests.training.toy import (
     DIGITS,
     ROWS,
@@ -29,6 +30,7 @@ from tests.training.toy import (
     trainer,
     weights,
 )
+from tests.training.world import world
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,15 @@ def test_other_kinds_of_runs_have_a_teacher_too(tmp_path, teacher, settings):
     first, last = lines(tmp_path / "run")
     assert first["distill/variance"] > 1
     assert last["distill/variance"] != first["distill/variance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_ranks_score_their_shares_with_the_teacher(tmp_path, teacher, sharding):
+    distillation(tmp_path / "one", teacher).train()
+    world(2, tmp_path, distilled_run, tmp_path / "two", teacher, sharding=sharding)
+    alone, shared = ([line["distill/variance"] for line in lines(tmp_path / name)] for name in ("one", "two"))
+    assert shared == pytest.approx(alone, rel=1e-4)
 
 
 def test_logged_groups_have_a_teacher_too(tmp_path, teacher):
