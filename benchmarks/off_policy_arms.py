@@ -1,7 +1,7 @@
 """The regimes of `off_policy.py`, the arms that it compares in them, and its grids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -52,9 +52,9 @@ ON_POLICY = {
 }
 """With one update per rollout every ratio is 1, so nothing is clipped or truncated."""
 LATE = {
-    "gvpo": Arm(gvpo("sampler", 0.3, 0.1), BETA, (0.15, 0.3, 0.6)),
-    "gvpo, no anchor": Arm(gvpo("sampler", 0.3, 0.0), BETA, (0.15, 0.3, 0.6)),
-    **RATIOS,
+    "gvpo": Arm(gvpo("sampler", 0.3, 0.1), BETA, (0.15, 0.3, 0.6), LIVE_RATES),
+    "gvpo, no anchor": Arm(gvpo("sampler", 0.3, 0.0), BETA, (0.15, 0.3, 0.6), LIVE_RATES),
+    **{name: replace(arm, rates=LIVE_RATES) for name, arm in RATIOS.items()},
 }
 ALL_LIVE = {"rollout_live": None, "rollout_history": None}
 MIXED = {
