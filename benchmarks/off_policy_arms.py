@@ -69,13 +69,14 @@ REGIMES: dict[str, tuple[Settings, dict[str, Arm]]] = {
     "stale-4": ({"rollout_staleness": 4}, LATE),
     "stale-16": ({"rollout_staleness": 16}, LATE),
     "reuse-4": ({"rollout_reuse": 4}, LATE),
+    "passes-4": ({"passes": 4, "steps": 24}, LATE),
     "mixture": ({"rollout_live": 4, "rollout_history": 4, "train_problems": 100}, MIXED),
 }
 """A regime's settings and its arms. Offline, all arms train on the groups that the warm start sampled."""
 ANCHORS = (None, 0.1, 0.3)
 GRIDS: dict[str, tuple[Sequence[str], Sequence[Settings]]] = {
     "anchor": (
-        ("reuse-4", "stale-16"),
+        ("passes-4", "reuse-4", "stale-16"),
         [{**gvpo("sampler", 0.3, anchor or 0.0), RATE: rate} for anchor, rate in product(ANCHORS, LIVE_RATES)],
     ),
     "anchor-on-policy": (
