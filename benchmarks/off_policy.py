@@ -6,7 +6,7 @@ the same sampling noise. A finished run is a line of results.jsonl and is not re
 directory: `--arms` and `--seeds` divide the work.
 
 Protocol of `tune`: the arm's learning rate is chosen at its default parameter, then its parameter at that rate, by
-sampled accuracy on the tuning seeds. A rate at an end of the grid is extended by one more rate, and so is a parameter.
+sampled accuracy on the tuning seeds. If the best of three or more values is at the end of its grid, one more is tried.
 The chosen setting is then trained on fresh seeds. The table pairs them with those of GVPO.
 """
 
@@ -129,7 +129,9 @@ class Study:
 
 
 def extension(best: float, values: Sequence[float]) -> float | None:
-    """Return the value after the end of a grid if the best one is at that end."""
+    """Return the value after the end of a grid if the best one is at that end; a pair is no grid."""
+    if len(values) < 3:
+        return None
     low, high = sorted(values)[:2], sorted(values)[-2:]
     if best == high[1]:
         return float(f"{high[1] ** 2 / high[0]:.1g}")

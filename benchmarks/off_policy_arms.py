@@ -51,17 +51,23 @@ ON_POLICY = {
     "gspo": Arm({"objective": "gspo", "reference": "auto", "beta": None}, rates=LIVE_RATES),
 }
 """With one update per rollout every ratio is 1, so nothing is clipped or truncated."""
-LATE = {
-    "gvpo": Arm(gvpo("sampler", 0.3, 0.1), BETA, (0.15, 0.3, 0.6), LIVE_RATES),
-    "gvpo, no anchor": Arm(gvpo("sampler", 0.3, 0.0), BETA, (0.15, 0.3, 0.6), LIVE_RATES),
-    **{name: replace(arm, rates=LIVE_RATES) for name, arm in RATIOS.items()},
+FEW, WIDE = (1e-4, 3e-4), (0.2, 0.8)
+"""Two rates and two clips for the longer runs; offline, wide clips were best (docs/internals/measurements.md)."""
+OLD = {
+    "grpo": replace(RATIOS["grpo"], values=WIDE, rates=FEW),
+    "tis": replace(RATIOS["tis"], values=(), rates=(3e-5, 1e-4)),
+    "gspo": Arm(ratio("gspo", clip_low=0.03, clip_high=0.03), CLIP, (0.03, 0.09), FEW),
 }
-ALL_LIVE = {"rollout_live": None, "rollout_history": None}
+LATE = {
+    "gvpo": Arm(gvpo("sampler", 0.3, 0.1), rates=FEW),
+    "gvpo, no anchor": Arm(gvpo("sampler", 0.3, 0.0), rates=FEW),
+    **OLD,
+}
 MIXED = {
     "gvpo": Arm(gvpo("initial", 0.2), BETA, (0.1, 0.2, 0.4)),
-    "gvpo, anchor .1": Arm(gvpo("initial", 0.2, 0.1), BETA, (0.1, 0.2, 0.4)),
-    **RATIOS,
-    "gvpo, live only": Arm({**gvpo("initial", 0.1), **ALL_LIVE}, BETA, (0.05, 0.1, 0.2)),
+    "gvpo, anchor .1": Arm(gvpo("initial", 0.1, 0.1), rates=FEW),
+    **OLD,
+    "gvpo, live only": Arm({**gvpo("initial", 0.1), "rollout_live": None, "rollout_history": None}, rates=FEW),
 }
 REGIMES: dict[str, tuple[Settings, dict[str, Arm]]] = {
     "offline": ({}, OFFLINE),
