@@ -37,6 +37,10 @@ def test_groups_whose_rows_add_up_are_accepted(settings: dict[str, Any]):
         ({"rollout_logged": 2}, r"rollout\.logged needs rollout\.logged_path, which is not set"),
         ({**EXPERT, "rollout_expert_url": None}, r"rollout\.expert needs rollout\.expert_url, which is not set"),
         ({**EXPERT, "rollout_expert_model": None}, r"rollout\.expert needs rollout\.expert_model, which is not set"),
+        (
+            {**EXPERT, "rollout_expert_url": "https://me:secret@host/v1"},
+            r"rollout\.expert_url contains a password, which would be written to config\.json; name host alone",
+        ),
         ({**EXPERT, "objective": "grpo"}, "grpo needs the log-probs of the policy that .* remove rollout.expert"),
         (
             {"rollout_history": 4, "train_data": None, "groups_data": "g.jsonl"},
@@ -57,6 +61,7 @@ def test_impossible_groups_are_refused_in_one_line(settings: dict[str, Any], mes
     with pytest.raises(ConfigError, match=message) as error:
         resolve(TrainConfig(**{**BASE, **settings}))
     assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def test_the_reference_of_mixed_groups_is_the_initial_policy():

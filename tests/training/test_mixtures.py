@@ -1,21 +1,30 @@
 """Runs whose groups contain given rows: metrics, rollout files, exact resumption, ranks."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gvpo import runfiles
 from gvpo.errors import ConfigError, DataError, RewardError, RunError
+from gvpo.rewards import RewardPool
 from gvpo.rewards.judges import chat_client
+from gvpo.rollout.collect import Rollout
 from gvpo.rollout.given.expert import FILE
+from gvpo.sampling import Request, SamplingParams
+from gvpo.sampling.noise import noise_key
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.types import Completion, Group, Verdict
 from tests.rewards.judges.judge_server import JudgeServer, Reply, serving
+from tests.training.by_hand import QUIET, ByHand
 from tests.training.rank_jobs import online_run
-from tests.training.toy import DIGITS, lines, model, noticed, same, stopped_at, trainer, weights
+from tests.training.toy import DIGITS, lines, model, noticed, same, share, stopped_at, tokenizer, trainer, weights
 from tests.training.world import world
 
 SETTINGS: dict[str, Any] = {
@@ -96,6 +105,75 @@ def test_metrics_and_rollout_files_say_where_rows_come_from(tmp_path: Path, serv
     (tmp_path / "logged.jsonl").write_text(text.replace('"11"', '"1"'))
     with noticed(), pytest.raises(RunError, match="another set of logged completions"):
         run(tmp_path / "run", {**settings, "steps": 8}, resume=True)
+
+
+def test_a_run_with_history_and_logged_rows_equals_a_script_that_keeps_rows_by_hand(tmp_path: Path):
+    settings = {"group_size": 5, "learning_rate": 0.03, "rollout_history": 2, "rollout_logged": 1}
+    settings |= {"steps": 5, "prompts_per_step": 5}  # no prompt occurs twice in a step
+    policy, given = model(), {**settings, "rollout_logged_path": logged(tmp_path / "logged.jsonl")}
+    with noticed():
+        trainer(tmp_path / "run", policy=policy, **given, **QUIET).train()
+    with RewardPool({"digits": share()}, workers=1) as pool:
+        script, kept = ByHand(pool, **settings, rollout_logged_path="x.jsonl"), dict[str, list[tuple[Any, Any]]]()
+        for step in range(1, 6):
+            script.train(_by_hand(script, kept, step), step)
+    assert lines(tmp_path / "run") == script.lines
+    assert same(weights(policy), script.versions[-1])
+    assert script.lines[-1]["rows/history"] > 0
+
+
+def _by_hand(script: ByHand, kept: dict[str, list[tuple[Any, Any]]], step: int) -> Rollout:
+    """Return the groups of a step, of which the live rows are sampled for groups that need equally many together."""
+    items = script.order.at(step)
+    file = {name: [row for row in LOGGED_ROWS if row[0] == name] for name in DIGITS}
+    found: dict[str, tuple[list[Any], list[Any]]] = {}
+    for item in items:
+        name = item.problem.id
+        own = noise_key(script.config.seed, step, f"logged of {name}", 0)
+        order = np.random.Generator(np.random.Philox(key=own)).permutation(len(file[name]))
+        words = [file[name][place][1] for place in order[:1]]
+        old = [(dataclasses.replace(row, source="history"), verdict) for row, verdict in kept.get(name, [])]
+        found[name] = old, [written(text) for text in words]
+    sampler = TransformersSampler(script.learner.model, tokenizer())
+    groups, verdicts, fresh = {}, {}, {}
+    for count in range(2, 6):
+        same_size = [item for item in items if 5 - sum(map(len, found[item.problem.id])) == count]
+        requests = [Request(item.problem.id, item.prompt) for item in same_size]
+        params = SamplingParams(count, script.config.max_tokens)
+        sampled = sampler.sample(requests, params, seed=script.config.seed, step=step)
+        for item, drawn in zip(same_size, sampled, strict=True):
+            name = item.problem.id
+            old, new = found[name]
+            live = [dataclasses.replace(row, version=step - 1) for row in drawn]
+            parts = [(row.text or "").count(name) / 3 for row in (*new, *live)]
+            judged = [Verdict(part, {"digits": part}) for part in parts]
+            scored = [dataclasses.replace(row, reward=part) for row, part in zip((*new, *live), parts, strict=True)]
+            groups[name] = Group(
+                item.prompt, [*(row for row, _ in old), *scored], id=name, columns=item.problem.columns
+            )
+            verdicts[name] = [*(verdict for _, verdict in old), *judged]
+            fresh[name] = list(zip(scored, judged, strict=True))[len(new) :]
+    missing = {
+        "rows/history_missing": sum(2 - len(old) for old, _ in found.values()),
+        "rows/logged_missing": sum(1 - len(new) for _, new in found.values()),
+    }
+    for name, rows in fresh.items():
+        kept[name] = [*rows, *kept.get(name, [])][:2]
+    names = [item.problem.id for item in items]
+    return Rollout(
+        [groups[name] for name in names],
+        [verdicts[name] for name in names],
+        [item.problem for item in items],
+        metrics=missing,
+    )
+
+
+LOGGED_ROWS = [(digit, text) for digit in DIGITS[:8] for text in (digit, digit * 2, "0")]
+
+
+def written(text: str) -> Completion:
+    tokens = [*tokenizer()(text).input_ids, tokenizer().eos_token_id]
+    return Completion(tokens, text=text, source="logged")
 
 
 def test_a_run_that_was_stopped_resumes_with_equal_bits(tmp_path: Path, server: JudgeServer):

@@ -6,6 +6,7 @@ history, with its rewards ──────┘
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,7 +64,9 @@ class Mixture:
     ) -> Rollout:
         """Collect groups of `params.group_size` rows; see `gvpo.rollout.collect.collect`."""
         old = self.history.rows(items, step) if self.history is not None else [[] for _ in items]
+        began = time.perf_counter()
         found = [source.rows(items, names, step) for source in self.written]
+        seconds = time.perf_counter() - began
         new = [[row for rows in found for row in rows[place]] for place in range(len(items))]
         live = [params.group_size - len(a) - len(b) for a, b in zip(old, new, strict=True)]
         asked = [place for place in range(len(items)) if new[place] or live[place]]
@@ -80,6 +83,7 @@ class Mixture:
         groups = [_group(item, names[place], old[place], judged.get(place)) for place, item in enumerate(items)]
         return dataclasses.replace(
             rollout,
+            seconds={**rollout.seconds, "sampling": rollout.seconds.get("sampling", 0.0) + seconds},
             groups=[group for group, _ in groups],
             verdicts=[verdicts for _, verdicts in groups] if self.rewarded else [],
             problems=[item.problem for item in items],
