@@ -15,6 +15,8 @@ from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.sampling import Request, Sampler, SamplingParams
 from gvpo.types import Completion, Group, Problem, Verdict
 
+LIVE = "live"
+"""Source of rows that the policy samples in a step."""
 WRITTEN = frozenset({"logged", "expert"})
 """Sources of rows that no policy of the run sampled, so that they have no version."""
 

@@ -1,5 +1,7 @@
 """The curriculum draws prompts by their running accuracy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,13 @@ def test_a_higher_target_prefers_easier_prompts():
     easy = curriculum(target=0.75)
     easy.note(rollout(row_0=0.25, row_1=0.5, row_2=0.75, row_3=1.0))
     assert int(np.argmax(easy.weights())) == 2
+
+
+def test_given_rows_do_not_count():
+    drawn, found = curriculum(), rollout(row_0=0.75)
+    rows = [Completion([1], source=source) for source in ("expert", "history", "live", "live")]
+    drawn.note(dataclasses.replace(found, groups=[Group([1], rows)]))
+    assert drawn.metrics() == {"curriculum/accuracy": 0.5}  # the third row is right, the fourth is not
 
 
 def test_a_longer_draw_begins_with_the_shorter_one_and_repeats_no_prompt():

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from gvpo.errors import CheckpointError, DataError
-from gvpo.rollout.collect import EncodedProblem, Rollout
+from gvpo.rollout.collect import LIVE, EncodedProblem, Rollout
 from gvpo.rollout.order import NOTHING
 from gvpo.sampling.noise import noise_key
 from gvpo.types import is_right
@@ -66,9 +66,14 @@ class Curriculum:
         return weights
 
     def note(self, rollout: Rollout) -> None:
-        """Update the running accuracy of each prompt of a finished step; rows without a reward do not count."""
-        for problem, verdicts in zip(rollout.problems, rollout.verdicts, strict=True):
-            right = [is_right(verdict.parts.get(self._judge)) for verdict in verdicts if verdict.reward is not None]
+        """Update the running accuracy of each prompt of a finished step.
+
+        Only live rows with a reward count: given rows do not show what the policy can do.
+        """
+        for problem, group, verdicts in zip(rollout.problems, rollout.groups, rollout.verdicts, strict=True):
+            judged = zip(group.completions, verdicts, strict=True)
+            live = [verdict for row, verdict in judged if row.source == LIVE and verdict.reward is not None]
+            right = [is_right(verdict.parts.get(self._judge)) for verdict in live]
             if right and problem.id in self._places:
                 self._note(self._places[problem.id], sum(right) / len(right))
 

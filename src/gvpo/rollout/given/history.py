@@ -5,13 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gvpo.rollout.collect import EncodedProblem, Rollout
+from gvpo.rollout.collect import LIVE, EncodedProblem, Rollout
 from gvpo.rollout.packed import ScoredRow, pack, unpack
 from gvpo.rollout.usable import is_usable
 from gvpo.types import Completion, Verdict
-
-LIVE = "live"
-"""Source of rows that the policy samples in a step."""
 
 
 class History:
