@@ -134,6 +134,19 @@ def test_a_run_that_truncates_reports_no_log_ratios_to_recorded_log_probs(tmp_pa
         assert bool((sampled >= torch.tensor(row.logprobs) - 0.05).all())
 
 
+@pytest.mark.parametrize("where", ["auto", "trainer"])
+def test_stale_rows_are_compared_with_their_sampler_or_weighted(tmp_path: Path, where: Any):
+    settings: dict[str, Any] = {"objective": "grpo", "rollout_staleness": 2, "steps": 3, "learning_rate": 1e-2}
+    trainer(tmp_path, **settings, rollout_old_logprobs=where, held=[], eval_problems=0).train()
+    *_, line = lines(tmp_path)
+    ratio = line["grpo/ratio_mean"]
+    assert (ratio == 1, "grpo/is_weight_mean" in line) == ((False, False) if where == "auto" else (True, True))
+    for row in runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 3)):
+        assert row.version == 0
+        if where == "auto":
+            assert row.old_logprobs == pytest.approx(row.sampler_logprobs, abs=1e-6)
+
+
 def test_a_sampler_that_records_no_log_probs_is_an_error():
     bare = [
         dataclasses.replace(
