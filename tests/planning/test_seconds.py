@@ -97,6 +97,13 @@ def test_seconds_of_a_step_on_a_cpu_match_a_count_by_hand(monkeypatch: pytest.Mo
     assert three.scoring == found.scoring
 
 
+def test_a_step_that_uses_groups_again_samples_fewer():
+    whole, half = work(prompts_per_step=4), work(prompts_per_step=2)
+    reused = estimate_seconds(LLAMA, replace(whole, reuse=2), CPU, RATES)
+    assert reused.sampling == estimate_seconds(LLAMA, half, CPU, RATES).sampling
+    assert reused.updating == estimate_seconds(LLAMA, whole, CPU, RATES).updating
+
+
 def test_the_optimizer_and_the_traffic_of_a_cpu_are_included():
     base = estimate_seconds(LLAMA, work(), CPU, RATES)
     slow = estimate_seconds(LLAMA, work(), CPU, replace(RATES, bandwidth=1e8))

@@ -31,6 +31,7 @@ def pool() -> Iterator[RewardPool]:
 
 CASES: list[dict[str, Any]] = [
     {"objective": "gvpo", "learning_rate": 0.03},
+    {"objective": "gvpo", "learning_rate": 0.03, "reference": "sampler", "passes": 2},
     {"objective": "grpo", "learning_rate": 0.03, "groups_per_update": 2},
 ]
 
@@ -100,7 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield started
 
 
-@pytest.mark.parametrize("kind", ["stale"])
+@pytest.mark.parametrize("kind", ["stale", "reused"])
 def test_a_killed_run_resumes_exactly(server: Forks, tmp_path: Path, kind: str):
     for name in ("unbroken", "killed"):
         child = server.start(kind, str(tmp_path / name))
@@ -117,7 +118,7 @@ def test_a_killed_run_resumes_exactly(server: Forks, tmp_path: Path, kind: str):
     assert read_rollouts(rollout_path(killed, 4)) == read_rollouts(rollout_path(unbroken, 4))
 
 
-@pytest.mark.parametrize("settings", [{"rollout_staleness": 1}], ids=str)
+@pytest.mark.parametrize("settings", [{"rollout_staleness": 1}, {"rollout_reuse": 2}], ids=str)
 def test_two_ranks_train_on_the_same_groups_as_one_process(tmp_path: Path, settings: dict[str, Any]):
     given = {"steps": 3, "eval_problems": 0, "held": [], "learning_rate": 0.01, **settings}
     online_run(tmp_path / "one", **given)

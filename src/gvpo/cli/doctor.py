@@ -51,6 +51,7 @@ READS = {
     "train.prompts_per_step": "",
     "train.groups_per_update": "",
     "train.passes": "",
+    "rollout.reuse": "",
     "train.tokens_per_microbatch": "the largest that fits",
 }
 PLAN_FLAGS = ("gpu", "gpus", "memory", "prompt_tokens")

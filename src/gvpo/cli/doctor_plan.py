@@ -60,7 +60,7 @@ def print_plan(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 def workload_of(given: Mapping[str, Any], model: Architecture, device: Device) -> Workload:
     """Return the workload that settings and flags describe for a model on a device; None and "auto" leave defaults."""
-    sizes = {**given, "completion_tokens": given.get("max_tokens")}
+    sizes = {**given, "completion_tokens": given.get("max_tokens"), "reuse": given.get("rollout_reuse")}
     names = {field.name for field in fields(Workload)}
     kept = {name: value for name, value in sizes.items() if name in names and value not in (None, AUTO)}
     return Workload(

@@ -170,9 +170,11 @@ def _training(inputs: "RunInputs") -> str:
     given = [f"{count} {name}" for name in GIVEN if (count := getattr(settings, f"rollout_{name}"))]
     sources = f" ({', '.join(given)})" if given else ""
     rows = f" x {settings.group_size} completions{sources}" if inputs.plan.samples else ""
-    updates = updates_per_step(settings)
+    updates, stale, reuse = updates_per_step(settings), settings.rollout_staleness, settings.rollout_reuse
+    again = f", each of which is trained on in {reuse} steps" if reuse > 1 else ""
+    before = f", sampled {stale} step{'s' if stale > 1 else ''} before" if stale > 0 else ""
     return (
-        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts{rows}, "
+        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts{rows}{before}{again}, "
         f"{updates} update{'s' if updates > 1 else ''} per step, learning rate {settings.learning_rate:g}"
     )
 

@@ -16,7 +16,7 @@ Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
 
 DONE = (
-    "rollout.staleness",
+    *("rollout.staleness", "rollout.reuse"),
     *("rollout.dead_groups", "rollout.dead_by", "rollout.max_replacements"),
     *("rollout.curriculum", "rollout.curriculum_target"),
     "rollout.old_logprobs",
@@ -56,6 +56,11 @@ def _older(plan: "RunPlan") -> Broken:
             f"objective.costs needs the rates of the current policy's samples, and rollout.{key} trains on older ones; "
             "remove one",
         )
+    yield (
+        reused and c.rollout_capacity is not None and c.rollout_capacity < c.group_size,
+        f"rollout.capacity={c.rollout_capacity} completions cannot keep a group of {c.group_size}; raise it, or remove "
+        "rollout.reuse",
+    )
 
 
 GIVEN = ("history", "logged", "expert")

@@ -151,14 +151,15 @@ def _sampling(model: Architecture, workload: Workload, device: Device, rates: Ra
     On a GPU a step is limited by reads or by products. On a CPU the measured rate of narrow products includes the reads
     of the weights.
     """
-    rows = min(workload.rows_at_once, math.ceil(workload.rows / device.count))  # each device has a cache of this size
-    batches = math.ceil(workload.rows / (rows * device.count))
+    sampled = workload.sampled_prompts * workload.group_size
+    rows = min(workload.rows_at_once, math.ceil(sampled / device.count))  # each device has a cache of this size
+    batches = math.ceil(sampled / (rows * device.count))
     one = Rectangle(rows, 1, rows, rows * workload.width)
     computed = device.count * sum(forward_operations(model, one)) / rates.narrow
     overhead = SECONDS_PER_LAYER[device.kind] + bool(workload.lora_rank) * SECONDS_PER_ADAPTER[device.kind]
     step = _reads(model, workload, device, rows, computed, rates) + model.layers * overhead
-    tokens = workload.prompts_per_step * workload.prompt_tokens
-    prompts = Rectangle(1, tokens, 0, workload.prompts_per_step * workload.prompt_tokens**2)
+    tokens = workload.sampled_prompts * workload.prompt_tokens
+    prompts = Rectangle(1, tokens, 0, workload.sampled_prompts * workload.prompt_tokens**2)
     return batches * workload.completion_tokens * step + sum(forward_operations(model, prompts)) / rates.wide
 
 

@@ -21,6 +21,7 @@ class Workload:
         half: Whether autocast computes in bfloat16; weights, gradients and optimizer state stay float32.
         checkpointing: Whether activations are recomputed in the backward.
         passes: Number of passes over each rollout.
+        reuse: Number of steps that train on each group.
         lora_rank: Rank of an adapter on frozen weights; 0 if all weights are trained.
         narrow_base: Whether the frozen weights are stored in bfloat16.
 
@@ -39,6 +40,7 @@ class Workload:
     half: bool = True
     checkpointing: bool = False
     passes: int = 1
+    reuse: int = 1
     lora_rank: int = 0
     narrow_base: bool = False
 
@@ -56,6 +58,11 @@ class Workload:
     def rows(self) -> int:
         """Number of completions in a rollout."""
         return self.prompts_per_step * self.group_size
+
+    @property
+    def sampled_prompts(self) -> int:
+        """Number of prompts per step whose completions are sampled, on average."""
+        return -(-self.prompts_per_step // self.reuse)
 
     @property
     def width(self) -> int:

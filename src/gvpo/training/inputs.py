@@ -26,6 +26,7 @@ from gvpo.rollout.preferences import Comparison, comparisons, with_weak_negative
 from gvpo.rollout.problems import answer_ending, demonstrations, encode, held_out_problems, training_problems
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers, reward_functions
 from gvpo.rollout.sampling_params import sampling_params
+from gvpo.rollout.sources.reuse import steps_for
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.adapter import check_adapter, load_policy
@@ -182,9 +183,8 @@ def prepare(
     )
     if config.epochs is not None:
         items = config.sample_groups or len(inputs.data)
-        steps = max(
-            1, -(-config.epochs * items // config.prompts_per_step)
-        )  # the last step is filled up from the next epoch
+        # the last step is filled up from the next epoch
+        steps = steps_for(config.epochs * items, config.prompts_per_step, config.rollout_reuse)
         inputs = dataclasses.replace(inputs, plan=dataclasses.replace(plan, settings=config.replace(steps=steps)))
     return dataclasses.replace(inputs, notices=(*plan.notices, *check(inputs, policy))), policy
 

@@ -1,6 +1,6 @@
 """The source of a run's groups, composed from its settings.
 
-problems ──▶ LiveSource ──┬─▶ StaleSource
+problems ──▶ LiveSource ──┬─▶ StaleSource, ReuseSource
                           └─▶ SampledOnceSource
 rows ──▶ DemonstrationSource, PreferenceSource, OfflineSource
 """
@@ -20,6 +20,7 @@ from gvpo.rollout.given.logged import LoggedRows
 from gvpo.rollout.given.mixture import Mixture, WrittenRows
 from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.packed import Problems
 from gvpo.rollout.problems import answer_ending
 from gvpo.rollout.rewards import NoRewards
 from gvpo.rollout.sources.base import Source, StatelessSource
@@ -27,6 +28,7 @@ from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.rollout.sources.live import LiveSource
 from gvpo.rollout.sources.offline import OfflineSource
 from gvpo.rollout.sources.preferences import PreferenceSource
+from gvpo.rollout.sources.reuse import ReuseSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
 from gvpo.rollout.sources.sampler_reference import Score
 from gvpo.rollout.sources.stale import StaleSource
@@ -72,8 +74,19 @@ def make_source(
     )
     if inputs.plan.source != "live":
         return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
-    problems = {item.problem.id: item for item in data.problems}
-    return StaleSource(live, config.rollout_staleness, problems) if config.rollout_staleness else live
+    return _later(inputs, live, {item.problem.id: item for item in data.problems})
+
+
+def _later(inputs: RunInputs, live: LiveSource, problems: Problems) -> Source:
+    """Return the source of groups that are trained on after the step that samples them, if they are."""
+    config = inputs.settings
+    if config.rollout_staleness > 0:
+        return StaleSource(live, config.rollout_staleness, problems)
+    if config.rollout_reuse == 1:
+        return live
+    bounds = {"max_age": config.rollout_max_age, "capacity": config.rollout_capacity}
+    steps = config.rollout_reuse
+    return ReuseSource(live, config.prompts_per_step, steps, problems, **bounds, dead=inputs.dead_groups)
 
 
 def _reference(inputs: RunInputs, score: Score) -> Score | None:

@@ -13,7 +13,7 @@ SECTIONS = (LEARNING, OBJECTIVE, HEALTH, OTHER)
 
 _NOT_DRAWN = frozenset({"step", "groups/total", "seconds/total"})
 
-QUIET = frozenset({"rows/history", "rows/logged", "rows/expert", "age/mean", "age/max"})
+QUIET = frozenset({"rows/history", "rows/logged", "rows/expert", "age/mean", "age/max", "groups/evicted"})
 """Metrics that say nothing while they are 0, and are then not drawn."""
 
 _NAMED = frozenset(key for spec in SPECS for key in spec.metrics if "*" not in key)

@@ -85,6 +85,22 @@ SPECS = (
         low=0.0,
     ),
     Spec(
+        "Groups that are used again",
+        "groups per step",
+        {"groups/fresh": "fresh", "groups/kept": "used again", "groups/evicted": "evicted"},
+        HEALTH,
+        "Fresh groups are sampled in the step. Evicted ones were dropped for their age, or because too many were kept.",
+        low=0.0,
+    ),
+    Spec(
+        "Kept completions",
+        "completions",
+        {"rows/stored": "kept"},
+        OTHER,
+        "Completions that are kept for later steps, after the step.",
+        low=0.0,
+    ),
+    Spec(
         "Sampler mismatch",
         "nats per token",
         {"sampler/mismatch": "mismatch"},
