@@ -73,6 +73,7 @@ def test_the_reference_of_mixed_groups_is_the_initial_policy():
 @pytest.mark.parametrize(
     ("settings", "notice"),
     [
+        ({"rollout_live": 8, "sample_groups": 64}, "rollout.live has no effect: no group is sampled in a step"),
         ({"rollout_logged_path": "b.jsonl"}, "rollout.logged_path has no effect: rollout.logged is 0"),
         (
             {"rollout_expert_model": "big", "rollout_expert_url": "http://a/v1"},

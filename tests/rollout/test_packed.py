@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,3 +46,11 @@ def test_a_checkpoint_has_four_bytes_per_token_and_per_log_prob():
     row = Completion(list(range(1000)), sampler_logprobs=torch.linspace(-3, 0, 1000).tolist())
     packed = pack([(row, Verdict(None))])
     assert (packed["tokens"].dtype, packed["sampler_logprobs"]["values"].dtype) == (torch.int32, torch.float32)
+
+
+def test_scalars_of_numpy_can_be_loaded():
+    row = (Completion([1], np.float64(0.5)), Verdict(np.float64(0.5), {"right": np.float32(1.0)}))
+    file = io.BytesIO()
+    torch.save(pack([row]), file)
+    file.seek(0)
+    assert unpack(torch.load(file, weights_only=True)) == [(Completion([1], 0.5), Verdict(0.5, {"right": 1.0}))]

@@ -60,6 +60,7 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
     yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
+    yield plan.source != "live", ("rollout.live",), "no group is sampled in a step"
     yield c.rollout_logged == 0, ("rollout.logged_path",), "rollout.logged is 0"
     yield c.rollout_expert == 0, ("rollout.expert_",), "rollout.expert is 0"
     kept = c.rollout_history > 0 or c.rollout_reuse > 1

@@ -29,8 +29,11 @@ def pack(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     return {
         "tokens": torch.tensor([token for row in completions for token in row.tokens], dtype=torch.int32),
         "lengths": [len(row.tokens) for row in completions],
-        "rewards": [row.reward for row in completions],
-        "verdicts": [(verdict.reward, dict(verdict.parts), verdict.reason) for _, verdict in rows],
+        "rewards": [_plain(row.reward) for row in completions],
+        "verdicts": [
+            (_plain(verdict.reward), {name: _plain(part) for name, part in verdict.parts.items()}, verdict.reason)
+            for _, verdict in rows
+        ],
         "extras": [dict(row.extras) for row in completions],
         **{name: _numbers([getattr(row, name) for row in completions]) for name in PER_TOKEN},
         **{name: [getattr(row, name) for row in completions] for name in PLAIN},
@@ -86,6 +89,11 @@ def unpack_rollout(state: Mapping[str, Any], problems: Problems) -> Rollout:
     ]
     verdicts = [[verdict for _, verdict in found] for found in rows] if state["is_judged"] else []
     return Rollout(groups, verdicts, [item.problem for item in items], metrics=state["metrics"])
+
+
+def _plain(value: float | None) -> float | None:
+    """Return a number as Python's, because `torch.load(weights_only=True)` reads no scalars of numpy."""
+    return None if value is None else float(value)
 
 
 def _numbers(rows: Sequence[FloatSequence | None]) -> dict[str, Any]:
