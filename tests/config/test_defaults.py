@@ -71,10 +71,36 @@ def test_what_is_set_is_kept(settings: dict[str, Any], expected: tuple[str, floa
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, None),
+        ({"passes": 4}, None),
+        ({"rollout_history": 2}, None),
+        ({"sample_groups": 9}, None),
+        ({"rollout_staleness": 4}, 0.1),
+        ({"rollout_reuse": 2}, 0.1),
+        ({"rollout_staleness": 4, "anchor": 0.0}, 0.0),
+        ({"rollout_staleness": 4, "reference": "initial"}, None),  # there an anchor would move the optimum
+        ({"rollout_staleness": 4, "kl_in_reward": 0.1}, None),
+        ({"rollout_staleness": 4, "objective": "regression"}, None),
+    ],
+)
+def test_old_groups_have_an_anchor_at_the_policy_that_sampled_them(
+    settings: dict[str, Any], expected: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
+    assert resolve(TrainConfig(**settings), MODEL).settings.anchor == expected
+
+
+@pytest.mark.parametrize(
     ("settings", "line"),
     [
         ({}, "reference initial, beta 0.1 (one update per rollout; `gvpo docs objectives`)"),
         ({"passes": 2}, "reference sampler, beta 0.3 (several updates per rollout; `gvpo docs objectives`)"),
+        (
+            {"rollout_staleness": 2},
+            "reference sampler, beta 0.3, anchor 0.1 (stale or reused groups; `gvpo docs objectives`)",
+        ),
         ({"beta": 0.5, "sample_groups": 9}, "reference initial (logged or frozen groups; `gvpo docs objectives`)"),
         ({"reference": "initial"}, "beta 0.1 (one update per rollout; `gvpo docs objectives`)"),
         ({"reference": "initial", "beta": 0.1}, None),

@@ -6,7 +6,6 @@ A regime says how often a run updates on its groups, and whether the groups are 
 table; `tools/objectives_table.py` writes it into the documentation.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +53,7 @@ DEFAULTS: dict[str, dict[Regime, Default]] = {
     "gvpo": {
         ONE: Default("initial", 0.1),
         SEVERAL: Default("sampler", 0.3),
-        OLDER: Default("sampler", 0.3),
+        OLDER: Default("sampler", 0.3, 0.1),
         MIXED: Default("initial", 0.1),
         FROZEN: Default("initial", 0.2),
     }
@@ -107,11 +106,17 @@ def find_default(config: TrainConfig, objective: ObjectiveSpec, source: str) -> 
     """Return reference, beta and anchor for settings that leave them open.
 
     A KL penalty in the rewards is measured between the start of the step and the reference. It is always 0 if both are
-    the same policy, so its reference is the initial one.
+    the same policy, so its reference is the initial one. An anchor holds the policy at the reference of its regime; at
+    another reference it would move the optimum, so it is then not used unless it is set.
     """
     found = DEFAULTS.get(config.objective, {}).get(regime(config, source), OTHERWISE)
     reference = OTHERWISE.reference if config.kl_in_reward > 0 else found.reference
-    return dataclasses.replace(found, reference=reference, beta=found.beta or objective.keywords.get("beta"))
+    used = reference if config.reference == "auto" else config.reference
+    return Default(
+        reference,
+        beta=found.beta or objective.keywords.get("beta"),
+        anchor=found.anchor if used == found.reference else None,
+    )
 
 
 def same_reference(reference: str, source: str) -> str:
