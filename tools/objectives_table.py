@@ -39,9 +39,14 @@ def _defaults() -> Iterator[str]:
     """Yield the lines of the table of defaults."""
     yield "| `objective.name` | Regime | `objective.reference` | `objective.beta` | `objective.anchor` |"
     yield "|---|---|---|---|---|"
+    alike: dict[object, list[str]] = {}
     for name, regimes in DEFAULTS.items():
-        for regime, default in regimes.items():
-            yield f"| `{name}` | {regime} | `{default.reference}` | {default.beta} | {_anchor(name, default.anchor)} |"
+        alike.setdefault((tuple(regimes.items()), _anchor(name, None)), []).append(name)
+    for names in alike.values():
+        listed = ", ".join(f"`{name}`" for name in names)
+        for regime, default in DEFAULTS[names[0]].items():
+            anchor = _anchor(names[0], default.anchor)
+            yield f"| {listed} | {regime} | `{default.reference}` | {default.beta} | {anchor} |"
     for name in taking("beta"):
         if name not in DEFAULTS:
             beta = OBJECTIVES[name].keywords["beta"]

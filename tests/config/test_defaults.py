@@ -40,6 +40,12 @@ def test_the_regime_decides_gvpos_reference_and_beta(
     assert resolved(settings, given) == expected
 
 
+@pytest.mark.parametrize("settings", [{}, {"passes": 2}, {"groups_data": "g.jsonl"}])
+@pytest.mark.parametrize("objective", ["regression", "pmd_mean"])
+def test_gvpos_family_has_its_defaults_of_reference_and_beta(settings: dict[str, Any], objective: str):
+    assert resolved({**settings, "objective": objective}) == resolved(settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "given", "expected"),
     [

@@ -49,14 +49,17 @@ class Default:
     anchor: float | None = None
 
 
+_GVPO: dict[Regime, Default] = {
+    ONE: Default("initial", 0.1),
+    SEVERAL: Default("sampler", 0.3),
+    OLDER: Default("sampler", 0.3, 0.1),
+    MIXED: Default("initial", 0.1),
+    FROZEN: Default("initial", 0.2),
+}
 DEFAULTS: dict[str, dict[Regime, Default]] = {
-    "gvpo": {
-        ONE: Default("initial", 0.1),
-        SEVERAL: Default("sampler", 0.3),
-        OLDER: Default("sampler", 0.3, 0.1),
-        MIXED: Default("initial", 0.1),
-        FROZEN: Default("initial", 0.2),
-    }
+    "gvpo": _GVPO,
+    "regression": _GVPO,
+    "pmd_mean": {regime: Default(each.reference, each.beta) for regime, each in _GVPO.items()},
 }
 """Defaults by regime of the objectives for which regimes differ."""
 OTHERWISE = Default("initial")
