@@ -34,9 +34,8 @@ def resolved(settings: dict[str, Any], given: Given = MODEL) -> tuple[str, float
     ],
 )
 def test_the_regime_decides_gvpos_reference_and_beta(
-    settings: dict[str, Any], given: Given, expected: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], given: Given, expected: tuple[str, float]
 ):
-    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
     assert resolved(settings, given) == expected
 
 
@@ -91,10 +90,7 @@ def test_what_is_set_is_kept(settings: dict[str, Any], expected: tuple[str, floa
         ({"rollout_staleness": 4, "objective": "regression"}, None),
     ],
 )
-def test_old_groups_have_an_anchor_at_the_policy_that_sampled_them(
-    settings: dict[str, Any], expected: float | None, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
+def test_old_groups_have_an_anchor_at_the_policy_that_sampled_them(settings: dict[str, Any], expected: float | None):
     assert resolve(TrainConfig(**settings), MODEL).settings.anchor == expected
 
 

@@ -94,6 +94,7 @@ def test_metrics_and_rollout_files_say_where_rows_come_from(tmp_path: Path, serv
         assert (line["rows/logged_missing"], line["rows/expert_missing"]) == (4 - counts["logged"], 0)
         assert counts["live"] == 4 + line["rows/history_missing"] + line["rows/logged_missing"]
         ages = [row.age for row in rows if row.source in ("live", "history")]
+        assert line["tokens/sampled"] == sum(len(row.tokens) for row in rows if row.source == "live")
         assert line["age/max"] == max(ages) <= 4
         assert {row.version for row in rows if row.source in ("logged", "expert")} <= {None}
         assert [row.reward for row in rows] == [row.text.count(row.prompt) / 3 for row in rows]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gvpo import runfiles
 from gvpo.errors import CheckpointError, ConfigError
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Rollout
@@ -49,7 +50,8 @@ def train_by_hand(script: ByHand, steps: int) -> None:
             evicted += 1
         counts = {"groups/fresh": len(new), "groups/kept": len(again), "groups/evicted": evicted}
         groups, verdicts, problems, *_ = zip(*new, *again, strict=True)
-        script.train(Rollout(groups, verdicts, problems, metrics={**counts, "rows/stored": 4 * len(kept)}), step)
+        counts["rows/stored"] = 4 * len(kept)
+        script.train(Rollout(groups, verdicts, problems, metrics=counts, fresh=len(new)), step)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,9 @@ def test_a_run_trains_on_each_group_in_several_steps(tmp_path: Path, pool: Rewar
     train_by_hand(script, 5)
     assert lines(tmp_path) == script.lines
     assert same(weights(policy), script.versions[-1])
+    for line in lines(tmp_path):
+        rows = runfiles.read_rollouts(runfiles.rollout_path(tmp_path, line["step"]))
+        assert line["tokens/sampled"] == sum(len(row.tokens) for row in rows if row.age == 0)
     rows = [row for step in range(1, 6) for row in read_rollouts(rollout_path(tmp_path, step))]
     assert len({(row.step, row.group, row.row) for row in rows}) == len(rows)  # names are distinct within a step
     evicted = sum(line["groups/evicted"] for line in script.lines)

@@ -87,10 +87,7 @@ def test_live_rows_are_relative_to_the_start_of_the_step():
         ({"groups_data": "a.jsonl"}, "no policy of the run sampled logged groups"),
     ],
 )
-def test_it_is_refused_where_groups_have_several_samplers_or_none(
-    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
+def test_it_is_refused_where_groups_have_several_samplers_or_none(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         resolve(TrainConfig(reference="sampler", **settings), MODEL)
 
@@ -98,9 +95,6 @@ def test_it_is_refused_where_groups_have_several_samplers_or_none(
 @pytest.mark.parametrize(
     "settings", [{"rollout_staleness": 2}, {"rollout_reuse": 2}, {"rollout_history": 2}, {"groups_data": "a.jsonl"}]
 )
-def test_the_start_of_the_step_is_refused_for_rows_that_it_did_not_sample(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("gvpo.config.rollout_rules.PENDING", ())
+def test_the_start_of_the_step_is_refused_for_rows_that_it_did_not_sample(settings: dict[str, Any]):
     with pytest.raises(ConfigError, match=r"objective\.reference='previous' is the policy"):
         resolve(TrainConfig(reference="previous", **settings), MODEL)

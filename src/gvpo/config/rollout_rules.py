@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gvpo.config.settings import FIELDS, TrainConfig
+from gvpo.config.settings import TrainConfig
 
 if TYPE_CHECKING:
     from gvpo.config.plan import RunPlan
@@ -15,25 +15,9 @@ if TYPE_CHECKING:
 Broken = Iterator[tuple[bool, str]]
 """Pairs of whether a rule is broken and the message in that case."""
 
-DONE = (
-    *("rollout.staleness", "rollout.reuse"),
-    *("rollout.dead_groups", "rollout.dead_by", "rollout.max_replacements"),
-    *("rollout.curriculum", "rollout.curriculum_target"),
-    "rollout.old_logprobs",
-    *("rollout.live", "rollout.history", "rollout.max_age", "rollout.capacity"),
-    *("rollout.logged", "rollout.logged_path"),
-    *("rollout.expert", "rollout.expert_url", "rollout.expert_model", "rollout.expert_api_key_env"),
-)
-PENDING: tuple[str, ...] = tuple(key for key in FIELDS if key.startswith("rollout.") and key not in DONE)
-"""Settings that this version does not implement yet."""
-
 
 def impossible_sources(plan: "RunPlan") -> Broken:
     """Yield the rules between settings of [rollout], and between them and other sections."""
-    c = plan.settings
-    for key in PENDING:
-        default = TrainConfig.model_fields[FIELDS[key]].default
-        yield getattr(c, FIELDS[key]) != default, f"{key} is not implemented yet; remove it"
     yield from _older(plan)
     yield from _mixture(plan)
     yield from _previous(plan)

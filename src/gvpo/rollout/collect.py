@@ -40,6 +40,7 @@ class Rollout:
         seconds: Duration of each phase, "sampling" and "rewarding".
         traceback: Traceback of the first reward that failed, if any.
         metrics: Further metrics of the step, from its source.
+        fresh: Number of groups, from the first one, that were sampled for this step; None if all were.
     """
 
     groups: Sequence[Group]
@@ -48,6 +49,7 @@ class Rollout:
     seconds: Mapping[str, float] = field(default_factory=dict)
     traceback: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    fresh: int | None = None
 
 
 class Collect(Protocol):

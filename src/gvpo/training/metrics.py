@@ -21,7 +21,9 @@ from gvpo.update.group_backward import RowGradient
 
 _MAX_LOG_RATIO = 20.0
 
-SOURCES = ("live", "history", "logged", "expert")
+GIVEN = ("history", "logged", "expert")
+"""Sources of the rows of mixed groups that the step did not sample."""
+SOURCES = ("live", *GIVEN)
 """Sources of completions; one with another name, such as that of a file, counts as "logged"."""
 
 _OF_OWN_SAMPLES = frozenset({"gvpo/certificate"})
@@ -137,9 +139,15 @@ def _length_metrics(rollout: Rollout) -> dict[str, float]:
         "length/mean": fmean(lengths),
         "length/max": max(lengths),
         "rows/truncated": fmean(row.finish_reason == "length" for row in rows),
-        "tokens/sampled": sum(lengths),
+        "tokens/sampled": _sampled_tokens(rollout),
         "tokens/prompt": sum(len(group.prompt) for group in rollout.groups),
     }
+
+
+def _sampled_tokens(rollout: Rollout) -> int:
+    """Return the number of completion tokens that are new in a step; given rows and kept groups are not new."""
+    rows = (row for group in rollout.groups[: rollout.fresh] for row in group.completions)
+    return sum(len(row.tokens) for row in rows if row.source not in GIVEN)
 
 
 def overlong_metrics(rollout: Rollout, treatment: Overlong) -> dict[str, float]:

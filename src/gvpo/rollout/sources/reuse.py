@@ -171,4 +171,5 @@ def _with_kept(sampled: Rollout, chosen: Sequence[Kept], evicted: int, rows: int
         verdicts=[*sampled.verdicts, *(kept.verdicts for kept in chosen if kept.verdicts)],
         problems=[*sampled.problems, *(kept.problem for kept in chosen)],
         metrics={**sampled.metrics, **counts, "rows/stored": rows},
+        fresh=len(sampled.groups),
     )
