@@ -56,10 +56,11 @@ _GVPO: dict[Regime, Default] = {
     MIXED: Default("initial", 0.1),
     FROZEN: Default("initial", 0.2),
 }
+_WITHOUT_ANCHOR = {regime: Default(each.reference, each.beta) for regime, each in _GVPO.items()}
 DEFAULTS: dict[str, dict[Regime, Default]] = {
     "gvpo": _GVPO,
-    "regression": _GVPO,
-    "pmd_mean": {regime: Default(each.reference, each.beta) for regime, each in _GVPO.items()},
+    "regression": _WITHOUT_ANCHOR,
+    "pmd_mean": _WITHOUT_ANCHOR,
 }
 """Defaults by regime of the objectives for which regimes differ."""
 OTHERWISE = Default("initial")
