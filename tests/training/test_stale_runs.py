@@ -95,13 +95,34 @@ def test_a_stopped_stale_run_keeps_what_it_sampled_ahead_as_plain_tensors(tmp_pa
     assert same(weights(policy), weights(expected))
 
 
+COMBINED: list[dict[str, Any]] = [
+    {"rollout_staleness": 1, "rollout_history": 2, "data": QUIET["data"][:5]},
+    {"rollout_staleness": 2, "rollout_dead_groups": "replace", "rollout_curriculum": "accuracy"},
+    {"rollout_reuse": 2, "rollout_history": 1, "rollout_max_age": 2, "data": QUIET["data"][:5]},
+    {"rollout_reuse": 2, "rollout_dead_groups": "replace", "rollout_curriculum": "accuracy"},
+]
+
+
+@pytest.mark.parametrize("settings", COMBINED, ids=lambda one: ", ".join(key for key in one if key != "data"))
+def test_older_groups_combine_with_other_sources_and_resume_exactly(tmp_path: Path, settings: dict[str, Any]):
+    given = {**QUIET, "learning_rate": 0.03, "checkpoint_every": 2, "steps": 5, **settings}
+    expected, policy = model(), model()
+    trainer(tmp_path / "whole", policy=expected, **given).train()
+    with stopped_at(4):
+        trainer(tmp_path / "cut", **given).train()
+    trainer(tmp_path / "cut", policy=policy, **given).train(resume=True)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert same(weights(policy), weights(expected))
+    assert max(line["age/max"] for line in lines(tmp_path / "whole")) > 0
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with forks(tmp_path_factory.mktemp("forks")) as started:
         yield started
 
 
-@pytest.mark.parametrize("kind", ["stale", "reused"])
+@pytest.mark.parametrize("kind", [pytest.param("stale", marks=pytest.mark.slow), "reused"])
 def test_a_killed_run_resumes_exactly(server: Forks, tmp_path: Path, kind: str):
     for name in ("unbroken", "killed"):
         child = server.start(kind, str(tmp_path / name))
@@ -118,7 +139,9 @@ def test_a_killed_run_resumes_exactly(server: Forks, tmp_path: Path, kind: str):
     assert read_rollouts(rollout_path(killed, 4)) == read_rollouts(rollout_path(unbroken, 4))
 
 
-@pytest.mark.parametrize("settings", [{"rollout_staleness": 1}, {"rollout_reuse": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [pytest.param({"rollout_staleness": 1}, marks=pytest.mark.slow), {"rollout_reuse": 2}], ids=str
+)
 def test_two_ranks_train_on_the_same_groups_as_one_process(tmp_path: Path, settings: dict[str, Any]):
     given = {"steps": 3, "eval_problems": 0, "held": [], "learning_rate": 0.01, **settings}
     online_run(tmp_path / "one", **given)
