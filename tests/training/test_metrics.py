@@ -211,7 +211,7 @@ def test_rows_are_counted_by_source_and_have_ages_if_a_policy_of_the_run_sampled
     origins = [("live", 6), ("live", 6), ("history", 2), ("history", 5), ("live", None), ("a.jsonl", None)]
     rows = [Completion([1], 0.0, source=source, version=version) for source, version in [*origins, ("expert", None)]]
     rollout = Rollout([Group([1], rows)], [[Verdict(0.0)] * 7], [])
-    assert source_metrics(rollout, 7) == pytest.approx(
+    expected = pytest.approx(
         {
             "rows/live": 2 / 7,
             "rows/history": 2 / 7,
@@ -221,7 +221,9 @@ def test_rows_are_counted_by_source_and_have_ages_if_a_policy_of_the_run_sampled
             "age/max": 4,
         }
     )
-    assert source_metrics(dataclasses.replace(rollout, verdicts=[]), 7) == {}
+    assert source_metrics(rollout, 7) == expected
+    assert source_metrics(dataclasses.replace(rollout, verdicts=[]), 7) == expected  # distillation needs no rewards
+    assert source_metrics(Rollout([Group([1], [Completion([1], source="demonstration")])], [], []), 7) == {}
 
 
 def test_skipped_updates_are_counted_and_excluded_from_the_means():

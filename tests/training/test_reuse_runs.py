@@ -1,9 +1,11 @@
 """Runs that train on each group in several steps, compared with a script that keeps a list of groups."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.dynamic.dead import DeadGroups
 from gvpo.rollout.order import ShuffledOrder
+from gvpo.rollout.rewards import NoRewards
 from gvpo.rollout.sources.live import LiveSource
-from gvpo.rollout.sources.reuse import ReuseSource, fresh_groups, steps_for
+from gvpo.rollout.sources.reuse import ReuseSource, fresh_groups, most_groups, steps_for
 from gvpo.runfiles import read_rollouts, rollout_path
 from gvpo.sampling.base import SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
@@ -110,6 +113,28 @@ def test_dead_groups_are_not_kept(pool: RewardPool):
     assert one.state_dict()["kept"]["groups"]["groups"] == alive
 
 
+def test_a_group_is_as_old_as_its_oldest_row(pool: RewardPool):
+    one = source(pool, 8, 4, max_age=2)
+    one.rollout(1)
+    one.commit(1)
+    kept, *others = one._kept
+    row = dataclasses.replace(kept.group.completions[0], source="history", version=-1)
+    group = dataclasses.replace(kept.group, completions=[row, *kept.group.completions[1:]])
+    one._kept = [dataclasses.replace(kept, group=group), *others]
+    assert one.rollout(2).metrics["groups/evicted"] == 0
+    assert one.rollout(3).metrics["groups/evicted"] == 1
+
+
+def test_groups_without_rewards_are_kept():
+    one = source(cast("RewardPool", NoRewards()), 4, 2)
+    one.rollout(1)
+    one.commit(1)
+    other = source(cast("RewardPool", NoRewards()), 4, 2)
+    other.load_state_dict(one.state_dict())
+    assert other.rollout(2) == dataclasses.replace(one.rollout(2), seconds=ANY)
+    assert not other.rollout(2).verdicts
+
+
 def test_with_one_use_it_is_the_live_source(pool: RewardPool):
     one, live = source(pool, 3, 1), source(pool, 3, 1)._live
     for step in (1, 2):
@@ -143,6 +168,11 @@ def test_an_epoch_ends_when_every_prompt_was_sampled(groups: int, per_step: int,
     steps = steps_for(groups, per_step, reuse)
     sampled = [sum(fresh_groups(step, per_step, reuse) for step in range(1, last + 1)) for last in (steps - 1, steps)]
     assert sampled[0] < groups <= sampled[1]
+
+
+def test_eviction_samples_more_groups():
+    assert most_groups(6, 3, 2, evicts=False) == 3 + 2 + 1 + 2 + 1 + 2
+    assert most_groups(6, 3, 2, evicts=True) == 18
 
 
 def test_a_run_by_epochs_samples_every_prompt(tmp_path: Path):

@@ -6,6 +6,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import ConfigError, DataError
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.given.logged import LoggedRows
+from gvpo.rollout.sources.reuse import most_groups
 from gvpo.types import Group
 
 
@@ -24,7 +25,8 @@ def check_given_rows(
         ConfigError: If groups contain history, but no prompt occurs twice in the run.
         DataError: If the logged groups belong to other prompts, or lack log-probs.
     """
-    drawn = -(-config.steps * config.prompts_per_step // config.rollout_reuse)
+    evicts = config.rollout_max_age is not None or config.rollout_capacity is not None
+    drawn = most_groups(config.steps, config.prompts_per_step, config.rollout_reuse, evicts=evicts)
     draws_again = config.rollout_dead_groups == "replace" or config.rollout_curriculum != "none"
     if config.rollout_history and drawn <= len(prompts) and not draws_again:
         raise ConfigError(

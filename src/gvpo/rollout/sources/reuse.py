@@ -54,6 +54,11 @@ def fresh_groups(step: int, per_step: int, reuse: int) -> int:
     return per_step if step == 1 else step * per_step // reuse - (step - 1) * per_step // reuse
 
 
+def most_groups(steps: int, per_step: int, reuse: int, *, evicts: bool) -> int:
+    """Return how many groups some steps sample, or at most sample if kept groups may be evicted."""
+    return steps * per_step if evicts else sum(fresh_groups(step, per_step, reuse) for step in range(1, steps + 1))
+
+
 def steps_for(groups: int, per_step: int, reuse: int) -> int:
     """Return the number of steps after which at least `groups` groups were sampled, if none is evicted."""
     after_the_first = groups - per_step + per_step // reuse if reuse > 1 else groups
@@ -110,7 +115,9 @@ class ReuseSource(Source):
         return [kept for place, kept in enumerate(found) if place not in dead]
 
     def _is_too_old(self, kept: Kept, step: int) -> bool:
-        return self._max_age is not None and step - 1 - kept.version > self._max_age
+        """Return whether a completion is too old; history is older than the policy that sampled the rest."""
+        ages = [step - 1 - kept.version, *(row.age(step) or 0 for row in kept.group.completions)]
+        return self._max_age is not None and max(ages) > self._max_age
 
     def _within_capacity(self, groups: Sequence[Kept]) -> list[Kept]:
         """Return the newest groups whose completions fit, in the order in which they were sampled."""
@@ -132,7 +139,7 @@ class ReuseSource(Source):
         """Return the kept groups with their uses and versions, and the state of the live source."""
         rollout = Rollout(
             [kept.group for kept in self._kept],
-            [kept.verdicts for kept in self._kept],
+            [kept.verdicts for kept in self._kept if kept.verdicts],  # there are none without rewards
             [kept.problem for kept in self._kept],
         )
         facts = {name: [getattr(kept, name) for kept in self._kept] for name in ("version", "uses")}
