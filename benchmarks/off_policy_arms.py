@@ -67,7 +67,6 @@ MIXED = {
     "gvpo": Arm(gvpo("initial", 0.2), BETA, (0.1, 0.2, 0.4)),
     "gvpo, anchor .1": Arm(gvpo("initial", 0.1, 0.1), rates=FEW),
     **OLD,
-    "gvpo, live only": Arm({**gvpo("initial", 0.1), "rollout_live": None, "rollout_history": None}, rates=FEW),
 }
 REGIMES: dict[str, tuple[Settings, dict[str, Arm]]] = {
     "offline": ({}, OFFLINE),
@@ -76,6 +75,7 @@ REGIMES: dict[str, tuple[Settings, dict[str, Arm]]] = {
     "stale-16": ({"rollout_staleness": 16}, LATE),
     "reuse-4": ({"rollout_reuse": 4}, LATE),
     "passes-4": ({"passes": 4, "steps": 24}, LATE),
+    "100 problems": ({"train_problems": 100}, {"gvpo": Arm(gvpo("initial", 0.1), rates=FEW)}),
     "mixture": ({"rollout_live": 4, "rollout_history": 4, "train_problems": 100}, MIXED),
 }
 """A regime's settings and its arms. Offline, all arms train on the groups that the warm start sampled."""
