@@ -195,6 +195,14 @@ def test_a_run_that_was_stopped_resumes_with_equal_bits(tmp_path: Path, server: 
     assert (asked, len(server.bodies)) == (24, 48)  # the steps after the checkpoint were not asked for again
 
 
+def test_reused_groups_with_history_are_dropped_when_a_row_is_too_old(tmp_path: Path):
+    run(tmp_path, {**SETTINGS, "steps": 8, "rollout_reuse": 2, "rollout_capacity": None})
+    found = lines(tmp_path)[1:]
+    assert max(line["age/max"] for line in found) == 4
+    assert max(line["rows/history"] for line in found) > 0
+    assert sum(line["groups/evicted"] for line in found) > 0
+
+
 def test_a_run_whose_expert_failed_resumes_with_equal_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EXPERT_KEY", KEY)
     broken = [False]
@@ -247,6 +255,11 @@ def test_an_objective_with_ratios_uses_recorded_log_probs_of_history(tmp_path: P
     ("settings", "error", "message"),
     [
         ({"steps": 2}, ConfigError, "rollout.history needs prompts that occur again, but 2 steps use 8 of 10 prompts"),
+        (
+            {"steps": 4, "rollout_reuse": 2, "rollout_max_age": None, "rollout_capacity": None},
+            ConfigError,
+            "4 steps use 10 of 10 prompts once: set data.train_problems below 10, or more train.steps",
+        ),
         ({"rollout_history": 0, "rollout_logged": 1, "rollout_logged_path": "no.jsonl"}, DataError, "no file no.jsonl"),
         (
             {"rollout_history": 0, "rollout_expert": 1, "rollout_expert_url": "x", "rollout_expert_model": "m"},
