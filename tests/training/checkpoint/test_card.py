@@ -93,6 +93,11 @@ def test_the_card_shows_offline_data():
     assert "64 groups sampled once" in facts(card(sample_groups=64, reference="initial"))["Training data"]
 
 
+def test_the_card_shows_how_old_the_groups_are():
+    assert facts(card(rollout_staleness=4))["Sampling"].endswith("; 4 steps before they are trained on")
+    assert facts(card(rollout_reuse=3))["Sampling"].endswith("; each group is trained on in 3 steps")
+
+
 def test_metadata_contain_only_names_on_the_hub():
     read = metadata(card(task=None, train_data="openai/gsm8k:main#train"))
     assert read["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"

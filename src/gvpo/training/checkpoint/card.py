@@ -130,7 +130,9 @@ def _sampling(config: TrainConfig) -> str:
     cut += f", top_k {config.top_k}" if config.top_k > 0 else ""
     cut += ", with an exclusion" if config.sampling_allow or config.sampling_ban else ""
     counts = f"{config.group_size} completions per prompt, up to {config.max_tokens} tokens"
-    return f"{counts}, temperature {config.temperature:g}{cut}"
+    old = f"; {config.rollout_staleness} steps before they are trained on" if config.rollout_staleness else ""
+    old += f"; each group is trained on in {config.rollout_reuse} steps" if config.rollout_reuse > 1 else ""
+    return f"{counts}, temperature {config.temperature:g}{cut}{old}"
 
 
 def _prompt(config: TrainConfig) -> str:
