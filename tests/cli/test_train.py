@@ -109,6 +109,21 @@ def test_check_says_which_rows_of_a_group_are_given(
 
 
 @pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("rollout.staleness=3", "2 prompts x 2 completions, sampled 3 steps before, 1 update"),
+        ("rollout.reuse=2", "2 prompts x 2 completions, each of which is trained on in 2 steps, 1 update"),
+    ],
+)
+def test_check_says_how_old_groups_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, said: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "demo", "--check", *TINY, setting]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["rewards.funcs=['boxed']", "rewards.weights=[1.0]"], "there is no reward 'boxed'"),
