@@ -51,6 +51,7 @@ def test_groups_whose_rows_add_up_are_accepted(settings: dict[str, Any]):
             {"rollout_history": 4, **EXPERT, "reference": "previous"},
             r"previous' is the policy .* not sample the rows of rollout\.history \+ rollout\.expert; set it",
         ),
+        ({"rollout_history": 4, "reference": "every:1"}, r"every:1' is the policy at the start of the step"),
         (
             {**LOGGED, "objective": "constrained_grpo", "costs": {"exact": 0.1}},
             r"objective\.costs needs rates of the policy's own samples, which the rows of rollout\.logged would change",
@@ -93,3 +94,16 @@ def test_companions_of_sources_that_are_off_have_no_effect(settings: dict[str, A
 def test_groups_without_a_live_row_are_doubtful():
     (found,) = (n for n in resolve(TrainConfig(**BASE, rollout_history=8)).notices if "rollout.live" in n)
     assert "no completion" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "notice"),
+    [
+        ({"rollout_staleness": 5}, "not below train.steps=5, so the starting policy samples all groups"),
+        ({"rollout_reuse": 6}, "more than train.steps=5, so no group is trained on that often"),
+    ],
+)
+def test_groups_older_than_the_run_are_doubtful(settings: dict[str, int], notice: str):
+    less = {name: value - 1 for name, value in settings.items()}
+    assert any(notice in each for each in resolve(TrainConfig(**BASE, steps=5, **settings)).notices)
+    assert not any("train.steps" in each for each in resolve(TrainConfig(**BASE, steps=5, **less)).notices)

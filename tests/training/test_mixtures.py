@@ -285,6 +285,9 @@ def test_logged_text_without_log_probs_is_refused_for_ratios_and_so_is_a_foreign
     }
     with noticed(), pytest.raises(DataError, match=r"grpo needs the log-probs .* has no `sampler_logprobs`; add"):
         run(tmp_path / "run", {**settings, "objective": "grpo"})
+    (tmp_path / "l.jsonl").write_text(json.dumps({"answer": "01"}))
+    with noticed(), pytest.raises(DataError, match=r"rollout\.logged_path=.*l\.jsonl: row 1 has no `prompt`"):
+        run(tmp_path / "run", settings)
     (tmp_path / "l.jsonl").write_text(json.dumps({"prompt": "01", "completions": ["1"]}))
     with pytest.raises(DataError, match=r"no prompt of rollout\.logged_path is a training prompt"):
         run(tmp_path / "run", settings)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gvpo.config.settings import TrainConfig
+from gvpo.config.settings import STEP_STARTS, TrainConfig
 
 if TYPE_CHECKING:
     from gvpo.config.plan import RunPlan
@@ -79,8 +79,8 @@ def _mixture(plan: "RunPlan") -> Broken:
         "rollout.expert, or choose an objective without ratios, such as gvpo",
     )
     yield (
-        bool(mixed) and plan.reads_reference and c.reference == "previous",
-        f"objective.reference='previous' is the policy at the start of the step, which did not sample the rows of "
+        bool(mixed) and plan.reads_reference and c.reference in STEP_STARTS,
+        f"objective.reference={c.reference!r} is the policy at the start of the step, which did not sample the rows of "
         f"{names}; set it to 'initial' or 'every:N'",
     )
     yield (
@@ -102,6 +102,16 @@ def doubtful_sources(plan: "RunPlan") -> Broken:
         0 < total == c.group_size,
         "rollout.live is 0, so no completion of a group is sampled unless a source lacks one; tokens that the policy "
         "begins to prefer are then never corrected, and history is never renewed; sample at least one live completion",
+    )
+    yield (
+        c.epochs is None and c.rollout_staleness >= c.steps > 1,
+        f"rollout.staleness={c.rollout_staleness} is not below train.steps={c.steps}, so the starting policy samples "
+        "all groups; lower it, or set data.sample_groups to sample them once",
+    )
+    yield (
+        c.epochs is None and c.rollout_reuse > c.steps > 1,
+        f"rollout.reuse={c.rollout_reuse} is more than train.steps={c.steps}, so no group is trained on that often; "
+        "lower it",
     )
 
 
@@ -125,9 +135,9 @@ def _previous(plan: "RunPlan") -> Broken:
     c = plan.settings
     for key, older in (("staleness", c.rollout_staleness > 0), ("reuse", c.rollout_reuse > 1)):
         yield (
-            older and plan.reads_reference and c.reference == "previous",
-            f"objective.reference='previous' is the policy at the start of the step, which did not sample the groups "
-            f"of rollout.{key}, so log-ratios to it say nothing about them; set it to 'sampler'",
+            older and plan.reads_reference and c.reference in STEP_STARTS,
+            f"objective.reference={c.reference!r} is the policy at the start of the step, which did not sample the "
+            f"groups of rollout.{key}, so log-ratios to it say nothing about them; set it to 'sampler'",
         )
 
 

@@ -45,6 +45,9 @@ OWN_REFERENCES = ("previous", "sampler")
 """References that are the policy itself at an earlier time, whose log-probs a step computes anyway or the rows carry.
 No copy of the policy is stored for them."""
 
+STEP_STARTS = ("previous", "every:1")
+"""References that are the policy at the start of each step."""
+
 _PREFIX = {"rewards": "reward"}
 _KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
 

@@ -53,6 +53,8 @@ def require_file(path_or_id: str | Path) -> None:
         return
     if kind_of(path) is not None and not path.exists():
         raise DataError(f"there is no file {path}; check the path, which is relative to the working directory")
+    if path.is_dir():
+        raise DataError(f"{path} is a directory, but not of a run; give a run directory, or a data file")
     if kind_of(path) is None and path.exists():
         raise DataError(
             f"{path} is not a readable data file; give a file that ends in one of {', '.join(READERS)}, the "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gvpo import activity
 from gvpo.config import RunPlan, TrainConfig
 from gvpo.data.given_rows import Rows, read_rows
+from gvpo.errors import DataError
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc
 from gvpo.rollout.collect import EncodedProblem
@@ -217,7 +218,10 @@ def _given_groups(
     if config.rollout_logged == 0:
         return ()
     found = read_rows(config, str(config.rollout_logged_path), held_out=True)  # rewards are not needed
-    return known_groups(config, tokenizer, model, found.items, source=found.name, rewarded=False)
+    try:
+        return known_groups(config, tokenizer, model, found.items, source=found.name, rewarded=False)
+    except DataError as error:
+        raise DataError(f"rollout.logged_path={config.rollout_logged_path}: {error}") from None
 
 
 def logged_data(plan: RunPlan, groups: Sequence[LoggedGroup], model: "PreTrainedModel") -> TrainingData:
