@@ -118,7 +118,7 @@ def _group_metrics(rollout: Rollout, learned: StepResult) -> dict[str, float]:
 def source_metrics(rollout: Rollout, step: int) -> dict[str, float]:
     """Return the fraction of rows from each source, and the ages of the rows that a policy of the run sampled.
 
-    There are none in training on written answers, whose rows have neither rewards nor a policy of the run.
+    Training on written answers has no such metrics: its rows have neither rewards nor a policy of the run.
     """
     rows = [row for group in rollout.groups for row in group.completions]
     if not rollout.verdicts and all(row.version is None for row in rows):

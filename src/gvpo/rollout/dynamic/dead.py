@@ -16,8 +16,8 @@ class DeadGroups:
     """A definition of dead groups.
 
     Args:
-        by: "reward": all rewards are equal; "accuracy": all completions are correct, or none is, whatever else their
-            rewards contain (a penalty for length, for example).
+        by: Criterion; "reward": all rewards are equal; "accuracy": all completions are correct, or all are wrong,
+            whatever else their rewards contain (a penalty for length, for example).
         judge: Name of the reward function that decides whether a completion is correct.
     """
 
