@@ -16,12 +16,12 @@ class DeadGroups:
     """A definition of dead groups.
 
     Args:
-        by: Criterion; "reward": all rewards are equal; "accuracy": all completions are correct, or all are wrong,
+        criterion: "reward": all rewards are equal; "accuracy": all completions are correct, or all are wrong,
             whatever else their rewards contain (a penalty for length, for example).
         judge: Name of the reward function that decides whether a completion is correct.
     """
 
-    by: By
+    criterion: By
     judge: str | None
 
     def is_dead(self, group: Group, verdicts: Sequence[Verdict]) -> bool:
@@ -29,7 +29,7 @@ class DeadGroups:
         scored = [
             (row, verdict) for row, verdict in zip(group.completions, verdicts, strict=True) if row.reward is not None
         ]
-        if self.by == "reward" or self.judge is None:
+        if self.criterion == "reward" or self.judge is None:
             return len({row.reward for row, _ in scored}) < 2
         return len({is_right(verdict.parts.get(self.judge)) for _, verdict in scored}) < 2
 
