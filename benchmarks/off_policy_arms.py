@@ -54,7 +54,7 @@ ON_POLICY = {
 FEW, WIDE = (1e-4, 3e-4), (0.2, 0.8)
 """Two rates and two clips for the longer runs; offline, wide clips were best (docs/internals/measurements.md)."""
 OLD = {
-    "grpo": replace(RATIOS["grpo"], values=WIDE, rates=FEW),
+    "grpo": replace(RATIOS["grpo"], values=WIDE, rates=(1e-4,)),
     "tis": replace(RATIOS["tis"], values=(), rates=(3e-5, 1e-4)),
     "gspo": Arm(ratio("gspo", clip_low=0.03, clip_high=0.03), CLIP, (0.03, 0.09), FEW),
 }
