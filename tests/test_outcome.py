@@ -60,6 +60,9 @@ QUIET = {
         {key: value for key, value in line.items() if key != "seconds/sampling"}
         for line in run(9, (ALL, {"rows/truncated": 1.0}))
     ],
+    "half of the groups left out because they are dead": run(
+        20, (ALL, {"groups/dead": 4, "groups/skipped": 4, "groups/dropped": 4})
+    ),
     "one skipped update": run(20, ([4], {"train/updates": 0, "train/skipped_updates": 1})),
     "a schedule that ends at 0": run(20, ([20], {"train/lr": 0.0})),
     "a reference that follows the policy": run(40, (ALL, {"kl/reference": 0.0})),

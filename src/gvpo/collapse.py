@@ -22,7 +22,9 @@ _ADVICE = (
     "train fewer times on the same rows (train.passes, train.epochs) or with a lower train.learning_rate"
     "{gvpo}; see `gvpo docs troubleshooting`"
 )
-_GVPO_ADVICE = ", and use a larger objective.beta or, if the run samples, the nearer objective.reference='sampler'"
+_GVPO_ADVICE = (
+    ", and use a larger objective.beta or, if the run samples all completions, the nearer objective.reference='sampler'"
+)
 
 
 class CollapseWatch:

@@ -104,7 +104,12 @@ def _steps(lines: Lines) -> list[Line]:
 def _is_dead(line: Line) -> bool:
     """Return whether a step had groups, and no group with unequal rewards."""
     dead = line.get("groups/dead", 0)
-    return bool(dead) and dead + line.get("groups/skipped", 0) >= line["groups/total"]
+    return bool(dead) and dead + _lost(line) >= line["groups/total"]
+
+
+def _lost(line: Line) -> float:
+    """Return the number of groups that no update used, without those that were left out because they are dead."""
+    return float(line.get("groups/skipped", 0) - line.get("groups/dropped", 0))
 
 
 def _total(lines: Lines, key: str) -> int:
@@ -185,7 +190,7 @@ def _of_missing_rewards(lines: Lines) -> str:
 
 def _of_skipped_groups(lines: Lines) -> str:
     steps = _steps(lines)
-    total, skipped = _total(steps, "groups/total"), _total(steps, "groups/skipped")
+    total, skipped = _total(steps, "groups/total"), round(sum(map(_lost, steps)))
     if not total or skipped < max(1, MANY * total):
         return ""
     return f"{skipped} of {total} groups were skipped, because too few of their rows could be trained on; {SEE}"

@@ -42,7 +42,7 @@ def test_what_exists_or_may_exist_elsewhere_is_accepted(settings: dict[str, Any]
             ({name: "none.jsonl"}, "there is no file none.jsonl; check the path")
             for name in ("train_data", "eval_data", "groups_data", "eval_groups")
         ),
-        ({"train_data": "empty"}, "empty is not a readable data file"),
+        ({"train_data": "empty"}, "empty is a directory, but not of a run"),
         ({"task": "adition"}, "data.task='adition' does not exist"),
         ({"reward_funcs": ["none.py:f"]}, "reward 'none.py:f': there is no file .*none.py; correct the path"),
         ({"reward_funcs": ["judge.py"]}, "reward 'judge.py' is a file; name its function too"),

@@ -44,7 +44,7 @@ def test_dead_groups_are_shown_but_not_trained_on(tmp_path: Path):
         assert len(found) == 4
         for rows in found:
             assert all((row.weight is None) == is_dead(rows) for row in rows)
-        assert line["groups/dead"] == line["groups/skipped"] == sum(map(is_dead, found))
+        assert line["groups/dead"] == line["groups/skipped"] == line["groups/dropped"] == sum(map(is_dead, found))
     assert sum(line["groups/dead"] for line in lines(tmp_path)) > 0
 
 

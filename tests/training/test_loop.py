@@ -45,6 +45,8 @@ def test_a_line_has_the_documented_keys_and_no_others(tmp_path: Path):
         "groups/fresh",
         "groups/kept",
         "groups/evicted",
+        "groups/dropped",
+        "rows/stored",
         "groups/replaced",
         "gvpo/anchor_term",
         "rows/history_missing",

@@ -222,6 +222,7 @@ class Session:
         kind = {"exact": samples_exactly(self.config), "truncated": truncates(self.config)}
         line = {"step": step, **step_metrics(step, rollout, learned, judge=self.judge, **kind)}
         line |= overlong_metrics(rollout, self.config.overlong_completions)
+        line |= {} if self._dead is None else {"groups/dropped": len(self._dead.of(rollout))}
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
         if self.learner.constraints is not None:

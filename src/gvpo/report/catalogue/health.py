@@ -26,6 +26,7 @@ SPECS = (
         {
             "groups/dead": "all rewards equal",
             "groups/skipped": "not trained on",
+            "groups/dropped": "left out because they are dead",
             "groups/replaced": "sampled in place of dead ones",
         },
         HEALTH,
