@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gvpo.config import TrainConfig, resolve
+from gvpo.config.plan import Given
 from gvpo.errors import ConfigError
 
 BASE: dict[str, Any] = {"model_path": "models/a", "train_data": "a.jsonl", "reward_funcs": ["exact"], "group_size": 8}
@@ -107,3 +108,16 @@ def test_groups_older_than_the_run_are_doubtful(settings: dict[str, int], notice
     less = {name: value - 1 for name, value in settings.items()}
     assert any(notice in each for each in resolve(TrainConfig(**BASE, steps=5, **settings)).notices)
     assert not any("train.steps" in each for each in resolve(TrainConfig(**BASE, steps=5, **less)).notices)
+
+
+def test_a_given_objective_may_weigh_old_rows_itself():
+    """It then names `sampler_logprobs`, so that the trainer's old log-probs are not the only ones that it sees."""
+
+    def weighing(logprobs: Any, *, old_logprobs: Any, sampler_logprobs: Any, rewards: Any, group: Any, mask: Any): ...
+
+    def plain(logprobs: Any, *, old_logprobs: Any, rewards: Any, group: Any, mask: Any): ...
+
+    stale = TrainConfig(**BASE, rollout_staleness=1, rollout_old_logprobs="trainer")
+    assert resolve(stale, Given(objective=weighing)).settings.rollout_old_logprobs == "trainer"
+    with pytest.raises(ConfigError, match=r"old_logprobs='trainer' needs .* which python:plain does not have"):
+        resolve(stale, Given(objective=plain))

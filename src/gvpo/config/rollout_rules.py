@@ -143,8 +143,9 @@ def _previous(plan: "RunPlan") -> Broken:
 
 def _old_logprobs(plan: "RunPlan") -> Broken:
     c = plan.settings
+    weighs = plan.objective.takes("is_cap") or "sampler_logprobs" in plan.objective.needs
     yield (
-        plan.trains_old_rows and c.rollout_old_logprobs == "trainer" and not plan.objective.takes("is_cap"),
+        plan.trains_old_rows and c.rollout_old_logprobs == "trainer" and not weighs,
         f"rollout.old_logprobs='trainer' needs an objective with truncated importance weights on rows of other "
         f"policies, which {c.objective} does not have; set it to 'sampler'",
     )
