@@ -65,8 +65,8 @@ class RolloutSection(Section):
     rollout_capacity: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of kept completions (rollout.reuse, rollout.history); the oldest are dropped; "
-        "default: no limit",
+        description="Maximum number of kept completions, of rollout.reuse and of rollout.history each; the oldest are "
+        "dropped; default: no limit",
     )
     rollout_old_logprobs: Literal["auto", "trainer", "sampler"] = Field(
         default="auto",
