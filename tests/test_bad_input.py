@@ -114,7 +114,7 @@ SETTINGS = {  # of base.toml: a randomly initialized model, ten rows, one reward
 DATA = {
     "missing.jsonl": "there is no file missing.jsonl; check the path",
     "rows.txt": "rows.txt is not a readable data file; give a file that ends in one of .jsonl",
-    "folder.jsonl": "folder.jsonl cannot be read: Is a directory",
+    "folder.jsonl": "folder.jsonl is a directory, but not of a run; give a run directory, or a data file",
     "nobody/nothing": "'nobody/nothing' is neither a file nor a dataset that can be loaded",
     "question.jsonl": "row 1 has no `prompt`; rename 'question' to `prompt`",
     "no-columns.jsonl": "row 1 has no `prompt`; it has no columns at all",

@@ -396,6 +396,8 @@ def _with_versions(table: Any) -> Any:
     steps = table["version"]
     steps = compute.if_else(compute.greater(steps, 0), steps, None)
     table = table.set_column(table.column_names.index("version"), "version", compute.subtract(steps, 1))
+    if "age" in table.column_names:
+        table = table.drop_columns("age")
     return table.append_column("age", compute.multiply(steps, 0))
 
 

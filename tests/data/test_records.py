@@ -60,7 +60,7 @@ def test_a_missing_file_and_one_that_is_not_text(tmp_path):
     with pytest.raises(DataError, match="is not text in UTF-8"):
         load_records(tmp_path / "latin.jsonl")
     (tmp_path / "dir.jsonl").mkdir()
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"dir\.jsonl is a directory, but not of a run"):
         load_records(tmp_path / "dir.jsonl")
 
 

@@ -113,7 +113,7 @@ def test_the_summary_and_the_files(tmp_path: Path):
     }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert restore_config((tmp_path / "config.json").read_text()) == restore_config(
-        json.dumps(config(tmp_path, steps=2, beta=0.1).to_recipe())
+        json.dumps(config(tmp_path, steps=2, beta=0.1, rollout_old_logprobs="trainer").to_recipe())
     )
     assert (summary["steps"], summary["objective"], summary["report"]) == (2, "gvpo", str(tmp_path / "report.html"))
     assert "<html" in (tmp_path / "report.html").read_text()

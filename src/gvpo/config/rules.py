@@ -202,7 +202,7 @@ def doubtful(plan: "RunPlan") -> Broken:
     c, spec = plan.settings, plan.objective
     own = c.reference in OWN_REFERENCES and not rows_may_be_old(c, plan.source)
     updates = updates_per_step(c) * c.rollout_reuse
-    beta = float(spec.bound(c).get("beta", 1.0))
+    beta = float(spec.bound(c).get("beta") or 1.0)
     yield (
         spec.needs_support and plan.source == "live" and updates > MOST_UPDATES and beta <= WEAK_BETA,
         f"{updates} updates on the same rollout with objective.beta={beta} often make all log-probs fall; set "
