@@ -128,7 +128,7 @@ def test_a_signal_finishes_the_step_and_prints_how_to_resume(server: Forks, tmp_
     assert command[-2:] == [f"run.dir={run_dir}", "--resume"]
     again = server.start(*command)
     again.wait_for(run_dir / "checkpoints" / runfiles.step_name(step) / "config.json")
-    while lines(run_dir)[-1]["step"] <= step:
+    while runfiles.read_metrics(run_dir / "metrics.jsonl")[-1]["step"] <= step:
         time.sleep(0.01)
     again.send(number)
     assert again.wait() == 130
