@@ -1,6 +1,6 @@
-"""Where an anchor settles, on the enumerable policy: 15 completions, no sampling noise.
+"""An anchor moves the optimum: exact expectations on a table of 15 completions, without sampling noise.
 
-A sampling distribution mu of fractions n_y / N is one group of N rows in which completion y stands n_y times. Its
+A sampling distribution mu of fractions n_y / N is one group of N rows in which completion y occurs n_y times. Its
 variance with N - 1 is N/(N-1) times that of mu, so the anchor is multiplied by the same factor: the loss is then
 N/(N-1) times the loss under mu. The reference is the policy whose next tokens are equally likely, so that it is such a
 distribution itself.
