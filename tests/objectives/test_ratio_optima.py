@@ -1,4 +1,4 @@
-"""Objectives with ratios per token converge to a policy that depends on a frozen sampler: exact expectations on a table.
+"""Objectives with ratios per token converge to a policy that depends on a frozen sampler: exact sums on a table.
 
 A weight per token leaves out how likely the tokens before it are, and the tokens after it are the sampler's. So the
 expected gradient is that of a policy which chooses one token at each prefix and leaves the rest to the sampler: its
