@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo.model.generation_config import generation_config_of
 from gvpo.model.tokenizer import ChatMode, token_ids
@@ -54,7 +54,7 @@ class Ending:
 
 def ending(
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel | None,
+    model: PreTrainedModel | GenerationConfig | None,
     *,
     chat: ChatMode = "auto",
     template_args: Mapping[str, Any] | None = None,
@@ -63,7 +63,7 @@ def ending(
 
     Args:
         tokenizer: Tokenizer, with or without a chat template.
-        model: Model, for its generation config, which often has several end tokens; None ignores it.
+        model: Model, for its generation config, which often has several end tokens, or the config; None ignores it.
         chat: Chat mode of prompts. It decides which token is written, not which tokens end a completion.
         template_args: Keywords for the template.
 

@@ -21,9 +21,17 @@ _FIRST = ("eos_token_id", "bos_token_id", "pad_token_id", "do_sample", "num_beam
 """Settings that other settings depend on. They are kept before the others."""
 
 
-def generation_config_of(model: PreTrainedModel | None) -> GenerationConfig | None:
-    """Return a model's generation config, or None for a model that does not generate."""
-    return getattr(model, "generation_config", None)
+def generation_config_of(model: PreTrainedModel | GenerationConfig | None) -> GenerationConfig | None:
+    """Return a model's generation config, or None for a model that does not generate. A config returns itself."""
+    return model if isinstance(model, GenerationConfig) else getattr(model, "generation_config", None)
+
+
+def stored_generation_config(path_or_id: str) -> GenerationConfig | None:
+    """Return the generation config in a model's directory or on the Hub, or None if there is none."""
+    try:
+        return GenerationConfig.from_pretrained(path_or_id)
+    except OSError:
+        return None
 
 
 def settle(model: PreTrainedModel, stops: Iterable[int]) -> None:

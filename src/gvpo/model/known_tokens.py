@@ -69,11 +69,15 @@ class Missing:
 
 def restrict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Restrict a model's distribution to the tokens of its tokenizer, for samples and log-probs alike."""
-    size = vocabulary_size(model)
+    setattr(model, _NOTE, missing_from(tokenizer, vocabulary_size(model)))
+
+
+def missing_from(tokenizer: PreTrainedTokenizerBase, size: int) -> Missing | None:
+    """Return the ids below `size` that a tokenizer does not have, or None if it has all of them."""
     known = _known_ids(tokenizer, size)
     end = max(known, default=size - 1) + 1
     gaps = tuple(token for token in range(end) if token not in known)
-    setattr(model, _NOTE, None if end == size and not gaps else Missing(end, gaps))
+    return None if end == size and not gaps else Missing(end, gaps)
 
 
 def missing_tokens(model: nn.Module) -> Missing | None:

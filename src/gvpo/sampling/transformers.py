@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gvpo import notices
-from gvpo.errors import DataError, ModelError
+from gvpo.errors import ModelError
 from gvpo.model import endings
 from gvpo.model.known_tokens import restrict
 from gvpo.model.matmul import fast_linears, wide_head
@@ -30,7 +30,9 @@ from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.transformers import compile_exclusion
+from gvpo.sampling.limits import token_limits
 from gvpo.sampling.prefill import prefill
+from gvpo.sampling.texts import completion_texts
 from gvpo.types import Completion
 
 LOG_ALLOWED = "log_allowed"
@@ -139,17 +141,8 @@ class TransformersSampler:
 
     def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
         """Return the maximum number of tokens per completion of each request, limited by the room in the context."""
-        if len({request.id for request in requests}) < len(requests):
-            raise DataError(
-                "two requests have the same id, so they would get the same noise; give each prompt its own id"
-            )
         context, vocabulary = context_length(self.model), vocabulary_size(self.model)
-        limits = []
-        for request in requests:
-            _check_prompt(request, context, vocabulary)
-            room = params.max_tokens if context is None else context - len(request.prompt)
-            limits.append(min(params.max_tokens, room))
-        return limits
+        return token_limits(requests, params.max_tokens, context=context, vocabulary=vocabulary)
 
     def _draw(
         self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams, tally: Tally
@@ -167,11 +160,7 @@ class TransformersSampler:
 
     def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams) -> list[Completion]:
         stops = self._stops(params)
-        texts = self.tokenizer.batch_decode(
-            [self._without_end(row.tokens) for row in drawn],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        texts = completion_texts(self.tokenizer, self.ending, [row.tokens for row in drawn])
         return [
             Completion(
                 row.tokens,
@@ -185,10 +174,6 @@ class TransformersSampler:
 
     def _stops(self, params: SamplingParams) -> tuple[int, ...]:
         return tuple(sorted({*self.ending.stops, *params.stop_token_ids}))
-
-    def _without_end(self, tokens: list[int]) -> list[int]:
-        """Return the tokens of the text. The template's end token is removed even if the tokenizer does not skip it."""
-        return tokens[:-1] if tokens[-1] == self.ending.written else tokens
 
 
 def open_sampler(model: str, tokenizer: PreTrainedTokenizerBase, options: EngineOptions) -> TransformersSampler:
@@ -243,22 +228,6 @@ def plan(requests: Sequence[Request], limits: Sequence[int], group_size: int, bu
         batch.append(index)
     if batch:
         yield batch
-
-
-def _check_prompt(request: Request, context: int | None, vocabulary: int) -> None:
-    length = len(request.prompt)
-    if length == 0:
-        raise DataError(f"the prompt of {request.id!r} is empty; a completion needs at least one token before it")
-    if context is not None and length >= context:
-        raise DataError(
-            f"the prompt of {request.id!r} has {length} tokens and the model's context is {context}, which leaves no "
-            "room for a completion; shorten or drop it"
-        )
-    if max(request.prompt) >= vocabulary:
-        raise ModelError(
-            f"the prompt of {request.id!r} has token {max(request.prompt)} and the model's vocabulary is {vocabulary}; "
-            "use the tokenizer that belongs to the model"
-        )
 
 
 @contextmanager
