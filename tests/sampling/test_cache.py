@@ -1,5 +1,7 @@
 """Tests that the cache that grows in place and the attention without copies of keys equal transformers' own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -82,8 +84,24 @@ def test_attention_equals_that_of_transformers(new: int, heads: int, masked: str
     torch.testing.assert_close(found, expected, rtol=error, atol=error)
 
 
-def test_transformers_attention_is_restored():
+def test_transformers_attention_is_replaced_in_one_thread_and_restored_by_the_last():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with decoding_attention():
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attend
+    query, key, value = torch.randn(3, 6, 1, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 8)
+
+    def attended() -> torch.Tensor:
+        found: torch.Tensor = ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(3), query, key, value, None)[0]
+        return found
+
+    plain, fast = before(Layer(3), query, key, value, None)[0], attend(Layer(3), query, key, value, None)[0]
+    assert not torch.equal(plain, fast)  # both are right, and round differently
+    with ThreadPoolExecutor(1) as other:
+        with decoding_attention():
+            assert torch.equal(attended(), fast)
+            assert torch.equal(other.submit(attended).result(), plain)
+            context = decoding_attention()
+            other.submit(context.__enter__).result()
+        assert torch.equal(other.submit(attended).result(), fast)
+        assert torch.equal(attended(), plain)
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+        other.submit(context.__exit__, None, None, None).result()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

@@ -10,6 +10,7 @@ Attention receives the query heads of a key head as a sequence of queries, becau
 On a CPU, plain matrix products are then faster than torch's kernel, which has little work per row and head.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,12 @@ ROOM = 64
 """Number of tokens by which the cache grows, which is also the number of tokens per copy of the cache."""
 
 _ATTENTION = "sdpa"
+
+_here = threading.local()
+"""Whether this thread decodes; another thread may train at the same time."""
+_decoding: list[Any] = []
+"""The attention that was registered when each context of `decoding_attention` began, of all threads."""
+_turn = threading.Lock()
 
 
 class RoomyLayer(DynamicLayer):
@@ -127,10 +134,22 @@ def _weighted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
 
 @contextmanager
 def decoding_attention() -> Iterator[None]:
-    """Use `attend` within this context for models with SDPA attention."""
-    before = ALL_ATTENTION_FUNCTIONS[_ATTENTION]
-    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attend
+    """Use `attend` within this context for models with SDPA attention, in this thread only."""
+    outer = getattr(_here, "decodes", False)
+    _here.decodes = True
+    with _turn:
+        _decoding.append(ALL_ATTENTION_FUNCTIONS[_ATTENTION])
+        ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _attend_here
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS[_ATTENTION] = before
+        _here.decodes = outer
+        with _turn:  # the last one to leave restores what the first one has found
+            found = _decoding[0]
+            _decoding.pop()
+            ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _attend_here if _decoding else found
+
+
+def _attend_here(*words: Any, **named: Any) -> Any:
+    """Attend like transformers in the threads that do not decode."""
+    return (attend if getattr(_here, "decodes", False) else sdpa_attention_forward)(*words, **named)
