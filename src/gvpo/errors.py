@@ -2,7 +2,6 @@
 
     GvpoError
      ├─ ConfigError            a recipe, a key or a command line that cannot work
-     ├─ ConfigError            a recipe, a key or a command line that cannot work
      ├─ DataError              a dataset, a prompt, a group or a file of them
      ├─ ObjectiveError         invalid input of an objective
      │   ├─ ShapeError         a tensor with the wrong shape or dtype
@@ -11,6 +10,7 @@
      │       └─ MissingLogprobs   reference or old log-probs, all or some
      ├─ ModelError             a model or a tokenizer that cannot be loaded, saved or used
      │   └─ RoundTripError     a saved model that differs after loading
+     ├─ EngineError            a sampling engine or server that failed or did not answer in time
      ├─ RewardError            rewards that cannot be used, or too few of them
      ├─ RunError               a run directory that is taken, missing or unusable
      │   └─ CheckpointError    a checkpoint that is incomplete or damaged
@@ -58,6 +58,10 @@ class ModelError(GvpoError):
 
 class RoundTripError(ModelError):
     """A saved model or tokenizer differs after loading."""
+
+
+class EngineError(GvpoError):
+    """A sampling engine or server failed, or did not answer in time."""
 
 
 class RewardError(GvpoError):

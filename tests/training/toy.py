@@ -118,10 +118,10 @@ def encoded(rows: Sequence[dict[str, str]] = ROWS) -> list[EncodedProblem]:
     ]
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the metrics lines without times."""
+def lines(run_dir: Path, *, times: bool = False) -> list[dict[str, Any]]:
+    """Return the metrics lines, by default without times."""
     parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in parsed]
+    return [{key: value for key, value in line.items() if times or not key.startswith(TIMES)} for line in parsed]
 
 
 def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:

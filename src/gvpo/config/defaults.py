@@ -73,9 +73,14 @@ def regime(config: TrainConfig, source: str) -> Regime:
         return FROZEN
     if _given(config) > 0:
         return MIXED
-    if config.rollout_staleness > 0 or config.rollout_reuse > 1:
+    if config.rollout_staleness > 0 or config.rollout_reuse > 1 or overlaps(config):
         return OLDER
     return ONE if updates_per_step(config) == 1 else SEVERAL
+
+
+def overlaps(config: TrainConfig) -> bool:
+    """Return whether later groups may be sampled before the update of earlier ones is done."""
+    return config.rollout_asynchronous and config.rollout_max_staleness > 0
 
 
 def _given(config: TrainConfig) -> int:

@@ -16,6 +16,23 @@ class RolloutSection(Section):
         description="Age of the sampling policy in steps: the groups of step t are sampled by the policy after step "
         "t - 1 - staleness; 0: by the current policy",
     )
+    rollout_asynchronous: bool = Field(
+        default=False,
+        description="Sample and score later groups in the background while the policy is updated, so that a group may "
+        "be as old as rollout.max_staleness",
+    )
+    rollout_max_staleness: int = Field(
+        default=1,
+        ge=0,
+        description="Maximum age in steps of the groups of rollout.asynchronous; the trainer waits for groups that "
+        "would exceed it; 0: every group is sampled by the current policy",
+    )
+    rollout_late_groups: int = Field(
+        default=0,
+        ge=0,
+        description="Maximum number of unfinished groups that a step of rollout.asynchronous does not wait for; they "
+        "are trained on in a later step within rollout.max_staleness",
+    )
     rollout_live: int | None = Field(
         default=None,
         ge=0,

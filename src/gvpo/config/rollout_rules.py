@@ -5,8 +5,8 @@ docs/guides/off-policy.md has the same rules as a table.
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from gvpo.config.engine_rules import address_errors
 from gvpo.config.settings import STEP_STARTS, TrainConfig
 
 if TYPE_CHECKING:
@@ -122,12 +122,8 @@ def _companions(c: TrainConfig) -> Broken:
             getattr(c, f"rollout_{source}") > 0 and getattr(c, f"rollout_{key}") is None,
             f"rollout.{source} needs rollout.{key}, which is not set",
         )
-    address = urlsplit(c.rollout_expert_url or "")
-    yield (
-        "@" in address.netloc,
-        f"rollout.expert_url contains a password, which would be written to config.json; name {address.hostname} "
-        "alone, and set rollout.expert_api_key_env to a variable with the key",
-    )
+    if c.rollout_expert_url is not None:
+        yield from address_errors(c.rollout_expert_url, "rollout.expert_url", "rollout.expert_api_key_env")
 
 
 def _previous(plan: "RunPlan") -> Broken:

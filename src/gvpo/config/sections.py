@@ -7,6 +7,7 @@ from pydantic import Field
 
 from gvpo.config.objectives import OBJECTIVES, learning_from, taking
 from gvpo.config.rollout import RolloutSection
+from gvpo.config.sampling import SamplingConfig
 from gvpo.config.section import Section
 
 
@@ -191,29 +192,6 @@ class WarmStartConfig(Section):
         default=20_000, ge=1, description="Number of demonstrations to generate with the task"
     )
     warm_start_options: dict[str, Any] = Field(default_factory=dict, description="Options of the task's demonstrations")
-
-
-class SamplingConfig(Section):
-    """[sampling] Sampling of completions."""
-
-    group_size: int = Field(default=8, ge=1, description="Number of completions per prompt, k")
-    max_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens per completion")
-    temperature: float = Field(default=1.0, gt=0, description="Temperature of sampling and of all log-probs")
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Total probability of the most likely tokens to sample from; 1: all tokens"
-    )
-    top_k: int = Field(default=0, ge=0, description="Number of most likely tokens to sample from; 0: all tokens")
-    stop_token_ids: list[int] = Field(default_factory=list, description="Additional token ids that end a completion")
-    sampling_allow: list[str] = Field(
-        default_factory=list,
-        description="Characters and strings that completions may consist of; see `gvpo docs decoding`",
-    )
-    sampling_ban: list[str] = Field(
-        default_factory=list, description="Characters and strings that must not appear in completions"
-    )
-    tokens_per_batch: int = Field(
-        default=65_536, ge=1, description="Maximum number of tokens in the sampler's cache at any time"
-    )
 
 
 class RewardConfig(Section):

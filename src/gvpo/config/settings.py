@@ -19,6 +19,7 @@ from gvpo import notices
 from gvpo.config.aliases import answer_for
 from gvpo.config.from_trl import convert
 from gvpo.config.rollout import RolloutSection
+from gvpo.config.sampling import SamplingConfig
 from gvpo.config.sections import (
     SECTIONS,
     CheckpointConfig,
@@ -29,7 +30,6 @@ from gvpo.config.sections import (
     ObjectiveConfig,
     RewardConfig,
     RunConfig,
-    SamplingConfig,
     TrainSection,
     WarmStartConfig,
 )

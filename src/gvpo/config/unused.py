@@ -6,6 +6,7 @@ A setting with its default value is not reported, because it was probably not se
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gvpo.config.engine_rules import SERVER, VLLM
 from gvpo.config.settings import FIELDS, TrainConfig
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     yield not held_out, ("eval.every", *_STOPPING), "there is no held-out data"
     yield held_out and c.eval_every == 0, _STOPPING, "eval.every is 0, so there is no evaluation before the end"
     yield not plan.reads_reference, ("objective.reference",), f"{c.objective} uses no reference"
+    yield not draws, ("sampling.engine", "sampling.dtype", "sampling.check"), "nothing is sampled"
+    yield c.sampling_engine != "server", SERVER, "sampling.engine is not 'server'"
+    yield c.sampling_engine != "vllm", VLLM, "sampling.engine is not 'vllm'"
+    yield c.sampling_engine == "transformers", ("sampling.transfer_dir",), "sampling.engine is 'transformers'"
+    bounds = ("rollout.max_staleness", "rollout.late_groups")
+    yield not c.rollout_asynchronous, bounds, "rollout.asynchronous is not set"
     yield plan.source != "live", ("rollout.live",), "no group is sampled in a step"
     yield c.rollout_logged == 0, ("rollout.logged_path",), "rollout.logged is 0"
     yield c.rollout_expert == 0, ("rollout.expert_",), "rollout.expert is 0"

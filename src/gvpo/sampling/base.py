@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gvpo.errors import ConfigError
@@ -67,8 +68,9 @@ class Request:
 class Sampler(Protocol):
     """Samples completions from a policy.
 
-    A sampler that can yield groups as they finish also implements `StreamingSampler`, and a sampler that keeps a copy
-    of the weights also implements `UpdatableSampler`. A sampler has these methods only if it keeps their promises.
+    A sampler that can yield groups as they finish also implements `StreamingSampler`. One that keeps a copy of the
+    weights also implements `UpdatableSampler`, and `AdapterSampler` if it can serve adapters. A sampler has these
+    methods only if it keeps their promises. A `close` method is called at the end, if there is one.
     """
 
     def sample(
@@ -133,6 +135,36 @@ class UpdatableSampler(Sampler, Protocol):
             ModelError: If a name is unknown or missing, or if a shape differs. The sampler must not be used afterwards.
         """
         ...
+
+
+@runtime_checkable
+class AdapterSampler(Sampler, Protocol):
+    """Serves a LoRA policy as a fixed base model and an adapter, which an `update_adapter` replaces."""
+
+    def update_adapter(self, directory: Path, version: int) -> None:
+        """Sample from this adapter on the base model from now on, without older caches.
+
+        Args:
+            directory: Adapter in PEFT's format. It stays until the next call has returned.
+            version: Number of completed training steps of the policy with this adapter; see `UpdatableSampler.update`.
+
+        Raises:
+            ModelError: If the adapter does not fit the base model. The sampler must not be used afterwards.
+        """
+        ...
+
+
+def shares_model(sampler: Sampler) -> bool:
+    """Return whether a sampler samples from the trainer's own model, or from no model that the trainer updates.
+
+    A sampler with weights of its own has the attribute `shares_model = False`.
+    """
+    return bool(getattr(sampler, "shares_model", True))
+
+
+def is_concurrent(sampler: Sampler) -> bool:
+    """Return whether several threads may sample at once; such a sampler has the attribute `concurrent = True`."""
+    return bool(getattr(sampler, "concurrent", False))
 
 
 def streamed(

@@ -4,8 +4,10 @@ An engine is one module with a function that returns a `Sampler`, and one line i
 the engine is opened, so this module loads neither torch nor the engine's package (docs/internals/adding.md).
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from gvpo import lazy
 from gvpo.errors import ConfigError
@@ -15,21 +17,47 @@ from gvpo.sampling.base import Sampler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from gvpo.config import TrainConfig
+
 Precision = Literal["auto", "float32", "bfloat16"]
 """Precision of weights and arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Options for loading an engine's model.
+    """Options for opening an engine. The settings of [sampling] have the same names.
 
     Args:
-        dtype: Precision.
-        tokens_per_batch: Maximum number of tokens in the cache at any time.
+        dtype: Precision of the engine's own weights.
+        tokens_per_batch: Maximum number of tokens in the cache at any time (transformers).
+        engine_options: Arguments of `vllm.LLM` (vllm).
+        engine_sleep: Whether the engine releases its memory between samplings (vllm).
+        server_urls: Base URLs (server).
+        server_api_key_env: Environment variable with the API key; None sends none (server).
+        server_deadline: Seconds per completion, including all retries (server).
+        server_concurrency: Maximum number of concurrent completions per server (server).
+        weight_transfer: Transport of weights to servers.
+        transfer_dir: Directory that trainer and engines share; None is the default of `gvpo.sampling.transfer`.
+        in_flight_updates: Whether unfinished completions continue with new weights (server).
     """
 
     dtype: Precision = "auto"
     tokens_per_batch: int = 65_536
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    engine_sleep: bool = False
+    server_urls: Sequence[str] = ()
+    server_api_key_env: str | None = None
+    server_deadline: float = 600.0
+    server_concurrency: int = 256
+    weight_transfer: Literal["auto", "file", "nccl", "ipc"] = "auto"
+    transfer_dir: Path | None = None
+    in_flight_updates: bool = False
+
+    @classmethod
+    def of(cls, config: "TrainConfig", *, dtype: Precision = "auto") -> "EngineOptions":
+        """Return the options according to the settings of a run."""
+        same = [each.name for each in fields(cls) if each.name not in ("dtype", "tokens_per_batch")]
+        return cls(dtype, config.tokens_per_batch, **{name: getattr(config, f"sampling_{name}") for name in same})
 
 
 ENGINES = {

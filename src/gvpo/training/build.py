@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from gvpo.rollout.dynamic.dead import DeadGroups
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sources.base import Source
+from gvpo.sampling import Sampler, shares_model
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
@@ -32,6 +34,9 @@ from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, resto
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
 from gvpo.training.checks import check_old_logprobs, overlap
+from gvpo.training.engine.agreement import compare_with_policy
+from gvpo.training.engine.open import engine_of
+from gvpo.training.engine.publish import Publisher
 from gvpo.training.inputs import Policy, RunInputs, TrainingData
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
@@ -71,6 +76,8 @@ class RunParts:
         learner: The policy, its objective and its optimizer.
         tokenizer: Tokenizer, which is saved with the policy and used to show prompts.
         source: Source of the groups of each step.
+        publisher: Publisher of the policy's weights to the sampler.
+        sampling: Function that returns the context in which the sampler samples.
         judge: Name of the reward that measures accuracy; None if there are no rewards.
         dead: Definition of the groups that are not trained on; None if dead groups are kept.
         evaluator: Evaluator of the policy on held-out data.
@@ -86,6 +93,8 @@ class RunParts:
     learner: Learner
     tokenizer: "PreTrainedTokenizerBase"
     source: Source
+    publisher: Publisher
+    sampling: Callable[[], AbstractContextManager[None]]
     judge: str | None
     dead: DeadGroups | None
     evaluator: Evaluator
@@ -135,7 +144,26 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        source = make_source(inputs, policy, data, pool, path / runfiles.GROUPS, resume=resume, score=learner.score)
+        sampler = stack.enter_context(engine_of(inputs, policy, resolved))
+        sampling = learner.sampling if shares_model(sampler) else contextlib.nullcontext
+        publisher = Publisher(
+            policy.model,
+            sampler,
+            config.sampling_transfer_dir,
+            functools.partial(compare_with_policy, inputs, policy, sampler, learner, resolved),
+        )
+        stack.callback(publisher.close)
+        source = make_source(
+            inputs,
+            policy,
+            data,
+            pool,
+            path / runfiles.GROUPS,
+            resume=resume,
+            score=learner.score,
+            sampler=sampler,
+            sampling=sampling,
+        )
         stack.callback(source.close)
         state = restore(run, learner, source, config) if resume else TrainerState()
         ranks.on_first(lambda: run.truncate_after(state.step if state.step > 0 else BEFORE_ALL))
@@ -149,15 +177,17 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             learner=learner,
             tokenizer=inputs.tokenizer,
             source=source,
+            publisher=publisher,
+            sampling=sampling,
             judge=inputs.judge,
             dead=inputs.dead_groups,
             evaluator=Evaluator(
                 config,
-                eval_inputs(inputs, policy, pool),
+                eval_inputs(inputs, sampler, pool),
                 held_groups,
                 learner.objective.beta,
                 score=learner.score,
-                sampling=learner.sampling,
+                sampling=sampling,
             ),
             overlap=overlap(inputs).share,
             progress=progress,
@@ -251,12 +281,12 @@ def _under_start(
     return data, score(inputs.held_groups, "held-out")
 
 
-def eval_inputs(inputs: RunInputs, policy: Policy, pool: RewardPool | None) -> EvalInputs | None:
+def eval_inputs(inputs: RunInputs, sampler: Sampler, pool: RewardPool | None) -> EvalInputs | None:
     """Return the inputs of the evaluation by samples; None without held-out problems or rewards."""
     judge = inputs.judge
     if not inputs.held_out or pool is None or judge is None:
         return None
-    return EvalInputs(inputs.held_out, policy.sampler, inputs.params, pool, judge)
+    return EvalInputs(inputs.held_out, sampler, inputs.params, pool, judge)
 
 
 def _print(line: str) -> None:

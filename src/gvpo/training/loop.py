@@ -84,6 +84,7 @@ class Session:
     def __init__(self, parts: RunParts, events: Events) -> None:
         self.config, self.run, self.state = parts.settings, parts.run, parts.state
         self.learner, self.tokenizer, self.source = parts.learner, parts.tokenizer, parts.source
+        self.publisher, self._sampling = parts.publisher, parts.sampling
         self.judge, self.evaluator, self.events = parts.judge, parts.evaluator, events
         self._dead = parts.dead
         self._overlap = parts.overlap
@@ -112,6 +113,7 @@ class Session:
         """
         with explained(lambda: f"after step {self.state.step}"):
             self._begin()
+            self.publisher.begin(self.state.step)
             self._card()  # it is written with the first checkpoint, so try it before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
@@ -153,11 +155,12 @@ class Session:
     def _step(self, step: int) -> None:
         self.events.begin_step(first=self._newest is None)
         began = time.perf_counter()
-        with self.learner.sampling():
+        with self._sampling():
             rollout = self.source.rollout(step)
         rollout = with_inputs(rollout, self.config, self.tokenizer)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
+        self.publisher.publish(step)
         self.source.commit(step)
         for note in self.learner.budget.take_notes():
             self.progress.say(note)
@@ -223,6 +226,7 @@ class Session:
         line = {"step": step, **step_metrics(step, rollout, learned, judge=self.judge, **kind)}
         line |= overlong_metrics(rollout, self.config.overlong_completions)
         line |= {} if self._dead is None else {"groups/dropped": len(self._dead.of(rollout))}
+        line |= {} if self.publisher.shares_model else {"seconds/publishing": self.publisher.seconds}
         line["seconds/total"] = seconds
         line["tokens/per_second"] = line["tokens/sampled"] / seconds
         if self.learner.constraints is not None:

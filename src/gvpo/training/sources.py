@@ -6,6 +6,7 @@ rows ──▶ DemonstrationSource, PreferenceSource, OfflineSource
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from gvpo.rollout.sources.reuse import ReuseSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
 from gvpo.rollout.sources.sampler_reference import Score
 from gvpo.rollout.sources.stale import StaleSource
+from gvpo.sampling import Sampler
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 
 
@@ -44,17 +46,21 @@ def make_source(
     *,
     resume: bool,
     score: Score,
+    sampler: Sampler,
+    sampling: Callable[[], AbstractContextManager[None]],
 ) -> Source:
     """Return the source of the groups of each step.
 
     Args:
         inputs: Inputs of the run.
-        policy: The policy, which samples.
+        policy: The policy.
         data: Training data, with the log-probs that are computed once.
         pool: Pool of reward workers; None if there are no rewards.
         file: File of groups that are sampled once.
         resume: Whether the run is resumed, so that the file may exist.
         score: Function that returns the policy's log-probs.
+        sampler: Sampler of the run.
+        sampling: Function that returns the context in which it samples.
     """
     config = inputs.settings
     if not inputs.plan.samples:
@@ -63,7 +69,7 @@ def make_source(
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
     live = LiveSource(
         order,
-        policy.sampler,
+        sampler,
         inputs.params,
         scorer,
         seed=config.seed,

@@ -16,7 +16,7 @@ from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.given.history import History, verdicts_of
 from gvpo.rollout.packed import ScoredRow
-from gvpo.sampling import Request, Sampler, SamplingParams
+from gvpo.sampling import Request, Sampler, SamplingParams, shares_model
 from gvpo.types import Completion, Group, Verdict
 
 
@@ -139,6 +139,7 @@ class _Filling:
 
     def __init__(self, sampler: Sampler, wanted: Mapping[str, tuple[Sequence[Completion], int]]) -> None:
         self._sampler, self._wanted = sampler, wanted
+        self.shares_model = shares_model(sampler)
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int

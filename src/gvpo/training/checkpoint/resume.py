@@ -30,6 +30,12 @@ MAY_CHANGE = (
     "run.project",
     "run.rank_timeout",
     "train.sharding",
+    "sampling.check",
+    "sampling.engine_options",
+    "sampling.engine_sleep",
+    "sampling.server_",
+    "sampling.weight_transfer",
+    "sampling.transfer_dir",
     "rollout.expert_url",
     "rollout.expert_api_key_env",
 )

@@ -49,7 +49,7 @@ def evaluator_of(inputs: RunInputs, policy: Policy, groups: Sequence[Group]) -> 
             pool = stack.enter_context(reward_pool(inputs.settings, inputs.rewards))
         yield Evaluator(
             inputs.settings,
-            eval_inputs(inputs, policy, pool),
+            eval_inputs(inputs, policy.sampler, pool),
             groups,
             build_objective(inputs.settings, inputs.plan.objective).beta,
             score=functools.partial(_score, inputs, policy),

@@ -1,0 +1,68 @@
+"""Engines with weights of their own for the tests of runs."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from gvpo import lazy
+from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.engines import EngineOptions
+from gvpo.sampling.transformers import TransformersSampler
+from gvpo.training.engine import open as opening
+from gvpo.types import Completion
+from tests.training.toy import model
+
+
+class Engine:
+    """An engine with its own weights: a sampler of a copy of the policy."""
+
+    shares_model = False
+
+    def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
+        self.sampler = TransformersSampler(copy.deepcopy(policy), words, ending=ending)
+        self.options, self.versions, self.closed = options, [], False
+
+    def sample(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> list[list[Completion]]:
+        return self.sampler.sample(requests, params, seed=seed, step=step)
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        found = dict(weights)
+        self.sampler.model.load_state_dict(found, strict=True)
+        self.versions.append(version)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Broken(Engine):
+    """An engine that drops the updates, as one does whose weights are those of another model."""
+
+    def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
+        super().__init__(model(seed=7), words, ending, options)
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.versions.append(version)
+
+
+@contextmanager
+def engines_of(kind: type[Engine]) -> Iterator[list[Engine]]:
+    """Let runs with an engine open one of this kind, and yield the list of those opened."""
+    found: list[Engine] = []
+
+    def create(*given: Any) -> Engine:
+        found.append(kind(*given))
+        return found[-1]
+
+    named = lazy.named
+    openers = {name: name for name in opening.OPENERS}
+    with (
+        patch.dict(opening.OPENERS, openers),
+        patch.object(opening.lazy, "named", lambda name: create if name in openers else named(name)),
+    ):
+        yield found
