@@ -1,6 +1,5 @@
 """Engines with weights of their own for the tests of runs."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +17,12 @@ from tests.training.toy import model
 
 
 class Engine:
-    """An engine with its own weights: a sampler of a copy of the policy."""
+    """An engine with its own weights, which are random until the first update."""
 
     shares_model = False
 
     def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
-        self.sampler = TransformersSampler(copy.deepcopy(policy), words, ending=ending)
+        self.sampler = TransformersSampler(model(seed=7), words, ending=ending)
         self.options, self.versions, self.closed = options, [], False
 
     def sample(
@@ -42,9 +41,6 @@ class Engine:
 
 class Broken(Engine):
     """An engine that drops the updates, as one does whose weights are those of another model."""
-
-    def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
-        super().__init__(model(seed=7), words, ending, options)
 
     def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.versions.append(version)

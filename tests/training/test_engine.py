@@ -113,6 +113,7 @@ NAMED = {"model_path": "m", "reward_funcs": ["exact"], "train_data": "d.jsonl"}
             {"sampling_engine": "server", "sampling_server_urls": ["http://me:secret@host:1"]},
             "set sampling.server_api_key_env",
         ),
+        ({"sampling_dtype": "bfloat16", "sharding": "full", "tokens_per_microbatch": 64}, "makes a copy of the policy"),
         ({"sampling_engine": "vllm", "sampling_ban": ["a"]}, "sampling.allow and sampling.ban work with"),
         (
             {
@@ -152,3 +153,13 @@ def test_settings_of_another_engine_have_no_effect():
     notices = " ".join(resolve(config, Given()).notices)
     for key in ("sampling.server_urls", "sampling.engine_sleep", "rollout.max_staleness", "sampling.transfer_dir"):
         assert key in notices
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.0), ("bfloat16", 1e-4)])
+def test_a_copy_of_the_policy_in_another_dtype_samples(tmp_path: Path, dtype: str, least: float):
+    trainer(tmp_path / "plain", steps=2).train()
+    trainer(tmp_path / "copy", steps=2, sampling_dtype=dtype).train()
+    plain, copied = (lines(tmp_path / name) for name in ("plain", "copy"))
+    mismatch = [line["sampler/mismatch"] for line in copied if line["step"] > 0]
+    assert all(least <= found < 0.05 for found in mismatch)
+    assert (plain == copied) == (dtype == "float32")

@@ -30,6 +30,11 @@ def impossible_engines(plan: "RunPlan") -> Broken:
         f"sampling.allow and sampling.ban work with sampling.engine='transformers', not with {c.sampling_engine!r}; "
         "remove them, or change the engine",
     )
+    yield (
+        c.sampling_engine == "transformers" and c.sampling_dtype != "auto" and c.sharding == "full",
+        f"sampling.dtype={c.sampling_dtype!r} makes a copy of the policy, which train.sharding='full' splits; remove "
+        "one, or set sampling.engine='server'",
+    )
     if c.sampling_in_flight_updates:
         yield from _in_flight(plan)
 

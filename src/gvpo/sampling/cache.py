@@ -28,7 +28,7 @@ ROOM = 64
 _ATTENTION = "sdpa"
 
 _here = threading.local()
-"""Whether this thread decodes; another thread may train at the same time."""
+"""Marker of the threads that decode; another thread may train at the same time."""
 _decoding: list[Any] = []
 """The attention that was registered when each context of `decoding_attention` began, of all threads."""
 _turn = threading.Lock()

@@ -144,7 +144,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        sampler = stack.enter_context(engine_of(inputs, policy, resolved))
+        sampler = stack.enter_context(engine_of(inputs, policy, resolved, learner.autocast))
         sampling = learner.sampling if shares_model(sampler) else contextlib.nullcontext
         publisher = Publisher(
             policy.model,

@@ -5,13 +5,18 @@ engine vllm, server ──▶ an engine with its own weights, which `Publisher` 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
 
 from gvpo import activity, lazy
 from gvpo.config import TrainConfig
 from gvpo.config.defaults import overlaps
 from gvpo.errors import EngineError
 from gvpo.sampling import Request, Sampler, SamplingParams
+from gvpo.sampling.copied import CopiedSampler
 from gvpo.sampling.engines import EngineOptions
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.types import Completion
@@ -23,7 +28,8 @@ OPENERS = {
 }
 """Engines with their own weights, with the "module:function" that opens each for a run. The function is called with the
 policy's model, its tokenizer, the tokens that end a completion (`gvpo.model.endings.Ending`) and `EngineOptions`."""
-COPY = "gvpo.sampling.copied:CopiedSampler"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of a copy of the policy; None is the policy's own."""
 
 
 def needs_copy(config: TrainConfig) -> bool:
@@ -32,13 +38,16 @@ def needs_copy(config: TrainConfig) -> bool:
 
 
 @contextlib.contextmanager
-def engine_of(inputs: RunInputs, policy: Policy, config: TrainConfig) -> Iterator[Sampler]:
+def engine_of(
+    inputs: RunInputs, policy: Policy, config: TrainConfig, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[Sampler]:
     """Open the sampler of a run, and close it at the end of the context.
 
     Args:
         inputs: Inputs of the run.
         policy: The policy; its own sampler is used if the engine is transformers and no copy is needed.
         config: Settings, with the compute dtype resolved.
+        autocast: Function that returns the context in which the policy is computed.
 
     Raises:
         EngineError, ConfigError, ModelError: If the engine cannot be opened.
@@ -51,18 +60,27 @@ def engine_of(inputs: RunInputs, policy: Policy, config: TrainConfig) -> Iterato
         yield ElsewhereSampler()
         return
     with activity.phase("opening the engine"):
-        sampler = _open(inputs, policy, config)
+        sampler = _open(inputs, policy, config, autocast)
     try:
         yield sampler
     finally:
         getattr(sampler, "close", lambda: None)()
 
 
-def _open(inputs: RunInputs, policy: Policy, config: TrainConfig) -> Sampler:
+def _open(
+    inputs: RunInputs, policy: Policy, config: TrainConfig, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Sampler:
     ending = policy.sampler.ending
     if config.sampling_engine == "transformers":
-        copied: Sampler = lazy.named(COPY)(policy.model, inputs.tokenizer, ending, options_of(config))
-        return copied
+        dtype = DTYPES[config.sampling_dtype]  # a dtype of its own is that of weights and arithmetic
+        return CopiedSampler(
+            policy.model,
+            inputs.tokenizer,
+            dtype=dtype,
+            autocast=autocast if dtype is None else contextlib.nullcontext,
+            tokens_per_batch=config.tokens_per_batch,
+            ending=ending,
+        )
     sampler: Sampler = lazy.named(OPENERS[config.sampling_engine])(
         policy.model, inputs.tokenizer, ending, options_of(config)
     )
