@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gvpo.errors import ConfigError, DataError, ModelError
+from gvpo.errors import ConfigError, DataError, EngineError, ModelError
 from gvpo.model.endings import Ending
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.exclusion.spec import Exclusion
@@ -105,5 +105,5 @@ def test_an_aborted_row_may_be_empty():
     ],
 )
 def test_a_broken_result_is_an_error(tokens, logprobs, reason, message: str):
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((EngineError, ModelError), match=message):
         fmt().completion(REQUEST, tokens, logprobs, reason)

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from gvpo import notices
-from gvpo.errors import ConfigError, ModelError
+from gvpo.errors import ConfigError, EngineError, ModelError
 from gvpo.model.endings import Ending
 from gvpo.model.known_tokens import missing_from
 from gvpo.sampling.base import Request, SamplingParams
@@ -100,17 +100,18 @@ class RequestFormat:
             version: Version of the weights that sampled it.
 
         Raises:
-            ModelError: If the reason is unknown, if there are no tokens although the row is finished, if not each token
-                has a log-prob, or if a log-prob is not finite.
+            EngineError: If the reason is unknown, if there are no tokens although the row is finished, or if not each
+                token has a log-prob.
+            ModelError: If a log-prob is not finite.
         """
         if finish_reason not in REASONS:
-            raise ModelError(
+            raise EngineError(
                 f"vLLM ended a row of {request.id!r} with the reason {finish_reason!r}, which is not stop, length or "
                 "abort; read vLLM's log for the cause"
             )
         reason = REASONS[finish_reason]
         if len(logprobs) != len(tokens) or (not tokens and reason != "abort"):
-            raise ModelError(
+            raise EngineError(
                 f"vLLM returned {len(tokens)} tokens and {len(logprobs)} log-probs for a row of {request.id!r}; it "
                 "needs logprobs=0, and the version of vLLM must be one that gvpo[vllm] allows"
             )
