@@ -29,7 +29,7 @@ def test_error_about_an_unknown_name_lists_the_known_ones():
         ("beta", ["gvpo", "regression", "pmd_mean", "dpo", "epa"]),
         ("anchor", ["gvpo", "regression", "pmd_mean"]),
         ("teacher", ["distill"]),
-        ("is_cap", ["grpo", "dr_grpo", "dapo", "rloo", "cispo"]),
+        ("is_cap", ["grpo", "dr_grpo", "dapo", "rloo", "cispo", "constrained_grpo"]),
         ("weak_weight", ["epa"]),
         ("segment_at", ["gsspo"]),
         ("costs", ["constrained_grpo"]),

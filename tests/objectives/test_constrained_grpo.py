@@ -49,8 +49,12 @@ def test_it_is_grpo_with_the_advantages_of_a_loop(seed):
         constrained_grpo, costs=batch["costs"], multipliers=[0.5, 2.0], reward_multiplier=0.7, clip_high=0.1
     )
     other = functools.partial(grpo, advantages=advantage[:, None].expand(9, 5), clip_high=0.1)
-    torch.testing.assert_close(mine(**inputs).loss, other(**inputs).loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient(mine, inputs), gradient(other, inputs), rtol=1e-12, atol=1e-12)
+    capped = {"is_cap": 1.1, "sampler_logprobs": inputs["old_logprobs"] - 0.1 * batch["rewards"][:, None]}
+    for weights in ({}, capped):
+        one, two = functools.partial(mine, **weights), functools.partial(other, **weights)
+        torch.testing.assert_close(one(**inputs).loss, two(**inputs).loss, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient(one, inputs), gradient(two, inputs), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(mine(**inputs).loss, mine(**inputs, **capped).loss)
 
 
 def test_without_costs_it_is_grpo():

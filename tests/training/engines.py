@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
 from gvpo import lazy
@@ -44,6 +45,14 @@ class Broken(Engine):
 
     def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.versions.append(version)
+
+
+class Half(Engine):
+    """An engine whose weights are bfloat16."""
+
+    def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
+        super().__init__(policy, words, ending, options)
+        self.sampler.model.to(torch.bfloat16)
 
 
 @contextmanager

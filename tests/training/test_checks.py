@@ -116,6 +116,7 @@ def test_truncated_sampling_biases_ratios_to_the_trainers_log_probs_only():
     assert "compares with, so its gradient is biased; set rollout.old_logprobs='sampler', or" in text
     assert not of_sampling(config(objective="grpo", top_p=0.9, rollout_old_logprobs="sampler"))
     assert not of_sampling(config(objective="grpo", top_p=0.9, sample_groups=4))
+    assert not of_sampling(config(objective="grpo", top_p=0.9, is_cap=2.0))
 
 
 def of_sampling(settings: TrainConfig) -> list[str]:

@@ -15,9 +15,10 @@ from gvpo.errors import ConfigError, DataError
 from gvpo.rollout.usable import usable
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
-from gvpo.types import Group
+from gvpo.types import Completion, Group
 from gvpo.update.group_backward import score
 from tests.naive import naive_scores
+from tests.training.engines import Half, engines_of
 from tests.training.toy import config, groups, lines, model, trainer
 
 MODEL, GROUPS = Given(model=True), Given(model=True, train="groups")
@@ -37,8 +38,10 @@ def grpo_by_hand(policy: Any, batch: Sequence[Group]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def weighted_by_hand(policy: Any, batch: Sequence[Group], old: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Return the loss of `grpo_by_hand` with ratios to `old`, and the truncated weight min(old / sampler, 1.02)."""
+def weighted_by_hand(
+    policy: Any, batch: Sequence[Group], old: dict[int, torch.Tensor], cap: float = 1.02
+) -> torch.Tensor:
+    """Return the loss of `grpo_by_hand` with ratios to `old`, and the truncated weight min(old / sampler, cap)."""
     losses = []
     for group in batch:
         rewards = torch.tensor([row.reward for row in group.completions], dtype=torch.float64)
@@ -46,7 +49,7 @@ def weighted_by_hand(policy: Any, batch: Sequence[Group], old: dict[int, torch.T
         for row, advantage in zip(group.completions, advantages.tolist(), strict=True):
             logprobs, _ = naive_scores(policy, group, row, 1.0)
             before = old[id(row)]
-            weight = (before - torch.tensor(row.sampler_logprobs)).exp().clamp(max=1.02)
+            weight = (before - torch.tensor(row.sampler_logprobs)).exp().clamp(max=cap)
             ratio = (logprobs - before).exp()
             losses.append(-(weight * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)).mean())
     return torch.stack(losses).mean()
@@ -205,3 +208,79 @@ def test_the_policy_of_the_step_is_refused_for_old_rows_without_truncated_weight
 def test_it_has_no_effect_on_objectives_without_ratios():
     (notice,) = resolve(TrainConfig(rollout_old_logprobs="sampler"), MODEL).notices
     assert notice == "rollout.old_logprobs has no effect: gvpo reads no old log-probs"
+
+
+SERVER = {"sampling_engine": "server", "sampling_server_urls": ["http://localhost:1"]}
+HALF = {"sampling_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "expected"),
+    [
+        ("grpo", {"sampling_engine": "vllm"}, ("trainer", 2.0)),
+        ("cispo", SERVER, ("trainer", 2.0)),
+        ("rloo", HALF, ("trainer", 2.0)),
+        ("grpo", {**HALF, "is_cap": 1.5}, ("trainer", 1.5)),
+        ("grpo", {**HALF, "rollout_old_logprobs": "sampler"}, ("sampler", None)),
+        ("grpo", {**HALF, "rollout_staleness": 1}, ("sampler", None)),
+        ("grpo", {**HALF, "rollout_staleness": 1, "rollout_old_logprobs": "trainer"}, ("trainer", 2.0)),
+        ("grpo", {"rollout_asynchronous": True}, ("sampler", None)),
+        ("grpo", {"rollout_asynchronous": True, "rollout_max_staleness": 0}, ("trainer", None)),
+        ("grpo", {"rollout_asynchronous": True, "rollout_max_staleness": 0, **SERVER}, ("trainer", 2.0)),
+        ("gspo", {"sampling_engine": "vllm"}, ("trainer", None)),
+        ("gvpo", {"sampling_engine": "vllm"}, ("trainer", None)),  # it reads none
+    ],
+)
+def test_rows_of_another_engine_have_truncated_weights(objective: str, settings: dict[str, Any], expected: Any):
+    found = resolve(TrainConfig(objective=objective, **settings), MODEL).settings
+    assert (found.rollout_old_logprobs, found.is_cap) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"objective": "grpo", **HALF}, "old_logprobs trainer, is_cap 2.0 (one update per rollout, sampled by engine "
+         "transformers in bfloat16; `gvpo docs objectives`)"),
+        ({"objective": "grpo", **SERVER, "passes": 2}, "old_logprobs trainer, is_cap 2.0 (several updates per rollout, "
+         "sampled by engine server; `gvpo docs objectives`)"),
+        ({"objective": "gspo", **HALF}, "old_logprobs trainer (one update per rollout, sampled by engine transformers "
+         "in bfloat16; `gvpo docs objectives`)"),
+        ({"objective": "gvpo", **HALF}, "reference initial, beta 0.1 (one update per rollout; `gvpo docs objectives`)"),
+        ({"objective": "grpo"}, None),
+    ],
+)  # fmt: skip
+def test_one_line_introduces_the_correction_for_an_engine(settings: dict[str, Any], line: str | None):
+    assert resolve(TrainConfig(**settings), MODEL).introduction == line
+
+
+@pytest.mark.parametrize("budget", [8192, 24])
+def test_a_run_with_another_engine_weighs_its_rows(tmp_path: Path, budget: int):
+    """The weights depend on the log-probs, so an update must not take its coefficients for known before its pass."""
+    policy, naive = model(initializer_range=0.3), model(initializer_range=0.3)
+    settings: dict[str, Any] = {"objective": "grpo", "learning_rate": 3e-3, "max_grad_norm": 1e9, "passes": 2}
+    with engines_of(Half):
+        trainer(
+            tmp_path, policy=policy, held=[], eval_problems=0, steps=1, is_cap=1.001, tokens_per_microbatch=budget,
+            sampling_engine="vllm", sampling_dtype="bfloat16", **settings,
+        ).train()  # fmt: skip
+    batch = recorded_groups(runfiles.read_rollouts(runfiles.rollout_path(tmp_path, 1)))
+    with torch.no_grad():
+        old = {id(row): naive_scores(naive, group, row, 1.0)[0] for group in batch for row in group.completions}
+    losses = learned_by_hand(naive, [batch], functools.partial(weighted_by_hand, old=old, cap=1.001))
+    (line,) = lines(tmp_path)
+    assert line["train/loss/last"] == pytest.approx(losses[1], abs=1e-6)
+    assert 0 < line["grpo/is_capped_fraction"] < 1
+    for name, parameter in policy.named_parameters():
+        if name.endswith("k_proj.bias"):
+            continue  # attention does not depend on it, so Adam follows the rounding of its gradient
+        assert torch.allclose(parameter, naive.get_parameter(name), rtol=0, atol=2e-5), name
+
+
+def recorded_groups(rows: Sequence[runfiles.RolloutRow]) -> list[Group]:
+    """Return the groups of a rollout file with what the sampler reported and the rewards."""
+    found: dict[str, Group] = {}
+    for row in rows:
+        one = Completion(row.tokens, row.reward, sampler_logprobs=row.sampler_logprobs)
+        known = found.get(row.group, Group(row.prompt_tokens, [], id=row.group))
+        found[row.group] = dataclasses.replace(known, completions=[*known.completions, one])
+    return list(found.values())

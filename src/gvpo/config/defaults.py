@@ -1,6 +1,7 @@
 """The defaults of `objective.reference`, `beta` and `anchor`: one table, by objective and by regime.
 
-`rollout.old_logprobs` is resolved here too, by whether rows may be older than the policy that is trained.
+`rollout.old_logprobs` and `objective.is_cap` are resolved here too, by whether the policy that is trained, or another
+policy or engine, sampled the rows.
 
 A regime says how often a run updates on its groups, and whether the groups are its own. `gvpo.config.resolve` reads the
 table; `tools/objectives_table.py` writes it into the documentation.
@@ -83,6 +84,20 @@ def overlaps(config: TrainConfig) -> bool:
     return config.rollout_asynchronous and config.rollout_max_staleness > 0
 
 
+def samples_apart(config: TrainConfig) -> bool:
+    """Return whether the engine samples from weights of its own, in an arithmetic that may differ from the trainer's.
+
+    A copy of the policy in the trainer's own dtypes does not count: its log-probs are those of the policy.
+    """
+    return config.sampling_engine != "transformers" or config.sampling_dtype != "auto"
+
+
+def engine_of(config: TrainConfig) -> str:
+    """Return the engine of `samples_apart` in words."""
+    dtype = "" if config.sampling_dtype == "auto" else f" in {config.sampling_dtype}"
+    return f"sampled by engine {config.sampling_engine}{dtype}"
+
+
 def _given(config: TrainConfig) -> int:
     """Return the number of rows per group that are not sampled live."""
     return config.rollout_history + config.rollout_logged + config.rollout_expert
@@ -93,21 +108,29 @@ def rows_may_be_old(config: TrainConfig, source: str) -> bool:
     return regime(config, source) in (OLDER, MIXED, FROZEN)
 
 
+def rows_may_differ(config: TrainConfig, source: str) -> bool:
+    """Return whether a step samples its rows with an engine whose log-probs may differ from the trainer's."""
+    return source == "live" and samples_apart(config)
+
+
 IS_CAP = 2.0
-"""Truncation of the importance weights of old rows whose old log-probs are the trainer's."""
+"""Truncation of the importance weights of rows of another policy or engine whose old log-probs are the trainer's."""
 
 
 def find_old_logprobs(config: TrainConfig, objective: ObjectiveSpec, source: str) -> dict[str, Any]:
     """Return where old log-probs come from, and the truncation of importance weights, as fields of the settings.
 
     Rows that may be old have those of their sampler, unless importance weights are asked for. These are relative to
-    the trainer's, and would all be 1 otherwise.
+    the trainer's, and would all be 1 otherwise. Rows of the current policy have the trainer's. If another engine
+    sampled them, importance weights correct for it, because its rounding would move ratios out of the clip range.
     """
-    old = "old_logprobs" in objective.needs and rows_may_be_old(config, source)
+    has_ratios = "old_logprobs" in objective.needs
+    old = has_ratios and rows_may_be_old(config, source)
     where, cap = config.rollout_old_logprobs, config.is_cap
     if where == "auto":
         where = "sampler" if old and cap is None else "trainer"
-    weighted = old and where == "trainer" and objective.takes("is_cap")
+    other = old or (has_ratios and rows_may_differ(config, source))
+    weighted = other and where == "trainer" and objective.takes("is_cap")
     return {"rollout_old_logprobs": where, "is_cap": IS_CAP if weighted and cap is None else cap}
 
 

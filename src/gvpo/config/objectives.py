@@ -197,6 +197,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "reduction": "sequence_mean",
             "max_length": None,
             "reward_multiplier": 1.0,
+            "is_cap": None,
         },
     ),
     "distill": ObjectiveSpec(

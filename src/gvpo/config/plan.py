@@ -14,11 +14,13 @@ from typing import Any, Literal, Self
 
 from gvpo.config.defaults import (
     AUTOMATIC,
+    engine_of,
     find_default,
     find_old_logprobs,
     left_open,
     regime,
     rows_may_be_old,
+    rows_may_differ,
     same_reference,
 )
 from gvpo.config.given_objective import name_of, spec_of
@@ -70,7 +72,7 @@ class RunPlan:
     """A run as described by its settings.
 
     Args:
-        settings: Settings, with `objective.reference`, `objective.beta` and `rollout.old_logprobs` resolved.
+        settings: Settings, with `objective.reference`, `objective.beta`, `rollout.old_logprobs` and others resolved.
         objective: Entry of its objective.
         source: Source of the groups of a step: "live" samples, groups that are "sampled once", "logged" groups,
             or "written" answers.
@@ -107,9 +109,15 @@ class RunPlan:
         return "old_logprobs" in self.objective.needs and rows_may_be_old(self.settings, self.source)
 
     @property
+    def trains_engine_rows(self) -> bool:
+        """Return whether the objective has ratios and gets rows of an engine with log-probs of its own."""
+        return "old_logprobs" in self.objective.needs and rows_may_differ(self.settings, self.source)
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """Return the fields that were left open, with their values, as far as the run reads them."""
-        reads = dict.fromkeys(("rollout_old_logprobs", "is_cap"), self.trains_old_rows)
+        others = self.trains_old_rows or self.trains_engine_rows
+        reads = dict.fromkeys(("rollout_old_logprobs", "is_cap"), others)
         return {name: getattr(self.settings, name) for name in self.automatic if reads.get(name, self.reads_reference)}
 
     @property
@@ -117,7 +125,8 @@ class RunPlan:
         """Return the line about the values that have been resolved; None if the run reads none of them."""
         resolved = {AUTOMATIC[name].rpartition(".")[2]: value for name, value in self.resolved.items()}
         values = [f"{key} {value}" for key, value in resolved.items() if value is not None]
-        return f"{', '.join(values)} ({regime(self.settings, self.source)}; `gvpo docs objectives`)" if values else None
+        reasons = [regime(self.settings, self.source), *([engine_of(self.settings)] if self.trains_engine_rows else [])]
+        return f"{', '.join(values)} ({', '.join(reasons)}; `gvpo docs objectives`)" if values else None
 
     def started_as(self, before: TrainConfig) -> Self:
         """Return the plan for resuming a run, which keeps what was resolved when it was started with `before`."""

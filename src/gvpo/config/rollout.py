@@ -89,8 +89,8 @@ class RolloutSection(Section):
         default="auto",
         description="Old log-probs of objectives with ratios; sampler: those recorded when a completion was sampled; "
         "trainer: those of the policy at the start of the step, with truncated importance weights (objective.is_cap) "
-        "for completions of older policies; auto: trainer if the current policy samples all completions or "
-        "objective.is_cap is set, otherwise sampler",
+        "for completions of older policies or another engine; auto: trainer if the current policy samples all "
+        "completions or objective.is_cap is set, otherwise sampler",
     )
     rollout_dead_groups: Literal["keep", "drop", "replace"] = Field(
         default="keep",

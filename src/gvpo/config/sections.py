@@ -269,7 +269,7 @@ class ObjectiveConfig(Section):
     is_cap: float | None = _keyword(
         "is_cap",
         "Largest truncated importance weight min(exp(old - sampler log-probs), is_cap) of a token; default: 2 for rows "
-        "of older policies with rollout.old_logprobs='trainer', otherwise no weights",
+        "of older policies or another engine with rollout.old_logprobs='trainer', otherwise no weights",
         gt=0,
     )
     weak_weight: float | None = _keyword("weak_weight", "Weight of the weak negatives", ge=0)

@@ -25,6 +25,8 @@ def constrained_grpo(
     clip_high: float = 0.2,
     reduction: str = "sequence_mean",
     max_length: float | None = None,
+    is_cap: float | None = None,
+    sampler_logprobs: Tensor | None = None,
 ) -> ObjectiveOutput:
     """GRPO whose advantage weighs the reward against costs, each standardised in its group first.
 
@@ -52,6 +54,8 @@ def constrained_grpo(
         clip_high: upper half-width.
         reduction: see `grpo`.
         max_length: see `grpo`.
+        is_cap: see `grpo`.
+        sampler_logprobs: see `grpo`.
 
     Returns:
         The loss and `grpo`'s metrics, under the same keys.
@@ -59,6 +63,7 @@ def constrained_grpo(
     Raises:
         ShapeError: a tensor of the wrong shape or dtype, or another number of multipliers than of costs.
         GroupTooSmall: a group of one.
+        MissingLogprobs: `is_cap` without `sampler_logprobs`.
         ObjectiveError: a keyword out of its range, or a mask of other values than 0 and 1.
 
     Example:
@@ -92,6 +97,8 @@ def constrained_grpo(
         reduction=reduction,
         max_length=max_length,
         advantages=torch.where(scored, advantage.to(working_dtype(logprobs))[:, None], 0.0),
+        is_cap=is_cap,
+        sampler_logprobs=sampler_logprobs,
     )
 
 

@@ -177,7 +177,8 @@ def check_old_logprobs(inputs: "RunInputs") -> None:
 def sampling_notices(plan: RunPlan, params: SamplingParams) -> Iterator[str]:
     """Yield notices about how a truncated sampling distribution affects the objective."""
     cut_off = support_warning(params, plan.settings.objective) if plan.objective.needs_support else None
-    if "old_logprobs" in plan.objective.needs and plan.settings.rollout_old_logprobs != "sampler":
+    corrected = plan.settings.rollout_old_logprobs == "sampler" or plan.settings.is_cap is not None
+    if "old_logprobs" in plan.objective.needs and not corrected:
         cut_off = ratio_warning(params, plan.settings.objective)
     if cut_off is not None:
         yield cut_off
