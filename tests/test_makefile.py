@@ -51,3 +51,20 @@ def test_each_stage_of_the_demo_is_announced(tmp_path: Path):
     assert len(stages) == 3
     assert "to download" in stages[1]
     assert "minutes" in stages[2]
+
+
+def test_the_environment_with_vllm_leaves_out_what_does_not_load(tmp_path: Path):
+    shown = commands("test-vllm", tmp_path, f"VLLM={tmp_path / 'vllm'}")
+    assert shown.index("tools/vllm/install.sh") < shown.index("-m pytest tests/vllm")
+    left_out = {
+        line.split(";")[0] for line in (ROOT / "tools/vllm/override.txt").read_text().splitlines() if ";" in line
+    }
+    assert left_out == {"torchaudio", "torchvision", "torchcodec"}
+
+
+def test_the_constraints_with_vllm_are_the_tested_versions_except_numpys():
+    own, vllm = (
+        {line for line in (ROOT / name).read_text().splitlines() if "==" in line}
+        for name in ("constraints.txt", "tools/vllm/constraints.txt")
+    )
+    assert {line.partition("==")[0] for line in own ^ vllm} == {"numpy"}
