@@ -71,7 +71,10 @@ class Completion:
         text: The decoded completion.
         finish_reason: Reason for its end.
         source: Origin: "live", "history", "logged", "expert", "demonstration", a file's name, ...
-        version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
+        version: Number of completed training steps of the policy that sampled it; None if no policy of the run did. If
+            several policies sampled it, that of the oldest.
+        versions: C versions, one per token, of a row that was sampled while the policy changed; None if all of its
+            tokens have the same.
 
     Raises:
         DataError: If per-token values are not as long as tokens.
@@ -89,9 +92,10 @@ class Completion:
     finish_reason: FinishReason = "stop"
     source: str = "live"
     version: int | None = None
+    versions: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs"):
+        for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs", "versions"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.tokens):
                 raise DataError(

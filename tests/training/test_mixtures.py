@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from gvpo import runfiles
+from gvpo import retries, runfiles
 from gvpo.errors import ConfigError, DataError, RewardError, RunError
 from gvpo.rewards import RewardPool
-from gvpo.rewards.judges import chat_client
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.given.expert import FILE
 from gvpo.sampling import Request, SamplingParams
@@ -43,7 +42,7 @@ KEY = "sk-secret-1234"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_client, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
 
 
 def answers(number: int, body: dict[str, Any]) -> Reply:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gvpo.config.settings import OWN_REFERENCES
 
@@ -61,7 +61,7 @@ def address_errors(url: str, key: str, key_setting: str) -> Broken:
         key: Setting with the address.
         key_setting: Setting with the name of the variable that contains the key.
     """
-    parts = urlsplit(url)
+    parts = _parts(url)
     yield (
         parts.scheme not in ("http", "https") or not parts.hostname,
         f"{key} contains {url!r}, which is not an address; give one such as http://localhost:8000",
@@ -71,3 +71,11 @@ def address_errors(url: str, key: str, key_setting: str) -> Broken:
         f"{key} contains a password, which would be written to config.json; name {parts.hostname} alone, and set "
         f"{key_setting} to a variable with the key",
     )
+
+
+def _parts(url: str) -> SplitResult:
+    """Return the parts of an address, all empty if it cannot be split."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

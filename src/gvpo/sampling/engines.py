@@ -63,6 +63,7 @@ class EngineOptions:
 ENGINES = {
     "transformers": "gvpo.sampling.transformers:open_sampler",
     "vllm": "gvpo.sampling.vllm.engine:open_sampler",
+    "server": "gvpo.sampling.server.sampler:open_sampler",
 }
 """Engine names with the "module:function" that opens each engine, called with model, tokenizer and `EngineOptions`."""
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from gvpo import retries
 from gvpo.errors import RewardError
 from gvpo.rewards import RewardBatch, RewardPool, judge, load
-from gvpo.rewards.judges import chat_client
 from gvpo.rewards.judges.cache import RequestCache
 from gvpo.rewards.judges.judge import fill, prompt_text
 from tests.rewards.judges.judge_server import dripping, says, serving, slowly
@@ -20,7 +20,7 @@ COMPRESSED = "http: answered in a compressed form that was not requested"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(chat_client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
 
 
 def by_length(number, body):

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from gvpo import notices
+from gvpo import notices, retries
 from gvpo.config import TrainConfig
 from gvpo.errors import RewardError, RunError
 from gvpo.model.endings import ending
-from gvpo.rewards.judges import chat_client
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.given.expert import FILE, ExpertRows, Reencoder, expert_endpoint
 from gvpo.types import Problem
@@ -23,7 +22,7 @@ EOS = byte_tokenizer().eos_token_id
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_client, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
 
 
 @pytest.fixture(autouse=True)

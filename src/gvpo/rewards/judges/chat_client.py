@@ -6,8 +6,6 @@ requests ──semaphore──▶ POST /chat/completions, or /completions for a 
 
 import asyncio
 import json
-import os
-import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gvpo.errors import RewardError
-from gvpo.retries import AGAIN, FIRST_WAIT, LONGEST_WAIT, asked_wait, quoted
+from gvpo.retries import AGAIN, LONGEST_WAIT, Again, Refused, asked_wait, backoff, quoted, read_limited, secret
 
 T = TypeVar("T")
 
@@ -65,15 +63,14 @@ class Endpoint:
         """HTTP headers that authenticate the client."""
         if not self.api_key_env:
             return {}
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = secret(self.api_key_env)
         if not key:
             raise RewardError(f"the {self.owner}'s key is read from ${self.api_key_env}, which is not set; export it")
         return {"Authorization": f"Bearer {key}"}
 
     def without_key(self, text: str) -> str:
         """Return a server's message on one line, without the key, which some servers repeat."""
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        return quoted(text, key)
+        return quoted(text, secret(self.api_key_env))
 
 
 @dataclass(frozen=True)
@@ -134,18 +131,6 @@ async def _ask_all(
         return list(await asyncio.gather(*map(ask, range(len(bodies)))))
 
 
-class _Again(Exception):
-    """An attempt failed and should be repeated, after `wait` seconds if the server requests a delay."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _Refused(Exception):
-    """The server rejects this request."""
-
-
 class _Asking:
     """The requests of one call."""
 
@@ -177,49 +162,33 @@ class _Asking:
         for attempt in range(self._endpoint.attempts):
             try:
                 return await self._once(body)
-            except _Refused as refused:
+            except Refused as refused:
                 return ChatAnswer(reason=str(refused))
-            except _Again as failed:
+            except Again as failed:
                 last[0] = str(failed)
                 if attempt + 1 < self._endpoint.attempts:
-                    await asyncio.sleep(max(failed.wait, _backoff(attempt)))
+                    await asyncio.sleep(max(failed.wait, backoff(attempt)))
         return ChatAnswer(reason=f"{last[0]} ({self._endpoint.attempts} attempts)")
 
     async def _once(self, body: Mapping[str, Any]) -> ChatAnswer:
         url = f"{self._endpoint.url.rstrip('/')}/{'chat/' if 'messages' in body else ''}completions"
         try:
             async with self._client.stream("POST", url, json=dict(body)) as response:
-                said = await _limited(response)
+                said = await read_limited(response, MAX_REPLY)
         except httpx2.RequestError as error:
             what = self._endpoint.without_key(f"{type(error).__name__}: {error}")
-            raise _Again(f"http: cannot be reached ({what})") from None
+            raise Again(f"http: cannot be reached ({what})") from None
         if not response.is_success:
             words = self._endpoint.without_key(said.decode(errors="replace"))
             reason = f"http: answered {response.status_code} ({words})"
             if response.status_code in AGAIN:
-                raise _Again(reason, min(asked_wait(response), LONGEST_WAIT))
-            raise _Refused(reason)
+                raise Again(reason, min(asked_wait(response), LONGEST_WAIT))
+            raise Refused(reason)
         answer = _content(said)
         if answer.text is None or not self._is_usable(answer.text):
             words = self._endpoint.without_key(said.decode(errors="replace") if answer.text is None else answer.text)
-            raise _Again(f"unreadable: gave no {self._endpoint.wanted} ({words})")
+            raise Again(f"unreadable: gave no {self._endpoint.wanted} ({words})")
         return answer
-
-
-async def _limited(response: httpx2.Response) -> bytes:
-    """Read a reply's bytes as they were sent.
-
-    Raises:
-        _Again: If there are too many, or they are compressed although compression was not requested.
-    """
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise _Again("http: answered in a compressed form that was not requested")
-    said = bytearray()
-    async for part in response.aiter_raw():
-        said += part
-        if len(said) > MAX_REPLY:
-            raise _Again(f"http: answered with more than {MAX_REPLY >> 20} MiB")
-    return bytes(said)
 
 
 def _content(said: bytes) -> ChatAnswer:
@@ -231,12 +200,6 @@ def _content(said: bytes) -> ChatAnswer:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ChatAnswer()
     return ChatAnswer(content if isinstance(content, str) else None, finish_reason=finish_reason)
-
-
-def _backoff(attempt: int) -> float:
-    """Return the seconds before the next attempt, randomized so that failed requests are not repeated together."""
-    longest: float = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,1 @@
+"""Sampling from vLLM servers over HTTP: requests, load, failures, and new weights."""
