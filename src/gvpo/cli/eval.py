@@ -41,7 +41,7 @@ READS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    from gvpo.cli.options import add_settings, add_work, list_of, positive
+    from gvpo.cli.options import ENGINE_READS, add_settings, add_work, list_of, positive
 
     parser.add_argument(
         "models",
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Model directory, run directory or Hub model ID; several are compared",
     )
-    add_settings(parser, READS)
+    add_settings(parser, {**READS, **ENGINE_READS})
     parser.add_argument(
         "--benchmark",
         required=True,

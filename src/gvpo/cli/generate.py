@@ -53,10 +53,10 @@ READS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    from gvpo.cli.options import add_settings, add_work, positive
+    from gvpo.cli.options import ENGINE_READS, add_settings, add_work, positive
 
     parser.add_argument("model", metavar="MODEL", help="Model directory, run directory or Hub model ID")
-    add_settings(parser, READS)
+    add_settings(parser, {**READS, **ENGINE_READS})
     parser.add_argument("--prompts", metavar="FILE", help="File or Hub dataset ID with rows of `prompt`")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.jsonl", help="Output file for the scored groups"
@@ -122,13 +122,12 @@ def _groups(
     problems: "Sequence[Problem]",
 ) -> "Sequence[Mapping[str, Any]] | None":
     """Return the rows of all groups, after sampling those that the file lacks; None after Ctrl-C."""
-    from gvpo.cli.options import engine_options
     from gvpo.model.tokenizer import load_tokenizer
     from gvpo.rollout.fingerprints import asked
     from gvpo.rollout.group_file import GroupFile
     from gvpo.rollout.problems import encode
     from gvpo.rollout.rewards import reward_functions
-    from gvpo.sampling.engines import open_engine
+    from gvpo.sampling.engines import EngineOptions, open_engine
 
     file = GroupFile(options.out)
     rewards = reward_functions(config, None)
@@ -137,7 +136,7 @@ def _groups(
     settings = _settings(options, path, config, params, rewards)
     problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
     file.begin({**settings, **problems_asked}, resume=options.resume)
-    engine = engine_options({"compute_dtype": config.compute_dtype, "tokens_per_batch": config.tokens_per_batch})
+    engine = EngineOptions.of(config, dtype=config.compute_dtype)
     opened = partial(open_engine, options.engine, path, tokenizer, engine)
     try:
         _fill(config, rewards, file, items, params, opened, options.save_every)

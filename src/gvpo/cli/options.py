@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import FIELDS, TrainConfig
@@ -28,6 +29,18 @@ INTERRUPTED = 130
 
 CORES = min(8, os.cpu_count() or 1)
 """Reward workers of the commands that only sample and score."""
+
+ENGINE_READS = dict.fromkeys(
+    (
+        "sampling.engine_options",
+        "sampling.server_urls",
+        "sampling.server_api_key_env",
+        "sampling.server_deadline",
+        "sampling.server_concurrency",
+    ),
+    "",
+)
+"""Settings of engines that the commands with `--engine` read."""
 
 KEY_COLUMN = 32
 """Width of the settings' names in a help text."""
@@ -90,15 +103,23 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """Add the flags of commands that sample and score many problems."""
-    parser.add_argument(
-        "--engine", default="transformers", metavar="NAME", help="Sampling engine (default: transformers)"
-    )
+    add_engine(parser)
     parser.add_argument(
         "--save-every",
         type=positive,
         metavar="N",
         help="Number of problems that are sampled together, and at most lost after an interruption (default: as many "
         "as have 64 samples on a CPU, or 256 on a GPU)",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that chooses the engine; a command with it reads `ENGINE_READS`."""
+    parser.add_argument(
+        "--engine",
+        default="transformers",
+        metavar="NAME",
+        help="Sampling engine, as listed by gvpo list engines (default: transformers)",
     )
 
 
@@ -125,8 +146,9 @@ def engine_options(given: Mapping[str, Any]) -> "EngineOptions":
     """Return the options with which the engine loads the model, according to the settings."""
     from gvpo.sampling.engines import EngineOptions
 
-    names = {"compute_dtype": "dtype", "tokens_per_batch": "tokens_per_batch"}
-    return EngineOptions(**{option: given[name] for name, option in names.items() if name in given})
+    names = {field.name: f"sampling_{field.name}" for field in fields(EngineOptions)}
+    names |= {"dtype": "compute_dtype", "tokens_per_batch": "tokens_per_batch"}
+    return EngineOptions(**{option: given[name] for option, name in names.items() if name in given})
 
 
 def pool_options(given: Mapping[str, Any]) -> "PoolOptions":

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.cli.options import add_settings, given_settings, list_of, positive
+from gvpo.cli.options import ENGINE_READS, add_engine, add_settings, engine_options, given_settings, list_of, positive
 from gvpo.errors import ConfigError
 from gvpo.runfiles import require_writable
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gvpo.probe.features import Progress
     from gvpo.probe.qprobe import QProbe
     from gvpo.probe.sources import Source
+    from gvpo.sampling import Sampler
 
 LOSSES = ("mse", "bce", "policy_gradient", "preferences")
 TOKENS_PER_FORWARD, MAX_TOKENS = 4096, 512
@@ -23,6 +24,7 @@ SELECT_READS = {
     **READS,
     "sampling.max_tokens": f"{MAX_TOKENS}; only with --draw",
     "sampling.temperature": "1; 0 is greedy; only with --draw",
+    **ENGINE_READS,
 }
 
 
@@ -122,6 +124,7 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw", type=int, metavar="K", help="Sample K completions from the probe's own model (48 in the paper)"
     )
+    add_engine(parser)
     _add_place(parser)
     _add_common(parser)
 
@@ -241,19 +244,29 @@ def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
     from gvpo.data import load_records, problems_from_records
     from gvpo.probe.draw import ModelSample, drawn_candidates
     from gvpo.sampling import SamplingParams
-    from gvpo.sampling.transformers import TransformersSampler
 
     if source.model is None:
         raise ConfigError("--draw needs a local model; sample elsewhere and pass rows with `completions`")
     params = SamplingParams(
         options.draw, options.given.get("max_tokens", MAX_TOKENS), options.given.get("temperature", 1.0)
     )
-    sampler = TransformersSampler(source.model, source.tokenizer)
-    sampler.check([], params)
+    sampler = _sampler(source, options)
+    getattr(sampler, "check", lambda *_: None)([], params)
     problems = problems_from_records(load_records(options.candidates))
     sample = ModelSample(sampler, source.tokenizer, params, seed=options.seed)
     with _progress("drawing") as drawing:
         return drawn_candidates(problems, sample, options.draw, drawing)
+
+
+def _sampler(source: "Source", options: argparse.Namespace) -> "Sampler":
+    """Return a sampler of the model that computes the features; the engine transformers uses the same copy of it."""
+    from gvpo.sampling.engines import check_engine, open_engine
+    from gvpo.sampling.transformers import TransformersSampler
+
+    check_engine(options.engine)
+    if options.engine == "transformers":
+        return TransformersSampler(source.model, source.tokenizer)
+    return open_engine(options.engine, source.description.model, source.tokenizer, engine_options(options.given))
 
 
 def _loaded(path: Path) -> "QProbe":

@@ -108,6 +108,7 @@ class Model:
 
     def close(self) -> None:
         """Implement `Entrant.close`."""
+        getattr(self._sampler, "close", lambda: None)()
         self._sampler = None
         gc.collect()  # modules of a model refer to each other in cycles
 

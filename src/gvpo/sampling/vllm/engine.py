@@ -1,4 +1,4 @@
-"""The sampler of vLLM's engine in this process.
+"""Sampling with vLLM in this process, from its own copy of the weights.
 
     requests ──one per row──▶ LLMEngine.add_request, step, step, ... ──▶ groups, as soon as they are finished
     state_dict() ──reload_weights, reset_prefix_cache──▶ the engine's own weights
