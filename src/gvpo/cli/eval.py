@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
+from gvpo.cli.options import ENGINE_READS
 from gvpo.errors import ConfigError, DataError
 from gvpo.notices import warn
 from gvpo.progress import preparing
@@ -32,6 +33,7 @@ READS = {
     "sampling.top_p": "0.95 for several samples, otherwise 1",
     "sampling.top_k": "",
     "sampling.tokens_per_batch": "",
+    **ENGINE_READS,
     "rewards.funcs": "the benchmark's; a benchmark from a file needs one",
     "rewards.timeout": "",
     "rewards.workers": "one per core, at most 8",
@@ -41,7 +43,7 @@ READS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    from gvpo.cli.options import ENGINE_READS, add_settings, add_work, list_of, positive
+    from gvpo.cli.options import add_settings, add_work, list_of, positive
 
     parser.add_argument(
         "models",
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Model directory, run directory or Hub model ID; several are compared",
     )
-    add_settings(parser, {**READS, **ENGINE_READS})
+    add_settings(parser, READS)
     parser.add_argument(
         "--benchmark",
         required=True,

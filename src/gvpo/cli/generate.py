@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
+from gvpo.cli.options import ENGINE_READS
 from gvpo.errors import ConfigError
 from gvpo.notices import warn
 from gvpo.outcome import MOST
@@ -42,6 +43,7 @@ READS = {
     "sampling.allow": "",
     "sampling.ban": "",
     "sampling.tokens_per_batch": "",
+    **ENGINE_READS,
     "rewards.funcs": "the task's reward",
     "rewards.weights": "",
     "rewards.options": "",
@@ -53,10 +55,10 @@ READS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    from gvpo.cli.options import ENGINE_READS, add_settings, add_work, positive
+    from gvpo.cli.options import add_settings, add_work, positive
 
     parser.add_argument("model", metavar="MODEL", help="Model directory, run directory or Hub model ID")
-    add_settings(parser, {**READS, **ENGINE_READS})
+    add_settings(parser, READS)
     parser.add_argument("--prompts", metavar="FILE", help="File or Hub dataset ID with rows of `prompt`")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.jsonl", help="Output file for the scored groups"
