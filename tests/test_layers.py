@@ -24,7 +24,7 @@ FLOORS = [
     ["update"],
     ["sampling"],
     ["rollout", "callbacks"],
-    ["evaluation"],
+    ["evaluation", "testing"],
     ["training", "probe"],
     ["cli"],
     ["__main__"],

@@ -19,6 +19,7 @@ PACKAGES = (
     "evaluation",
     "probe",
     "report",
+    "testing",
 )
 
 
