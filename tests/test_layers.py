@@ -26,7 +26,6 @@ FLOORS = [
     ["rollout", "callbacks"],
     ["evaluation", "testing"],
     ["training", "probe"],
-    ["integrations"],
     ["cli"],
     ["__main__"],
 ]

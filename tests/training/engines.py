@@ -1,5 +1,8 @@
 """Engines with weights of their own for the tests of runs."""
 
+import dataclasses
+import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gvpo import lazy
-from gvpo.errors import EngineError
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.transformers import TransformersSampler
+from gvpo.sampling.turns import Turns
 from gvpo.training.engine import open as opening
 from gvpo.types import Completion
 from tests.training.toy import model
@@ -41,15 +44,27 @@ class Engine:
         self.closed = True
 
 
-class Failing(Engine):
-    """An engine that fails in step 3."""
+class Concurrent(Engine):
+    """An engine that several threads may call; each call takes a random time."""
+
+    concurrent = True
+
+    def __init__(self, policy: Any, words: Any, ending: Any, options: EngineOptions) -> None:
+        super().__init__(policy, words, ending, options)
+        self.turns, self.version = Turns(), 0
 
     def sample(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> list[list[Completion]]:
-        if step == 3:
-            raise EngineError("the engine is out of order")
-        return super().sample(requests, params, seed=seed, step=step)
+        time.sleep(random.uniform(0, 0.02))
+        with self.turns.sampling():
+            groups = super().sample(requests, params, seed=seed, step=step)
+            return [[dataclasses.replace(row, version=self.version) for row in rows] for rows in groups]
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        with self.turns.updating():
+            super().update(weights, version)
+            self.version = version
 
 
 class Broken(Engine):

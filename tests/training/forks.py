@@ -3,7 +3,7 @@
     python -m tests.training.forks        input: one JSON list of words per line; output: the child's pid, its exit code
 
 Words: "toy" RUN_DIRECTORY trains the toy there, "stateful" does so with a stateful reward, "stale" and "reused" on
-groups of older policies; others are a `gvpo` command line.
+groups of older policies, "overlapping" and "late" on asynchronous ones; others are a `gvpo` command line.
 """
 
 import contextlib
@@ -29,11 +29,22 @@ SETTINGS: dict[str, Any] = {
     "prompts_per_step": 2,
     "prefix_sharing": "off",
 }
+ASYNCHRONOUS: dict[str, Any] = {
+    "rollout_asynchronous": True,
+    "steps": 6,
+    "prompts_per_step": 3,
+    "checkpoint_every": 1,
+    "eval_every": 0,
+    "learning_rate": 0.03,
+    "tokens_per_batch": 1,  # so that groups arrive one by one
+}
 KINDS: dict[str, dict[str, Any]] = {
     "toy": {},
     "stateful": {},
     "stale": {"rollout_staleness": 1, "learning_rate": 0.03},
     "reused": {"rollout_reuse": 2, "learning_rate": 0.03},
+    "overlapping": ASYNCHRONOUS,
+    "late": {**ASYNCHRONOUS, "rollout_max_staleness": 2, "rollout_late_groups": 1},
 }
 
 

@@ -26,7 +26,7 @@ from gvpo.update.passes import Forwards, PlacedCalls
 from tests.fakes import tiny_model
 from tests.naive import double_precision, gradients, random_groups, relative_error
 from tests.training import toy
-from tests.training.engines import Engine, engines_of
+from tests.training.engines import Concurrent, Engine, engines_of
 
 GROUPS = random_groups([(5, (7, 3, 9)), (2, (4, 4)), (8, (1, 12, 6, 2))])
 OBJECTIVES = {"gvpo": gvpo, "sft": sft}
@@ -180,6 +180,13 @@ def engine_run(path: Path, **settings: Any) -> list[int]:
     """Train on the samples of an engine with its own weights, and return the versions of the weights that it got."""
     with engines_of(Engine) as engines:
         toy.trainer(path, sampling_engine="vllm", **settings).train()
+    return [version for engine in engines for version in engine.versions]
+
+
+def concurrent_run(path: Path, **settings: Any) -> list[int]:
+    """Train on the samples of an engine that several threads may call, and return the versions that it got."""
+    with engines_of(Concurrent) as engines:
+        toy.trainer(path, sampling_engine="server", sampling_server_urls=["http://localhost:1"], **settings).train()
     return [version for engine in engines for version in engine.versions]
 
 

@@ -1,4 +1,4 @@
-"""A reward with a state, in a module that workers and forked runs can import."""
+"""Rewards with a state or on whole batches, in a module that workers and forked runs can import."""
 
 from collections import Counter
 from typing import Any
@@ -28,3 +28,10 @@ class Novelty:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from stored counts."""
         self.seen = state["seen"]
+
+
+@gvpo.reward(batch=True)
+def rarity(completions: Any, **_: Any) -> list[float]:
+    """Return how rare a text is among all rows of the step."""
+    counts = Counter(completions)
+    return [1.0 / counts[text] for text in completions]

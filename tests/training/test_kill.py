@@ -15,7 +15,7 @@ import pytest
 from gvpo import runfiles
 from gvpo.training.checkpoint.run_directory import locked
 from tests.training.forks import Child, Forks, forks
-from tests.training.toy import lines
+from tests.training.toy import lines, trained_on
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -104,6 +104,34 @@ def test_a_killed_run_resumes_exactly(server: Forks, unbroken: tuple[Path, float
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_a_hundred_moments_resumes_exactly(server: Forks, unbroken: tuple[Path, float], tmp_path: Path):
     kill_often(server, tmp_path, unbroken, kills=100, seed=0)
+
+
+def kill_asynchronous(server: Forks, directory: Path, kind: str, kills: int) -> None:
+    """Kill runs at random moments, `kills` times in all; each is resumed until it ends, and then a new one begins."""
+    assert server.start(kind, str(directory / "unbroken")).wait() == 0
+    seconds = json.loads((directory / "unbroken/summary.json").read_text())["seconds"]
+    moments, done, run = random.Random(kills), 0, 0
+    steps = len(lines(directory / "unbroken")) - 1
+    expected = trained_on(directory / "unbroken", steps)
+    while done < kills:
+        path = directory / str(run)
+        while killed_after(server.start(kind, str(path)), moments.uniform(0, seconds)):
+            done += 1
+        assert trained_on(path, steps) == expected
+        assert all(line.get("age/max", 0) <= 2 for line in lines(path))
+        run += 1
+
+
+@pytest.mark.parametrize("kind", ["late", pytest.param("overlapping", marks=pytest.mark.slow)])
+def test_a_killed_run_trains_on_each_prompt_as_often_as_an_unbroken_one(server: Forks, tmp_path: Path, kind: str):
+    kill_asynchronous(server, tmp_path, kind, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["overlapping", "late"])
+def test_a_run_killed_at_twenty_moments_trains_on_each_prompt_as_often(server: Forks, tmp_path: Path, kind: str):
+    kill_asynchronous(server, tmp_path, kind, kills=20)
 
 
 def demo(server: Forks, run_dir: Path, *more: str) -> Child:

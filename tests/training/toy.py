@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -19,6 +20,7 @@ from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.sources.live import LiveSource
+from gvpo.runfiles import read_rollouts, rollout_path
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.trainer import Trainer
@@ -122,6 +124,12 @@ def lines(run_dir: Path, *, times: bool = False) -> list[dict[str, Any]]:
     """Return the metrics lines, by default without times."""
     parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if times or not key.startswith(TIMES)} for line in parsed]
+
+
+def trained_on(run: Path, steps: int) -> Counter[str]:
+    """Return how often each prompt was trained on, by the rollout files of all steps."""
+    groups = {(step, row.group) for step in range(1, steps + 1) for row in read_rollouts(rollout_path(run, step))}
+    return Counter(name.partition("#")[0] for _, name in groups)
 
 
 def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ docs/guides/off-policy.md has the same rules as a table.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gvpo.config.defaults import overlaps
 from gvpo.config.engine_rules import address_errors
 from gvpo.config.settings import STEP_STARTS, TrainConfig
 
@@ -19,6 +20,7 @@ Broken = Iterator[tuple[bool, str]]
 def impossible_sources(plan: "RunPlan") -> Broken:
     """Yield the rules between settings of [rollout], and between them and other sections."""
     yield from _older(plan)
+    yield from _asynchronous(plan)
     yield from _mixture(plan)
     yield from _previous(plan)
     yield from _old_logprobs(plan)
@@ -45,6 +47,50 @@ def _older(plan: "RunPlan") -> Broken:
         f"rollout.capacity={c.rollout_capacity} completions cannot keep a group of {c.group_size}; raise it, or remove "
         "rollout.reuse",
     )
+
+
+def _asynchronous(plan: "RunPlan") -> Broken:
+    """Yield the rules about groups that are sampled in the background."""
+    c = plan.settings
+    if not c.rollout_asynchronous:
+        return
+    yield (
+        plan.source != "live",
+        "rollout.asynchronous is for groups that are sampled in each step, which this run does not do; remove it",
+    )
+    for key, is_set in (
+        ("staleness", c.rollout_staleness > 0),
+        ("reuse", c.rollout_reuse > 1),
+        *((name, getattr(c, f"rollout_{name}") > 0) for name in GIVEN),
+        ("curriculum", c.rollout_curriculum != "none"),
+        ("dead_groups='replace'", c.rollout_dead_groups == "replace"),
+    ):
+        yield is_set, f"rollout.{key} does not work with rollout.asynchronous; remove one"
+    yield (
+        c.costs is not None and overlaps(c),
+        "objective.costs needs the rates of the current policy's samples, and rollout.asynchronous trains on older "
+        "ones; set rollout.max_staleness to 0, or remove one",
+    )
+    yield (
+        c.rollout_late_groups > 0 and c.rollout_max_staleness == 0,
+        "rollout.late_groups are trained on one step later, which rollout.max_staleness=0 does not allow; raise it",
+    )
+    yield (
+        c.rollout_late_groups >= c.prompts_per_step,
+        f"rollout.late_groups={c.rollout_late_groups} would let a step of {c.prompts_per_step} groups begin without "
+        "any; set it below train.prompts_per_step",
+    )
+    for key, cuts in (
+        ("top_p", c.top_p < 1),
+        ("top_k", c.top_k > 0),
+        ("allow", bool(c.sampling_allow)),
+        ("ban", bool(c.sampling_ban)),
+    ):
+        yield (
+            cuts and overlaps(c) and plan.reads_reference and c.reference == "sampler",
+            f"objective.reference='sampler' reads the log-probs that the sampler recorded, which sampling.{key} "
+            "changes; remove it, or set the reference to 'initial' or 'every:N'",
+        )
 
 
 GIVEN = ("history", "logged", "expert")
@@ -129,7 +175,8 @@ def _companions(c: TrainConfig) -> Broken:
 def _previous(plan: "RunPlan") -> Broken:
     """Yield the rule about groups of older policies, whose log-ratios to the start of the step would all be 0."""
     c = plan.settings
-    for key, older in (("staleness", c.rollout_staleness > 0), ("reuse", c.rollout_reuse > 1)):
+    kinds = {"staleness": c.rollout_staleness > 0, "reuse": c.rollout_reuse > 1, "asynchronous": overlaps(c)}
+    for key, older in kinds.items():
         yield (
             older and plan.reads_reference and c.reference in STEP_STARTS,
             f"objective.reference={c.reference!r} is the policy at the start of the step, which did not sample the "

@@ -91,7 +91,7 @@ class NoRewards:
     """A reward pool's place in a run whose objective needs no rewards and that has none: no row gets a verdict."""
 
     first_failure = None
-    scores_batches = False
+    scores_batches = scores_rollouts = False
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
         """Return no verdicts."""

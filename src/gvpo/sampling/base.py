@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -169,7 +169,7 @@ def is_concurrent(sampler: Sampler) -> bool:
 
 def streamed(
     sampler: Sampler, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
-) -> Iterator[tuple[int, list[Completion]]]:
+) -> Generator[tuple[int, list[Completion]]]:
     """Yield the position and the rows of each request, as soon as the sampler can; see `StreamingSampler.stream`."""
     if isinstance(sampler, StreamingSampler):
         yield from sampler.stream(requests, params, seed=seed, step=step)

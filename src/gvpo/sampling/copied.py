@@ -101,11 +101,14 @@ class CopiedSampler(TransformersSampler):
 
 
 def _copy(policy: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Return a frozen copy in eval mode that shares the weights that are not trained."""
+    """Return a copy in eval mode that shares the weights that are not trained.
+
+    The others still require a gradient, because autocast casts them only once then. They are sampled without one.
+    """
     shared = {
         id(weight): weight for weight in policy.parameters() if not weight.requires_grad and _keeps(weight, dtype)
     }
-    twin: PreTrainedModel = copy.deepcopy(policy, dict(shared)).requires_grad_(False).train(False)
+    twin: PreTrainedModel = copy.deepcopy(policy, dict(shared)).train(False)
     for weight in twin.parameters():  # buffers stay as they are; rotary frequencies need their precision
         if not _keeps(weight, dtype):
             weight.data = weight.data.to(dtype)

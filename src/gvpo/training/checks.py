@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo.config import RunPlan, TrainConfig
 from gvpo.config.aliases import unknown_argument
+from gvpo.config.defaults import overlaps
 from gvpo.config.from_trl import DEFAULTS
 from gvpo.data import is_data_set
 from gvpo.errors import ConfigError, DataError, ModelError, type_of
@@ -31,7 +32,9 @@ from gvpo.rollout.required_files import require_data
 from gvpo.sampling import SamplingParams, ratio_warning, support_warning
 from gvpo.training.checkpoint.publish import check_hub
 from gvpo.training.trackers import check_trackers
+from gvpo.update.distributed import ranks
 from gvpo.update.experts.routers import routers_of
+from gvpo.workers.state import STATEFUL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,6 +126,12 @@ def check_rewards(plan: RunPlan, rewards: Mapping[str, RewardFunc], *, held_out:
     unknown = [name for name in config.costs or () if rewards and name not in rewards]
     if unknown:
         raise ConfigError(f"objective.costs names {unknown[0]!r}, which is not one of {', '.join(rewards)}")
+    stateful = [name for name, function in rewards.items() if getattr(function, STATEFUL, False) is True]
+    if stateful and overlaps(config):
+        raise ConfigError(
+            f"the reward {stateful[0]!r} keeps a state, whose order would depend on time with rollout.asynchronous; "
+            "set rollout.max_staleness to 0, or remove one"
+        )
     judge = config.accuracy_reward
     if judge is not None and judge not in rewards:
         raise ConfigError(f"rewards.accuracy_reward={judge!r} is not one of the rewards: {', '.join(rewards)}")
@@ -150,6 +159,7 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
         check_columns(inputs.rewards, problems)
     if not inputs.data:
         raise DataError(NOTHING)
+    check_ranks(inputs.settings)
     check_temperature(inputs.settings, inputs.data.logged)
     ratios, given = "old_logprobs" in inputs.plan.objective.needs, [logged.group for logged in inputs.data.given]
     check_given_rows(inputs.settings, inputs.data.problems, given, ratios=ratios)
@@ -159,6 +169,19 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
         *_of_columns(inputs.rewards, inputs.data.problems),
         *rate_notices(inputs.settings, policy.model),
     ]
+
+
+def check_ranks(config: TrainConfig) -> None:
+    """Check that the engine can sample for several processes.
+
+    Raises:
+        ConfigError: If it cannot; the message says what to set.
+    """
+    if ranks.count() > 1 and config.rollout_asynchronous and config.sampling_engine == "transformers":
+        raise ConfigError(
+            "rollout.asynchronous with several processes needs an engine of its own: set sampling.engine='server', or "
+            "start one process"
+        )
 
 
 def check_old_logprobs(inputs: "RunInputs") -> None:

@@ -2,6 +2,7 @@
 
 problems ──▶ LiveSource ──┬─▶ StaleSource, ReuseSource
                           └─▶ SampledOnceSource
+problems ──▶ AsynchronousSource
 rows ──▶ DemonstrationSource, PreferenceSource, OfflineSource
 """
 
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gvpo.config import TrainConfig
+from gvpo.config.defaults import overlaps
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardPool
+from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.dynamic.curriculum import Curriculum
 from gvpo.rollout.dynamic.dead import Replacement
 from gvpo.rollout.given.expert import ExpertRows, Reencoder, expert_endpoint
@@ -22,8 +25,10 @@ from gvpo.rollout.given.mixture import Mixture, WrittenRows
 from gvpo.rollout.offline import Records, offline_groups
 from gvpo.rollout.order import ShuffledOrder
 from gvpo.rollout.packed import Problems
+from gvpo.rollout.pipeline import Pipeline
 from gvpo.rollout.problems import answer_ending
 from gvpo.rollout.rewards import NoRewards
+from gvpo.rollout.sources.asynchronous import AsynchronousSource, Bounds
 from gvpo.rollout.sources.base import Source, StatelessSource
 from gvpo.rollout.sources.demonstrations import DemonstrationSource
 from gvpo.rollout.sources.live import LiveSource
@@ -33,7 +38,7 @@ from gvpo.rollout.sources.reuse import ReuseSource
 from gvpo.rollout.sources.sampled_once import SampledOnceSource
 from gvpo.rollout.sources.sampler_reference import Score
 from gvpo.rollout.sources.stale import StaleSource
-from gvpo.sampling import Sampler
+from gvpo.sampling import Sampler, is_concurrent
 from gvpo.training.inputs import Policy, RunInputs, TrainingData, logged_data
 
 
@@ -67,6 +72,8 @@ def make_source(
         return _stored_source(config, data)
     scorer: Any = NoRewards() if pool is None else pool
     order = ShuffledOrder(data.problems, config.sample_groups or config.prompts_per_step, config.seed)
+    if config.rollout_asynchronous:
+        return _asynchronous(inputs, order, sampler, scorer, sampling)
     live = LiveSource(
         order,
         sampler,
@@ -81,6 +88,23 @@ def make_source(
     if inputs.plan.source != "live":
         return SampledOnceSource(file, live, _reader(inputs, policy), resumed=resume)
     return _later(inputs, live, {item.problem.id: item for item in data.problems})
+
+
+def _asynchronous(
+    inputs: RunInputs,
+    order: ShuffledOrder[EncodedProblem],
+    sampler: Sampler,
+    rewards: RewardPool,
+    sampling: Callable[[], AbstractContextManager[None]],
+) -> AsynchronousSource:
+    """Return the source of groups that are sampled in the background."""
+    config = inputs.settings
+    bounds = Bounds(config.steps, config.rollout_max_staleness, config.rollout_late_groups)
+    threads = bounds.ahead + 1 if is_concurrent(sampler) else 1
+    pipeline = Pipeline(sampler, inputs.params, rewards, seed=config.seed, threads=threads, context=sampling)
+    problems = {item.problem.id: item for item in inputs.data.problems}
+    recorded = overlaps(config) and inputs.plan.reads_reference and config.reference == "sampler"
+    return AsynchronousSource(order, pipeline, rewards, problems, bounds, recorded_reference=recorded)
 
 
 def _later(inputs: RunInputs, live: LiveSource, problems: Problems) -> Source:

@@ -96,6 +96,7 @@ class Judge:
     """The reward of a judge, created with `judge`. It runs in the trainer's process, once for all rows."""
 
     __name__ = "judge"
+    row_by_row = True
 
     endpoint: "Endpoint"
     model: str

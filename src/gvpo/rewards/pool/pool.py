@@ -7,6 +7,7 @@ batches ─▶ one call per function and group ─▶ workers ─▶ parts ─�
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ class RewardPool:
         log: File that the functions' prints are appended to; None discards them.
         memory_limit: Bytes that a worker may allocate (RLIMIT_DATA, if the system has it); None for no limit.
 
-    A pool must not be used by several threads simultaneously; use one pool per thread.
+    Threads that use the same pool take turns at scoring.
 
     Raises:
         RewardError: If a function cannot be sent to a worker, or the weights do not fit.
@@ -57,7 +58,7 @@ class RewardPool:
         log: str | Path | None = None,
         memory_limit: int | None = 4 << 30,
     ) -> None:
-        self.first_failure: Failure | None = None
+        self._turn, self._latest = threading.Lock(), threading.local()
         self._functions, self._workers = dict(functions), workers
         self._weights = checked_weights(list(functions), weights)
         check_limits(workers, timeout)
@@ -77,8 +78,7 @@ class RewardPool:
         """Score every completion of every group.
 
         A row's reward is the weighted sum of the values of the functions that did not abstain. It has no reward if a
-        function with a weight failed on it, or all functions abstained; the verdict's reason states why. Afterwards
-        `first_failure` is the first failure of this scoring in the order of groups, functions and rows, or None.
+        function with a weight failed on it, or all functions abstained; the verdict's reason states why.
 
         Args:
             batches: One per group.
@@ -90,16 +90,32 @@ class RewardPool:
             RewardError: If a function needs a column that no group has, cannot work here, or cannot be loaded in a
                 worker, or if a column cannot be sent to one.
         """
-        self.check_ready()
-        scoring = Scoring(self._functions, batches, self._workers)
-        self._dispatcher.run(scoring)
-        scoring.score_serially(self._serial)
-        scoring.judge_locally()
-        self.first_failure = scoring.outcomes.first_failure()
+        with self._turn:
+            self.check_ready()
+            scoring = Scoring(self._functions, batches, self._workers)
+            self._dispatcher.run(scoring)
+            scoring.score_serially(self._serial)
+            scoring.judge_locally()
+        self._latest.failure = scoring.outcomes.first_failure()
         return [
             [scoring.outcomes.verdict(group, row, self._weights) for row in range(len(batch))]
             for group, batch in enumerate(batches)
         ]
+
+    @property
+    def first_failure(self) -> Failure | None:
+        """The first failure of this thread's latest scoring in the order of groups, functions and rows, if any."""
+        found: Failure | None = getattr(self._latest, "failure", None)
+        return found
+
+    @property
+    def scores_rollouts(self) -> bool:
+        """True if a reward must see all rows of a step in one scoring, or may return other values if it does not.
+
+        A model, for example, computes rows together, and their number changes its rounding.
+        """
+        local = [function for function in self._functions.values() if is_local(function)]
+        return self.scores_batches or any(not getattr(function, "row_by_row", False) for function in local)
 
     @property
     def scores_batches(self) -> bool:
