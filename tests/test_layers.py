@@ -26,6 +26,7 @@ FLOORS = [
     ["rollout", "callbacks"],
     ["evaluation", "testing"],
     ["training", "probe"],
+    ["integrations"],
     ["cli"],
     ["__main__"],
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gvpo import lazy
+from gvpo.errors import EngineError
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.transformers import TransformersSampler
@@ -42,6 +43,17 @@ class Engine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Failing(Engine):
+    """An engine that fails in step 3."""
+
+    def sample(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> list[list[Completion]]:
+        if step == 3:
+            raise EngineError("the engine is out of order")
+        return super().sample(requests, params, seed=seed, step=step)
 
 
 class Concurrent(Engine):

@@ -15,7 +15,7 @@ from gvpo.sampling.base import is_concurrent, shares_model
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.engine.publish import Publisher
-from tests.training.engines import Broken, Engine, engines_of
+from tests.training.engines import Broken, Engine, Failing, engines_of
 from tests.training.rank_jobs import engine_run, online_run
 from tests.training.toy import lines, model, same, tokenizer, trainer, weights
 from tests.training.world import world
@@ -79,6 +79,21 @@ def test_an_engine_with_other_weights_is_found_before_the_first_step(
     assert engines[0].closed
     assert lines(tmp_path) == []
     trainer(tmp_path / "off", sampling_engine="vllm", sampling_check=False, steps=1).train()
+
+
+def test_the_steps_before_a_failure_of_the_engine_are_saved(
+    tmp_path: Path, opened: Callable[[type[Engine]], list[Engine]]
+):
+    opened(Engine)
+    trainer(tmp_path / "whole", steps=4, sampling_engine="vllm").train()
+    engines = opened(Failing)
+    with pytest.raises(EngineError, match="out of order"):
+        trainer(tmp_path / "broken", steps=4, sampling_engine="vllm").train()
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step-000002"]
+    engines = opened(Engine)
+    trainer(tmp_path / "broken", steps=4, sampling_engine="vllm").train(resume=True)
+    assert engines[0].versions == [2, 3, 4]
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
 
 
 def test_the_options_of_an_engine_are_the_settings(tmp_path: Path, opened: Callable[[type[Engine]], list[Engine]]):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -117,6 +118,8 @@ def test_the_line_of_a_step_with_hand_computed_values():
             "kl/reference": k3,
             "entropy": 0.5,
             "sampler/mismatch": 0.25,
+            "sampler/mismatch_max": 0.25,
+            "sampler/kl": math.exp(0.25) - 0.25 - 1,
             "train/updates": 2,
             "train/skipped_updates": 0,
             "tokens/trained": 4,  # one scored token in each of the four rows that have a reward and a partner
@@ -195,16 +198,24 @@ def test_the_certificate_needs_samples_of_the_policy(entries, number, exact, the
 def test_the_mismatch_is_that_of_scored_tokens_of_the_current_policys_rows():
     """Rows of earlier policies and of later updates differ from their sampler because the policy has moved."""
 
-    def mismatch(entries: list[TrainingGroup], number: int = 0) -> float | None:
+    def mismatch(entries: list[TrainingGroup], number: int = 0) -> dict[str, float]:
         learned = StepResult([update(entries, 1.0, number=number)], 0.0, 0.0)
-        return step_metrics(7, ROLLOUT, learned, judge=None).get("sampler/mismatch")
+        line = step_metrics(7, ROLLOUT, learned, judge=None)
+        return {key: value for key, value in line.items() if key.startswith("sampler/")}
+
+    def found(*differences: float) -> Any:
+        sizes = [abs(each) for each in differences]
+        divergence = fmean(math.exp(each) - each - 1 for each in differences)
+        return pytest.approx(
+            {"sampler/mismatch": fmean(sizes), "sampler/mismatch_max": max(sizes), "sampler/kl": divergence}
+        )
 
     (first, *others) = USED[0].group.completions
-    far = dataclasses.replace(first, sampler_logprobs=[-2.0, -9.0])  # the second token is masked
+    far = dataclasses.replace(first, sampler_logprobs=[-0.2, -9.0])  # the second token is masked
     entry = dataclasses.replace(USED[0], group=dataclasses.replace(USED[0].group, completions=[far, *others]))
-    assert mismatch([entry]) == pytest.approx((1.0 + 0.25) / 2)
-    assert mismatch(stale([entry])) == 0.25
-    assert mismatch([entry], number=1) is None
+    assert mismatch([entry]) == found(-0.8, 0.25)
+    assert mismatch(stale([entry])) == found(0.25)
+    assert mismatch([entry], number=1) == {}
 
 
 def test_rows_are_counted_by_source_and_have_ages_if_a_policy_of_the_run_sampled_them():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gvpo import activity, notices, runfiles
 from gvpo.callbacks import Events
 from gvpo.config.objectives import PREFIX
-from gvpo.errors import GvpoError, RewardError, TrainingError
+from gvpo.errors import EngineError, GvpoError, RewardError, TrainingError
 from gvpo.model.lora import adapter_of
 from gvpo.model.round_trip import verify_round_trip, warn_of_nameless_base
 from gvpo.outcome import OutcomeWatch, findings, training_reward
@@ -155,9 +155,7 @@ class Session:
     def _step(self, step: int) -> None:
         self.events.begin_step(first=self._newest is None)
         began = time.perf_counter()
-        with self._sampling():
-            rollout = self.source.rollout(step)
-        rollout = with_inputs(rollout, self.config, self.tokenizer)
+        rollout = with_inputs(self._roll_out(step), self.config, self.tokenizer)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
         self.publisher.publish(step)
@@ -179,6 +177,16 @@ class Session:
         if self.events.saves or self._is_new_best():
             self._save()
         self.progress.update(step, line)
+
+    def _roll_out(self, step: int) -> Rollout:
+        """Return the groups of a step. If the engine fails, save the steps that are done before the run ends."""
+        try:
+            with self._sampling():
+                return self.source.rollout(step)
+        except EngineError:
+            if self.state.step > 0 and self._saved != self.state.step:
+                self._save()
+            raise
 
     def _end_step(self, step: int) -> None:
         """Tell the callbacks that a step is done; they may change what follows it."""

@@ -75,7 +75,8 @@ def step_metrics(
         **source_metrics(rollout, step),
         **rollout.metrics,
         **_length_metrics(rollout),
-        **_policy_metrics(trained.values(), truncated=truncated),
+        **_policy_metrics(trained.values()),
+        **({} if truncated else _mismatch_metrics(trained.values())),
         **_update_metrics(learned.updates, exact=exact, truncated=truncated),
         **({} if learned.budget is None else {"train/tokens_per_microbatch": learned.budget}),
         **{f"seconds/{phase}": seconds for phase, seconds in rollout.seconds.items()},
@@ -162,21 +163,35 @@ def overlong_metrics(rollout: Rollout, treatment: Overlong) -> dict[str, float]:
     return {"rows/masked" if treatment == "mask" else "rows/dropped": fmean(affected)}
 
 
-def _policy_metrics(trained: Iterable[TrainedRow], *, truncated: bool) -> dict[str, float]:
-    kl, entropies, mismatch = [], [], []
+def _policy_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
+    kl, entropies = [], []
     for item in trained:
         entropies.append(item.row.entropy)
         if item.completion.ref_logprobs is not None:
             kl.append(_k3(item))
-        if item.is_current and item.completion.sampler_logprobs is not None and not truncated:
-            difference = item.row.logprobs - torch.as_tensor(item.completion.sampler_logprobs)
-            mismatch.append(difference.abs()[_mask(item.completion) != 0])
     metrics = {"kl/reference": fmean(kl)} if kl else {}
-    for name, values in (("entropy", entropies), ("sampler/mismatch", mismatch)):
-        joined = torch.cat(values) if values else torch.empty(0)
-        if joined.numel():
-            metrics[name] = float(joined.mean())
-    return metrics
+    joined = torch.cat(entropies) if entropies else torch.empty(0)
+    return metrics | ({"entropy": float(joined.mean())} if joined.numel() else {})
+
+
+def _mismatch_metrics(trained: Iterable[TrainedRow]) -> dict[str, float]:
+    """Compare the trainer's log-probs with the sampler's, token by token, on rows that the current policy sampled.
+
+    Rows of an earlier policy are left out. Their differences would show how far the policy has moved since then.
+    """
+    differences = [
+        (item.row.logprobs.double() - torch.as_tensor(recorded, dtype=torch.float64))[_mask(item.completion) != 0]
+        for item in trained
+        if item.is_current and (recorded := item.completion.sampler_logprobs) is not None
+    ]
+    joined = torch.cat(differences) if differences else torch.empty(0)
+    if not joined.numel():
+        return {}
+    return {
+        "sampler/mismatch": float(joined.abs().mean()),
+        "sampler/mismatch_max": float(joined.abs().max()),
+        "sampler/kl": float((joined.clamp(max=_MAX_LOG_RATIO).expm1() - joined).mean()),
+    }
 
 
 def _k3(item: TrainedRow) -> float:

@@ -243,12 +243,13 @@ class FakeVllm:
             while self.pausing in ("wait", "keep", "abort"):
                 self.changed.wait(0.05)
             self.running += 1
+            epoch = self.epoch
             self.most_at_once = max(self.most_at_once, self.running)
         try:
             choice = self._choice(body["token_ids"], parameters, self.adapters.get(model or "", ""))
         finally:
             with self.changed:
-                self.running -= 1
+                self.running -= epoch == self.epoch
                 self.changed.notify_all()
         name = f"generate-tokens-{body.get('request_id', 'none')}"
         return 200, {"request_id": name, "model": model or self.name, "choices": [choice]}, {}

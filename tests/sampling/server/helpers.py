@@ -27,7 +27,7 @@ def request_format() -> RequestFormat:
 
 
 @contextmanager
-def opened(*fakes: FakeVllm, deadline: float = 5.0, concurrency: int = 64, **given: Any) -> Iterator[ServerSampler]:
+def opened(*fakes: FakeVllm, deadline: float = 20.0, concurrency: int = 64, **given: Any) -> Iterator[ServerSampler]:
     """Open a sampler of servers that run."""
     directory = given.pop("transfer_dir", None)
     if directory is not None:

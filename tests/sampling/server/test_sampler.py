@@ -10,7 +10,7 @@ from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.seeds import row_seed
 from gvpo.sampling.server.client import Servers
 from tests.fakes import byte_tokenizer
-from tests.sampling.server.fake_vllm import FakeVllm, serving
+from tests.sampling.server.fake_vllm import FakeVllm, serving, until
 from tests.sampling.server.helpers import PARAMS, REQUESTS, expected, opened, tokens_of
 
 
@@ -57,13 +57,21 @@ def test_groups_are_yielded_when_they_are_finished() -> None:
 
 
 def test_two_servers_share_the_load_and_give_the_same_rows_as_one() -> None:
-    one, two = FakeVllm(delay=0.002), FakeVllm(delay=0.002)
+    one, two = FakeVllm(), FakeVllm()
+    one.holds = two.holds = True
+    rows: list[list[list[int]]] = []
     with serving(one, two), opened(one, two, concurrency=3) as sampler:
-        rows = sampler.sample(REQUESTS, PARAMS, seed=3, step=5)
-    assert tokens_of(rows) == expected(REQUESTS, PARAMS, seed=3, step=5)
-    assert min(len(fake.generated()) for fake in (one, two)) >= 3
+        thread = threading.Thread(
+            target=lambda: rows.extend(tokens_of(sampler.sample(REQUESTS, PARAMS, seed=3, step=5)))
+        )
+        thread.start()
+        until(lambda: one.held == two.held == 3)
+        assert (one.running, two.running) == (3, 3)  # no more than the limit
+        one.go.set()
+        two.go.set()
+        thread.join()
+    assert rows == expected(REQUESTS, PARAMS, seed=3, step=5)
     assert len(one.generated()) + len(two.generated()) == 12
-    assert one.most_at_once == two.most_at_once == 3  # no more than the limit
 
 
 def test_several_threads_sample_at_once() -> None:

@@ -61,7 +61,7 @@ def test_an_update_makes_the_calls_of_vllm_in_their_order(tmp_path: Path) -> Non
     with serving(fake), opened(fake, transfer_dir=tmp_path) as sampler:
         fake.calls.clear()
         sampler.update(weights(1.0), 7)
-    assert fake.paths() == ["/pause?mode=wait", *CYCLE, "/reset_prefix_cache", "/resume", "/weight_info"]
+    assert fake.paths() == ["/pause?mode=wait", *CYCLE, "/reset_prefix_cache", "/weight_info", "/resume"]
     bodies = dict(fake.calls)
     assert bodies["/finish_weight_update"]["weight_version"].endswith("-step-7")
     assert Path(bodies["/update_weights"]["update_info"]["path"]).is_absolute()
@@ -133,7 +133,7 @@ def test_a_server_that_rejects_the_weights_ends_the_update_with_its_words(tmp_pa
         began = time.monotonic()
         with pytest.raises(EngineError, match=r"has no weight lm_head.*serve the model that is trained"):
             sampler.update(weights(1.0), 0)
-        assert time.monotonic() - began < 2  # not after the deadline
+        assert time.monotonic() - began < 10  # not after the deadline
         assert fake.pausing == ""
 
 

@@ -44,13 +44,13 @@ def test_on_a_cpu_a_batch_has_room_for_every_prompt(context: int | None, length:
     assert starting.engine_arguments(longer, context=context, trains=True)["max_num_batched_tokens"] == 20_000
 
 
-def test_beside_a_trainer_the_engine_takes_a_part_of_the_gpu(monkeypatch: pytest.MonkeyPatch):
+def test_next_to_a_trainer_the_engine_takes_a_part_of_the_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starting.torch.cuda, "is_available", lambda: True)
     options = EngineOptions(engine_sleep=True)
-    beside, alone = (starting.engine_arguments(options, context=None, trains=trains) for trains in (True, False))
-    assert (beside["gpu_memory_utilization"], beside["dtype"], beside["enable_sleep_mode"]) == (0.3, "bfloat16", True)
+    shared, alone = (starting.engine_arguments(options, context=None, trains=trains) for trains in (True, False))
+    assert (shared["gpu_memory_utilization"], shared["dtype"], shared["enable_sleep_mode"]) == (0.3, "bfloat16", True)
     assert "gpu_memory_utilization" not in alone
-    assert "enforce_eager" not in beside
+    assert "enforce_eager" not in shared
 
 
 @pytest.mark.parametrize(("rank", "largest"), [(1, 8), (8, 8), (9, 16), (300, 320)])

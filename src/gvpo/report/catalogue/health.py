@@ -104,9 +104,16 @@ SPECS = (
     Spec(
         "Sampler mismatch",
         "nats per token",
-        {"sampler/mismatch": "mismatch"},
+        {"sampler/mismatch": "mean absolute difference", "sampler/kl": "KL(sampler || trainer)"},
         HEALTH,
         "Difference of the sampler's and the trainer's log-probs, on fresh samples. It is near 0 with one engine.",
+        low=0.0,
+    ),
+    Spec(
+        "Largest sampler mismatch",
+        "nats",
+        {"sampler/mismatch_max": "largest difference of a token"},
+        HEALTH,
         low=0.0,
     ),
     Spec(
@@ -140,7 +147,7 @@ SPECS = (
             "seconds/rewarding": "rewarding",
             "seconds/scoring": "scoring",
             "seconds/updating": "updating",
-            "seconds/publishing": "giving weights to the engine",
+            "seconds/publishing": "publishing weights",
         },
         HEALTH,
         "Where the time of a step goes. In asynchronous runs, sampling and rewarding overlap with the rest.",

@@ -1,9 +1,13 @@
 """HTTP calls to one vLLM server: deadlines, and what each failure means.
 
-Again      the call may succeed later, here or on another server
-├─ Busy     the server asks to wait
-└─ Lost     the server cannot be reached, or its engine has failed
-Refused    it will never succeed; the message says what to change
+    Again       the call may succeed later, here or on another server
+     ├─ Busy    the server asks to wait
+     └─ Lost    the server cannot be reached, or its engine has failed
+         └─ Failed   it was reached, and answered with an error of its own
+    Refused     the call will never succeed
+     └─ Missing      the server does not have what it names
+
+The message of a refusal says what to change.
 """
 
 import asyncio
@@ -22,6 +26,7 @@ GENERATE = "/inference/v1/generate"
 """Path that takes and returns token ids."""
 MAX_REPLY = 256 << 20
 """Maximum number of bytes of a reply; a token with its log-prob takes about 150."""
+NOT_IMPLEMENTED = 501
 BUSY = frozenset({408, 409, 425, 429, 503, 529})
 """HTTP statuses of a server that works and asks to wait."""
 
@@ -50,6 +55,14 @@ class Busy(Again):
 
 class Lost(Again):
     """The server cannot be reached, or its engine has failed."""
+
+
+class Failed(Lost):
+    """The server was reached, and answered with an error of its own."""
+
+
+class Missing(Refused):
+    """The server does not have what the call names: a path, or an adapter."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +164,11 @@ class Client:
         reason = f"{self.url} answered {status} to {path} ({self._short(said.decode(errors='replace'))})"
         if status in BUSY:
             raise Busy(reason, min(asked_wait(response), LONGEST_WAIT))
-        if status in AGAIN or status >= 500:
-            raise Lost(reason)
+        if status in AGAIN or (status >= 500 and status != NOT_IMPLEMENTED):
+            raise Failed(reason)
         remedy = next((text for start, code, text in _REMEDIES if path.startswith(start) and code == status), "")
-        raise Refused(f"{reason}; {remedy or 'check sampling.server_urls, and the log of the server'}")
+        kind = Missing if status == 404 else Refused
+        raise kind(f"{reason}; {remedy or 'check sampling.server_urls, and the log of the server'}")
 
     def _short(self, text: str) -> str:
         return quoted(text, self._key)

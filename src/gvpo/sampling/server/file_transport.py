@@ -33,6 +33,8 @@ class FileTransport:
         EngineError: If nothing can be written there.
     """
 
+    momentary = False
+
     def __init__(self, parent: Path) -> None:
         _remove_abandoned(parent)
         try:

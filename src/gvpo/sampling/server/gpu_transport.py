@@ -37,6 +37,8 @@ class GpuTransport:
         ConfigError: If vllm is not installed.
     """
 
+    momentary = True
+
     def __init__(self, kind: Literal["nccl", "ipc"]) -> None:
         try:
             import vllm.distributed.weight_transfer  # noqa: F401

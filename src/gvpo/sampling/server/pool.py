@@ -9,18 +9,22 @@ All methods run in the thread of the event loop, so that the state needs no lock
 """
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from gvpo.errors import EngineError
+from gvpo import notices
+from gvpo.errors import EngineError, GvpoWarning
 from gvpo.retries import Again, Refused, backoff
 from gvpo.sampling.server.answers import Weights
 from gvpo.sampling.server.client import GENERATE, Client, Lost
 
 QUIET, PROBE = 1 / 8, 1 / 4
 """Parts of the deadline: a server that has answered nothing for the first is probed, with the second as a deadline."""
+KNOCK = 5.0
+"""Maximum number of seconds for the first call to a server that was down."""
 DRAIN_STEP = 0.01
 """Seconds between two looks at the rows in flight."""
 
@@ -33,8 +37,13 @@ class Target(Weights, Protocol):
         """Name of the adapter in requests; None is the base model."""
         ...
 
-    async def is_current(self, client: Client, seconds: float) -> bool:
-        """Return whether a server has these weights, according to its own report."""
+    @property
+    def momentary(self) -> bool:
+        """Whether servers can get the weights only while they are published."""
+        ...
+
+    async def confirm(self, client: Client, seconds: float) -> bool:
+        """Return whether a server has these weights, according to its own report, and samples from them."""
         ...
 
     async def bring(self, client: Client, seconds: float) -> None:
@@ -146,7 +155,11 @@ class Pool:
             return
         if lost.done():
             raise Lost(member.reason)
-        if self._loop.time() - member.heard >= QUIET * self._deadline:
+        silent = self._loop.time() - member.heard
+        if member.state == "updating" and silent >= (QUIET + PROBE) * self._deadline:
+            member.reason = f"{member.client.url} did not finish its rows before an update for {silent:g} s"
+            self._lose(member)  # a paused server answers no probe
+        elif silent >= QUIET * self._deadline:
             self._suspect(member)
 
     def rest(self, member: Member, seconds: float, reason: str) -> None:
@@ -166,6 +179,8 @@ class Pool:
             EngineError: If a server rejects them, or no server has them before the deadline.
         """
         self.target = target
+        if target.momentary:
+            await asyncio.gather(*map(self._knock, self.members))
         ready = [member for member in self.members if member.state == "ready"]
         for member in ready:
             member.state = "updating"
@@ -174,6 +189,16 @@ class Pool:
         if reasons:
             raise EngineError("; ".join(reasons))
         await self._one_usable()
+
+    async def _knock(self, member: Member) -> None:
+        """Let a server that is down take part in an update if it can be reached."""
+        if member.state != "down":
+            return
+        with contextlib.suppress(Again, Refused):
+            await member.client.get("/health", min(KNOCK, PROBE * self._deadline))
+            for task in member.tasks:
+                task.cancel()
+            self._rise(member)
 
     async def _one_usable(self) -> None:
         """Wait until a server can be used.
@@ -242,6 +267,8 @@ class Pool:
 
     def _fall(self, member: Member, reason: str) -> None:
         member.state, member.reason = "down", reason
+        with contextlib.suppress(GvpoWarning):  # warnings may be errors, which are not for this thread
+            notices.warn(f"{reason}; {member.client.url} is not used until it answers with the right weights")
         if self._down_since is None and all(each.state == "down" for each in self.members):
             self._down_since = self._loop.time()
             self._loop.call_later(self._deadline + 1e-3, self._check_waiting)
@@ -266,7 +293,7 @@ class Pool:
         while True:
             target = self.target
             try:
-                if not await target.is_current(member.client, PROBE * self._deadline):
+                if not await target.confirm(member.client, PROBE * self._deadline):
                     self._lose(member)
                     await target.bring(member.client, self._deadline)
                 await self._probe(member)

@@ -13,7 +13,7 @@ import itertools
 from gvpo.errors import EngineError
 from gvpo.retries import Again, Refused, backoff
 from gvpo.sampling.server.answers import Aborted, Ask, Stale, Unreadable, read
-from gvpo.sampling.server.client import Busy, Lost
+from gvpo.sampling.server.client import Busy, Lost, Missing
 from gvpo.sampling.server.pool import Member, Pool
 from gvpo.sampling.vllm.request import RequestFormat
 from gvpo.types import Completion
@@ -70,47 +70,55 @@ class _Row:
         self.fragment: Completion | None = None
         self.last = ""
         self._unreadable = self._failed = 0
+        self._pause = 0.0
 
     async def completed(self, member: Member) -> Completion:
         """Send the row, to this server first, until there is a completion."""
         while True:
             try:
-                return await self._once(member)
-            except Refused as refused:
-                raise EngineError(str(refused)) from None
-            except Again as failed:
-                self.last = str(failed)
-                self._judge(member, failed)
-                pause = 0.0 if isinstance(failed, Lost | Busy | Stale) else backoff(self._failed)
+                row = await self._once(member)
+            finally:
+                self._pool.release(member)
+            if row is not None:
+                return row
+            await asyncio.sleep(self._pause)
             self._failed += 1
-            await asyncio.sleep(pause)
             member = await self._pool.take(first=True)
 
-    async def _once(self, member: Member) -> Completion:
-        """Send the row to a server, and release the server."""
+    async def _once(self, member: Member) -> Completion | None:
+        """Send the row to a server. Return None after a failure, which is then known to the pool."""
         target, name = self._pool.target, f"gvpo-{next(_numbers)}"
         self._pool.on_air[target] += 1
         try:
             answer = await self._pool.attempt(member, self._ask.body(name, target.model))
             return read(answer, self._ask, name, self._form, target)
+        except Missing as missing:
+            if target.model is None:
+                raise EngineError(str(missing)) from None
+            self._judge(member, Lost(str(missing)))  # a server that was restarted has no adapter
+        except Refused as refused:
+            raise EngineError(str(refused)) from None
+        except Again as failed:
+            self._judge(member, failed)
         finally:
             self._pool.on_air[target] -= 1
-            self._pool.release(member)
+        return None
 
     def _judge(self, member: Member, failed: Again) -> None:
-        """Decide what a failure says about the server.
+        """Decide what a failure says about the server, and how long the row waits.
 
         Raises:
             EngineError: If answers to this row cannot be read, again and again.
         """
+        self.last, self._pause = str(failed), 0.0
         if isinstance(failed, Busy):
             self._pool.rest(member, max(failed.wait, backoff(self._failed)), str(failed))
         elif isinstance(failed, Lost | Stale):
             self._pool.doubt(member, str(failed))
-        elif isinstance(failed, Aborted):
-            self.fragment = failed.row
-        elif isinstance(failed, Unreadable):
-            self._unreadable += 1
+        else:
+            self._pause = backoff(self._failed)
+            self.fragment = failed.row if isinstance(failed, Aborted) else self.fragment
+            self._unreadable += isinstance(failed, Unreadable)
         if self._unreadable >= MOST_UNREADABLE:
             raise EngineError(
                 f"{member.client.url} answers a row of {self._ask.request.id!r} with something else, "

@@ -23,6 +23,7 @@ from gvpo.model import endings, lora
 from gvpo.model.generation_config import stored_generation_config
 from gvpo.retries import secret
 from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.decode import Tally
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.server.answers import Ask
 from gvpo.sampling.server.client import Client, Servers
@@ -196,12 +197,14 @@ def _put(finished: "queue.SimpleQueue[Finished]", place: int, row: int, done: "F
 def _groups(finished: "queue.SimpleQueue[Finished]", count: int, size: int) -> Iterator[tuple[int, list[Completion]]]:
     """Yield the groups whose rows are all finished. Each row is counted once, by its position."""
     rows: list[dict[int, Completion]] = [{} for _ in range(count)]
+    tally = Tally(count * size)
     for _ in range(count * size):
         place, row, done = finished.get()
         try:
             rows[place][row] = done.result()
         except CancelledError:
             raise EngineError("the sampler of the servers was closed while it was sampling") from None
+        tally.add(1, len(rows[place][row].tokens))
         if len(rows[place]) == size:
             yield place, [rows[place].pop(each) for each in range(size)]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gvpo.retries import Again, Refused
 from gvpo.sampling.server.answers import Stale
-from gvpo.sampling.server.client import Client, Lost
+from gvpo.sampling.server.client import Client, Failed, Lost
 from gvpo.sampling.server.weights import spans
 
 if TYPE_CHECKING:
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """The way of the weights to the workers of a server."""
+    """The way of the weights to the workers of a server.
+
+    Attributes:
+        momentary: Whether the weights can be sent only before `forget`.
+    """
+
+    momentary: bool
 
     def store(self, weights: "Iterable[tuple[str, Tensor]]") -> None:
         """Take the weights of a publication."""
@@ -88,11 +94,15 @@ class PublishedWeights:
     def __init__(self, labels: Labels, version: int, transport: Transport, *, in_flight: bool) -> None:
         self.label = labels.new(version)
         self._labels, self._transport, self._in_flight = labels, transport, in_flight
+        self.momentary = transport.momentary
 
-    async def is_current(self, client: Client, seconds: float) -> bool:
-        """Return whether a server reports the label of these weights."""
+    async def confirm(self, client: Client, seconds: float) -> bool:
+        """Return whether a server reports the label of these weights; then it continues if it was paused."""
         answer = await client.get("/weight_info", seconds)
-        return isinstance(answer, Mapping) and answer.get("weight_version") == self.label
+        if not isinstance(answer, Mapping) or answer.get("weight_version") != self.label:
+            return False
+        await client.post("/resume", None, seconds)
+        return True
 
     async def bring(self, client: Client, seconds: float) -> None:
         """Implement `Target.bring`. A server that fails stays paused, so that partial weights sample nothing."""
@@ -106,8 +116,7 @@ class PublishedWeights:
         except Refused:
             await _quietly(client, "/resume", seconds)
             raise
-        await client.post("/resume", None, seconds)
-        if not await self.is_current(client, seconds):
+        if not await self.confirm(client, seconds):
             raise Lost(f"{client.url} does not report the weights {self.label!r} after an update")
 
     async def _reset_cache(self, client: Client, seconds: float) -> None:
@@ -141,11 +150,13 @@ class PublishedAdapter:
         directory: Adapter in PEFT's format, in a directory that the servers can read.
     """
 
+    momentary = False
+
     def __init__(self, labels: Labels, version: int | None, directory: Path) -> None:
         self.model: str | None = labels.new(version)
         self._name, self._version, self._directory = self.model, version, str(directory.resolve())
 
-    async def is_current(self, client: Client, seconds: float) -> bool:
+    async def confirm(self, client: Client, seconds: float) -> bool:
         """Return whether a server has the adapter."""
         answer = await client.get("/v1/models", seconds)
         cards = answer.get("data") if isinstance(answer, Mapping) else None
@@ -156,7 +167,7 @@ class PublishedAdapter:
         body = {"lora_name": self._name, "lora_path": self._directory}
         try:
             await client.post("/v1/load_lora_adapter", body, seconds)
-        except Lost as failed:
+        except Failed as failed:
             raise await _refusal(client, failed, seconds) from None
 
     async def unload(self, client: Client, seconds: float) -> None:
@@ -185,7 +196,7 @@ async def update_from(client: Client, info: Mapping[str, Any], label: str, secon
     await _start(client, seconds)
     try:
         await client.post("/update_weights", {"update_info": dict(info)}, seconds)
-    except Lost as failed:
+    except Failed as failed:
         raise await _refusal(client, failed, seconds) from None
     await client.post("/finish_weight_update", {"weight_version": label}, seconds)
 
@@ -194,12 +205,12 @@ async def _start(client: Client, seconds: float) -> None:
     """Start an update. One that was interrupted is ended first, because vLLM allows only one."""
     try:
         await client.post("/start_weight_update", None, seconds)
-    except Lost:
+    except Failed:
         await _quietly(client, "/finish_weight_update", seconds)
         await client.post("/start_weight_update", None, seconds)
 
 
-async def _refusal(client: Client, failed: Lost, seconds: float) -> Again | Refused:
+async def _refusal(client: Client, failed: Failed, seconds: float) -> Again | Refused:
     """Return a failure of a server, as a refusal if the server works: another attempt would fail too."""
     try:
         await client.get("/health", seconds)

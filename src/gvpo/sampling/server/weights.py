@@ -11,12 +11,13 @@ class OwnWeights:
     """The weights with which the servers were started, which all of them have in common. They have no versions."""
 
     model: str | None = None
+    momentary = False
 
     def __init__(self) -> None:
         self._label: str | None = None
 
-    async def is_current(self, client: Client, seconds: float) -> bool:
-        """Implement `Target.is_current`: they are not brought."""
+    async def confirm(self, client: Client, seconds: float) -> bool:
+        """Implement `Target.confirm`: they are not brought."""
         return True
 
     async def bring(self, client: Client, seconds: float) -> None:

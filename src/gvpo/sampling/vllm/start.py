@@ -42,7 +42,7 @@ CPU_TOKENS, CPU_CACHE = 8192, 2**30
 """On a CPU: maximum number of tokens of a context and of a batch, and bytes of the cache. vLLM would take most of the
 machine's memory."""
 
-BESIDE_A_TRAINER = 0.3
+NEXT_TO_A_TRAINER = 0.3
 """Share of a GPU's memory for the engine of a training run."""
 
 ONE_PROCESS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -105,7 +105,7 @@ def engine_arguments(options: EngineOptions, *, context: int | None, trains: boo
     has_gpu = torch.cuda.is_available()
     dtype = ("bfloat16" if has_gpu else "float32") if options.dtype == "auto" else options.dtype
     if has_gpu:
-        share = {"gpu_memory_utilization": BESIDE_A_TRAINER} if trains else {}
+        share = {"gpu_memory_utilization": NEXT_TO_A_TRAINER} if trains else {}
         return {**ALWAYS, **share, "dtype": dtype, "enable_sleep_mode": options.engine_sleep}
     length = int(options.engine_options.get("max_model_len") or min(context or CPU_TOKENS, CPU_TOKENS))
     return {
