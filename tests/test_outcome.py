@@ -67,6 +67,14 @@ QUIET = {
     "a schedule that ends at 0": run(20, ([20], {"train/lr": 0.0})),
     "a reference that follows the policy": run(40, (ALL, {"kl/reference": 0.0})),
     "a solved task of short answers": run(40, (ALL, {"length/mean": 2.0, "kl/reference": 3.0, "reward/mean": 0.99})),
+    "an engine in bfloat16": run(30, (ALL, {"sampler/mismatch": 0.03, "sampler/kl": 2e-3})),
+    "the trainer's own model": run(30, (ALL, {"sampler/mismatch": 2e-7, "sampler/kl": lambda step: 1e-14 * step})),
+    "a few steps of an engine with other weights": run(
+        30, (ALL, {"sampler/kl": 1e-3}), (range(29, 31), {"sampler/kl": 1})
+    ),
+    "an engine whose mismatch grows a little": run(
+        30, (ALL, {"sampler/mismatch": 0.03, "sampler/kl": lambda step: 4e-4 + 1e-4 * step})
+    ),
     "held-out accuracy that varies": run(20, ([20], {"eval/accuracy": 0.45}), before=EVALUATED),
 }
 
@@ -106,6 +114,22 @@ LOUD = {
         "little was learned: after 40 steps the policy is only 1e-05 nats from its reference",
     ),
     "far away": (run(20, (ALL, {"kl/reference": 150.0})), "the policy is 5.0 nats per token from its reference"),
+    "wrong weights": (
+        run(5, (ALL, {"sampler/mismatch": 7.6, "sampler/kl": 7.0})),
+        "the engine samples from another policy than the trainer's (KL 7 nats per token); check its weights",
+    ),
+    "weights that were wrong in the rows of age 0": (
+        run(40, ([1, 2], {"sampler/mismatch": 0.5, "sampler/kl": 0.4})),
+        "the engine samples from another policy than the trainer's (KL 0.4 nats per token)",
+    ),
+    "weights that never change": (
+        run(30, (ALL, {"sampler/mismatch": 0.03, "sampler/kl": lambda step: 1e-6 * step**2.5})),
+        "the KL from the engine to the trainer grew from 1e-06 to 0.004 nats per token; check that all",
+    ),
+    "one matrix that never changes": (
+        run(16, (ALL, {"sampler/kl": lambda step: 1e-13 if step == 1 else 1e-4})),
+        "the KL from the engine to the trainer grew from 1e-13 to 0.0001 nats per token; check that all",
+    ),
     "short answers": (run(20, (range(10, 21), {"length/mean": 2.0})), "completions became 15 times shorter (30 to 2"),
     "accuracy fell": (run(20, ([20], {"eval/accuracy": 0.2}), before=EVALUATED), "accuracy fell from 0.50 to 0.20"),
     "no accuracy": (

@@ -9,7 +9,7 @@ is applied to its last steps, and its warning is given once; at the end it is ap
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from gvpo.collapse import CollapseWatch, collapse_warning
@@ -25,6 +25,12 @@ MANY, MOST = 0.25, 0.9
 
 FAR = 3.0
 """KL to the reference, in nats per token, at which the policy writes another language than its reference."""
+
+APART = 0.02
+"""KL from the engine that samples to the trainer, in nats per token, that rounding to bfloat16 does not explain."""
+GROWTHS = ((5, 10.0, 3e-3), (1, 1000.0, 3e-5))
+"""Growths of that KL from which a rule applies: a number of first steps, the factor by which the last steps exceed the
+largest of these, and the least KL of the last steps. The second is that of an engine that is exact only at first."""
 
 ENDS = 10
 """Maximum number of steps in the means of the first and the last steps of a run."""
@@ -323,6 +329,29 @@ def _noise(lines: Lines) -> float:
     return math.hypot(stdev(means[:size]), stdev(means[-size:])) / math.sqrt(size)
 
 
+def _of_mismatch(lines: Lines) -> str:
+    divergences = _values(lines, "sampler/kl")[-HOLD:]
+    if not divergences or median(divergences) < APART:
+        return ""
+    return (
+        f"the engine samples from another policy than the trainer's (KL {median(divergences):.2g} nats per token); "
+        f"check its weights with sampling.check, use a finer sampling.dtype, and {SEE}"
+    )
+
+
+def _of_growing_mismatch(lines: Lines) -> str:
+    divergences = _values(lines, "sampler/kl")
+    last = median(divergences[-HOLD:] or [0.0])
+    if len(divergences) < 2 * HOLD or last >= APART:
+        return ""
+    if not any(last >= max(least, factor * max(divergences[:steps])) for steps, factor, least in GROWTHS):
+        return ""
+    return (
+        f"the KL from the engine to the trainer grew from {divergences[0]:.1g} to {last:.1g} nats per token; check "
+        f"that all of the engine's weights are updated in each step, and {SEE}"
+    )
+
+
 def _of_overlap(lines: Lines) -> str:
     share = max(_values(lines, "eval/overlap"), default=0.0)
     if not share:
@@ -345,6 +374,8 @@ RULES = (
     Rule("no updates", _of_no_updates),
     Rule("policy that stays", _of_a_policy_that_stays, is_live=False),
     Rule("policy that is far", _of_a_policy_that_is_far),
+    Rule("mismatch", _of_mismatch),
+    Rule("growing mismatch", _of_growing_mismatch, is_live=False),
     Rule("short completions", _of_short_completions, is_live=False),
     Rule("held-out accuracy", _of_held_out_accuracy, is_live=False),
     Rule("falling reward", _of_falling_reward, is_live=False),

@@ -1,11 +1,12 @@
 """A run whose sampler has its own weights: it gets them before each rollout, and is compared with the policy first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from gvpo.config import TrainConfig, resolve
 from gvpo.config.plan import Given
@@ -15,7 +16,7 @@ from gvpo.sampling.base import is_concurrent, shares_model
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.engine.publish import Publisher
-from tests.training.engines import Broken, Engine, Failing, engines_of
+from tests.training.engines import Broken, Engine, Failing, Half, engines_of
 from tests.training.rank_jobs import engine_run, online_run
 from tests.training.toy import lines, model, same, tokenizer, trainer, weights
 from tests.training.world import world
@@ -94,6 +95,29 @@ def test_the_steps_before_a_failure_of_the_engine_are_saved(
     trainer(tmp_path / "broken", steps=4, sampling_engine="vllm").train(resume=True)
     assert engines[0].versions == [2, 3, 4]
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+
+
+class Stuck(Engine):
+    """An engine that keeps the starting weights."""
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if version == 0:
+            super().update(weights, version)
+
+
+def test_a_run_warns_of_an_engine_whose_weights_stay_and_not_of_one_in_bfloat16(
+    tmp_path: Path, opened: Callable[[type[Engine]], list[Engine]]
+):
+    given: dict[str, Any] = {"sampling_engine": "vllm", "steps": 12, "learning_rate": 2e-2, "held": []}
+    said = []
+    for name, kind, dtype in (("stuck", Stuck, "auto"), ("half", Half, "bfloat16")):
+        opened(kind)
+        summary = trainer(tmp_path / name, **given, sampling_dtype=dtype, eval_problems=0).train()
+        said.append([text for text in summary["warnings"] if "engine" in text])
+    assert [len(texts) for texts in said] == [1, 0]
+    assert "the engine samples from another policy than the trainer's" in said[0][0]
+    assert lines(tmp_path / "stuck")[0]["sampler/kl"] < 1e-6
+    assert 1e-9 < lines(tmp_path / "half")[-1]["sampler/kl"] < 1e-2
 
 
 def test_the_options_of_an_engine_are_the_settings(tmp_path: Path, opened: Callable[[type[Engine]], list[Engine]]):
