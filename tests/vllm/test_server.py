@@ -12,6 +12,7 @@ import torch
 from gvpo.errors import EngineError
 from gvpo.model import lora
 from gvpo.model.model import save_model
+from gvpo.runfiles import read_rollouts, rollout_path
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.server.sampler import ServerSampler, open_for_training
@@ -158,6 +159,18 @@ def test_a_run_trains(server: Server, tmp_path: Path):
     run.train()
     check(tmp_path, 6)
     assert lines(tmp_path)[-1]["sampler/mismatch"] < 1e-5
+
+
+def test_an_asynchronous_run_trains(server: Server, tmp_path: Path):
+    settings = {"sampling_engine": "server", "sampling_server_urls": [server.url], "rollouts_every": 1}
+    asynchronous = {"rollout_asynchronous": True, "rollout_max_staleness": 2}
+    run = trainer(
+        tmp_path, policy=model(**WIDE), steps=6, prompts_per_step=10, group_size=8, **settings, **asynchronous
+    )
+    run.train()
+    ages = [step - 1 - row.version for step in range(1, 7) for row in read_rollouts(rollout_path(tmp_path, step))]
+    assert min(ages) >= 0
+    assert max(ages) <= 2
 
 
 def test_the_command_line_trains(server: Server, tmp_path: Path):
