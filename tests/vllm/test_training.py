@@ -36,15 +36,15 @@ def test_a_run_learns_and_is_resumed(tmp_path: Path):
     trainer(tmp_path, policy=model(**WIDE), steps=20, **settings).train()
     trainer(tmp_path, policy=model(seed=3, **WIDE), steps=30, **settings).train(resume=True)
     check(tmp_path, 30)
-    rewards = [line["reward/mean"] for line in lines(tmp_path)]
+    rewards = [line["reward/mean"] for line in lines(tmp_path) if line["step"] > 0]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
 
 
 def test_an_adapter_is_trained(tmp_path: Path):
     settings = {**SETTINGS, "lora_rank": 4, "learning_rate": 3e-2, "rollouts_every": 1}
-    trainer(tmp_path, policy=model(**WIDE), steps=5, **settings).train()
-    check(tmp_path, 5)
-    assert max(line["kl/reference"] for line in lines(tmp_path)) > 1e-4  # the adapter does something
+    trainer(tmp_path, policy=model(**WIDE), steps=3, **settings).train()
+    check(tmp_path, 3)
+    assert lines(tmp_path)[-1]["kl/reference"] > 1e-4  # the adapter does something
 
 
 def test_the_command_line_trains_and_generates(tmp_path: Path):

@@ -6,6 +6,7 @@ vLLM reads environment variables when it is imported and changes some global sta
 import importlib.util
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -139,7 +140,8 @@ def _unchanged_process() -> Iterator[None]:
     threads, function = torch.get_num_threads(), torch.set_num_threads
     own, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 vLLM sets the seed of this generator
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vLLM's modules give some when they are imported
             yield
     finally:
         torch.set_num_threads = function
