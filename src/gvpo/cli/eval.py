@@ -177,17 +177,17 @@ def _results(entrant: "Entrant", jobs: Sequence["Job"], judges: "Judges", ks: Se
 
 
 def _entrants(options: argparse.Namespace, given: Mapping[str, Any]) -> list["Entrant"]:
-    from gvpo.cli.options import engine_options
+    from gvpo.cli.options import engine_name, engine_options
     from gvpo.data import require_file
     from gvpo.evaluation.entrants import FileOfResponses, Known, Model
     from gvpo.model_directories import require_model
 
-    engine = engine_options(given)
+    name, engine = engine_name(options, given), engine_options(given)
     for name in options.responses:
         if not Path(name).is_dir():
             require_file(name)
     entrants: list[Entrant] = [
-        *(Model(require_model(name), name, engine=options.engine, options=engine) for name in options.models),
+        *(Model(require_model(each), each, engine=name, options=engine) for each in options.models),
         *map(FileOfResponses, options.responses),
         *((Known("golds"), Known("wrong")) if options.check else ()),
     ]

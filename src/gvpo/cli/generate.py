@@ -1,8 +1,8 @@
 """`gvpo generate MODEL --prompts FILE --out groups.jsonl rewards.funcs=NAME`: sample scored groups for training."""
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,19 +86,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gvpo.cli.options import given_settings, stopped
+    from gvpo.cli.options import engine_name, given_settings, stopped
     from gvpo.model_directories import require_model
     from gvpo.rollout.problems import training_problems
     from gvpo.rollout.required_files import require_files
     from gvpo.rollout.sampling_params import sampling_params
     from gvpo.sampling import support_warning
-    from gvpo.sampling.engines import check_engine
 
     given = given_settings(options)
+    options.engine = engine_name(options, given)
     temperature = given.pop("temperature", 1.0)
     config = _config(options, given, temperature)
     _check(options, config, temperature)
-    check_engine(options.engine)
     path = require_model(options.model)
     require_files(config)
     params = replace(sampling_params(config), temperature=temperature)
@@ -139,11 +138,17 @@ def _groups(
     problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
     file.begin({**settings, **problems_asked}, resume=options.resume)
     engine = EngineOptions.of(config, dtype=config.compute_dtype)
-    opened = partial(open_engine, options.engine, path, tokenizer, engine)
-    try:
-        _fill(config, rewards, file, items, params, opened, options.save_every)
-    except KeyboardInterrupt:
-        return None
+    with ExitStack() as at_the_end:
+
+        def opened() -> "Sampler":
+            sampler = open_engine(options.engine, path, tokenizer, engine)
+            at_the_end.callback(getattr(sampler, "close", lambda: None))
+            return sampler
+
+        try:
+            _fill(config, rewards, file, items, params, opened, options.save_every)
+        except KeyboardInterrupt:
+            return None
     return file.rows()
 
 

@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gvpo.config import FIELDS, TrainConfig
+from gvpo.config.engine_rules import SERVER, VLLM
 from gvpo.config.recipe import parse_overrides
 from gvpo.errors import ConfigError
 
@@ -32,6 +33,7 @@ CORES = min(8, os.cpu_count() or 1)
 
 ENGINE_READS = dict.fromkeys(
     (
+        "sampling.engine",
         "sampling.engine_options",
         "sampling.server_urls",
         "sampling.server_api_key_env",
@@ -117,9 +119,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the flag that chooses the engine; a command with it reads `ENGINE_READS`."""
     parser.add_argument(
         "--engine",
-        default="transformers",
         metavar="NAME",
-        help="Sampling engine, as listed by gvpo list engines (default: transformers)",
+        help="Sampling engine, as listed by gvpo list engines; short for sampling.engine=NAME (default: transformers)",
     )
 
 
@@ -140,6 +141,37 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
             raise argparse.ArgumentTypeError(f"{words!r} is not a list of numbers such as 1,8") from None
 
     return read
+
+
+def engine_name(options: argparse.Namespace, given: Mapping[str, Any]) -> str:
+    """Return the engine that the flag or the setting names, after the checks that need no model.
+
+    Raises:
+        ConfigError: If both name different engines, there is no such engine, or a setting is for another engine or
+            cannot work.
+    """
+    from gvpo.sampling.engines import check_engine
+
+    flag, setting = options.engine, given.get("sampling_engine")
+    if flag is not None and setting is not None and flag != setting:
+        raise ConfigError(f"--engine {flag} and sampling.engine={setting} are different engines; pass one of them")
+    name: str = flag or setting or "transformers"
+    check_engine(name)
+    _check_owners(name, given)
+    if name == "server":
+        from gvpo.sampling.server.client import Servers
+
+        Servers.of(engine_options(given))
+    return name
+
+
+def _check_owners(name: str, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a setting of one of the library's engines that another one of them does not read."""
+    owners = {"server": SERVER, "vllm": VLLM}
+    for key, field in FIELDS.items():
+        owner = next((each for each, starts in owners.items() if key.startswith(starts)), name)
+        if field in given and owner != name and name in ("transformers", *owners):
+            raise ConfigError(f"{key} is for the engine {owner}, not for {name}; add --engine {owner}, or remove it")
 
 
 def engine_options(given: Mapping[str, Any]) -> "EngineOptions":

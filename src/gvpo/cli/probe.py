@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvpo.cli.options import ENGINE_READS, add_engine, add_settings, engine_options, given_settings, list_of, positive
+from gvpo.cli.options import (
+    ENGINE_READS,
+    add_engine,
+    add_settings,
+    engine_name,
+    engine_options,
+    given_settings,
+    list_of,
+    positive,
+)
 from gvpo.errors import ConfigError
 from gvpo.runfiles import require_writable
 
@@ -145,6 +154,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the action, and print its result and the location of its files."""
     options.given = given_settings(options)
+    if hasattr(options, "engine"):
+        options.engine = engine_name(options, options.given)
     options.seed = options.given.get("seed", 0)
     for path in (options.out, getattr(options, "figure", None)):
         if path is not None:
@@ -250,20 +261,22 @@ def _drawn(source: "Source", options: argparse.Namespace) -> "list[Candidates]":
     params = SamplingParams(
         options.draw, options.given.get("max_tokens", MAX_TOKENS), options.given.get("temperature", 1.0)
     )
-    sampler = _sampler(source, options)
-    getattr(sampler, "check", lambda *_: None)([], params)
     problems = problems_from_records(load_records(options.candidates))
+    sampler = _sampler(source, options)
     sample = ModelSample(sampler, source.tokenizer, params, seed=options.seed)
-    with _progress("drawing") as drawing:
-        return drawn_candidates(problems, sample, options.draw, drawing)
+    try:
+        getattr(sampler, "check", lambda *_: None)([], params)
+        with _progress("drawing") as drawing:
+            return drawn_candidates(problems, sample, options.draw, drawing)
+    finally:
+        getattr(sampler, "close", lambda: None)()
 
 
 def _sampler(source: "Source", options: argparse.Namespace) -> "Sampler":
     """Return a sampler of the model that computes the features; the engine transformers uses the same copy of it."""
-    from gvpo.sampling.engines import check_engine, open_engine
+    from gvpo.sampling.engines import open_engine
     from gvpo.sampling.transformers import TransformersSampler
 
-    check_engine(options.engine)
     if options.engine == "transformers":
         return TransformersSampler(source.model, source.tokenizer)
     return open_engine(options.engine, source.description.model, source.tokenizer, engine_options(options.given))

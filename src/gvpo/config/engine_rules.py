@@ -62,9 +62,10 @@ def address_errors(url: str, key: str, key_setting: str) -> Broken:
         key_setting: Setting with the name of the variable that contains the key.
     """
     parts = _parts(url)
+    quoted = f'; in a shell, write a list as \'{key}=["http://a:8000", "http://b:8000"]\'' if "[" in url[:1] else ""
     yield (
         parts.scheme not in ("http", "https") or not parts.hostname,
-        f"{key} contains {url!r}, which is not an address; give one such as http://localhost:8000",
+        f"{key} contains {url!r}, which is not an address; give one such as http://localhost:8000{quoted}",
     )
     yield (
         "@" in parts.netloc,

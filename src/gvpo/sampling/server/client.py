@@ -21,6 +21,7 @@ import httpx2
 from gvpo.config.engine_rules import address_errors
 from gvpo.errors import ConfigError
 from gvpo.retries import AGAIN, LONGEST_WAIT, Again, Refused, asked_wait, quoted, read_limited, secret
+from gvpo.sampling.engines import EngineOptions
 
 GENERATE = "/inference/v1/generate"
 """Path that takes and returns token ids."""
@@ -83,6 +84,16 @@ class Servers:
     api_key_env: str | None = None
     deadline: float = 600.0
     concurrency: int = 256
+
+    @classmethod
+    def of(cls, options: EngineOptions) -> "Servers":
+        """Return the servers of an engine's options.
+
+        Raises:
+            ConfigError: If they cannot work.
+        """
+        o = options
+        return cls(o.server_urls, o.server_api_key_env, o.server_deadline, o.server_concurrency)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", tuple(checked_url(url) for url in self.urls))

@@ -36,6 +36,7 @@ class EventLoop:
             return
         self.run(_cancel_others())
         self.run(last)
+        self.run(asyncio.sleep(0.001))  # closed connections end in the next turn of the loop
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -138,6 +138,11 @@ class ServerSampler:
             for future in futures:
                 future.cancel()
 
+    @property
+    def rows_at_once(self) -> int:
+        """Return the number of rows from which larger batches no longer increase the speed much."""
+        return 2 * self._servers.concurrency * len(self._servers.urls)
+
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise the errors of requests and parameters that vLLM cannot process; see `RequestFormat.check`."""
         self._form.check(requests, params)
@@ -217,7 +222,7 @@ def open_sampler(model: str, tokenizer: "PreTrainedTokenizerBase", options: Engi
         EngineError: If a server cannot be reached, or is not a vLLM server.
         ModelError: If the model's configuration cannot be read.
     """
-    servers = _servers(options)
+    servers = Servers.of(options)
     base = lora.base_of(model)[0] if lora.is_adapter(model) else model
     with from_hub(base):
         config = AutoConfig.from_pretrained(base)
@@ -244,7 +249,7 @@ def open_for_training(
         EngineError: If a server cannot be reached, or is not a vLLM server.
     """
     return ServerSampler(
-        _servers(options),
+        Servers.of(options),
         _form(tokenizer, ending, model.config),
         transport=transport_of(options, model.device.type),
         in_flight_updates=options.in_flight_updates,
@@ -266,11 +271,6 @@ def transport_of(options: EngineOptions, device: str) -> Callable[[], Transport]
     from gvpo.sampling.server.gpu_transport import GpuTransport
 
     return partial(GpuTransport, kind)
-
-
-def _servers(options: EngineOptions) -> Servers:
-    o = options
-    return Servers(o.server_urls, o.server_api_key_env, o.server_deadline, o.server_concurrency)
 
 
 def _form(tokenizer: "PreTrainedTokenizerBase", ending: endings.Ending, config: Any) -> RequestFormat:
