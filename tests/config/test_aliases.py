@@ -66,7 +66,7 @@ MEANT = {
 
 NEEDLESS = ["logging_steps", "remove_unused_columns", "packing", "eval_on_start", "dataloader_num_workers"]
 WITHOUT = {
-    "use_vllm": "the trainer's process",
+    "use_transformers_paged": "its own cache",
     "optim": "AdamW",
     "min_p": "top_p",
     "overwrite_output_dir": "another run.dir",

@@ -142,7 +142,7 @@ def test_weights_that_vllms_samples_have_per_token_become_a_cap():
     assert settings(options)["objective.is_cap"] == 3.0
     assert settings(options, vllm_importance_sampling_clip_max=2.0)["objective.is_cap"] == 2.0
     assert settings(options, vllm_importance_sampling_cap=5.0)["objective.is_cap"] == 5.0
-    assert lost(**options).startswith("use_vllm=True")
+    assert lost(**options) == ""
     for other in (
         {"use_vllm": False},
         {"vllm_importance_sampling_correction": False},
@@ -150,6 +150,62 @@ def test_weights_that_vllms_samples_have_per_token_become_a_cap():
         {"importance_sampling_level": "sequence"},
     ):
         assert "objective.is_cap" not in settings({**options, **other})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"vllm_importance_sampling_correction": False}, "correction=False (rows of an engine always have weights"),
+        ({}, "mode='sequence_mask' (objective.is_cap truncates the weight of each token)"),
+        ({"importance_sampling_level": "sequence"}, "mode='sequence_mask' (gspo has no weights for the engine)"),
+    ],
+)
+def test_other_corrections_for_vllm_are_reported(options, said):
+    assert said in lost(use_vllm=True, **options)
+    assert lost(**{key: value for key, value in options.items() if key == "importance_sampling_level"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {"engine": "vllm", "engine_options": {"gpu_memory_utilization": 0.3}}),
+        (
+            {
+                "vllm_gpu_memory_utilization": 0.5,
+                "vllm_tensor_parallel_size": 2,
+                "vllm_max_model_length": 4096,
+                "vllm_enable_sleep_mode": True,
+            },
+            {
+                "engine": "vllm",
+                "engine_options": {
+                    "gpu_memory_utilization": 0.5,
+                    "max_model_len": 4096,
+                    "tensor_parallel_size": 2,
+                },
+                "engine_sleep": True,
+            },
+        ),
+        ({"vllm_mode": "server"}, {"engine": "server", "server_urls": ["http://localhost:8000"]}),
+        (
+            {"vllm_mode": "server", "vllm_server_host": "node1", "vllm_server_port": 9000},
+            {"engine": "server", "server_urls": ["http://node1:9000"]},
+        ),
+        (
+            {"vllm_mode": "server", "vllm_server_base_url": "http://a:1", "vllm_server_host": "b"},
+            {"engine": "server", "server_urls": ["http://a:1"]},
+        ),
+    ],
+)
+def test_vllm_becomes_an_engine(options, wanted):
+    given = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate", **options}
+    found = {key: value for key, value in settings(given).items() if key.startswith("sampling.")}
+    own = {key.removeprefix("sampling."): value for key, value in found.items()}
+    assert {key: own[key] for key in own if key.startswith(("engine", "server"))} == wanted
+    said = lost(**given)
+    assert said.startswith("vllm_mode='server' (start `vllm serve`") if "vllm_mode" in options else said == ""
+    without = settings(options)
+    assert not [key for key in without if key.startswith(("sampling.engine", "sampling.server"))]
 
 
 def test_without_a_kl_penalty_there_is_no_reference():
@@ -166,7 +222,6 @@ def test_without_a_kl_penalty_there_is_no_reference():
         ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
         ({"beta": 0.1, "importance_sampling_level": "sequence"}, "beta=0.1 (gspo has no KL penalty)"),
         ({"beta": 0.1, "sync_ref_model": True}, "ref_model_mixup_alpha=0.6 ("),
-        ({"use_vllm": True}, "use_vllm=True (gvpo samples in the trainer's process"),
         ({"save_strategy": "epoch"}, "save_strategy='epoch'"),
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch'"),
         ({"report_to": ["tensorboard", "mlflow"]}, "report_to=['tensorboard', 'mlflow']"),
@@ -244,10 +299,10 @@ def test_the_file_of_the_command_line_of_trl():
 
 def test_one_notice_lists_what_has_no_counterpart():
     with pytest.warns(GvpoWarning) as caught:
-        config = TrainConfig.from_trl({"use_vllm": True, "min_p": 0.1, "learning_rate": 3e-5})
+        config = TrainConfig.from_trl({"deepspeed": "z.json", "min_p": 0.1, "learning_rate": 3e-5})
     assert len(caught) == 1
     said = str(caught[0].message)
-    assert said.startswith("options of TRL without a counterpart: use_vllm=True (")
+    assert said.startswith("options of TRL without a counterpart: deepspeed='z.json' (")
     assert "; min_p=0.1 (temperature, top_p" in said  # settings have their Python names
     assert config.learning_rate == 3e-5
 

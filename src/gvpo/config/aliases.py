@@ -45,8 +45,9 @@ def _none(hint: str) -> Answer:
     return Answer(hint=hint)
 
 
-_SAMPLER = _none(
-    "gvpo samples in the trainer's process with its own cache; sampling.tokens_per_batch bounds its memory"
+_SAMPLER = _none("the engine transformers has its own cache; sampling.tokens_per_batch bounds its memory")
+_ENGINE_OPTIONS = Answer(
+    "sampling.engine_options", "arguments of vllm.LLM, such as {gpu_memory_utilization = 0.4, tensor_parallel_size = 2}"
 )
 _DISTRIBUTION = "sampling.temperature, top_p and top_k change the distribution"
 _MICROBATCH = Answer(
@@ -130,10 +131,23 @@ TABLE: dict[str, dict[str, Answer]] = {
         "cache_implementation use_cache": _needless("sampling always uses gvpo's own cache of keys and values"),
         "chat_template_kwargs apply_chat_template_kwargs": _same("data.template_args"),
         "num_generations_eval": _same("eval.samples"),
-        "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_gpu_memory_utilization": _SAMPLER,
-        "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port": _SAMPLER,
-        "vllm_max_model_length vllm_tensor_parallel_size gpu_memory_utilization": _SAMPLER,
-        "tensor_model_parallel_size use_transformers_paged use_transformers_continuous_batching": _SAMPLER,
+        "use_vllm vllm_mode": Answer(
+            "sampling.engine",
+            "vllm in the trainer's process (colocate), or server for vLLM servers (`gvpo docs engines`)",
+        ),
+        "vllm_server_base_url vllm_server_host vllm_server_port": Answer(
+            "sampling.server_urls", "a list of base URLs of servers that `vllm serve` started, not `trl vllm-serve`"
+        ),
+        "vllm_server_timeout": Answer(
+            "sampling.server_deadline", "seconds per completion; TRL waits that long for the server to start"
+        ),
+        "vllm_group_port": _needless("the transfer of weights to servers needs no port in the settings"),
+        "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_model_impl": _ENGINE_OPTIONS,
+        "gpu_memory_utilization tensor_model_parallel_size max_model_len enforce_eager": _ENGINE_OPTIONS,
+        "vllm_enable_sleep_mode free_cache_engine": Answer(
+            "sampling.engine_sleep", "the engine vllm frees its memory while the policy is updated"
+        ),
+        "use_transformers_paged use_transformers_continuous_batching": _SAMPLER,
         "transformers_continuous_batching_config ds3_gather_for_generation": _SAMPLER,
         "vllm_structured_outputs_regex vllm_guided_decoding_regex": Answer(
             "sampling.allow", "see `gvpo docs decoding`"
@@ -141,8 +155,10 @@ TABLE: dict[str, dict[str, Answer]] = {
         "vllm_importance_sampling_cap vllm_importance_sampling_clip_max": Answer(
             "objective.is_cap", "largest truncated weight of a token"
         ),
-        "vllm_importance_sampling_correction vllm_importance_sampling_mode": _needless(
-            "objective.is_cap truncates per token; live groups need no weight, because sampler and update use one model"
+        "rollout_is_threshold": Answer("objective.is_cap", "largest truncated weight of a token"),
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode rollout_is": Answer(
+            "objective.is_cap",
+            "it truncates the weight of each token; completions of another engine always have weights",
         ),
         "vllm_importance_sampling_clip_min": _none("objective.is_cap has no lower bound"),
         "max_tool_calling_iterations tools": _none("tools are not called during sampling"),

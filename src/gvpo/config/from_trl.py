@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from gvpo.config.aliases import ANSWERS, Answer
+from gvpo.config.trl_engine import engine, weights
 from gvpo.errors import ConfigError, type_of
 from gvpo.nearest import did_you_mean
 
@@ -61,6 +62,9 @@ _ONLINE = {
     "steps_per_generation": None,
     "num_iterations": 1,
     "beta": 0.0,
+    "use_vllm": False,
+    "vllm_mode": "colocate",
+    "vllm_gpu_memory_utilization": 0.3,
 }
 _CLIPPED = {
     "epsilon": 0.2,
@@ -149,7 +153,7 @@ def convert(options: object, kind: str = "GRPOConfig") -> tuple[dict[str, Any], 
         ConfigError: If `options` is something else, or a mapping has an option that TRL does not have.
     """
     o = _of_mapping(options, kind) if isinstance(options, Mapping) else _of_object(options)
-    rules = [_copied, _adapter, _length, _schedule, _precision, _saving, _evaluation, _trackers, _RULES[o.kind]]
+    rules = [_copied, _adapter, _length, _schedule, _precision, engine, _saving, _evaluation, _trackers, _RULES[o.kind]]
     return {key: value for rule in rules for key, value in rule(o)}, o.lost()
 
 
@@ -311,8 +315,7 @@ def _grpo(o: Options) -> Settings:
     by_sequence = o["importance_sampling_level"] == "sequence"
     yield "objective.name", "gspo" if by_sequence else LOSSES.get(loss, "dapo")
     yield from _bounds(o, cispo=loss == "cispo" and not by_sequence)
-    if not by_sequence:
-        yield from _truncated(o)
+    yield from weights(o, by_sequence=by_sequence)
     yield "objective.scale_rewards", scaled not in (False, "none")
     if scaled == "batch":
         o.lose("scale_rewards", ANSWERS["scale_rewards"].hint)
@@ -332,14 +335,6 @@ def _bounds(o: Options, *, cispo: bool) -> Settings:
     yield "objective.clip_high", max(high - 1.0, 0.0)
     if high < 1:
         o.lose("epsilon_high", "cispo's largest weight is 1 + objective.clip_high, which is at least 1")
-
-
-def _truncated(o: Options) -> Settings:
-    """Yield the cap of truncated importance sampling, if TRL truncates weights per token."""
-    cap, larger = o["vllm_importance_sampling_cap"], o["vllm_importance_sampling_clip_max"]
-    used = o.values.get("use_vllm") and o["vllm_importance_sampling_correction"]  # use_vllm itself is not converted
-    if used and o["vllm_importance_sampling_mode"] == "token_truncate" and (cap or larger):
-        yield "objective.is_cap", cap or larger
 
 
 def _rloo(o: Options) -> Settings:
