@@ -18,11 +18,12 @@ from gvpo.sampling import Request, SamplingParams, StreamingSampler, UpdatableSa
 from gvpo.sampling.base import AdapterSampler
 from gvpo.sampling.engines import open_engine
 from gvpo.sampling.vllm.engine import VllmSampler
-from tests.fakes import VOCABULARY, byte_tokenizer
+from tests.fakes import VOCABULARY, byte_tokenizer, tiny_model
 from tests.vllm.compare import (
     ENDLESS,
     MARKS,
     OPTIONS,
+    SMALL,
     assert_greedy,
     logprobs,
     opened,
@@ -254,3 +255,27 @@ def test_an_unknown_option_is_named():
     options = dataclasses.replace(OPTIONS, engine_options={"max_model_length": 5})
     with pytest.raises(ConfigError, match=r"sampling.engine_options: .*max_model_length"):
         opened(small_model(), options)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+def test_other_architectures_are_updated(kind: str):
+    model = tiny_model(kind, **SMALL).eval()
+    sampler = opened(model)
+    sampler.update(model.state_dict().items(), 0)
+    assert_greedy(model, REQUESTS, rows(sampler, REQUESTS), rows(own(model), REQUESTS))
+    sampler.close()
+
+
+def test_vllm_does_not_replace_the_experts_of_a_mixture_on_a_cpu(tmp_path: Path):
+    """If this fails, vLLM has learned it, and `require_replaceable` can go."""
+    model = tiny_model("qwen3_moe", **SMALL).eval()
+    with pytest.raises(ModelError, match="mixture of experts"):
+        opened(model)
+    save_model(model, byte_tokenizer(), tmp_path)
+    sampler = open_engine("vllm", str(tmp_path), byte_tokenizer(), OPTIONS)
+    assert isinstance(sampler, VllmSampler)
+    plain = own(model, ending=None)
+    assert_greedy(model, REQUESTS, rows(sampler, REQUESTS), rows(plain, REQUESTS))
+    sampler.update(model.state_dict().items(), 1)
+    assert tokens(rows(sampler, REQUESTS)) != tokens(rows(plain, REQUESTS))
+    sampler.close()

@@ -3,7 +3,7 @@
 import pytest
 
 from gvpo.errors import ModelError
-from gvpo.sampling.vllm.weights import check_shapes, shapes_for, shapes_of
+from gvpo.sampling.vllm.weights import check_shapes, require_replaceable, shapes_for, shapes_of
 from tests.fakes import tiny_model
 
 
@@ -30,3 +30,11 @@ def test_unknown_names_and_other_shapes_are_refused():
         check_shapes({**expected, "c": (1,)}, expected)
     with pytest.raises(ModelError, match=r"the weight b has shape \(5,\) and the engine's model needs \(4,\)"):
         check_shapes({**expected, "b": (5,)}, expected)
+
+
+def test_on_a_cpu_experts_cannot_be_replaced():
+    experts, plain = tiny_model("qwen3_moe").config, tiny_model("qwen2").config
+    with pytest.raises(ModelError, match="samples something else from a mixture of experts"):
+        require_replaceable(experts, "cpu")
+    require_replaceable(experts, "cuda")
+    require_replaceable(plain, "cpu")

@@ -30,7 +30,7 @@ from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.turns import Turns
 from gvpo.sampling.vllm.request import RequestFormat
 from gvpo.sampling.vllm.start import adapter_arguments, require_vllm, start
-from gvpo.sampling.vllm.weights import Shapes, check_shapes, shapes_for, shapes_of
+from gvpo.sampling.vllm.weights import Shapes, check_shapes, require_replaceable, shapes_for, shapes_of
 from gvpo.types import Completion
 
 _OF_AN_ADAPTER = re.compile(r"\.lora_")
@@ -242,13 +242,14 @@ def open_for_training(
 
     Raises:
         ConfigError: If vllm is missing or does not accept the options.
-        ModelError: If vLLM cannot start with the model.
+        ModelError: If vLLM cannot start with the model, or cannot replace its weights.
     """
     require_vllm()
     if lora.is_adapted(model):
         weights = base_weights(model)
         llm = _start_base(model, weights, options)
     else:
+        require_replaceable(model.config, "cuda" if torch.cuda.is_available() else "cpu")
         weights = model.state_dict()
         with _described(model) as directory:
             llm = start(directory, options, context=_context(model.config), trains=True, load_format="dummy")

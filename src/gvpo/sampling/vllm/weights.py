@@ -46,3 +46,22 @@ def check_shapes(found: Shapes, expected: Shapes) -> None:
     for name, shape in found.items():
         if shape != expected[name]:
             raise ModelError(f"the weight {name} has shape {shape} and the engine's model needs {expected[name]}")
+
+
+def require_replaceable(config: Any, device: str) -> None:
+    """Check that vLLM can replace the weights of a model.
+
+    On a CPU, the outputs of a mixture of experts are wrong after `reload_weights`, without an error.
+
+    Args:
+        config: Configuration of the model.
+        device: Type of the device on which vLLM runs.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    if device == "cpu" and hasattr(config.get_text_config(), "num_experts_per_tok"):
+        raise ModelError(
+            "vLLM on a CPU samples something else from a mixture of experts after an update of its weights; train this "
+            "model with sampling.engine='transformers', or sample on a GPU"
+        )

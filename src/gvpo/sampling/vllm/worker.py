@@ -23,7 +23,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from gvpo.errors import ModelError, one_line
-from gvpo.sampling.vllm.weights import check_shapes, shapes_for
+from gvpo.sampling.vllm.weights import check_shapes, require_replaceable, shapes_for
 
 BACKEND = "gvpo_file"
 
@@ -69,8 +69,10 @@ class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc]
         """Check the file, then load all of its weights into the model.
 
         Raises:
-            ModelError: If the file cannot be read, a name is unknown or missing, or a shape differs.
+            ModelError: If the file cannot be read, a name is unknown or missing, a shape differs, or the weights of this
+                model cannot be replaced.
         """
+        require_replaceable(self.model_config.hf_config, self.device.type)
         expected = shapes_for(self.model_config.hf_config)
         try:
             with safetensors.safe_open(update_info.path, framework="pt") as file:
