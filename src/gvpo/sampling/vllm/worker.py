@@ -69,8 +69,8 @@ class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc]
         """Check the file, then load all of its weights into the model.
 
         Raises:
-            ModelError: If the file cannot be read, a name is unknown or missing, a shape differs, or the weights of this
-                model cannot be replaced.
+            ModelError: If the file cannot be read, a name is unknown or missing, a shape differs, or this model's
+                weights cannot be replaced.
         """
         require_replaceable(self.model_config.hf_config, self.device.type)
         expected = shapes_for(self.model_config.hf_config)
