@@ -207,6 +207,7 @@ ROW = RolloutRow(
     finish_reason="length",
     source="demonstration",
     version=8,
+    token_versions=[8, 8, 9],
     age=1,
     columns={"answer": "1125", "levels": [1, 2]},
 )
@@ -253,6 +254,20 @@ def test_a_file_without_a_schema_version_has_the_first_and_a_newer_one_is_an_err
             RunError, match=f"has version {version} of the rollout files, but this gvpo reads .* up to 2"
         ):
             runfiles.rollout_table(path, ["reward"])
+
+
+def test_a_file_of_an_earlier_gvpo_has_no_versions_of_tokens(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "step-000001.parquet"
+    runfiles.write_rollouts(path, [ROW])
+    parquet.write_table(parquet.read_table(path).drop_columns("token_versions"), path)
+    assert runfiles.read_rollouts(path)[0] == RolloutRow(
+        **{**vars(runfiles.read_rollouts(path)[0]), "token_versions": None}
+    )
+    assert runfiles.rollout_table(path, ["version", "token_versions"]).to_pylist() == [
+        {"version": 8, "token_versions": None}
+    ]
 
 
 def test_a_file_of_the_first_version_has_todays_versions_and_ages(tmp_path):

@@ -64,6 +64,7 @@ class RolloutRow:
         finish_reason: Reason for its end.
         source: Origin of the completion; see `Completion.source`.
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
+        token_versions: C versions, one per token, of a row that was sampled while the policy changed; None for others.
         age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.
     """
@@ -89,6 +90,7 @@ class RolloutRow:
     finish_reason: FinishReason = "stop"
     source: str = "live"
     version: int | None = None
+    token_versions: Sequence[int] | None = None
     age: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ _ARROW_TYPES = {
         ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "columns"), "string"
     ),
     **dict.fromkeys(("reward", "weight", "implicit_reward"), "float64"),
-    **dict.fromkeys(("prompt_tokens", "tokens"), "list<int32>"),
+    **dict.fromkeys(("prompt_tokens", "tokens", "token_versions"), "list<int32>"),
     **dict.fromkeys(
         ("logprobs", "ref_logprobs", "old_logprobs", "sampler_logprobs", "entropy", "mask"), "list<float32>"
     ),
@@ -382,6 +384,8 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
         ) from error
     if _schema_version(path, table.schema.metadata or {}) == 1:
         table = _with_versions(table)
+    if "token_versions" in names and "token_versions" not in table.column_names:  # of an earlier gvpo
+        table = table.append_column("token_versions", pa.nulls(len(table), pa.list_(pa.int32())))
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table.select(names)

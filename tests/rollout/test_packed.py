@@ -20,6 +20,7 @@ ROWS = [
             text="ab",
             finish_reason="length",
             version=4,
+            versions=[4, 4, 5],
         ),
         Verdict(1 / 3, {"right": 1.0, "style": None}),
     ),
@@ -46,6 +47,13 @@ def test_a_checkpoint_has_four_bytes_per_token_and_per_log_prob():
     row = Completion(list(range(1000)), sampler_logprobs=torch.linspace(-3, 0, 1000).tolist())
     packed = pack([(row, Verdict(None))])
     assert (packed["tokens"].dtype, packed["sampler_logprobs"]["values"].dtype) == (torch.int32, torch.float32)
+
+
+def test_a_state_of_an_earlier_gvpo_has_no_versions_of_tokens():
+    state = pack(ROWS)
+    del state["versions"]
+    assert [row.versions for row, _ in unpack(state)] == [None] * 3
+    assert [row.version for row, _ in unpack(state)] == [4, 0, None]
 
 
 def test_scalars_of_numpy_can_be_loaded():

@@ -41,6 +41,7 @@ def made_group(index: int) -> Group:
             finish_reason="length" if length == 3 else "stop",
             text=f"row {index}.{position}",
             version=6,
+            versions=[6, 7, 7, 7][:length] if length > 1 else None,
         )
         for position, (length, verdict) in enumerate(zip(LENGTHS[index], VERDICTS[index], strict=True))
     ]
@@ -271,6 +272,7 @@ def test_rollout_rows_contain_the_results_of_each_completion():
     assert row.implicit_reward == pytest.approx(0.2 * 0.5)  # one scored token
     assert (row.logprobs, row.ref_logprobs, row.old_logprobs) == ([-1, -1], [-1.5, -1.5], [-1, -1])
     assert (row.sampler_logprobs, row.entropy, row.version, row.age) == ([-1.25, -1.25], [0.5, 0.5], 6, 0)
+    assert (row.token_versions, rows["problem-0", 2].token_versions) == ([6, 7], None)
     assert row.columns == {"answer": "42"}
     assert rows["problem-0", 1].finish_reason == "length"
 

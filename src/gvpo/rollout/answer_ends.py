@@ -55,6 +55,7 @@ def first_tokens(
         text=str(tokenizer.decode(tokens, skip_special_tokens=True)),
         mask=_first(row.mask, length),
         sampler_logprobs=_first(row.sampler_logprobs, length),
+        versions=None if row.versions is None else row.versions[:length],
         finish_reason=finish_reason,
     )
 

@@ -19,8 +19,8 @@ ScoredRow = tuple[Completion, Verdict]
 
 PER_TOKEN = ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs")
 """Fields of a completion with one number per token, or None."""
-PLAIN = ("text", "finish_reason", "source", "version")
-"""Fields of a completion that are stored unchanged."""
+PLAIN = ("text", "finish_reason", "source", "version", "versions")
+"""Fields of a completion that are stored unchanged. States of an earlier gvpo have no `versions`."""
 
 
 def pack(rows: Sequence[ScoredRow]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def unpack(state: Mapping[str, Any]) -> list[ScoredRow]:
     lengths = state["lengths"]
     tokens = _split(state["tokens"], lengths)
     fields: dict[str, Any] = {name: _rows(state[name], lengths) for name in PER_TOKEN}
-    fields |= {name: state[name] for name in ("extras", *PLAIN)}
+    fields |= {name: state.get(name, [None] * len(lengths)) for name in ("extras", *PLAIN)}
     return [
         (
             Completion(tokens[place], reward, **{name: values[place] for name, values in fields.items()}),

@@ -281,7 +281,7 @@ def held_out_rows(
     if greedy is not None:
         for group, (row,) in zip(groups, _completion_rows(step, greedy, prompts), strict=True):
             group.append(dataclasses.replace(row, row=len(group), source="greedy"))
-    return [dataclasses.replace(row, version=step, age=None) for group in groups for row in group]
+    return [dataclasses.replace(row, version=step, token_versions=None, age=None) for group in groups for row in group]
 
 
 def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Iterator[list[RolloutRow]]:
@@ -306,6 +306,7 @@ def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Ite
                 finish_reason=completion.finish_reason,
                 source=completion.source,
                 version=completion.version,
+                token_versions=None if completion.versions is None else list(completion.versions),
                 age=completion.age(step),
                 columns=dict(group.columns),
             )

@@ -32,7 +32,7 @@ class LoggedRows:
         for group in groups:
             rows = [row for row in group.completions if row.finish_reason != "abort"]
             found = self._rows.setdefault(tuple(group.prompt), [])
-            found += [dataclasses.replace(row, source=SOURCE, reward=None, version=None) for row in rows]
+            found += [dataclasses.replace(row, source=SOURCE, reward=None, version=None, versions=None) for row in rows]
 
     def check(self, items: Sequence[EncodedProblem]) -> None:
         """Compare the file's prompts with those of a run.
