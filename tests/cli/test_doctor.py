@@ -143,6 +143,23 @@ def test_the_reference_is_that_of_a_run(model, capsys, settings, line):
     assert line in " ".join(plan(capsys, model, "--gpu", "h100", *settings).split())
 
 
+@pytest.mark.parametrize(
+    ("settings", "line", "there"),
+    [
+        ([], "sampler's copy", False),
+        (["sampling.dtype=bfloat16"], "sampler's copy", True),
+        (["rollout.asynchronous=true"], "sampler's copy", True),
+        (["rollout.asynchronous=true", "rollout.max_staleness=0"], "sampler's copy", False),
+        (["sampling.engine=vllm"], "vLLM takes 24.0 GiB in addition to the plan", True),
+        (["sampling.engine=vllm", "sampling.engine_options={gpu_memory_utilization=0.5}"], "takes 40.0 GiB", True),
+        (["sampling.engine=vllm", "sampling.engine_sleep=true"], "frees most of it during updates", True),
+        (["sampling.engine=server"], "no phase for sampling", True),
+    ],
+)
+def test_the_memory_of_an_engine_is_planned_or_named(model, capsys, settings, line, there):
+    assert (line in " ".join(plan(capsys, model, "--gpu", "h100", *settings).split())) is there
+
+
 def test_an_adapter_needs_less_memory_and_disk(model, capsys):
     sizes = ["--gpu", "h100", "train.tokens_per_microbatch=1024", "sampling.tokens_per_batch=2048"]
     full, adapted = (plan(capsys, model, *sizes, *words) for words in ([], ["lora.rank=8"]))

@@ -172,7 +172,6 @@ def test_other_corrections_for_vllm_are_reported(options, said):
         (
             {
                 "vllm_gpu_memory_utilization": 0.5,
-                "vllm_tensor_parallel_size": 2,
                 "vllm_max_model_length": 4096,
                 "vllm_enable_sleep_mode": True,
             },
@@ -181,7 +180,6 @@ def test_other_corrections_for_vllm_are_reported(options, said):
                 "engine_options": {
                     "gpu_memory_utilization": 0.5,
                     "max_model_len": 4096,
-                    "tensor_parallel_size": 2,
                 },
                 "engine_sleep": True,
             },
@@ -222,6 +220,7 @@ def test_without_a_kl_penalty_there_is_no_reference():
         ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
         ({"beta": 0.1, "importance_sampling_level": "sequence"}, "beta=0.1 (gspo has no KL penalty)"),
         ({"beta": 0.1, "sync_ref_model": True}, "ref_model_mixup_alpha=0.6 ("),
+        ({"use_vllm": True, "vllm_tensor_parallel_size": 2}, "tensor_parallel_size=2 (start `vllm serve` for several"),
         ({"save_strategy": "epoch"}, "save_strategy='epoch'"),
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch'"),
         ({"report_to": ["tensorboard", "mlflow"]}, "report_to=['tensorboard', 'mlflow']"),

@@ -1,6 +1,7 @@
 """Tests of the memory model against the packed layout, hand-computed items and the peak of a real step."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_an_adapter_has_state_and_the_weights_below_it_have_none(narrow: bool):
         assert "embedding" not in phase
     assert memory.phases["optimizer"]["gradients"] == adapter
     assert "scoring" in memory.phases
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        ({}, LLAMA.parameters),
+        ({"lora_rank": 2}, LLAMA.adapter_parameters(2)),
+        ({"lora_rank": 2, "copies_base": True}, LLAMA.adapter_parameters(2) + LLAMA.parameters),
+    ],
+)
+@pytest.mark.parametrize("width", [0, 2, 4])
+def test_a_sampler_with_its_own_copy_keeps_it_in_all_phases(width: int, settings: dict[str, Any], parameters: int):
+    memory = estimate_memory(LLAMA, work(copy_width=width, **settings), CPU)
+    assert {phase.get("sampler's copy", 0) for phase in memory.phases.values()} == {width * parameters}
+
+
+def test_servers_sample_elsewhere():
+    assert estimate_memory(LLAMA, work(samples=False), CPU).phases.keys() == {"update", "optimizer", "scoring"}
 
 
 def test_an_adapter_keeps_its_own_activations_too():

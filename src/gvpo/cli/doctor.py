@@ -46,12 +46,18 @@ READS = {
     "sampling.group_size": "",
     "sampling.max_tokens": "",
     "sampling.tokens_per_batch": "the largest that fits",
+    "sampling.engine": "",
+    "sampling.engine_options": "",
+    "sampling.engine_sleep": "",
+    "sampling.dtype": "",
     "objective.reference": "initial, or sampler with several updates per rollout, as for gvpo",
     "train.steps": "",
     "train.prompts_per_step": "",
     "train.groups_per_update": "",
     "train.passes": "",
     "rollout.reuse": "",
+    "rollout.asynchronous": "",
+    "rollout.max_staleness": "",
     "train.tokens_per_microbatch": "the largest that fits",
 }
 PLAN_FLAGS = ("gpu", "gpus", "memory", "prompt_tokens")

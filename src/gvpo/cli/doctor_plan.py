@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gvpo.config import OBJECTIVES, TrainConfig
-from gvpo.config.defaults import find_default
+from gvpo.config.defaults import find_default, overlaps
 from gvpo.config.settings import OWN_REFERENCES
 from gvpo.model_directories import model_in
 from gvpo.planning import (
@@ -28,6 +28,7 @@ from gvpo.planning import (
 from gvpo.planning.devices import GIB
 from gvpo.planning.files import local_config
 from gvpo.planning.search import USABLE
+from gvpo.sampling.engines import NEXT_TO_A_TRAINER
 
 AUTO = "auto"
 
@@ -54,7 +55,7 @@ def print_plan(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         steps = given.get("steps", TrainConfig().steps)
         for line in _costs(plan, model, device, steps):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for note in [*model.notes, *_notes(plan, model, device)]:
+    for note in [*model.notes, *_notes(plan, model, device), *_engine_notes(_config_of(given), device)]:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -63,6 +64,7 @@ def workload_of(given: Mapping[str, Any], model: Architecture, device: Device) -
     sizes = {**given, "completion_tokens": given.get("max_tokens"), "reuse": given.get("rollout_reuse")}
     names = {field.name for field in fields(Workload)}
     kept = {name: value for name, value in sizes.items() if name in names and value not in (None, AUTO)}
+    config = _config_of(given)
     return Workload(
         **{
             **kept,
@@ -70,13 +72,27 @@ def workload_of(given: Mapping[str, Any], model: Architecture, device: Device) -
             "reference": _reference(given) not in OWN_REFERENCES,
             "checkpointing": given.get("gradient_checkpointing", False),
             "narrow_base": given.get("lora_base_dtype") == "bfloat16",
+            "copy_width": _copy_width(config),
+            "copies_base": config.sampling_dtype not in (AUTO, config.lora_base_dtype),
+            "samples": config.sampling_engine == "transformers",
         }
     )
 
 
+def _config_of(given: Mapping[str, Any]) -> TrainConfig:
+    return TrainConfig(**{name: value for name, value in given.items() if name in TrainConfig.model_fields})
+
+
+def _copy_width(config: TrainConfig) -> int:
+    """Return the bytes per weight of the engine transformers' own copy of the policy; 0 without a copy."""
+    if config.sampling_engine != "transformers" or not (overlaps(config) or config.sampling_dtype != AUTO):
+        return 0
+    return 2 if config.sampling_dtype == "bfloat16" else 4
+
+
 def _reference(given: Mapping[str, Any]) -> str:
     """Return the reference that a run of GVPO would use."""
-    config = TrainConfig(**{name: value for name, value in given.items() if name in TrainConfig.model_fields})
+    config = _config_of(given)
     if config.reference != AUTO:
         return config.reference
     return find_default(config, OBJECTIVES[config.objective], "live").reference
@@ -212,6 +228,19 @@ def _notes(plan: Plan, model: Architecture, device: Device) -> Iterator[str]:
     if device.kind == "cpu":
         yield "seconds are those of a machine without other work, on the threads that torch uses (OMP_NUM_THREADS)"
     yield "the plan assumes that every completion has the maximum length; shorter ones need less"
+
+
+def _engine_notes(config: TrainConfig, device: Device) -> Iterator[str]:
+    """Yield what an engine with its own memory takes in addition to the plan."""
+    if config.sampling_engine == "vllm" and device.kind == "cuda":
+        share = config.sampling_engine_options.get("gpu_memory_utilization", NEXT_TO_A_TRAINER)
+        asleep = ", and frees most of it during updates" if config.sampling_engine_sleep else ""
+        yield (
+            f"vLLM takes {share * device.memory / GIB:.1f} GiB in addition to the plan, for its own weights and cache"
+            f"{asleep} (gpu_memory_utilization {share:g} in sampling.engine_options)"
+        )
+    if config.sampling_engine == "server":
+        yield "the servers sample on devices of their own, so the plan has no phase for sampling"
 
 
 def _duration(seconds: float) -> str:

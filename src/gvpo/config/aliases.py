@@ -47,7 +47,7 @@ def _none(hint: str) -> Answer:
 
 _SAMPLER = _none("the engine transformers has its own cache; sampling.tokens_per_batch bounds its memory")
 _ENGINE_OPTIONS = Answer(
-    "sampling.engine_options", "arguments of vllm.LLM, such as {gpu_memory_utilization = 0.4, tensor_parallel_size = 2}"
+    "sampling.engine_options", "arguments of vllm.LLM on one device, such as {gpu_memory_utilization = 0.4}"
 )
 _DISTRIBUTION = "sampling.temperature, top_p and top_k change the distribution"
 _MICROBATCH = Answer(
@@ -142,8 +142,11 @@ TABLE: dict[str, dict[str, Answer]] = {
             "sampling.server_deadline", "seconds per completion; TRL waits that long for the server to start"
         ),
         "vllm_group_port": _needless("the transfer of weights to servers needs no port in the settings"),
-        "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_model_impl": _ENGINE_OPTIONS,
-        "gpu_memory_utilization tensor_model_parallel_size max_model_len enforce_eager": _ENGINE_OPTIONS,
+        "vllm_gpu_memory_utilization vllm_max_model_length vllm_model_impl": _ENGINE_OPTIONS,
+        "gpu_memory_utilization max_model_len enforce_eager": _ENGINE_OPTIONS,
+        "vllm_tensor_parallel_size tensor_model_parallel_size": Answer(
+            "sampling.server_urls", "start servers with `vllm serve --tensor-parallel-size N` for several devices"
+        ),
         "vllm_enable_sleep_mode free_cache_engine": Answer(
             "sampling.engine_sleep", "the engine vllm frees its memory while the policy is updated"
         ),

@@ -9,11 +9,10 @@ if TYPE_CHECKING:
 ARGUMENTS = {
     "vllm_gpu_memory_utilization": "gpu_memory_utilization",
     "vllm_max_model_length": "max_model_len",
-    "vllm_tensor_parallel_size": "tensor_parallel_size",
     "vllm_model_impl": "model_impl",
 }
 """Options of TRL with the argument of `vllm.LLM` that each sets."""
-WITHOUT_VLLM = {"vllm_tensor_parallel_size": 1, "vllm_model_impl": "vllm"}
+USUAL = {"vllm_model_impl": "vllm"}
 """Values that need no argument, because they change nothing."""
 
 
@@ -22,6 +21,7 @@ def engine(o: "Options") -> "Settings":
     server = o["vllm_mode"] == "server"
     url = o["vllm_server_base_url"] or f"http://{_host(o['vllm_server_host'])}:{o['vllm_server_port'] or 8000}"
     arguments, sleeps = dict(_arguments(o)), bool(o["vllm_enable_sleep_mode"])
+    several = (o["vllm_tensor_parallel_size"] or 1) > 1
     o["vllm_server_timeout"]  # how long TRL waits for the server to start
     if not o["use_vllm"]:
         return
@@ -31,6 +31,8 @@ def engine(o: "Options") -> "Settings":
         o.lose("vllm_mode", "start `vllm serve` as `gvpo docs engines` says, since `trl vllm-serve` has other routes")
         return
     yield "sampling.engine_options", arguments
+    if several:
+        o.lose("vllm_tensor_parallel_size", "start `vllm serve` for several devices, and set sampling.server_urls")
     if sleeps:
         yield "sampling.engine_sleep", True
 
@@ -38,7 +40,7 @@ def engine(o: "Options") -> "Settings":
 def _arguments(o: "Options") -> Iterator[tuple[str, Any]]:
     for name, argument in ARGUMENTS.items():
         value = o[name]
-        if value is not None and value != WITHOUT_VLLM.get(name):
+        if value is not None and value != USUAL.get(name):
             yield argument, value
 
 

@@ -1,7 +1,8 @@
 """Peak memory of each phase of a step, computed from sizes.
 
-Persistent memory: weights 4N, AdamW's moments 8N and the reference copy 4N bytes; gradients 4N from the first backward
-to the optimizer step. Temporary memory: the sampler's cache and logits, activations of one micro-batch, head chunks.
+Persistent memory: weights 4N, AdamW's moments 8N and the reference copy 4N bytes, and 4N or 2N bytes for a copy of the
+sampler; gradients 4N from the first backward to the optimizer step. Temporary memory: the sampler's cache and logits,
+activations of one micro-batch, head chunks.
 
     sample     weights + moments + reference + cache + logits of the rows (+ all weights, gathered from their shards)
     score      weights + moments + reference + one layer + head chunks                     (reference log-probs)
@@ -82,7 +83,7 @@ def estimate_memory(model: Architecture, workload: Workload, device: Device) -> 
     shapes = rectangles(workload, shared=model.shares_prompts)
     lasting = _lasting(model, workload, device)
     phases = {
-        "sampling": {**lasting, **_sampling(model, workload, device)},
+        **({"sampling": {**lasting, **_sampling(model, workload, device)}} if workload.samples else {}),
         "update": max(_update(model, workload, device, shapes, lasting), key=lambda items: sum(items.values())),
         "optimizer": {
             **lasting,
@@ -152,6 +153,9 @@ def _lasting(model: Architecture, workload: Workload, device: Device) -> dict[st
         items = {"weights": frozen, "adapter": trained, "optimizer": 2 * trained}
     elif workload.reference:
         items["reference"] = trained
+    if workload.copy_width:
+        copied = _trained(model, workload) + (model.parameters if workload.lora_rank and workload.copies_base else 0)
+        items["sampler's copy"] = workload.copy_width * copied
     if device.count > 1:  # two layers and the head are gathered at a time
         width = HALF if workload.half else FLOAT
         items["gathered weights"] = width * (2 * model.layer_parameters + model.head)

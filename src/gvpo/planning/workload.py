@@ -24,6 +24,9 @@ class Workload:
         reuse: Number of steps that train on each group.
         lora_rank: Rank of an adapter on frozen weights; 0 if all weights are trained.
         narrow_base: Whether the frozen weights are stored in bfloat16.
+        copy_width: Number of bytes per weight of the sampler's own copy of the policy; 0 if it samples from the policy.
+        copies_base: Whether that copy also contains the frozen weights under an adapter, because its dtype is another.
+        samples: Whether transformers samples on this device, so that its cache takes memory there.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -43,6 +46,9 @@ class Workload:
     reuse: int = 1
     lora_rank: int = 0
     narrow_base: bool = False
+    copy_width: int = 0
+    copies_base: bool = False
+    samples: bool = True
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "prompt_tokens", "completion_tokens"):

@@ -23,6 +23,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """Precision of weights and arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
 
 
+NEXT_TO_A_TRAINER = 0.3
+"""Share of a GPU's memory for the engine vllm in the process of a training run."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """Options for opening an engine. The settings of [sampling] have the same names.

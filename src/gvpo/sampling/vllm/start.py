@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gvpo.errors import ConfigError, ModelError, one_line
-from gvpo.sampling.engines import EngineOptions
+from gvpo.sampling.engines import NEXT_TO_A_TRAINER, EngineOptions
 
 MISSING = (
     "the engine vllm needs the package vllm: on a machine with an NVIDIA GPU pip install 'gvpo[vllm]'; on a CPU, "
@@ -42,9 +42,6 @@ sampling parameters from the model's files."""
 CPU_TOKENS, CPU_CACHE = 8192, 2**30
 """On a CPU: maximum number of tokens of a context and of a batch, and bytes of the cache. vLLM would take most of the
 machine's memory."""
-
-NEXT_TO_A_TRAINER = 0.3
-"""Share of a GPU's memory for the engine of a training run."""
 
 ONE_PROCESS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
