@@ -98,7 +98,7 @@ class FakeVllm:
         self.stalled = threading.Event()
         """While it is set, the engine is stuck, and /health answers 200."""
         self.holds, self.held, self.go = False, 0, threading.Event()
-        """Whether rows wait for `go` after their first token, and how many do."""
+        """True if rows wait for `go` after their first token, and the number of rows that wait."""
         self.lock, self.changed = threading.RLock(), threading.Condition()
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []

@@ -39,7 +39,7 @@ class Target(Weights, Protocol):
 
     @property
     def momentary(self) -> bool:
-        """Whether servers can get the weights only while they are published."""
+        """True if servers can get the weights only while they are published."""
         ...
 
     async def confirm(self, client: Client, seconds: float) -> bool:
