@@ -76,7 +76,7 @@ class Sampled:
 
     def rows(self, prompt: list[int], parameters: Mapping[str, Any], adapter: str) -> tuple[list[int], list[float]]:
         names = ("max_tokens", "temperature", "top_p", "top_k")
-        params = SamplingParams(group_size=1, **{name: parameters[name] for name in names})
+        params = SamplingParams(group_size=1, **{name: parameters[name] for name in names if name in parameters})
         request = Request(str(parameters.get("seed")), tuple(prompt))
         with self._lock:
             ((row,),) = self._sampler.sample([request], params, seed=0, step=0)

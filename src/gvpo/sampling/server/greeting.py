@@ -63,7 +63,7 @@ async def greet(
     if wrong is not None:
         raise ConfigError(
             f"{wrong.url} serves {wrong.model!r} with another tokenizer than the model's; serve the model that is "
-            "trained or evaluated"
+            "trained or evaluated, or add --skip-tokenizer-init if only the server's own tokenizer is wrong"
         )
     return min((card.context for card in cards if card.context is not None), default=None)
 
