@@ -12,9 +12,10 @@ PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
 GGUF := $(VENV)/.gguf
 VLLM := .venv-vllm
+VERL := .venv-verl
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu bench-engines wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu bench-engines wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -67,6 +68,16 @@ $(VLLM)/.ready: pyproject.toml tools/vllm/install.sh tools/vllm/override.txt too
 
 test-vllm: $(VLLM)/.ready  ## run the tests of the engines vllm and server with real vLLM, in about ten minutes
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
+
+$(VERL)/.ready: pyproject.toml
+	@echo "== Creating $(VERL) with verl: 1.6 GB on disk with a CPU build of torch"
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/pip install --disable-pip-version-check $(PIP_ARGS) torch==2.13.0 'verl[verl-core]==0.9.1' pytest pytest-timeout
+	$(VERL)/bin/pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-verl: $(VERL)/.ready  ## run the tests of the verl plug-in in verl's own worker, in .venv-verl
+	OMP_NUM_THREADS=1 $(VERL)/bin/python -m pytest -W ignore tests/integrations/test_verl.py
 
 check: $(READY)  ## format, lint, types and English
 	$(BIN)/ruff format --check .

@@ -62,6 +62,14 @@ def test_the_environment_with_vllm_leaves_out_what_does_not_load(tmp_path: Path)
     assert left_out == {"torchaudio", "torchvision", "torchcodec"}
 
 
+def test_the_environment_with_verl_gets_gvpo_without_what_it_needs(tmp_path: Path):
+    shown = commands("test-verl", tmp_path, f"VERL={tmp_path / 'verl'}")
+    steps = [
+        shown.index(words) for words in ("verl[verl-core]==0.9.1", "--no-deps -e .", "tests/integrations/test_verl.py")
+    ]
+    assert steps == sorted(steps)
+
+
 def test_the_constraints_with_vllm_are_the_tested_versions_except_numpys():
     own, vllm = (
         {line for line in (ROOT / name).read_text().splitlines() if "==" in line}
