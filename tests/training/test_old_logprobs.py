@@ -253,6 +253,22 @@ def test_one_line_introduces_the_correction_for_an_engine(settings: dict[str, An
     assert resolve(TrainConfig(**settings), MODEL).introduction == line
 
 
+@pytest.mark.parametrize(
+    ("objective", "settings", "warns"),
+    [
+        ("gspo", {**HALF, "rollout_old_logprobs": "sampler"}, True),
+        ("gspo_token", {**SERVER, "rollout_asynchronous": True}, True),
+        ("gspo", {**SERVER, "rollout_asynchronous": True, "clip_low": 0.03, "clip_high": 0.03}, False),
+        ("gspo", {"rollout_asynchronous": True}, False),
+        ("gspo", HALF, False),
+        ("grpo", {**HALF, "rollout_old_logprobs": "sampler"}, False),
+    ],
+)
+def test_a_clip_range_below_an_engines_rounding_is_doubtful(objective: str, settings: dict[str, Any], warns: bool):
+    notices = resolve(TrainConfig(objective=objective, **settings), MODEL).notices
+    assert any("rounding of another engine" in notice for notice in notices) is warns
+
+
 @pytest.mark.parametrize("budget", [8192, 24])
 def test_a_run_with_another_engine_weighs_its_rows(tmp_path: Path, budget: int):
     """The weights depend on the log-probs, so an update must not take its coefficients for known before its pass."""

@@ -142,6 +142,7 @@ def _mixture(plan: "RunPlan") -> Broken:
 
 def doubtful_sources(plan: "RunPlan") -> Broken:
     """Yield a notice for sources that work but have an unexpected effect."""
+    yield from _narrow_clip(plan)
     c = plan.settings
     total = c.rollout_history + c.rollout_logged + c.rollout_expert
     yield (
@@ -158,6 +159,21 @@ def doubtful_sources(plan: "RunPlan") -> Broken:
         c.epochs is None and c.rollout_reuse > c.steps > 1,
         f"rollout.reuse={c.rollout_reuse} is more than train.steps={c.steps}, so no group is trained on that often; "
         "lower it",
+    )
+
+
+WIDER = 0.005
+"""Half-width of a clip range that is wider than what rounding changes in the mean log-ratio of a completion."""
+
+
+def _narrow_clip(plan: "RunPlan") -> Broken:
+    """Yield a notice for ratios to log-probs of another engine, whose rounding exceeds the clip range."""
+    c, width = plan.settings, plan.objective.bound(plan.settings).get("clip_high")
+    yield (
+        width is not None and width < WIDER and plan.trains_engine_rows and c.rollout_old_logprobs == "sampler",
+        f"{c.objective} clips ratios above 1 + {width or 0:g}, and the rounding of another engine changes recorded "
+        "log-probs by more, so it clips completions that no update has changed; set objective.clip_low and "
+        "objective.clip_high to 0.03, or choose grpo",
     )
 
 
