@@ -12,6 +12,8 @@ import pytest
 from gvpo import notices
 from gvpo.errors import RewardError
 from gvpo.rollout import pipeline as pipelines
+from gvpo.rollout.collect import collect
+from gvpo.rollout.collect_shared import collect_shared
 from gvpo.rollout.pipeline import Dispatch, IdleClock, Pipeline, rollout_of
 from tests.rollout.scripted import asked
 from tests.rollout.slow import PARAMS, Pool, Slow
@@ -109,13 +111,22 @@ def test_a_hanging_sampler_is_left_after_a_deadline(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_closed_pipeline_stops_after_the_group_in_progress():
-    sampler = Slow(lambda _, name: 0.02 * (1 + NAMES.index(name)))
-    running = Pipeline(sampler, PARAMS, Pool(), seed=0)  # type: ignore[arg-type]
+    go, yielded = threading.Event(), list[int]()
+
+    class Paused(Slow):
+        def stream(self, *words: Any, **named: Any) -> Any:
+            for place, rows in super().stream(*words, **named):
+                yielded.append(place)
+                yield place, rows
+                go.wait(20)
+
+    running = Pipeline(Paused(), PARAMS, Pool(), seed=0)  # type: ignore[arg-type]
     dispatch = Dispatch(asked(*NAMES), 1)
     running.start(dispatch)
     running.wait(lambda: 0 in dispatch.finished)
+    threading.Timer(0.05, go.set).start()
     running.close()
-    assert sampler.at_once == 0
+    assert yielded == [0, 1]
     assert not dispatch.is_finished
 
 
@@ -129,6 +140,16 @@ def test_warnings_of_the_threads_reach_the_handler_of_the_run():
     with notices.handled(lambda message, _: said.append(message)), pipeline(Slow(warn), Pool()) as running:
         finish(running, Dispatch(asked("a"), 1))
     assert said == ["slow today"]
+
+
+def test_a_rollout_of_a_concurrent_sampler_is_scored_while_it_is_sampled():
+    sampler, pool, before = Slow(lambda _, name: 0.02 * NAMES.index(name)), Pool(), threading.active_count()
+    rollout = collect_shared(asked(*NAMES), sampler, PARAMS, pool, seed=0, step=4)  # type: ignore[arg-type]
+    whole = collect(asked(*NAMES), sampler, PARAMS, Pool(), seed=0, step=4)  # type: ignore[arg-type]
+    assert (rollout.groups, rollout.verdicts, rollout.problems) == (whole.groups, whole.verdicts, whole.problems)
+    assert len(pool.sizes) > 1
+    assert set(rollout.seconds) == {"sampling", "rewarding"}
+    assert threading.active_count() <= before
 
 
 def test_the_clock_counts_the_time_without_work(monkeypatch: pytest.MonkeyPatch):

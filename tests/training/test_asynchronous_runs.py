@@ -17,11 +17,13 @@ from gvpo.rollout.collect import Rollout
 from gvpo.rollout.sources.asynchronous import AsynchronousSource
 from gvpo.runfiles import read_rollouts, rollout_path
 from gvpo.sampling.copied import CopiedSampler
+from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.checks import check_ranks
 from gvpo.training.learner import Learner
+from tests.sampling.server.fake_vllm import FakeVllm, Sampled, serving
 from tests.training.rank_jobs import concurrent_run
 from tests.training.stateful import Novelty, rarity
-from tests.training.toy import config, lines, model, same, trained_on, trainer, weights
+from tests.training.toy import config, lines, model, same, tokenizer, trained_on, trainer, weights
 from tests.training.world import world
 
 STALE: dict[str, Any] = {"rollout_asynchronous": True, "rollout_max_staleness": 1}
@@ -185,6 +187,18 @@ def test_the_first_of_two_ranks_samples_in_the_background(tmp_path: Path, stalen
         assert [(row.group, row.row, row.tokens, row.reward) for row in two] == [
             (row.group, row.row, row.tokens, row.reward) for row in one
         ]
+
+
+def test_a_run_overlaps_with_a_server_over_http(tmp_path: Path):
+    fake = FakeVllm(Sampled(TransformersSampler(model(), tokenizer())))
+    fake.context, fake.tokenizer = 64, tokenizer()
+    with serving(fake) as urls:
+        engine = {"sampling_engine": "server", "sampling_server_urls": urls, "sampling_transfer_dir": tmp_path}
+        trainer(tmp_path / "run", **{**LONG, "steps": 4}, **engine).train()
+    found = lines(tmp_path / "run")
+    assert [line["age/max"] for line in found] == [0, 1, 1, 1]
+    assert all(line["sampler/mismatch"] < 1e-4 for line in found[:1])
+    assert len(trained_on(tmp_path / "run", 4)) == 10
 
 
 def test_several_processes_need_an_engine_of_their_own():

@@ -5,7 +5,8 @@ from typing import Any
 
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout, collect, distinct, rescored
-from gvpo.sampling import Sampler, SamplingParams, shares_model
+from gvpo.rollout.pipeline import collect_streamed
+from gvpo.sampling import Sampler, SamplingParams, is_concurrent, shares_model
 from gvpo.types import Verdict
 from gvpo.update.distributed import ranks
 
@@ -24,10 +25,11 @@ def collect_shared(
 
     The noise of a row depends on its group's name, not on the rank that samples it. Rewards that ask for whole batches
     or keep a state score the rows of all ranks on the first rank. If the sampler has its own weights, the first rank
-    samples and scores all rows.
+    samples and scores all rows. If it does not compute in this process, groups are scored while others are sampled.
     """
-    if ranks.count() > 1 and not shares_model(sampler):
-        return ranks.on_first(lambda: collect(items, sampler, params, rewards, seed=seed, step=step, names=names))
+    if is_concurrent(sampler) or (ranks.count() > 1 and not shares_model(sampler)):
+        gather = collect_streamed if is_concurrent(sampler) else collect
+        return ranks.on_first(lambda: gather(items, sampler, params, rewards, seed=seed, step=step, names=names))
     together = ranks.count() > 1 and rewards.scores_batches
     pool: Any = _Later() if together else rewards
     names = distinct([item.problem.id for item in items]) if names is None else names

@@ -308,6 +308,34 @@ class Pipeline:
         return None
 
 
+def collect_streamed(
+    items: Sequence[EncodedProblem],
+    sampler: Sampler,
+    params: SamplingParams,
+    rewards: RewardPool,
+    *,
+    seed: int,
+    step: int,
+    names: Sequence[str] | None = None,
+) -> Rollout:
+    """Collect the same rollout as `gvpo.rollout.collect.collect`, and score groups while others are sampled.
+
+    The durations of sampling and of scoring overlap.
+    """
+    dispatch = Dispatch(items, step, names=names)
+    pipeline = Pipeline(sampler, params, rewards, seed=seed)
+    try:
+        pipeline.start(dispatch)
+        with activity.phase("sampling"):
+            pipeline.wait(
+                lambda: dispatch.is_finished, lambda: activity.count(len(dispatch.finished), len(items), "groups")
+            )
+    finally:
+        pipeline.close()
+    groups = [dispatch.finished[place] for place in range(len(items))]
+    return rollout_of(groups, dispatch.seconds, dispatch.traceback)
+
+
 class _Ended(BaseException):
     """The pipeline was closed."""
 
