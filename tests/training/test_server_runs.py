@@ -31,10 +31,13 @@ def server(seed: int = 1) -> FakeVllm:
 
 def run(path: Path, *fakes: FakeVllm, policy: Any = None, **settings: Any) -> Trainer:
     """Return the trainer of a run that samples from servers."""
-    given = {"sampling_engine": "server", "sampling_server_urls": [fake.url for fake in fakes], "held": []}
-    return trainer(
-        path, policy=policy, steps=STEPS, sampling_transfer_dir=path.parent, eval_problems=0, **{**given, **settings}
-    )
+    given = {
+        "steps": STEPS,
+        "sampling_engine": "server",
+        "sampling_server_urls": [fake.url for fake in fakes],
+        "held": [],
+    }
+    return trainer(path, policy=policy, sampling_transfer_dir=path.parent, eval_problems=0, **{**given, **settings})
 
 
 def rows(path: Path) -> list[list[tuple[Any, ...]]]:
@@ -99,3 +102,26 @@ def test_a_server_of_another_model_is_found_before_the_first_step(tmp_path: Path
     with serving(fake), pytest.raises(EngineError, match="trainer's model"):
         run(tmp_path / "run", fake).train()
     assert lines(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_asynchronous_steps_overlap_on_servers_within_the_bound(tmp_path: Path, in_flight: bool):
+    one, two = server(), server(seed=2)
+    one.hook = at_generation(25, restart)
+    with serving(one, two), notices.handled(lambda *_: None):
+        run(
+            tmp_path / "run",
+            one,
+            two,
+            rollout_asynchronous=True,
+            rollout_max_staleness=1,
+            sampling_in_flight_updates=in_flight,
+            steps=4,
+        ).train()
+    found = [row for step in range(1, 5) for row in read_rollouts(rollout_path(tmp_path / "run", step))]
+    assert len(found) == 4 * 16
+    assert {row.age for row in found} <= {0, 1}
+    assert all(row.version == min(row.token_versions) for row in found if row.token_versions is not None)
+    assert len({(row.step, row.group, row.row) for row in found}) == len(found)
+    assert len(one.generated()) > 20
+    assert len(two.generated()) > 20
