@@ -216,7 +216,7 @@ class Pool:
         try:
             await self.target.bring(member.client, self._deadline)
         except Refused as refused:
-            member.state, member.reason = "down", str(refused)  # without a way back, because the run ends
+            self._drop(member, str(refused))  # without a way back, because the run ends
             return refused
         except Again as failed:
             self._fall(member, str(failed))
@@ -227,8 +227,14 @@ class Pool:
 
     async def drained(self) -> None:
         """Wait until all rows in flight were sent to the newest weights."""
-        while any(count for target, count in self.on_air.items() if target is not self.target):
+        while any(target is not self.target for target in self.on_air):
             await asyncio.sleep(DRAIN_STEP)
+
+    def landed(self, target: Target) -> None:
+        """Count one row less of these weights."""
+        self.on_air[target] -= 1
+        if not self.on_air[target]:
+            del self.on_air[target]
 
     async def each(self, call: Callable[[Client, float], Coroutine[Any, Any, None]]) -> None:
         """Make a call to each usable server."""
@@ -265,13 +271,18 @@ class Pool:
         self.target.versions(answer, choice, count)
         member.heard = self._loop.time()
 
-    def _fall(self, member: Member, reason: str) -> None:
+    def _drop(self, member: Member, reason: str) -> None:
+        """Send no rows to a server. Without any server, all rows fail after the deadline."""
         member.state, member.reason = "down", reason
-        with contextlib.suppress(GvpoWarning):  # warnings may be errors, which are not for this thread
-            notices.warn(f"{reason}; {member.client.url} is not used until it answers with the right weights")
         if self._down_since is None and all(each.state == "down" for each in self.members):
             self._down_since = self._loop.time()
             self._loop.call_later(self._deadline + 1e-3, self._check_waiting)
+
+    def _fall(self, member: Member, reason: str) -> None:
+        """Drop a server until it answers with the right weights."""
+        self._drop(member, reason)
+        with contextlib.suppress(GvpoWarning):  # warnings may be errors, which are not for this thread
+            notices.warn(f"{reason}; {member.client.url} is not used until it answers with the right weights")
         self._spawn(member, self._recover(member))
 
     def _lose(self, member: Member) -> None:

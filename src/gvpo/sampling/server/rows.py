@@ -101,7 +101,7 @@ class _Row:
         except Again as failed:
             self._judge(member, failed)
         finally:
-            self._pool.on_air[target] -= 1
+            self._pool.landed(target)
         return None
 
     def _judge(self, member: Member, failed: Again) -> None:

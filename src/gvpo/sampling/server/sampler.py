@@ -84,7 +84,8 @@ class ServerSampler:
         self._labels, self._updating = Labels(), threading.Lock()
         self._transport: Transport | None = None
         self._adapter: PublishedAdapter | None = None
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=servers.concurrency)
+        kept = servers.concurrency * len(servers.urls)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=kept)
         self._http = httpx2.AsyncClient(limits=limits, timeout=None)
         try:
             self._events.run(self._connect(form, model))
