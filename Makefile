@@ -72,8 +72,9 @@ test-vllm: $(VLLM)/.ready  ## run the tests of the engines vllm and server with 
 $(VERL)/.ready: pyproject.toml
 	@echo "== Creating $(VERL) with verl: 1.6 GB on disk with a CPU build of torch"
 	$(PYTHON) -m venv $(VERL)
-	$(VERL)/bin/pip install --disable-pip-version-check $(PIP_ARGS) torch==2.13.0 'verl[verl-core]==0.9.1' pytest pytest-timeout
-	$(VERL)/bin/pip install --disable-pip-version-check --no-deps -e .
+	$(VERL)/bin/pip install --disable-pip-version-check --quiet uv
+	$(VERL)/bin/uv pip install --python $(VERL)/bin/python --index-strategy unsafe-best-match $(PIP_ARGS) torch==2.13.0 'verl[verl-core]==0.9.1' pytest pytest-timeout
+	$(VERL)/bin/uv pip install --python $(VERL)/bin/python --no-deps -e .
 	@touch $@
 
 test-verl: $(VERL)/.ready  ## run the tests of the verl plug-in in verl's own worker, in .venv-verl

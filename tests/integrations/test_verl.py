@@ -198,6 +198,7 @@ def test_groups_across_two_ranks_give_the_same_gradient(path, tmp_path):
         subprocess.Popen(
             [
                 sys.executable,
+                "-P",  # the script's own directory is not searched: it has a folder with the name of a library
                 "-W",
                 "ignore",
                 str(script),
