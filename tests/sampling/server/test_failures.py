@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gvpo import retries
+from gvpo import notices, retries
 from gvpo.errors import EngineError
 from gvpo.sampling import SamplingParams
 from gvpo.sampling.server import pool
@@ -238,11 +238,30 @@ def test_servers_that_are_all_down_are_an_error_that_names_them_after_the_deadli
     assert all(url in str(caught.value) for url in urls)
 
 
-def test_one_server_that_is_down_is_not_missed() -> None:
+def test_one_server_that_is_down_is_not_missed_but_noticed() -> None:
     one, two = FakeVllm(), FakeVllm()
-    with serving(one, two), opened(one, two) as sampler:
+    said: list[str] = []
+    with serving(one, two), opened(one, two) as sampler, notices.handled(lambda message, _: said.append(message)):
         one.kill()
         assert rows_of(sampler) == right()
+    assert any(f"{one.url} is not used until it answers with the right weights" in message for message in said)
+
+
+def test_closing_a_sampler_ends_what_other_threads_sample() -> None:
+    fake = FakeVllm()
+    with serving(fake), opened(fake) as sampler:
+        failures: list[str] = []
+
+        def sample() -> None:
+            with pytest.raises(EngineError, match="was closed") as caught:
+                rows_of(sampler)
+            failures.append(str(caught.value))
+
+        sampling, _ = fake.hold(1, sample)
+        sampler.close()
+        sampling.join(5)
+        assert failures
+        fake.go.set()
 
 
 def test_a_server_that_is_killed_and_restarted_gets_the_weights_before_any_row(tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_adapters_are_served_under_a_new_name_per_version(tmp_path: Path) -> Non
         (second,) = rows
         third = sampler.sample(REQUESTS, PARAMS, seed=0, step=3)
         assert list(fake.adapters.values()) == [str(tmp_path / "two")]
+    assert fake.adapters == {}  # the sampler was closed
     assert tokens_of(first) == expected(REQUESTS, PARAMS, seed=0, step=1, weights=1.0)
     assert tokens_of(second) == old
     assert tokens_of(third) == expected(REQUESTS, PARAMS, seed=0, step=3, weights=2.0)

@@ -17,6 +17,11 @@ class EventLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="gvpo servers", daemon=True)
         self._thread.start()
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether coroutines can be started."""
+        return not self._loop.is_closed()
+
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Start a coroutine, and return its future, which can be cancelled."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -31,7 +36,7 @@ class EventLoop:
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Cancel what is running, run a last coroutine, and end the thread. A second call does nothing."""
-        if self._loop.is_closed():
+        if not self.is_open:
             last.close()
             return
         self.run(_cancel_others())

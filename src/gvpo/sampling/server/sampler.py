@@ -5,6 +5,8 @@ rows of all requests ──seed per row──▶ free server ──▶ answer �
 └────┘
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LAST_CALL = 5.0
+"""Maximum number of seconds to remove an adapter at the end."""
 Finished = tuple[int, int, "Future[Completion]"]
 """Position of a request, number of a row, and its result."""
 
@@ -190,10 +194,18 @@ class ServerSampler:
         return self._transport
 
     def close(self) -> None:
-        """End all requests and connections, and delete the files of weights. The servers continue."""
+        """End all requests and connections, and delete the files of weights. The servers continue, without adapter."""
+        if self._adapter is not None and self._events.is_open:
+            self._events.run(self._leave(self._adapter))
         self._events.close(self._http.aclose())
         if self._transport is not None:
             self._transport.close()
+
+    async def _leave(self, adapter: PublishedAdapter) -> None:
+        """Remove an adapter from the servers that answer soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_CALL):
+                await self._pool.each(adapter.unload)
 
 
 def _put(finished: "queue.SimpleQueue[Finished]", place: int, row: int, done: "Future[Completion]") -> None:

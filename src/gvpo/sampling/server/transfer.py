@@ -216,7 +216,10 @@ async def _refusal(client: Client, failed: Failed, seconds: float) -> Again | Re
         await client.get("/health", seconds)
     except (Again, Refused):
         return failed
-    return Refused(f"{failed}; serve the model that is trained, and read the server's log")
+    return Refused(
+        f"{failed}; serve the model that is trained, set sampling.transfer_dir to a directory that the server can "
+        "read, and look into its log"
+    )
 
 
 async def _quietly(client: Client, path: str, seconds: float, body: Mapping[str, Any] | None = None) -> None:
