@@ -3,12 +3,23 @@
 import os
 import random
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second attempt, which double for each further attempt, and their maximum."""
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """HTTP statuses of temporary failures."""
+
+
+def address(url: str) -> SplitResult:
+    """Return the parts of the base URL of an HTTP service; all are empty if it cannot be one."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # such as a port above 65535
+        usable = False
+    return parts if usable else urlsplit("")
 
 
 def asked_wait(response: Any) -> float:

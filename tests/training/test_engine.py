@@ -18,7 +18,7 @@ from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.engine.publish import Publisher
 from tests.training.engines import Broken, Engine, Failing, Half, engines_of
 from tests.training.rank_jobs import engine_run, online_run
-from tests.training.toy import lines, model, same, tokenizer, trainer, weights
+from tests.training.toy import ROWS, lines, model, same, tokenizer, trainer, weights
 from tests.training.world import world
 
 STEPS = 4
@@ -94,6 +94,49 @@ def test_the_steps_before_a_failure_of_the_engine_are_saved(
     engines = opened(Engine)
     trainer(tmp_path / "broken", steps=4, sampling_engine="vllm").train(resume=True)
     assert engines[0].versions == [2, 3, 4]
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+
+
+class Deaf(Engine):
+    """An engine that fails when it gets the weights of step 2."""
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if version == 2:
+            raise EngineError("the engine is out of order")
+        super().update(weights, version)
+
+
+class Unexamined(Engine):
+    """An engine that fails in the evaluation after step 2."""
+
+    def sample(self, requests: Any, params: Any, *, seed: int, step: int) -> Any:
+        if self.versions[-1] == 2 and len(requests) == len(ROWS):
+            raise EngineError("the engine is out of order")
+        return super().sample(requests, params, seed=seed, step=step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        (Unexamined, 2),
+        (Deaf, 3),
+        pytest.param(Deaf, 2, marks=pytest.mark.slow),
+        pytest.param(Unexamined, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_after_which_the_engine_fails_is_saved_and_evaluated_when_the_run_is_resumed(
+    tmp_path: Path, opened: Callable[[type[Engine]], list[Engine]], kind: type[Engine], steps: int
+):
+    given: dict[str, Any] = {"steps": steps, "sampling_engine": "vllm", "eval_every": 2}
+    opened(Engine)
+    trainer(tmp_path / "whole", **given).train()
+    opened(kind)
+    with pytest.raises(EngineError, match="out of order"):
+        trainer(tmp_path / "broken", **given).train()
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step-000002"]
+    engines = opened(Engine)
+    trainer(tmp_path / "broken", **given).train(resume=True)
+    assert engines[0].versions == list(range(2, steps + 1))
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
 
 from gvpo.config.settings import OWN_REFERENCES
+from gvpo.retries import address
 
 if TYPE_CHECKING:
     from gvpo.config.plan import RunPlan
@@ -61,10 +61,10 @@ def address_errors(url: str, key: str, key_setting: str) -> Broken:
         key: Setting with the address.
         key_setting: Setting with the name of the variable that contains the key.
     """
-    parts = _parts(url)
+    parts = address(url)
     quoted = f'; in a shell, write a list as \'{key}=["http://a:8000", "http://b:8000"]\'' if "[" in url[:1] else ""
     yield (
-        parts.scheme not in ("http", "https") or not parts.hostname,
+        not parts.scheme,
         f"{key} contains {url!r}, which is not an address; give one such as http://localhost:8000{quoted}",
     )
     yield (
@@ -72,11 +72,8 @@ def address_errors(url: str, key: str, key_setting: str) -> Broken:
         f"{key} contains a password, which would be written to config.json; name {parts.hostname} alone, and set "
         f"{key_setting} to a variable with the key",
     )
-
-
-def _parts(url: str) -> SplitResult:
-    """Return the parts of an address, all empty if it cannot be split."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
+    yield (
+        bool(parts.query or parts.fragment),
+        f"{key} contains a '?' or '#', which a base address cannot have; give one such as http://localhost:8000, and "
+        f"set {key_setting} to a variable with the key, if there is one",
+    )

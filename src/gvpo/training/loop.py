@@ -1,7 +1,7 @@
 """The loop of a run: roll out, learn, log, evaluate and save, until the steps are done or a stop is requested."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -117,15 +117,19 @@ class Session:
             self._card()  # it is written with the first checkpoint, so try it before hours of training
             if self.state.step == 0 and not self._is_asked_to_stop():
                 self._evaluate_before()
+            if self._is_due(self.config.eval_every):
+                self._add_evaluation()  # the engine failed in the evaluation of the step that a resumed run begins with
             if not self._is_last():
                 ranks.on_first(self.run.reopen)
             while not self._is_last() and not self._is_asked_to_stop():
                 self._step(self.state.step + 1)
             if not self._is_last():
                 self._stop()
-            self._evaluate_after()
+            failure = _engine_failure(self._add_evaluation)
             if self._saved != self.state.step:
                 self._save()
+            if failure is not None:
+                raise failure
             return ranks.on_first(self._summarise)
 
     def _is_asked_to_stop(self) -> bool:
@@ -144,8 +148,8 @@ class Session:
         self._note_for_callbacks()
         self.events.begin(self.run.path, self.state.step, self._lines, self.learner.optimizer)
 
-    def _evaluate_after(self) -> None:
-        """Evaluate the final policy, and add that to its line, if the run ended before its last step was evaluated."""
+    def _add_evaluation(self) -> None:
+        """Evaluate the policy, and add that to the line of its step, if the step was not evaluated."""
         if self.evaluator and self._lines and not any(key.startswith("eval/") for key in self._lines[-1]):
             self._lines[-1] |= self._evaluate()
             self._note_best()
@@ -158,7 +162,7 @@ class Session:
         rollout = with_inputs(self._roll_out(step), self.config, self.tokenizer)
         groups = self._usable(rollout)
         learned = self.learner.learn(groups, step)
-        self.publisher.publish(step)
+        failure = _engine_failure(lambda: self.publisher.publish(step))
         self.source.commit(step)
         for note in self.learner.budget.take_notes():
             self.progress.say(note)
@@ -166,17 +170,22 @@ class Session:
         self._newest = rollout
         self._end_step(step)
         line = self._metrics(step, rollout, learned, time.perf_counter() - began)
-        if self.events.evaluates:
-            line |= self._evaluate()
-            self._note_best()
+        if self.events.evaluates and failure is None:
+            failure = _engine_failure(lambda: self._evaluate_step(line))
         self._log(line)
         for warning in self._watch.note(line):
             self.progress.warn(warning)
         if self._wants_rollouts():
             self._write_rollouts(step, rollout, learned)
-        if self.events.saves or self._is_new_best():
+        if self.events.saves or self._is_new_best() or failure is not None:
             self._save()
         self.progress.update(step, line)
+        if failure is not None:
+            raise failure
+
+    def _evaluate_step(self, line: dict[str, Any]) -> None:
+        line |= self._evaluate()
+        self._note_best()
 
     def _roll_out(self, step: int) -> Rollout:
         """Return the groups of a step. If the engine fails, save the steps that are done before the run ends."""
@@ -406,6 +415,15 @@ class Session:
                 f"{error}; the model is safe, push it later: gvpo.push_to_hub({str(path)!r}, {repo_id!r})"
             )
             return None
+
+
+def _engine_failure(call: Callable[[], None]) -> EngineError | None:
+    """Call a function, and return the error of an engine that fails in it, so that the step can be saved first."""
+    try:
+        call()
+    except EngineError as error:
+        return error
+    return None
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rollout: Rollout) -> list[str]:

@@ -344,6 +344,7 @@ def test_an_exception_of_a_local_reward_gives_a_reason():
     ("options", "message"),
     [
         ({"url": "localhost:8000"}, "the judge's url is 'localhost:8000'; give a base such as"),
+        ({"url": "http://localhost:99999"}, "the judge's url is 'http://localhost:99999'; give a base such as"),
         ({"template": "Rate it."}, r"the judge's template has no \{completion\}"),
         ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": "score"}, "has 0 groups; it needs exactly one, the score"),

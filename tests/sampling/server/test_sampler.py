@@ -147,6 +147,8 @@ def test_the_api_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) ->
         (["localhost:8000"], "sampling.server_urls"),
         (["http://"], "sampling.server_urls"),
         (["http://[::1"], "not an address"),
+        (["http://host:99999"], "not an address"),
+        (["http://host:1?key=me:password"], "which a base address cannot have"),
         (["http://me:password@host:1"], "contains a password"),
         (["http://host:1", "http://host:1/"], "http://host:1 twice"),
         (["http://host:1", "http://host:1/v1"], "http://host:1 twice"),

@@ -10,12 +10,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 
 from gvpo.errors import RewardError
-from gvpo.retries import AGAIN, LONGEST_WAIT, Again, Refused, asked_wait, backoff, quoted, read_limited, secret
+from gvpo.retries import AGAIN, LONGEST_WAIT, Again, Refused, address, asked_wait, backoff, quoted, read_limited, secret
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ class Endpoint:
     wanted: str = "score"
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https"):
+        if not address(self.url).scheme:
             raise RewardError(f"the {self.owner}'s url is {self.url!r}; give a base such as http://localhost:8000/v1")
         for name in ("deadline", "attempts", "concurrency"):
             if not getattr(self, name) > 0:

@@ -96,7 +96,7 @@ class AsynchronousSource(Source):
 
     def _dispatch(self, step: int) -> None:
         """Dispatch the steps up to the last one that may be sampled now, and again what a checkpoint had in flight."""
-        known = max((each.dispatch.step for each in self._open), default=step - 1)
+        known = max([step - 1, *(each.dispatch.step for each in self._open)])
         last = min(step + self._bounds.ahead, self._bounds.steps)
         self._open += [_Open(Dispatch(self._order.at(later), later)) for later in range(known + 1, last + 1)]
         for dispatch in [each.dispatch for each in self._open if each.dispatch.version is None]:

@@ -71,12 +71,14 @@ class Publisher:
         if self.shares_model:
             return
         began = time.perf_counter()
-        with activity.phase("publishing weights"):
-            if self._serves_adapter:
-                self._publish_adapter(version)
-            else:
-                self._publish_weights(version)
-        self.seconds = time.perf_counter() - began
+        try:
+            with activity.phase("publishing weights"):
+                if self._serves_adapter:
+                    self._publish_adapter(version)
+                else:
+                    self._publish_weights(version)
+        finally:
+            self.seconds = time.perf_counter() - began
 
     def _publish_weights(self, version: int) -> None:
         weights = _whole(self._model)
