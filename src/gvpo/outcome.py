@@ -26,7 +26,7 @@ MANY, MOST = 0.25, 0.9
 FAR = 3.0
 """KL to the reference, in nats per token, at which the policy writes another language than its reference."""
 
-APART = 0.02
+APART = 0.05
 """KL from the engine that samples to the trainer, in nats per token, that rounding to bfloat16 does not explain."""
 GROWTHS = ((5, 10.0, 3e-3), (1, 1000.0, 3e-5))
 """Growths of that KL from which a rule applies: a number of first steps, the factor by which the last steps exceed the
