@@ -188,8 +188,9 @@ class Pipeline:
             self._waiting.append(dispatch)
             self._open.append(dispatch)
             self.changed.notify_all()
-        for thread in self._threads:
-            if thread.ident is None:
+        if self._threads[0].ident is None:
+            self.idle.take()  # the time before the first dispatch does not count
+            for thread in self._threads:
                 thread.start()
 
     def wait(self, done: Callable[[], bool], look: Callable[[], None] = lambda: None) -> None:

@@ -148,7 +148,8 @@ def test_a_late_group_is_trained_on_in_a_later_step_before_the_groups_of_that_st
         steps = trained(made, sampler, range(1, STEPS + 1))
         _, first = next(steps)
         assert texts(first) == [f"1 {name}" for name in expected(1) if name != slow]
-        assert (first.metrics["groups/late"], first.metrics["groups/in_flight"]) == (1, 1 + PER_STEP)
+        assert first.metrics["groups/late"] == 1
+        assert 1 <= first.metrics["groups/in_flight"] <= 1 + PER_STEP
         released.set()
         made._pipeline.wait(lambda: made._open[0].dispatch.is_finished)
         _, second = next(steps)
@@ -258,10 +259,13 @@ def test_the_recorded_log_probs_are_the_reference():
 def test_idle_seconds_of_trainer_and_sampler_are_counted():
     sampler = Slow(lambda *_: 0.05, concurrent=False)
     with source(sampler, stale=1) as made:
+        time.sleep(0.3)  # it does not count
         seconds = []
         for _, rollout in trained(made, sampler, [1, 2, 3]):
             seconds.append(rollout.seconds)
-            time.sleep(0.15)
+            made._pipeline.wait(lambda: all(each.dispatch.is_finished for each in made._open))
+            time.sleep(0.1)
     assert seconds[0]["trainer_idle"] > 0.03 > seconds[1]["trainer_idle"]
-    assert 0.05 < seconds[2]["sampler_idle"] < 0.15
-    assert all(0.03 < each["sampling"] < 0.12 for each in seconds)
+    assert seconds[0]["sampler_idle"] < 0.3
+    assert seconds[2]["sampler_idle"] >= 0.1
+    assert all(each["sampling"] >= 0.05 for each in seconds)
