@@ -4,8 +4,8 @@
 
 Run it in the environment of `make vllm-cpu`. Each engine has its own process with one thread, all have the same prompts
 and weights in float32, and they take turns. The random numbers of the engines differ, so lengths do as well, and tokens
-per second are compared. The process of the engine server is a vLLM server on this machine; its clock is the processor
-time of all of its processes. An update replaces all weights, as training does after each step.
+per second are compared. Seconds are processor time; those of the engine server include the processes of a vLLM server
+on this machine. An update replaces all weights, as training does after each step.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure import Worker, caption, circumstances, serve, table, write_json, write_page
 
@@ -52,7 +54,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, list[Any]]]:
     }
     try:
         for name, worker in workers.items():
-            worker("sample 0")  # warms up
+            worker("warm 0")
             worker("update 0")
             print(f"{name} is ready", file=sys.stderr, flush=True)
         for turn in range(1, options.repeats + 1):
@@ -109,18 +111,21 @@ class Engine:
             if self.server is not None:
                 self.server.kill()
             return None
-        run: Callable[[int], int] = {"sample": self._sample, "update": self._update}[task]
+        run: Callable[[int], int] = {"warm": self._warm, "sample": self._sample, "update": self._update}[task]
         started = self._seconds()
         count = run(int(number))
         return [count, self._seconds() - started]
 
-    def _sample(self, turn: int) -> int:
+    def _warm(self, turn: int) -> int:
+        return self._sample(turn, prompts=2, tokens=8)
+
+    def _sample(self, turn: int, prompts: int = PROMPTS, tokens: int = MAX_TOKENS) -> int:
         from gvpo.sampling import Request, SamplingParams
 
         ids = self.tokenizer("Write a short story about the number", add_special_tokens=False).input_ids
-        texts = [self.tokenizer(f" {number}. It begins:").input_ids for number in range(PROMPTS)]
+        texts = [self.tokenizer(f" {number}. It begins:").input_ids for number in range(prompts)]
         requests = [Request(f"p{number}", (*ids, *text)) for number, text in enumerate(texts)]
-        params = SamplingParams(group_size=GROUP_SIZE, max_tokens=MAX_TOKENS)
+        params = SamplingParams(group_size=GROUP_SIZE, max_tokens=tokens)
         groups = self.sampler.sample(requests, params, seed=0, step=turn)
         return sum(len(row.tokens) for group in groups for row in group)
 
