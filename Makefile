@@ -66,7 +66,7 @@ $(VLLM)/.ready: pyproject.toml tools/vllm/install.sh tools/vllm/override.txt too
 	tools/vllm/install.sh $(VLLM) $(PYTHON)
 	@touch $@
 
-test-vllm: $(VLLM)/.ready  ## run the tests of the engines vllm and server with real vLLM, in about ten minutes
+test-vllm: $(VLLM)/.ready  ## run the tests of the engines vllm and server with real vLLM
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 $(VERL)/.ready: pyproject.toml

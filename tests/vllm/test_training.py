@@ -47,6 +47,14 @@ def test_an_adapter_is_trained(tmp_path: Path):
     assert lines(tmp_path)[-1]["kl/reference"] > 1e-4  # the adapter does something
 
 
+def test_an_asynchronous_run_is_within_its_bound(tmp_path: Path):
+    settings = {**SETTINGS, "rollout_asynchronous": True, "rollout_max_staleness": 1, "rollouts_every": 1}
+    trainer(tmp_path, policy=model(**WIDE), steps=6, **settings).train()
+    found = [row for step in range(1, 7) for row in read_rollouts(rollout_path(tmp_path, step))]
+    assert {row.age for row in found} <= {0, 1}
+    assert len(found) == 6 * 80
+
+
 def test_the_command_line_trains_and_generates(tmp_path: Path):
     init = ["model.init.num_attention_heads=2", "model.init.num_key_value_heads=1"]
     few = ["warm_start.steps=40", "train.steps=2", "eval.every=2", "data.eval_problems=8", "data.train_problems=100"]
