@@ -15,7 +15,7 @@ VLLM := .venv-vllm
 VERL := .venv-verl
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-gpu bench-engines wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-trl bench-gpu bench-engines wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -118,6 +118,9 @@ bench-step: $(PEERS)
 
 bench-curves: $(READY)
 	$(BIN)/python benchmarks/update_curves.py --page docs/internals/benchmarks.md --json runs/bench/curves.json
+
+bench-trl: $(PEERS) $(SMOLLM2)/source.json  ## compare gvpo's update inside TRL with TRL's own; write the table into docs/guides/trl-plugin.md
+	GVPO_TEST_SMOLLM2=$(SMOLLM2) $(BIN)/python benchmarks/trl_plugin.py --page docs/guides/trl-plugin.md --json runs/bench/trl.json
 
 bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactness, then speed
 	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json

@@ -107,7 +107,17 @@ def markdown(results: dict[str, Any]) -> str:
         ],
     )
     speed = table(
-        ("shape, bfloat16", "s", "rows s", "times faster (range)", "GiB", "rows GiB", "share of bound", "TRL s"),
+        (
+            "shape, bfloat16",
+            "s",
+            "rows s",
+            "times faster (range)",
+            "GiB",
+            "rows GiB",
+            "share of bound",
+            "TRL s",
+            "TRL with gvpo s",
+        ),
         [_speed_cells(part) for part in results["speed"]],
     )
     facts = results["circumstances"]
@@ -128,6 +138,7 @@ def _speed_cells(part: dict[str, Any]) -> tuple[str, ...]:
         f"{memory['rows']:.2f}",
         f"{ratio(part['seconds'], 'bound', 'shared')['median']:.0%}",
         part["trl"] if theirs is None else f"{spread(theirs)['median']:.3f}",
+        f"{spread(part['seconds']['plugin'])['median']:.3f}" if "plugin" in part["seconds"] else part["plugin"],
     )
 
 
@@ -194,15 +205,14 @@ def _speed(name: str, make: Callable[[], Any], shape: Shape, device: str, repeat
         "bound": partial(bound_seconds, model, work, Passes(), torch.bfloat16),
     }
     memory = {side: _peak(sides[side], device) for side in ("shared", "rows")}  # also warms up
-    trl = _trl(make, shape, device)
-    if callable(trl):
-        sides["trl"] = trl
+    trl = {"trl": _trl(make, shape, device, fast=False), "plugin": _trl(make, shape, device, fast=True)}
+    sides |= {side: run for side, run in trl.items() if callable(run)}
     seconds = in_turns(sides, repeats)
     return {
         "shape": name,
         "seconds": seconds,
         "memory": memory,
-        "trl": "" if callable(trl) else trl,
+        **{side: "" if callable(run) else run for side, run in trl.items()},
         "gigaflops": flops(model, work, Passes()) / 1e9,
     }
 
@@ -214,21 +224,33 @@ def _update(model: Any, batch: Sequence[Group], device: str, sharing: Any) -> No
     _wait(device)
 
 
-def _trl(make: Callable[[], Any], shape: Shape, device: str) -> Callable[[], None] | str:
-    """Return TRL's loss and backward on the same batch, or the reason why it cannot run."""
+def _trl(make: Callable[[], Any], shape: Shape, device: str, *, fast: bool) -> Callable[[], None] | str:
+    """Return TRL's loss and backward on the same batch, or the reason why it cannot run.
+
+    Args:
+        make: Function that creates the model.
+        shape: Shape of the batch.
+        device: Device.
+        fast: Whether gvpo's update runs inside TRL's trainer, instead of TRL's own.
+    """
     try:
         import trl_side
     except ImportError:
         return "not installed"
+    kind = trl_side.FastGRPOTrainer if fast else trl_side.GRPOTrainer
+    settings = {"half": True, "use_cpu": device == "cpu", "kind": kind}
     try:
-        trainer = trl_side.grpo_trainer(make(), shape.rows, len(shape.lengths), half=True, use_cpu=device == "cpu")
+        trainer = trl_side.grpo_trainer(make(), shape.rows, len(shape.lengths), **settings)
         inputs = {key: value.to(device) for key, value in trl_side.inputs_of(shape.batch(0)).items()}
     except (RuntimeError, ValueError, TypeError) as error:
         return f"failed: {type(error).__name__}"
 
     def update() -> None:
         trainer.model.zero_grad(set_to_none=True)
-        trl_side.backward(trainer, inputs, shape.rows)
+        if fast:
+            trl_side.fast_backward(trainer, inputs, len(shape.lengths))
+        else:
+            trl_side.backward(trainer, inputs, shape.rows)
         _wait(device)
 
     try:

@@ -1,17 +1,19 @@
 """TRL's side of the benchmarks: its real GRPOTrainer, created offline for a model, with its batches and its runs."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
+from measure import now
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from gvpo import Group
+from gvpo.integrations.trl import FastGRPOTrainer
+from gvpo.integrations.trl.rows import GROUP, REWARD, Served
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.objectives.grpo import STD_EPSILON
 
@@ -19,7 +21,9 @@ OFFLINE: dict[str, Any] = {"use_cpu": True, "report_to": "none", "gradient_check
 """Checkpointing is TRL's default and costs time; without it TRL is at its fastest."""
 
 
-def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bool, **settings: Any) -> GRPOTrainer:
+def grpo_trainer(
+    model: PreTrainedModel, rows: int, group_size: int, *, half: bool, kind: type = GRPOTrainer, **settings: Any
+) -> GRPOTrainer:
     """Return a GRPOTrainer with TRL's defaults, except for settings that offline CPU training or the comparison need.
 
     Args:
@@ -27,6 +31,7 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
         rows: Number of completions per forward.
         group_size: Number of completions per prompt.
         half: Use bfloat16 by autocast instead of float32.
+        kind: GRPOTrainer or a class with its arguments.
         settings: Other fields of GRPOConfig.
     """
     directory = tempfile.mkdtemp()
@@ -41,7 +46,7 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
         **{**OFFLINE, **settings},
     )
     data = Dataset.from_list([{"prompt": "a"}] * max(1, rows))
-    trainer = GRPOTrainer(
+    trainer = kind(
         model, lambda completions, **_: [0.0] * len(completions), config, data, processing_class=fresh_tokenizer(["a"])
     )
     trainer.current_gradient_accumulation_steps = 1  # set by the training loop, which does not run here
@@ -50,7 +55,13 @@ def grpo_trainer(model: PreTrainedModel, rows: int, group_size: int, *, half: bo
 
 
 def train(
-    model: PreTrainedModel, tokenizer: Any, rows: Sequence[dict[str, Any]], reward: Any, **settings: Any
+    model: PreTrainedModel,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: Any,
+    *,
+    kind: type = GRPOTrainer,
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """Run GRPOTrainer with AdamW at a constant rate, by default in float32.
 
@@ -59,6 +70,7 @@ def train(
         tokenizer: Tokenizer of the model.
         rows: Prompts with the columns that the reward needs.
         reward: Reward function.
+        kind: GRPOTrainer or a class with its arguments.
         settings: Other fields of GRPOConfig.
 
     Returns:
@@ -69,7 +81,7 @@ def train(
     config = GRPOConfig(output_dir=tempfile.mkdtemp(), **{"bf16": False, **OFFLINE, **schedule, **silence, **settings})
     clock = _Clock()
     data = Dataset.from_list(list(rows))
-    trainer = GRPOTrainer(model, reward, config, data, processing_class=tokenizer, callbacks=[clock])
+    trainer = kind(model, reward, config, data, processing_class=tokenizer, callbacks=[clock])
     sampling, rewarding = _timed(trainer, "_generate"), _timed(trainer, "_calculate_rewards")
     trainer.train()
     lines = [line for line in trainer.state.log_history if "reward" in line]
@@ -93,10 +105,10 @@ class _Clock(TrainerCallback):
         self.began, self.seconds = 0.0, list[float]()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(now() - self.began)
 
 
 def _timed(owner: Any, name: str) -> list[float]:
@@ -105,11 +117,11 @@ def _timed(owner: Any, name: str) -> list[float]:
     method = getattr(owner, name)
 
     def timed(*arguments: Any, **keywords: Any) -> Any:
-        began = time.perf_counter()
+        began = now()
         try:
             return method(*arguments, **keywords)
         finally:
-            found.append(time.perf_counter() - began)
+            found.append(now() - began)
 
     setattr(owner, name, timed)
     return found
@@ -149,6 +161,15 @@ def backward(trainer: GRPOTrainer, inputs: dict[str, Tensor], rows: int) -> None
     """Run TRL's forward, loss and backward, `rows` completions at a time."""
     for part in cut(inputs, rows):
         trainer._compute_loss(trainer.model, part).backward()
+
+
+def fast_backward(trainer: FastGRPOTrainer, inputs: dict[str, Tensor], group_size: int) -> None:
+    """Run gvpo's update on TRL's tensors, as FastGRPOTrainer does in the last micro-step of an optimizer step."""
+    places = torch.arange(len(inputs["prompt_ids"]), device=inputs["prompt_ids"].device)
+    trainer._served = [
+        Served(0, inputs | {GROUP: places // group_size, REWARD: torch.zeros_like(inputs["advantages"])})
+    ]
+    trainer._update(trainer.model)
 
 
 @torch.no_grad()
