@@ -71,11 +71,16 @@ def test_servers_with_different_models_are_an_error() -> None:
     refused("serves 'tiny' and http.* serves 'other'", one, two, error=ConfigError)
 
 
-def test_a_server_with_another_tokenizer_is_an_error() -> None:
+def test_a_server_with_another_tokenizer_is_an_error_unless_it_gets_the_weights() -> None:
     fake = FakeVllm()
     fake.tokenizer = byte_tokenizer()
     fake.tokenizer.add_tokens(["Gvpo"])
-    refused("with another tokenizer .*--skip-tokenizer-init", fake, error=ConfigError)
+    refused("with another tokenizer .*--skip-tokenizer-init", fake, error=ConfigError, model="tiny")
+    found: list[str] = []
+    with serving(fake), notices.handled(lambda message, _: found.append(message)), opened(fake) as sampler:
+        assert sampler.sample(REQUESTS, PARAMS, seed=0, step=1)
+    assert len(found) == 1
+    assert "only token ids are sent" in found[0]
 
 
 def test_a_server_without_a_tokenizer_is_used() -> None:

@@ -45,7 +45,7 @@ async def greet(
 
     Args:
         clients: Calls of the servers.
-        model: Directory or Hub ID of the model that they are to serve; None does not matter.
+        model: Directory or Hub ID of the model that they are to serve; None for training, which gives them weights.
         tokenizer: Tokenizer of the model.
         deadline: Seconds per server.
 
@@ -54,18 +54,32 @@ async def greet(
 
     Raises:
         EngineError: If a server cannot be reached, or is not a vLLM server.
-        ConfigError: If servers have different models, or another tokenizer.
+        ConfigError: If servers have different models, or, outside of training, another tokenizer.
     """
     cards = await asyncio.gather(*(_patiently(client, min(deadline, LONGEST)) for client in clients))
     _check_models(cards, model)
+    _check_tokenizers(cards, tokenizer, trains=model is None)
+    return min((card.context for card in cards if card.context is not None), default=None)
+
+
+def _check_tokenizers(cards: Sequence[Card], tokenizer: PreTrainedTokenizerBase, *, trains: bool) -> None:
+    """Check that the servers read a text as the model's tokenizer does.
+
+    Only token ids are sent, so a server's own tokenizer changes nothing. It shows that another model is served. In
+    training that does not matter, because the servers get the policy's weights and are compared with it.
+    """
     own = tuple(tokenizer.encode(SENTENCE, add_special_tokens=False))
     wrong = next((card for card in cards if card.tokens not in (None, own)), None)
-    if wrong is not None:
+    if wrong is None:
+        return
+    what = f"{wrong.url} serves {wrong.model!r} with another tokenizer than the model's"
+    if trains:
+        notices.warn(f"{what}; only token ids are sent, and sampling.check compares the completions with the policy's")
+    else:
         raise ConfigError(
-            f"{wrong.url} serves {wrong.model!r} with another tokenizer than the model's; serve the model that is "
-            "trained or evaluated, or add --skip-tokenizer-init if only the server's own tokenizer is wrong"
+            f"{what}; serve the model that is evaluated, or add --skip-tokenizer-init if only the server's own "
+            "tokenizer is wrong"
         )
-    return min((card.context for card in cards if card.context is not None), default=None)
 
 
 def _check_models(cards: Sequence[Card], model: str | None) -> None:
