@@ -1,5 +1,6 @@
 """A run whose sampler has its own weights: it gets them before each rollout, and is compared with the policy first."""
 
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from gvpo.config import TrainConfig, resolve
 from gvpo.config.plan import Given
 from gvpo.errors import ConfigError, EngineError
+from gvpo.model import lora
 from gvpo.runfiles import read_rollouts, rollout_path
 from gvpo.sampling.base import is_concurrent, shares_model
 from gvpo.sampling.engines import EngineOptions
@@ -18,7 +21,7 @@ from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.engine.publish import Publisher
 from tests.training.engines import Broken, Engine, Failing, Half, engines_of
 from tests.training.rank_jobs import engine_run, online_run
-from tests.training.toy import ROWS, lines, model, same, tokenizer, trainer, weights
+from tests.training.toy import ROWS, config, lines, model, same, tokenizer, trainer, weights
 from tests.training.world import world
 
 STEPS = 4
@@ -181,6 +184,50 @@ def test_the_sampler_of_the_policy_needs_no_weights():
     publisher = Publisher(policy, sampler, None, pytest.fail)
     publisher.begin(0)
     assert publisher.seconds == 0.0
+
+
+class Served:
+    """An engine that serves adapters, and notes which files it gets."""
+
+    shares_model = False
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, list[Path]]] = []
+
+    def sample(self, requests: Any, params: Any, *, seed: int, step: int) -> Any:
+        raise NotImplementedError
+
+    def update_adapter(self, directory: Path, version: int) -> None:
+        self.found.append((version, sorted(directory.parent.glob("*/adapter_model.safetensors"))))
+        assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in directory.iterdir())
+
+
+def adapted() -> PreTrainedModel:
+    policy = model()
+    lora.add_adapter(policy, lora.settings(config(lora_rank=2)))
+    return policy
+
+
+def test_an_engine_gets_adapters_in_files_that_it_may_read_and_none_is_left(tmp_path: Path):
+    engine = Served()
+    publisher = Publisher(adapted(), engine, tmp_path, lambda: None)
+    publisher.begin(0)
+    for version in (1, 2):
+        publisher.publish(version)
+    assert [(version, [path.parent.name for path in paths]) for version, paths in engine.found] == [
+        (0, ["adapter-0"]),
+        (1, ["adapter-0", "adapter-1"]),
+        (2, ["adapter-1", "adapter-2"]),
+    ]
+    publisher.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_cannot_be_written_is_an_error_that_names_the_setting(tmp_path: Path):
+    (tmp_path / "file").touch()
+    publisher = Publisher(adapted(), Served(), tmp_path / "file", lambda: None)
+    with pytest.raises(EngineError, match=r"sampling.transfer_dir"):
+        publisher.begin(0)
 
 
 NAMED = {"model_path": "m", "reward_funcs": ["exact"], "train_data": "d.jsonl"}

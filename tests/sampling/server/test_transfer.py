@@ -1,6 +1,7 @@
 """New weights and adapters for servers: the order of calls, versions of rows, files, and what happens to old ones."""
 
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from gvpo.errors import EngineError
 from gvpo.sampling import AdapterSampler, StreamingSampler, UpdatableSampler
 from gvpo.sampling.server.file_transport import FileTransport
+from gvpo.sampling.transfer import LOCK, TransferDirectory
 from tests.sampling.server.fake_vllm import FakeVllm, serving, until
 from tests.sampling.server.helpers import PARAMS, REQUESTS, expected, opened, tokens_of
 
@@ -210,14 +212,28 @@ def test_files_of_programs_that_were_killed_are_deleted_and_others_stay(tmp_path
     mine.store(weights(1.0))
     process = os.fork()
     if process == 0:
+        for kind in ("weights", "adapters"):
+            TransferDirectory(tmp_path, kind).path.joinpath("file").touch()
         os._exit(0)
     os.waitpid(process, 0)
-    abandoned = tmp_path / mine.directory.name.replace(f"-{os.getpid()}-", f"-{process}-")
-    abandoned.mkdir()
-    elsewhere = tmp_path / f"gvpo-weights-another-host-{process}-x"
+    elsewhere = tmp_path / "gvpo-weights-another-host-x"
     elsewhere.mkdir()
-    FileTransport(tmp_path).close()
+    elsewhere.joinpath(LOCK).touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    for kind in ("weights", "adapters"):
+        TransferDirectory(tmp_path, kind).close()
     assert sorted(tmp_path.iterdir()) == sorted([mine.directory, elsewhere])
+
+
+def test_servers_get_an_absolute_path_of_files_that_they_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    transport = FileTransport(Path("shared"))
+    transport.store(weights(1.0))
+    (file,) = transport.directory.glob("weights-*")
+    assert file.is_relative_to(tmp_path / "shared")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (transport.directory, file)] == [0o755, 0o644]
 
 
 def test_weights_that_do_not_fit_are_an_error_that_names_the_setting(
@@ -227,9 +243,10 @@ def test_weights_that_do_not_fit_are_an_error_that_names_the_setting(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3})())
     with pytest.raises(EngineError, match=r"0.0 GiB of room.*sampling.transfer_dir"):
         transport.store(weights(1.0))
-    assert not list(transport.directory.iterdir())
+    assert not list(transport.directory.glob("weights-*"))
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"sampling.transfer_dir"):
-        FileTransport(tmp_path / "missing")
+        FileTransport(tmp_path / "file" / "directory")

@@ -36,7 +36,6 @@ from gvpo.sampling.server.pool import Pool
 from gvpo.sampling.server.rows import RowSampler
 from gvpo.sampling.server.transfer import Labels, PublishedAdapter, PublishedWeights, Transport
 from gvpo.sampling.server.weights import OwnWeights
-from gvpo.sampling.transfer import transfer_directory
 from gvpo.sampling.vllm.request import RequestFormat
 from gvpo.types import Completion
 
@@ -280,7 +279,7 @@ def transport_of(options: EngineOptions, device: str) -> Callable[[], Transport]
     if kind == "auto":
         kind = "nccl" if device == "cuda" else "file"
     if kind == "file":
-        return lambda: FileTransport(transfer_directory(options.transfer_dir))
+        return partial(FileTransport, options.transfer_dir)
     from gvpo.sampling.server.gpu_transport import GpuTransport
 
     return partial(GpuTransport, kind)

@@ -1,7 +1,6 @@
 """The policy's weights on their way to an engine that has its own."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from gvpo import activity
 from gvpo.model import lora
 from gvpo.sampling import AdapterSampler, Sampler, UpdatableSampler, shares_model
-from gvpo.sampling.transfer import transfer_directory
+from gvpo.sampling.transfer import TransferDirectory
 from gvpo.update.distributed import fsdp, ranks
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Publisher:
         self.shares_model = shares_model(sampler)
         self._serves_adapter = lora.is_adapted(model) and (self._is_elsewhere or isinstance(sampler, AdapterSampler))
         self._parent = directory
-        self._latest: Path | None = None
+        self._shared: TransferDirectory | None = None
         self.seconds = 0.0
 
     @property
@@ -95,21 +94,23 @@ class Publisher:
 
     def _update_adapter(self, version: int) -> None:
         assert isinstance(self._sampler, AdapterSampler)
-        directory = Path(tempfile.mkdtemp(prefix=f"gvpo-adapter-{version}-", dir=transfer_directory(self._parent)))
+        self._shared = self._shared or TransferDirectory(self._parent, "adapters")
+        directory = self._shared.path / f"adapter-{version}"
         try:
             lora.save_adapter(self._model, directory)
-            self._sampler.update_adapter(directory, version)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        self.close()
-        self._latest = directory
+            for path in directory.iterdir():
+                path.chmod(0o644)  # the engine may run as another user
+        except Exception as error:  # safetensors has its own class for a full disk
+            raise self._shared.failed(error) from error
+        self._sampler.update_adapter(directory, version)
+        for path in self._shared.path.glob("adapter-*"):
+            if path != directory:
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete the directory of the latest adapter."""
-        if self._latest is not None:
-            shutil.rmtree(self._latest, ignore_errors=True)
-            self._latest = None
+        """Delete the adapters."""
+        if self._shared is not None:
+            self._shared.close()
 
 
 def _whole(model: "PreTrainedModel") -> Mapping[str, Tensor]:
