@@ -119,8 +119,8 @@ bench-step: $(PEERS)
 bench-curves: $(READY)
 	$(BIN)/python benchmarks/update_curves.py --page docs/internals/benchmarks.md --json runs/bench/curves.json
 
-bench-trl: $(PEERS) $(SMOLLM2)/source.json  ## compare gvpo's update inside TRL with TRL's own; write the table into docs/guides/trl-plugin.md
-	GVPO_TEST_SMOLLM2=$(SMOLLM2) $(BIN)/python benchmarks/trl_plugin.py --page docs/guides/trl-plugin.md --json runs/bench/trl.json
+bench-trl: $(PEERS) $(SMOLLM2)/source.json  ## compare gvpo's update inside TRL with TRL's own; write the table into docs/internals/benchmarks.md
+	GVPO_TEST_SMOLLM2=$(SMOLLM2) $(BIN)/python benchmarks/trl_plugin.py --page docs/internals/benchmarks.md --json runs/bench/trl.json
 
 bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactness, then speed
 	$(BIN)/python benchmarks/gpu.py --page docs/internals/benchmarks.md --json runs/bench/gpu.json

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--models", type=Path, help="Directory for the starting models of the tasks")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="Page for the tables, such as docs/guides/trl-plugin.md")
+    parser.add_argument("--page", type=Path, help="Page for the tables, such as docs/internals/benchmarks.md")
     parser.add_argument("--serve", nargs=2, metavar=("MEMORY", "CELL"), help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CELL"), help=argparse.SUPPRESS)
     parser.add_argument("--part", nargs=2, metavar=("SIDE", "TASK"), help=argparse.SUPPRESS)

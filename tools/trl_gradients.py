@@ -1,6 +1,6 @@
-"""Measure the gradients inside TRL against plain autograd, and write the table into the guide of the plug-in.
+"""Measure the gradients inside TRL against plain autograd, and write the table into the benchmarks page.
 
-    python -m tools.trl_gradients [--page docs/guides/trl-plugin.md]
+    python -m tools.trl_gradients [--page docs/internals/benchmarks.md]
 
 The cases are those of tests/integrations/trl/test_gradients.py.
 """
@@ -26,7 +26,7 @@ from tests.integrations.trl.test_gradients import CASES, ENGINES, WORLD
 from tests.naive import double_precision
 from tests.training.world import world
 
-PAGE = Path(__file__).parents[1] / "docs/guides/trl-plugin.md"
+PAGE = Path(__file__).parents[1] / "docs/internals/benchmarks.md"
 START, END = "<!-- trl-gradients -->\n", "<!-- /trl-gradients -->"
 
 
