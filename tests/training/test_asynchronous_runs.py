@@ -225,7 +225,7 @@ def test_several_processes_need_an_engine_of_their_own():
         ({"rollout_late_groups": 1, "rollout_max_staleness": 0}, "rollout.max_staleness=0 does not allow"),
         ({"rewards": [Novelty()]}, "keeps a state, whose order would depend on time"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_what_cannot_be_asynchronous_is_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
