@@ -3,8 +3,8 @@
 problems ──encode──▶ prompts ──sampler──▶ completions ──rewards──▶ rows, appended
 
 Problems are sampled in parts. A part that was interrupted is sampled again as a whole, because the batch changes
-log-probs by rounding, and its groups that the file already contains are skipped. A resumed file is therefore the same
-as an unbroken one, bit for bit.
+log-probs by rounding, and its groups that the file already contains are skipped. A resumed file therefore has the same
+rows as an unbroken one, bit for bit. Groups are in the order in which they finish, which depends on time with servers.
 """
 
 import time

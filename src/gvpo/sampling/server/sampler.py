@@ -1,4 +1,4 @@
-"""The sampler of the engine `server`: completions from vLLM servers over HTTP.
+"""Sampling with vLLM servers over HTTP.
 
 rows of all requests ──seed per row──▶ free server ──▶ answer ──▶ group complete? ──▶ yielded
 ▲    │ failed: another server, or the same after it was checked

@@ -1,4 +1,4 @@
-"""Sampling with vLLM in this process, from its own copy of the weights.
+"""Sampling with vLLM in this process, from its own weights.
 
     requests ──one per row──▶ LLMEngine.add_request, step, step, ... ──▶ groups, as soon as they are finished
     state_dict() ──reload_weights, reset_prefix_cache──▶ the engine's own weights
