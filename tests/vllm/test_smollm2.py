@@ -60,6 +60,8 @@ def test_log_probs_are_those_of_the_model(
     smollm2: tuple[TransformersSampler, VllmSampler, list[Request]], temperature: float
 ):
     sampler, engine, requests = smollm2
+    sampler.model.load_state_dict(load_model(pretrained(), dtype=torch.float32).state_dict())  # another test moves them
+    engine.update(sampler.model.state_dict().items(), SYNCS + 1)
     params = SamplingParams(group_size=2, max_tokens=32, temperature=temperature)
     for request, group in zip(requests[:8], engine.sample(requests[:8], params, seed=0, step=0), strict=True):
         for row in group:
