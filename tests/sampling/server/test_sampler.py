@@ -1,11 +1,13 @@
 """Sampling from servers: rows, seeds, load, threads."""
 
+import dataclasses
 import threading
 import time
 
 import pytest
 
-from gvpo.errors import ConfigError, DataError, EngineError
+from gvpo import notices
+from gvpo.errors import ConfigError, DataError, EngineError, GvpoWarning
 from gvpo.sampling import Request, SamplingParams
 from gvpo.sampling.seeds import row_seed
 from gvpo.sampling.server.client import Servers
@@ -105,11 +107,25 @@ def test_a_stream_that_is_dropped_cancels_its_requests() -> None:
         assert len(sampler.sample(REQUESTS[:1], PARAMS, seed=0, step=2)[0]) == 4  # no server stays taken
 
 
+def test_servers_whose_context_cuts_completions_are_a_warning_said_once() -> None:
+    fake, said = FakeVllm(), []
+    fake.context = 8
+    with serving(fake), notices.handled(lambda message, _: said.append(message)), opened(fake) as sampler:
+        sampler.check(REQUESTS, dataclasses.replace(PARAMS, max_tokens=5))
+        assert not said
+        for _ in range(2):
+            sampler.check(REQUESTS, PARAMS)
+    assert [message.partition(";")[0] for message in said] == [
+        "the servers' context of 8 tokens cuts completions before sampling.max_tokens=6"
+    ]
+
+
 def test_the_context_of_the_servers_limits_completions() -> None:
     one, two = FakeVllm(), FakeVllm()
     one.context = 8
     with serving(one, two), opened(one, two) as sampler:
-        rows = sampler.sample(REQUESTS, SamplingParams(group_size=2, max_tokens=100), seed=0, step=1)
+        with pytest.warns(GvpoWarning, match="cuts completions"):
+            rows = sampler.sample(REQUESTS, SamplingParams(group_size=2, max_tokens=100), seed=0, step=1)
         assert max(len(row.tokens) for row in rows[0]) <= 8 - len(REQUESTS[0].prompt)
         with pytest.raises(DataError, match="leaves no room for a completion"):
             sampler.sample([Request("long", (5,) * 8)], PARAMS, seed=0, step=1)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from transformers import AutoConfig
 
+from gvpo import notices
 from gvpo.errors import ConfigError, EngineError
 from gvpo.hub import from_hub
 from gvpo.model import endings, lora
@@ -102,6 +103,7 @@ class ServerSampler:
         context = await greet(clients, model, form.tokenizer, self._servers.deadline)
         least = min((each for each in (context, form.context) if each is not None), default=None)
         self._form = dataclasses.replace(form, context=least)
+        self._is_shorter = least is not None and least != form.context  # until that was said
         s = self._servers
         self._pool = Pool(clients, OwnWeights(), concurrency=s.concurrency, deadline=s.deadline)
         self._rows = RowSampler(self._pool, self._form, s.deadline)
@@ -150,6 +152,13 @@ class ServerSampler:
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise the errors of requests and parameters that vLLM cannot process; see `RequestFormat.check`."""
         self._form.check(requests, params)
+        longest = max((len(request.prompt) for request in requests), default=0)
+        if self._is_shorter and self._form.context is not None and longest + params.max_tokens > self._form.context:
+            self._is_shorter = False
+            notices.warn(
+                f"the servers' context of {self._form.context} tokens cuts completions before sampling.max_tokens="
+                f"{params.max_tokens}; start them with a larger --max-model-len, or lower it"
+            )
 
     def update(self, weights: "Iterable[tuple[str, Tensor]]", version: int) -> None:
         """Give new weights to all servers, at the same time; see `UpdatableSampler.update`.
