@@ -261,7 +261,7 @@ def test_an_objective_with_ratios_uses_recorded_log_probs_of_history(tmp_path: P
         ),
         ({"rollout_history": 0, "rollout_logged": 1, "rollout_logged_path": "no.jsonl"}, DataError, "no file no.jsonl"),
         (
-            {"rollout_history": 0, "rollout_expert": 1, "rollout_expert_url": "x", "rollout_expert_model": "m"},
+            {"rollout_history": 0, "rollout_expert": 1, "rollout_expert_url": "http://x", "rollout_expert_model": "m"},
             RewardError,
             "the expert's url is 'x'",
         ),
