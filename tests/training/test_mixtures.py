@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gvpo import retries, runfiles
-from gvpo.errors import ConfigError, DataError, RewardError, RunError
+from gvpo.errors import ConfigError, DataError, RunError
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Rollout
 from gvpo.rollout.given.expert import FILE
@@ -261,9 +261,9 @@ def test_an_objective_with_ratios_uses_recorded_log_probs_of_history(tmp_path: P
         ),
         ({"rollout_history": 0, "rollout_logged": 1, "rollout_logged_path": "no.jsonl"}, DataError, "no file no.jsonl"),
         (
-            {"rollout_history": 0, "rollout_expert": 1, "rollout_expert_url": "http://x", "rollout_expert_model": "m"},
-            RewardError,
-            "the expert's url is 'x'",
+            {"rollout_history": 0, "rollout_expert": 1, "rollout_expert_url": "x", "rollout_expert_model": "m"},
+            ConfigError,
+            "rollout.expert_url .*'x'",
         ),
     ],
 )
