@@ -157,7 +157,7 @@ def test_a_request_that_is_refused_is_an_error_at_once(status: int, said: str, m
         opened(fake) as sampler,
         pytest.raises(EngineError, match=message),
     ):
-        sampler.sample(REQUESTS[:1], SamplingParams(group_size=1), seed=0, step=1)
+        sampler.sample(REQUESTS[:1], SamplingParams(group_size=1, max_tokens=8), seed=0, step=1)
     assert len(fake.generated()) == 1
 
 
