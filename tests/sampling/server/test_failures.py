@@ -1,4 +1,4 @@
-"""What happens to rows when servers fail: they are sent again until they are right, or one error says what to do."""
+"""Rows of servers that fail are sent again until an answer is right, or one error says what to do."""
 
 import random
 import threading
