@@ -67,6 +67,11 @@ def peak_above(run: Callable[[], Any]) -> float:
     return (_status("VmHWM") - base) / MIB
 
 
+def peak_of_process() -> float:
+    """Return the largest resident memory of this process so far in MiB, without that of the process that started it."""
+    return _status("VmHWM") / MIB
+
+
 def child(script: str, *arguments: str, threads: int, clock: str = "wall", exact_memory: bool = False) -> Any:
     """Run a benchmark in a separate process and return the last line that it prints, as JSON.
 

@@ -17,7 +17,6 @@ first count.
 import argparse
 import json
 import os
-import resource
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from measure import (
     circumstances,
     in_turns,
     peak_above,
+    peak_of_process,
     ratio,
     serve,
     spread,
@@ -292,7 +292,7 @@ def _run(side: str, name: str, models: Path, steps: int) -> dict[str, Any]:
         max_steps=steps,
         learning_rate=task.learning_rate,
     )
-    return {"steps": found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"steps": found, "peak": peak_of_process()}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FLOORS = [
     ["messages", "system_errors", "runfiles", "progress"],
     ["config", "objectives", "planning", "report", "resumable", "workers", "model_directories"],
     ["rewards"],
+    ["environments"],
     ["data"],
     ["model"],
     ["update"],
@@ -30,7 +31,7 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-FREE_OF_TORCH = {room for row in FLOORS[:6] for room in row} - {"objectives"} | {"cli"}
+FREE_OF_TORCH = {room for row in FLOORS[:7] for room in row} - {"objectives"} | {"cli"}
 HOME_OF_TRANSFORMERS = {"model", "sampling", "update", "callbacks"}
 BELOW = {room: {each for row in FLOORS[:floor] for each in row} for floor, row in enumerate(FLOORS) for room in row}
 MOST_MODULES = 20

@@ -12,6 +12,7 @@
      │   └─ RoundTripError     a saved model that differs after loading
      ├─ EngineError            a sampling engine or server that failed or did not answer in time
      ├─ RewardError            rewards that cannot be used, or too few of them
+     ├─ EpisodeError           an environment that cannot be used
      ├─ RunError               a run directory that is taken, missing or unusable
      │   └─ CheckpointError    a checkpoint that is incomplete or damaged
      └─ TrainingError          training that cannot continue (non-finite updates, no usable groups)
@@ -66,6 +67,10 @@ class EngineError(GvpoError):
 
 class RewardError(GvpoError):
     """Rewards cannot be used, or too few of them were returned."""
+
+
+class EpisodeError(GvpoError):
+    """An environment cannot be used, or its episodes cannot begin."""
 
 
 class RunError(GvpoError):

@@ -65,6 +65,7 @@ class RolloutRow:
         source: Origin of the completion; see `Completion.source`.
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
         token_versions: C versions, one per token, of a row that was sampled while the policy changed; None for others.
+        turns: Turns of an episode, as mappings with the fields of `gvpo.types.EpisodeTurn`; [] for other rows.
         age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.
     """
@@ -91,6 +92,7 @@ class RolloutRow:
     source: str = "live"
     version: int | None = None
     token_versions: Sequence[int] | None = None
+    turns: Sequence[Mapping[str, Any]] = ()
     age: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,7 +100,7 @@ class RolloutRow:
 _ARROW_TYPES = {
     **dict.fromkeys(("step", "row", "version", "age"), "int64"),
     **dict.fromkeys(
-        ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "columns"), "string"
+        ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "turns", "columns"), "string"
     ),
     **dict.fromkeys(("reward", "weight", "implicit_reward"), "float64"),
     **dict.fromkeys(("prompt_tokens", "tokens", "token_versions"), "list<int32>"),
@@ -106,7 +108,7 @@ _ARROW_TYPES = {
         ("logprobs", "ref_logprobs", "old_logprobs", "sampler_logprobs", "entropy", "mask"), "list<float32>"
     ),
 }
-_JSON_COLUMNS = ("reward_parts", "columns")
+_JSON_COLUMNS = ("reward_parts", "turns", "columns")
 
 ROLLOUT_SCHEMA = 2
 """Version of the columns of rollout files. It is in a file's metadata; a file without one has version 1.
@@ -386,6 +388,8 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
         table = _with_versions(table)
     if "token_versions" in names and "token_versions" not in table.column_names:  # of an earlier gvpo
         table = table.append_column("token_versions", pa.nulls(len(table), pa.list_(pa.int32())))
+    if "turns" in names and "turns" not in table.column_names:
+        table = table.append_column("turns", pa.array(["[]"] * len(table)))
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table.select(names)

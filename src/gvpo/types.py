@@ -15,13 +15,14 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """A prompt in a dataset: text, or a list of chat messages."""
 
-FinishReason = Literal["stop", "length", "turns", "context", "abort"]
+FinishReason = Literal["stop", "length", "turns", "context", "environment", "abort"]
 """Reason for the end of a completion:
 
 - `stop`: it ended with a token or a text that ends an answer.
 - `length`: it reached the maximum number of tokens, or filled the model's context.
 - `turns`: it reached the maximum number of turns.
-- `context`: the environment's next text did not fit into the model's context.
+- `context`: the environment's next text did not fit into the model's context or the maximum number of tokens.
+- `environment`: the environment failed, so that the episode could not continue.
 - `abort`: the sampling engine gave it up. It is a fragment that the policy did not end, and is never trained on.
 """
 
@@ -53,6 +54,47 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+TurnOutcome = Literal["ok", "error", "timeout", "died", "lost", "none"]
+"""Outcome of a turn in the environment:
+
+- `ok`: it answered.
+- `error`: it raised an error, which it told the policy.
+- `timeout`: it gave no answer in time, and the episode continued without this turn.
+- `died`: its process ended, and the episode continued without this turn.
+- `lost`: it failed, and the episode could not continue.
+- `none`: it was not asked, because the turn was cut before its end.
+"""
+
+
+@dataclass(frozen=True)
+class EpisodeTurn:
+    """A turn of an episode: what the policy said, and what it heard.
+
+    Args:
+        start: Position in the completion of the policy's first token.
+        stop: Position after its last token.
+        end: Position after the tokens of what it heard, which come next and have mask 0.
+        text: Text of the policy, without its end token.
+        heard: Messages that it heard; () if the episode ended.
+        reward: Reward of the turn; None if it has none.
+        outcome: What came of it in the environment.
+        detail: Error of the environment in one line; "" without one.
+        seconds: Duration of the environment's step.
+        metrics: Further numbers of the environment, by name.
+    """
+
+    start: int
+    stop: int
+    end: int
+    text: str = ""
+    heard: Sequence[Message] = ()
+    reward: float | None = None
+    outcome: TurnOutcome = "ok"
+    detail: str = ""
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sampled answer: a row of the optimizer batch.
@@ -75,6 +117,8 @@ class Completion:
             several policies sampled it, that of the oldest.
         versions: C versions, one per token, of a row that was sampled while the policy changed; None if all of its
             tokens have the same.
+        turns: Turns of an episode in order; () if the row is one answer.
+        prompt: Token ids of the prompt with what the environment added to it; None if it added nothing.
 
     Raises:
         DataError: If per-token values are not as long as tokens.
@@ -93,6 +137,8 @@ class Completion:
     source: str = "live"
     version: int | None = None
     versions: Sequence[int] | None = None
+    turns: Sequence[EpisodeTurn] = ()
+    prompt: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs", "versions"):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gvpo.config.environment import EnvironmentSection
 from gvpo.config.objectives import OBJECTIVES, learning_from, taking
 from gvpo.config.rollout import RolloutSection
 from gvpo.config.sampling import SamplingConfig
@@ -408,6 +409,7 @@ SECTIONS: dict[str, type[Section]] = {
     "warm_start": WarmStartConfig,
     "sampling": SamplingConfig,
     "rollout": RolloutSection,
+    "environment": EnvironmentSection,
     "rewards": RewardConfig,
     "objective": ObjectiveConfig,
     "train": TrainSection,

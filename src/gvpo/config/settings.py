@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from gvpo import notices
 from gvpo.config.aliases import answer_for
+from gvpo.config.environment import EnvironmentSection
 from gvpo.config.from_trl import convert
 from gvpo.config.rollout import RolloutSection
 from gvpo.config.sampling import SamplingConfig
@@ -49,7 +50,7 @@ STEP_STARTS = ("previous", "every:1")
 """References that are the policy at the start of each step."""
 
 _PREFIX = {"rewards": "reward"}
-_KEY = {"objective": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
+_KEY = {"objective": "name", "environment": "name", "train_data": "train", "eval_data": "eval", "groups_data": "groups"}
 
 
 def _key(section: str, field: str) -> str:
@@ -71,6 +72,7 @@ class TrainConfig(
     TrainSection,
     ObjectiveConfig,
     RewardConfig,
+    EnvironmentSection,
     RolloutSection,
     SamplingConfig,
     WarmStartConfig,

@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any
 
 from gvpo.errors import DataError
-from gvpo.types import Message, Prompt
+from gvpo.types import EpisodeTurn, Message, Prompt
 from gvpo.workers.state import STATEFUL
 
 RewardFunc = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
@@ -26,7 +26,10 @@ BATCH = "gvpo_batch"
 """Attribute of rewards that are called once per step with the rows of all groups."""
 
 STANDARD = ("prompts", "completions", "completion_ids")
-"""The arguments that every group has; all others are columns of the dataset."""
+"""The arguments that every group has; all others are columns of the dataset, except `turns`."""
+
+TURNS = "turns"
+"""The argument that groups of episodes have: the turns of each row, `gvpo.types.EpisodeTurn`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RewardBatch:
         completions: k completions, as text or as messages.
         columns: The problem's columns; each is repeated k times.
         completion_ids: k lists of token ids; [] if there are none.
+        turns: k lists of the turns of episodes; () if the completions are not episodes.
 
     Raises:
         DataError: If completion_ids is not empty and its length differs from that of completions.
@@ -47,6 +51,7 @@ class RewardBatch:
     completions: Sequence[Answer]
     columns: Mapping[str, Any] = field(default_factory=dict)
     completion_ids: Sequence[Sequence[int]] = ()
+    turns: Sequence[Sequence[EpisodeTurn]] = ()
 
     def __post_init__(self) -> None:
         if self.completion_ids and len(self.completion_ids) != len(self.completions):
@@ -61,18 +66,21 @@ class RewardBatch:
     @property
     def names(self) -> frozenset[str]:
         """Names of the arguments that this batch can provide."""
-        return frozenset(STANDARD if self.completion_ids else STANDARD[:2]) | frozenset(self.columns)
+        standard = {*(STANDARD if self.completion_ids else STANDARD[:2]), *((TURNS,) if self.turns else ())}
+        return frozenset(standard) | frozenset(self.columns)
 
     def only(self, rows: Sequence[int]) -> "RewardBatch":
         """Return a batch of only some rows."""
         ids = [self.completion_ids[row] for row in rows] if self.completion_ids else ()
-        return RewardBatch(self.prompt, [self.completions[row] for row in rows], self.columns, ids)
+        turns = [self.turns[row] for row in rows] if self.turns else ()
+        return RewardBatch(self.prompt, [self.completions[row] for row in rows], self.columns, ids, turns)
 
     def written(self, text: str) -> "RewardBatch":
         """Return a batch of one row whose completion is `text`, without token ids."""
         messages = bool(self.completions) and not isinstance(self.completions[0], str)
         completion: Answer = [{"role": "assistant", "content": text}] if messages else text
-        return RewardBatch(self.prompt, [completion], self.columns, [[]] if self.completion_ids else ())
+        ids: Sequence[Sequence[int]] = [[]] if self.completion_ids else ()
+        return RewardBatch(self.prompt, [completion], self.columns, ids, [()] if self.turns else ())
 
     def argument(self, name: str) -> list[Any]:
         """Return one value per row for the argument `name`, which is one of `names`."""
@@ -82,6 +90,8 @@ class RewardBatch:
             return list(self.completions)
         if name == "completion_ids":
             return [list(ids) for ids in self.completion_ids]
+        if name == TURNS and self.turns:
+            return list(self.turns)
         return [self.columns[name]] * len(self)
 
 

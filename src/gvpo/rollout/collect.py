@@ -13,7 +13,7 @@ from typing import Protocol
 from gvpo import activity
 from gvpo.rewards import RewardBatch, RewardPool
 from gvpo.sampling import Request, Sampler, SamplingParams
-from gvpo.types import Completion, Group, Problem, Verdict
+from gvpo.types import Completion, Group, Message, Problem, Verdict
 
 LIVE = "live"
 """Source of rows that the policy samples in a step."""
@@ -91,7 +91,7 @@ def collect(
         names: Distinct names of the groups, one per problem; by default the problems' own, made distinct.
     """
     names = distinct([item.problem.id for item in items]) if names is None else names
-    requests = [Request(name, item.prompt) for name, item in zip(names, items, strict=True)]
+    requests = [Request(name, item.prompt, problem=item.problem) for name, item in zip(names, items, strict=True)]
     started = time.perf_counter()
     with activity.phase("sampling"):
         sampled = sampler.sample(requests, params, seed=seed, step=step)
@@ -122,13 +122,18 @@ def scored(
     if verdicts:  # there are none without rewards
         sampled = [_rewarded(rows, judged) for rows, judged in zip(sampled, verdicts, strict=True)]
     groups = [
-        Group(item.prompt, rows, id=name, columns=item.problem.columns)
+        Group(_prompt(item, rows), rows, id=name, columns=item.problem.columns)
         for item, name, rows in zip(items, names, sampled, strict=True)
     ]
     seconds = {"sampling": sampling, "rewarding": time.perf_counter() - started}
     failure = rewards.first_failure
     traceback = failure.traceback if failure is not None else ""
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
+
+
+def _prompt(item: EncodedProblem, rows: Sequence[Completion]) -> Sequence[int]:
+    """Return the prompt of a group, with what an environment added to it."""
+    return next((row.prompt for row in rows if row.prompt is not None), item.prompt)
 
 
 def joined(parts: Sequence[Rollout]) -> Rollout:
@@ -182,13 +187,20 @@ def rescored(rollout: Rollout, rewards: RewardPool) -> Rollout:
 def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:
     """Return a group as the arguments of reward functions (TRL's signature)."""
     chat = not isinstance(problem.prompt, str)
-    texts = [row.text or "" for row in rows]
     return RewardBatch(
         prompt=problem.prompt,
-        completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
+        completions=[_messages(row) if chat else row.text or "" for row in rows],
         columns=problem.columns,
         completion_ids=[list(row.tokens) for row in rows],
+        turns=[row.turns for row in rows] if any(row.turns for row in rows) else (),
     )
+
+
+def _messages(row: Completion) -> list[Message]:
+    """Return a row as messages: one of the assistant, or those of an episode in order."""
+    if not row.turns:
+        return [{"role": "assistant", "content": row.text or ""}]
+    return [message for turn in row.turns for message in ({"role": "assistant", "content": turn.text}, *turn.heard)]
 
 
 def _rewarded(rows: Sequence[Completion], verdicts: Sequence[Verdict]) -> list[Completion]:

@@ -162,7 +162,7 @@ def _finished(
     seed: int,
 ) -> Iterator[Rollout]:
     """Sample a part, and yield its new groups with their rewards, those of a few seconds together."""
-    requests = [Request(item.problem.id, item.prompt) for item in part]
+    requests = [Request(item.problem.id, item.prompt, problem=item.problem) for item in part]
     groups = streamed(sampler, requests, params, seed=seed, step=0)
     ready: list[tuple[EncodedProblem, list[Completion]]] = []
     began = time.perf_counter()

@@ -133,7 +133,8 @@ class Dispatch:
 
     def request(self, place: int) -> Request:
         """Return the request for a group."""
-        return Request(self.names[place], self.items[place].prompt)
+        item = self.items[place]
+        return Request(self.names[place], item.prompt, problem=item.problem)
 
     def add(self, places: Sequence[int], part: Rollout) -> None:
         """Add groups that are scored."""

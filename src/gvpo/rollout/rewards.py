@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gvpo import notices
 from gvpo.config import TrainConfig
+from gvpo.environments import EnvironmentSpec
+from gvpo.environments.reward import ENVIRONMENT, EnvironmentReward
 from gvpo.errors import ConfigError, RewardError, type_of
 from gvpo.model.model import is_model
 from gvpo.model.reward_model import RewardModel
@@ -30,7 +32,10 @@ RewardTokenizers: TypeAlias = "PreTrainedTokenizerBase | Sequence[PreTrainedToke
 
 
 def reward_functions(
-    config: TrainConfig, given: RewardFuncs, tokenizers: RewardTokenizers = None
+    config: TrainConfig,
+    given: RewardFuncs,
+    tokenizers: RewardTokenizers = None,
+    environment: EnvironmentSpec | None = None,
 ) -> dict[str, RewardFunc]:
     """Return the rewards by name: those passed, else those of the settings, else those of the task.
 
@@ -39,6 +44,7 @@ def reward_functions(
         given: A reward or several: functions, sequence classifiers, and names as in a recipe.
         tokenizers: Tokenizers of the classifiers in `given`, with None for the other rewards; by default, the tokenizer
             of the directory or Hub ID that a classifier was loaded from.
+        environment: Environment of the run, whose turns may have rewards.
 
     Raises:
         ConfigError: If two rewards have the same name, or the number of weights, tokenizers or options do not match.
@@ -46,7 +52,8 @@ def reward_functions(
         ModelError: If a reward model does not have an option.
     """
     task = find_task(config)
-    chosen = given if given is not None else config.reward_funcs or ([task.reward] if task else [])
+    of_task = [task.reward] if task is not None and environment is None else []
+    chosen = given if given is not None else config.reward_funcs or of_task
     if isinstance(chosen, TrainConfig):
         raise RewardError("reward_funcs is a TrainConfig; pass it as args=")
     if not isinstance(chosen, str | Iterable) and not callable(chosen):
@@ -65,7 +72,9 @@ def reward_functions(
         for (name, item), own in zip(named.items(), words, strict=True)
     }
     _tell_of_state(loaded)
-    return loaded
+    if environment is None or not environment.pays:
+        return loaded
+    return {ENVIRONMENT: EnvironmentReward(environment, config.environment_turn_rewards), **loaded}
 
 
 def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
@@ -76,10 +85,11 @@ def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log
         functions: Result of `reward_functions`.
         log: File for the functions' output; opened when a worker starts.
     """
+    weighted = [name for name, function in functions.items() if not isinstance(function, EnvironmentReward)]
     weights = config.reward_weights
     return RewardPool(
         functions,
-        dict(zip(functions, weights, strict=True)) if weights is not None else None,
+        dict(zip(weighted, weights, strict=True)) if weights is not None else None,
         workers=config.reward_workers,
         timeout=config.reward_timeout,
         memory_limit=round(config.reward_memory_limit * 2**30),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gvpo.errors import ConfigError
 from gvpo.sampling.exclusion.spec import Exclusion
-from gvpo.types import Completion
+from gvpo.types import Completion, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +59,14 @@ class Request:
     Args:
         id: Identifies the prompt. With seed, step and row it determines the noise, so it must be unique in a call.
         prompt: Token ids, at least one.
+        max_tokens: Maximum number of tokens of its completions, if it is smaller than that of the sampling parameters.
+        problem: The problem, which an environment needs for its columns; samplers of tokens do not read it.
     """
 
     id: str
     prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    problem: Problem | None = None
 
 
 class Sampler(Protocol):

@@ -1,5 +1,6 @@
 """Checks of requests, and the maximum number of tokens that the context leaves for each completion."""
 
+import sys
 from collections.abc import Sequence
 
 from gvpo.errors import DataError, ModelError
@@ -23,7 +24,11 @@ def token_limits(requests: Sequence[Request], max_tokens: int, *, context: int |
         raise DataError("two requests have the same id, so they would get the same noise; give each prompt its own id")
     for request in requests:
         _check_prompt(request, context, vocabulary)
-    return [max_tokens if context is None else min(max_tokens, context - len(each.prompt)) for each in requests]
+    room = sys.maxsize if context is None else context
+    return [
+        min(max_tokens, room - len(each.prompt), max_tokens if each.max_tokens is None else each.max_tokens)
+        for each in requests
+    ]
 
 
 def _check_prompt(request: Request, context: int | None, vocabulary: int) -> None:

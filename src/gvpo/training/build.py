@@ -18,11 +18,13 @@ from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
 from gvpo.model.fingerprints import fingerprint as model_fingerprint
+from gvpo.model.model import context_length
 from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
 from gvpo.rollout.dynamic.dead import DeadGroups
+from gvpo.rollout.episodes.setup import open_episodes
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sources.base import Source
@@ -57,6 +59,8 @@ TRAINING, HELD_OUT, GIVEN = "set of training data", "set of held-out data", "set
 """Names of the data fingerprints."""
 REWARDS_LOG = "rewards.log"
 """File with the output of the reward functions."""
+ENVIRONMENTS_LOG = "environments.log"
+"""File with the output of the environments."""
 WORTH_SAYING = 10**8
 """Smallest size in bytes of a copy of the policy that is announced."""
 COMPUTE_DTYPE = "compute_dtype"
@@ -153,6 +157,17 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             functools.partial(compare_with_policy, inputs, policy, sampler, learner, resolved),
         )
         stack.callback(publisher.close)
+        sampler = stack.enter_context(
+            open_episodes(
+                config,
+                inputs.environment,
+                sampler,
+                inputs.tokenizer,
+                policy.sampler.ending,
+                context=context_length(policy.model),
+                log=path / ENVIRONMENTS_LOG,
+            )
+        )
         source = make_source(
             inputs,
             policy,

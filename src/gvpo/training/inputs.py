@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from gvpo import activity
 from gvpo.config import RunPlan, TrainConfig
 from gvpo.data.given_rows import Rows, read_rows
+from gvpo.environments import EnvironmentSpec
 from gvpo.errors import DataError
 from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.dynamic.dead import DeadGroups
+from gvpo.rollout.episodes.setup import EnvironmentItem, environment_of
 from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
 from gvpo.rollout.lengths import fitting_answers, fitting_prompts
 from gvpo.rollout.logged_groups import LoggedGroup
@@ -102,6 +104,7 @@ class RunInputs:
         data: Training data.
         held_out: Problems to evaluate on.
         held_groups: Held-out answers with scores, to evaluate on.
+        environment: Environment that answers the policy; None if completions are single answers.
         notices: Notices that the run prints when it begins, and does not repeat when it is resumed.
     """
 
@@ -112,6 +115,7 @@ class RunInputs:
     data: TrainingData
     held_out: Sequence[EncodedProblem] = ()
     held_groups: Sequence[Group] = ()
+    environment: EnvironmentSpec | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -146,6 +150,7 @@ def prepare(
     train: Rows | None = None,
     held_out: Rows | None = None,
     peft_config: object | None = None,
+    environment: EnvironmentItem = None,
 ) -> tuple[RunInputs, Policy]:
     """Load and read the inputs of a run, and apply the rules that need more than the settings.
 
@@ -158,6 +163,7 @@ def prepare(
         train: Rows to train on; by default the data or the task of the settings.
         held_out: Held-out rows; by default those of the settings.
         peft_config: A `peft.LoraConfig` for a new adapter.
+        environment: Environment that answers the policy; by default that of the settings.
 
     Raises:
         GvpoError: If the run cannot work; the message says what to do.
@@ -165,7 +171,8 @@ def prepare(
     config = plan.settings
     check_adapter(config, peft_config)
     params = sampling_params(config)
-    functions = reward_functions(config, rewards, reward_tokenizers)
+    spec = environment_of(config, environment)
+    functions = reward_functions(config, rewards, reward_tokenizers, spec)
     rows, groups = (held_out, None) if held_out is None or held_out.kind == "problems" else (None, held_out)
     check_rewards(plan, functions, held_out=rows is not None)
     with activity.phase("loading the model"):
@@ -181,6 +188,7 @@ def prepare(
         _training_data(plan, loaded, words, train),
         fitting_prompts(config, loaded, encode(config, words, problems)),
         held_out_groups(config, words, loaded, groups),
+        spec,
     )
     if config.epochs is not None:
         items = config.sample_groups or len(inputs.data)

@@ -307,6 +307,7 @@ def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Ite
                 source=completion.source,
                 version=completion.version,
                 token_versions=None if completion.versions is None else list(completion.versions),
+                turns=[dataclasses.asdict(turn) for turn in completion.turns],
                 age=completion.age(step),
                 columns=dict(group.columns),
             )

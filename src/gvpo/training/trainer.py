@@ -15,6 +15,7 @@ from gvpo.errors import ConfigError, type_of
 from gvpo.model import lora
 from gvpo.model.model import save_model
 from gvpo.progress import error_console, print_sentence
+from gvpo.rollout.episodes.setup import EnvironmentItem
 from gvpo.rollout.rewards import RewardFuncs, RewardTokenizers
 from gvpo.training.checkpoint.trial import rehearse
 from gvpo.training.checks import check_arguments, check_surroundings, refuse_others
@@ -53,6 +54,8 @@ class Trainer:
         objective: Loss to train with, instead of the one that `args` names: a function of log-probs and the inputs
             that its signature names, which returns an `ObjectiveOutput` (docs/guides/python.md).
         callbacks: Instances or subclasses of transformers' `TrainerCallback` (docs/guides/python.md).
+        environment: What answers the policy in several turns: a class with `reset` and `step`, or its name
+            (docs/guides/environments.md); by default that of `args`.
         others: Arguments of other trainers, which are errors that say what to do instead; None is accepted.
 
     Raises:
@@ -73,6 +76,7 @@ class Trainer:
         reward_processing_classes: RewardTokenizers = None,
         callbacks: Sequence[object] | None = None,
         objective: "Callable[..., ObjectiveOutput] | None" = None,
+        environment: EnvironmentItem = None,
         **others: object,
     ) -> None:
         refuse_others(others, signature(type(self)).parameters)
@@ -103,6 +107,7 @@ class Trainer:
                 train=rows,
                 held_out=held,
                 peft_config=peft_config,
+                environment=environment,
             )
         self.config, self.rewards = self._inputs.settings, self._inputs.rewards
         self.model, self.tokenizer = self._policy.model, self._inputs.tokenizer

@@ -1,0 +1,49 @@
+"""The rewards of an environment's turns as a reward of the episode, in addition to those of reward functions."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from gvpo.environments.base import EnvironmentSpec
+from gvpo.types import EpisodeTurn, Verdict
+
+ENVIRONMENT = "environment"
+"""Name of this reward."""
+
+
+class EnvironmentReward:
+    """The reward of episodes from the rewards of their turns. It runs in the trainer's process.
+
+    An episode without any reward gets the environment's lowest one, so that a policy cannot avoid a bad reward by never
+    finishing. So does an episode whose last turn made the environment fail, if that is blamed on the policy's text.
+
+    Args:
+        spec: The environment.
+        of: "sum" of the turns' rewards, or the "last" of them.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, of: Literal["sum", "last"]) -> None:
+        self.__name__, self._spec, self._of = ENVIRONMENT, spec, of
+
+    def identity(self) -> Any:
+        """Return what determines its rewards."""
+        return self._spec.make
+
+    def __call__(self, turns: Sequence[Sequence[EpisodeTurn]] = (), **_: Any) -> list[float | None]:
+        """Return one value per episode."""
+        return [verdict.reward for verdict in self.verdicts(turns)]
+
+    def verdicts(self, turns: Sequence[Sequence[EpisodeTurn]] = (), **_: Any) -> list[Verdict]:
+        """Return one verdict per episode."""
+        return [self._verdict(each) for each in turns]
+
+    def _verdict(self, turns: Sequence[EpisodeTurn]) -> Verdict:
+        last = turns[-1] if turns else EpisodeTurn(0, 0, 0)
+        if last.outcome == "lost":
+            is_texts_fault = self._spec.blames == "text" and last.stop > 0
+            return Verdict(self._spec.worst) if is_texts_fault else Verdict(None, reason=f"lost: {last.detail}")
+        rewards = [turn.reward for turn in turns if turn.reward is not None]
+        if not self._spec.pays:
+            return Verdict(None)
+        if not rewards:
+            return Verdict(self._spec.worst)
+        return Verdict(sum(rewards) if self._of == "sum" else rewards[-1])
