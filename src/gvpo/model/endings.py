@@ -130,7 +130,12 @@ def _controls(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     added = tokenizer.added_tokens_decoder
     found = [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in added]
     special = [token for token in found if added[token].special]
-    plain = [token for token in found if not added[token].special and _IN_BRACKETS.fullmatch(added[token].content)]
+    plain = [token for token in found if not added[token].special and in_brackets(added[token].content)]
     # The unknown token never ends an answer, nor does the beginning, unless it is the end token too.
     never = {tokenizer.unk_token_id, tokenizer.bos_token_id} - {*token_ids(tokenizer.eos_token_id)}
     return [token for token in special if token not in never] or plain
+
+
+def in_brackets(text: str) -> bool:
+    """Return whether the text of an added token looks like a control token, such as `<|im_end|>` or `[INST]`."""
+    return _IN_BRACKETS.fullmatch(text) is not None

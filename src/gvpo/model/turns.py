@@ -1,19 +1,58 @@
-"""The tokens between two turns of the policy, which are appended and never re-encoded with what it sampled.
+r"""The tokens between two turns of the policy, which are appended and never re-encoded with what it sampled.
 
-... the policy's tokens ─▶ end of its turn ─▶ [between: what the environment says, in the chat template] ─▶ next turn
+    rendered once:  a question, a stand-in for the answer, the new messages, the generation prompt
+                              ... stand-in <end of turn> \n <header> observation <end of turn> \n <header>
+                                                        └──────────── between ───────────────────────────┘
+
+The text after the end token does not depend on the answer, which is verified for the tokenizer in use. It therefore
+follows the tokens that the policy sampled, whatever they are. A fresh rendering of the conversation may differ, because
+it trims answers, and Qwen3's template drops the thinking of earlier turns. The policy keeps what it sampled.
+
+What an environment says is text. Its tokens are never control tokens, so it cannot write the turns of other roles.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from gvpo.errors import ConfigError
-from gvpo.model.endings import Ending
+from gvpo.errors import ConfigError, one_line
+from gvpo.model.endings import Ending, in_brackets
 from gvpo.types import Message
 
 OBSERVATION = "{observation}"
+CUT = " ... "
+"""Text in place of the middle of an observation that is too long."""
+
+Role = Literal["auto", "user", "tool"]
+
+_SYSTEM = {"role": "system", "content": "A system prompt."}
+_QUESTION = {"role": "user", "content": "A question?"}
+_ANSWERS = (
+    ("An answer, as any other.", "An answer, as any other."),
+    ("<think>\nA thought.\n</think>\n\nAnother, of 2 sentences. Yes!", "Another, of 2 sentences. Yes!"),
+)
+"""Two stand-ins for the policy's answer, each with the text that the template writes last of it."""
+_SAID = ("Something new", "Other text")
+_CHARACTERS_PER_TOKEN = 64
+"""Number of characters per token from which the middle of a long text is dropped without encoding it."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The text around messages.
+
+    Args:
+        end: Token that ends the policy's turn.
+        texts: Text before each message and after the last one; the first begins with the text of `end`.
+    """
+
+    end: int
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,13 +65,18 @@ class TurnTemplate:
         text: Text between turns with {observation}; None uses the chat template.
         role: Role of text that the environment says; also of its messages, if it is not "auto".
         template_args: Keywords of the chat template.
+        stops: Tokens that end a completion of the sampler, of which `ends` are some.
+        joins: Whether the messages of a turn become one, because the template allows only one.
     """
 
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
     text: str | None = None
-    role: Literal["auto", "user", "tool"] = "auto"
+    role: Role = "auto"
     template_args: Mapping[str, Any] | None = None
+    stops: frozenset[int] = frozenset()
+    joins: bool = False
+    _frames: dict[tuple[str, ...], _Frame] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -41,7 +85,8 @@ class TurnTemplate:
         ending: Ending,
         *,
         text: str | None = None,
-        role: Literal["auto", "user", "tool"] = "auto",
+        role: Role = "auto",
+        roles: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         template_args: Mapping[str, Any] | None = None,
     ) -> "TurnTemplate":
@@ -52,43 +97,312 @@ class TurnTemplate:
             ending: Tokens that end an answer.
             text: Text between turns with {observation}; None uses the chat template.
             role: Role of what the environment says.
+            roles: Roles of the messages that the environment may say, if `role` is "auto". Default: user.
             stop_token_ids: Further tokens that end a turn.
             template_args: Keywords of the chat template.
 
         Raises:
             ConfigError: If the template does not allow it; the message says what to do.
         """
-        if text is None and not tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template; set environment.between, such as '{observation}'")
-        ends = frozenset({*ending.stops, *stop_token_ids} if text is not None else {ending.written or -1})
-        return cls(tokenizer, ends, text, role, template_args)
+        stops = frozenset({*ending.stops, *stop_token_ids})
+        if text is not None:
+            return cls(tokenizer, stops, text, role, template_args, stops, joins=True)._checked_text(ending.written)
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"{_name(tokenizer)} has no chat template, which says what comes between two turns; set "
+                r"environment.between, such as '\n{observation}\n'"
+            )
+        found = cls(tokenizer, frozenset(), None, role, template_args, stops)
+        said = list(dict.fromkeys(roles)) or ["user"] if role == "auto" else [role]
+        ends = frozenset(found._verified([each]).end for each in said)
+        return replace(found, ends=ends, joins=not all(found._allows_two(each) for each in said))
 
     def messages(self, say: str | Sequence[Message]) -> list[Message]:
-        """Return what an environment says as messages with the roles that the template gets."""
-        if isinstance(say, str):
-            return [{"role": "user" if self.role == "auto" else self.role, "content": say}]
-        return [dict(message) if self.role == "auto" else {**message, "role": self.role} for message in say]
+        """Return what an environment says as messages with the roles that the template gets; at least one message."""
+        if isinstance(say, str) or not say:
+            return [{"role": "user" if self.role == "auto" else self.role, "content": say or ""}]
+        given: list[Message] = [
+            dict(message) if self.role == "auto" else {**message, "role": self.role} for message in say
+        ]
+        return _joined(given) if self.joins else given
+
+    def follows(self, token: int, messages: Sequence[Message]) -> bool:
+        """Return whether `between` may follow a turn that ended with this token."""
+        return token in self.ends if self.text is not None else token == self._frame(messages).end
 
     def between(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens that follow the end token of a turn: the messages and the beginning of the next turn."""
-        if self.text is not None:
-            said = "".join(str(message["content"]) for message in messages)
-            return self._encoded(self.text.replace(OBSERVATION, said))
-        dummy = "An answer, as any other."
-        asked: list[Any] = [
-            {"role": "user", "content": "A question?"},
-            {"role": "assistant", "content": dummy},
-            *messages,
-        ]
-        settings = {**(self.template_args or {}), "tokenize": False, "add_generation_prompt": True}
-        rendered = str(self.tokenizer.apply_chat_template(asked, **settings))
-        after = self._encoded(rendered.partition(dummy)[2])
-        return after[1:] if after[0] in self.ends else after
+        """Return the tokens that follow the end token of a turn: the messages and the beginning of the next turn.
+
+        Raises:
+            ConfigError: If the template cannot write the messages after an answer.
+        """
+        frame = self._frame(messages)
+        said = [text for _, text in self._said(messages, frame)]
+        whole = "".join(_alternating(frame.texts, said))
+        tokens = self._live(whole)
+        controls = [token for text in frame.texts for token in self._live(text) if token in self._controls]
+        if [token for token in tokens if token in self._controls] != controls:  # something that was said looks like one
+            tokens = self._live(frame.texts[0])
+            for text, after in zip(said, frame.texts[1:], strict=True):
+                tokens += [*self._plain(text), *_continued(self._live, after)]
+        return tokens[1:] if tokens[:1] == [frame.end] else tokens
+
+    def shortened(self, messages: Sequence[Message], most: int) -> tuple[list[Message], bool]:
+        """Return messages whose contents have at most `most` tokens together, and whether any was cut in its middle.
+
+        Args:
+            messages: What an environment says. The longest contents are cut first.
+            most: Maximum number of tokens.
+        """
+        texts = [str(message["content"]) for message in messages]
+        texts = [_without_middle(text, _CHARACTERS_PER_TOKEN * most) for text in texts]
+        counts = [len(self._plain(text)) for text in texts]
+        share = _largest_share(counts, most)
+        kept = [text if count <= share else self._cut(text, share) for text, count in zip(texts, counts, strict=True)]
+        cut: list[Message] = [{**message, "content": text} for message, text in zip(messages, kept, strict=True)]
+        is_cut = any(text != str(message["content"]) for text, message in zip(kept, messages, strict=True))
+        return (cut, True) if is_cut else (list(messages), False)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of an episode's tokens, with the marks between turns and without the last end token."""
         shown = tokens[:-1] if tokens and tokens[-1] in self.ends and self.text is None else tokens
         return str(self.tokenizer.decode(list(shown), skip_special_tokens=self.text is not None))
 
-    def _encoded(self, text: str) -> list[int]:
+    def _checked_text(self, written: int | None) -> "TurnTemplate":
+        """Return the template whose text between turns is given, after checking it.
+
+        Raises:
+            ConfigError: If the text does not contain {observation} once, or if no token ends a turn.
+        """
+        assert self.text is not None
+        if self.text.count(OBSERVATION) != 1:
+            raise ConfigError(
+                f"environment.between = {self.text!r} must contain {OBSERVATION} once; it is replaced by what the "
+                "environment says"
+            )
+        if not self.stops:
+            raise ConfigError("no token ends a turn; set tokenizer.eos_token, or sampling.stop_token_ids")
+        end = written if written in self.stops else min(self.stops)
+        assert end is not None
+        before, _, after = self.text.partition(OBSERVATION)
+        self._frames[()] = _Frame(end, (self._written(end) + before, after))
+        return self
+
+    def _verified(self, roles: Sequence[str]) -> _Frame:
+        """Return the frame of messages with these roles, which must not depend on the answer or on their contents.
+
+        Raises:
+            ConfigError: If it does, or if the template cannot write them.
+        """
+        first, *others = [
+            self._framed([{"role": role, "content": ""} for role in roles], answer, said)
+            for answer in _ANSWERS
+            for said in _SAID
+        ]
+        if any(frame != first for frame in others):
+            raise ConfigError(
+                f"the chat template of {_name(self.tokenizer)} writes different text around different answers or "
+                f"messages, so no fixed tokens come between turns; {_REMEDY}"
+            )
+        if self._live(first.texts[0])[:1] != [first.end]:
+            raise ConfigError(
+                f"{_name(self.tokenizer)} does not encode its end token {self._written(first.end)!r} as one token; "
+                f"{_REMEDY}"
+            )
+        return first
+
+    def _allows_two(self, role: str) -> bool:
+        try:
+            self._verified([role, role])
+        except ConfigError:
+            return False
+        return True
+
+    def _frame(self, messages: Sequence[Message]) -> _Frame:
+        """Return the text around messages. It is remembered for messages that have only a role and content."""
+        if self.text is not None:
+            return self._frames[()]
+        if any(set(message) - {"role", "content"} for message in messages):
+            return self._framed(messages)
+        roles = tuple(str(message["role"]) for message in messages)
+        if roles not in self._frames:
+            self._frames[roles] = self._verified(roles)
+        return self._frames[roles]
+
+    def _framed(
+        self, messages: Sequence[Message], answer: tuple[str, str] = _ANSWERS[0], said: str = _SAID[0]
+    ) -> _Frame:
+        """Return the text that the template writes around messages, whatever their contents are.
+
+        Raises:
+            ConfigError: If the template refuses the messages or leaves them out, or does not end the answer.
+        """
+        texts = [f"{said} ({number})" for number in range(len(messages))]
+        marked = [{**message, "content": text} for message, text in zip(messages, texts, strict=True)]
+        rest, around = self._after(marked, answer), []
+        for text in texts:
+            before, found, rest = rest.partition(text)
+            around.append(before)
+            if not found:
+                raise self._refused(messages, "it leaves out what they say")
+        end = self._end_in(around[0] if around else rest)
+        _, found, around[0] = around[0].partition(self._written(end))
+        return _Frame(end, (found + around[0], *around[1:], rest))
+
+    def _after(self, messages: Sequence[Message], answer: tuple[str, str] = _ANSWERS[0]) -> str:
+        """Return the text that the template writes after an answer, which includes its end token."""
+        said, shown = answer
+        exchange: list[Any] = [_QUESTION, {"role": "assistant", "content": said}, *messages]
+        settings = {**(self.template_args or {}), "tokenize": False, "add_generation_prompt": True}
+        reason = ""
+        for system in ([], [_SYSTEM]):  # some templates require a system prompt
+            try:
+                rendered = str(self.tokenizer.apply_chat_template([*system, *exchange], **settings))
+            except Exception as error:  # templates are third-party programs and may raise anything
+                reason = reason or one_line(error)
+                continue
+            return rendered.partition(shown)[2]
+        raise self._refused(messages, reason)
+
+    def _end_in(self, text: str) -> int:
+        """Return the token that ends an answer, from the text after it.
+
+        Raises:
+            ConfigError: If the first control token of the text ends no completion, or there is none.
+        """
+        added = self.tokenizer.added_tokens_decoder
+        ids = self._live(text)
+        token = next((each for each in ids if each in self.stops or (each in added and added[each].special)), None)
+        if token is not None and token in self.stops:
+            return token
+        written = "no control token" if token is None else f"{self._written(token)!r} (token {token})"
+        also = (
+            "" if token is None else f" add {token} to sampling.stop_token_ids if the model ends its turns with it, or"
+        )
+        raise ConfigError(
+            f"the chat template of {_name(self.tokenizer)} writes {written} after an answer, which is not an end of "
+            f"the policy's turn;{also} {_REMEDY}"
+        )
+
+    def _refused(self, messages: Sequence[Message], reason: str) -> ConfigError:
+        roles = " and ".join(dict.fromkeys(str(message["role"]) for message in messages))
+        remedy = "set environment.observation_role = 'user'" if roles == "tool" else _REMEDY
+        return ConfigError(
+            f"the chat template of {_name(self.tokenizer)} does not write messages with the role {roles} after an "
+            f"answer ({reason}); {remedy}"
+        )
+
+    def _said(self, messages: Sequence[Message], frame: _Frame) -> Iterator[tuple[Message, str]]:
+        """Yield each message with its text as the template writes it, which may be trimmed or be JSON."""
+        if self.text is not None:
+            yield {}, "\n".join(str(message["content"]) for message in messages)
+            return
+        for number, message in enumerate(messages):
+            yield message, self._as_written(messages, number, frame)
+
+    def _as_written(self, messages: Sequence[Message], number: int, frame: _Frame) -> str:
+        """Return the text of one message as the template writes it; its content if that cannot be told."""
+        content = str(messages[number]["content"])
+        others = [f"Message {place}" for place in range(len(messages))]
+        shown = [
+            message if place == number else {**message, "content": others[place]}
+            for place, message in enumerate(messages)
+        ]
+        before = "".join(_alternating(frame.texts[: number + 1], others[:number]))
+        after = "".join(_alternating(frame.texts[number + 1 :], others[number + 1 :]))
+        try:
+            rendered = self._after(shown)
+        except ConfigError:
+            return content
+        _, end, rest = rendered.partition(self._written(frame.end))
+        written = end + rest
+        fits = written.startswith(before) and written.endswith(after) and len(written) >= len(before) + len(after)
+        return written[len(before) : len(written) - len(after)] if fits else content
+
+    def _cut(self, text: str, most: int) -> str:
+        """Return the beginning and the end of a text, with a mark between them, in at most `most` tokens."""
+        tokens = self._plain(text)
+        for kept in range(most - len(self._plain(CUT)), 0, -1):
+            head, tail = tokens[: (kept + 1) // 2], tokens[len(tokens) - kept // 2 :]
+            shown = f"{self._decoded(head).rstrip(_BROKEN)}{CUT}{self._decoded(tail).lstrip(_BROKEN)}"
+            if len(self._plain(shown)) <= most:
+                return shown
+        return self._decoded(tokens[:most]).rstrip(_BROKEN)
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def _written(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token))
+
+    def _live(self, text: str) -> list[int]:
+        """Return the tokens of text of the template, in which control tokens are control tokens."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _plain(self, text: str) -> list[int]:
+        """Return the tokens of text that somebody said, in which nothing is a control token."""
+        places = [match.start() + 1 for match in self._marks.finditer(text)]
+        parts = [text[start:stop] for start, stop in pairwise([0, *places, len(text)])]
+        return [token for part in parts for token in _continued(self._split, part)]
+
+    def _split(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    @cached_property
+    def _controls(self) -> frozenset[int]:
+        """Return special tokens, and added tokens in brackets."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(number for number, token in added if token.special or in_brackets(token.content))
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Return the texts of control tokens that the tokenizer finds even if it splits special tokens."""
+        added = self.tokenizer.added_tokens_decoder
+        texts = [added[token].content for token in self._controls if not added[token].special]
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+
+_REMEDY = "write the text between turns into environment.between"
+_BROKEN = "\ufffd"
+"""Character in place of bytes that are only a part of a character."""
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"the tokenizer {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
+
+
+def _alternating(texts: Sequence[str], said: Sequence[str]) -> Iterator[str]:
+    """Yield texts with what was said between them."""
+    for number, text in enumerate(texts):
+        yield text
+        if number < len(said):
+            yield said[number]
+
+
+def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """Return the tokens of a text that continues another, for tokenizers that put a space before a first word."""
+    if not text:
+        return []
+    lead, both = encode("\n"), encode(f"\n{text}")
+    return both[len(lead) :] if both[: len(lead)] == lead else encode(text)
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as one, in lines, with the keys of the first one."""
+    return [{**messages[0], "content": "\n".join(str(message["content"]) for message in messages)}]
+
+
+def _without_middle(text: str, most: int) -> str:
+    """Return a text of at most `most` characters, and 5 more for the mark in its middle."""
+    return text if len(text) <= most else f"{text[: most // 2]}{CUT}{text[len(text) - most // 2 :]}"
+
+
+def _largest_share(counts: Sequence[int], most: int) -> int:
+    """Return the largest number to which all counts can be lowered so that their sum is at most `most`."""
+    left = most
+    for place, count in enumerate(sorted(counts)):
+        share = left // (len(counts) - place)
+        if count > share:
+            return share
+        left -= count
+    return max(counts, default=0)

@@ -24,6 +24,9 @@ from gvpo.sampling import Request, Sampler, SamplingParams, is_concurrent, share
 from gvpo.sampling.conversation import Conversation, conversing
 from gvpo.types import Completion, EpisodeTurn, FinishReason, Message, Problem
 
+OBSERVATION_CUT = "observation_cut"
+"""Metric of a turn after which the middle of what the environment said was left out."""
+
 
 @dataclass(frozen=True)
 class EpisodeLimits:
@@ -175,9 +178,13 @@ class EpisodeSampler:
             row.end_turn(spoken, Answer(outcome="none"))
             row.finish_reason = spoken.finish_reason
             return None
-        messages = self._template.messages(answer.say) if answer.say else []
-        can_go_on = spoken.tokens[-1] in self._template.ends
-        if answer.done or answer.outcome == "lost" or not can_go_on or is_last:
+        has_ended = answer.done or answer.outcome == "lost"
+        messages = self._template.messages(answer.say) if answer.say or not has_ended else []
+        messages, is_cut = self._template.shortened(messages, self._limits.observation_tokens)
+        if is_cut:
+            answer = dataclasses.replace(answer, metrics={**answer.metrics, OBSERVATION_CUT: 1.0})
+        can_go_on = self._template.follows(spoken.tokens[-1], messages) if messages else True
+        if has_ended or not can_go_on or is_last:
             row.end_turn(spoken, answer, messages)
             row.finish_reason = _reason(answer, can_go_on=can_go_on)
             return None

@@ -33,8 +33,13 @@ def environment_of(config: TrainConfig, given: EnvironmentItem = None) -> Enviro
     return load_environment(chosen, config.environment_options, config.environment_tools)
 
 
-def turn_template(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", ending: Ending) -> TurnTemplate:
-    """Return the tokens between turns.
+def turn_template(
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    ending: Ending,
+    spec: EnvironmentSpec | None = None,
+) -> TurnTemplate:
+    """Return the tokens between turns. An environment with tools also says messages with the role `tool`.
 
     Raises:
         ConfigError: If the chat template does not allow turns; the message says what to do.
@@ -44,6 +49,7 @@ def turn_template(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", end
         ending,
         text=config.environment_between,
         role=config.environment_observation_role,
+        roles=("tool", "user") if config.environment_tools or (spec is not None and spec.tools) else (),
         stop_token_ids=config.stop_token_ids,
         template_args=config.template_args,
     )
@@ -86,4 +92,4 @@ def open_episodes(
     def encoded(problem: Problem) -> tuple[int, ...]:
         return encode(config, tokenizer, [problem])[0].prompt
 
-    return closing(EpisodeSampler(sampler, pool, turn_template(config, tokenizer, ending), encoded, limits))
+    return closing(EpisodeSampler(sampler, pool, turn_template(config, tokenizer, ending, spec), encoded, limits))
