@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvpo.errors import DataError, type_of
+from gvpo.types import Prompt
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of text parts; parts of any other type are images, sounds or files."""
@@ -47,6 +48,14 @@ def content_text(content: Any) -> str:
     if isinstance(content, list | tuple):
         return unicode_text("".join(_part_text(part) for part in content))
     raise DataError(f"the content is {_kind(content)}; give text, or a list of text parts")
+
+
+def with_opening(prompt: Prompt, text: str) -> Prompt:
+    """Return a prompt with text at its end: that of its last message, if it is messages."""
+    if isinstance(prompt, str):
+        return prompt + text
+    *before, last = prompt
+    return [*before, {**last, "content": content_text(last["content"]) + text}]
 
 
 def _part_text(part: Any) -> str:

@@ -66,6 +66,7 @@ class RolloutRow:
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
         token_versions: C versions, one per token, of a row that was sampled while the policy changed; None for others.
         turns: Turns of an episode, as mappings with the fields of `gvpo.types.EpisodeTurn`; [] for other rows.
+        opening: Text that an environment added to the prompt; "" for other rows.
         age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.
     """
@@ -92,7 +93,8 @@ class RolloutRow:
     source: str = "live"
     version: int | None = None
     token_versions: Sequence[int] | None = None
-    turns: Sequence[Mapping[str, Any]] = ()
+    turns: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    opening: str = ""
     age: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -100,7 +102,8 @@ class RolloutRow:
 _ARROW_TYPES = {
     **dict.fromkeys(("step", "row", "version", "age"), "int64"),
     **dict.fromkeys(
-        ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "turns", "columns"), "string"
+        ("group", "prompt", "text", "reward_parts", "reason", "finish_reason", "source", "turns", "opening", "columns"),
+        "string",
     ),
     **dict.fromkeys(("reward", "weight", "implicit_reward"), "float64"),
     **dict.fromkeys(("prompt_tokens", "tokens", "token_versions"), "list<int32>"),

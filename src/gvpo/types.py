@@ -119,6 +119,7 @@ class Completion:
             tokens have the same.
         turns: Turns of an episode in order; () if the row is one answer.
         prompt: Token ids of the prompt with what the environment added to it; None if it added nothing.
+        opening: Text that the environment added to the prompt; "" if it added nothing.
 
     Raises:
         DataError: If per-token values are not as long as tokens.
@@ -139,6 +140,7 @@ class Completion:
     versions: Sequence[int] | None = None
     turns: Sequence[EpisodeTurn] = ()
     prompt: Sequence[int] | None = None
+    opening: str = ""
 
     def __post_init__(self) -> None:
         for name in ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs", "versions"):

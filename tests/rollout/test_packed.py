@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gvpo.rollout.packed import pack, unpack
-from gvpo.types import Completion, Verdict
+from gvpo.types import Completion, EpisodeTurn, Verdict
 
 ROWS = [
     (
@@ -26,6 +26,20 @@ ROWS = [
     ),
     (Completion([7], ref_logprobs=[-1.0], source="history", version=0), Verdict(None, {}, "timeout")),
     (Completion([], 0.0, old_logprobs=[], sampler_logprobs=[]), Verdict(0.0)),
+    (
+        Completion(
+            [7, 8, 9],
+            mask=[1.0, 0.0, 1.0],
+            finish_reason="turns",
+            turns=(
+                EpisodeTurn(0, 1, 2, "7", [{"role": "user", "content": "8"}], 0.5, "error", "E: 8", 0.25, {"n": 1.0}),
+                EpisodeTurn(2, 3, 3),
+            ),
+            prompt=[1, 2],
+            opening="2",
+        ),
+        Verdict(0.5),
+    ),
 ]
 
 
@@ -51,9 +65,11 @@ def test_a_checkpoint_has_four_bytes_per_token_and_per_log_prob():
 
 def test_a_state_of_an_earlier_gvpo_has_no_versions_of_tokens():
     state = pack(ROWS)
-    del state["versions"]
-    assert [row.versions for row, _ in unpack(state)] == [None] * 3
-    assert [row.version for row, _ in unpack(state)] == [4, 0, None]
+    for name in ("versions", "turns", "prompts", "opening"):
+        del state[name]
+    assert [row.versions for row, _ in unpack(state)] == [None] * 4
+    assert [row.version for row, _ in unpack(state)] == [4, 0, None, None]
+    assert {(row.turns, row.prompt, row.opening) for row, _ in unpack(state)} == {((), None, "")}
 
 
 def test_scalars_of_numpy_can_be_loaded():

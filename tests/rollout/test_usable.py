@@ -30,6 +30,12 @@ def test_without_rewards_every_row_is_used():
 def test_an_aborted_row_is_never_trained_on_regardless_of_its_reward(rewarded: bool):
     rows = [Completion([place], 1.0, finish_reason=reason) for place, reason in enumerate(FINISH_REASONS)]
     (kept,) = usable([Group([1], rows)], rewarded=rewarded, at_least=1)
-    assert [row.finish_reason for row in kept.group.completions] == ["stop", "length", "turns", "context"]
+    assert [row.finish_reason for row in kept.group.completions] == [
+        "stop",
+        "length",
+        "turns",
+        "context",
+        "environment",
+    ]
     aborted = Group([1], [rows[-1], rows[-1], rows[0]])
     assert usable([aborted], rewarded=rewarded, at_least=2) == []

@@ -75,10 +75,10 @@ def test_a_column_that_some_problems_have_is_enough():
         return [1.0] * len(completions)
 
     having = EncodedProblem(Problem("x", "a", {"answer": "1"}), (3,))
-    check_columns({"judge": judge}, [prompt(1), having])
-    check_columns({"judge": judge}, [])
+    check_columns({"judge": judge}, [prompt(1), having], episodes=False)
+    check_columns({"judge": judge}, [], episodes=False)
     with pytest.raises(RewardError, match="reward 'judge' needs a column 'answer'"):
-        check_columns({"judge": judge}, [prompt(1)])
+        check_columns({"judge": judge}, [prompt(1)], episodes=False)
 
 
 @pytest.mark.parametrize("key", ["groups_data", "train_data", "eval_data"])

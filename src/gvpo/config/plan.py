@@ -23,6 +23,7 @@ from gvpo.config.defaults import (
     rows_may_differ,
     same_reference,
 )
+from gvpo.config.environment_rules import has_environment
 from gvpo.config.given_objective import name_of, spec_of
 from gvpo.config.objectives import ObjectiveSpec, find_objective
 from gvpo.config.rules import doubtful, impossible
@@ -57,6 +58,7 @@ class Given:
         model: True if a model is passed.
         adapter: True if an adapter is passed, or a model that has one.
         objective: Objective that is passed as a function, if any.
+        environment: True if an environment is passed.
     """
 
     train: Kind | None = None
@@ -65,6 +67,7 @@ class Given:
     model: bool = False
     adapter: bool = False
     objective: Callable[..., Any] | None = None
+    environment: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class RunPlan:
             or "written" answers.
         evaluates: True if held-out problems are sampled.
         compares: True if held-out answers are compared.
+        has_environment: True if an environment or tools answer the policy.
         warm_start: Plan of the stage that trains the starting model, if there is one.
         notices: Warnings about settings with an unexpected effect, and about settings without any effect.
         automatic: Fields of the settings that were left open and have been resolved.
@@ -88,6 +92,7 @@ class RunPlan:
     source: Literal["live", "sampled once", "logged", "written"]
     evaluates: bool
     compares: bool
+    has_environment: bool = False
     warm_start: "RunPlan | None" = None
     notices: tuple[str, ...] = ()
     automatic: tuple[str, ...] = ()
@@ -159,7 +164,13 @@ def resolve(config: TrainConfig, given: Given | None = None) -> RunPlan:
     settings = named.replace(**{name: found[name] for name in automatic})
     settings = settings.replace(reference=same_reference(settings.reference, source))
     plan = RunPlan(
-        settings, objective, source, _evaluates(config, given), _compares(config, given), automatic=automatic
+        settings,
+        objective,
+        source,
+        _evaluates(config, given),
+        _compares(config, given),
+        has_environment(config, given),
+        automatic=automatic,
     )
     for broken, message in impossible(plan, given):
         if broken:
@@ -204,9 +215,10 @@ def _source(
 
 
 def _evaluates(c: TrainConfig, given: Given) -> bool:
+    pays = given.environment or c.environment is not None
     judged = given.rewards if given.rewards is not None else bool(c.reward_funcs) or c.task is not None
     held_out = given.held_out == "problems" or c.eval_data is not None or c.task is not None
-    return c.eval_problems > 0 and held_out and judged
+    return c.eval_problems > 0 and held_out and (judged or pays)
 
 
 def _compares(c: TrainConfig, given: Given) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gvpo.config.defaults import rows_may_be_old
 from gvpo.config.engine_rules import impossible_engines
+from gvpo.config.environment_rules import impossible_environments
 from gvpo.config.objectives import INPUT_OF, learning_from, taking
 from gvpo.config.rollout_rules import doubtful_sources, impossible_sources
 from gvpo.config.settings import OBJECTIVE_KEYWORDS, OWN_REFERENCES, TrainConfig, updates_per_step
@@ -35,6 +36,7 @@ def impossible(plan: "RunPlan", given: "Given") -> Broken:
     yield from _sources(plan, given)
     yield from impossible_sources(plan)
     yield from impossible_engines(plan)
+    yield from impossible_environments(plan, given)
     yield from _preferences(plan)
     yield from _overlong(plan)
     yield from _batches(plan.settings)

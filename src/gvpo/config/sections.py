@@ -358,8 +358,10 @@ class TrainSection(Section):
     )
     overlong_completions: Literal["keep", "mask", "drop"] = Field(
         default="keep",
-        description="Treatment of completions that reach the maximum length without an end; keep: train on them; mask: "
-        "count their rewards, but do not train on their tokens; drop: remove them before the means of their group",
+        description="Treatment of completions that reach the maximum length without an end, and of episodes in which a "
+        "turn is cut or the environment's next text has no room (not of those at environment.max_turns); keep: train "
+        "on them; mask: count their rewards, but do not train on their tokens; drop: remove them before the means of "
+        "their group",
     )
     rollouts_every: int = Field(
         default=1,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gvpo.config.engine_rules import SERVER, VLLM
+from gvpo.config.environment_rules import unused_environments
 from gvpo.config.settings import FIELDS, TrainConfig
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def unused(config: TrainConfig, plan: "RunPlan", given: "Given") -> Iterator[str
         plan: Plan of the run.
         given: Arguments besides the settings.
     """
-    for unread, names, why in _rules(plan, given):
+    for unread, names, why in (*_rules(plan, given), *unused_environments(plan, given)):
         found = [name for name in FIELDS if unread and _is_among(name, names) and _is_set(config, FIELDS[name])]
         if found:
             yield f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}"

@@ -8,6 +8,7 @@ from statistics import fmean
 from gvpo import activity
 from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import Collect, EncodedProblem, Rollout, collect
+from gvpo.rollout.usable import is_overlong
 from gvpo.sampling import Sampler, SamplingParams
 from gvpo.types import Problem, is_right
 
@@ -66,7 +67,7 @@ def evaluate(
         accuracy=fmean(is_right(verdict.parts.get(judge)) for verdict in verdicts),
         reward=fmean([row.reward for row in rows if row.reward is not None] or [0.0]),
         length=fmean(len(row.tokens) for row in rows),
-        truncated=fmean(row.finish_reason == "length" for row in rows),
+        truncated=fmean(is_overlong(row) for row in rows),
         rollout=rollout,
     )
 

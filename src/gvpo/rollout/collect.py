@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gvpo import activity
+from gvpo.messages import with_opening
 from gvpo.rewards import RewardBatch, RewardPool
+from gvpo.rollout.usable import is_overlong
 from gvpo.sampling import Request, Sampler, SamplingParams
-from gvpo.types import Completion, Group, Message, Problem, Verdict
+from gvpo.types import Completion, Group, Message, Problem, Prompt, Verdict
 
 LIVE = "live"
 """Source of rows that the policy samples in a step."""
@@ -37,7 +39,7 @@ class Rollout:
         groups: Every group with every row.
         verdicts: Results of the rewards for each row; empty without rewards.
         problems: Problem of each group.
-        seconds: Duration of each phase, "sampling" and "rewarding".
+        seconds: Duration of each phase, "sampling" and "rewarding", and "environment", which is part of sampling.
         traceback: Traceback of the first reward that failed, if any.
         metrics: Further metrics of the step, from its source.
         fresh: Number of groups, from the first one, that were sampled for this step; None if all were.
@@ -92,11 +94,24 @@ def collect(
     """
     names = distinct([item.problem.id for item in items]) if names is None else names
     requests = [Request(name, item.prompt, problem=item.problem) for name, item in zip(names, items, strict=True)]
-    started = time.perf_counter()
+    started, waited = time.perf_counter(), Waiting(sampler)
     with activity.phase("sampling"):
         sampled = sampler.sample(requests, params, seed=seed, step=step)
     seconds = time.perf_counter() - started
-    return scored(items, sampled, rewards, names=names, sampling=seconds)
+    found = scored(items, sampled, rewards, names=names, sampling=seconds)
+    return dataclasses.replace(found, seconds={**found.seconds, **waited.seconds()})
+
+
+class Waiting:
+    """The time that a sampler of episodes waits for environments from now on; other samplers do not wait."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self._before = sampler, getattr(sampler, "waited", 0.0)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds so far as the phase "environment"; {} for other samplers."""
+        now = getattr(self._sampler, "waited", None)
+        return {} if now is None else {"environment": now - self._before}
 
 
 def scored(
@@ -122,7 +137,7 @@ def scored(
     if verdicts:  # there are none without rewards
         sampled = [_rewarded(rows, judged) for rows, judged in zip(sampled, verdicts, strict=True)]
     groups = [
-        Group(_prompt(item, rows), rows, id=name, columns=item.problem.columns)
+        Group(prompt_of(item, rows), rows, id=name, columns=item.problem.columns)
         for item, name, rows in zip(items, names, sampled, strict=True)
     ]
     seconds = {"sampling": sampling, "rewarding": time.perf_counter() - started}
@@ -131,8 +146,8 @@ def scored(
     return Rollout(groups, verdicts, [item.problem for item in items], seconds, traceback)
 
 
-def _prompt(item: EncodedProblem, rows: Sequence[Completion]) -> Sequence[int]:
-    """Return the prompt of a group, with what an environment added to it."""
+def prompt_of(item: EncodedProblem, rows: Sequence[Completion]) -> Sequence[int]:
+    """Return the token ids of a group's prompt, with what an environment added to it."""
     return next((row.prompt for row in rows if row.prompt is not None), item.prompt)
 
 
@@ -188,12 +203,18 @@ def reward_batch(problem: Problem, rows: Sequence[Completion]) -> RewardBatch:
     """Return a group as the arguments of reward functions (TRL's signature)."""
     chat = not isinstance(problem.prompt, str)
     return RewardBatch(
-        prompt=problem.prompt,
+        prompt=_opened(problem.prompt, rows),
         completions=[_messages(row) if chat else row.text or "" for row in rows],
         columns=problem.columns,
         completion_ids=[list(row.tokens) for row in rows],
         turns=[row.turns for row in rows] if any(row.turns for row in rows) else (),
     )
+
+
+def _opened(prompt: Prompt, rows: Sequence[Completion]) -> Prompt:
+    """Return a prompt in its readable form, with what an environment added to it."""
+    opening = next((row.opening for row in rows if row.opening), "")
+    return with_opening(prompt, opening) if opening else prompt
 
 
 def _messages(row: Completion) -> list[Message]:
@@ -230,7 +251,7 @@ def failures(rollout: Rollout, overlong: str = "keep") -> str:
         rollout: Groups with their verdicts.
         overlong: Treatment of completions without an end, `train.overlong_completions`.
     """
-    cut = sum(row.finish_reason == "length" for group in rollout.groups for row in group.completions)
+    cut = sum(is_overlong(row) for group in rollout.groups for row in group.completions)
     if overlong != "keep" and cut:
         return f"{cut} rows reached the maximum length, and train.overlong_completions is {overlong!r}"
     failed = [verdict for group in rollout.verdicts for verdict in group if verdict.reward is None]

@@ -18,7 +18,7 @@ from gvpo.rewards import RewardPool
 from gvpo.rollout.collect import EncodedProblem, Rollout, reward_batch, scored
 from gvpo.rollout.group_file import GroupFile, records
 from gvpo.sampling import Request, Sampler, SamplingParams, streamed
-from gvpo.types import Completion, Problem
+from gvpo.types import Completion, EpisodeTurn, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +95,7 @@ def fill(
     at_once: int | None = None,
     logprobs: bool = True,
     watch: Watch | None = None,
+    episodes: bool = False,
 ) -> None:
     """Sample and score the problems that the file does not contain yet, and append them.
 
@@ -111,6 +112,7 @@ def fill(
         at_once: Number of problems that are sampled together; by default as many as have `ROWS_AT_ONCE` completions.
         logprobs: Whether the sampler's log-probs are stored.
         watch: Function that is called with the groups of each write.
+        episodes: Whether completions are episodes, so that rewards may need their turns.
 
     Raises:
         RewardError: If a column is missing, a reward cannot work on this machine, or the rewards fail on every row.
@@ -118,7 +120,8 @@ def fill(
         RunError: If the file cannot be written.
     """
     _check_ids(items)
-    rewards.require_columns([reward_batch(item.problem, [Completion([0], text="")]) for item in items])
+    probe = Completion([0], text="", turns=(EpisodeTurn(0, 1, 1),) if episodes else ())
+    rewards.require_columns([reward_batch(item.problem, [probe]) for item in items])
     done = file.finished()
     left = [item for item in items if item.problem.id not in done]
     if not left:

@@ -1,5 +1,6 @@
 """Completions and rollouts as tensors and plain values, for the state of a source in a checkpoint."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gvpo.errors import CheckpointError
-from gvpo.rollout.collect import EncodedProblem, Rollout
-from gvpo.types import Completion, FloatSequence, Group, Verdict
+from gvpo.rollout.collect import EncodedProblem, Rollout, prompt_of
+from gvpo.types import Completion, EpisodeTurn, FloatSequence, Group, Verdict
 
 Problems = Mapping[str, EncodedProblem]
 """The problems of a run by their id."""
@@ -19,8 +20,8 @@ ScoredRow = tuple[Completion, Verdict]
 
 PER_TOKEN = ("mask", "ref_logprobs", "old_logprobs", "sampler_logprobs")
 """Fields of a completion with one number per token, or None."""
-PLAIN = ("text", "finish_reason", "source", "version", "versions")
-"""Fields of a completion that are stored unchanged. States of an earlier gvpo have no `versions`."""
+PLAIN = {"text": None, "finish_reason": None, "source": None, "version": None, "versions": None, "opening": ""}
+"""Fields of a completion that are stored unchanged, with their values in states of an earlier gvpo without them."""
 
 
 def pack(rows: Sequence[ScoredRow]) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def pack(rows: Sequence[ScoredRow]) -> dict[str, Any]:
         "extras": [dict(row.extras) for row in completions],
         **{name: _numbers([getattr(row, name) for row in completions]) for name in PER_TOKEN},
         **{name: [getattr(row, name) for row in completions] for name in PLAIN},
+        "prompts": [None if row.prompt is None else list(row.prompt) for row in completions],
+        "turns": [[dataclasses.asdict(turn) for turn in row.turns] for row in completions],
     }
 
 
@@ -45,7 +48,9 @@ def unpack(state: Mapping[str, Any]) -> list[ScoredRow]:
     lengths = state["lengths"]
     tokens = _split(state["tokens"], lengths)
     fields: dict[str, Any] = {name: _rows(state[name], lengths) for name in PER_TOKEN}
-    fields |= {name: state.get(name, [None] * len(lengths)) for name in ("extras", *PLAIN)}
+    fields |= {name: state.get(name, [default] * len(lengths)) for name, default in PLAIN.items()}
+    fields |= {"extras": state["extras"], "prompt": state.get("prompts", [None] * len(lengths))}
+    fields["turns"] = [_turns(turns) for turns in state.get("turns", [()] * len(lengths))]
     return [
         (
             Completion(tokens[place], reward, **{name: values[place] for name, values in fields.items()}),
@@ -83,12 +88,17 @@ def unpack_rollout(state: Mapping[str, Any], problems: Problems) -> Rollout:
         )
     items, rest = [problems[name] for name in state["problems"]], iter(unpack(state["rows"]))
     rows = [list(islice(rest, size)) for size in state["sizes"]]
+    completed = [[row for row, _ in found] for found in rows]
     groups = [
-        Group(item.prompt, [row for row, _ in found], id=name, columns=item.problem.columns)
-        for item, name, found in zip(items, state["groups"], rows, strict=True)
+        Group(prompt_of(item, completions), completions, id=name, columns=item.problem.columns)
+        for item, name, completions in zip(items, state["groups"], completed, strict=True)
     ]
     verdicts = [[verdict for _, verdict in found] for found in rows] if state["is_judged"] else []
     return Rollout(groups, verdicts, [item.problem for item in items], metrics=state["metrics"])
+
+
+def _turns(turns: Sequence[Mapping[str, Any]]) -> tuple[EpisodeTurn, ...]:
+    return tuple(EpisodeTurn(**turn) for turn in turns)
 
 
 def _plain(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from gvpo import activity
 from gvpo.rewards import RewardPool
-from gvpo.rollout.collect import EncodedProblem, Rollout, distinct, scored, stamped
+from gvpo.rollout.collect import EncodedProblem, Rollout, Waiting, distinct, scored, stamped
 from gvpo.sampling import Request, Sampler, SamplingParams, streamed
 from gvpo.types import Completion, Group, Problem, Verdict
 
@@ -251,13 +251,13 @@ class Pipeline:
 
     def _sample(self, dispatch: Dispatch) -> tuple[int, list[Completion]] | None:
         """Sample the missing groups of a dispatch; return the position and rows of the last one."""
-        began, places = time.perf_counter(), dispatch.missing()
+        began, places, waited = time.perf_counter(), dispatch.missing(), Waiting(self._sampler)
         requests = [dispatch.request(place) for place in places]
         groups = streamed(self._sampler, requests, self._params, seed=self._seed, step=dispatch.step)
         last = None
         with contextlib.closing(groups):
             for count, (index, rows) in enumerate(groups, start=1):
-                dispatch.seconds["sampling"] = time.perf_counter() - began
+                dispatch.seconds |= {"sampling": time.perf_counter() - began, **waited.seconds()}
                 if self._has_ended:
                     return None
                 if count == len(places):

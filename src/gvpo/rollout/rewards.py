@@ -52,7 +52,8 @@ def reward_functions(
         ModelError: If a reward model does not have an option.
     """
     task = find_task(config)
-    of_task = [task.reward] if task is not None and environment is None else []
+    pays = environment is not None and environment.pays
+    of_task = [task.reward] if task is not None and not pays else []
     chosen = given if given is not None else config.reward_funcs or of_task
     if isinstance(chosen, TrainConfig):
         raise RewardError("reward_funcs is a TrainConfig; pass it as args=")
@@ -72,8 +73,10 @@ def reward_functions(
         for (name, item), own in zip(named.items(), words, strict=True)
     }
     _tell_of_state(loaded)
-    if environment is None or not environment.pays:
+    if environment is None or not pays:
         return loaded
+    if ENVIRONMENT in loaded:
+        raise ConfigError(f"a reward is called {ENVIRONMENT!r}, as that of the environment; give it another name")
     return {ENVIRONMENT: EnvironmentReward(environment, config.environment_turn_rewards), **loaded}
 
 
@@ -85,16 +88,22 @@ def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log
         functions: Result of `reward_functions`.
         log: File for the functions' output; opened when a worker starts.
     """
-    weighted = [name for name, function in functions.items() if not isinstance(function, EnvironmentReward)]
-    weights = config.reward_weights
     return RewardPool(
         functions,
-        dict(zip(weighted, weights, strict=True)) if weights is not None else None,
+        _weights(config, functions),
         workers=config.reward_workers,
         timeout=config.reward_timeout,
         memory_limit=round(config.reward_memory_limit * 2**30),
         log=log,
     )
+
+
+def _weights(config: TrainConfig, functions: Mapping[str, RewardFunc]) -> dict[str, float] | None:
+    """Return the weight of each reward: that of the settings, which is 1 for the environment's; None without any."""
+    if config.reward_weights is None:
+        return None
+    others = [name for name, function in functions.items() if not isinstance(function, EnvironmentReward)]
+    return {**dict.fromkeys(functions, 1.0), **dict(zip(others, config.reward_weights, strict=True))}
 
 
 class NoRewards:

@@ -8,7 +8,7 @@ from typing import Literal
 from gvpo.types import Completion, Group
 
 Overlong = Literal["keep", "mask", "drop"]
-"""Treatments of completions that reached the maximum length without an end (`train.overlong_completions`)."""
+"""Treatments of completions that reached the maximum length (`train.overlong_completions`)."""
 
 MAX_FAILED_SHARE = 0.5
 """Fraction of failed rewards in a rollout above which the run stops."""
@@ -30,13 +30,14 @@ class TrainingGroup:
 
 
 def is_usable(row: Completion, *, rewarded: bool = True) -> bool:
-    """Return whether a row can be trained on: no engine aborted it, and it has a reward if rows have rewards."""
-    return row.finish_reason != "abort" and (row.reward is not None or not rewarded)
+    """Return whether a row can be trained on: it has tokens, no engine aborted it, and it has a reward if rows do."""
+    is_whole = row.finish_reason != "abort" and len(row.tokens) > 0  # an episode that did not begin has no tokens
+    return is_whole and (row.reward is not None or not rewarded)
 
 
 def is_overlong(row: Completion) -> bool:
-    """Return whether a row reached the maximum length without an end."""
-    return row.finish_reason == "length"
+    """Return whether a row reached the maximum length, in the policy's turn or before the environment's next text."""
+    return row.finish_reason in ("length", "context")
 
 
 def usable(

@@ -18,17 +18,16 @@ from gvpo.config.recipe import dump_config
 from gvpo.model import lora
 from gvpo.model.fingerprints import base_fingerprint
 from gvpo.model.fingerprints import fingerprint as model_fingerprint
-from gvpo.model.model import context_length
 from gvpo.model.reference import Reference
 from gvpo.progress import StepProgress, error_console
 from gvpo.rewards import RewardPool
 from gvpo.rewards.identity import identity
 from gvpo.rollout.dynamic.dead import DeadGroups
-from gvpo.rollout.episodes.setup import open_episodes
+from gvpo.rollout.episodes.setup import environment_identity
 from gvpo.rollout.fingerprints import answer_rows, fingerprint, problem_rows
 from gvpo.rollout.rewards import reward_pool
 from gvpo.rollout.sources.base import Source
-from gvpo.sampling import Sampler, shares_model
+from gvpo.sampling import Sampler
 from gvpo.system_errors import explained
 from gvpo.training.checkpoint.files import TrainerState
 from gvpo.training.checkpoint.publish import check_account
@@ -36,9 +35,8 @@ from gvpo.training.checkpoint.resume import BASE, open_run, read_settings, resto
 from gvpo.training.checkpoint.run_directory import RunDirectory, free_directory, locked
 from gvpo.training.checkpoint.trial import try_save, warn_of_short_disk
 from gvpo.training.checks import check_old_logprobs, overlap
-from gvpo.training.engine.agreement import compare_with_policy
-from gvpo.training.engine.open import engine_of
 from gvpo.training.engine.publish import Publisher
+from gvpo.training.engine.sampling import open_sampling
 from gvpo.training.inputs import Policy, RunInputs, TrainingData
 from gvpo.training.learner import Learner
 from gvpo.training.objective import build_objective
@@ -59,8 +57,6 @@ TRAINING, HELD_OUT, GIVEN = "set of training data", "set of held-out data", "set
 """Names of the data fingerprints."""
 REWARDS_LOG = "rewards.log"
 """File with the output of the reward functions."""
-ENVIRONMENTS_LOG = "environments.log"
-"""File with the output of the environments."""
 WORTH_SAYING = 10**8
 """Smallest size in bytes of a copy of the policy that is announced."""
 COMPUTE_DTYPE = "compute_dtype"
@@ -148,26 +144,7 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
         ranks.on_first(lambda: warn_of_short_disk(config, learner, path))
         learner.compare_paths()
         data, held_groups = _under_start(inputs, learner, start, run, stop)
-        sampler = stack.enter_context(engine_of(inputs, policy, resolved, learner.autocast))
-        sampling = learner.sampling if shares_model(sampler) else contextlib.nullcontext
-        publisher = Publisher(
-            policy.model,
-            sampler,
-            config.sampling_transfer_dir,
-            functools.partial(compare_with_policy, inputs, policy, sampler, learner, resolved),
-        )
-        stack.callback(publisher.close)
-        sampler = stack.enter_context(
-            open_episodes(
-                config,
-                inputs.environment,
-                sampler,
-                inputs.tokenizer,
-                policy.sampler.ending,
-                context=context_length(policy.model),
-                log=path / ENVIRONMENTS_LOG,
-            )
-        )
+        sampling = stack.enter_context(open_sampling(inputs, policy, resolved, learner, path))
         source = make_source(
             inputs,
             policy,
@@ -176,8 +153,8 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             path / runfiles.GROUPS,
             resume=resume,
             score=learner.score,
-            sampler=sampler,
-            sampling=sampling,
+            sampler=sampling.sampler,
+            sampling=sampling.context,
         )
         stack.callback(source.close)
         state = restore(run, learner, source, config) if resume else TrainerState()
@@ -192,17 +169,17 @@ def build(inputs: RunInputs, policy: Policy, *, resume: bool) -> Iterator[RunPar
             learner=learner,
             tokenizer=inputs.tokenizer,
             source=source,
-            publisher=publisher,
-            sampling=sampling,
+            publisher=sampling.publisher,
+            sampling=sampling.context,
             judge=inputs.judge,
             dead=inputs.dead_groups,
             evaluator=Evaluator(
                 config,
-                eval_inputs(inputs, sampler, pool),
+                eval_inputs(inputs, sampling.sampler, pool),
                 held_groups,
                 learner.objective.beta,
                 score=learner.score,
-                sampling=sampling,
+                sampling=sampling.context,
             ),
             overlap=overlap(inputs).share,
             progress=progress,
@@ -246,6 +223,8 @@ def _fingerprints(inputs: RunInputs, policy: Policy) -> dict[str, str]:
     found = {TRAINING: inputs.data.fingerprint(), HELD_OUT: held_out}
     if inputs.data.given:
         found[GIVEN] = fingerprint(answer_rows(logged.group for logged in inputs.data.given))
+    if inputs.environment is not None:
+        found["environment"] = environment_identity(inputs.environment)
     if inputs.plan.samples or (inputs.held_out and inputs.rewards):
         found |= {f"reward {name!r}": identity(function) for name, function in inputs.rewards.items()}
     if not isinstance(inputs.plan.objective.function, str):

@@ -24,6 +24,7 @@ from gvpo.rewards import RewardBatch, RewardFunc, check_ready
 from gvpo.rewards.base import RewardSignature
 from gvpo.rewards.pool.checks import require_columns
 from gvpo.rollout.collect import EncodedProblem
+from gvpo.rollout.episodes.setup import turn_template
 from gvpo.rollout.given.checks import check_given_rows
 from gvpo.rollout.given.expert import expert_endpoint
 from gvpo.rollout.offline import check_temperature, require_logprobs
@@ -156,9 +157,11 @@ def check(inputs: "RunInputs", policy: "Policy") -> list[str]:
     policy.sampler.check([], inputs.params)
     policy.sampler.exclusion(inputs.params)
     for problems in (inputs.held_out, inputs.data.problems):
-        check_columns(inputs.rewards, problems)
+        check_columns(inputs.rewards, problems, episodes=inputs.environment is not None)
     if not inputs.data:
         raise DataError(NOTHING)
+    if inputs.environment is not None:
+        turn_template(inputs.settings, inputs.tokenizer, policy.sampler.ending, inputs.environment)
     check_ranks(inputs.settings)
     check_temperature(inputs.settings, inputs.data.logged)
     ratios, given = "old_logprobs" in inputs.plan.objective.needs, [logged.group for logged in inputs.data.given]
@@ -310,11 +313,12 @@ def rate_notices(config: TrainConfig, model: "PreTrainedModel") -> Iterator[str]
         )
 
 
-def check_columns(rewards: Mapping[str, RewardFunc], items: Sequence[EncodedProblem]) -> None:
-    """Check that the columns that the rewards need exist.
+def check_columns(rewards: Mapping[str, RewardFunc], items: Sequence[EncodedProblem], *, episodes: bool) -> None:
+    """Check that the columns that the rewards need exist, and the turns if completions are episodes.
 
     Raises:
         RewardError: If no problem has a column; the message names the reward and the column.
     """
-    batches = [RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]]) for item in items]
+    turns = [()] if episodes else ()
+    batches = [RewardBatch(item.problem.prompt, [""], item.problem.columns, [[0]], turns) for item in items]
     require_columns(list(rewards), [RewardSignature.by(function) for function in rewards.values()], batches)

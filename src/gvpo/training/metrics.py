@@ -12,6 +12,7 @@ import torch
 
 from gvpo.evaluation import Evaluation
 from gvpo.rollout.collect import Rollout
+from gvpo.rollout.episodes.metrics import episode_metrics
 from gvpo.rollout.usable import Overlong, is_overlong, is_usable
 from gvpo.runfiles import RolloutRow
 from gvpo.training.learner import StepResult, Update
@@ -75,6 +76,7 @@ def step_metrics(
         **source_metrics(rollout, step),
         **rollout.metrics,
         **_length_metrics(rollout),
+        **episode_metrics(row for group in rollout.groups for row in group.completions),
         **_policy_metrics(trained.values()),
         **({} if truncated else _mismatch_metrics(trained.values())),
         **_update_metrics(learned.updates, exact=exact, truncated=truncated),
@@ -142,7 +144,7 @@ def _length_metrics(rollout: Rollout) -> dict[str, float]:
     return {
         "length/mean": fmean(lengths),
         "length/max": max(lengths),
-        "rows/truncated": fmean(row.finish_reason == "length" for row in rows),
+        "rows/truncated": fmean(is_overlong(row) for row in rows),
         "tokens/sampled": _sampled_tokens(rollout),
         "tokens/prompt": sum(len(group.prompt) for group in rollout.groups),
     }
@@ -250,7 +252,8 @@ def evaluation_metrics(sampled: Evaluation, greedy: Evaluation | None) -> dict[s
     }
     if greedy is not None:
         metrics["eval/accuracy_greedy"] = greedy.accuracy
-    return metrics
+    episodes = episode_metrics(row for group in sampled.rollout.groups for row in group.completions)
+    return {**metrics, **{f"eval/{key.replace('/', '_', 1)}": value for key, value in episodes.items()}}
 
 
 def rollout_rows(
@@ -308,6 +311,7 @@ def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Ite
                 version=completion.version,
                 token_versions=None if completion.versions is None else list(completion.versions),
                 turns=[dataclasses.asdict(turn) for turn in completion.turns],
+                opening=completion.opening,
                 age=completion.age(step),
                 columns=dict(group.columns),
             )

@@ -95,6 +95,7 @@ class Trainer:
                 model=True,
                 adapter=peft_config is not None or lora.is_adapted(model),
                 objective=objective,
+                environment=environment is not None,
             )
             plan = resolve(config, given)
             check_surroundings(config)

@@ -50,6 +50,55 @@ SPECS = (
         percent=True,
     ),
     Spec(
+        "Turns per episode",
+        "turns",
+        {"env/turns": "training", "eval/env_turns": "held-out"},
+        HEALTH,
+        "Turns of the policy until the episode ends.",
+        low=0.0,
+    ),
+    Spec(
+        "Failed steps of the environment",
+        "share of turns",
+        {
+            "env/errors": "raised an error",
+            "env/timeouts": "gave no answer in time",
+            "env/died": "its process ended",
+            "env/cut_observations": "its text was cut",
+            "eval/env_errors": "raised an error, held-out",
+            "eval/env_timeouts": "gave no answer in time, held-out",
+            "eval/env_died": "its process ended, held-out",
+            "eval/env_cut_observations": "its text was cut, held-out",
+        },
+        HEALTH,
+        "Turns after which the environment did not answer as intended. The policy hears of it.",
+        low=0.0,
+        percent=True,
+    ),
+    Spec(
+        "Episodes that were ended",
+        "share of episodes",
+        {
+            "env/turn_limit": "turn limit",
+            "env/no_room": "no room for the next text",
+            "env/lost": "the environment failed",
+            "eval/env_turn_limit": "turn limit, held-out",
+            "eval/env_no_room": "no room for the next text, held-out",
+            "eval/env_lost": "the environment failed, held-out",
+        },
+        HEALTH,
+        "Episodes that neither the policy nor the environment ended.",
+        low=0.0,
+        percent=True,
+    ),
+    Spec(
+        "Numbers of the environment",
+        "mean per turn",
+        {"env/*": "{}", "eval/env_*": "{}, held-out"},
+        HEALTH,
+        "Metrics that the environment returns with its turns.",
+    ),
+    Spec(
         "Sources of the completions",
         "share of completions",
         {
@@ -161,6 +210,9 @@ SPECS = (
         HEALTH,
         "Of asynchronous runs. The part of the two that is never idle decides how long a step takes.",
         low=0.0,
+    ),
+    Spec(
+        "Waiting for environments", "seconds", {"seconds/environment": "waiting"}, HEALTH, "Part of sampling.", low=0.0
     ),
     Spec("Throughput", "tokens per second", {"tokens/per_second": "tokens per second"}, HEALTH, low=0.0),
     Spec(

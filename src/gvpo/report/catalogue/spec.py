@@ -8,6 +8,7 @@ LEARNING, OBJECTIVE, HEALTH, OTHER = "Learning", "Objective", "Health and speed"
 
 TRAINER = {
     "age",
+    "env",
     "eval",
     "groups",
     "kl",

@@ -7,7 +7,7 @@ from typing import Any
 import cloudpickle
 
 from gvpo.errors import RewardError, type_of
-from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
+from gvpo.rewards.base import TURNS, RewardBatch, RewardFunc, RewardSignature
 from gvpo.workers.state import keeps_state
 
 NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
@@ -26,6 +26,11 @@ def require_columns(names: Sequence[str], wanted: Sequence[RewardSignature], bat
             if lacking[0][0] in NOT_PASSED:
                 raise RewardError(
                     f"reward {name!r} needs {lacking[0][0]!r}, which gvpo does not pass; give the argument a default"
+                )
+            if lacking[0][0] == TURNS:
+                raise RewardError(
+                    f"reward {name!r} needs the turns of episodes, which only completions with an environment have; "
+                    "set environment.name, or give the argument a default"
                 )
             has = ", ".join(sorted(batches[0].columns)) or "none"
             raise RewardError(

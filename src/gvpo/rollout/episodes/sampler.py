@@ -9,16 +9,19 @@
 Training, evaluation and `gvpo generate` sample through it like through any other sampler.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gvpo.environments import Answer, EnvironmentPool, Start
-from gvpo.errors import EpisodeError
+from gvpo.errors import DataError, EpisodeError
+from gvpo.messages import with_opening
 from gvpo.model.turns import TurnTemplate
 from gvpo.sampling import Request, Sampler, SamplingParams, is_concurrent, shares_model
 from gvpo.sampling.conversation import Conversation, conversing
@@ -54,6 +57,9 @@ class EpisodeSampler:
         template: Tokens between turns.
         encode: Function that returns the token ids of a problem's prompt.
         limits: Limits of episodes.
+
+    Attributes:
+        waited: Seconds that it has waited for environments so far.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class EpisodeSampler:
         self._sampler, self._pool, self._template, self._encode = sampler, pool, template, encode
         self._limits = limits
         self._calls = itertools.count()
+        self.waited = 0.0
 
     @property
     def shares_model(self) -> bool:
@@ -94,58 +101,85 @@ class EpisodeSampler:
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield each group of `sample` when its batch is finished; see `StreamingSampler.stream`."""
         call, size = next(self._calls), params.group_size
-        speaker = conversing(self._sampler)
-        opened, lost = self._opened(requests, size, call, seed, step)
-        for index, rows in lost.items():
-            yield index, rows
-        places = [index for index in range(len(requests)) if index not in lost]
-        for batch in speaker.batches([opened[index] for index in places], params):
-            chosen = [places[place] for place in batch]
-            asked = [opened[index] for index in chosen]
-            episodes = [_Episode(_name(call, request, row), request) for request in asked for row in range(size)]
-            conversation = speaker.converse(asked, params, seed=seed, step=step)
-            self._run(episodes, conversation, params)
-            for number, index in enumerate(chosen):
-                group = episodes[number * size : (number + 1) * size]
-                is_opened = opened[index].prompt != requests[index].prompt
-                yield index, [self._completion(each, is_opened) for each in group]
+        names = [[_name(call, request, row) for row in range(size)] for request in requests]
+        try:
+            openings = self._openings(requests, names, seed, step)
+            for index, opening in enumerate(openings):
+                if opening.failure is not None:
+                    self._pool.forget(names[index])
+                    yield index, [opening.failure] * size
+            places = [index for index, opening in enumerate(openings) if opening.failure is None]
+            speaker = conversing(self._sampler)
+            for batch in speaker.batches([openings[index].request for index in places], params):
+                chosen = [places[place] for place in batch]
+                asked = [openings[index].request for index in chosen]
+                episodes = [_Episode(name, openings[index]) for index in chosen for name in names[index]]
+                self._run(episodes, speaker.converse(asked, params, seed=seed, step=step), params)
+                for number, index in enumerate(chosen):
+                    own = episodes[number * size : (number + 1) * size]
+                    yield index, [each.completion(self._template.text_of(each.tokens)) for each in own]
+        finally:  # the caller may leave early, and sampling may fail
+            self._pool.forget(name for own in names for name in own)
+
+    def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Raise the error of the policy's sampler for these requests, without sampling."""
+        getattr(self._sampler, "check", lambda *_: None)(requests, params)
 
     def close(self) -> None:
         """End the environments; the policy's sampler is closed by its owner."""
         self._pool.close()
 
-    def _opened(
-        self, requests: Sequence[Request], size: int, call: int, seed: int, step: int
-    ) -> tuple[list[Request], dict[int, list[Completion]]]:
-        """Begin all episodes; return the requests with the environments' openings, and the groups that were lost."""
+    def _openings(
+        self, requests: Sequence[Request], names: Sequence[Sequence[str]], seed: int, step: int
+    ) -> list["_Opening"]:
+        """Begin all episodes; return the beginning of each group."""
         starts = [
-            Start(_name(call, request, row), episode_seed(seed, step, request.id), _columns(request))
-            for request in requests
-            for row in range(size)
+            Start(name, episode_seed(seed, step, request.id), _columns(request))
+            for request, own in zip(requests, names, strict=True)
+            for name in own
         ]
-        answers = self._pool.reset(starts)
-        opened, lost = [], {}
-        for index, request in enumerate(requests):
-            own = answers[index * size : (index + 1) * size]
-            if any(answer.outcome == "lost" for answer in own):
-                self._pool.forget(_name(call, request, row) for row in range(size))
-                lost[index] = [_failed(answer) for answer in own]
-                opened.append(request)
-                continue
-            if any(answer.say != own[0].say for answer in own):
-                raise EpisodeError(
-                    f"the environment begins the episodes of {request.id!r} differently, although their seed and "
-                    "columns are the same; let reset depend on nothing else"
-                )
-            opened.append(self._with_opening(request, own[0]))
-        return opened, lost
+        with self._waiting():
+            answers = iter(self._pool.reset(starts))
+        return [
+            self._opening(request, [next(answers) for _ in own]) for request, own in zip(requests, names, strict=True)
+        ]
 
-    def _with_opening(self, request: Request, answer: Answer) -> Request:
-        if not answer.say or request.problem is None:
-            return request
-        text = answer.say if isinstance(answer.say, str) else "".join(str(m["content"]) for m in answer.say)
-        problem = dataclasses.replace(request.problem, prompt=_prompt_with(request.problem.prompt, text))
-        return dataclasses.replace(request, prompt=tuple(self._encode(problem)))
+    def _opening(self, request: Request, answers: Sequence[Answer]) -> "_Opening":
+        """Return the beginning of a group's episodes."""
+        failed = next((answer for answer in answers if answer.outcome != "ok"), None)
+        if failed is not None:
+            return _Opening(request, failure=_failed(failed))
+        say = answers[0].say
+        if any(answer.say != say for answer in answers):
+            raise EpisodeError(
+                f"the environment begins the episodes of {request.id!r} differently, although their seed and "
+                "columns are the same; let reset depend on nothing else"
+            )
+        text = say if isinstance(say, str) else "".join(str(message["content"]) for message in say)
+        if not text or request.problem is None:
+            return _Opening(request)
+        return self._with_text(request, request.problem, text)
+
+    def _with_text(self, request: Request, problem: Problem, text: str) -> "_Opening":
+        """Return the beginning of a group whose prompt ends with the environment's text."""
+        problem = dataclasses.replace(problem, prompt=with_opening(problem.prompt, text))
+        try:
+            prompt = tuple(self._encode(problem))
+        except DataError as error:
+            return _Opening(request, failure=_failed(Answer(detail=f"the environment's opening: {error}")))
+        if self._limits.context is not None and len(prompt) >= self._limits.context:
+            detail = (
+                f"the prompt with the environment's opening has {len(prompt)} tokens, which leaves no room in the "
+                f"model's context of {self._limits.context}"
+            )
+            return _Opening(request, failure=_failed(Answer(detail=detail), "context"))
+        return _Opening(dataclasses.replace(request, prompt=prompt), text)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def _run(self, rows: Sequence["_Episode"], conversation: Conversation, params: SamplingParams) -> None:
         """Let the policy and the environments speak in turns until all episodes have ended."""
@@ -156,7 +190,8 @@ class EpisodeSampler:
             for row, completion in spoken.items():
                 rows[row].say(completion)
             asked = [row for row in live if spoken[row].finish_reason == "stop"]
-            answers = self._pool.step({rows[row].name: spoken[row].text or "" for row in asked})
+            with self._waiting():
+                answers = self._pool.step({rows[row].name: spoken[row].text or "" for row in asked})
             heard = {}
             is_last = turn == self._limits.max_turns - 1
             for row in live:
@@ -199,14 +234,11 @@ class EpisodeSampler:
     def _room(self, row: "_Episode", params: SamplingParams) -> int:
         """Return the maximum number of tokens of an episode."""
         context = self._limits.context
-        return params.max_tokens if context is None else min(params.max_tokens, context - len(row.request.prompt))
+        return params.max_tokens if context is None else min(params.max_tokens, context - len(row.prompt))
 
     def _turn_limit(self, row: "_Episode", params: SamplingParams) -> int:
         left = self._room(row, params) - len(row.tokens)
         return left if self._limits.turn_tokens is None else min(left, self._limits.turn_tokens)
-
-    def _completion(self, row: "_Episode", is_opened: bool) -> Completion:
-        return row.completion(self._template.text_of(row.tokens), row.request.prompt if is_opened else None)
 
 
 def episode_seed(seed: int, step: int, name: str) -> int:
@@ -215,12 +247,27 @@ def episode_seed(seed: int, step: int, name: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """The beginning of a group's episodes.
+
+    Args:
+        request: Request, whose prompt contains what the environment added.
+        text: What the environment added to the prompt; "" if it added nothing.
+        failure: Row of each episode if they could not begin.
+    """
+
+    request: Request
+    text: str = ""
+    failure: Completion | None = None
+
+
 @dataclass
 class _Episode:
     """An episode in progress."""
 
     name: str
-    request: Request
+    opening: _Opening
     tokens: list[int] = field(default_factory=list)
     mask: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -259,19 +306,47 @@ class _Episode:
         self.mask += [0.0] * len(tokens)
         self.logprobs += [0.0] * len(tokens)
 
-    def completion(self, text: str, prompt: Sequence[int] | None) -> Completion:
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Return the token ids of the prompt."""
+        return self.opening.request.prompt
+
+    def completion(self, text: str) -> Completion:
         """Return the episode as a completion."""
         recorded = all(part.sampler_logprobs is not None for part in self.parts)
         return Completion(
             self.tokens,
             mask=self.mask,
             sampler_logprobs=self.logprobs if recorded else None,
+            extras=_sums([part.extras for part in self.parts]),
             text=text,
             finish_reason=self.finish_reason,
             turns=tuple(self.turns),
-            prompt=prompt,
-            version=min((part.version for part in self.parts if part.version is not None), default=None),
+            prompt=self.prompt if self.opening.text else None,
+            opening=self.opening.text,
+            **self._versions(),
         )
+
+    def _versions(self) -> dict[str, Any]:
+        """Return the oldest version of the policy that said a turn, and the version of each token if they differ."""
+        known = [part.version for part in self.parts if part.version is not None]
+        if len(known) < len(self.parts) or not known:
+            return {}
+        versions: list[int] = []
+        for part, turn, version in zip(self.parts, self.turns, known, strict=True):
+            versions += part.versions if part.versions is not None else [version] * len(part.tokens)
+            versions += [versions[-1]] * (turn.end - turn.stop)
+        return {"version": min(known), "versions": versions if len(set(versions)) > 1 else None}
+
+
+def _sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the sums over turns of numbers per row, such as the log-prob of staying within an exclusion."""
+    common = set.intersection(*(set(part) for part in parts)) if parts else set()
+    return {
+        name: sum(part[name] for part in parts)
+        for name in sorted(common)
+        if all(isinstance(part[name], int | float) for part in parts)
+    }
 
 
 def _reason(answer: Answer, *, can_go_on: bool) -> FinishReason:
@@ -281,10 +356,10 @@ def _reason(answer: Answer, *, can_go_on: bool) -> FinishReason:
     return "stop" if answer.done or not can_go_on else "turns"
 
 
-def _failed(answer: Answer) -> Completion:
+def _failed(answer: Answer, reason: FinishReason = "environment") -> Completion:
     """Return the row of an episode that could not begin, without tokens and without a reward."""
     turn = EpisodeTurn(0, 0, 0, outcome="lost", detail=answer.detail, seconds=answer.seconds)
-    return Completion([], mask=[], sampler_logprobs=[], text="", finish_reason="environment", turns=(turn,))
+    return Completion([], mask=[], sampler_logprobs=[], text="", finish_reason=reason, turns=(turn,))
 
 
 def _name(call: int, request: Request, row: int) -> str:
@@ -293,11 +368,3 @@ def _name(call: int, request: Request, row: int) -> str:
 
 def _columns(request: Request) -> dict[str, Any]:
     return {} if request.problem is None else dict(request.problem.columns)
-
-
-def _prompt_with(prompt: Any, text: str) -> Any:
-    """Return a prompt with text at its end: that of the last message, if it is messages."""
-    if isinstance(prompt, str):
-        return prompt + text
-    *before, last = prompt
-    return [*before, {**last, "content": f"{last['content']}{text}"}]

@@ -9,6 +9,7 @@ from gvpo.config import TrainConfig
 from gvpo.environments import EnvironmentPool, EnvironmentSpec, load_environment
 from gvpo.model.endings import Ending
 from gvpo.model.turns import TurnTemplate
+from gvpo.rewards.identity import identity
 from gvpo.rollout.episodes.sampler import EpisodeLimits, EpisodeSampler
 from gvpo.rollout.problems import encode
 from gvpo.sampling import Sampler
@@ -31,6 +32,26 @@ def environment_of(config: TrainConfig, given: EnvironmentItem = None) -> Enviro
     if chosen is None and not config.environment_tools:
         return None
     return load_environment(chosen, config.environment_options, config.environment_tools)
+
+
+def environment_identity(spec: EnvironmentSpec) -> str:
+    """Return a fingerprint that changes with the code of an environment and the values that decide its answers."""
+    return identity((spec.make, spec.tools, spec.worst, spec.pays, spec.blames))
+
+
+def environment_pool(config: TrainConfig, spec: EnvironmentSpec, *, log: Path | None = None) -> EnvironmentPool:
+    """Return the pool in which an environment runs, according to the settings; `log` is for its output.
+
+    Raises:
+        EpisodeError: If the environment cannot be sent to a worker.
+    """
+    return EnvironmentPool(
+        spec,
+        workers=config.environment_workers,
+        timeout=config.environment_timeout,
+        log=log,
+        memory_limit=round(config.environment_memory_limit * 2**30),
+    )
 
 
 def turn_template(
@@ -78,13 +99,7 @@ def open_episodes(
     """
     if spec is None:
         return nullcontext(sampler)
-    pool = EnvironmentPool(
-        spec,
-        workers=config.environment_workers,
-        timeout=config.environment_timeout,
-        log=log,
-        memory_limit=round(config.environment_memory_limit * 2**30),
-    )
+    pool = environment_pool(config, spec, log=log)
     limits = EpisodeLimits(
         config.environment_max_turns, config.environment_turn_tokens, config.environment_observation_tokens, context
     )

@@ -22,6 +22,9 @@ MAY_CHANGE = (
     "rewards.timeout",
     "rewards.workers",
     "rewards.memory_limit",
+    "environment.timeout",
+    "environment.workers",
+    "environment.memory_limit",
     "train.tokens_per_microbatch",
     "model.gradient_checkpointing",
     "run.dir",
@@ -111,9 +114,9 @@ def _check_end(path: Path, started: TrainConfig, config: TrainConfig, done: int)
 
 def _refuse_other_inputs(run: RunDirectory, inputs: Mapping[str, str]) -> None:
     before = run.read_inputs()
-    fresh = not run.read_metrics()  # the rewards that stopped it have affected nothing yet, and may be fixed
+    fresh = not run.read_metrics()  # the code that stopped it has affected nothing yet, and may be fixed
     if fresh:
-        before |= {name: value for name, value in inputs.items() if name.startswith("reward ")}
+        before |= {name: value for name, value in inputs.items() if name.startswith(("reward ", "environment"))}
     # If a run no longer has an adapter, the check of its checkpoint reports that more clearly.
     kept = before if BASE in inputs else {name: value for name, value in before.items() if name != BASE}
     other = next((name for name in {**kept, **inputs} if kept.get(name) != inputs.get(name)), None)

@@ -17,6 +17,7 @@ from gvpo.config import TrainConfig
 from gvpo.errors import RunError
 from gvpo.model.tokenizer import TokenizerWarning
 from gvpo.model.trial_save import rehearse_save
+from gvpo.rollout.episodes.setup import environment_pool
 from gvpo.rollout.rewards import reward_pool
 from gvpo.training.checkpoint.publish import check_account
 from gvpo.training.checks import check_old_logprobs
@@ -37,7 +38,8 @@ def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
 
     Raises:
         GvpoError: If the directory cannot be written, the Hub rejects the account, nothing can be saved, a reward
-            cannot be sent to its workers, or logged groups lack the log-probs that the objective reads.
+            or the environment cannot be sent to its workers, or logged groups lack the log-probs that the objective
+            reads.
     """
     config = inputs.settings
     check_old_logprobs(inputs)
@@ -46,6 +48,8 @@ def rehearse(inputs: "RunInputs", policy: "Policy") -> None:
     ranks.on_first(lambda: try_save(config, policy.model, inputs.tokenizer))  # the other ranks would save nothing
     if inputs.rewards:
         reward_pool(config, inputs.rewards).close()
+    if inputs.environment is not None:
+        environment_pool(config, inputs.environment).close()
 
 
 def try_save(

@@ -10,6 +10,7 @@ from gvpo import runfiles
 from gvpo.rollout.rewards import reward_pool
 from gvpo.training.budget import UNMEASURED, Budget
 from gvpo.training.build import eval_inputs, stored_dtype
+from gvpo.training.engine.sampling import with_episodes
 from gvpo.training.inputs import Policy, RunInputs
 from gvpo.training.objective import build_objective
 from gvpo.training.reference_scores import with_own_scores, with_reference_scores
@@ -30,7 +31,7 @@ def with_dtype(inputs: RunInputs, policy: Policy, run_dir: Path | None) -> RunIn
 
 @contextlib.contextmanager
 def evaluator_of(inputs: RunInputs, policy: Policy, groups: Sequence[Group]) -> Iterator[Evaluator]:
-    """Open an evaluator of the current policy, with reward workers that live as long as the context.
+    """Open an evaluator of the current policy, with workers that live as long as the context.
 
     Args:
         inputs: Inputs of the run.
@@ -47,9 +48,10 @@ def evaluator_of(inputs: RunInputs, policy: Policy, groups: Sequence[Group]) -> 
         pool = None
         if inputs.held_out and inputs.rewards:
             pool = stack.enter_context(reward_pool(inputs.settings, inputs.rewards))
+        sampler = stack.enter_context(with_episodes(inputs, policy, policy.sampler))
         yield Evaluator(
             inputs.settings,
-            eval_inputs(inputs, policy.sampler, pool),
+            eval_inputs(inputs, sampler, pool),
             groups,
             build_objective(inputs.settings, inputs.plan.objective).beta,
             score=functools.partial(_score, inputs, policy),
