@@ -16,7 +16,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.pa
 FLOORS = [
     ["errors", "lazy", "nearest", "terminal", "retries", "hub", "collapse", "model_config", "activity"],
     ["types", "notices", "outcome"],
-    ["messages", "system_errors", "runfiles", "progress"],
+    ["messages", "system_errors", "runfiles", "progress", "user_code"],
     ["config", "objectives", "planning", "report", "resumable", "workers", "model_directories"],
     ["rewards"],
     ["environments"],

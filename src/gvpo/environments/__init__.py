@@ -2,6 +2,15 @@
 
 from gvpo.environments.base import Environment, EnvironmentSpec, Turn
 from gvpo.environments.pool import Answer, EnvironmentPool, Start
-from gvpo.environments.registry import load_environment
+from gvpo.environments.registry import ENVIRONMENTS, load_environment
 
-__all__ = ["Answer", "Environment", "EnvironmentPool", "EnvironmentSpec", "Start", "Turn", "load_environment"]
+__all__ = [
+    "ENVIRONMENTS",
+    "Answer",
+    "Environment",
+    "EnvironmentPool",
+    "EnvironmentSpec",
+    "Start",
+    "Turn",
+    "load_environment",
+]

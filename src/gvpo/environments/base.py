@@ -13,6 +13,9 @@ from gvpo.types import Message
 Say = str | Sequence[Message]
 """Text of an environment, or messages with the role `tool` or `user`."""
 
+Blame = Literal["text", "environment"]
+"""Who is to blame for a step that gives no answer."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -23,12 +26,15 @@ class Turn:
         reward: Reward of the policy's turn; None if it has none.
         done: Whether the episode has ended.
         metrics: Further numbers about the turn, by name.
+        error: Mistake of the policy that `say` tells it, such as a tool call that cannot be read; "" without one. The
+            turn then has the outcome "error", as if `step` had raised it.
     """
 
     say: Say = ""
     reward: float | None = None
     done: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
 
 
 StepResult = Turn | str | tuple[Any, ...]
@@ -40,6 +46,8 @@ class Environment(Protocol):
 
     An episode must be a function of the seed, the columns and the policy's texts: an environment that is lost with its
     process is replayed. All episodes of a group have the same seed and columns.
+
+    A class may have attributes with the names of `EnvironmentSpec`: `worst`, `pays`, `blames`, `replayable`, `tools`.
     """
 
     def reset(self, *, seed: int, **columns: Any) -> str | Awaitable[str | None] | None:
@@ -80,7 +88,7 @@ class EnvironmentSpec:
     make: Callable[[], Environment]
     worst: float = 0.0
     pays: bool = True
-    blames: Literal["text", "environment"] = "text"
+    blames: Blame = "text"
     replayable: bool = True
     tools: tuple[Callable[..., Any], ...] = ()
 

@@ -131,7 +131,9 @@ class EnvironmentPool:
         except Exception as error:
             text = f"{type(error).__name__}: {one_line(error, 200)}"
             return Answer(text, outcome="error", detail=text, seconds=time.perf_counter() - began)
-        return Answer(turn.say, turn.reward, turn.done, seconds=time.perf_counter() - began, metrics=turn.metrics)
+        seconds = time.perf_counter() - began
+        outcome: TurnOutcome = "error" if turn.error else "ok"
+        return Answer(turn.say, turn.reward, turn.done, outcome, turn.error, seconds, turn.metrics)
 
 
 def _awaited(value: Any) -> Any:

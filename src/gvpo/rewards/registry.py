@@ -1,16 +1,8 @@
 """The registry of rewards by name, as recipes write them."""
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-import cloudpickle
 
 from gvpo.errors import RewardError, type_of
 from gvpo.nearest import did_you_mean
@@ -32,6 +24,10 @@ from gvpo.rewards.verifiers.number import number_match
 from gvpo.rewards.verifiers.refusal import over_refusal, refusal
 from gvpo.rewards.verifiers.repetition import repetition_penalty
 from gvpo.rewards.verifiers.text import text_f1, text_match
+from gvpo.user_code import UserCode
+
+CODE = UserCode("reward", RewardError)
+"""Loads users' rewards."""
 
 REWARDS: dict[str, RewardFunc] = {
     "addition_slip": addition_slip,
@@ -124,7 +120,7 @@ def require_named(name: str) -> None:
     """
     place, colon, _ = name.rpartition(":")
     if colon and place.endswith(".py"):
-        _existing(place, name)
+        CODE.existing(place, name)
     elif not colon and name not in MAKERS and name != REWARD_MODEL:
         _built_in(name, [*MAKERS, REWARD_MODEL])
 
@@ -141,17 +137,7 @@ def needs_options(name: str) -> bool:
 
 
 def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> RewardFunc:
-    try:
-        inspect.signature(maker).bind(**options)
-    except TypeError as error:
-        takes = ", ".join(inspect.signature(maker).parameters)
-        raise RewardError(f"the options of the reward {name!r} do not fit: {error}; it accepts {takes}") from None
-    except ValueError:
-        pass  # its signature cannot be read
-    try:
-        made = maker(**options)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"the options of the reward {name!r} do not fit: {error}") from error
+    made = CODE.make(name, maker, options)
     if not callable(made):
         raise RewardError(f"{name!r} returned {type_of(made)} for its options; it must return a reward function")
     reward: RewardFunc = made
@@ -159,17 +145,7 @@ def _made(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> R
 
 
 def _named(name: str, makers: Mapping[str, Maker]) -> RewardFunc:
-    place, colon, attribute = name.rpartition(":")
-    if not colon:
-        return _built_in(name, makers)
-    if not place.strip(".") or not attribute:
-        raise RewardError(f"reward {name!r} is not a name; write module:function or file.py:function")
-    module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        near = did_you_mean(attribute, [key for key, value in vars(module).items() if callable(value)])
-        raise RewardError(f"reward {name!r}: {place} has no function {attribute!r}{near}")
-    return function  # type: ignore[no-any-return]  # any callable may be a reward
+    return CODE.load(name) if ":" in name else _built_in(name, makers)
 
 
 def _built_in(name: str, makers: Collection[str]) -> RewardFunc:
@@ -182,49 +158,3 @@ def _built_in(name: str, makers: Collection[str]) -> RewardFunc:
             "or give module:function or file.py:function"
         )
     return REWARDS[name]
-
-
-def _module(place: str, name: str) -> ModuleType:
-    _make_importable(Path.cwd())
-    try:
-        return importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        raise _cannot_import(name, place, error) from error
-
-
-def _file(path: Path, name: str) -> ModuleType:
-    """Import a file as a module. Its functions are pickled by value, since workers cannot import it by name."""
-    path = _existing(path, name)
-    known = f"gvpo_reward_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-    if known in sys.modules:
-        return sys.modules[known]
-    _make_importable(path.parent)
-    spec = importlib.util.spec_from_file_location(known, path)
-    if spec is None or spec.loader is None:
-        raise RewardError(f"reward {name!r}: {path} is not a Python file")
-    module = sys.modules[known] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[known]
-        raise _cannot_import(name, path, error) from error
-    cloudpickle.register_pickle_by_value(module)
-    return module
-
-
-def _existing(path: str | Path, name: str) -> Path:
-    path = Path(path).expanduser().resolve()
-    if not path.is_file():
-        raise RewardError(f"reward {name!r}: there is no file {path}; correct the path")
-    return path
-
-
-def _cannot_import(name: str, place: str | Path, error: BaseException) -> RewardError:
-    what = f"{type(error).__name__}: {error}".replace("\n", " ")
-    return RewardError(f"reward {name!r}: {place} cannot be imported: {what}")
-
-
-def _make_importable(directory: Path) -> None:
-    """Append to the import path, at the end so that it shadows no installed module; the workers use the same path."""
-    if str(directory) not in sys.path:
-        sys.path.append(str(directory))

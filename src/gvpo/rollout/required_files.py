@@ -1,17 +1,18 @@
-"""Files, directories and names of rewards that settings name, checked in milliseconds, before torch is imported."""
+"""Files, rewards and environments that settings name, checked in milliseconds, before torch is imported."""
 
 from gvpo.config import TrainConfig
 from gvpo.data import require_file
+from gvpo.environments.registry import require_environment, require_tool
 from gvpo.model_directories import require_adapter, require_directory, require_model
 from gvpo.rewards import is_model_name, require_named
 from gvpo.rollout.problems import find_task
 
 
 def require_files(config: TrainConfig) -> None:
-    """Check that the data, the models, the rewards and the task of a run exist; their contents are checked later.
+    """Check that a run's data, models, rewards, environment and task exist; their contents are checked later.
 
     Raises:
-        DataError, ModelError, RewardError, ConfigError: If one of them does not; the message names it.
+        DataError, ModelError, RewardError, EpisodeError, ConfigError: If one of them does not; the message names it.
         RunError: If model.path is a run without a checkpoint.
     """
     find_task(config)
@@ -22,6 +23,10 @@ def require_files(config: TrainConfig) -> None:
             require_directory(name, "reward model")
         else:
             require_named(str(function or name))
+    if config.environment is not None:
+        require_environment(config.environment)
+    for name in config.environment_tools:
+        require_tool(name)
     if config.model_path is not None:
         require_model(config.model_path)
     if config.tokenizer is not None:
