@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from gvpo.errors import ConfigError
 from gvpo.sampling.base import Request, Sampler, SamplingParams
+from gvpo.sampling.stops import StopTexts
 from gvpo.types import Completion
 
 
@@ -107,5 +109,14 @@ class Restarted:
 
 
 def conversing(sampler: Sampler) -> ConversingSampler | Restarting:
-    """Return a sampler that speaks in turns: the sampler itself if it can continue rows, otherwise `Restarting`."""
+    """Return a sampler that speaks in turns: the sampler itself if it can continue rows, otherwise `Restarting`.
+
+    Raises:
+        ConfigError: If the sampler cuts texts at stop texts, after which no turn can follow.
+    """
+    if isinstance(sampler, StopTexts):
+        raise ConfigError(
+            "stop texts cut a completion's text and not its tokens, so no turn can follow; let a token end the turns "
+            "of an episode (sampling.stop_token_ids)"
+        )
     return sampler if isinstance(sampler, ConversingSampler) else Restarting(sampler)

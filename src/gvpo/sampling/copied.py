@@ -77,6 +77,12 @@ class CopiedSampler(TransformersSampler):
                 place, rows = found
                 yield place, [dataclasses.replace(row, version=self.version) for row in rows]
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[int | None]:
+        """Yield the version of the weights, in a context in which no update begins."""
+        with self._turns.sampling(), self._autocast(), super().at_work():
+            yield self.version
+
     @torch.no_grad()
     def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy the policy's weights in place, after the sampling in progress; see `UpdatableSampler.update`.

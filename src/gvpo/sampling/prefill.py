@@ -1,14 +1,16 @@
-"""Computes prompts once, as the starting point of decoding."""
+"""Computes prompts once, as the starting point of decoding, and extends what was computed."""
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from gvpo.errors import ModelError
 
@@ -80,6 +82,65 @@ def spread(model: PreTrainedModel, prefilled: Prefilled, owners: Sequence[int]) 
         prompts, prefilled.pad, prefilled.logits[index], prefilled.cache, prefilled.lengths[index], mask
     )
     return repeated, True
+
+
+def is_extensible(prefilled: Prefilled) -> bool:
+    """Return whether `extend` can work: each layer keeps all tokens at their places, without windows or states."""
+    layers = getattr(prefilled.cache, "layers", None) or []
+    return bool(layers) and all(type(layer) is DynamicLayer and layer.is_initialized for layer in layers)
+
+
+def shared(prefilled: Prefilled) -> Prefilled:
+    """Return prompts whose cache can be decoded while the argument's stays. They share tensors, which never change."""
+    cache = copy.copy(prefilled.cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    return replace(prefilled, cache=cache)
+
+
+def extend(
+    model: PreTrainedModel, prefilled: Prefilled, owners: Sequence[int], texts: Sequence[Sequence[int]]
+) -> Prefilled:
+    """Compute longer texts from prefilled ones, in one forward of their new tokens.
+
+        [padding, prompt] + [padding, new tokens]  ──forward, then move padding to the left──▶  [padding, text]
+
+    Args:
+        model: Model of the cache.
+        prefilled: n prompts, for which `is_extensible` is true. Their cache must not be used afterwards.
+        owners: Position of the prompt that each text begins with.
+        texts: Token ids of R texts. Each has at least one token after its prompt.
+
+    Returns:
+        R prefilled texts.
+    """
+    start, _ = spread(model, prefilled, owners)
+    added = [list(text[len(prompt) :]) for text, prompt in zip(texts, start.prompts, strict=True)]
+    width = max(map(len, added))
+    device = start.lengths.device
+    ids = torch.tensor([[start.pad] * (width - len(tokens)) + tokens for tokens in added], device=device)
+    counts = torch.tensor([len(tokens) for tokens in added], device=device)
+    places = torch.arange(width, device=device) - (width - counts[:, None])
+    before = start.lengths.new_ones(len(texts), start.width) if start.mask is None else start.mask
+    mask = torch.cat([before, (places >= 0).long()], dim=1)
+    positions = (start.lengths[:, None] + places).clamp(min=0)
+    is_padded = not bool(mask.all())
+    output = forward(model, ids, positions, mask if is_padded else None, start.cache)
+    lengths = start.lengths + counts
+    packed = _packed(start.cache, mask, max(map(len, texts))) if is_padded else None
+    return Prefilled(texts, start.pad, output.logits[:, -1], start.cache, lengths, packed)
+
+
+def _packed(cache: Any, mask: Tensor, width: int) -> Tensor | None:
+    """Move the padding of a cache to the left, and remove what no row needs. Return the new mask [R, width]."""
+    order = torch.argsort(mask, dim=1, stable=True)[:, -width:]
+    index = order[:, None, :, None]
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))
+            for values in (layer.keys, layer.values)
+        )
+    mask = mask.gather(1, order)
+    return None if bool(mask.all()) else mask
 
 
 def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Any:

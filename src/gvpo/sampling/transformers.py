@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ from gvpo.model.matmul import fast_linears, wide_head
 from gvpo.model.model import context_length, load_model, vocabulary_size
 from gvpo.model.tokenizer import pad_id
 from gvpo.sampling.base import Request, SamplingParams
+from gvpo.sampling.continued import Continued
+from gvpo.sampling.conversation import Restarted
 from gvpo.sampling.decode import DecodedRow, DecodingRow, Tally, decode
 from gvpo.sampling.engines import EngineOptions
 from gvpo.sampling.exclusion.exclusion import CompiledExclusion
 from gvpo.sampling.exclusion.spec import Exclusion
 from gvpo.sampling.exclusion.transformers import compile_exclusion
 from gvpo.sampling.limits import token_limits
-from gvpo.sampling.prefill import prefill
+from gvpo.sampling.prefill import Prefilled, is_extensible, prefill
 from gvpo.sampling.texts import completion_texts
 from gvpo.types import Completion
 
@@ -94,6 +97,34 @@ class TransformersSampler:
             found = dict(self._groups(requests, params, seed, step))
         return [found[index] for index in range(len(requests))]
 
+    def batches(self, requests: Sequence[Request], params: SamplingParams) -> list[list[int]]:
+        """Return the positions of requests that a conversation can hold at once; see `ConversingSampler.batches`.
+
+        A conversation has two caches, that of the beginning of a turn and that of decoding.
+        """
+        if not self._continues(params):
+            return [list(range(len(requests)))] if requests else []
+        return list(plan(requests, self.limits(requests, params), params.group_size, self.tokens_per_batch // 2))
+
+    def converse(
+        self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
+    ) -> Continued | Restarted:
+        """Begin a conversation; see `ConversingSampler.converse`.
+
+        Rows continue from their caches. Turns restart if the caches do not fit the budget, if the model has layers with
+        windows or states, or if there is an exclusion, whose text begins with each turn.
+
+        Raises:
+            GvpoError: In the cases of `sample`.
+        """
+        if self._continues(params):
+            width = max(
+                len(each.prompt) + limit for each, limit in zip(requests, self.limits(requests, params), strict=True)
+            )
+            if 2 * len(requests) * params.group_size * width <= self.tokens_per_batch:
+                return Continued(self, requests, params, seed, step)
+        return Restarted(self, requests, params, seed, step)
+
     def stream(
         self, requests: Sequence[Request], params: SamplingParams, *, seed: int, step: int
     ) -> Iterator[tuple[int, list[Completion]]]:
@@ -110,6 +141,17 @@ class TransformersSampler:
                 return
             yield found
 
+    @contextmanager
+    def at_work(self) -> Iterator[int | None]:
+        """Yield the version of the weights, in a context in which the model may be sampled."""
+        with _sampling_mode(self.model):
+            yield None
+
+    @property
+    def pad(self) -> int:
+        """Return the id of the padding token."""
+        return pad_id(self.tokenizer)
+
     @property
     def rows_at_once(self) -> int:
         """Return the number of rows from which larger batches no longer increase the speed much."""
@@ -119,7 +161,7 @@ class TransformersSampler:
         self, requests: Sequence[Request], params: SamplingParams, seed: int, step: int
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield the position and the completions of each request, in sampling mode."""
-        limits, size = self._limits(requests, params), params.group_size
+        limits, size = self.limits(requests, params), params.group_size
         tally = Tally(len(requests) * size)
         for batch in plan(requests, limits, size, self.tokens_per_batch):
             rows = [
@@ -137,9 +179,9 @@ class TransformersSampler:
         """Raise the errors that `sample` would raise for these requests, and warn about an uncertain end token."""
         if self.ending.doubt and not params.stop_token_ids:
             notices.warn(self.ending.doubt)
-        self._limits(requests, params)
+        self.limits(requests, params)
 
-    def _limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
+    def limits(self, requests: Sequence[Request], params: SamplingParams) -> list[int]:
         """Return the maximum number of tokens per completion of each request, limited by the room in the context."""
         context, vocabulary = context_length(self.model), vocabulary_size(self.model)
         return token_limits(requests, params.max_tokens, context=context, vocabulary=vocabulary)
@@ -148,7 +190,7 @@ class TransformersSampler:
         self, prompts: Sequence[Sequence[int]], rows: Sequence[DecodingRow], params: SamplingParams, tally: Tally
     ) -> Iterator[tuple[int, list["_Drawn"]]]:
         """Decode the rows of some prompts, together if the budget allows. The prompts are computed once."""
-        prefilled = prefill(self.model, prompts, pad_id(self.tokenizer))
+        prefilled = prefill(self.model, prompts, self.pad)
         width = max(map(len, prompts)) + max(row.limit for row in rows)
         count = len(rows) if len(prompts) > 1 else max(1, self.tokens_per_batch // width)
         chunks = [rows[i : i + count] for i in range(0, len(rows), count)]
@@ -157,6 +199,25 @@ class TransformersSampler:
             own = prefilled if last else copy.deepcopy(prefilled)
             found = decode(self.model, own, chunk, params, self._stops(params), self.exclusion(params), tally)
             yield from ((owner, _lists(drawn)) for owner, drawn in found)
+
+    def decoded(self, start: Prefilled, rows: Sequence[DecodingRow], params: SamplingParams) -> list[Completion]:
+        """Sample rows to their ends from a cache, which must not be used afterwards. The context is `at_work`."""
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.owner, []).append(place)
+        found: dict[int, _Drawn] = {}
+        for owner, drawn in decode(self.model, start, rows, params, self._stops(params), None, Tally(len(rows))):
+            found.update(zip(places[owner], _lists(drawn), strict=True))
+        return self._completions([found[place] for place in range(len(rows))], params)
+
+    def _continues(self, params: SamplingParams) -> bool:
+        return not params.exclusion and self._is_extensible
+
+    @cached_property
+    def _is_extensible(self) -> bool:
+        """Return whether rows can continue from the model's cache, which one token shows."""
+        with self.at_work():
+            return is_extensible(prefill(self.model, [[self.pad]], self.pad))
 
     def _completions(self, drawn: Sequence["_Drawn"], params: SamplingParams) -> list[Completion]:
         stops = self._stops(params)
