@@ -62,7 +62,7 @@ def trainer(run_dir: Path | None, environment: Any = guessing.Guess, rewards: An
 
 
 def of_digit(completions: Sequence[str], turns: Any, **_: Any) -> list[float]:
-    """A reward that requires the turns."""
+    """Pay for each turn, so that the turns are required."""
     return [float(len(each)) for each in turns]
 
 

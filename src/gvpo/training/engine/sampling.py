@@ -23,7 +23,7 @@ ENVIRONMENTS_LOG = "environments.log"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What samples for a run.
+    """Sampler of a run and what belongs to it.
 
     Args:
         sampler: Sampler of completions, or of episodes if the run has an environment.
