@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
+from gvpo.environments.adapters.textarena import textarena
 from gvpo.environments.adapters.tools import Tool, tools_spec
 from gvpo.environments.adapters.trl import trl_spec
 from gvpo.environments.base import Blame, EnvironmentSpec
@@ -11,7 +12,7 @@ from gvpo.errors import EpisodeError, type_of
 from gvpo.nearest import did_you_mean
 from gvpo.user_code import UserCode
 
-ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {}
+ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {"textarena": textarena}
 """Functions that return the built-in environments for given options, by name."""
 
 CODE = UserCode("environment", EpisodeError, "Class")
