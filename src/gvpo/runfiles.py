@@ -65,7 +65,8 @@ class RolloutRow:
         source: Origin of the completion; see `Completion.source`.
         version: Number of completed training steps of the policy that sampled it; None if no policy of the run did.
         token_versions: C versions, one per token, of a row that was sampled while the policy changed; None for others.
-        turns: Turns of an episode, as mappings with the fields of `gvpo.types.EpisodeTurn`; [] for other rows.
+        turns: Turns of an episode, as mappings with the fields of `gvpo.types.EpisodeTurn` and the turn's `weight`; []
+            for other rows.
         opening: Text that an environment added to the prompt; "" for other rows.
         age: Number of training steps from that policy to the one that the step trained; None if it was not trained on.
         columns: Other columns of the problem.

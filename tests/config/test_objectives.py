@@ -3,7 +3,8 @@
 import pytest
 
 from gvpo.config import OBJECTIVE_KEYWORDS, OBJECTIVES, TrainConfig, find_objective, resolve
-from gvpo.config.objectives import INPUT_OF, learning_from, taking
+from gvpo.config.given_objective import spec_of
+from gvpo.config.objectives import INPUT_OF, crediting_turns, learning_from, taking
 from gvpo.errors import ConfigError
 
 
@@ -63,3 +64,16 @@ def test_a_preset_has_the_facts_of_its_objective_and_its_own_defaults():
     grpo, dapo = find_objective("grpo"), find_objective("dapo")
     assert (dapo.needs, dapo.min_group) == (grpo.needs, grpo.min_group)
     assert {key for key, value in dapo.keywords.items() if value != grpo.keywords[key]} == {"clip_high", "reduction"}
+
+
+def test_objectives_that_accept_an_advantage_per_turn():
+    assert crediting_turns() == ["grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo_token", "gsspo"]
+
+
+def given(logprobs, *, rewards, group, mask, advantages=None):
+    """Stand for an objective of a user that accepts advantages."""
+
+
+def test_a_given_objective_accepts_advantages_if_it_names_them():
+    assert spec_of(given, 4).token_advantages
+    assert not spec_of(lambda logprobs, *, rewards, group: None, 4).token_advantages

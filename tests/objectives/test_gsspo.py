@@ -146,3 +146,37 @@ def test_it_learns():
             optimizer.step()
     assert start < 0.3
     assert (policy.log_distribution().exp() @ rewards).item() > 0.9
+
+
+def test_given_advantages_replace_those_from_rewards_and_a_segment_gets_their_mean():
+    batch = make_batch()
+    computed = gsspo(**inputs_of(batch), **WIDE)
+    rows = batch["rewards"].clone()
+    for members in rows_of(batch["group"]):
+        rows[members] = (rows[members] - rows[members].mean()) / (rows[members].std() + 1e-4)
+    alone = {"rewards": torch.zeros(9), "group": torch.arange(9), "advantages": rows[:, None].expand(9, 5)}
+    given = gsspo(**inputs_of(batch, **alone), **WIDE)
+    torch.testing.assert_close(given.loss, computed.loss, **EXACT)
+    uneven = rows[:, None] + torch.tensor([1.0, -1.0, 2.0, -2.0, 0.0])  # segments are of two, two and one token
+    whole = {**batch, "mask": torch.ones(9, 5)}
+    inputs = inputs_of(whole, **{**alone, "advantages": uneven})
+    constant = inputs_of(whole, **alone)
+    torch.testing.assert_close(gsspo(**inputs, **WIDE).loss, gsspo(**constant, **WIDE).loss, **EXACT)
+
+
+def test_segments_may_differ_in_their_advantage():
+    # Row 0: segments of two tokens and of one, A = 4 and 1, ratios 1: mean 2.5. Row 1: A = -1.
+    tokens = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    given = torch.tensor([[4.0, 4.0, 1.0], [-1.0, -1.0, 0.0]], dtype=torch.float64)
+    output = gsspo(
+        tokens,
+        old_logprobs=tokens.detach(),
+        rewards=torch.zeros(2),
+        segments=torch.tensor([[0, 0, 1], [0, 0, 0]]),
+        group=torch.tensor([0, 1]),
+        mask=torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        advantages=given,
+    )
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(-(2.5 - 1.0) / 2)
+    torch.testing.assert_close(tokens.grad, -given / torch.tensor([[8.0, 8.0, 4.0], [4.0, 4.0, 1.0]]))

@@ -68,6 +68,7 @@ def test_the_table_agrees_with_the_signature(name):
     assert required - {"logprobs", "mask", "group"} == set(spec.needs)
     assert spec.keywords == {key: value for key, value in optional.items() if key not in inputs}
     assert set(spec.keywords) <= set(OBJECTIVE_KEYWORDS) - set(INPUT_OF)
+    assert spec.token_advantages == ("advantages" in optional)
     assert ("kl_coef" in spec.keywords) == ("ref_logprobs" in optional)
     assert spec.paper in FUNCTIONS[name].__doc__
 

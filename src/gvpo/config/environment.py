@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from gvpo.config.objectives import crediting_turns
 from gvpo.config.section import Section
 
 
@@ -51,7 +52,7 @@ class EnvironmentSection(Section):
     environment_turn_credit: Literal["episode", "to_go"] = Field(
         default="episode",
         description="Advantage of a turn; episode: that of the whole episode; to_go: rewards from that turn on, minus "
-        "their mean over the other episodes of the group (grpo and its presets, gspo_token, gsspo)",
+        f"their mean over the other episodes of the group ({', '.join(crediting_turns())})",
     )
     environment_timeout: float = Field(
         default=10.0, gt=0, description="Maximum number of seconds of the environment per turn"

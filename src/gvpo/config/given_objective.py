@@ -65,6 +65,7 @@ def spec_of(function: Any, group_size: int) -> ObjectiveSpec:
         needs=needs,
         keywords={key: value for key, value in named.items() if key in OBJECTIVE_KEYWORDS and key not in INPUT_OF},
         min_group=min(2, group_size) if {"rewards", "teacher_logprobs"} & {*needs} else 1,
+        token_advantages="advantages" in named,
     )
 
 

@@ -37,6 +37,7 @@ class ObjectiveSpec:
         min_group: Smallest number of completions in a group.
         needs_support: True if its optimum is unique only if the samples cover the reference policy.
         at_reference: Description of the objective that it equals as long as the policy equals its reference, if any.
+        token_advantages: True if it accepts an advantage per token in place of those that it computes from rewards.
     """
 
     function: "str | Callable[..., ObjectiveOutput]"
@@ -48,6 +49,7 @@ class ObjectiveSpec:
     min_group: int = 2
     needs_support: bool = False
     at_reference: str | None = None
+    token_advantages: bool = False
 
     def load(self) -> "Callable[..., ObjectiveOutput]":
         """Return the function; import it if its place is known."""
@@ -99,6 +101,7 @@ _GRPO = ObjectiveSpec(
         "kl_coef": 0.0,
         "is_cap": None,
     },
+    token_advantages=True,
 )
 _GSPO = ObjectiveSpec(
     "gvpo.objectives.gspo:gspo",
@@ -174,10 +177,14 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "max_length": None,
             "is_cap": None,
         },
+        token_advantages=True,
     ),
     "gspo": _GSPO,
-    "gspo_token": _GSPO.preset(
-        "gvpo.objectives.gspo:gspo_token", summary="GSPO with an advantage per token", paper="2507.18071"
+    "gspo_token": dataclasses.replace(
+        _GSPO,
+        function="gvpo.objectives.gspo:gspo_token",
+        summary="GSPO with an advantage per token",
+        token_advantages=True,
     ),
     "gsspo": ObjectiveSpec(
         "gvpo.objectives.gsspo:gsspo",
@@ -185,6 +192,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         paper="2602.01202",
         needs=("old_logprobs", "rewards", "segments"),
         keywords={"clip_low": 0.2, "clip_high": 0.2, "scale_rewards": True},
+        token_advantages=True,
     ),
     "constrained_grpo": ObjectiveSpec(
         "gvpo.objectives.constrained_grpo:constrained_grpo",
@@ -260,6 +268,11 @@ def find_objective(name: str) -> ObjectiveSpec:
 def learning_from(kind: str) -> list[str]:
     """Return the names of the objectives that learn from groups, answers or pairs."""
     return [name for name, spec in OBJECTIVES.items() if spec.learns_from == kind]
+
+
+def crediting_turns() -> list[str]:
+    """Return the names of the objectives that accept an advantage per turn."""
+    return [name for name, spec in OBJECTIVES.items() if spec.token_advantages]
 
 
 def taking(setting: str) -> list[str]:

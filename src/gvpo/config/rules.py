@@ -76,7 +76,11 @@ def _objective(plan: "RunPlan") -> Broken:
     yield foreign is not None, f"objective.{foreign} is not a keyword of {c.objective}; it accepts {possible}"
     for key, example in EXAMPLES.items():
         name, is_set, is_needed = INPUT_OF[key], getattr(c, key) is not None, INPUT_OF[key] in spec.needs
-        yield is_needed and not is_set, f"{c.objective} needs {name}: set objective.{key} ({example})"
+        comes_from_turns = name == "segments" and plan.has_environment
+        yield (
+            is_needed and not is_set and not comes_from_turns,
+            f"{c.objective} needs {name}: set objective.{key} ({example})",
+        )
         yield (
             is_set and not is_needed,
             f"objective.{key} is not for {c.objective}, which uses no {name}; remove it",

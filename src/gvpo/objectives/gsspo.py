@@ -21,6 +21,7 @@ def gsspo(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     scale_rewards: bool = True,
+    advantages: Tensor | None = None,
 ) -> ObjectiveOutput:
     """GRPO with one ratio per segment, the geometric mean of its token ratios: everything between GRPO and GSPO.
 
@@ -46,6 +47,8 @@ def gsspo(
         clip_low: lower half-width of the clip range.
         clip_high: upper half-width.
         scale_rewards: divide by the group's standard deviation.
+        advantages: [B, T], replaces the computed ones; a segment gets the mean over its tokens. Rewards are then not
+            read, and groups of one are fine.
 
     Returns:
         The loss and these metrics, means over a row's segments, then over rows: `gsspo/ratio_mean` mean s,
@@ -55,7 +58,7 @@ def gsspo(
 
     Raises:
         ShapeError: a tensor of the wrong shape or dtype.
-        GroupTooSmall: a group of one.
+        GroupTooSmall: a group of one and no `advantages`.
         ObjectiveError: a keyword out of its range, or a mask of other values than 0 and 1.
 
     Example:
@@ -72,9 +75,12 @@ def gsspo(
     old = token_values("old_logprobs", old_logprobs, scored, logprobs).detach()
     groups = Groups.of(group, len(logprobs))
     returns = row_values("rewards", rewards, logprobs)
-    groups.require_pairs("gsspo")
     parts = _Segments(segments, scored)
-    advantage = group_advantages(returns, groups, scale_rewards=scale_rewards).to(policy.dtype)[parts.row]
+    if advantages is None:
+        groups.require_pairs("gsspo")
+        advantage = group_advantages(returns, groups, scale_rewards=scale_rewards).to(policy.dtype)[parts.row]
+    else:
+        advantage = parts.means(token_values("advantages", advantages, scored, logprobs).detach()[scored])
     ratio = bounded(parts.means((policy - old)[scored])).exp()
     loss = -parts.row_means(clipped_surrogate(ratio, advantage, clip_low, clip_high)).mean()
     low, high = (parts.row_means(share).mean() for share in clipped_share(ratio, advantage, clip_low, clip_high))

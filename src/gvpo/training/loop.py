@@ -30,6 +30,7 @@ from gvpo.training.learner import StepResult
 from gvpo.training.metrics import held_out_rows, overlong_metrics, rollout_rows, step_metrics
 from gvpo.training.session.events import events_of
 from gvpo.training.signals import RunStopped
+from gvpo.training.step.turn_credit import with_turns
 from gvpo.update.distributed import fsdp, ranks
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class Session:
             raise TrainingError(
                 f"no group could be trained on for {MAX_EMPTY_STEPS} steps: {self._reason(rollout, dead)}"
             )
-        return groups
+        return with_turns(groups, self.learner.objective.spec, self.config)
 
     def _reason(self, rollout: Rollout, dead: Collection[int]) -> str:
         """Return why no group of a step can be trained on."""

@@ -310,7 +310,7 @@ def _completion_rows(step: int, rollout: Rollout, prompts: Sequence[str]) -> Ite
                 source=completion.source,
                 version=completion.version,
                 token_versions=None if completion.versions is None else list(completion.versions),
-                turns=[dataclasses.asdict(turn) for turn in completion.turns],
+                turns=_turn_rows(completion),
                 opening=completion.opening,
                 age=completion.age(step),
                 columns=dict(group.columns),
@@ -330,6 +330,7 @@ def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
         implicit = beta * float((log_ratio * _mask(completion)).sum())
     return {
         "mask": _floats(completion.mask),
+        "turns": _turn_rows(completion, row),
         "weight": _weight(completion, row),
         "implicit_reward": implicit,
         "logprobs": _floats(row.logprobs),
@@ -339,10 +340,21 @@ def _trained_facts(trained: TrainedRow | None, beta: float) -> dict[str, Any]:
     }
 
 
-def _weight(completion: Completion, row: RowGradient) -> float:
+def _turn_rows(completion: Completion, row: RowGradient | None = None) -> list[dict[str, Any]]:
+    """Return the turns of an episode as mappings, with the weight of each turn if the row was trained on."""
+    return [
+        {
+            **dataclasses.asdict(turn),
+            "weight": None if row is None else _weight(completion, row, slice(turn.start, turn.stop)),
+        }
+        for turn in completion.turns
+    ]
+
+
+def _weight(completion: Completion, row: RowGradient, part: slice = slice(None)) -> float:
     """Return minus the mean of c over the scored tokens. In GVPO a row's tokens share one c; the weights sum to 0."""
-    mask = _mask(completion)
-    return -float((row.coefficients * mask).sum() / mask.sum().clamp(min=1))
+    mask = _mask(completion)[part]
+    return -float((row.coefficients[part] * mask).sum() / mask.sum().clamp(min=1))
 
 
 def _mask(completion: Completion) -> torch.Tensor:
