@@ -105,5 +105,5 @@ def as_turn(returned: Any) -> Turn:
         return Turn(returned)
     if isinstance(returned, tuple) and len(returned) == 3:
         say, reward, done = returned
-        return Turn("" if say is None else say, None if reward is None else float(reward), bool(done))
+        return Turn("" if say is None else say, reward, done)
     raise EpisodeError(f"step returned {type_of(returned)}; return text, (say, reward, done) or gvpo.environments.Turn")

@@ -1,74 +1,64 @@
 """Environments in worker processes with deadlines: the policy's texts in, answers out, whatever environments do.
 
-This is the contract; for now environments run in the trainer's process.
+texts ─▶ one message per worker with the steps of the episodes that it has ─▶ answers
+              ▲                          │
+              └── the episodes of a worker that is gone: replayed in another one, without the text that ended it
 """
 
-import asyncio
-import inspect
-import time
+import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from gvpo.environments.base import Environment, EnvironmentSpec, Say, as_turn
-from gvpo.errors import one_line
-from gvpo.types import TurnOutcome
+import cloudpickle
 
+from gvpo.environments.base import EnvironmentSpec
+from gvpo.environments.calls import Answer, Book, Calls, Episode, Start
+from gvpo.environments.serving import Episodes
+from gvpo.errors import EpisodeError
+from gvpo.workers.dispatch import Dispatcher, Purpose
 
-@dataclass(frozen=True)
-class Start:
-    """The beginning of an episode.
+__all__ = ["Answer", "EnvironmentPool", "Start"]
 
-    Args:
-        id: Identifies the episode in the pool; unique among live ones.
-        seed: Random seed, the same for all episodes of a group.
-        columns: Columns of the problem.
-    """
-
-    id: str
-    seed: int
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An environment's answer to a reset or a step, or the failure of that call.
-
-    Args:
-        say: What the policy hears next; after a reset, what is added to the prompt.
-        reward: Reward of the turn; None if it has none.
-        done: Whether the episode has ended.
-        outcome: What came of the call; see `gvpo.types.TurnOutcome`. After "lost", the episode has ended.
-        detail: Error in one line; "" without one.
-        seconds: Duration of the call.
-        metrics: Further numbers of the environment, by name.
-    """
-
-    say: Say = ""
-    reward: float | None = None
-    done: bool = False
-    outcome: TurnOutcome = "ok"
-    detail: str = ""
-    seconds: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+PURPOSE = Purpose(EpisodeError, "an environment worker", "environment", "the environment")
+"""What the pool's workers are for, in messages."""
 
 
 class EnvironmentPool:
-    """Runs the episodes of an environment.
+    """Runs the episodes of an environment in worker processes, and survives what environments do there.
+
+    An episode stays in the worker that began it. If that worker is gone, the episode is replayed in another one from
+    its seed, columns and texts, so an environment must depend on nothing else; one that answers a replay differently
+    loses the episode. What comes of a step is the answer's `outcome`:
+
+    - `ok`: the environment answered. Lone surrogates in what it says are replaced by question marks.
+    - `error`: the step raised, and says `ValueError: message` in one line of at most 200 characters; or it returned
+      something that cannot be used, such as a reward that is not a finite number, which is then None. The episode
+      continues, and the text is part of its replays.
+    - `timeout`: there was no answer in time, which it says. The worker was killed with all processes that it started.
+    - `died`: the worker ended, or the memory limit was reached, twice: the step is first repeated in another worker,
+      since other episodes may have been the reason. What it says is how the process ended.
+    - `lost`: the episode has ended without an answer, because its reset failed, a second turn of it had the outcome
+      `timeout` or `died`, or its worker is gone and the environment is not replayable.
+
+    After `timeout` and `died`, the episode continues as if the policy had not spoken: the text is left out of replays.
 
     Args:
         spec: The environment.
-        workers: Maximum number of processes; they start when first needed and stay.
+        workers: Maximum number of processes; they start when first needed and stay. While calls are late, up to as
+            many more start to replace those that will be killed.
         timeout: Maximum seconds per reset or step.
-        log: File that the environments' prints are appended to; None discards them.
-        memory_limit: Bytes that a worker may allocate; None for no limit.
+        log: File that the environments' prints are appended to, with the tracebacks of their errors; None discards
+            them.
+        memory_limit: Bytes that a worker may allocate (RLIMIT_DATA, if the system has it); None for no limit. All
+            episodes of a worker share it.
 
-    Threads may call its methods at the same time.
+    Threads may call its methods at the same time; they take turns.
 
     Raises:
-        EpisodeError: If the environment cannot be sent to a worker.
+        EpisodeError: If the environment cannot be sent to a worker, or a limit is not positive.
     """
 
     def __init__(
@@ -80,8 +70,19 @@ class EnvironmentPool:
         log: str | Path | None = None,
         memory_limit: int | None = 4 << 30,
     ) -> None:
-        self.spec = spec
-        self._live: dict[str, Environment] = {}
+        _check_limits(workers, timeout)
+        self.spec, self._workers = spec, workers
+        self._turn, self._book = threading.Lock(), Book()
+        setup = {"service": Episodes(spec.name, _pickled(spec)), "timeout": timeout, "memory_limit": memory_limit}
+        self._dispatcher = Dispatcher(
+            setup,
+            PURPOSE,
+            workers=workers,
+            timeout=timeout,
+            log=None if log is None else Path(log),
+            spares=workers,
+            moves=spec.replayable,
+        )
 
     def reset(self, starts: Sequence[Start]) -> list[Answer]:
         """Begin episodes.
@@ -90,26 +91,49 @@ class EnvironmentPool:
             One answer per episode, in order. An episode whose reset failed has the outcome "lost" and never began.
 
         Raises:
-            EpisodeError: If no environment can be loaded in a worker.
+            EpisodeError: If no environment can be loaded in a worker, a column cannot be sent to one, or an ID is that
+                of a live episode.
         """
-        return [self._called(self._begin, start) for start in starts]
+        with self._turn:
+            self._add(starts)
+            try:
+                answers = self._run({start.id: None for start in starts})
+            except BaseException:
+                for start in starts:
+                    self._book.leave(start.id)
+                raise
+        return [answers[start.id] for start in starts]
 
     def step(self, texts: Mapping[str, str]) -> dict[str, Answer]:
         """Give each of some episodes, by ID, the policy's text.
 
         Returns:
             One answer per episode. Episodes that are done or lost have left the pool.
+
+        Raises:
+            EpisodeError: If an episode is not live, or workers do not start.
         """
-        return {name: self._called(self._live[name].step, text) for name, text in texts.items()}
+        with self._turn:
+            for name in texts:
+                if name not in self._book.live:
+                    raise EpisodeError(f"there is no live episode {name!r}; it has ended, or never began")
+            return self._run(texts)
 
     def forget(self, episodes: Iterable[str]) -> None:
         """Leave episodes that the policy does not continue; those that the pool does not have are ignored."""
-        for name in episodes:
-            self._live.pop(name, None)
+        with self._turn:
+            for name in episodes:
+                self._book.leave(name)
 
     def close(self) -> None:
-        """End the workers and their descendants. A later `reset` starts new ones."""
-        self._live.clear()
+        """End the workers and their descendants; calls of other threads raise EpisodeError.
+
+        A later `reset` starts new workers.
+        """
+        self._dispatcher.interrupt()
+        with self._turn:
+            self._dispatcher.close()
+            self._book = Book()
 
     def __enter__(self) -> Self:
         return self
@@ -119,28 +143,34 @@ class EnvironmentPool:
     ) -> None:
         self.close()
 
-    def _begin(self, start: Start) -> str:
-        self._live[start.id] = self.spec.make()
-        opening = _awaited(self._live[start.id].reset(seed=start.seed, **start.columns))
-        return opening or ""
+    def _add(self, starts: Sequence[Start]) -> None:
+        new: dict[str, Episode] = {}
+        for start in starts:
+            if start.id in self._book.live or start.id in new:
+                raise EpisodeError(f"there is a live episode {start.id!r} already; give each episode its own ID")
+            if "seed" in start.columns:
+                raise EpisodeError("the data has a column 'seed', the name of the episodes' seed; rename the column")
+            new[start.id] = Episode(start)
+        self._book.live.update(new)
 
-    def _called(self, call: Any, argument: Any) -> Answer:
-        began = time.perf_counter()
-        try:
-            turn = as_turn(_awaited(call(argument)))
-        except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error, 200)}"
-            return Answer(text, outcome="error", detail=text, seconds=time.perf_counter() - began)
-        seconds = time.perf_counter() - began
-        outcome: TurnOutcome = "error" if turn.error else "ok"
-        return Answer(turn.say, turn.reward, turn.done, outcome, turn.error, seconds, turn.metrics)
+    def _run(self, asked: Mapping[str, str | None]) -> dict[str, Answer]:
+        calls = Calls(self.spec, self._book, asked, self._workers)
+        self._dispatcher.run(calls)
+        return {name: calls.answers[name] for name in asked}
 
 
-def _awaited(value: Any) -> Any:
-    if not inspect.isawaitable(value):
-        return value
+def _check_limits(workers: int, timeout: float) -> None:
+    if workers < 1:
+        raise EpisodeError(f"environments need at least one worker, not {workers}")
+    if not timeout > 0 or math.isinf(timeout):
+        raise EpisodeError(f"the timeout of environments must be a number of seconds above 0, not {timeout}")
 
-    async def wait() -> Any:
-        return await value
 
-    return asyncio.run(wait())
+def _pickled(spec: EnvironmentSpec) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(spec.make))
+    except Exception as error:
+        raise EpisodeError(
+            f"environment {spec.name!r} cannot be sent to a worker process ({type(error).__name__}: {error}); create "
+            "its locks, open files and clients in reset"
+        ) from error

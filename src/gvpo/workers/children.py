@@ -1,6 +1,6 @@
 """The children of a supervising process: list them, notice when one ends, and read its exit status.
 
-Used by the supervisor of a sandbox and by the supervisor of a worker. Does not import sandboxes or rewards, only the
+Used by the supervisor of a sandbox and by the supervisor of a worker. Does not import what they run, only the
 standard library.
 """
 

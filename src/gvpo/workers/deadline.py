@@ -1,4 +1,4 @@
-"""Time that is left for the current call of a worker, for rewards that keep their own deadline."""
+"""Time that is left for the current call of a worker, for functions that keep their own deadline."""
 
 import math
 import time

@@ -3,7 +3,8 @@
     queue ──take──▶ worker ──reply──▶ queue.done          a late or dead worker is killed and replaced
 
 A worker with quick calls receives the next ones before it has finished the current one, so that it never waits for the
-pool. This module does not know about rewards: the queue decides what is called and what follows from a failure.
+pool. This module does not know about rewards or environments: the queue decides what is called, by which worker if that
+matters, and what follows from a failure.
 """
 
 import math
@@ -11,21 +12,26 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gvpo.errors import RewardError
+from gvpo.errors import GvpoError
 from gvpo.workers.process import WorkerDied, WorkerProcess
+from gvpo.workers.replies import Reply, read_replies
 
 START_SECONDS = 120.0
-"""Maximum number of seconds until a worker is ready; it first imports the modules of the reward functions."""
+"""Maximum number of seconds until a worker is ready; it first imports the modules of what it calls."""
 START_ATTEMPTS = 3
 AHEAD = 0.02
 """Seconds of work that a worker receives in advance."""
 LATE = 0.5
 """Fraction of the timeout after which a call will probably be killed, so that a spare worker is started."""
+WAKE = 0.5
+"""Maximum number of seconds until a waiting pool notices that another thread closes it."""
+STUCK, TIMES_PACE = 0.05, 4
+"""A call that takes this fraction of the timeout, and this multiple of the usual time, holds up the calls after it."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +59,17 @@ class Call:
         return [replace(self, rows=(row,)) for row in self.rows] if self.each else [self]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """The result of a call: values, or a failure of the whole call.
+class Message(Protocol):
+    """Calls that travel to a worker together."""
 
-    Args:
-        values: One per row; None if the function abstained or its value cannot be used.
-        reasons: One per row: (kind, detail) if the value cannot be used, else None.
-        failed: (kind, detail) of a failure of the whole call; values and reasons are then empty.
-        traceback: Traceback of an exception.
-        again: True if the rows may succeed when they are called one by one.
-        spent: True if the worker ran out of memory or ended, so that the call may succeed in another worker.
-        stated: True if gvpo itself raised the error, which is then about the data or the machine.
-        state: State of the function after the call, if it keeps one.
-    """
+    @property
+    def function(self) -> int:
+        """What is called; calls of one function take similar times."""
+        ...
 
-    values: Sequence[float | None] = ()
-    reasons: Sequence[tuple[str, str] | None] = ()
-    failed: tuple[str, str] | None = None
-    traceback: str = ""
-    again: bool = False
-    spent: bool = False
-    stated: bool = False
-    state: str | None = None
+    def parts(self) -> Sequence[Any]:
+        """Return the calls that are answered one after the other, which also have a `function`."""
+        ...
 
 
 class Queue(Protocol):
@@ -85,21 +79,43 @@ class Queue(Protocol):
         """Return the number of waiting calls."""
         ...
 
-    def take(self) -> Call:
-        """Remove and return the next call."""
+    def take(self, worker: WorkerProcess, new: int) -> Any:
+        """Remove and return the next `Message` for a worker; None if it should have none of the waiting calls.
+
+        Args:
+            worker: Worker that has little to do.
+            new: Number of other workers that have had no message yet, including those that are starting.
+        """
         ...
 
-    def payload(self, call: Call) -> bytes:
-        """Return the message to a worker for a call."""
+    def payload(self, call: Any) -> bytes:
+        """Return a message as bytes."""
         ...
 
-    def done(self, call: Call, reply: Reply) -> None:
+    def done(self, call: Any, reply: Reply) -> None:
         """Record the reply to a call or to a part of one; this may add calls."""
         ...
 
-    def put_back(self, parts: Sequence[Call]) -> None:
-        """Take back parts of calls that were sent to a worker and not run."""
+    def put_back(self, parts: Sequence[Any]) -> None:
+        """Take back parts of calls that were sent to a worker and not run, or whose replies were lost with it."""
         ...
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What workers are for, in messages.
+
+    Args:
+        error: Class of the errors.
+        worker: Name of a worker with its article: "a reward worker".
+        noun: Name of what can be loaded: "reward".
+        called: Name of what the worker imports: "the reward functions".
+    """
+
+    error: type[GvpoError]
+    worker: str
+    noun: str
+    called: str
 
 
 class Dispatcher:
@@ -107,85 +123,140 @@ class Dispatcher:
 
     Args:
         setup: Setup that each worker reads first.
-        workers: Maximum number of working processes; one more may be kept warm.
+        purpose: What the workers are for.
+        workers: Maximum number of working processes; `spares` more may be kept warm.
         timeout: Maximum number of seconds per call.
         log: File for the output of the functions; None discards it.
-        spare: Whether to start a worker before a late one is killed. Another worker does not have a function's state.
+        spares: Maximum number of workers that are started before late ones are killed; 0 if another worker cannot
+            replace one, because it does not have a function's state.
+        moves: Whether calls that wait for a call that takes long may move to an idle worker.
     """
 
     def __init__(
-        self, setup: Mapping[str, Any], *, workers: int, timeout: float, log: Path | None, spare: bool = True
+        self,
+        setup: Mapping[str, Any],
+        purpose: Purpose,
+        *,
+        workers: int,
+        timeout: float,
+        log: Path | None,
+        spares: int = 1,
+        moves: bool = False,
     ) -> None:
-        self._setup, self._limit, self._timeout, self._log = setup, workers, timeout, log
-        self._spare = spare
+        self._setup, self._purpose, self._limit, self._timeout, self._log = setup, purpose, workers, timeout, log
+        self._spares, self._moves = spares, moves
         self._workers: list[WorkerProcess] = []
         self._pace: dict[int, float] = {}  # seconds per call of a function
-        self._failed_starts = 0
+        self._failed_starts, self._interrupted = 0, False
         self._finalizer = weakref.finalize(self, _kill_all, self._workers, os.getpid())
 
     def close(self) -> None:
         """End all workers; the next `run` starts new ones."""
         _kill_all(self._workers, os.getpid())
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """Let a `run` in another thread, and any that begins before `close`, raise an error."""
+        self._interrupted = True
 
     def run(self, queue: Queue) -> None:
         """Run the queue's calls until none is waiting or running.
 
         Raises:
-            RewardError: If workers do not start, or a function cannot be loaded in them.
+            GvpoError: If workers do not start, or cannot load what they call; its class is that of the purpose.
         """
         try:
             while len(queue) or any(worker.pending for worker in self._workers):
+                self._require_open()
                 self._assign(queue)
                 self._attend(queue)
         except BaseException:
-            self.close()  # the running calls are no longer needed after Ctrl-C or an error above
+            _kill_all(self._workers, os.getpid())  # the running calls are not needed after Ctrl-C or an error above
             raise
+
+    def _require_open(self) -> None:
+        if self._interrupted:
+            raise self._purpose.error(f"{self._purpose.called} cannot be called, because the pool was closed")
 
     def _assign(self, queue: Queue) -> None:
         """Send calls to workers that have little to do, and start workers for calls that are still waiting."""
-        while len(queue) and (worker := self._least_loaded()) is not None:
-            if worker.pending or worker.is_alive():
-                self._give(worker, queue)
-            else:
-                self._drop(worker)
+        if self._move_is_due() <= time.monotonic():
+            self._move(queue)
+        self._hand_out(queue)
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self._limit and starting < len(queue):
             self._start()
             starting += 1
-        if self._spare_is_due() <= time.monotonic():
+        while self._spare_is_due() <= time.monotonic():
             self._start()
 
-    def _least_loaded(self) -> WorkerProcess | None:
+    def _hand_out(self, queue: Queue) -> None:
+        """Send waiting calls until no worker takes another one."""
+        refused: list[WorkerProcess] = []
+        while len(queue) and (worker := self._least_loaded(refused)) is not None:
+            if not worker.pending and not worker.is_alive():
+                self._drop(worker)
+            elif not self._give(worker, queue):
+                refused.append(worker)
+
+    def _least_loaded(self, refused: Collection[WorkerProcess] = ()) -> WorkerProcess | None:
         """Return the worker to send the next call to, or None if all of them have enough."""
         ready = [worker for worker in self._workers if worker.ready]
         if sum(bool(worker.pending) for worker in ready) >= self._limit:
             ready = [worker for worker in ready if worker.pending]
-        worker = min(ready, key=lambda worker: worker.load, default=None)
-        return worker if worker is not None and worker.load < AHEAD else None
+        free = [worker for worker in ready if worker not in refused and max(worker.load, self._busy(worker)) < AHEAD]
+        return min(free, key=lambda worker: worker.load, default=None)
 
-    def _give(self, worker: WorkerProcess, queue: Queue) -> None:
-        call = queue.take()
-        payload = queue.payload(call)
+    def _busy(self, worker: WorkerProcess) -> float:
+        """Return how many seconds ago a worker was known to begin its current call; 0 if it has none."""
+        return time.monotonic() - (worker.deadline - self._timeout) if worker.pending else 0.0
+
+    def _give(self, worker: WorkerProcess, queue: Queue) -> bool:
+        """Send a worker its next message; return whether there is one."""
+        call = queue.take(worker, sum(other.is_new for other in self._workers if other is not worker))
+        if call is None:
+            return False
+        payload, parts = queue.payload(call), call.parts()
         if not worker.pending:
             worker.deadline = time.monotonic() + self._timeout
-        parts = call.parts()
         worker.pending.extend(parts)
-        worker.load += len(parts) * self._pace.get(call.function, AHEAD)
+        worker.load += sum(self._pace.get(part.function, AHEAD) for part in parts)
         worker.send(payload)
+        return True
+
+    def _move_is_due(self) -> float:
+        """Return when to take calls back from a worker that is stuck in one; infinity if no other could run them."""
+        idle = sum(worker.ready and not worker.pending for worker in self._workers)
+        if not (self._moves and idle) or sum(bool(worker.pending) for worker in self._workers) >= self._limit:
+            return float("inf")
+        return min(map(self._stuck_at, self._workers), default=float("inf"))
+
+    def _stuck_at(self, worker: WorkerProcess) -> float:
+        """Return when a worker will have been too long in one call; infinity if no other call waits for it."""
+        current, *waiting = worker.pending or [None]
+        if current is None or not _kept(waiting):
+            return float("inf")
+        patience = max(STUCK * self._timeout, TIMES_PACE * self._pace.get(current.function, 0.0))
+        return worker.deadline - self._timeout + patience
+
+    def _move(self, queue: Queue) -> None:
+        """Take back the calls that wait for the call that a worker is stuck in."""
+        queue.put_back(min(self._workers, key=self._stuck_at).withdraw())
 
     def _spare_is_due(self) -> float:
-        """Return when to start a spare worker to replace a late one; infinity if there already is a spare one."""
-        if len(self._workers) > self._limit or not self._spare:
+        """Return when to start a spare worker, one per late worker; infinity if there are enough."""
+        number = max(len(self._workers) - self._limit, 0)
+        late = sorted(worker.deadline for worker in self._workers if worker.pending)
+        if number >= min(self._spares, len(late)):
             return float("inf")
-        late = [worker.deadline for worker in self._workers if worker.pending]
-        return min(late, default=float("inf")) - (1 - LATE) * self._timeout
+        return late[number] - (1 - LATE) * self._timeout
 
     def _start(self) -> None:
         try:
             worker = WorkerProcess(self._setup, self._log)
         except OSError as error:
-            raise RewardError(
-                f"a reward worker cannot be started: {error}; free memory, processes or disk, then use --resume"
+            raise self._purpose.error(
+                f"{self._purpose.worker} cannot be started: {error}; free memory, processes or disk, then use --resume"
             ) from error
         worker.deadline = time.monotonic() + START_SECONDS
         self._workers.append(worker)
@@ -193,7 +264,7 @@ class Dispatcher:
     def _attend(self, queue: Queue) -> None:
         """Wait for replies, deaths or the next deadline, and handle them."""
         active = [worker for worker in self._workers if worker.pending or not worker.ready]
-        for worker in _ready(active, self._spare_is_due()):
+        for worker in _ready(active, min(self._spare_is_due(), self._move_is_due())):
             worker.flush()
             self._listen(worker, queue)
         now = time.monotonic()
@@ -213,31 +284,28 @@ class Dispatcher:
 
     def _hear(self, worker: WorkerProcess, message: Mapping[str, Any], queue: Queue) -> None:
         if not worker.ready:
-            _require_loaded(message.get("problem"))
+            _require_loaded(message.get("problem"), self._purpose)
             worker.ready, worker.deadline, self._failed_starts = True, float("inf"), 0
             return
-        replies = _as_replies(message, len(worker.pending))
-        answered = [(worker.answered(), reply) for reply, _ in replies]
-        self._measure(
-            worker,
-            [
-                (call, seconds)
-                for (call, _), (reply, seconds) in zip(answered, replies, strict=True)
-                if reply.failed is None
-            ],
-        )
+        replies = _replies(message, len(worker.pending))
+        answered = [(worker.answered(), reply) for reply in replies]
+        self._measure(worker, answered)
         worker.deadline = time.monotonic() + self._timeout if worker.pending else float("inf")
-        if any(reply.spent for _, reply in answered):
+        if any(reply.spent for reply in replies):
             self._drop(worker)
-            queue.put_back(worker.pending)
+            queue.put_back(_kept(worker.pending))
         for call, reply in answered:
-            queue.done(call, reply)
+            if reply.withdrawn and call is not None:
+                queue.put_back([call])
+            elif call is not None:
+                queue.done(call, reply)
 
-    def _measure(self, worker: WorkerProcess, taken: Sequence[tuple[Call, float]]) -> None:
+    def _measure(self, worker: WorkerProcess, answered: Sequence[tuple[Any, Reply]]) -> None:
         """Update the seconds per successful call (a moving average with weight 1/2) and the worker's load."""
-        for call, seconds in taken:
-            self._pace[call.function] = (self._pace.get(call.function, seconds) + seconds) / 2
-        worker.load = sum(self._pace.get(call.function, AHEAD) for call in worker.pending)
+        for call, reply in answered:
+            if call is not None and reply.failed is None:
+                self._pace[call.function] = (self._pace.get(call.function, reply.seconds) + reply.seconds) / 2
+        worker.load = sum(self._pace.get(call.function, AHEAD) for call in _kept(worker.pending))
 
     def _lose(self, worker: WorkerProcess, queue: Queue) -> None:
         """Handle a worker that ended by itself: the call in progress failed, or the worker never became ready."""
@@ -256,7 +324,8 @@ class Dispatcher:
             self._count_failed_start(f"was not ready after {START_SECONDS:g} s")
         elif not self._listen(worker, queue):  # otherwise the answer has arrived in the meantime
             self._drop(worker)
-            reply = Reply(failed=("timeout", f"gave no answer in {self._timeout:g} s"), again=True)
+            detail = f"gave no answer in {self._timeout:g} s"
+            reply = Reply(failed=("timeout", detail), again=True, seconds=self._timeout)
             _fail(worker, place, reply, queue)
 
     def _drop(self, worker: WorkerProcess) -> str:
@@ -267,9 +336,9 @@ class Dispatcher:
         self._failed_starts += 1
         if self._failed_starts >= START_ATTEMPTS:
             self._failed_starts = 0
-            raise RewardError(
-                f"a reward worker {what}, {START_ATTEMPTS} times; check that the modules of the reward functions "
-                "can be imported, and see the pool's log"
+            raise self._purpose.error(
+                f"{self._purpose.worker} {what}, {START_ATTEMPTS} times; check that the modules of "
+                f"{self._purpose.called} can be imported, and see the pool's log"
             )
 
 
@@ -277,8 +346,14 @@ def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None
     """Fail the call that a lost worker was running, and put its other calls back."""
     pending = list(worker.pending)
     guilty = pending.pop(place)
-    queue.put_back(pending)
-    queue.done(guilty, reply)
+    queue.put_back(_kept(pending))
+    if guilty is not None:
+        queue.done(guilty, reply)
+
+
+def _kept(pending: Iterable[Any]) -> list[Any]:
+    """Return the pending calls that have not moved to another worker."""
+    return [part for part in pending if part is not None]
 
 
 def _ready(workers: Sequence[WorkerProcess], until: float) -> list[WorkerProcess]:
@@ -293,44 +368,33 @@ def _ready(workers: Sequence[WorkerProcess], until: float) -> list[WorkerProcess
             poll.register(worker.requests, select.POLLOUT)
             by_descriptor[worker.requests] = worker
     until = min(until, *(worker.deadline for worker in workers))
-    milliseconds = max(math.ceil((until - time.monotonic()) * 1000), 0)
+    milliseconds = max(math.ceil(min(until - time.monotonic(), WAKE) * 1000), 0)
     return list(dict.fromkeys(by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)))
 
 
-def _require_loaded(problem: Mapping[str, str] | None) -> None:
+def _require_loaded(problem: Mapping[str, str] | None, purpose: Purpose) -> None:
     if problem is not None and problem.get("stated"):
-        raise RewardError(f"reward {problem['name']!r} cannot be used: {problem['error']}")
+        raise purpose.error(f"{purpose.noun} {problem['name']!r} cannot be used: {problem['error']}")
     if problem is not None:
-        raise RewardError(
-            f"reward {problem['name']!r} cannot be loaded in a worker process: {problem['error']}; "
+        raise purpose.error(
+            f"{purpose.noun} {problem['name']!r} cannot be loaded in a worker process: {problem['error']}; "
             "its module must be importable, or define it in the script itself or in a file given by its path"
-        ) from RewardError(problem["traceback"])
+        ) from purpose.error(problem["traceback"])
 
 
-def _as_replies(message: Mapping[str, Any], most: int) -> list[tuple[Reply, float]]:
-    """Return the replies in a message, at most `most` of them, with the seconds that each call took.
+def _replies(message: Mapping[str, Any], most: int) -> list[Reply]:
+    """Return the replies in a message, at most `most` of them.
 
     Raises:
         WorkerDied: If the message is not a reply, because something else wrote into the pipe.
     """
     try:
-        pairs = zip(message["replies"], message["seconds"], strict=True)
-        replies = [(_as_reply(reply), float(seconds)) for reply, seconds in pairs]
+        replies = read_replies(message)
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerDied from error
     if not 0 < len(replies) <= most:
         raise WorkerDied
     return replies
-
-
-def _as_reply(message: Mapping[str, Any]) -> Reply:
-    if "failed" in message:
-        kind, detail = message["failed"]
-        again, spent, stated = (bool(message.get(name)) for name in ("again", "spent", "stated"))
-        return Reply((), (), (kind, detail), message.get("traceback", ""), again, spent, stated)
-    reasons = [None if reason is None else (reason[0], reason[1]) for reason in message["reasons"]]
-    state = message.get("state")
-    return Reply(message["values"], reasons, state=None if state is None else str(state))
 
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:

@@ -1,4 +1,4 @@
-"""Printed output of reward functions: a file of limited size that several processes append to."""
+"""Printed output of workers: a file of limited size that several processes append to."""
 
 import contextlib
 import fcntl

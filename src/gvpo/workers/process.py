@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 import cloudpickle
 
 from gvpo.workers.wire import Inbox, frame
-from gvpo.workers.worker import PROGRESS
+from gvpo.workers.worker import PROGRESS, WITHDRAWN
 
 # The path is passed before gvpo is imported; -P keeps the working directory from shadowing the standard library.
 _BOOT = """\
@@ -26,7 +25,7 @@ sys.path[:] = json.loads(sys.argv[2])
 from gvpo.workers.supervisor import main
 main(sys.argv[1])
 """
-_MARK = "GVPO_REWARD_WORKER"
+_MARK = "GVPO_WORKER"
 """Environment variable of a worker, which all its descendants inherit."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 END_SECONDS = 10.0
@@ -43,20 +42,20 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One process that runs reward functions, and its supervisor.
+    """One process that runs functions or environments, and its supervisor.
 
     Args:
-        setup: Setup that the worker reads first: pickled functions, timeout, memory limit.
-        log: File that the rewards' output is appended to; None discards it.
+        setup: Setup that the worker reads first: what it calls (`worker.Service`), timeout, memory limit.
+        log: File that its output is appended to; None discards it.
 
     Raises:
         OSError: If the system cannot start another process, or the log cannot be written.
     """
 
     def __init__(self, setup: Mapping[str, Any], log: Path | None) -> None:
-        self.pending: deque[Any] = deque()  # the call in progress and those after it
+        self.pending: deque[Any] = deque()  # the call in progress and those after it; withdrawn ones are None
         self.load = 0.0  # estimated seconds for the pending calls
-        self.ready = False
+        self.ready = self.ended = False
         self.deadline = float("inf")
         self._answered = 0
         self._inbox, self._outbox = Inbox(), bytearray()
@@ -74,6 +73,11 @@ class WorkerProcess:
         os.set_blocking(self.requests, False)
         os.set_blocking(self.replies, False)
         self.send(cloudpickle.dumps(setup))
+
+    @property
+    def is_new(self) -> bool:
+        """True if the worker has had no call."""
+        return not self.pending and self._answered == 0
 
     @property
     def unsent(self) -> bool:
@@ -117,11 +121,21 @@ class WorkerProcess:
 
     def at_work(self) -> int:
         """Return the index among the pending calls of the one that the worker has begun and not answered."""
-        with contextlib.suppress(struct.error):  # no call has begun
-            (begun,) = PROGRESS.unpack(os.pread(self._progress, PROGRESS.size, 0))
-            place = int(begun) - self._answered - 1
-            return place if 0 <= place < len(self.pending) else 0
-        return 0
+        place = self._begun() - self._answered - 1
+        return place if 0 <= place < len(self.pending) else 0
+
+    def withdraw(self) -> list[Any]:
+        """Take back the pending calls that the worker has not begun; it answers that it skipped them."""
+        last = self._answered + len(self.pending)
+        os.pwrite(self._progress, WITHDRAWN.pack(self._begun(), last), PROGRESS.size)
+        place = self._begun() - self._answered  # it may have begun another one until the line above
+        taken = [part for part in list(self.pending)[place:] if part is not None]
+        for index in range(place, len(self.pending)):
+            self.pending[index] = None
+        return taken
+
+    def _begun(self) -> int:
+        return int(PROGRESS.unpack(os.pread(self._progress, PROGRESS.size, 0))[0])
 
     def is_alive(self) -> bool:
         """Return whether the worker still has its pipe open."""
@@ -135,6 +149,7 @@ class WorkerProcess:
         Returns:
             How the worker had ended by itself, if it had: "exit code 3", "signal SIGSEGV".
         """
+        self.ended = True
         os.close(self._lifeline)
         try:
             code = self._process.wait(END_SECONDS)
@@ -161,6 +176,7 @@ def _counter() -> int:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
+    os.pwrite(descriptor, bytes(PROGRESS.size + WITHDRAWN.size), 0)
     os.lseek(descriptor, 1 << 20, os.SEEK_SET)
     return descriptor
 

@@ -1,6 +1,6 @@
 """The parent of one worker: it copies the worker's output to the log, and ends all descendants of the worker.
 
-    pool ──lifeline──▶ supervisor ──fork──▶ worker ──▶ processes that a reward starts
+    pool ──lifeline──▶ supervisor ──fork──▶ worker ──▶ processes that it starts
                             ▲                                   │
                             └── adopts orphaned processes ──────┘
 
@@ -64,7 +64,7 @@ def _on_linux(ask_kernel: Callable[[], None]) -> None:
 
 
 def _become_worker(settings: Mapping[str, Any], printed: int, parent: int) -> NoReturn:
-    """Serve calls in a separate session, so that a reward's signals to its group do not reach the supervisor."""
+    """Serve calls in a separate session, so that signals to its group do not reach the supervisor."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _on_linux(kernel.end_with_parent)

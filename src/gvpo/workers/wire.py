@@ -1,6 +1,6 @@
 """Frames between the pool and its workers: a length and that many bytes, over two dedicated pipes.
 
-Requests are pickles, because they carry functions and data. Replies are JSON, because nothing that a reward writes into
+Requests are pickles, because they carry functions and data. Replies are JSON, because nothing that a worker writes into
 the pipe may run in the trainer.
 """
 

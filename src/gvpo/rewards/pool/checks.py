@@ -8,7 +8,12 @@ import cloudpickle
 
 from gvpo.errors import RewardError, type_of
 from gvpo.rewards.base import TURNS, RewardBatch, RewardFunc, RewardSignature
+from gvpo.workers.dispatch import Purpose
+from gvpo.workers.functions import Functions
 from gvpo.workers.state import keeps_state
+
+PURPOSE = Purpose(RewardError, "a reward worker", "reward", "the reward functions")
+"""What the pool's workers are for, in messages."""
 
 NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
 """Arguments that TRL passes to rewards in addition to the columns."""
@@ -99,8 +104,10 @@ def worker_setup(functions: Mapping[str, RewardFunc], *, timeout: float, memory_
         RewardError: If a function cannot be sent to a worker.
     """
     return {
-        "functions": {name: pickled(name, function) for name, function in functions.items()},
-        "stateful": [name for name, function in functions.items() if keeps_state(function)],
+        "service": Functions(
+            {name: pickled(name, function) for name, function in functions.items()},
+            [name for name, function in functions.items() if keeps_state(function)],
+        ),
         "timeout": timeout,
         "memory_limit": memory_limit,
     }

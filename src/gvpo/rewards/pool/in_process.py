@@ -9,9 +9,9 @@ from typing import Any
 
 from gvpo.rewards.base import BATCH, RewardFunc
 from gvpo.types import Verdict
+from gvpo.workers.functions import checked
 from gvpo.workers.reasons import hearing
 from gvpo.workers.state import STATEFUL, Keeper, keeps_state
-from gvpo.workers.worker import checked
 
 
 class InProcessReward:

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 from gvpo.errors import GvpoError
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature
 from gvpo.types import Verdict
-from gvpo.workers.dispatch import Reply
-from gvpo.workers.worker import checked
+from gvpo.workers.functions import checked
+from gvpo.workers.replies import Reply
 
 
 @runtime_checkable

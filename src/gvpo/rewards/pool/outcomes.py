@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gvpo.types import Verdict
-from gvpo.workers.dispatch import Reply
+from gvpo.workers.replies import Reply
 
 PAID_WORST = "paid worst"
 """Kind of the reasons of rows that get a function's lowest reward because their completion made the function fail."""

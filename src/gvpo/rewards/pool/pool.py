@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from gvpo.rewards.base import RewardBatch, RewardFunc, RewardSignature, check_ready
-from gvpo.rewards.pool.checks import check_limits, checked_weights, require_columns, worker_setup
+from gvpo.rewards.pool.checks import PURPOSE, check_limits, checked_weights, require_columns, worker_setup
 from gvpo.rewards.pool.in_process import InProcessReward
 from gvpo.rewards.pool.local import is_local
 from gvpo.rewards.pool.outcomes import Failure
@@ -72,7 +72,7 @@ class RewardPool:
         }
         sent = {name: function for name, function in remote.items() if name not in self._serial}
         setup = worker_setup(sent, timeout=timeout, memory_limit=memory_limit)
-        self._dispatcher = Dispatcher(setup, workers=workers, timeout=timeout, log=path)
+        self._dispatcher = Dispatcher(setup, PURPOSE, workers=workers, timeout=timeout, log=path)
 
     def score(self, batches: Sequence[RewardBatch]) -> list[list[Verdict]]:
         """Score every completion of every group.

@@ -14,7 +14,9 @@ from gvpo.rewards.pool.checks import cannot_send, require_columns
 from gvpo.rewards.pool.local import is_local, judge_locally
 from gvpo.rewards.pool.outcomes import Outcomes
 from gvpo.rewards.pool.serial import SerialReward, is_serial
-from gvpo.workers.dispatch import Call, Reply
+from gvpo.workers.dispatch import Call
+from gvpo.workers.process import WorkerProcess
+from gvpo.workers.replies import Reply
 from gvpo.workers.wire import packed
 
 GIVE_UP_AFTER = 8
@@ -58,8 +60,8 @@ class Scoring:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self) -> Call:
-        """Remove and return the next call."""
+    def take(self, worker: WorkerProcess, new: int) -> Call:
+        """Remove and return the next call, for any worker."""
         return self._waiting.popleft()
 
     def put_back(self, parts: Sequence[Call]) -> None:

@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvpo.rewards.base import BATCH, RewardBatch, RewardFunc, RewardSignature
-from gvpo.rewards.pool.checks import cannot_send, worker_setup
+from gvpo.rewards.pool.checks import PURPOSE, cannot_send, worker_setup
 from gvpo.rewards.pool.local import joined_arguments
 from gvpo.rewards.pool.outcomes import Outcomes
-from gvpo.workers.dispatch import Call, Dispatcher, Reply
+from gvpo.workers.dispatch import Call, Dispatcher
+from gvpo.workers.process import WorkerProcess
+from gvpo.workers.replies import Reply
 from gvpo.workers.state import STATEFUL, keeps_state
 from gvpo.workers.wire import packed
 
@@ -49,7 +51,7 @@ class SerialReward:
         self.state: str | None = None
         self._name, self._function = name, function
         setup = worker_setup({name: function}, timeout=timeout, memory_limit=memory_limit)
-        self._dispatcher = Dispatcher(setup, workers=1, timeout=timeout, log=log, spare=False)
+        self._dispatcher = Dispatcher(setup, PURPOSE, workers=1, timeout=timeout, log=log, spares=0)
 
     def score(self, position: int, batches: Sequence[RewardBatch], outcomes: Outcomes) -> None:
         """Call the reward on the groups that have its columns, and record what it returns.
@@ -113,8 +115,8 @@ class _Calls:
     def __len__(self) -> int:
         return 0 if self._running else len(self._waiting)
 
-    def take(self) -> Call:
-        """Remove and return the next call."""
+    def take(self, worker: WorkerProcess, new: int) -> Call:
+        """Remove and return the next call, for any worker."""
         self._running = True
         return self._waiting.popleft()
 
