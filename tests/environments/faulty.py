@@ -139,3 +139,23 @@ class Unloadable:
 
     def __call__(self):
         return Faulty()
+
+
+class Trouble:
+    """Fails in a way that depends on the first digit of a turn; in costly ways only if a second one is below 3.
+
+    Args:
+        harmless: Whether it answers those turns as well.
+    """
+
+    def __init__(self, harmless=False):
+        self.harmless = harmless
+
+    def reset(self, *, seed, **_): ...
+
+    def step(self, text):
+        acts = {"2": "hangs", "3": "exits", "4": "fails", "5": "nan", "6": "megabyte", "7": "ends", "8": "control"}
+        act = acts.get(text[:1])
+        if act is None or self.harmless or (act in ("hangs", "exits") and text[1:2] not in ("0", "1", "2")):
+            return str(len(text)), 0.5, False
+        return getattr(Faulty, act)(self)

@@ -1,10 +1,9 @@
-"""The smallest environment: guess the digit of the prompt, within a few turns."""
+"""The smallest environment: guess the digit of the prompt, within a few turns. Workers import it without torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from tests.training.toy import DIGITS
-
-ROWS = [{"prompt": digit, "digit": digit} for digit in DIGITS]
+ROWS = [{"prompt": digit, "digit": digit} for digit in "0123456789"]
 
 
 class Guess:
@@ -16,3 +15,18 @@ class Guess:
     def step(self, text: str) -> tuple[str, float, bool]:
         guess = int(text[:1] or "0")
         return ("1" if guess > self.digit else "0", float(guess == self.digit), guess == self.digit)
+
+
+class Opening(Guess):
+    """Adds a digit to the prompt, and cannot begin for the digit 0."""
+
+    def reset(self, *, digit: str, seed: int, **_: Any) -> str:
+        super().reset(digit=digit, seed=seed)
+        if digit == "0":
+            raise RuntimeError("no zero")
+        return str(seed % 10)
+
+
+def of_turns(completions: Sequence[str], turns: Any, **_: Any) -> list[float]:
+    """Pay for each turn, so that the turns are required."""
+    return [float(len(each)) for each in turns]

@@ -61,21 +61,6 @@ def trainer(run_dir: Path | None, environment: Any = guessing.Guess, rewards: An
     )
 
 
-def of_digit(completions: Sequence[str], turns: Any, **_: Any) -> list[float]:
-    """Pay for each turn, so that the turns are required."""
-    return [float(len(each)) for each in turns]
-
-
-class Opening(guessing.Guess):
-    """Adds a digit to the prompt, and cannot begin for the digit 0."""
-
-    def reset(self, *, digit: str, seed: int, **_: Any) -> str:
-        super().reset(digit=digit, seed=seed)
-        if digit == "0":
-            raise RuntimeError("no zero")
-        return str(seed % 10)
-
-
 def test_a_run_evaluates_its_episodes_in_and_outside_of_a_run(tmp_path):
     run = trainer(tmp_path / "run", eval_problems=4, eval_samples=2, steps=1)
     outside = run.evaluate()
@@ -90,16 +75,16 @@ def test_a_run_evaluates_its_episodes_in_and_outside_of_a_run(tmp_path):
 
 
 def test_a_reward_may_require_the_turns_of_episodes(tmp_path):
-    run = trainer(tmp_path / "run", rewards=of_digit, reward_weights=[0.5], reward_workers=1, steps=1)
+    run = trainer(tmp_path / "run", rewards=guessing.of_turns, reward_weights=[0.5], reward_workers=1, steps=1)
     run.train()
     for row in read_rollouts(rollout_path(tmp_path / "run", 1)):
-        assert row.reward_parts["of_digit"] == len(row.turns)
+        assert row.reward_parts["of_turns"] == len(row.turns)
         assert row.reward == row.reward_parts["environment"] + 0.5 * len(row.turns)
 
 
 def test_a_reward_that_requires_turns_needs_an_environment():
-    with pytest.raises(RewardError, match=r"of_digit.*turns of episodes.*environment\.name"):
-        trainer(None, environment=None, rewards=of_digit, environment_max_turns=8, environment_turn_tokens=None)
+    with pytest.raises(RewardError, match=r"of_turns.*turns of episodes.*environment\.name"):
+        trainer(None, None, guessing.of_turns, environment_max_turns=8, environment_turn_tokens=None)
 
 
 def test_no_reward_may_have_the_name_of_that_of_the_environment():
@@ -112,7 +97,7 @@ def environment(completions: Sequence[str], **_: Any) -> list[float]:
 
 
 def test_an_opening_is_in_the_prompt_and_an_episode_that_cannot_begin_is_not_trained_on(tmp_path):
-    run = trainer(tmp_path / "run", Opening, steps=3, eval_problems=4)
+    run = trainer(tmp_path / "run", guessing.Opening, steps=3, eval_problems=4)
     run.train()
     rows = [row for step in (1, 2, 3) for row in read_rollouts(rollout_path(tmp_path / "run", step))]
     for row in rows:
