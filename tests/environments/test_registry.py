@@ -118,7 +118,7 @@ def test_classes_and_functions_make_one_environment_per_episode(environment):
         (3, "environment is an int; pass a class"),
     ],
 )
-def test_what_is_no_environment(directory, environment, message):
+def test_what_cannot_be_an_environment(directory, environment, message):
     with pytest.raises(EpisodeError, match=message) as error:
         load_environment(environment)
     assert "\n" not in str(error.value)
@@ -149,12 +149,12 @@ def test_tools_are_found_by_name(directory):
         (["my_games.py:add", "my_games:add"], "two tools are called 'add'"),
     ],
 )
-def test_what_is_no_tool(directory, tools, message):
+def test_what_cannot_be_a_tool(directory, tools, message):
     with pytest.raises(EpisodeError, match=message):
         load_environment(None, tools=tools)
 
 
-def test_tools_beside_an_environment_that_reads_text_are_refused(directory):
+def test_tools_with_an_environment_that_reads_text_are_refused(directory):
     with pytest.raises(EpisodeError, match=r"environment.tools would never be called"):
         load_environment("my_games.py:Guess", tools=["my_games.py:add"])
 

@@ -13,6 +13,7 @@ from gvpo.data.tasks.humaneval import HUMANEVAL
 from gvpo.data.tasks.math import MATH
 from gvpo.data.tasks.mbpp import MBPP
 from gvpo.data.tasks.programs import CODEFORCES, LIVECODEBENCH
+from gvpo.data.tasks.reasoning_gym import REASONING_GYM
 from gvpo.data.tasks.word_problems import WORD_PROBLEMS
 
 _ALL = (
@@ -25,6 +26,7 @@ _ALL = (
     LIVECODEBENCH,
     MATH,
     MBPP,
+    REASONING_GYM,
     WORD_PROBLEMS,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

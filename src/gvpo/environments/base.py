@@ -14,7 +14,7 @@ Say = str | Sequence[Message]
 """Text of an environment, or messages with the role `tool` or `user`."""
 
 Blame = Literal["text", "environment"]
-"""Who is to blame for a step that gives no answer."""
+"""Culprit of a step that gives no answer: the text of the policy, or the environment."""
 
 
 @dataclass(frozen=True)

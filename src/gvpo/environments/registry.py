@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
+from gvpo.environments.adapters.reasoning_gym import reasoning_gym
 from gvpo.environments.adapters.textarena import textarena
 from gvpo.environments.adapters.tools import Tool, tools_spec
 from gvpo.environments.adapters.trl import trl_spec
@@ -12,7 +13,7 @@ from gvpo.errors import EpisodeError, type_of
 from gvpo.nearest import did_you_mean
 from gvpo.user_code import UserCode
 
-ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {"textarena": textarena}
+ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {"reasoning_gym": reasoning_gym, "textarena": textarena}
 """Functions that return the built-in environments for given options, by name."""
 
 CODE = UserCode("environment", EpisodeError, "Class")

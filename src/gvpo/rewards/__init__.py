@@ -20,6 +20,7 @@ from gvpo.rewards.verifiers.ifeval import ifeval, ifeval_loose, ifeval_share
 from gvpo.rewards.verifiers.json_format import json_fields, json_format, json_match
 from gvpo.rewards.verifiers.length import length_penalty, token_cost
 from gvpo.rewards.verifiers.number import number_match
+from gvpo.rewards.verifiers.reasoning_gym import reasoning_gym
 from gvpo.rewards.verifiers.refusal import over_refusal, refusal
 from gvpo.rewards.verifiers.repetition import repetition_penalty
 from gvpo.rewards.verifiers.text import text_f1, text_match
@@ -63,6 +64,7 @@ __all__ = [
     "no_value",
     "number_match",
     "over_refusal",
+    "reasoning_gym",
     "refusal",
     "regex_format",
     "repetition_penalty",
