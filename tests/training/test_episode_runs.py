@@ -1,0 +1,181 @@
+"""Every source and engine trains on the episodes that were sampled: `check_episodes` verifies all rows of a run."""
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvpo import Trainer, runfiles
+from gvpo.config import TrainConfig
+from gvpo.errors import ConfigError
+from gvpo.runfiles import RolloutRow, read_rollouts, rollout_path
+from gvpo.testing import EpisodeMismatch, check_episodes
+from tests.training import guessing, toy
+from tests.training.engines import Concurrent, Engine, engines_of
+
+SETTINGS: dict[str, Any] = {
+    "environment_between": "{observation}5",
+    "environment_max_turns": 4,
+    "environment_turn_tokens": 6,
+    "max_tokens": 30,
+    "stop_token_ids": [3, 4, 5],
+    "group_size": 4,
+    "prompts_per_step": 4,
+    "steps": 3,
+    "learning_rate": 3e-3,
+    "eval_problems": 3,
+    "eval_samples": 2,
+    "checkpoint_every": 1,
+    "checkpoint_keep": 9,
+    "checkpoint_verify": False,
+}
+
+
+class Moody(guessing.Guess):
+    """Opens with a digit, cannot begin for the digit 0, and raises, ends or says much as the guess asks for."""
+
+    def reset(self, *, digit: str, seed: int, **_: Any) -> str:
+        super().reset(digit=digit, seed=seed)
+        if digit == "0":
+            raise RuntimeError("no zero")
+        return str(seed % 10)
+
+    def step(self, text: str) -> Any:
+        if text.startswith("1"):
+            raise ValueError("one")
+        if text.startswith("2"):
+            return "", 0.5, True
+        if text.startswith("3"):
+            return "1234567890" * 2
+        return super().step(text)
+
+
+def trained(path: Path, environment: Any = Moody, **settings: Any) -> Path:
+    config = TrainConfig(run_dir=path, **{**SETTINGS, **settings})
+    Trainer(
+        toy.model(),
+        None,
+        config,
+        guessing.ROWS,
+        guessing.ROWS[:3],
+        processing_class=toy.tokenizer(),
+        environment=environment,
+    ).train()
+    return path
+
+
+CASES: dict[str, tuple[type[Engine] | None, dict[str, Any]]] = {
+    "transformers": (None, {}),
+    "an engine without conversations": (Engine, {"sampling_engine": "vllm"}),
+    "stale": (None, {"rollout_staleness": 1}),
+    "reuse": (None, {"rollout_reuse": 2, "objective": "grpo"}),
+    "asynchronous": (None, {"rollout_asynchronous": True, "rollout_max_staleness": 1}),
+}
+SLOW: dict[str, tuple[type[Engine] | None, dict[str, Any]]] = {
+    "concurrent": (
+        Concurrent,
+        {
+            "sampling_engine": "vllm",
+            "rollout_asynchronous": True,
+            "rollout_max_staleness": 2,
+            "steps": 6,
+        },
+    ),
+    "curriculum": (None, {"rollout_curriculum": "accuracy"}),
+    "dead groups": (None, {"rollout_dead_groups": "replace", "objective": "gspo_token"}),
+    "overlong": (None, {"overlong_completions": "mask", "objective": "grpo"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [*CASES.values(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.values())],
+    ids=[*CASES, *SLOW],
+)
+def test_rows_are_what_was_sampled_and_heard(tmp_path: Path, kind: type[Engine] | None, settings: dict[str, Any]):
+    with engines_of(kind) if kind is not None else nullcontext():
+        run = trained(tmp_path / "run", **settings)
+    found = check_episodes(run, toy.tokenizer(), start=toy.model())
+    reasons = {row.finish_reason for step in (1, 2) for row in read_rollouts(rollout_path(run, step))}
+    assert {"stop", "length", "turns"} <= reasons
+    assert found.heard > 20
+    assert found.scored > found.own / 2
+    assert found.turns > 1.3 * found.rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run without checkpoints, whose first rollout file the tests change."""
+    return trained(tmp_path_factory.mktemp("checked") / "run", steps=1, eval_problems=0, checkpoint_every=0)
+
+
+def with_turn(row: RolloutRow, number: int, **fields: Any) -> RolloutRow:
+    turns = [dict(turn, **fields) if place == number else turn for place, turn in enumerate(row.turns)]
+    return dataclasses.replace(row, turns=turns)
+
+
+def replaced(values: Any, place: int, value: Any) -> list[Any]:
+    return [value if at == place else each for at, each in enumerate(values)]
+
+
+def heard_at(row: RolloutRow) -> int:
+    return row.turns[0]["stop"]
+
+
+MISTAKES = {
+    "a mask that trains on what was heard": (
+        lambda row: dataclasses.replace(row, mask=replaced(row.mask, heard_at(row), 1.0)),
+        "its mask is",
+    ),
+    "a mask that leaves out a token": (
+        lambda row: dataclasses.replace(row, mask=replaced(row.mask, 0, 0.0)),
+        "its mask is",
+    ),
+    "turns with a gap": (lambda row: with_turn(row, 1, start=row.turns[1]["start"] + 1), "not one after the other"),
+    "turns that end early": (lambda row: dataclasses.replace(row, turns=row.turns[:-1]), "not one after the other"),
+    "another text of the policy": (lambda row: with_turn(row, 0, text="99"), "the text of turn 0 is '99'"),
+    "another text of the environment": (
+        lambda row: with_turn(row, 0, heard=[{"role": "user", "content": "77"}]),
+        "the tokens after turn 0",
+    ),
+    "a token that was not heard": (
+        lambda row: dataclasses.replace(row, tokens=replaced(row.tokens, heard_at(row), 9)),
+        "the tokens after turn 0",
+    ),
+    "a token that was not sampled": (
+        lambda row: dataclasses.replace(row, tokens=replaced(row.tokens, 0, (row.tokens[0] + 1) % 5)),
+        "the text of turn 0",
+    ),
+    "log-probs of others": (
+        lambda row: dataclasses.replace(row, sampler_logprobs=replaced(row.sampler_logprobs, 0, -9.0)),
+        "log-probs of the policy's tokens differ",
+    ),
+    "log-probs of what was heard": (
+        lambda row: dataclasses.replace(row, sampler_logprobs=replaced(row.sampler_logprobs, heard_at(row), -0.5)),
+        "the sampler has log-probs of tokens that the environment said",
+    ),
+    "another reason": (lambda row: dataclasses.replace(row, finish_reason="length"), "it ended by 'length'"),
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_the_check_finds_mistakes(run: Path, mistake: Any, message: str):
+    path = rollout_path(run, 1)
+    whole = path.read_bytes()
+    rows = read_rollouts(path)
+    place = next(number for number, row in enumerate(rows) if len(row.turns) > 1 and row.finish_reason != "length")
+    try:
+        runfiles.write_rollouts(path, replaced(rows, place, mistake(rows[place])))
+        with pytest.raises(EpisodeMismatch, match=message) as caught:
+            check_episodes(run, toy.tokenizer(), start=toy.model())
+        assert f"step-000001.parquet, row {rows[place].group}/{rows[place].row}: " in str(caught.value)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_the_check_needs_episodes_and_a_tokenizer(tmp_path: Path):
+    toy.trainer(tmp_path / "run", steps=1, checkpoint_every=0, held=[], eval_problems=0).train()
+    with pytest.raises(ConfigError, match="has no rows with turns"):
+        check_episodes(tmp_path / "run", toy.tokenizer())
