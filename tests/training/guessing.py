@@ -27,6 +27,25 @@ class Opening(Guess):
         return str(seed % 10)
 
 
+class Moody(Guess):
+    """Opens with a digit, cannot begin for the digit 0, and raises, ends or says much as the guess asks for."""
+
+    def reset(self, *, digit: str, seed: int, **_: Any) -> str:
+        super().reset(digit=digit, seed=seed)
+        if digit == "0":
+            raise RuntimeError("no zero")
+        return str(seed % 10)
+
+    def step(self, text: str) -> Any:
+        if text.startswith("1"):
+            raise ValueError("one")
+        if text.startswith("2"):
+            return "", 0.5, True
+        if text.startswith("3"):
+            return "1234567890" * 2
+        return super().step(text)
+
+
 def of_turns(completions: Sequence[str], turns: Any, **_: Any) -> list[float]:
     """Pay for each turn, so that the turns are required."""
     return [float(len(each)) for each in turns]

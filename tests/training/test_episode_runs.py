@@ -18,6 +18,7 @@ from tests.training.engines import Concurrent, Engine, engines_of
 SETTINGS: dict[str, Any] = {
     "environment_between": "{observation}5",
     "environment_max_turns": 4,
+    "environment_workers": 1,
     "environment_turn_tokens": 6,
     "max_tokens": 30,
     "stop_token_ids": [3, 4, 5],
@@ -33,26 +34,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Moody(guessing.Guess):
-    """Opens with a digit, cannot begin for the digit 0, and raises, ends or says much as the guess asks for."""
-
-    def reset(self, *, digit: str, seed: int, **_: Any) -> str:
-        super().reset(digit=digit, seed=seed)
-        if digit == "0":
-            raise RuntimeError("no zero")
-        return str(seed % 10)
-
-    def step(self, text: str) -> Any:
-        if text.startswith("1"):
-            raise ValueError("one")
-        if text.startswith("2"):
-            return "", 0.5, True
-        if text.startswith("3"):
-            return "1234567890" * 2
-        return super().step(text)
-
-
-def trained(path: Path, environment: Any = Moody, **settings: Any) -> Path:
+def trained(path: Path, environment: Any = guessing.Moody, **settings: Any) -> Path:
     config = TrainConfig(run_dir=path, **{**SETTINGS, **settings})
     Trainer(
         toy.model(),

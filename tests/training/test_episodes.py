@@ -19,6 +19,7 @@ from tests.training import guessing, toy
 SETTINGS = {
     "environment_between": "{observation}",
     "environment_max_turns": 4,
+    "environment_workers": 1,
     "environment_turn_tokens": 2,
     "max_tokens": 16,
     "group_size": 4,
