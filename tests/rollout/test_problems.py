@@ -9,9 +9,10 @@ import pytest
 
 from gvpo.data import TASKS
 from gvpo.errors import ConfigError, DataError
+from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rollout.problems import demonstrations, encode, find_task, held_out_problems, training_problems
 from gvpo.types import Problem
-from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, turn_tokenizer
+from tests.fakes import CHAT_TEMPLATE, byte_tokenizer, tiny_model, turn_tokenizer
 from tests.training.toy import ROWS, config
 
 EXPECTED = [Problem(digit, f"row-{n}", {"digit": digit}) for n, digit in enumerate("0123456789", start=1)]
@@ -134,3 +135,18 @@ def test_a_tasks_demonstrations_use_its_options_and_the_warm_starts():
     expected = TASKS["addition"].demonstrations
     assert expected is not None
     assert [(item.problem, answer.text) for item, answer in written] == expected(4, 0, digits=2, forget_carry=1.0)
+
+
+def test_a_demonstration_can_be_a_dialogue_of_which_only_the_policys_turns_are_trained_on():
+    tokenizer = fresh_tokenizer([*"0123456789", *"+-*?;=.|!"])
+    settings = config(task="calculator", warm_start_options={"mistakes": 0.0}, warm_start_demonstrations=3)
+    model = tiny_model()
+    stops = tokenizer.convert_tokens_to_ids([";", "."])
+    model.generation_config.eos_token_id = stops  # as in a model that is trained with sampling.stop_token_ids
+    for item, answer in demonstrations(settings, tokenizer, None, model):
+        own = [token for token, scored in zip(answer.tokens, answer.mask, strict=True) if scored]
+        heard = [token for token, scored in zip(answer.tokens, answer.mask, strict=True) if not scored]
+        assert tokenizer.decode(answer.tokens) == answer.text, "its turns end with tokens that end no dialogue"
+        assert tokenizer.decode(own).count(";") == 2
+        assert tokenizer.decode(own).endswith(f"={item.problem.columns['answer']}.")
+        assert tokenizer.decode(heard).count("|") == 2

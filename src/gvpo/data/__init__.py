@@ -6,7 +6,8 @@ from gvpo.data.records import load_records, numbered, problems_from_records, req
 from gvpo.data.tables import is_data_set, rows_of
 from gvpo.data.tasks.addition import ADDITION
 from gvpo.data.tasks.arithmetic import ARITHMETIC
-from gvpo.data.tasks.base import Split, Task
+from gvpo.data.tasks.base import Split, Task, Written
+from gvpo.data.tasks.calculator import CALCULATOR
 from gvpo.data.tasks.countdown import COUNTDOWN
 from gvpo.data.tasks.gsm8k import GSM8K
 from gvpo.data.tasks.humaneval import HUMANEVAL
@@ -19,6 +20,7 @@ from gvpo.data.tasks.word_problems import WORD_PROBLEMS
 _ALL = (
     ADDITION,
     ARITHMETIC,
+    CALCULATOR,
     CODEFORCES,
     COUNTDOWN,
     GSM8K,
@@ -37,6 +39,7 @@ __all__ = [
     "GroupRow",
     "Split",
     "Task",
+    "Written",
     "WrittenCompletion",
     "as_group",
     "completion_text",

@@ -9,11 +9,16 @@ from gvpo.environments.adapters.textarena import textarena
 from gvpo.environments.adapters.tools import Tool, tools_spec
 from gvpo.environments.adapters.trl import trl_spec
 from gvpo.environments.base import Blame, EnvironmentSpec
+from gvpo.environments.calculator import calculator
 from gvpo.errors import EpisodeError, type_of
 from gvpo.nearest import did_you_mean
 from gvpo.user_code import UserCode
 
-ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {"reasoning_gym": reasoning_gym, "textarena": textarena}
+ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {
+    "calculator": calculator,
+    "reasoning_gym": reasoning_gym,
+    "textarena": textarena,
+}
 """Functions that return the built-in environments for given options, by name."""
 
 CODE = UserCode("environment", EpisodeError, "Class")

@@ -11,6 +11,7 @@ from gvpo.rewards.pool.pool import RewardPool
 from gvpo.rewards.registry import MAKERS, REWARD_MODEL, REWARDS, is_model_name, load, needs_options, require_named
 from gvpo.rewards.verifiers.addition import addition_slip, addition_steps
 from gvpo.rewards.verifiers.boxed import boxed_answer
+from gvpo.rewards.verifiers.calculator import calculator
 from gvpo.rewards.verifiers.choice import multiple_choice
 from gvpo.rewards.verifiers.countdown import countdown
 from gvpo.rewards.verifiers.exact import exact_match
@@ -41,6 +42,7 @@ __all__ = [
     "addition_steps",
     "boxed_answer",
     "boxed_format",
+    "calculator",
     "check_ready",
     "code_reward",
     "code_tests",

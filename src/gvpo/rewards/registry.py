@@ -12,6 +12,7 @@ from gvpo.rewards.judges.judge import judge
 from gvpo.rewards.math.math_answer import math_answer
 from gvpo.rewards.verifiers.addition import addition_slip, addition_steps
 from gvpo.rewards.verifiers.boxed import boxed_answer
+from gvpo.rewards.verifiers.calculator import calculator
 from gvpo.rewards.verifiers.choice import multiple_choice
 from gvpo.rewards.verifiers.countdown import countdown
 from gvpo.rewards.verifiers.exact import exact_match
@@ -35,6 +36,7 @@ REWARDS: dict[str, RewardFunc] = {
     "addition_steps": addition_steps,
     "boxed_answer": boxed_answer,
     "boxed_format": boxed_format,
+    "calculator": calculator,
     "code_tests": code_tests,
     "countdown": countdown,
     "exact_match": exact_match,
@@ -61,6 +63,7 @@ WORST = {"addition_slip": 1.0, "over_refusal": -1.0}
 
 CONTROL = {
     "boxed_answer": r"\boxed{0}",
+    "calculator": "=0.",
     "code_tests": "pass",
     "countdown": r"\boxed{0}",
     "gsm8k": "#### 0",

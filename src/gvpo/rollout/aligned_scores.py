@@ -6,9 +6,12 @@ This module describes the column; `gvpo.training.score_answers` computes the sco
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from gvpo.errors import DataError
 from gvpo.types import Problem
+
+T = TypeVar("T")
 
 ALIGNED = "aligned_mean_logprobs"
 """Column, and keyword of PoFT: for each aligned model the mean log-prob per token of the row's answer, nats."""
@@ -37,7 +40,7 @@ def aligned_scores(problem: Problem) -> list[float]:
     return [float(value) for value in values]
 
 
-def likeliest(written: Sequence[tuple[Problem, str]], share: float) -> list[tuple[Problem, str]]:
+def likeliest(written: Sequence[tuple[Problem, T]], share: float) -> list[tuple[Problem, T]]:
     """Return the fraction of the answers that are most likely under the aligned models, in the order of the data.
 
     Args:

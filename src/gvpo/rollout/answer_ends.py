@@ -1,4 +1,7 @@
-"""Truncation of written answers after their first end token; later tokens, such as padding, are not trained on."""
+"""Truncation of written answers after their first end token; later tokens, such as padding, are not trained on.
+
+In a dialogue, that is the first end token after everything that the policy hears.
+"""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -40,8 +43,16 @@ def ended(
 
 
 def _ended(tokenizer: "PreTrainedTokenizerBase", row: Completion, stops: Collection[int]) -> Completion:
-    length = next((place + 1 for place, token in enumerate(row.tokens) if token in stops), len(row.tokens))
+    places = range(_last_heard(row), len(row.tokens))
+    length = next((place + 1 for place in places if row.tokens[place] in stops), len(row.tokens))
     return row if length == len(row.tokens) else first_tokens(tokenizer, row, length, "stop")
+
+
+def _last_heard(row: Completion) -> int:
+    """Return the place after the last token that a dialogue hears; end tokens before it end turns, not the dialogue."""
+    if row.mask is None:
+        return 0
+    return next((place for place in range(len(row.mask), 0, -1) if row.mask[place - 1] == 0), 0)
 
 
 def first_tokens(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvpo.config import OBJECTIVES, TrainConfig
-from gvpo.data import TASKS, Split, Task, numbered, problems_from_records, with_prompt
+from gvpo.data import TASKS, Split, Task, Written, numbered, problems_from_records, with_prompt
 from gvpo.data.given_rows import Dataset, read_rows
 from gvpo.errors import ConfigError, DataError
 from gvpo.messages import answer_text
@@ -123,7 +123,7 @@ def demonstrations(
         DataError: If a row has no completion, or lacks the scores that the settings need.
     """
     given = _given(config, dataset, "train")
-    written = (
+    written: Sequence[tuple[Problem, Written]] = (
         _task_demonstrations(config)
         if given is None
         else [
@@ -143,7 +143,7 @@ def demonstrations(
     return [(item, answer) for item, (answer,) in zip(encoded, ended(tokenizer, answers, end.stops), strict=True)]
 
 
-def _task_demonstrations(config: TrainConfig) -> list[tuple[Problem, str]]:
+def _task_demonstrations(config: TrainConfig) -> Sequence[tuple[Problem, Written]]:
     task = find_task(config)
     if task is None or task.demonstrations is None:
         raise ConfigError(
@@ -162,11 +162,15 @@ def _completion_text(problem: Problem) -> str:
 
 
 def _answer(
-    tokenizer: "PreTrainedTokenizerBase", text: str, end: "Ending", aligned: Sequence[float] | None
+    tokenizer: "PreTrainedTokenizerBase", written: Written, end: "Ending", aligned: Sequence[float] | None
 ) -> Completion:
     """Return a written answer as a completion: its tokens, and the end token if there is one."""
     extras = {} if aligned is None else {ALIGNED: aligned}
-    return Completion(encode_answer(tokenizer, text, end), text=text, source="demonstration", extras=extras)
+    *before, last = [written] if isinstance(written, str) else written
+    parts = [encode_answer(tokenizer, text, None) for text in before] + [encode_answer(tokenizer, last, end)]
+    mask = [float(number % 2 == 0) for number, part in enumerate(parts) for _ in part] if before else None
+    tokens = [token for part in parts for token in part]
+    return Completion(tokens, mask=mask, text="".join([*before, last]), source="demonstration", extras=extras)
 
 
 def answer_ending(

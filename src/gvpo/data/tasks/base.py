@@ -21,6 +21,10 @@ PATIENCE = 2000
 """Number of consecutive draws without a new problem after which the problems count as exhausted."""
 
 
+Written = str | Sequence[str]
+"""A written answer: its text, or the turns of a dialogue and what is heard after each, which is not trained on."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A task.
@@ -29,8 +33,8 @@ class Task:
         name: Its key in `TASKS`.
         reward: Name of the reward that scores it, in `gvpo.rewards.REWARDS`.
         problems: `problems(split, count, seed, **options)` returns at most `count` different problems of a split.
-        demonstrations: `demonstrations(count, seed, **options)` returns training problems, each with the text of an
-            answer, for supervised training; None if the task has no demonstrations.
+        demonstrations: `demonstrations(count, seed, **options)` returns training problems, each with a written answer,
+            for supervised training; None if the task has no demonstrations.
         read: `read(rows, split, **options)` converts rows in the task's form, from any source, into problems; None if
             the problems are generated.
         summary: Short description.
@@ -41,7 +45,7 @@ class Task:
     name: str
     reward: str
     problems: Callable[..., list[Problem]]
-    demonstrations: Callable[..., list[tuple[Problem, str]]] | None = None
+    demonstrations: Callable[..., Sequence[tuple[Problem, Written]]] | None = None
     read: Callable[..., list[Problem]] | None = None
     summary: str = ""
 
