@@ -270,6 +270,16 @@ def test_a_file_of_an_earlier_gvpo_has_no_versions_of_tokens(tmp_path):
     ]
 
 
+def test_a_file_of_an_earlier_gvpo_has_no_episodes(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "step-000001.parquet"
+    runfiles.write_rollouts(path, [RolloutRow(**{**vars(ROW), "turns": [{"start": 0}], "opening": "Guess."})])
+    parquet.write_table(parquet.read_table(path).drop_columns(["turns", "opening"]), path)
+    (found,) = runfiles.read_rollouts(path)
+    assert (found.turns, found.opening) == ([], "")
+
+
 def test_a_file_of_the_first_version_has_todays_versions_and_ages(tmp_path):
     """It contained the step that sampled a row, or 0, and no ages."""
     from pyarrow import parquet

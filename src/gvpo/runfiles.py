@@ -392,8 +392,9 @@ def rollout_table(path: Path, columns: Sequence[str]) -> Any:
         table = _with_versions(table)
     if "token_versions" in names and "token_versions" not in table.column_names:  # of an earlier gvpo
         table = table.append_column("token_versions", pa.nulls(len(table), pa.list_(pa.int32())))
-    if "turns" in names and "turns" not in table.column_names:
-        table = table.append_column("turns", pa.array(["[]"] * len(table)))
+    for name, value in (("turns", "[]"), ("opening", "")):
+        if name in names and name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
     if missing := set(names) - set(table.column_names):
         raise RunError(f"{path} is not a rollout file: it has no column {sorted(missing)[0]!r}")
     return table.select(names)

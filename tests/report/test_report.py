@@ -149,7 +149,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert "img" not in tags
     assert tags.count("script") == 5  # the charts' data; index, texts and tokens; the script
     assert unpack(html, "text-0-0") == {
-        "prompts": [HOSTILE], "columns": [{HOSTILE: HOSTILE}], "texts": [HOSTILE], "turns": [None]
+        "prompts": [HOSTILE], "columns": [{HOSTILE: HOSTILE}], "texts": [HOSTILE], "turns": [None], "episodes": [None]
     }  # fmt: skip
     assert unpack(html, "index-0")["coded"]["reason"]["names"] == [HOSTILE]
 

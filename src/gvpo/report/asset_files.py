@@ -9,6 +9,7 @@ STYLES = (
     "controls.css",
     "list.css",
     "completions.css",
+    "episodes.css",
     "held_out.css",
     "tokens.css",
 )
@@ -24,6 +25,7 @@ SCRIPTS = (
     "list.js",
     "turns.js",
     "completions.js",
+    "episodes.js",
     "controls.js",
     "viewer.js",
     "start.js",

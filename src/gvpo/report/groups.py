@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gvpo.report.data import Run, is_number
+from gvpo.report.episodes import episode_facts, shown_turns
 from gvpo.report.tokens import Pieces
 from gvpo.runfiles import rollout_path, rollout_table
 
@@ -27,7 +28,7 @@ _HUGE = 1e12
 """Log-probs are clipped to this size; no token has a larger one, and its thousandths would overflow."""
 
 _FACTS = ("reward", "weight", "implicit_reward", "version", "age", "finish_reason", "source", "reason", "reward_parts")
-_TEXTS = ("group", "row", "prompt", "text", "columns", "tokens", "mask")
+_TEXTS = ("group", "row", "prompt", "text", "columns", "tokens", "mask", "turns")
 _TOKENS = ("text", "tokens", "logprobs", "ref_logprobs", "sampler_logprobs", "mask")
 
 
@@ -56,10 +57,11 @@ def read_step(run: Run, step: int) -> StepGroups:
     """
     from pyarrow import compute
 
-    table = rollout_table(rollout_path(run.path, step), ("group", "row", "prompt", "tokens", *_FACTS))
+    table = rollout_table(rollout_path(run.path, step), ("group", "row", "prompt", "tokens", "turns", *_FACTS))
     bounds = _bounds(table["group"].to_pylist(), table["row"].to_pylist())
     facts = {name: table[name].to_pylist() for name in _FACTS}
     facts["length"] = compute.list_value_length(table["tokens"]).to_pylist()
+    facts["turns"] = table["turns"].to_pylist()
     facts |= {"id": _taken(table, "group", bounds[:-1]), "prompt": _taken(table, "prompt", bounds[:-1])}
     return StepGroups(step, bounds, _blocks(bounds), facts)
 
@@ -92,11 +94,10 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
         "steps": the steps; "groups": number of groups per step; "blocks": number of groups per block; "ids",
         "excerpts", "sizes": a value per group. With a value per completion: "reward", "weight", "implicit", "length",
         "version", "age"; in "coded": "finish", "source", "reason" (the names, and the number of its name); in "parts":
-        each part of the reward.
+        each part of the reward; in "episodes": `episode_facts`.
     """
-    facts = {
-        name: [value for step in steps for value in step.facts[name]] for name in (*_FACTS, "length", "id", "prompt")
-    }
+    names = (*_FACTS, "length", "turns", "id", "prompt")
+    facts = {name: [value for step in steps for value in step.facts[name]] for name in names}
     coded = {"finish": "finish_reason", "source": "source", "reason": "reason"}
     return {
         "name": run.name,
@@ -114,6 +115,7 @@ def run_index(run: Run, steps: Sequence[StepGroups]) -> dict[str, Any]:
         "age": facts["age"],
         "coded": {name: _coded(facts[column]) for name, column in coded.items()},
         "parts": _parts(facts["reward_parts"]),
+        "episodes": episode_facts(facts["turns"]),
     }
 
 
@@ -121,7 +123,8 @@ def text_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator
     """Yield the prompts and columns of the groups of each block, and the texts and turns of their completions.
 
     Yields:
-        "prompts", "columns": per group; "texts": per completion; "turns": per completion what `_turns` returns.
+        "prompts", "columns": per group; "texts": per completion; "turns": per completion what `_turns` returns;
+        "episodes": per completion what `shown_turns` returns.
     """
     table = rollout_table(rollout_path(run.path, groups.step), _TEXTS)
     for begin, end in _block_rows(groups):
@@ -134,6 +137,7 @@ def text_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator
             ],
             "texts": table["text"].slice(begin, end - begin).to_pylist(),
             "turns": _turns_of_rows(table.slice(begin, end - begin), pieces),
+            "episodes": [shown_turns(text) for text in table["turns"].slice(begin, end - begin).to_pylist()],
         }
 
 

@@ -15,6 +15,7 @@ from statistics import fmean
 from gvpo import notices
 from gvpo.errors import RunError
 from gvpo.report.data import Run
+from gvpo.report.episodes import bubbles
 from gvpo.runfiles import HELD_OUT, RolloutRow, read_rollouts, rollout_path, rollout_steps
 
 TEXT_CHARACTERS = 3_000_000
@@ -23,7 +24,7 @@ TEXT_CHARACTERS = 3_000_000
 MOST_PROBLEMS = 500
 """Maximum number of held-out problems per run, because each is part of the page's markup."""
 
-COLUMNS = ("reward", "reward_parts", "reason", "finish_reason", "source", "row", "columns")
+COLUMNS = ("reward", "reward_parts", "reason", "finish_reason", "source", "row", "columns", "turns")
 
 OUTCOMES = {
     "better": "the reward rose",
@@ -162,9 +163,10 @@ def _answer(answers: Answers, title: str) -> str:
         facts.append(f"{sampled}: reward {answers.mean:.3g}")
     warn = f'<span class="warn">{escape(row.reason)}</span>' if row.reason else ""
     small = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    text = f'<div class="text episode">{bubbles(row.turns)}' if row.turns else f'<div class="text">{escape(row.text)}'
     return (
         f'<div class="row"><div class="top"><small>{title}</small><span class="reward">{reward}</span></div>'
-        f'<div class="text">{escape(row.text)}</div><div class="facts">{small}{warn}</div></div>'
+        f'{text}</div><div class="facts">{small}{warn}</div></div>'
     )
 
 

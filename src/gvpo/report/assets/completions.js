@@ -52,6 +52,7 @@ function factNodes(row) {
     ...row.parts.filter(([, value]) => value !== null).map(([name, value]) => [`${name} ${format(value)}`, "value of this reward function"]),
     ...(row.implicit === null ? [] : [[`implicit reward ${signed(row.implicit, 3)}`, "implicit reward: beta times the log-ratio to the reference"]]),
     [counted(row.length, "token"), "length"],
+    ...(row.turns ? [[counted(row.turns, "turn"), "turns of the model"]] : []),
     [row.finish, "why the completion ended"],
     [sourceText(row), "source of the completion; version: completed steps of the policy that sampled it; age: steps since then"],
   ];
@@ -98,18 +99,29 @@ function textNode(text, turns, tokens, best, paint) {
   return body;
 }
 
+/** The text of a card: an episode turn by turn, or the completion. */
+function bodyNode({ place }, { texts, tokens }, best, scale, paint) {
+  const turns = texts.episodes[place];
+  if (turns) return episodeNode(turns, texts.texts[place], tokens?.[place], best.map((other) => texts.episodes[other]).filter(Boolean), scale.weight, paint);
+  return textNode(texts.texts[place], texts.turns[place], tokens?.[place], best.map((other) => texts.texts[other]), paint);
+}
+
 /** `found` is {texts, tokens}, each null if the page does not contain it; `paint` is what colours the tokens, or "". */
 function completionNode(row, found, best, scale, paint) {
-  const body = found.texts ? textNode(found.texts.texts[row.place], found.texts.turns[row.place], found.tokens?.[row.place], best, paint) : "";
+  const body = found.texts ? bodyNode(row, found, best, scale, paint) : "";
   const top = element("div", { class: "top" }, rewardNode(row, scale.rewards), weightNodes(row, scale.weight));
   return element("article", { class: "row", "aria-label": `completion ${row.place + 1}` }, top, body, factNodes(row));
+}
+
+/** What is unusual about the completions of a group, in words. */
+function factWords(fact) {
+  return Object.entries(TROUBLES).map(([name, noun]) => (fact[name] ? `${fact[name]} ${noun}` : ""));
 }
 
 function groupTags(fact) {
   return [
     fact.equal ? "all rewards are equal" : "",
-    fact.failed ? `${fact.failed} failed` : "",
-    fact.truncated ? `${fact.truncated} truncated` : "",
+    ...factWords(fact),
   ].filter(Boolean).map((text) => element("span", { class: "tag" }, text));
 }
 
@@ -138,9 +150,9 @@ function absence(store, group, found, paint) {
 function groupNodes(store, group, found, { paint, order }) {
   const rows = store.rows(group).sort((a, b) => ROW_SORTS[order][1](a) - ROW_SORTS[order][1](b) || a.place - b.place);
   const top = store.facts[group].best;
-  const best = found.texts ? rows.filter((row) => row.reward !== null && row.reward === top).map((row) => found.texts.texts[row.place]) : [];
+  const best = found.texts ? rows.filter((row) => row.reward !== null && row.reward === top).map((row) => row.place) : [];
   const scale = { rewards: store.rewards, weight: store.weightScale(store.stepOf(group)) };
-  const wide = found.texts?.texts.some((text) => text.length > 300);
+  const wide = found.texts?.texts.some((text) => text.length > 300) || found.texts?.episodes.some(Boolean);
   const note = absence(store, group, found, paint);
   const cards = rows.map((row) => {
     const worse = row.reward !== null && row.reward < top;
@@ -154,7 +166,7 @@ function groupNodes(store, group, found, { paint, order }) {
 }
 
 /** How to read the cards. `unit` is the unit of their weights. */
-function helpNodes(paint, unit) {
+function helpNodes(paint, unit, episodes) {
   if (paint) {
     return ["Tokens: ", ...paintLegend(paint), ". A token without text of its own, such as the stop token, is a small box."];
   }
@@ -162,6 +174,7 @@ function helpNodes(paint, unit) {
     `Each card is a completion, with its reward and its weight in the update${unit === 1 ? "" : ` (in units of ${unit.toExponential(0)})`}. A bar `,
     element("span", { class: "up" }, "to the right"), " makes the completion more likely, a bar ",
     element("span", { class: "down" }, "to the left"), " makes it less likely. A ", element("mark", {}, "marked"),
-    " line is the first one that no completion with the group's best reward contains.",
+    episodes ? " turn is the first one that no episode with the group's best reward has. Grey blocks on the right are what the environment answered; they are not trained on."
+      : " line is the first one that no completion with the group's best reward contains.",
   ];
 }

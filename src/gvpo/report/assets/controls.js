@@ -66,7 +66,9 @@ class Controls {
       waiting = setTimeout(() => this.change({ query: event.target.value }), SEARCH_DELAY);
     };
     this.box = element("input", { type: "search", id: "search", placeholder: "prompt, completion, id or reason", on: { input: type } });
-    this.filters = Object.entries(FILTERS).map(([name, [label]]) => this.filter(name, label));
+    this.filters = Object.entries(FILTERS)
+      .filter(([name]) => this.store.episodes || !OF_EPISODES.includes(name))
+      .map(([name, [label]]) => this.filter(name, label));
     const orders = Object.entries(SORTS).map(([value, [label]]) => [value, label]);
     return element("div", { class: "bar" },
       element("label", { class: "find" }, element("span", {}, "search"), this.box),

@@ -5,7 +5,17 @@ const FILTERS = {
   equal: ["rewards equal", (fact) => fact.equal],
   truncated: ["truncated", (fact) => fact.truncated > 0],
   failed: ["failed", (fact) => fact.failed > 0],
+  error: ["tool error", (fact) => fact.error > 0],
+  timeout: ["time-out", (fact) => fact.timeout > 0],
+  gone: ["environment failed", (fact) => fact.gone > 0],
+  limited: ["ended by turns", (fact) => fact.limited > 0],
 };
+
+/** Filters that only runs with an environment have. */
+const OF_EPISODES = ["error", "timeout", "gone", "limited"];
+
+/** What a group may have several of, by its fact. */
+const TROUBLES = { failed: "failed", truncated: "truncated", error: "with tool errors", timeout: "with time-outs", gone: "with a failed environment", limited: "ended by turns" };
 
 const SORTS = {
   file: ["order of the file", null],

@@ -48,17 +48,20 @@ class Store {
     const [low, high] = extent(rewards);
     const lengths = this.length.slice(begin, end);
     const reasons = this.coded.reason, finishes = this.coded.finish;
-    let failed = 0, truncated = 0, weight = 0;
+    let failed = 0, truncated = 0, limited = 0, weight = 0;
     for (let row = begin; row < end; row++) {
       failed += this.reward[row] === null && reasons.names[reasons.codes[row]] !== "";
       truncated += finishes.names[finishes.codes[row]] === "length";
-      weight = Math.max(weight, Math.abs(this.weight[row] ?? 0));
+      limited += finishes.names[finishes.codes[row]] === "turns";
+      weight = Math.max(weight, Math.abs(this.weight[row] ?? 0), this.episodes?.peak[row] ?? 0);
     }
+    const having = (name) => this.episodes?.[name].slice(begin, end).filter(Boolean).length ?? 0;
     return {
       mean: rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null,
       spread: rewards.length ? high - low : -1,
       best: rewards.length ? high : null,
-      weight, failed, truncated,
+      weight, failed, truncated, limited,
+      error: having("error"), timeout: having("timeout"), gone: having("gone"),
       length: lengths.reduce((sum, length) => sum + length, 0) / lengths.length,
       equal: rewards.length > 1 && low === high,
       differing: high > low,
@@ -82,7 +85,7 @@ class Store {
       const named = (column) => this.coded[column].names[this.coded[column].codes[row]];
       return {
         place, reward: this.reward[row], weight: this.weight[row], implicit: this.implicit[row],
-        length: this.length[row], version: this.version[row], age: this.age[row],
+        turns: this.episodes?.turns[row] ?? 0, length: this.length[row], version: this.version[row], age: this.age[row],
         finish: named("finish"), source: named("source"), reason: named("reason"),
         parts: Object.entries(this.parts).map(([name, values]) => [name, values[row]]),
       };
@@ -129,6 +132,7 @@ class Store {
       columns: found.columns[group - first],
       texts: found.texts.slice(begin, begin + this.sizes[group]),
       turns: found.turns.slice(begin, begin + this.sizes[group]),
+      episodes: found.episodes.slice(begin, begin + this.sizes[group]),
     };
   }
 

@@ -101,7 +101,7 @@ class Viewer {
     const words = [
       state.all ? `step ${store.steps[store.stepOf(group)]}` : "",
       fact.mean === null ? "no reward" : `mean ${format(fact.mean)}`,
-      fact.equal ? "rewards equal" : "", fact.failed ? `${fact.failed} failed` : "", fact.truncated ? `${fact.truncated} truncated` : "",
+      fact.equal ? "rewards equal" : "", ...factWords(fact),
     ].filter(Boolean).join(" · ");
     return [
       element("div", { class: "excerpt" }, store.excerpts[group] || store.ids[group]),
@@ -125,7 +125,7 @@ class Viewer {
     }
     const found = { texts: await store.texts(group), tokens: state.paint ? await store.tokens(group) : null };
     if (call !== this.shows) return;
-    this.help.replaceChildren(...helpNodes(state.paint, store.weightScale(store.stepOf(group)).unit));
+    this.help.replaceChildren(...helpNodes(state.paint, store.weightScale(store.stepOf(group)).unit, found.texts?.episodes.some(Boolean)));
     this.detail.replaceChildren(...groupNodes(store, group, found, state));
     this.detail.scrollTop = 0;
   }
