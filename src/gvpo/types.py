@@ -54,7 +54,7 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-TurnOutcome = Literal["ok", "error", "timeout", "died", "lost", "none"]
+TurnOutcome = Literal["ok", "error", "timeout", "died", "lost", "gone", "none"]
 """Outcome of a turn in the environment:
 
 - `ok`: it answered.
@@ -62,8 +62,12 @@ TurnOutcome = Literal["ok", "error", "timeout", "died", "lost", "none"]
 - `timeout`: it gave no answer in time, and the episode continued without this turn.
 - `died`: its process ended, and the episode continued without this turn.
 - `lost`: it failed, and the episode could not continue.
+- `gone`: its process ended because of another episode, and it could not be replayed, so the episode could not continue.
 - `none`: it was not asked, because the turn was cut before its end.
 """
+
+ENDINGS: tuple[TurnOutcome, ...] = ("lost", "gone")
+"""Outcomes after which an episode cannot continue."""
 
 
 @dataclass(frozen=True)

@@ -208,25 +208,23 @@ def test_a_step_whose_worker_died_is_repeated_once(tmp_path):
 
 
 def test_an_environment_that_cannot_be_replayed_loses_its_episodes_with_the_worker():
-    with opened(replayable=False, workers=1) as pool:
+    gone = Answer(outcome="gone", detail="its process ended, and the episode cannot be replayed")
+    with opened(replayable=False, workers=1, timeout=1.0) as pool:
         pool.reset(starts(3))
-        answers = pool.step({"0": "word", "1": "exits"})
-        assert untimed(answers["1"]) == Answer(outcome="lost", detail=LOST)
-        assert answers["0"].outcome == "lost" or answers["0"].say == "1: word"
-        assert untimed(pool.step({"2": "word"})["2"]) == Answer(outcome="lost", detail=LOST)
-        assert pool.reset([Start("new", 7)])[0].say == "seed 7"
+        answers = pool.step({"1": "hangs"})
+        assert untimed(answers["1"]) == Answer(outcome="lost", detail="no answer in 1 s")
+        assert untimed(pool.step({"2": "word"})["2"]) == gone
+        pool.reset([Start("new", 7), Start("newer", 8)])
+        assert untimed(pool.step({"new": "exits"})["new"]) == Answer(outcome="lost", detail=DIED)
 
 
-LOST = "its process ended, and the episode cannot be replayed"
-
-
-def test_an_episode_whose_replay_differs_is_lost():
+def test_an_episode_whose_replay_differs_is_gone():
     with opened(Random, workers=1) as pool:
         pool.reset(starts(2))
         pool.step({"0": "word"})
         pool.step({"1": "exits"})
         answer = pool.step({"0": "word"})["0"]
-    assert answer.outcome == "lost"
+    assert answer.outcome == "gone"
     assert answer.detail.startswith("faulty answered differently when the episode was replayed in another process; let")
 
 

@@ -38,5 +38,16 @@ def test_an_environment_that_fails_gives_the_worst_reward_or_none():
     assert verdict(turn(outcome="lost", stop=0)) == Verdict(None, reason="lost: gone")  # it never began
 
 
+@pytest.mark.parametrize("outcome", ["timeout", "died"])
+def test_a_last_turn_without_an_answer_cannot_avoid_a_bad_reward(outcome):
+    assert verdict(turn(5.0), turn(outcome=outcome)) == Verdict(-1.0)
+    assert verdict(turn(5.0), turn(outcome=outcome), blames="environment").reward is None
+    assert verdict(turn(outcome=outcome), turn(5.0)) == Verdict(5.0)
+
+
+def test_an_episode_that_is_gone_because_of_another_one_has_no_reward():
+    assert verdict(turn(5.0), turn(outcome="gone")) == Verdict(None, reason="gone: gone")
+
+
 def test_an_environment_without_rewards_abstains():
     assert verdict(turn(5.0), pays=False) == Verdict(None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gvpo.environments.base import EnvironmentSpec, Say
 from gvpo.errors import EpisodeError
-from gvpo.types import TurnOutcome
+from gvpo.types import ENDINGS, TurnOutcome
 from gvpo.workers.process import WorkerProcess
 from gvpo.workers.replies import Reply
 from gvpo.workers.wire import packed
@@ -45,7 +45,7 @@ class Answer:
         say: What the policy hears next; after a reset, what is added to the prompt.
         reward: Reward of the turn; None if it has none.
         done: Whether the episode has ended.
-        outcome: What came of the call; see `gvpo.types.TurnOutcome`. After "lost", the episode has ended.
+        outcome: What came of the call; see `gvpo.types.TurnOutcome`. After "lost" and "gone", the episode has ended.
         detail: Error in one line; "" without one.
         seconds: Duration of the call.
         metrics: Further numbers of the environment, by name.
@@ -193,10 +193,10 @@ class Calls:
     def done(self, action: Action, reply: Reply) -> None:
         """Record the answer to an action, or handle its failure."""
         if action.name in self.answers:
-            return  # a replay failed, so that the episode is lost
+            return  # a replay failed, so that the episode has ended
         if reply.failed is None:
             self._hear(action, reply)
-        elif reply.spent and action.name not in self._repeated:
+        elif reply.spent and action.name not in self._repeated and self._can_repeat(action.name):
             self._repeated.add(action.name)
             self.put_back([action])
         else:
@@ -209,11 +209,15 @@ class Calls:
             self._book.detach(name, self._book.live[name])
         self._waiting = {**names, **self._waiting}
 
+    def _can_repeat(self, name: str) -> bool:
+        """Return whether an episode can be replayed, or has not begun."""
+        return self._spec.replayable or self._book.live[name].opening is None
+
     def _is_homeless(self, name: str) -> bool:
         """Return whether an episode waits for any worker; end it if it has lost its own and cannot be replayed."""
         episode = self._book.live[name]
-        if episode.is_homeless and episode.opening is not None and not self._spec.replayable:
-            self._end(name, Answer(outcome="lost", detail="its process ended, and the episode cannot be replayed"))
+        if episode.is_homeless and not self._can_repeat(name):
+            self._end(name, Answer(outcome="gone", detail="its process ended, and the episode cannot be replayed"))
             return False
         return episode.is_homeless
 
@@ -247,7 +251,7 @@ class Calls:
         episode = self._book.live[action.name]
         if action.replays is not None:
             if digest != action.replays:
-                self._end(action.name, Answer(outcome="lost", detail=_differs(self._spec.name, raised)))
+                self._end(action.name, Answer(outcome="gone", detail=_differs(self._spec.name, raised)))
         elif action.text is None:
             self._answered_resets = True
             episode.opening = digest
@@ -288,7 +292,7 @@ class Calls:
         """Record the answer of an episode; leave the episode if it has ended."""
         self.answers[name] = answer
         self._waiting.pop(name, None)
-        if answer.done or answer.outcome == "lost":
+        if answer.done or answer.outcome in ENDINGS:
             self._book.leave(name)
 
     def _cannot_send(self, actions: Iterable[tuple[str, str | None, Any]], error: Exception) -> EpisodeError:

@@ -30,8 +30,8 @@ class EnvironmentPool:
     """Runs the episodes of an environment in worker processes, and survives what environments do there.
 
     An episode stays in the worker that began it. If that worker is gone, the episode is replayed in another one from
-    its seed, columns and texts, so an environment must depend on nothing else; one that answers a replay differently
-    loses the episode. What comes of a step is the answer's `outcome`:
+    its seed, columns and texts, so an environment must depend on nothing else. What comes of a step is the answer's
+    `outcome`:
 
     - `ok`: the environment answered. Lone surrogates in what it says are replaced by question marks.
     - `error`: the step raised, and says `ValueError: message` in one line of at most 200 characters; or it returned
@@ -40,8 +40,10 @@ class EnvironmentPool:
     - `timeout`: there was no answer in time, which it says. The worker was killed with all processes that it started.
     - `died`: the worker ended, or the memory limit was reached, twice: the step is first repeated in another worker,
       since other episodes may have been the reason. What it says is how the process ended.
-    - `lost`: the episode has ended without an answer, because its reset failed, a second turn of it had the outcome
-      `timeout` or `died`, or its worker is gone and the environment is not replayable.
+    - `lost`: the episode has ended without an answer, because its reset failed, because this is the second turn without
+      one, or because there was none and the environment is not replayable.
+    - `gone`: the episode has ended because its worker ended during another one, and it could not be replayed: the
+      environment is not replayable, or answered its replay differently.
 
     After `timeout` and `died`, the episode continues as if the policy had not spoken: the text is left out of replays.
 
@@ -108,7 +110,7 @@ class EnvironmentPool:
         """Give each of some episodes, by ID, the policy's text.
 
         Returns:
-            One answer per episode. Episodes that are done or lost have left the pool.
+            One answer per episode. Episodes that are done, lost or gone have left the pool.
 
         Raises:
             EpisodeError: If an episode is not live, or workers do not start.

@@ -4,17 +4,20 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from gvpo.environments.base import EnvironmentSpec
-from gvpo.types import EpisodeTurn, Verdict
+from gvpo.types import ENDINGS, EpisodeTurn, Verdict
 
 ENVIRONMENT = "environment"
 """Name of this reward."""
+UNANSWERED = ("timeout", "died", *ENDINGS)
+"""Outcomes of a turn that the environment did not answer."""
 
 
 class EnvironmentReward:
     """The reward of episodes from the rewards of their turns. It runs in the trainer's process.
 
     An episode without any reward gets the environment's lowest one, so that a policy cannot avoid a bad reward by never
-    finishing. So does an episode whose last turn made the environment fail, if that is blamed on the policy's text.
+    finishing. So does an episode whose last turn had no answer, if that is blamed on the policy's text; otherwise it
+    has no reward. An episode that is gone because of another one never has a reward.
 
     Args:
         spec: The environment.
@@ -38,9 +41,10 @@ class EnvironmentReward:
 
     def _verdict(self, turns: Sequence[EpisodeTurn]) -> Verdict:
         last = turns[-1] if turns else EpisodeTurn(0, 0, 0)
-        if last.outcome == "lost":
-            is_texts_fault = self._spec.blames == "text" and last.stop > 0
-            return Verdict(self._spec.worst) if is_texts_fault else Verdict(None, reason=f"lost: {last.detail}")
+        if last.outcome in UNANSWERED:
+            is_texts_fault = self._spec.blames == "text" and last.stop > 0 and last.outcome != "gone"
+            reason = f"{last.outcome}: {last.detail}"
+            return Verdict(self._spec.worst) if is_texts_fault else Verdict(None, reason=reason)
         rewards = [turn.reward for turn in turns if turn.reward is not None]
         if not self._spec.pays:
             return Verdict(None)

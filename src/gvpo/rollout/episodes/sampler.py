@@ -25,7 +25,7 @@ from gvpo.messages import with_opening
 from gvpo.model.turns import TurnTemplate
 from gvpo.sampling import Request, Sampler, SamplingParams, is_concurrent, shares_model
 from gvpo.sampling.conversation import Conversation, conversing
-from gvpo.types import Completion, EpisodeTurn, FinishReason, Message, Problem
+from gvpo.types import ENDINGS, Completion, EpisodeTurn, FinishReason, Message, Problem
 
 OBSERVATION_CUT = "observation_cut"
 """Metric of a turn after which the middle of what the environment said was left out."""
@@ -213,7 +213,7 @@ class EpisodeSampler:
             row.end_turn(spoken, Answer(outcome="none"))
             row.finish_reason = spoken.finish_reason
             return None
-        has_ended = answer.done or answer.outcome == "lost"
+        has_ended = answer.done or answer.outcome in ENDINGS
         messages = self._template.messages(answer.say) if answer.say or not has_ended else []
         messages, is_cut = self._template.shortened(messages, self._limits.observation_tokens)
         if is_cut:
@@ -351,7 +351,7 @@ def _sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _reason(answer: Answer, *, can_go_on: bool) -> FinishReason:
     """Return why an episode ends with an answer that the policy does not hear."""
-    if answer.outcome == "lost":
+    if answer.outcome in ENDINGS:
         return "environment"
     return "stop" if answer.done or not can_go_on else "turns"
 
