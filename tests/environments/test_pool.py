@@ -105,7 +105,7 @@ OTHERS = 64 - len(FIRST) - len(RESETS)
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """The answers of 64 episodes, by name: the resets, three turns, and the turns of the others by themselves."""
+    """Return the answers of 64 episodes, by name: resets, three turns, and the others by themselves."""
     log = tmp_path_factory.mktemp("batch") / "environment.log"
     begun = [*FIRST, *(f"reset {name}" for name in RESETS), *names(OTHERS)]
     with opened(timeout=0.8, log=log) as pool:

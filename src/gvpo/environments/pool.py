@@ -23,7 +23,7 @@ from gvpo.workers.dispatch import Dispatcher, Purpose
 __all__ = ["Answer", "EnvironmentPool", "Start"]
 
 PURPOSE = Purpose(EpisodeError, "an environment worker", "environment", "the environment")
-"""What the pool's workers are for, in messages."""
+"""Words for the pool's workers in messages."""
 
 
 class EnvironmentPool:

@@ -64,7 +64,7 @@ class Message(Protocol):
 
     @property
     def function(self) -> int:
-        """What is called; calls of one function take similar times."""
+        """Number of what is called; calls of one function take similar times."""
         ...
 
     def parts(self) -> Sequence[Any]:
@@ -103,7 +103,7 @@ class Queue(Protocol):
 
 @dataclass(frozen=True)
 class Purpose:
-    """What workers are for, in messages.
+    """Words for workers in messages.
 
     Args:
         error: Class of the errors.
@@ -123,7 +123,7 @@ class Dispatcher:
 
     Args:
         setup: Setup that each worker reads first.
-        purpose: What the workers are for.
+        purpose: Words for the workers in messages.
         workers: Maximum number of working processes; `spares` more may be kept warm.
         timeout: Maximum number of seconds per call.
         log: File for the output of the functions; None discards it.

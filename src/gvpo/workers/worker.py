@@ -29,7 +29,7 @@ WITHDRAWN = struct.Struct(">QQ")
 
 
 class Service(Protocol):
-    """What a worker does with its messages. It reaches the worker as a pickle."""
+    """Contents of a worker: what it does with messages. It reaches the worker as a pickle."""
 
     def load(self) -> Mapping[str, Any] | None:
         """Load what is called; return None, or a problem: its name, error, traceback, and whether gvpo `stated` it."""

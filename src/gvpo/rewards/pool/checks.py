@@ -13,7 +13,7 @@ from gvpo.workers.functions import Functions
 from gvpo.workers.state import keeps_state
 
 PURPOSE = Purpose(RewardError, "a reward worker", "reward", "the reward functions")
-"""What the pool's workers are for, in messages."""
+"""Words for the pool's workers in messages."""
 
 NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
 """Arguments that TRL passes to rewards in addition to the columns."""
