@@ -25,10 +25,12 @@ def token_limits(requests: Sequence[Request], max_tokens: int, *, context: int |
     for request in requests:
         _check_prompt(request, context, vocabulary)
     room = sys.maxsize if context is None else context
-    return [
-        min(max_tokens, room - len(each.prompt), max_tokens if each.max_tokens is None else each.max_tokens)
-        for each in requests
-    ]
+    return [min(most_tokens(each, max_tokens), room - len(each.prompt)) for each in requests]
+
+
+def most_tokens(request: Request, max_tokens: int) -> int:
+    """Return the maximum number of tokens of a request's completions if there were no limit of the context."""
+    return max_tokens if request.max_tokens is None else min(max_tokens, request.max_tokens)
 
 
 def _check_prompt(request: Request, context: int | None, vocabulary: int) -> None:

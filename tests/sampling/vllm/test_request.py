@@ -43,6 +43,12 @@ def test_the_context_limits_the_tokens():
     assert fmt(context=None).parameters(REQUEST, params, seed=0, step=0, row=0)["max_tokens"] == 50
 
 
+def test_a_request_limits_its_own_tokens():
+    short = Request("a", (5, 6, 7), max_tokens=4)
+    for most, expected in ((50, 4), (4, 4), (2, 2)):
+        assert fmt().parameters(short, SamplingParams(max_tokens=most), seed=0, step=0, row=0)["max_tokens"] == expected
+
+
 def test_token_ids_without_a_token_are_impossible():
     fields = fmt(VOCABULARY + 2).parameters(REQUEST, SamplingParams(), seed=0, step=0, row=0)
     assert fields["logit_bias"] == {VOCABULARY: -100.0, VOCABULARY + 1: -100.0}

@@ -28,6 +28,7 @@ from gvpo.retries import secret
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.decode import Tally
 from gvpo.sampling.engines import EngineOptions
+from gvpo.sampling.limits import most_tokens
 from gvpo.sampling.server.answers import Ask
 from gvpo.sampling.server.client import Client, Servers
 from gvpo.sampling.server.event_loop import EventLoop
@@ -152,8 +153,10 @@ class ServerSampler:
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Raise the errors of requests and parameters that vLLM cannot process; see `RequestFormat.check`."""
         self._form.check(requests, params)
-        longest = max((len(request.prompt) for request in requests), default=0)
-        if self._is_shorter and self._form.context is not None and longest + params.max_tokens > self._form.context:
+        longest = max(
+            (len(each.prompt) + most_tokens(each, params.max_tokens) for each in requests), default=params.max_tokens
+        )
+        if self._is_shorter and self._form.context is not None and longest > self._form.context:
             self._is_shorter = False
             notices.warn(
                 f"the servers' context of {self._form.context} tokens cuts completions before sampling.max_tokens="
