@@ -1,10 +1,10 @@
 """Train objectives on dialogues with the calculator, from the same warm starts, and print their held-out accuracy.
 
 `python benchmarks/calculator.py --out runs/calculator` trains each arm (an objective with its settings) of
-`gvpo train calculator` on each seed, and `--recipe calculator/long` does it with five operations, with and without credit
-to turns. Finished runs are lines of results.jsonl and are not repeated. All arms of a seed begin with the same warm start,
-and have the recipe's settings, so the table shows whether each arm works, not which one is best. Seconds are those of
-one run after its warm start.
+`gvpo train calculator` on each seed, and `--recipe calculator/long` does it with five operations, with and without
+credit to turns. Finished runs are lines of results.jsonl and are not repeated. All arms of a seed begin with the same
+warm start, and have the recipe's settings, so the table shows whether each arm works, not which one is best. Seconds
+are those of one run after its warm start.
 """
 
 import argparse

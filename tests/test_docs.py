@@ -19,18 +19,23 @@ from pathlib import Path
 
 import pytest
 
-from gvpo.cli.main import _parser
+from gvpo.cli.main import _parser, main
 from gvpo.cli.options import given_settings
 from gvpo.cli.shipped import find_recipe
 from gvpo.config import FIELDS, OBJECTIVES, SECTIONS, TrainConfig
 from gvpo.config.recipe import flatten, parse_overrides
-from gvpo.runfiles import read_metrics
+from gvpo.runfiles import read_metrics, read_rollouts, rollout_path
 from tools import configuration_page, docs_site, objectives_table, trl_options_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
-STAND_INS = {"Qwen/Qwen2.5-0.5B-Instruct": "runs/demo/checkpoints/step-000002", "steps=200": "steps=1"}
-"""Code of a block that runs, and what the test runs instead: the demo's model, for one step."""
+STAND_INS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": "runs/demo/checkpoints/step-000002",
+    "steps=200": "steps=1",
+    "max_tokens=256": "max_tokens=24, prompts_per_step=2, group_size=2",
+    "environment_max_turns=6": r'environment_max_turns=3, environment_between="\n{observation}\n"',
+}
+"""Code of a block that runs, and what the test runs instead: the demo's model, which has no chat template."""
 THIS_TREE = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
 """Environment of commands that run in another directory."""
 ROOMS = "|".join(path.parent.name for path in (ROOT / "src/gvpo").glob("*/__init__.py"))
@@ -327,3 +332,22 @@ def test_files_that_a_page_names_exist(page):
     named = re.findall(r"(?<![\w./-])(?:src|tests|benchmarks|tools|examples)/[\w/-]+\.\w+", page.read_text("utf-8"))
     named += [f"src/gvpo/{name}" for name in re.findall(rf"`((?:{ROOMS})/[a-z_0-9/]+\.py)`", page.read_text("utf-8"))]
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_game_of_the_guide_to_environments_runs_from_its_recipe(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    page = ROOT / "docs/guides/environments.md"
+    Path("game.py").write_text(runnable(page, "python")[0])
+    Path("numbers.jsonl").write_text(json.dumps({"prompt": "20=", "high": 20}) + "\n")
+    recipe = blocks(page, "toml")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", "runs/demo/checkpoints/step-000002")
+    Path("recipe.toml").write_text(recipe)
+    small = [
+        "train.steps=1",
+        "train.prompts_per_step=1",
+        "sampling.max_tokens=24",
+        r"environment.between=\n{observation}\n",
+    ]
+    assert main(["train", "recipe.toml", "run.dir=runs/game", *small]) == 0
+    rows = read_rollouts(rollout_path(Path("runs/game"), 1))
+    assert {turn["outcome"] for row in rows for turn in row.turns} <= {"ok", "error", "none"}
+    assert any(len(row.turns) > 1 and "ValueError: invalid literal" in row.turns[0]["detail"] for row in rows)

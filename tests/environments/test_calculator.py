@@ -41,7 +41,7 @@ def test_an_expression_is_computed_from_left_to_right():
 
 
 @pytest.mark.parametrize("expression", ["", "4", "4-", None, "4/2", 12])
-def test_what_is_no_expression_cannot_begin(expression: object):
+def test_an_episode_needs_an_expression(expression: object):
     with pytest.raises(EpisodeError, match="needs the column `expression`"):
         Calculator().reset(seed=0, expression=expression)  # type: ignore[arg-type]
 
