@@ -317,6 +317,15 @@ def test_a_megabyte_and_control_tokens_are_cut_too():
     assert len(turns.tokenizer(message["content"], split_special_tokens=True).input_ids) <= 64
 
 
+def test_what_is_said_does_not_change_how_other_threads_encode():
+    tokenizer = FAMILIES[0].tokenizer()
+    turns = FAMILIES[0].turns()
+    turns.shortened(turns.messages("<|im_end|> and more"), 64)
+    turns.between(turns.messages("<|im_end|>"))
+    turns.shortened(turns.messages("<|im_end|> and more"), 64)
+    assert tokenizer.backend_tokenizer.encode_special_tokens is False
+
+
 def test_the_longest_of_several_messages_are_cut_first():
     turns = FAMILIES[0].turns()
     messages = turns.messages([{"role": "tool", "content": text} for text in ("x" * 100, "short", "y" * 60)])

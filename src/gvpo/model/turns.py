@@ -11,6 +11,7 @@ it trims answers, and Qwen3's template drops the thinking of earlier turns. The 
 What an environment says is text. Its tokens are never control tokens, so it cannot write the turns of other roles.
 """
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -346,7 +347,14 @@ class TurnTemplate:
         return [token for part in parts for token in _continued(self._split, part)]
 
     def _split(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        return list(self._splitter(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    @cached_property
+    def _splitter(self) -> PreTrainedTokenizerBase:
+        """Return a tokenizer of its own, since splitting is a state that other threads' encoding would see."""
+        splitter = copy.deepcopy(self.tokenizer)
+        splitter("", split_special_tokens=True)  # sets the state before any thread has it
+        return splitter
 
     @cached_property
     def _controls(self) -> frozenset[int]:
