@@ -116,3 +116,7 @@ class RolloutSection(Section):
     rollout_curriculum_target: float = Field(
         default=0.5, gt=0, lt=1, description="Running accuracy of the prompts that the curriculum prefers"
     )
+    rollout_curriculum_by: str | None = Field(
+        default=None,
+        description="Column whose values share a running accuracy, such as level; default: each prompt has its own",
+    )

@@ -83,7 +83,7 @@ def _rules(plan: "RunPlan", given: "Given") -> Iterator[tuple[bool, tuple[str, .
     replaces = c.rollout_dead_groups == "replace"
     yield not replaces, ("rollout.max_replacements",), "rollout.dead_groups is not 'replace'"
     no_curriculum = c.rollout_curriculum == "none"
-    yield no_curriculum, ("rollout.curriculum_target",), "rollout.curriculum is 'none'"
+    yield no_curriculum, ("rollout.curriculum_target", "rollout.curriculum_by"), "rollout.curriculum is 'none'"
     yield c.task is None, ("data.task_options",), "data.task is not set"
     yield given.train is not None, ("data.train",), "train_dataset is used instead"
     yield given.objective is not None, ("objective.name",), "the objective that is passed is used instead"

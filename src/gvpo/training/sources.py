@@ -153,7 +153,8 @@ def _curriculum(inputs: RunInputs, data: TrainingData) -> Curriculum | None:
     c, judge = inputs.settings, inputs.judge
     if c.rollout_curriculum == "none" or judge is None:
         return None
-    return Curriculum(data.problems, c.seed, target=c.rollout_curriculum_target, judge=judge)
+    target, by = c.rollout_curriculum_target, c.rollout_curriculum_by
+    return Curriculum(data.problems, c.seed, target=target, judge=judge, by=by)
 
 
 def _replacement(inputs: RunInputs) -> Replacement | None:

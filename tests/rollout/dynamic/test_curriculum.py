@@ -47,6 +47,18 @@ def test_a_higher_target_prefers_easier_prompts():
     assert int(np.argmax(easy.weights())) == 2
 
 
+def test_prompts_with_the_same_value_of_a_column_share_an_accuracy():
+    levels = [EncodedProblem(Problem("p", f"row-{n}", {"level": n // 2}), (1,)) for n in range(4)]
+    drawn = Curriculum(levels, 3, target=0.5, judge="right", by="level")
+    drawn.note(rollout(row_1=1.0, row_2=0.5))
+    assert drawn.weights() == pytest.approx([2 * np.sqrt(0.999 * 0.001)] * 2 + [1.0] * 2)
+    again = Curriculum(levels, 3, target=0.5, judge="right", by="level")
+    again.load_state_dict(drawn.state_dict())
+    assert [item.problem.id for item in again.draw(7, 4)] == [item.problem.id for item in drawn.draw(7, 4)]
+    with pytest.raises(DataError, match=r"rollout\.curriculum_by='size': the prompt 'row-0' has no such column"):
+        Curriculum(levels, 3, target=0.5, judge="right", by="size")
+
+
 def test_given_rows_do_not_count():
     drawn, found = curriculum(), rollout(row_0=0.75)
     rows = [Completion([1], source=source) for source in ("expert", "history", "live", "live")]

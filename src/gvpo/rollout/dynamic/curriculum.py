@@ -24,24 +24,31 @@ class Curriculum:
 
     A prompt with the running accuracy p has the weight exp(-KL(target || p)) of two Bernoulli distributions. It is 1 at
     the target; at a target of 0.5 it is 2 sqrt(p (1 - p)), which is proportional to the standard deviation of a 0/1
-    reward. A prompt that was not drawn yet has the weight 1.
+    reward. A prompt that was not drawn yet has the weight 1. Prompts with the same value of a column, such as a level
+    of difficulty, can share one running accuracy.
 
     Args:
         items: Prompts to draw from, at least one.
         seed: Random seed of the draws.
         target: Accuracy of the prompts that are drawn most often, between 0 and 1.
         judge: Name of the reward function that decides whether a completion is correct.
+        by: Column whose values share a running accuracy; None gives each prompt its own.
 
     Raises:
-        DataError: If there are no prompts.
+        DataError: If there are no prompts, or one has no such column.
     """
 
-    def __init__(self, items: Sequence[EncodedProblem], seed: int, *, target: float, judge: str) -> None:
+    def __init__(
+        self, items: Sequence[EncodedProblem], seed: int, *, target: float, judge: str, by: str | None = None
+    ) -> None:
         if not items:
             raise DataError(NOTHING)
         self._items, self._seed, self._target, self._judge = items, seed, target, judge
-        self._places = {item.problem.id: place for place, item in enumerate(items)}
-        self._accuracy = np.full(len(items), np.nan)
+        keys = [item.problem.id if by is None else _value(item, by) for item in items]
+        cells = {key: cell for cell, key in enumerate(dict.fromkeys(keys))}
+        self._cells = np.array([cells[key] for key in keys])
+        self._places = {item.problem.id: cells[key] for item, key in zip(items, keys, strict=True)}
+        self._accuracy = np.full(len(cells), np.nan)
 
     def draw(self, first: int, count: int) -> list[EncodedProblem]:
         """Return `count` prompts, which depend on the accuracies so far, the seed and `first`.
@@ -62,7 +69,8 @@ class Curriculum:
         """Return the weight of each prompt in (0, 1]."""
         p = np.clip(np.where(np.isnan(self._accuracy), self._target, self._accuracy), CERTAIN, 1 - CERTAIN)
         t = self._target
-        weights: NDArray[np.float64] = np.exp(-(t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))))
+        of_cells = np.exp(-(t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))))
+        weights: NDArray[np.float64] = of_cells[self._cells]
         return weights
 
     def note(self, rollout: Rollout) -> None:
@@ -87,7 +95,7 @@ class Curriculum:
         return {"curriculum/accuracy": float(known.mean())} if known.size else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running accuracies, [N] float64 with NaN for prompts that were not drawn yet."""
+        """Return the running accuracies, [N] float64 with NaN for prompts or values that were not drawn yet."""
         return {"accuracy": torch.from_numpy(self._accuracy.copy())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -99,7 +107,16 @@ class Curriculum:
         found = state["accuracy"].numpy()
         if found.shape != self._accuracy.shape:
             raise CheckpointError(
-                f"the checkpoint's curriculum has {len(found)} prompts, and the data has {len(self._items)}; resume "
+                f"the checkpoint's curriculum has {len(found)} prompts, and the data has {len(self._accuracy)}; resume "
                 "the run with the data that it was started with"
             )
         self._accuracy = found.copy()
+
+
+def _value(item: EncodedProblem, column: str) -> str:
+    if column not in item.problem.columns:
+        raise DataError(
+            f"rollout.curriculum_by={column!r}: the prompt {item.problem.id!r} has no such column; add it, or unset "
+            "the setting for one running accuracy per prompt"
+        )
+    return str(item.problem.columns[column])
