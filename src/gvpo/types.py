@@ -4,7 +4,7 @@ Problem ──sample──▶ Completion × k ──reward──▶ Group ──
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args
 
 from gvpo.errors import DataError
@@ -97,6 +97,11 @@ class EpisodeTurn:
     detail: str = ""
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def stored_turn(fields_of: Mapping[str, Any]) -> EpisodeTurn:
+    """Return a turn from the mapping that a file contains, which may have further keys."""
+    return EpisodeTurn(**{each.name: fields_of[each.name] for each in fields(EpisodeTurn) if each.name in fields_of})
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ def test_a_truncated_completion_gets_no_end_token_and_one_that_has_it_no_second(
 
 
 def test_every_finish_reason_is_read_and_only_a_stop_gets_an_end_token():
-    completions, rewards = [str(place) for place in range(5)], [1.0] * 5
+    completions, rewards = [str(place) for place in range(6)], [1.0] * 6
     (one,) = read({**ROW, "completions": completions, "rewards": rewards, "finish_reasons": list(FINISH_REASONS)})
-    assert [row.finish_reason for row in one.group.completions] == ["stop", "length", "turns", "context", "abort"]
-    assert [row.tokens[-1] == END for row in one.group.completions] == [True, False, False, False, False]
+    assert [row.finish_reason for row in one.group.completions] == list(FINISH_REASONS)
+    assert [row.tokens[-1] == END for row in one.group.completions] == [True, *[False] * 5]
 
 
 @pytest.mark.parametrize(
@@ -218,3 +218,26 @@ def test_an_empty_dataset_is_rejected():
 def test_two_rows_with_the_same_id_are_rejected():
     with pytest.raises(DataError, match="rows 1 and 2 have the same id 'a'"):
         read({**ROW, "id": "a"}, {**ROW, "id": "a"})
+
+
+def test_an_end_token_before_what_a_tool_said_and_another_turn_does_not_end_a_row():
+    several = [*ids("4"), END, *ids("78"), *ids("5"), END]
+    padded = [*ids("4"), END, END, END]
+    row = {"prompt": "1", "completions": [several, padded], "rewards": [1, 0]}
+    with pytest.warns(GvpoWarning, match="1 written answers have tokens after their first end token"):
+        (one,) = read({**row, "masks": [[1, 1, 0, 0, 1, 1], [1, 1, 0, 0]]})
+    assert [list(row.tokens) for row in one.group.completions] == [several, padded[:2]]
+    turns = [[{"start": 0, "stop": 2, "end": 4}, {"start": 4, "stop": 6, "end": 6}], []]
+    masks = [[1, 1, 0, 0, 1, 1], None]
+    (one,) = read({**row, "completions": [several, ids("4")], "masks": masks, "episode_turns": turns})
+    assert list(one.group.completions[0].tokens) == several
+    assert [turn.stop for turn in one.group.completions[0].turns] == [2, 6]
+
+
+def test_an_episode_that_could_not_begin_is_left_out():
+    lost, turns = [{"start": 0, "stop": 0, "end": 0, "outcome": "lost"}], [{"start": 0, "stop": 1, "end": 1}]
+    row = {"prompt": "1", "completions": ["", ids("4")], "texts": ["", "4"], "rewards": [None, 1]}
+    found = read(
+        {**row, "episode_turns": [lost, turns]}, {**row, "completions": ["", ""], "episode_turns": [lost, lost]}
+    )
+    assert [[list(row.tokens) for row in logged.group.completions] for logged in found] == [[ids("4")]]

@@ -7,8 +7,10 @@ from typing import Any
 import datasets
 import pytest
 
+from gvpo.config import TrainConfig
 from gvpo.data import TASKS
 from gvpo.errors import ConfigError, DataError
+from gvpo.model.chat.tools import tool_schemas
 from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.rollout.problems import demonstrations, encode, find_task, held_out_problems, training_problems
 from gvpo.types import Problem
@@ -150,3 +152,38 @@ def test_a_demonstration_can_be_a_dialogue_of_which_only_the_policys_turns_are_t
         assert tokenizer.decode(own).count(";") == 2
         assert tokenizer.decode(own).endswith(f"={item.problem.columns['answer']}.")
         assert tokenizer.decode(heard).count("|") == 2
+
+
+def add(a: int, b: int) -> int:
+    """
+    Adds numbers.
+
+    Args:
+        a: The first number.
+        b: The second number.
+    """
+    return a + b
+
+
+def test_prompts_contain_the_tools_of_the_environment_and_those_of_the_row():
+    template = "{% for tool in tools or [] %}<{{ tool.function.name }}>{% endfor %}" + CHAT_TEMPLATE
+    own = {"type": "function", "function": {"name": "look"}}
+    problems = [Problem("a", "1"), Problem("a", "2", {"tools": [own]})]
+    described = tool_schemas([add])
+    found = encode(TrainConfig(), byte_tokenizer(template), problems, described)
+    texts = [byte_tokenizer().decode(list(item.prompt)) for item in found]
+    assert [text.startswith(start) for text, start in zip(texts, ("<add><bos>", "<add><look><bos>"), strict=True)] == [
+        True,
+        True,
+    ]
+    assert described[0]["function"]["parameters"]["required"] == ["a", "b"]
+    with pytest.raises(DataError, match="'1': the environment has tools, which the chat template does not describe"):
+        encode(TrainConfig(), byte_tokenizer(CHAT_TEMPLATE), problems[:1], described)
+
+
+def test_a_tool_that_cannot_be_described_is_named():
+    def bare(a):
+        """Does something."""
+
+    with pytest.raises(ConfigError, match="the tool 'bare' cannot be described to the policy"):
+        tool_schemas([bare])

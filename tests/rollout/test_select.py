@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gvpo.errors import DataError
 from gvpo.rollout.select import select
 
 
@@ -65,3 +66,11 @@ def test_mixed_groups_have_both_kinds_and_stay_whole(above: float | None, names:
     found = select("mixed", ROWS, above=above)
     assert [group["id"] for group in found] == names
     assert all(group in ROWS for group in found)
+
+
+def test_episodes_are_selected_as_whole_groups_only():
+    turn = {"start": 0, "stop": 1, "end": 1}
+    group = row("a", ("x", 0.0), ("y", 1.0), episode_turns=[[turn], [turn]])
+    assert select("mixed", [group]) == [group]
+    with pytest.raises(DataError, match="the completions are episodes"):
+        select("right", [group])

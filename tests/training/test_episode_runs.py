@@ -157,6 +157,28 @@ def test_the_check_finds_mistakes(run: Path, mistake: Any, message: str):
         path.write_bytes(whole)
 
 
+def test_another_run_trains_on_stored_episodes_as_they_were(run: Path, tmp_path: Path):
+    config = TrainConfig(
+        run_dir=tmp_path / "offline",
+        groups_data=str(run),
+        steps=2,
+        prompts_per_step=2,
+        stop_token_ids=[3, 4, 5],
+        eval_problems=0,
+        checkpoint_every=0,
+    )
+    Trainer(toy.model(), None, config, processing_class=toy.tokenizer()).train()
+    stored = {f"step-000001/{row.group}": [] for row in read_rollouts(rollout_path(run, 1))}
+    for row in read_rollouts(rollout_path(run, 1)):
+        stored[f"step-000001/{row.group}"].append((row.prompt_tokens, row.tokens, row.mask, row.reward))
+    read = [row for step in (1, 2) for row in read_rollouts(rollout_path(tmp_path / "offline", step))]
+    assert len(read) == 16
+    for row in read:
+        assert (row.prompt_tokens, row.tokens, row.mask, row.reward) == stored[row.group][row.row]
+        assert row.turns
+    assert any(row.weight for row in read)
+
+
 def test_the_check_needs_episodes_and_a_tokenizer(tmp_path: Path):
     toy.trainer(tmp_path / "run", steps=1, checkpoint_every=0, held=[], eval_problems=0).train()
     with pytest.raises(ConfigError, match="has no rows with turns"):

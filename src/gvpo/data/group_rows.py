@@ -7,6 +7,7 @@ docs/guides/offline.md describes the columns. This module does not depend on tok
 text, token IDs, or both.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +17,27 @@ from typing import Any
 from gvpo import runfiles
 from gvpo.data.preferences import as_group, per_completion
 from gvpo.data.records import are_token_ids, numbered, problems_from_records
+from gvpo.data.run_groups import TURNS
 from gvpo.errors import DataError
 from gvpo.messages import answer_text, unicode_text
 from gvpo.resumable import json_lines
-from gvpo.types import FINISH_REASONS, FinishReason, FloatSequence, Group, Problem, Verdict
+from gvpo.types import (
+    FINISH_REASONS,
+    EpisodeTurn,
+    FinishReason,
+    FloatSequence,
+    Group,
+    Problem,
+    Verdict,
+    stored_turn,
+)
 
 LOG_ALLOWED = "log_allowed"
 """Column of log P(allowed) per completion, from a sampler with an exclusion; -inf is null in the file."""
 
 PER_COMPLETION = (
     *("completions", "texts", "rewards", "reward_parts", "reasons", "finish_reasons", "sources", "sampler_logprobs"),
-    *("masks", LOG_ALLOWED),
+    *("masks", TURNS, LOG_ALLOWED),
 )
 """Columns of a group that have one value per completion."""
 
@@ -50,6 +61,7 @@ class WrittenCompletion:
         source: Its author; None if the row does not name one.
         sampler_logprobs: C log-probs (nats) from the sampler; None if the row has none.
         mask: C values, 0 on tokens that are not trained on, such as a tool's output; None trains on all of them.
+        turns: Turns of an episode; () if it is one answer.
     """
 
     text: str | None
@@ -60,6 +72,7 @@ class WrittenCompletion:
     source: str | None = None
     sampler_logprobs: Sequence[float] | None = None
     mask: Sequence[float] | None = None
+    turns: Sequence[EpisodeTurn] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ def group_record(
     record = {
         **problem.columns,
         "id": group.id,
-        "prompt": problem.prompt,
+        **_prompt(group, problem),
         "completions": [list(row.tokens) or row.text for row in rows],
         "texts": [row.text for row in rows],
         "rewards": [verdict.reward for verdict in verdicts],
@@ -138,9 +151,21 @@ def group_record(
     }
     if any(row.mask is not None for row in rows):
         record["masks"] = [_values(row.mask) for row in rows]
+    if any(row.turns for row in rows):
+        record[TURNS] = [[dataclasses.asdict(turn) for turn in row.turns] for row in rows]
     if any(LOG_ALLOWED in row.extras for row in rows):
         record[LOG_ALLOWED] = [row.extras.get(LOG_ALLOWED) for row in rows]
     return {**record, "sampler_logprobs": [_values(row.sampler_logprobs) for row in rows]} if logprobs else record
+
+
+def _prompt(group: Group, problem: Problem) -> dict[str, Any]:
+    """Return a group's prompt; that of episodes as token IDs, because an environment may have added to it."""
+    if not any(row.turns for row in group.completions):
+        return {"prompt": problem.prompt}
+    said = problem.prompt
+    text = said if isinstance(said, str) else "\n".join(str(message["content"]) for message in said)
+    opening = next((row.opening for row in group.completions if row.opening), "")
+    return {"prompt": list(group.prompt), PROMPT_TEXT: text + opening}
 
 
 def write_groups(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -192,6 +217,7 @@ def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list
         record, "sampler_logprobs", count, Sequence, "`sampler_logprobs` are lists, one log-prob per token"
     )
     masks = _each_is(record, "masks", count, Sequence, "`masks` are lists, one number per token")
+    turns = _each_is(record, TURNS, count, Sequence, "`episode_turns` are lists of turns")
     others = [per_completion(record, name, count) for name in ("completions", "rewards", "finish_reasons", "sources")]
     return [
         WrittenCompletion(
@@ -202,9 +228,10 @@ def _completions(record: Mapping[str, Any], prompt: Any, rewarded: bool) -> list
             source=None if not source else str(source),
             sampler_logprobs=values,
             mask=mask,
+            turns=tuple(stored_turn(turn) for turn in said or ()),
         )
-        for written, reward, reason, source, text, part, values, mask in zip(
-            *others, texts, parts, logprobs, masks, strict=True
+        for written, reward, reason, source, text, part, values, mask, said in zip(
+            *others, texts, parts, logprobs, masks, turns, strict=True
         )
     ]
 

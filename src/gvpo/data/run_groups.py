@@ -13,6 +13,9 @@ from gvpo import notices
 from gvpo.errors import DataError
 from gvpo.runfiles import METRICS, ROLLOUTS, is_run, read_metrics, rollout_path, rollout_steps, rollout_table, step_name
 
+TURNS = "episode_turns"
+"""Column of a group with the turns of its episodes, one list per completion."""
+
 _PER_COMPLETION = {
     "tokens": "completions",
     "text": "texts",
@@ -26,7 +29,7 @@ _PER_COMPLETION = {
 """Columns of a rollout file -> columns of a group."""
 
 _IDENTITY = ("step", "group", "row", "prompt", "prompt_tokens")
-_READ = (*_IDENTITY, *_PER_COMPLETION, "mask", "columns")
+_READ = (*_IDENTITY, *_PER_COMPLETION, "mask", "turns", "columns")
 
 MOST_RANGES = 3
 """Maximum number of ranges of steps that a notice lists."""
@@ -84,9 +87,14 @@ def are_rollouts(rows: list[dict[str, Any]]) -> bool:
 
 
 def groups_of_rollouts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the completions of rollout files as groups, in the order of the files."""
+    """Return the completions of rollout files as groups, in the order of the files.
+
+    Rows without tokens are left out: they are episodes that could not begin.
+    """
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
+        if not row["tokens"] and not row["text"]:
+            continue
         groups.setdefault((row["step"], row["group"]), []).append(row)
     return [_group(f"{step_name(step)}/{name}", members) for (step, name), members in groups.items()]
 
@@ -99,6 +107,9 @@ def _group(name: str, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     values["reward_parts"] = [json.loads(parts) for parts in values["reward_parts"]]
     if any(row.get("mask") is not None for row in rows):
         values["masks"] = [row["mask"] for row in rows]
+    turns = [json.loads(row.get("turns") or "[]") for row in rows]
+    if any(turns):
+        values[TURNS] = turns
     return {
         **json.loads(first.get("columns") or "{}"),
         "id": name,

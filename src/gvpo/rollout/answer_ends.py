@@ -49,10 +49,11 @@ def _ended(tokenizer: "PreTrainedTokenizerBase", row: Completion, stops: Collect
 
 
 def _last_heard(row: Completion) -> int:
-    """Return the place after the last token that a dialogue hears; end tokens before it end turns, not the dialogue."""
+    """Return the place after the last token that is heard before a turn; end tokens before it do not end the row."""
     if row.mask is None:
         return 0
-    return next((place for place in range(len(row.mask), 0, -1) if row.mask[place - 1] == 0), 0)
+    scored = [place for place in range(len(row.mask)) if row.mask[place] != 0]
+    return next((place for place in range(max(scored, default=0), 0, -1) if row.mask[place - 1] == 0), 0)
 
 
 def first_tokens(
@@ -67,6 +68,7 @@ def first_tokens(
         mask=_first(row.mask, length),
         sampler_logprobs=_first(row.sampler_logprobs, length),
         versions=None if row.versions is None else row.versions[:length],
+        turns=(),
         finish_reason=finish_reason,
     )
 

@@ -54,8 +54,17 @@ def encode(
     system_prompt: str | None = None,
     chat: "ChatMode" = "auto",
     template_args: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[EncodedProblem]:
-    """Return each problem with the token ids of its prompt; the keywords are passed to `encode_prompt`.
+    """Return each problem with the token ids of its prompt; the other keywords are passed to `encode_prompt`.
+
+    Args:
+        tokenizer: Tokenizer of the policy.
+        problems: Problems; those with a column `tools` are encoded with these tools.
+        system_prompt: System prompt.
+        chat: Whether prompts go through the chat template.
+        template_args: Keywords of the chat template.
+        tools: Descriptions of further tools, which all problems have.
 
     Raises:
         DataError: If a prompt cannot be encoded; the message names the problem.
@@ -64,7 +73,7 @@ def encode(
 
     def ids(problem: Problem) -> tuple[int, ...]:
         try:
-            keywords = {**(template_args or {}), **({} if chat == "plain" else _tools(tokenizer, problem))}
+            keywords = {**(template_args or {}), **({} if chat == "plain" else _tools(tokenizer, problem, tools))}
             return tuple(
                 encode_prompt(tokenizer, problem.prompt, system_prompt=system_prompt, chat=chat, template_args=keywords)
             )
@@ -74,14 +83,20 @@ def encode(
     return [EncodedProblem(problem, ids(problem)) for problem in problems]
 
 
-def _tools(tokenizer: "PreTrainedTokenizerBase", problem: Problem) -> dict[str, Any]:
-    """Return a problem's tools as a keyword for the chat template; {} without tools or without a template."""
-    tools = tools_in(problem.columns) if tokenizer.chat_template else None
-    if tools is None:
-        return {}
-    if "tools" not in str(tokenizer.chat_template):
+def _tools(
+    tokenizer: "PreTrainedTokenizerBase", problem: Problem, others: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return all tools as a keyword for the chat template; {} without tools or without a template."""
+    own = tools_in(problem.columns) if tokenizer.chat_template else None
+    supported = "tools" in str(tokenizer.chat_template)
+    if own is not None and not supported:
         raise DataError("it has `tools`, but the chat template does not support them; remove or rename the column")
-    return {"tools": tools}
+    if others and tokenizer.chat_template and not supported:
+        raise DataError(
+            "the environment has tools, which the chat template does not describe; use a template that supports tools"
+        )
+    tools = [*others, *(own or [])]
+    return {"tools": tools} if tools and supported else {}
 
 
 def fill(

@@ -77,6 +77,7 @@ def logged_groups(
         numbered(number, _logged, config, tokenizer, row, source, end)
         for number, row in enumerate(read_groups(records, rewarded=rewarded), start=1)
     ]
+    read = [logged for logged in read if logged.group.completions]
     kept = ended(tokenizer, [logged.group.completions for logged in read], {*end.stops, *config.stop_token_ids})
     return [
         dataclasses.replace(logged, group=dataclasses.replace(logged.group, completions=completions))
@@ -92,12 +93,18 @@ def _logged(
         ids = encode(config, tokenizer, [problem])[0].prompt
     else:
         problem = dataclasses.replace(problem, prompt=str(tokenizer.decode(list(ids))))  # as the model reads it
-    completions = [_completion(tokenizer, written, source, end) for written in row.completions]
+    written_rows = [written for written in row.completions if not _never_began(written)]
+    completions = [_completion(tokenizer, written, source, end) for written in written_rows]
     verdicts = [
         Verdict(written.reward, written.parts, "" if written.reward is not None else NO_REWARD)
-        for written in row.completions
+        for written in written_rows
     ]
     return LoggedGroup(Group(ids, completions, id=problem.id, columns=problem.columns), verdicts, problem)
+
+
+def _never_began(written: WrittenCompletion) -> bool:
+    """Return whether a completion is an episode that could not begin, which has no tokens."""
+    return bool(written.turns) and not written.tokens and not written.text
 
 
 def _completion(
@@ -118,4 +125,5 @@ def _completion(
         text=text,
         finish_reason=written.finish_reason,
         source=written.source or source,
+        turns=written.turns,
     )

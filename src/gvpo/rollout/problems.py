@@ -1,6 +1,6 @@
 """From the user's data (a task, a file, a dataset) to problems with encoded prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,18 @@ def _problems(rows: Sequence[Any]) -> list[Problem]:
 
 
 def encode(
-    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
+    config: TrainConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: Sequence[Problem],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[EncodedProblem]:
     """Return each problem with the token ids of its prompt, encoded according to the settings.
+
+    Args:
+        config: Settings of the run.
+        tokenizer: Tokenizer of the policy.
+        problems: Problems.
+        tools: Descriptions of the environment's tools.
 
     Raises:
         DataError: If a prompt cannot be encoded; the message names the problem.
@@ -104,6 +113,7 @@ def encode(
         system_prompt=config.system_prompt,
         chat=config.chat,
         template_args=config.template_args,
+        tools=tools,
     )
 
 

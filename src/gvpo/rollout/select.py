@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gvpo.data.group_rows import PER_COMPLETION, GroupRow, completion_text, read_groups
+from gvpo.errors import DataError
 from gvpo.types import RIGHT
 
 Row = Mapping[str, Any]
@@ -89,6 +90,11 @@ def _finished(group: GroupRow, above: float) -> list[tuple[str, float]]:
 
 def _answers(row: Row, group: GroupRow, chosen: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
     """Yield rows with different ids, as training requires."""
+    if any(completion.turns for completion in group.completions):
+        raise DataError(
+            "the completions are episodes, whose texts contain what an environment said; supervised training would "
+            "learn to write that, so select whole groups, with 'mixed'"
+        )
     own = {name: value for name, value in row.items() if name not in PER_COMPLETION}
     for number, (text, reward) in enumerate(chosen, start=1):
         name = group.problem.id if number == 1 else f"{group.problem.id}#{number}"

@@ -1,10 +1,10 @@
 """`check_episodes`: verify the tokens, the masks and the log-probs of every episode that a run has stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gvpo.config import TrainConfig
 from gvpo.config.recipe import restore_config
@@ -28,7 +28,7 @@ from gvpo.runfiles import (
     rollout_steps,
 )
 from gvpo.sampling.texts import completion_texts
-from gvpo.types import Completion, EpisodeTurn, FloatSequence, Group
+from gvpo.types import Completion, EpisodeTurn, FloatSequence, Group, stored_turn
 from gvpo.update.group_backward import score
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Checker:
 
     def check(self, name: str, row: RolloutRow) -> None:
         """Verify what does not need a model."""
-        turns = [_turn(turn) for turn in row.turns]
+        turns = [stored_turn(turn) for turn in row.turns]
         for is_wrong, what in chain(self._spans(row, turns), self._tokens(row, turns), self._end(row, turns)):
             if is_wrong:
                 raise EpisodeMismatch(f"{name}: {what}")
@@ -226,10 +226,6 @@ class _Checker:
             for turn in row.turns
             for place in range(turn["start"], turn["stop"])
         ]
-
-
-def _turn(stored: Mapping[str, Any]) -> EpisodeTurn:
-    return EpisodeTurn(**{each.name: stored[each.name] for each in fields(EpisodeTurn)})
 
 
 def _floats(values: FloatSequence) -> list[float]:

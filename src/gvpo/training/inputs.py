@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gvpo import activity
 from gvpo.config import RunPlan, TrainConfig
@@ -20,7 +20,7 @@ from gvpo.model.model import context_length
 from gvpo.rewards import RewardFunc
 from gvpo.rollout.collect import EncodedProblem
 from gvpo.rollout.dynamic.dead import DeadGroups
-from gvpo.rollout.episodes.setup import EnvironmentItem, environment_of
+from gvpo.rollout.episodes.setup import EnvironmentItem, described_tools, environment_of
 from gvpo.rollout.fingerprints import answer_rows, demonstration_rows, fingerprint, problem_rows
 from gvpo.rollout.lengths import fitting_answers, fitting_prompts
 from gvpo.rollout.logged_groups import LoggedGroup
@@ -172,6 +172,7 @@ def prepare(
     check_adapter(config, peft_config)
     params = sampling_params(config)
     spec = environment_of(config, environment)
+    tools = described_tools(spec)
     functions = reward_functions(config, rewards, reward_tokenizers, spec)
     rows, groups = (held_out, None) if held_out is None or held_out.kind == "problems" else (None, held_out)
     check_rewards(plan, functions, held_out=rows is not None)
@@ -185,8 +186,8 @@ def prepare(
         words,
         params,
         functions,
-        _training_data(plan, loaded, words, train),
-        fitting_prompts(config, loaded, encode(config, words, problems)),
+        _training_data(plan, loaded, words, train, tools),
+        fitting_prompts(config, loaded, encode(config, words, problems, tools)),
         held_out_groups(config, words, loaded, groups),
         spec,
     )
@@ -206,14 +207,18 @@ def _sampler(
 
 
 def _training_data(
-    plan: RunPlan, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Rows | None
+    plan: RunPlan,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Rows | None,
+    tools: Sequence[Mapping[str, Any]],
 ) -> TrainingData:
     config, given = plan.settings, None if rows is None else rows.items
     if plan.source == "written":
         written = demonstrations(config, tokenizer, given, model)
         return TrainingData(written=fitting_answers(config, model, tokenizer, written))
     if plan.samples:
-        problems = encode(config, tokenizer, training_problems(config, given))
+        problems = encode(config, tokenizer, training_problems(config, given), tools)
         return TrainingData(fitting_prompts(config, model, problems), given=_given_groups(config, model, tokenizer))
     found = rows if rows is not None else read_rows(config, str(config.groups_data))
     found = found.first(config.train_problems)

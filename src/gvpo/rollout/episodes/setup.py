@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gvpo.config import TrainConfig
 from gvpo.environments import EnvironmentPool, EnvironmentSpec, load_environment
+from gvpo.model.chat.tools import tool_schemas
 from gvpo.model.endings import Ending
 from gvpo.model.turns import TurnTemplate
 from gvpo.rewards.identity import identity
@@ -32,6 +33,15 @@ def environment_of(config: TrainConfig, given: EnvironmentItem = None) -> Enviro
     if chosen is None and not config.environment_tools:
         return None
     return load_environment(chosen, config.environment_options, config.environment_tools)
+
+
+def described_tools(spec: EnvironmentSpec | None) -> list[dict[str, Any]]:
+    """Return the descriptions of an environment's tools, which the prompts of its episodes contain.
+
+    Raises:
+        ConfigError: If a tool cannot be described.
+    """
+    return tool_schemas(spec.tools) if spec is not None else []
 
 
 def environment_identity(spec: EnvironmentSpec) -> str:
@@ -104,7 +114,9 @@ def open_episodes(
         config.environment_max_turns, config.environment_turn_tokens, config.environment_observation_tokens, context
     )
 
+    tools = described_tools(spec)
+
     def encoded(problem: Problem) -> tuple[int, ...]:
-        return encode(config, tokenizer, [problem])[0].prompt
+        return encode(config, tokenizer, [problem], tools)[0].prompt
 
     return closing(EpisodeSampler(sampler, pool, turn_template(config, tokenizer, ending, spec), encoded, limits))

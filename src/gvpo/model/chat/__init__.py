@@ -1,0 +1,1 @@
+"""What chat templates get besides messages."""
