@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from gvpo.cli.options import engine_name, given_settings, stopped
     from gvpo.model_directories import require_model
+    from gvpo.report.episode_text import example
     from gvpo.rollout.problems import training_problems
     from gvpo.rollout.required_files import require_files
     from gvpo.rollout.sampling_params import sampling_params
@@ -108,6 +109,8 @@ def _run(options: argparse.Namespace) -> int:
     if rows is None:
         return stopped("generate")
     print(f"{options.out}: {_description(rows)}")
+    if (episode := example(rows)) is not None:
+        print(episode)
     for text in _disappointments(rows):
         warn(text)
     if options.select is not None:

@@ -51,15 +51,15 @@ def _peak(row: Sequence[Turn]) -> float | None:
     return max(weights, default=None)
 
 
-def shown_turns(text: str) -> list[dict[str, Any]] | None:
-    """Return the turns of a completion as the viewer shows them; None if it has none.
+def shown_turns(turns: Iterable[Turn]) -> list[dict[str, Any]]:
+    """Return the turns of a completion as readers see them.
 
     Returns:
         Per turn "at": the places of its tokens and of those that it heard (start, stop, end); "own": text of the
         policy; "heard": [role, text] of each message; "reward"; "weight"; "outcome": in words, "" if it answered;
         "detail"; "seconds".
     """
-    return [_shown(turn) for turn in json.loads(text)] or None
+    return [_shown(turn) for turn in turns]
 
 
 def _shown(turn: Turn) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _rounded(value: Any) -> float | None:
 
 def bubbles(turns: Iterable[Turn]) -> str:
     """Return the markup of an episode: what the policy said on the left, what it heard on the right."""
-    return "".join(_bubble(number, _shown(turn)) for number, turn in enumerate(turns, start=1))
+    return "".join(_bubble(number, turn) for number, turn in enumerate(shown_turns(turns), start=1))
 
 
 def _bubble(number: int, turn: Turn) -> str:

@@ -124,7 +124,7 @@ def text_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator
 
     Yields:
         "prompts", "columns": per group; "texts": per completion; "turns": per completion what `_turns` returns;
-        "episodes": per completion what `shown_turns` returns.
+        "episodes": per completion what `shown_turns` returns, or null if it has no turns.
     """
     table = rollout_table(rollout_path(run.path, groups.step), _TEXTS)
     for begin, end in _block_rows(groups):
@@ -137,7 +137,9 @@ def text_blocks(run: Run, groups: StepGroups, pieces: Pieces | None) -> Iterator
             ],
             "texts": table["text"].slice(begin, end - begin).to_pylist(),
             "turns": _turns_of_rows(table.slice(begin, end - begin), pieces),
-            "episodes": [shown_turns(text) for text in table["turns"].slice(begin, end - begin).to_pylist()],
+            "episodes": [
+                shown_turns(json.loads(text)) or None for text in table["turns"].slice(begin, end - begin).to_pylist()
+            ],
         }
 
 
