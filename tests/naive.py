@@ -73,6 +73,11 @@ def _keywords(
     for name in ("ref_logprobs", "old_logprobs"):
         if all(getattr(row, name) is not None for row in rows):
             found[name] = pad([getattr(row, name) for row in rows])
+    for name in rows[0].extras:  # one value per token
+        values = [torch.as_tensor(row.extras[name]) for row in rows]
+        found[name] = pad_sequence(
+            [each.to(logprobs.dtype) if each.is_floating_point() else each for each in values], True
+        )
     return {name: value for name, value in found.items() if name in inspect.signature(objective).parameters}
 
 
@@ -129,6 +134,45 @@ def random_groups(sizes: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0, 
     return [
         Group(torch.randint(3, 259, (prompt,), generator=generator).tolist(), [row(each) for each in rows], id=f"g{i}")
         for i, (prompt, rows) in enumerate(sizes)
+    ]
+
+
+def random_episodes(*, seed: int = 0) -> list[Group]:
+    """Return groups of episodes of one to three turns, with masked observations, segments and advantages per turn.
+
+    The groups have uneven turns, a row of one turn, and a row that begins with an observation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [
+        [(4, -3, 2, -5, 3), (1,), (-4, 2, -1, 6)],
+        [(2, -2, 2, -2, 2), (5, -1, 1)],
+        [(3, -6, 1, -1, 1), (2, -2, 4)],
+    ]
+
+    def values(length: int) -> list[float]:
+        return (-6 * torch.rand(length, generator=generator)).tolist()
+
+    def row(parts: Sequence[int]) -> Completion:
+        length = sum(map(abs, parts))
+        mask = [float(part > 0) for part in parts for _ in range(abs(part))]
+        turns = [place // 2 for place, part in enumerate(parts) for _ in range(abs(part))]
+        paid = torch.randn(len(parts), generator=generator).tolist()
+        return Completion(
+            tokens=torch.randint(3, 259, (length,), generator=generator).tolist(),
+            reward=torch.randn((), generator=generator).item(),
+            mask=mask,
+            ref_logprobs=values(length),
+            old_logprobs=values(length),
+            extras={"segments": turns, "advantages": [paid[turn] for turn in turns]},
+        )
+
+    return [
+        Group(
+            torch.randint(3, 259, (5 + number,), generator=generator).tolist(),
+            [row(each) for each in shape],
+            id=f"e{number}",
+        )
+        for number, shape in enumerate(shapes)
     ]
 
 

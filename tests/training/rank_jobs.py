@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from gvpo import runfiles
+from gvpo import lazy, runfiles
+from gvpo.config.objectives import find_objective
 from gvpo.errors import DataError, GvpoWarning
 from gvpo.objectives import gvpo, sft
 from gvpo.training.learner import Learner
@@ -24,7 +25,7 @@ from gvpo.update.distributed import fsdp, ranks
 from gvpo.update.group_backward import UpdateOutput, group_backward, score
 from gvpo.update.passes import Forwards, PlacedCalls
 from tests.fakes import tiny_model
-from tests.naive import double_precision, gradients, random_groups, relative_error
+from tests.naive import double_precision, gradients, naive_update, random_episodes, random_groups, relative_error
 from tests.training import toy
 from tests.training.engines import Concurrent, Engine, engines_of
 
@@ -116,6 +117,20 @@ def _routed_update(wrapped: str, owners: tuple[int, ...], budget: int) -> dict[s
         ),
         **metrics,
     }
+
+
+def episode_updates(objectives: Sequence[str], owners: Sequence[int], budget: int) -> list[float]:
+    """Return the distance of an update of episodes on many ranks from one row per forward, per objective."""
+    episodes, found = random_episodes(), []
+    own = [group for group, owner in zip(episodes, owners, strict=True) if owner == ranks.rank()]
+    for name in objectives:
+        objective: Any = lazy.named(find_objective(name).function)
+        model = tiny_model("llama", dtype=torch.float64)
+        with double_precision(model):
+            true = naive_update(model, episodes, objective)
+            group_backward(model, own, objective, tokens_per_microbatch=budget)
+        found.append(relative_error(gradients(model), true.gradients))
+    return found
 
 
 def _one_process(kind: str, dtype: torch.dtype, objective: str, budget: int) -> tuple[UpdateOutput, dict[str, Tensor]]:

@@ -405,3 +405,8 @@ def worker(launcher: int, rank: int) -> int:
             if parent == launcher and f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
                 return int(place.name)
     raise AssertionError(f"no rank {rank}")
+
+
+def test_two_ranks_have_the_gradient_of_one_on_episodes(tmp_path: Path):
+    for told in world(2, tmp_path, jobs.episode_updates, ["gvpo", "grpo", "gspo_token", "gsspo"], (0, 1, 0), 40):
+        assert max(told) < 1e-10
