@@ -162,9 +162,12 @@ class EpisodeSampler:
 
     def _with_text(self, request: Request, problem: Problem, text: str) -> "_Opening":
         """Return the beginning of a group whose prompt ends with the environment's text."""
-        problem = dataclasses.replace(problem, prompt=with_opening(problem.prompt, text))
+
+        def encode(opening: str) -> Sequence[int]:
+            return self._encode(dataclasses.replace(problem, prompt=with_opening(problem.prompt, opening)))
+
         try:
-            prompt = tuple(self._encode(problem))
+            prompt = tuple(self._template.opened(text, encode))
         except DataError as error:
             return _Opening(request, failure=_failed(Answer(detail=f"the environment's opening: {error}")))
         if self._limits.context is not None and len(prompt) >= self._limits.context:

@@ -11,23 +11,19 @@ it trims answers, and Qwen3's template drops the thinking of earlier turns. The 
 What an environment says is text. Its tokens are never control tokens, so it cannot write the turns of other roles.
 """
 
-import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from gvpo.errors import ConfigError, one_line
-from gvpo.model.endings import Ending, in_brackets
+from gvpo.model.endings import Ending
+from gvpo.model.turns.text import TurnTokens
 from gvpo.types import Message
 
 OBSERVATION = "{observation}"
-CUT = " ... "
-"""Text in place of the middle of an observation that is too long."""
 
 Role = Literal["auto", "user", "tool"]
 
@@ -39,8 +35,6 @@ _ANSWERS = (
 )
 """Two stand-ins for the policy's answer, each with the text that the template writes last of it."""
 _SAID = ("Something new", "Other text")
-_CHARACTERS_PER_TOKEN = 64
-"""Number of characters per token from which the middle of a long text is dropped without encoding it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +72,11 @@ class TurnTemplate:
     stops: frozenset[int] = frozenset()
     joins: bool = False
     _frames: dict[tuple[str, ...], _Frame] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def tokens(self) -> TurnTokens:
+        """Return the tokens of texts."""
+        return TurnTokens(self.tokenizer)
 
     @classmethod
     def of(
@@ -138,31 +137,22 @@ class TurnTemplate:
             ConfigError: If the template cannot write the messages after an answer.
         """
         frame = self._frame(messages)
-        said = [text for _, text in self._said(messages, frame)]
-        whole = "".join(_alternating(frame.texts, said))
-        tokens = self._live(whole)
-        controls = [token for text in frame.texts for token in self._live(text) if token in self._controls]
-        if [token for token in tokens if token in self._controls] != controls:  # something that was said looks like one
-            tokens = self._live(frame.texts[0])
+        said = self._said(messages, frame)
+        tokens = self.tokens.live("".join(_alternating(frame.texts, said)))
+        controls = [token for text in frame.texts for token in self.tokens.controls_in(self.tokens.live(text))]
+        if self.tokens.controls_in(tokens) != controls:  # something that was said looks like one
+            tokens = self.tokens.live(frame.texts[0])
             for text, after in zip(said, frame.texts[1:], strict=True):
-                tokens += [*self._plain(text), *_continued(self._live, after)]
+                tokens += [*self.tokens.plain(text), *self.tokens.live_after(after)]
         return tokens[1:] if tokens[:1] == [frame.end] else tokens
 
-    def shortened(self, messages: Sequence[Message], most: int) -> tuple[list[Message], bool]:
-        """Return messages whose contents have at most `most` tokens together, and whether any was cut in its middle.
+    def opened(self, text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
+        """Return the tokens of a prompt with an environment's opening; see `TurnTokens.opened`."""
+        return self.tokens.opened(text, encode)
 
-        Args:
-            messages: What an environment says. The longest contents are cut first.
-            most: Maximum number of tokens.
-        """
-        texts = [str(message["content"]) for message in messages]
-        texts = [_without_middle(text, _CHARACTERS_PER_TOKEN * most) for text in texts]
-        counts = [len(self._plain(text)) for text in texts]
-        share = _largest_share(counts, most)
-        kept = [text if count <= share else self._cut(text, share) for text, count in zip(texts, counts, strict=True)]
-        cut: list[Message] = [{**message, "content": text} for message, text in zip(messages, kept, strict=True)]
-        is_cut = any(text != str(message["content"]) for text, message in zip(kept, messages, strict=True))
-        return (cut, True) if is_cut else (list(messages), False)
+    def shortened(self, messages: Sequence[Message], most: int) -> tuple[list[Message], bool]:
+        """Return messages of at most `most` tokens, and whether one was cut; see `TurnTokens.shortened`."""
+        return self.tokens.shortened(messages, most)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of an episode's tokens, with the marks between turns and without the last end token."""
@@ -186,7 +176,7 @@ class TurnTemplate:
         end = written if written in self.stops else min(self.stops)
         assert end is not None
         before, _, after = self.text.partition(OBSERVATION)
-        self._frames[()] = _Frame(end, (self._written(end) + before, after))
+        self._frames[()] = _Frame(end, (self.tokens.written(end) + before, after))
         return self
 
     def _verified(self, roles: Sequence[str]) -> _Frame:
@@ -205,10 +195,10 @@ class TurnTemplate:
                 f"the chat template of {_name(self.tokenizer)} writes different text around different answers or "
                 f"messages, so no fixed tokens come between turns; {_REMEDY}"
             )
-        if self._live(first.texts[0])[:1] != [first.end]:
+        if self.tokens.live(first.texts[0])[:1] != [first.end]:
             raise ConfigError(
-                f"{_name(self.tokenizer)} does not encode its end token {self._written(first.end)!r} as one token; "
-                f"{_REMEDY}"
+                f"{_name(self.tokenizer)} does not encode its end token {self.tokens.written(first.end)!r} as one "
+                f"token; {_REMEDY}"
             )
         return first
 
@@ -247,7 +237,7 @@ class TurnTemplate:
             if not found:
                 raise self._refused(messages, "it leaves out what they say")
         end = self._end_in(around[0] if around else rest)
-        _, found, around[0] = around[0].partition(self._written(end))
+        _, found, around[0] = around[0].partition(self.tokens.written(end))
         return _Frame(end, (found + around[0], *around[1:], rest))
 
     def _after(self, messages: Sequence[Message], answer: tuple[str, str] = _ANSWERS[0]) -> str:
@@ -272,11 +262,11 @@ class TurnTemplate:
             ConfigError: If the first control token of the text ends no completion, or there is none.
         """
         added = self.tokenizer.added_tokens_decoder
-        ids = self._live(text)
+        ids = self.tokens.live(text)
         token = next((each for each in ids if each in self.stops or (each in added and added[each].special)), None)
         if token is not None and token in self.stops:
             return token
-        written = "no control token" if token is None else f"{self._written(token)!r} (token {token})"
+        written = "no control token" if token is None else f"{self.tokens.written(token)!r} (token {token})"
         also = (
             "" if token is None else f" add {token} to sampling.stop_token_ids if the model ends its turns with it, or"
         )
@@ -293,13 +283,11 @@ class TurnTemplate:
             f"answer ({reason}); {remedy}"
         )
 
-    def _said(self, messages: Sequence[Message], frame: _Frame) -> Iterator[tuple[Message, str]]:
-        """Yield each message with its text as the template writes it, which may be trimmed or be JSON."""
+    def _said(self, messages: Sequence[Message], frame: _Frame) -> list[str]:
+        """Return the text of each message as the template writes it, which may be trimmed or be JSON."""
         if self.text is not None:
-            yield {}, "\n".join(str(message["content"]) for message in messages)
-            return
-        for number, message in enumerate(messages):
-            yield message, self._as_written(messages, number, frame)
+            return ["\n".join(str(message["content"]) for message in messages)]
+        return [self._as_written(messages, number, frame) for number in range(len(messages))]
 
     def _as_written(self, messages: Sequence[Message], number: int, frame: _Frame) -> str:
         """Return the text of one message as the template writes it; its content if that cannot be told."""
@@ -315,64 +303,13 @@ class TurnTemplate:
             rendered = self._after(shown)
         except ConfigError:
             return content
-        _, end, rest = rendered.partition(self._written(frame.end))
+        _, end, rest = rendered.partition(self.tokens.written(frame.end))
         written = end + rest
         fits = written.startswith(before) and written.endswith(after) and len(written) >= len(before) + len(after)
         return written[len(before) : len(written) - len(after)] if fits else content
 
-    def _cut(self, text: str, most: int) -> str:
-        """Return the beginning and the end of a text, with a mark between them, in at most `most` tokens."""
-        tokens = self._plain(text)
-        for kept in range(most - len(self._plain(CUT)), 0, -1):
-            head, tail = tokens[: (kept + 1) // 2], tokens[len(tokens) - kept // 2 :]
-            shown = f"{self._decoded(head).rstrip(_BROKEN)}{CUT}{self._decoded(tail).lstrip(_BROKEN)}"
-            if len(self._plain(shown)) <= most:
-                return shown
-        return self._decoded(tokens[:most]).rstrip(_BROKEN)
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
-
-    def _written(self, token: int) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(token))
-
-    def _live(self, text: str) -> list[int]:
-        """Return the tokens of text of the template, in which control tokens are control tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _plain(self, text: str) -> list[int]:
-        """Return the tokens of text that somebody said, in which nothing is a control token."""
-        places = [match.start() + 1 for match in self._marks.finditer(text)]
-        parts = [text[start:stop] for start, stop in pairwise([0, *places, len(text)])]
-        return [token for part in parts for token in _continued(self._split, part)]
-
-    def _split(self, text: str) -> list[int]:
-        return list(self._splitter(text, add_special_tokens=False, split_special_tokens=True).input_ids)
-
-    @cached_property
-    def _splitter(self) -> PreTrainedTokenizerBase:
-        """Return a tokenizer of its own, since splitting is a state that other threads' encoding would see."""
-        splitter = copy.deepcopy(self.tokenizer)
-        splitter("", split_special_tokens=True)  # sets the state before any thread has it
-        return splitter
-
-    @cached_property
-    def _controls(self) -> frozenset[int]:
-        """Return special tokens, and added tokens in brackets."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset(number for number, token in added if token.special or in_brackets(token.content))
-
-    @cached_property
-    def _marks(self) -> re.Pattern[str]:
-        """Return the texts of control tokens that the tokenizer finds even if it splits special tokens."""
-        added = self.tokenizer.added_tokens_decoder
-        texts = [added[token].content for token in self._controls if not added[token].special]
-        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
-
 
 _REMEDY = "write the text between turns into environment.between"
-_BROKEN = "\ufffd"
-"""Character in place of bytes that are only a part of a character."""
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -387,30 +324,6 @@ def _alternating(texts: Sequence[str], said: Sequence[str]) -> Iterator[str]:
             yield said[number]
 
 
-def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Return the tokens of a text that continues another, for tokenizers that put a space before a first word."""
-    if not text:
-        return []
-    lead, both = encode("\n"), encode(f"\n{text}")
-    return both[len(lead) :] if both[: len(lead)] == lead else encode(text)
-
-
 def _joined(messages: Sequence[Message]) -> list[Message]:
     """Return messages as one, in lines, with the keys of the first one."""
     return [{**messages[0], "content": "\n".join(str(message["content"]) for message in messages)}]
-
-
-def _without_middle(text: str, most: int) -> str:
-    """Return a text of at most `most` characters, and 5 more for the mark in its middle."""
-    return text if len(text) <= most else f"{text[: most // 2]}{CUT}{text[len(text) - most // 2 :]}"
-
-
-def _largest_share(counts: Sequence[int], most: int) -> int:
-    """Return the largest number to which all counts can be lowered so that their sum is at most `most`."""
-    left = most
-    for place, count in enumerate(sorted(counts)):
-        share = left // (len(counts) - place)
-        if count > share:
-            return share
-        left -= count
-    return max(counts, default=0)
