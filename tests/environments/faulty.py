@@ -118,6 +118,9 @@ class Faulty:
     def rests(self):
         time.sleep(1.0)
 
+    def naps(self):
+        time.sleep(0.15)
+
 
 class Nothing:
     """Stands for None, which `Faulty` takes for no result."""

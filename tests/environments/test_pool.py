@@ -243,6 +243,18 @@ def test_calls_move_from_a_worker_that_is_stuck_to_an_idle_one(tmp_path):
     assert len({process for process, line in lines(log) if line == "step rests"}) == 2
 
 
+def test_steps_that_usually_take_long_stay_in_their_worker(tmp_path):
+    """A replay would take longer than waiting."""
+    log = tmp_path / "log"
+    with opened(partial(Faulty, str(log)), timeout=4.0) as pool:
+        pool.reset(starts(8))
+        pool.step(dict.fromkeys(names(8), "naps"))
+        first = lines(log)[0][0]
+        mine = [line.split()[1] for process, line in lines(log) if process == first and "reset" in line]
+        pool.step({name: "naps" if name in mine else "word" for name in names(8)})
+    assert Counter(line.split()[0] for _, line in lines(log)) == {"reset": 8, "step": 16}
+
+
 def test_async_steps_of_a_worker_share_an_event_loop():
     with opened() as pool:
         pool.reset(starts(8))

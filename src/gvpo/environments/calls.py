@@ -70,6 +70,7 @@ class Episode:
         texts: Texts that the environment answered, with the digests of its answers.
         holder: Worker that has it; it may have ended.
         failures: Number of turns without an answer.
+        seconds: Seconds that a replay will take.
     """
 
     start: Start
@@ -77,6 +78,7 @@ class Episode:
     texts: list[tuple[str, str]] = field(default_factory=list)
     holder: WorkerProcess | None = None
     failures: int = 0
+    seconds: float = 0.0
 
     @property
     def is_homeless(self) -> bool:
@@ -92,11 +94,13 @@ class Action:
         name: ID of the episode.
         text: Text of the policy; None for a reset.
         replays: Digest of the answer that is known already; None if the answer is wanted.
+        cost: Seconds that a replay of the episode will take.
     """
 
     name: str
     text: str | None
     replays: str | None = None
+    cost: float = 0.0
 
     @property
     def function(self) -> int:
@@ -233,13 +237,13 @@ class Calls:
         """Return the actions that lead to an episode's answer, and let the worker have the episode."""
         episode, text = self._book.live[name], self._asked[name]
         if episode.holder is worker:
-            return [Action(name, text)]
+            return [Action(name, text, cost=episode.seconds)]
         self._book.detach(name, episode)
         episode.holder = worker
         if text is None:
             return [Action(name, None)]
-        earlier = [Action(name, said, digest) for said, digest in episode.texts]
-        return [Action(name, None, episode.opening), *earlier, Action(name, text)]
+        actions = [(None, episode.opening), *episode.texts, (text, None)]
+        return [Action(name, said, digest, episode.seconds) for said, digest in actions]
 
     def _start(self, action: Action) -> tuple[int, Mapping[str, Any]] | None:
         start = self._book.live[action.name].start
@@ -254,10 +258,11 @@ class Calls:
                 self._end(action.name, Answer(outcome="gone", detail=_differs(self._spec.name, raised)))
         elif action.text is None:
             self._answered_resets = True
-            episode.opening = digest
+            episode.opening, episode.seconds = digest, reply.seconds
             self._begin(action.name, _answer(answer, reply.seconds))
         else:
             episode.texts.append((action.text, digest))
+            episode.seconds += reply.seconds
             self._end(action.name, _answer(answer, reply.seconds))
 
     def _begin(self, name: str, answer: Answer) -> None:

@@ -18,7 +18,8 @@ from gvpo.environments.base import EnvironmentSpec
 from gvpo.environments.calls import Answer, Book, Calls, Episode, Start
 from gvpo.environments.serving import Episodes
 from gvpo.errors import EpisodeError
-from gvpo.workers.dispatch import Dispatcher, Purpose
+from gvpo.workers.calls import Purpose
+from gvpo.workers.dispatch import Dispatcher
 
 __all__ = ["Answer", "EnvironmentPool", "Start"]
 

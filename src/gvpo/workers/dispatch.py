@@ -13,11 +13,10 @@ import select
 import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from gvpo.errors import GvpoError
+from gvpo.workers.calls import Purpose, Queue
 from gvpo.workers.process import WorkerDied, WorkerProcess
 from gvpo.workers.replies import Reply, read_replies
 
@@ -32,90 +31,6 @@ WAKE = 0.5
 """Maximum number of seconds until a waiting pool notices that another thread closes it."""
 STUCK, TIMES_PACE = 0.05, 4
 """A call that takes this fraction of the timeout, and this multiple of the usual time, holds up the calls after it."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of one function, or one call per row.
-
-    Args:
-        function: Index of the function.
-        group: Index of the group.
-        rows: Rows of the group that are passed to the function.
-        each: True if each row is a separate call with its own deadline; the calls travel together.
-        control: True if the completion is replaced by one that no policy wrote (see `scoring.py`).
-        repeated: True if the same call failed before because memory ran out or the worker ended.
-    """
-
-    function: int
-    group: int
-    rows: tuple[int, ...]
-    each: bool = False
-    control: bool = False
-    repeated: bool = False
-
-    def parts(self) -> "list[Call]":
-        """Return the calls that are answered one after the other."""
-        return [replace(self, rows=(row,)) for row in self.rows] if self.each else [self]
-
-
-class Message(Protocol):
-    """Calls that travel to a worker together."""
-
-    @property
-    def function(self) -> int:
-        """Number of what is called; calls of one function take similar times."""
-        ...
-
-    def parts(self) -> Sequence[Any]:
-        """Return the calls that are answered one after the other, which also have a `function`."""
-        ...
-
-
-class Queue(Protocol):
-    """Source of the calls and destination of their replies."""
-
-    def __len__(self) -> int:
-        """Return the number of waiting calls."""
-        ...
-
-    def take(self, worker: WorkerProcess, new: int) -> Any:
-        """Remove and return the next `Message` for a worker; None if it should have none of the waiting calls.
-
-        Args:
-            worker: Worker that has little to do.
-            new: Number of other workers that have had no message yet, including those that are starting.
-        """
-        ...
-
-    def payload(self, call: Any) -> bytes:
-        """Return a message as bytes."""
-        ...
-
-    def done(self, call: Any, reply: Reply) -> None:
-        """Record the reply to a call or to a part of one; this may add calls."""
-        ...
-
-    def put_back(self, parts: Sequence[Any]) -> None:
-        """Take back parts of calls that were sent to a worker and not run, or whose replies were lost with it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Purpose:
-    """Words for workers in messages.
-
-    Args:
-        error: Class of the errors.
-        worker: Name of a worker with its article: "a reward worker".
-        noun: Name of what can be loaded: "reward".
-        called: Name of what the worker imports: "the reward functions".
-    """
-
-    error: type[GvpoError]
-    worker: str
-    noun: str
-    called: str
 
 
 class Dispatcher:
@@ -233,15 +148,19 @@ class Dispatcher:
 
     def _stuck_at(self, worker: WorkerProcess) -> float:
         """Return when a worker will have been too long in one call; infinity if no other call waits for it."""
-        current, *waiting = worker.pending or [None]
-        if current is None or not _kept(waiting):
+        current, waiting = _held_up(worker)
+        if not waiting:
             return float("inf")
-        patience = max(STUCK * self._timeout, TIMES_PACE * self._pace.get(current.function, 0.0))
-        return worker.deadline - self._timeout + patience
+        pace: float = self._pace.get(current.function, 0.0)
+        again: float = max(part.cost for part in waiting.values())
+        return worker.deadline - self._timeout + max(STUCK * self._timeout, TIMES_PACE * pace, again)
 
     def _move(self, queue: Queue) -> None:
         """Take back the calls that wait for the call that a worker is stuck in."""
-        queue.put_back(min(self._workers, key=self._stuck_at).withdraw())
+        worker = min(self._workers, key=self._stuck_at)
+        _, waiting = _held_up(worker)
+        if waiting:
+            queue.put_back(worker.withdraw(min(waiting)))
 
     def _spare_is_due(self) -> float:
         """Return when to start a spare worker, one per late worker; infinity if there are enough."""
@@ -349,6 +268,16 @@ def _fail(worker: WorkerProcess, place: int, reply: Reply, queue: Queue) -> None
     queue.put_back(_kept(pending))
     if guilty is not None:
         queue.done(guilty, reply)
+
+
+def _held_up(worker: WorkerProcess) -> tuple[Any, dict[int, Any]]:
+    """Return the call that a worker is in, and those after it by index that need not follow it in the same worker."""
+    pending, place = list(worker.pending), worker.at_work()
+    current = pending[place] if pending else None
+    if current is None:
+        return None, {}
+    rest = {at: pending[at] for at in range(place + 1, len(pending)) if pending[at] is not None}
+    return current, {at: part for at, part in rest.items() if part.name != current.name}
 
 
 def _kept(pending: Iterable[Any]) -> list[Any]:

@@ -124,11 +124,11 @@ class WorkerProcess:
         place = self._begun() - self._answered - 1
         return place if 0 <= place < len(self.pending) else 0
 
-    def withdraw(self) -> list[Any]:
-        """Take back the pending calls that the worker has not begun; it answers that it skipped them."""
-        last = self._answered + len(self.pending)
-        os.pwrite(self._progress, WITHDRAWN.pack(self._begun(), last), PROGRESS.size)
-        place = self._begun() - self._answered  # it may have begun another one until the line above
+    def withdraw(self, first: int) -> list[Any]:
+        """Take back the pending calls from an index on, unless it has begun them; it answers that it skipped them."""
+        numbers = self._answered + first, self._answered + len(self.pending)
+        os.pwrite(self._progress, WITHDRAWN.pack(*numbers), PROGRESS.size)
+        place = max(first, self._begun() - self._answered)  # it may have begun one of them until the line above
         taken = [part for part in list(self.pending)[place:] if part is not None]
         for index in range(place, len(self.pending)):
             self.pending[index] = None

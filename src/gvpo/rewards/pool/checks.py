@@ -8,7 +8,7 @@ import cloudpickle
 
 from gvpo.errors import RewardError, type_of
 from gvpo.rewards.base import TURNS, RewardBatch, RewardFunc, RewardSignature
-from gvpo.workers.dispatch import Purpose
+from gvpo.workers.calls import Purpose
 from gvpo.workers.functions import Functions
 from gvpo.workers.state import keeps_state
 

@@ -14,7 +14,7 @@ from gvpo.rewards.pool.checks import cannot_send, require_columns
 from gvpo.rewards.pool.local import is_local, judge_locally
 from gvpo.rewards.pool.outcomes import Outcomes
 from gvpo.rewards.pool.serial import SerialReward, is_serial
-from gvpo.workers.dispatch import Call
+from gvpo.workers.calls import Call
 from gvpo.workers.process import WorkerProcess
 from gvpo.workers.replies import Reply
 from gvpo.workers.wire import packed

@@ -15,7 +15,8 @@ from gvpo.rewards.base import BATCH, RewardBatch, RewardFunc, RewardSignature
 from gvpo.rewards.pool.checks import PURPOSE, cannot_send, worker_setup
 from gvpo.rewards.pool.local import joined_arguments
 from gvpo.rewards.pool.outcomes import Outcomes
-from gvpo.workers.dispatch import Call, Dispatcher
+from gvpo.workers.calls import Call
+from gvpo.workers.dispatch import Dispatcher
 from gvpo.workers.process import WorkerProcess
 from gvpo.workers.replies import Reply
 from gvpo.workers.state import STATEFUL, keeps_state
