@@ -1,5 +1,6 @@
 """A run with episodes, without training: a model that asks a calculator, with errors, time-outs and turn limits."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def group(step: int) -> list[RolloutRow]:
 
 
 def fine(step: int, name: str = "1+1*3") -> list[RolloutRow]:
-    """Return a group whose episodes are all right, and of one turn."""
-    return [episode(step, name, row, turn("=6.", reward=1.0, seconds=0.001), reward=1.0) for row in (0, 1)]
+    """Return a group whose episodes are all right, and of one turn; the tokens of the second are not its text."""
+    known, other = (episode(step, name, row, turn("=6.", reward=1.0, seconds=0.001), reward=1.0) for row in (0, 1))
+    return [known, dataclasses.replace(other, tokens=[*b"xyz"])]
 
 
 def make_run(path: Path) -> RunDirectory:

@@ -124,3 +124,9 @@ def test_a_reader_sees_turns_and_finds_what_went_wrong(browser):
     browser.wait("document.querySelectorAll('#viewer .said .token').length > 0")
     assert browser.texts(f"{first} .token.unscored") == ["2", "1", "4"]
     assert "".join(browser.texts(f"{first} .token")) == "4-2;22*7;14=14."
+    for name in ("error", "timeout", "limited"):
+        browser.click(buttons[name])
+    browser.click("#viewer .item:nth-child(2)")
+    browser.wait("document.querySelectorAll('#viewer .strip .token').length > 0")
+    assert browser.texts("#viewer .said") == ["turn 1reward 1=6."] * 2
+    assert len(browser.texts("#viewer article:nth-child(2) .strip .token")) == 3  # its tokens have no place in the text
