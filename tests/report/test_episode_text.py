@@ -38,7 +38,7 @@ def test_the_best_episode_is_shown_turn_by_turn():
     assert example([record(WRONG, RIGHT, rewards=[0.0, 1.25])]).split("\n") == [
         "an episode of p1 (completion 2 of 2): reward 1.25, 2 turns, ended by 'stop'",
         "  model        2*7;                                                  reward 0.25",
-        "  tool         14                                                       0.0021 s",
+        "  tool         14                                                           2 ms",
         "  model        =14.                                                     reward 1",
     ]
 

@@ -52,12 +52,15 @@ def test_turns_have_what_a_card_shows(run):
         "heard": [["tool", "2"]],
         "reward": 0.25,
         "weight": -0.003,
-        "seconds": 0.002,
         "outcome": "",
         "detail": "",
+        "time": "2 ms",
     }
     assert (second["outcome"], second["detail"]) == ("error", "SyntaxError")
     assert shown_turns([{"outcome": "none"}])[0]["outcome"] == "not asked: the turn was cut"
+    times = [turn["time"] for turn in shown_turns([{"seconds": s} for s in (0, 2e-5, 0.25, 10.01, None)])]
+    assert times == ["", "< 1 ms", "250 ms", "10 s", ""]
+    assert shown_turns([{"heard": [{"role": "user", "content": "higher"}]}])[0]["heard"] == [["environment", "higher"]]
 
 
 def test_runs_without_episodes_have_none(tmp_path):
@@ -72,7 +75,7 @@ def test_runs_without_episodes_have_none(tmp_path):
 def test_held_out_episodes_are_shown_turn_by_turn(run):
     page = held_out([load_run(run.path)])
     assert '<b><span>turn 1</span><span class="chip">reward 0.25</span></b>4-2;</div>' in page
-    assert '<div class="said heard"><b><span>tool</span><small>0.002 s</small></b>2</div>' in page
+    assert '<div class="said heard"><b><span>tool</span><small>2 ms</small></b>2</div>' in page
     assert '<span class="warn">error</span>' in page
     assert calculator.HOSTILE not in page
 
@@ -99,7 +102,7 @@ def test_a_reader_sees_turns_and_finds_what_went_wrong(browser):
     first = "#viewer article:first-child .said"
     assert browser.texts(f"{first} b > span:first-child") == ["turn 1", "tool", "turn 2", "tool", "turn 3"]
     assert browser.texts(f"{first} .chip") == ["reward 0.25", "reward 0.25", "reward 1"]
-    assert browser.texts(f"{first} small") == ["0.002 s", "0.002 s"]
+    assert browser.texts(f"{first} small") == ["2 ms", "2 ms"]
     bars = browser.evaluate(f"[...document.querySelectorAll('{first} .push i')].map((bar) => bar.style.width)")
     assert [float(bar.rstrip("%")) for bar in bars] == pytest.approx([45.8333, 33.3333, 20.8333], abs=1e-3)
     wrong = "#viewer article:nth-child(2)"

@@ -41,10 +41,9 @@ def _rank(item: tuple[Mapping[str, Any], int]) -> tuple[float, int]:
 def _lines(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for turn in turns[:MOST_TURNS]:
         yield from _message("model", turn["own"], "" if turn["reward"] is None else f"reward {turn['reward']:.4g}")
-        seconds = f"{turn['seconds']:.3g} s" if turn["seconds"] else ""
         said = turn["heard"] or ([["environment", turn["detail"]]] if turn["outcome"] else [])
         for role, text in said:
-            yield from _message(role, f"[{turn['outcome']}] {text}" if turn["outcome"] else text, seconds)
+            yield from _message(role, f"[{turn['outcome']}] {text}" if turn["outcome"] else text, turn["time"])
     if len(turns) > MOST_TURNS:
         yield f"  {len(turns) - MOST_TURNS} more turns"
 

@@ -56,8 +56,8 @@ def shown_turns(turns: Iterable[Turn]) -> list[dict[str, Any]]:
 
     Returns:
         Per turn "at": the places of its tokens and of those that it heard (start, stop, end); "own": text of the
-        policy; "heard": [role, text] of each message; "reward"; "weight"; "outcome": in words, "" if it answered;
-        "detail"; "seconds".
+        policy; "heard": [speaker, text] of each message; "reward"; "weight"; "outcome": in words, "" if it answered;
+        "detail"; "time" of the environment, in words.
     """
     return [_shown(turn) for turn in turns]
 
@@ -67,14 +67,28 @@ def _shown(turn: Turn) -> dict[str, Any]:
         "at": [int(turn.get(name) or 0) for name in ("start", "stop", "end")],
         "own": str(turn.get("text") or ""),
         "heard": _heard(turn.get("heard") or ()),
-        **{name: _rounded(turn.get(name)) for name in ("reward", "weight", "seconds")},
+        **{name: _rounded(turn.get(name)) for name in ("reward", "weight")},
         "outcome": OUTCOMES.get(str(turn.get("outcome")), ""),
         "detail": str(turn.get("detail") or ""),
+        "time": _duration(turn.get("seconds")),
     }
 
 
 def _heard(messages: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    return [[str(message.get("role") or "environment"), _content(message.get("content"))] for message in messages]
+    return [[_speaker(message.get("role")), _content(message.get("content"))] for message in messages]
+
+
+def _speaker(role: Any) -> str:
+    """Return who said a message; chat templates know an environment's text as that of the user."""
+    return "environment" if role in (None, "", "user") else str(role)
+
+
+def _duration(seconds: Any) -> str:
+    if not is_number(seconds) or not seconds:
+        return ""
+    if seconds < 1e-3:
+        return "< 1 ms"
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _content(content: Any) -> str:
@@ -101,8 +115,5 @@ def _answers(turn: Turn) -> Iterable[str]:
     said = turn["heard"] or ([["environment", turn["detail"]]] if turn["outcome"] else [])
     for role, text in said:
         outcome = f'<span class="warn">{escape(turn["outcome"])}</span>' if turn["outcome"] else ""
-        yield f'<div class="said heard"><b><span>{escape(role)}</span>{outcome}{_seconds(turn)}</b>{escape(text)}</div>'
-
-
-def _seconds(turn: Turn) -> str:
-    return f"<small>{turn['seconds']:.3g} s</small>" if turn["seconds"] else ""
+        time = f"<small>{escape(turn['time'])}</small>" if turn["time"] else ""
+        yield f'<div class="said heard"><b><span>{escape(role)}</span>{outcome}{time}</b>{escape(text)}</div>'

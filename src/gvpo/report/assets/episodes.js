@@ -34,7 +34,7 @@ function heardNode(turn, role, inside) {
   const head = element("b", {},
     element("span", {}, role),
     turn.outcome ? element("span", { class: "warn", title: turn.detail }, turn.outcome) : "",
-    turn.seconds ? element("small", { title: "time of the environment" }, `${format(turn.seconds)} s`) : "");
+    turn.time ? element("small", { title: "time of the environment" }, turn.time) : "");
   return element("div", { class: "said heard", title }, head, inside);
 }
 
