@@ -42,7 +42,14 @@ def test_an_environment_that_fails_gives_the_worst_reward_or_none():
 def test_a_last_turn_without_an_answer_cannot_avoid_a_bad_reward(outcome):
     assert verdict(turn(5.0), turn(outcome=outcome)) == Verdict(-1.0)
     assert verdict(turn(5.0), turn(outcome=outcome), blames="environment").reward is None
-    assert verdict(turn(outcome=outcome), turn(5.0)) == Verdict(5.0)
+    assert verdict(turn(outcome=outcome), turn(5.0), blames="environment") == Verdict(5.0)
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "died"])
+@pytest.mark.parametrize("of", ["sum", "last"])
+def test_an_earlier_turn_without_an_answer_costs_the_episode_its_reward(outcome, of):
+    assert verdict(turn(outcome=outcome), turn(5.0), of=of) == Verdict(-1.0)
+    assert verdict(turn(-0.5), turn(-0.75), turn(outcome=outcome), turn(-0.25), of=of) == Verdict(-1.5)
 
 
 def test_an_episode_that_is_gone_because_of_another_one_has_no_reward():

@@ -16,8 +16,9 @@ class EnvironmentReward:
     """The reward of episodes from the rewards of their turns. It runs in the trainer's process.
 
     An episode without any reward gets the environment's lowest one, so that a policy cannot avoid a bad reward by never
-    finishing. So does an episode whose last turn had no answer, if that is blamed on the policy's text; otherwise it
-    has no reward. An episode that is gone because of another one never has a reward.
+    finishing. So does an episode with a turn that had no answer, if that is blamed on the policy's text; its reward is
+    the sum of its turns' rewards if that is even lower. If the environment is blamed, an episode whose last turn had no
+    answer has no reward. An episode that is gone because of another one never has a reward.
 
     Args:
         spec: The environment.
@@ -41,13 +42,17 @@ class EnvironmentReward:
 
     def _verdict(self, turns: Sequence[EpisodeTurn]) -> Verdict:
         last = turns[-1] if turns else EpisodeTurn(0, 0, 0)
-        if last.outcome in UNANSWERED:
-            is_texts_fault = self._spec.blames == "text" and last.stop > 0 and last.outcome != "gone"
-            reason = f"{last.outcome}: {last.detail}"
-            return Verdict(self._spec.worst) if is_texts_fault else Verdict(None, reason=reason)
         rewards = [turn.reward for turn in turns if turn.reward is not None]
+        if last.outcome != "gone" and any(self._is_texts_fault(turn) for turn in turns):
+            return Verdict(min(self._spec.worst, sum(rewards)))
+        if last.outcome in UNANSWERED:
+            return Verdict(None, reason=f"{last.outcome}: {last.detail}")
         if not self._spec.pays:
             return Verdict(None)
         if not rewards:
             return Verdict(self._spec.worst)
         return Verdict(sum(rewards) if self._of == "sum" else rewards[-1])
+
+    def _is_texts_fault(self, turn: EpisodeTurn) -> bool:
+        """Return whether the policy's text is to blame for a turn without an answer."""
+        return self._spec.blames == "text" and turn.stop > 0 and turn.outcome in UNANSWERED and turn.outcome != "gone"
