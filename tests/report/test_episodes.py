@@ -4,17 +4,19 @@ import base64
 import gzip
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from gvpo.report import write_report
 from gvpo.report.data import load_run
-from gvpo.report.episodes import bubbles, episode_facts, shown_turns
+from gvpo.report.episodes import OUTCOMES, bubbles, episode_facts, shown_turns
 from gvpo.report.groups import read_step, run_index, text_blocks
 from gvpo.report.held_out import held_out
 from gvpo.report.viewer import viewer_data
 from gvpo.runfiles import RolloutRow
 from gvpo.training.checkpoint.run_directory import RunDirectory
+from gvpo.types import TurnOutcome
 from tests.report import calculator
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.test_page import byte_tokenizer
@@ -78,6 +80,10 @@ def test_held_out_episodes_are_shown_turn_by_turn(run):
     assert '<div class="said heard"><b><span>tool</span><small>2 ms</small></b>2</div>' in page
     assert '<span class="warn">error</span>' in page
     assert calculator.HOSTILE not in page
+
+
+def test_every_outcome_has_words():
+    assert {*OUTCOMES} == {*get_args(TurnOutcome)} - {"ok"}
 
 
 def test_an_outcome_without_words_of_the_environment_is_shown():

@@ -9,7 +9,7 @@ from gvpo.report.data import is_number
 
 Turn = Mapping[str, Any]
 
-TROUBLES = {"error": ("error",), "timeout": ("timeout",), "gone": ("died", "lost")}
+TROUBLES = {"error": ("error",), "timeout": ("timeout",), "gone": ("died", "lost", "gone")}
 """Outcomes of turns by the filter that finds them."""
 
 OUTCOMES = {
@@ -17,6 +17,7 @@ OUTCOMES = {
     "timeout": "no answer in time",
     "died": "its process ended",
     "lost": "failed",
+    "gone": "ended with its process",
     "none": "not asked: the turn was cut",
 }
 """Words for outcomes other than "ok"."""
