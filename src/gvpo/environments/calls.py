@@ -17,7 +17,7 @@ from gvpo.workers.replies import Reply
 from gvpo.workers.wire import packed
 
 GIVE_UP_AFTER = 8
-"""If this many resets got no answer and none did, no other is tried in the same call: each costs up to the timeout."""
+"""If the resets of this many seeds got no answer and none did, no other is tried in the same call."""
 MOST_FAILURES = 2
 """Number of turns without an answer after which an episode is lost."""
 
@@ -164,8 +164,8 @@ class Calls:
         self.answers: dict[str, Answer] = {}
         self._waiting = dict.fromkeys(asked)
         self._repeated: set[str] = set()
-        self._silent = 0  # resets without an answer, until one has an answer
-        self._answered_resets = False
+        self._silent: set[int] = set()  # seeds of resets without an answer
+        self._has_begun = False  # whether a reset has had an answer
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -257,7 +257,7 @@ class Calls:
             if digest != action.replays:
                 self._end(action.name, Answer(outcome="gone", detail=_differs(self._spec.name, raised)))
         elif action.text is None:
-            self._answered_resets = True
+            self._has_begun = True
             episode.opening, episode.seconds = digest, reply.seconds
             self._begin(action.name, _answer(answer, reply.seconds))
         else:
@@ -283,15 +283,22 @@ class Calls:
         else:
             self._end(action.name, Answer(detail, outcome=outcome, detail=detail, seconds=reply.seconds))
         if is_reset:
-            self._silent += 1
-            self._give_up_if_hopeless(detail)
+            self._silent.add(episode.start.seed)
+            self._despair(detail)
 
-    def _give_up_if_hopeless(self, detail: str) -> None:
-        if self._answered_resets or self._silent < GIVE_UP_AFTER:
+    def _despair(self, detail: str) -> None:
+        """Put off resets that are like those without an answer; give all up if that is all that was seen."""
+        if self._has_begun:
+            return
+        self._waiting = dict.fromkeys(sorted(self._waiting, key=self._is_silent))
+        if len(self._silent) < GIVE_UP_AFTER:
             return
         detail = f"{detail}, {GIVE_UP_AFTER} times out of {GIVE_UP_AFTER}; it was not called again"
         for name in list(self._waiting):
             self._end(name, Answer(outcome="lost", detail=detail))
+
+    def _is_silent(self, name: str) -> bool:
+        return self._book.live[name].start.seed in self._silent
 
     def _end(self, name: str, answer: Answer) -> None:
         """Record the answer of an episode; leave the episode if it has ended."""
