@@ -3,7 +3,8 @@
     python -m tests.training.forks        input: one JSON list of words per line; output: the child's pid, its exit code
 
 Words: "toy" RUN_DIRECTORY trains the toy there, "stateful" does so with a stateful reward, "stale" and "reused" on
-groups of older policies, "overlapping" and "late" on asynchronous ones; others are a `gvpo` command line.
+groups of older policies, "episodes" on episodes, "overlapping" and "late" on asynchronous groups; others are a
+`gvpo` command line.
 """
 
 import contextlib
@@ -43,6 +44,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "stateful": {},
     "stale": {"rollout_staleness": 1, "learning_rate": 0.03},
     "reused": {"rollout_reuse": 2, "learning_rate": 0.03},
+    "episodes": {
+        "environment_between": "{observation}5",
+        "environment_max_turns": 3,
+        "environment_turn_tokens": 4,
+        "environment_workers": 1,
+        "max_tokens": 20,
+        "stop_token_ids": [3, 4, 5],
+    },
     "overlapping": ASYNCHRONOUS,
     "late": {**ASYNCHRONOUS, "rollout_max_staleness": 2, "rollout_late_groups": 1},
 }
@@ -182,11 +191,14 @@ def _command(words: Sequence[str]) -> int:
 def train(path: Path, kind: str = "toy") -> int:
     """Train the toy, or resume its run if there is one."""
     from gvpo import runfiles
+    from tests.training.guessing import Slow
     from tests.training.stateful import Novelty
     from tests.training.toy import trainer
 
     rewards = [Novelty()] if kind == "stateful" else None
-    trainer(path, rewards=rewards, **{**SETTINGS, **KINDS[kind]}).train(resume=runfiles.is_run(path))
+    environment = Slow if kind == "episodes" else None
+    run = trainer(path, rewards=rewards, environment=environment, **{**SETTINGS, **KINDS[kind]})
+    run.train(resume=runfiles.is_run(path))
     return 0
 
 

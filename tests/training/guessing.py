@@ -1,5 +1,6 @@
 """The smallest environment: guess the digit of the prompt, within a few turns. Workers import it without torch."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,14 @@ class Guess:
     def step(self, text: str) -> tuple[str, float, bool]:
         guess = int(text[:1] or "0")
         return ("1" if guess > self.digit else "0", float(guess == self.digit), guess == self.digit)
+
+
+class Slow(Guess):
+    """Takes its time, so that a run is often killed within a turn."""
+
+    def step(self, text: str) -> tuple[str, float, bool]:
+        time.sleep(0.003)
+        return super().step(text)
 
 
 class Opening(Guess):

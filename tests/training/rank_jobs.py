@@ -26,7 +26,7 @@ from gvpo.update.group_backward import UpdateOutput, group_backward, score
 from gvpo.update.passes import Forwards, PlacedCalls
 from tests.fakes import tiny_model
 from tests.naive import double_precision, gradients, naive_update, random_episodes, random_groups, relative_error
-from tests.training import toy
+from tests.training import guessing, toy
 from tests.training.engines import Concurrent, Engine, engines_of
 
 GROUPS = random_groups([(5, (7, 3, 9)), (2, (4, 4)), (8, (1, 12, 6, 2))])
@@ -209,6 +209,13 @@ def distilled_run(path: Path, teacher: str, **settings: Any) -> dict[str, Any]:
     """Imitate a teacher on live samples, without rewards."""
     args = toy.config(path, objective="distill", teacher=teacher, **settings)
     return Trainer(toy.model(), args=args, train_dataset=toy.ROWS, processing_class=toy.tokenizer()).train()
+
+
+def episode_run(path: Path, **settings: Any) -> None:
+    """Train on episodes."""
+    episodes = {"environment_between": "{observation}5", "environment_max_turns": 3, "environment_turn_tokens": 5}
+    limits = {"environment_workers": 1, "max_tokens": 24, "stop_token_ids": [3, 4, 5], "prefix_sharing": "off"}
+    toy.trainer(path, environment=guessing.Opening, **{**episodes, **limits, **settings}).train()
 
 
 class StopsOn(TrainerCallback):

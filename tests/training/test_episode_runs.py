@@ -1,7 +1,9 @@
 """Every source and engine trains on the episodes that were sampled: `check_episodes` verifies all rows of a run."""
 
 import dataclasses
-from contextlib import nullcontext
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 
 from gvpo import Trainer, runfiles
 from gvpo.config import TrainConfig
-from gvpo.errors import ConfigError
+from gvpo.environments import EnvironmentPool
+from gvpo.errors import ConfigError, RunError
 from gvpo.runfiles import RolloutRow, read_rollouts, rollout_path
 from gvpo.testing import EpisodeMismatch, check_episodes
 from tests.training import guessing, toy
@@ -34,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def trained(path: Path, environment: Any = guessing.Moody, **settings: Any) -> Path:
+def trained(path: Path, environment: Any = guessing.Moody, resume: bool = False, **settings: Any) -> Path:
     config = TrainConfig(run_dir=path, **{**SETTINGS, **settings})
     Trainer(
         toy.model(),
@@ -44,7 +47,7 @@ def trained(path: Path, environment: Any = guessing.Moody, **settings: Any) -> P
         guessing.ROWS[:3],
         processing_class=toy.tokenizer(),
         environment=environment,
-    ).train()
+    ).train(resume=resume)
     return path
 
 
@@ -183,3 +186,65 @@ def test_the_check_needs_episodes_and_a_tokenizer(tmp_path: Path):
     toy.trainer(tmp_path / "run", steps=1, checkpoint_every=0, held=[], eval_problems=0).train()
     with pytest.raises(ConfigError, match="has no rows with turns"):
         check_episodes(tmp_path / "run", toy.tokenizer())
+
+
+@contextmanager
+def interrupted(call: int) -> Iterator[None]:
+    """Send Ctrl-C within a turn: in the environments' n-th call."""
+    step, calls = EnvironmentPool.step, itertools.count(1)
+
+    def stopping(pool: EnvironmentPool, texts: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return step(pool, texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnvironmentPool, "step", stopping)
+        with suppress(KeyboardInterrupt):
+            yield
+            pytest.fail(f"the run has made fewer than {call} calls")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"rollout_staleness": 1}, marks=pytest.mark.slow),
+        {"rollout_reuse": 2, "objective": "grpo"},
+    ],
+    ids=["live", "stale", "reuse"],
+)
+def test_a_run_that_is_stopped_within_a_turn_resumes_with_equal_bits(tmp_path: Path, settings: dict[str, Any]):
+    given = {**settings, "steps": 3, "eval_problems": 0}
+    expected = trained(tmp_path / "unbroken", **given)
+    with interrupted(6):
+        trained(tmp_path / "broken", **given)
+    assert runfiles.rollout_steps(tmp_path / "broken") != runfiles.rollout_steps(expected)
+    trained(tmp_path / "broken", resume=True, **given)
+    assert toy.lines(tmp_path / "broken") == toy.lines(expected)
+    for step in runfiles.rollout_steps(expected):
+        one, other = (read_rollouts(rollout_path(path, step)) for path in (tmp_path / "broken", expected))
+        assert toy.without_times(one) == toy.without_times(other)
+    last = "checkpoints/step-000003/model.safetensors"
+    assert (tmp_path / "broken" / last).read_bytes() == (expected / last).read_bytes()
+
+
+@pytest.mark.slow
+def test_without_staleness_asynchronous_episodes_equal_synchronous_ones_bit_for_bit(tmp_path: Path):
+    plain, background = (
+        trained(tmp_path / name, **more)
+        for name, more in (("plain", {}), ("background", {"rollout_asynchronous": True, "rollout_max_staleness": 0}))
+    )
+    assert toy.lines(plain) == toy.lines(background)
+    for step in runfiles.rollout_steps(plain):
+        one, other = (read_rollouts(rollout_path(path, step)) for path in (plain, background))
+        assert toy.without_times(one) == toy.without_times(other)
+
+
+def test_a_run_resumes_only_with_the_same_environment(tmp_path: Path):
+    trained(tmp_path / "run", steps=1, eval_problems=0)
+    with pytest.raises(RunError, match="was started with another environment"):
+        trained(tmp_path / "run", guessing.Opening, steps=2, eval_problems=0, resume=True)
+    with pytest.raises(RunError, match=r"was started with environment.max_turns=4, not 3"):
+        trained(tmp_path / "run", steps=2, eval_problems=0, environment_max_turns=3, resume=True)
+    trained(tmp_path / "run", steps=2, eval_problems=0, environment_timeout=3.0, environment_workers=2, resume=True)

@@ -20,7 +20,7 @@ from gvpo.model.fresh_tokenizer import fresh_tokenizer
 from gvpo.model.model import load_model
 from gvpo.rollout.collect import EncodedProblem, Rollout
 from gvpo.rollout.sources.live import LiveSource
-from gvpo.runfiles import read_rollouts, rollout_path
+from gvpo.runfiles import RolloutRow, read_rollouts, rollout_path
 from gvpo.sampling.base import Request, SamplingParams
 from gvpo.sampling.transformers import TransformersSampler
 from gvpo.training.trainer import Trainer
@@ -84,6 +84,7 @@ def trainer(
     policy: Any = None,
     data: Any = ROWS,
     held: Any = ROWS,
+    environment: Any = None,
     **settings: Any,
 ) -> Trainer:
     return Trainer(
@@ -93,6 +94,7 @@ def trainer(
         train_dataset=data,
         eval_dataset=held,
         processing_class=tokenizer(),
+        environment=environment,
     )
 
 
@@ -130,6 +132,11 @@ def trained_on(run: Path, steps: int) -> Counter[str]:
     """Return how often each prompt was trained on, by the rollout files of all steps."""
     groups = {(step, row.group) for step in range(1, steps + 1) for row in read_rollouts(rollout_path(run, step))}
     return Counter(name.partition("#")[0] for _, name in groups)
+
+
+def without_times(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
+    """Return rows without the durations of their turns."""
+    return [dataclasses.replace(row, turns=[{**turn, "seconds": 0} for turn in row.turns]) for row in rows]
 
 
 def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:

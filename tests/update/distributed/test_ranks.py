@@ -20,7 +20,7 @@ from gvpo.types import Completion, Group
 from gvpo.update.distributed import ranks
 from tests.training import rank_jobs as jobs
 from tests.training.test_kill import DEMO
-from tests.training.toy import lines, model, trainer
+from tests.training.toy import lines, model, trainer, without_times
 from tests.training.world import run_world, world
 
 pytestmark = [
@@ -405,6 +405,22 @@ def worker(launcher: int, rank: int) -> int:
             if parent == launcher and f"RANK={rank}".encode() in (place / "environ").read_bytes().split(b"\0"):
                 return int(place.name)
     raise AssertionError(f"no rank {rank}")
+
+
+def test_two_ranks_sample_the_episodes_of_one(tmp_path: Path):
+    given = {"steps": 1, "checkpoint_every": 0, "eval_problems": 4}
+    jobs.episode_run(tmp_path / "one", **given)
+    world(2, tmp_path, jobs.episode_run, tmp_path / "two", **given)
+    for folder, step in ((runfiles.ROLLOUTS, 1), (runfiles.HELD_OUT, 0)):
+        one, two = (
+            without_times(runfiles.read_rollouts(runfiles.rollout_path(tmp_path / name, step, folder)))
+            for name in ("one", "two")
+        )
+        assert [(row.group, row.tokens, row.mask, row.reward) for row in one] == [
+            (row.group, row.tokens, row.mask, row.reward) for row in two
+        ]
+        assert [row.opening for row in one] == [row.opening for row in two]
+        assert len({row.opening for row in one}) > 1
 
 
 def test_two_ranks_have_the_gradient_of_one_on_episodes(tmp_path: Path):
