@@ -301,3 +301,54 @@ def test_useless_groups_are_a_warning_at_the_end():
     assert found[1].startswith("100% of the completions were cut before they ended")
     assert list(_disappointments([*equal, {"rewards": [0.0, 1.0], "finish_reasons": ["stop", "stop"]}])) == []
     assert list(_disappointments([{"rewards": [0.0], "finish_reasons": ["stop"]}])) == []
+
+
+GAME = """
+class Guess:
+    def reset(self, *, digit, **_):
+        self.digit = int(digit)
+
+    def step(self, text):
+        guess = int(text[:1] or "0")
+        return ("1" if guess > self.digit else "0", float(guess == self.digit), guess == self.digit)
+
+
+def add(a: int, b: int) -> int:
+    '''Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    '''
+    return a + b
+"""
+
+
+def test_with_an_environment_it_samples_episodes_and_shows_the_best(place: Path, capsys: pytest.CaptureFixture[str]):
+    (place / "game.py").write_text(GAME)
+    turns = ["environment.between={observation}", "environment.max_turns=3", "sampling.stop_token_ids=[3, 4, 5]"]
+    words = [
+        "generate",
+        "start",
+        "--prompts",
+        "prompts.jsonl",
+        "--out",
+        "games.jsonl",
+        "sampling.max_tokens=12",
+        *turns,
+    ]
+    assert main([*words, "environment.name=game.py:Guess"]) == 0
+    out = capsys.readouterr().out
+    found = rows("games.jsonl")
+    rewards = [reward for row in found for reward in row["rewards"]]
+    assert set(rewards) == {0.0, 1.0}
+    assert all(
+        len(mask) == len(own) for row in found for mask, own in zip(row["masks"], row["completions"], strict=True)
+    )
+    assert {len(turns) for row in found for turns in row["episode_turns"]} > {1}
+    assert "): reward 1, " in out
+    assert all(len(line) <= 80 for line in out.splitlines()[-4:])
+    assert main([*words, "environment.name=game.py:Guess", "--resume", "environment.timeout=3"]) == 0
+    assert main([*words, "environment.name=game.py:Guess", "--resume", "environment.turn_rewards=last"]) == 2
+    assert main([*words, 'environment.tools=["game.py:add"]']) == 2
+    assert "the environment's turns have no rewards: set rewards.funcs" in capsys.readouterr().err

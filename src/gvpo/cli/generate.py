@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvpo import runfiles
 from gvpo.cli.options import ENGINE_READS
+from gvpo.config import FIELDS
 from gvpo.errors import ConfigError
 from gvpo.notices import warn
 from gvpo.outcome import MOST
@@ -15,8 +16,12 @@ from gvpo.progress import preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from transformers import PreTrainedTokenizerBase
 
     from gvpo.config import TrainConfig
+    from gvpo.environments import EnvironmentSpec
     from gvpo.rewards import RewardFunc
     from gvpo.rollout.collect import EncodedProblem
     from gvpo.rollout.group_file import GroupFile
@@ -42,8 +47,10 @@ READS = {
     "sampling.top_k": "",
     "sampling.allow": "",
     "sampling.ban": "",
+    "sampling.stop_token_ids": "",
     "sampling.tokens_per_batch": "",
     **ENGINE_READS,
+    **dict.fromkeys((key for key in FIELDS if key.startswith("environment.") and "credit" not in key), ""),
     "rewards.funcs": "the task's reward",
     "rewards.weights": "",
     "rewards.options": "",
@@ -51,6 +58,9 @@ READS = {
     "rewards.workers": "one per core, at most 8",
     "rewards.memory_limit": "",
 }
+
+ENVIRONMENT_LIMITS = ("environment.timeout", "environment.workers", "environment.memory_limit")
+"""Settings of environments that a resumed command may change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +137,7 @@ def _groups(
 ) -> "Sequence[Mapping[str, Any]] | None":
     """Return the rows of all groups, after sampling those that the file lacks; None after Ctrl-C."""
     from gvpo.model.tokenizer import load_tokenizer
+    from gvpo.rollout.episodes.setup import described_tools, environment_of
     from gvpo.rollout.fingerprints import asked
     from gvpo.rollout.group_file import GroupFile
     from gvpo.rollout.problems import encode
@@ -134,10 +145,13 @@ def _groups(
     from gvpo.sampling.engines import EngineOptions, open_engine
 
     file = GroupFile(options.out)
-    rewards = reward_functions(config, None)
+    environment = environment_of(config)
+    rewards = reward_functions(config, None, environment=environment)
+    if not rewards:
+        raise ConfigError("the environment's turns have no rewards: set rewards.funcs")
     tokenizer = load_tokenizer(path)
-    items = encode(config, tokenizer, problems)
-    settings = _settings(options, path, config, params, rewards)
+    items = encode(config, tokenizer, problems, described_tools(environment))
+    settings = {**_settings(options, path, config, params, rewards), **_environment_settings(config, environment)}
     problems_asked = {"prompts": len(items), "prompts_and_columns": asked(items)}
     file.begin({**settings, **problems_asked}, resume=options.resume)
     engine = EngineOptions.of(config, dtype=config.compute_dtype)
@@ -146,10 +160,10 @@ def _groups(
         def opened() -> "Sampler":
             sampler = open_engine(options.engine, path, tokenizer, engine)
             at_the_end.callback(getattr(sampler, "close", lambda: None))
-            return sampler
+            return at_the_end.enter_context(_with_episodes(config, environment, sampler, tokenizer))
 
         try:
-            _fill(config, rewards, file, items, params, opened, options.save_every)
+            _fill(config, rewards, file, items, params, opened, options.save_every, episodes=environment is not None)
         except KeyboardInterrupt:
             return None
     return file.rows()
@@ -181,7 +195,8 @@ def _check(options: argparse.Namespace, config: "TrainConfig", temperature: floa
         )
     if options.prompts is None and config.task is None:
         raise ConfigError("there are no prompts: pass --prompts FILE, or set data.task")
-    if not config.reward_funcs and config.task is None:
+    answered = config.environment is not None or config.environment_tools
+    if not config.reward_funcs and config.task is None and not answered:
         raise ConfigError("there is no reward: set rewards.funcs, or data.task for its own reward")
     _check_selection(options)
 
@@ -225,6 +240,37 @@ def _settings(
     }
 
 
+def _environment_settings(config: "TrainConfig", environment: "EnvironmentSpec | None") -> dict[str, Any]:
+    """Return what decides the episodes besides the sampler; {} without an environment."""
+    from gvpo.rollout.episodes.setup import environment_identity
+
+    if environment is None:
+        return {}
+    keys = [key for key in READS if key.startswith("environment.") and key not in ENVIRONMENT_LIMITS]
+    return {
+        **{key: getattr(config, FIELDS[key]) for key in keys},
+        "environment_code": environment_identity(environment),
+    }
+
+
+def _with_episodes(
+    config: "TrainConfig",
+    environment: "EnvironmentSpec | None",
+    sampler: "Sampler",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "AbstractContextManager[Sampler]":
+    """Return a context with the sampler of episodes; the sampler itself without an environment."""
+    from gvpo.model.model import context_length
+    from gvpo.rollout.episodes.setup import open_episodes
+    from gvpo.rollout.problems import answer_ending
+    from gvpo.sampling.transformers import TransformersSampler
+
+    context, ending = None, answer_ending(config, tokenizer)  # other engines limit their contexts themselves
+    if isinstance(sampler, TransformersSampler):
+        context, ending = context_length(sampler.model), sampler.ending
+    return open_episodes(config, environment, sampler, tokenizer, ending, context=context)
+
+
 def _fill(
     config: "TrainConfig",
     functions: "Mapping[str, RewardFunc]",
@@ -233,6 +279,8 @@ def _fill(
     params: "SamplingParams",
     open_sampler: "Callable[[], Sampler]",
     at_once: int | None,
+    *,
+    episodes: bool,
 ) -> None:
     from gvpo.cli.progress import watching
     from gvpo.rollout.fill import fill
@@ -242,7 +290,17 @@ def _fill(
         reward_pool(config, functions) as rewards,
         watching(str(file.path), len(items), len(file.finished())) as watch,
     ):
-        fill(file, items, open_sampler, params, rewards, seed=config.seed, at_once=at_once, watch=watch)
+        fill(
+            file,
+            items,
+            open_sampler,
+            params,
+            rewards,
+            seed=config.seed,
+            at_once=at_once,
+            watch=watch,
+            episodes=episodes,
+        )
 
 
 def _disappointments(rows: "Sequence[Mapping[str, Any]]") -> "Iterator[str]":

@@ -44,7 +44,7 @@ ENGINE_READS = dict.fromkeys(
 )
 """Settings of engines that the commands with `--engine` read."""
 
-KEY_COLUMN = 32
+KEY_COLUMN = 34
 """Width of the settings' names in a help text."""
 
 
