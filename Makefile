@@ -15,7 +15,7 @@ VLLM := .venv-vllm
 VERL := .venv-verl
 SMOLLM2 := models/smollm2-135m
 
-.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-trl bench-gpu bench-engines bench-environments wheel clean
+.PHONY: help setup demo demo-rloo demo-smollm2 test test-slow vllm-cpu test-vllm test-verl check prose format docs docs-site bench bench-update bench-sampling bench-step bench-curves bench-trl bench-gpu bench-engines bench-environments bench-turns wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -130,6 +130,9 @@ bench-engines: $(VLLM)/.ready $(SMOLLM2)/source.json  ## compare the engines tra
 
 bench-environments: $(READY)  ## measure a turn of many episodes, and steps that hang
 	$(BIN)/python benchmarks/environments.py --page docs/internals/benchmarks.md --json runs/bench/environments.json
+
+bench-turns: $(READY) $(SMOLLM2)/source.json  ## compare turns that continue from their caches with turns that restart
+	GVPO_TEST_SMOLLM2=$(SMOLLM2) $(BIN)/python benchmarks/turns.py --page docs/internals/benchmarks.md --json runs/bench/turns.json
 
 $(PEERS): $(READY)
 	$(PIP) -e '.[dev,trl]'

@@ -191,6 +191,13 @@ def test_keys_of_messages_reach_the_template():
     turns.tokenizer.chat_template = CHATML
 
 
+def test_arguments_of_the_template_decide_how_the_next_turn_begins():
+    family = next(family for family in FAMILIES if family.name == "qwen3")
+    turns = family.turns(template_args={"enable_thinking": False})
+    text = turns.tokenizer.decode(turns.between(turns.messages("5")))
+    assert text == "\n<|im_start|>user\n5<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
 def test_a_turn_that_ended_for_the_user_is_not_followed_by_a_tool():
     turns = next(family for family in FAMILIES if family.name == "glm4moe").turns(roles=["tool", "user"])
     user, tool = (turns.tokenizer.convert_tokens_to_ids(name) for name in ("<|user|>", "<|observation|>"))
@@ -341,7 +348,7 @@ def test_a_megabyte_and_control_tokens_are_cut_too():
     assert len(turns.tokenizer(message["content"], split_special_tokens=True).input_ids) <= 64
 
 
-def test_what_is_said_does_not_change_how_other_threads_encode():
+def test_an_observation_does_not_change_how_other_threads_encode():
     tokenizer = FAMILIES[0].tokenizer()
     turns = FAMILIES[0].turns()
     turns.shortened(turns.messages("<|im_end|> and more"), 64)
