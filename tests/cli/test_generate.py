@@ -352,3 +352,44 @@ def test_with_an_environment_it_samples_episodes_and_shows_the_best(place: Path,
     assert main([*words, "environment.name=game.py:Guess", "--resume", "environment.turn_rewards=last"]) == 2
     assert main([*words, 'environment.tools=["game.py:add"]']) == 2
     assert "the environment's turns have no rewards: set rewards.funcs" in capsys.readouterr().err
+
+
+GUESS = """
+class Guess:
+    def reset(self, *, digit, seed, **_):
+        self.digit = int(digit)
+        return str(seed % 10)
+
+    def step(self, text):
+        return ("1" if int(text[:1] or 0) > self.digit else "0", float(text[:1] == str(self.digit)), False)
+"""
+EPISODES = [
+    "environment.name=guess.py:Guess",
+    "environment.between='{observation}'",
+    "environment.max_turns=3",
+    "environment.turn_tokens=4",
+    "environment.workers=1",
+    "sampling.stop_token_ids=[3, 4, 5]",
+    "sampling.group_size=4",
+]
+
+
+def test_episodes_are_written_with_their_turns_and_trained_on_as_they_were(place: Path):
+    (place / "guess.py").write_text(GUESS)
+    words = ["generate", "start", "--prompts", "prompts.jsonl", "--limit", "4", "sampling.max_tokens=16"]
+    assert main([*words, *EPISODES, "--out", "episodes.jsonl"]) == 0
+    written = rows("episodes.jsonl")
+    assert len(written) == 4
+    for row in written:
+        assert row["prompt"] == tokenizer()(row["prompt_text"]).input_ids
+        assert row["prompt_text"][:1] == row["digit"]
+        assert [turns[-1]["stop"] for turns in row["episode_turns"]] == [len(each) for each in row["completions"]]
+        assert all(set(parts) == {"environment"} for parts in row["reward_parts"])
+    assert any(len(turns) > 1 for row in written for turns in row["episode_turns"])
+    logged = logged_groups(small("unused", stop_token_ids=[3, 4, 5]), tokenizer(), written, source="file")
+    assert [[list(row.tokens) for row in each.group.completions] for each in logged] == [
+        row["completions"] for row in written
+    ]
+    assert main([*words, *EPISODES, "--out", "episodes.jsonl", "--resume"]) == 0
+    assert main([*words, *EPISODES, "environment.workers=2", "--out", "episodes.jsonl", "--resume"]) == 0
+    assert main([*words, *EPISODES, "environment.max_turns=2", "--out", "episodes.jsonl", "--resume"]) == 2

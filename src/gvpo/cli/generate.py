@@ -312,7 +312,7 @@ def _disappointments(rows: "Sequence[Mapping[str, Any]]") -> "Iterator[str]":
             "or check that the reward tells good completions from bad ones"
         )
     reasons = [reason for row in rows for reason in row.get("finish_reasons") or ()]
-    share = reasons.count("length") / max(1, len(reasons))
+    share = sum(reason in ("length", "context") for reason in reasons) / max(1, len(reasons))
     if share >= MOST:
         yield f"{100 * share:.0f}% of the completions were cut before they ended; raise sampling.max_tokens"
 
