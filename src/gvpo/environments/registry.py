@@ -73,10 +73,8 @@ def require_environment(name: str) -> None:
         raise EpisodeError(f"environment {name!r} is a file; name its class too, {name}:CLASS")
     elif not colon and name not in ENVIRONMENTS:
         known = sorted(ENVIRONMENTS)
-        raise EpisodeError(
-            f"there is no environment {name!r}{did_you_mean(name, known)}; choose one of {', '.join(known)}, or give "
-            "module:Class or file.py:Class"
-        )
+        choice = f"choose one of {', '.join(known)}, or give module:Class or file.py:Class"
+        raise EpisodeError(f"there is no environment {name!r}{did_you_mean(name, known, choice)}")
 
 
 def require_tool(name: str) -> None:
