@@ -15,6 +15,7 @@ from gvpo.environments import EnvironmentPool
 from gvpo.errors import ConfigError, RunError
 from gvpo.runfiles import RolloutRow, read_rollouts, rollout_path
 from gvpo.testing import EpisodeMismatch, check_episodes
+from tests.fakes import turn_tokenizer
 from tests.training import guessing, toy
 from tests.training.engines import Concurrent, Engine, engines_of
 
@@ -248,3 +249,47 @@ def test_a_run_resumes_only_with_the_same_environment(tmp_path: Path):
     with pytest.raises(RunError, match=r"was started with environment.max_turns=4, not 3"):
         trained(tmp_path / "run", steps=2, eval_problems=0, environment_max_turns=3, resume=True)
     trained(tmp_path / "run", steps=2, eval_problems=0, environment_timeout=3.0, environment_workers=2, resume=True)
+
+
+TOOLS = (
+    "{% for tool in tools or [] %}<{{ tool.function.name }}: {{ tool.function.description }}>{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+ADD = '''
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a + b
+'''
+
+
+def test_prompts_of_training_and_evaluation_describe_the_tools(tmp_path: Path):
+    (tmp_path / "calls.py").write_text(ADD)
+    words = turn_tokenizer()
+    words.chat_template = TOOLS
+    config = TrainConfig(
+        run_dir=tmp_path / "run",
+        environment_tools=[f"{tmp_path / 'calls.py'}:add"],
+        environment_workers=1,
+        reward_workers=1,
+        max_tokens=8,
+        group_size=2,
+        prompts_per_step=2,
+        steps=1,
+        eval_problems=2,
+        checkpoint_every=0,
+    )
+    rows = [{"prompt": "1+1", "answer": "2"}, {"prompt": "1+2", "answer": "3"}]
+    model = toy.model(vocab_size=len(words), eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    model.config.max_position_embeddings = 256
+    Trainer(model, "exact_match", config, rows, rows, processing_class=words).train()
+    for folder, step in ((runfiles.ROLLOUTS, 1), (runfiles.HELD_OUT, 0)):
+        for row in read_rollouts(rollout_path(tmp_path / "run", step, folder)):
+            assert row.prompt.startswith("<add: Add two numbers.>[user]1+")
+            assert list(row.reward_parts) == ["exact_match"]
+            assert len(row.turns) == 1
