@@ -164,7 +164,7 @@ TABLE: dict[str, dict[str, Answer]] = {
             "it truncates the weight of each token; completions of another engine always have weights",
         ),
         "vllm_importance_sampling_clip_min": _none("objective.is_cap has no lower bound"),
-        "max_tool_calling_iterations tools": _none("tools are not called during sampling"),
+        "max_tool_calling_iterations tools": _none("set environment_max_turns and environment_tools in args"),
     },
     "Objective": {
         "beta": Answer(
@@ -366,9 +366,9 @@ ARGUMENTS = {
     "optimizers": "the optimizer is AdamW; set learning_rate, schedule and warmup_updates",
     "optimizer_cls_and_kwargs": "the optimizer is AdamW; set learning_rate, schedule and warmup_updates",
     "quantization_config": "set lora_quantization='4bit' in args",
-    "tools": "tools are not called during sampling",
+    "tools": "set environment_tools=['file.py:function'] in args",
     "rollout_func": "write a loop with gvpo.group_backward (`gvpo docs quickstart`)",
-    "environment_factory": "environments are not available; score whole completions with reward_funcs",
+    "environment_factory": "pass the class as environment (`gvpo docs environments`)",
     "data_collator": "rows are packed by gvpo; pass rows with `prompt`, or `chosen` and `rejected`",
     "compute_metrics": "pass reward functions; one with the weight 0 is only measured",
     "compute_loss_func": "pass the function as objective, or choose an objective in args",

@@ -10,6 +10,7 @@ from gvpo.data.tasks.base import Split, Task, Written
 from gvpo.data.tasks.calculator import CALCULATOR
 from gvpo.data.tasks.countdown import COUNTDOWN
 from gvpo.data.tasks.gsm8k import GSM8K
+from gvpo.data.tasks.guess_number import GUESS_NUMBER
 from gvpo.data.tasks.humaneval import HUMANEVAL
 from gvpo.data.tasks.math import MATH
 from gvpo.data.tasks.mbpp import MBPP
@@ -24,6 +25,7 @@ _ALL = (
     CODEFORCES,
     COUNTDOWN,
     GSM8K,
+    GUESS_NUMBER,
     HUMANEVAL,
     LIVECODEBENCH,
     MATH,

@@ -53,7 +53,7 @@ def reward_functions(
     """
     task = find_task(config)
     pays = environment is not None and environment.pays
-    of_task = [task.reward] if task is not None and not pays else []
+    of_task = [task.reward] if task is not None and task.reward and not pays else []
     chosen = given if given is not None else config.reward_funcs or of_task
     if isinstance(chosen, TrainConfig):
         raise RewardError("reward_funcs is a TrainConfig; pass it as args=")

@@ -135,6 +135,15 @@ def test_demonstrations_are_right():
         TASK.demonstrations(1, 0, **SMALL, answer_form="x")
 
 
+def test_demonstrations_can_begin_with_a_mistake():
+    shown = TASK.demonstrations(40, 0, **SMALL, mistakes=0.5)
+    dialogues = [(problem, text) for problem, text in shown if not isinstance(text, str)]
+    assert 10 < len(dialogues) < 30
+    for problem, (wrong, again, right) in dialogues:
+        assert again == verifier.AGAIN
+        assert paid(problem, wrong) < 1.0 == paid(problem, right)
+
+
 def test_the_answer_is_in_the_last_tag_or_is_the_whole_text():
     (problem,) = TASK.problems("train", 1, 0, **SMALL)
     answer = problem.columns["answer"]

@@ -74,7 +74,7 @@ def test_the_rules_can_be_left_out_of_the_prompt():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "missing a required argument: 'game'; it accepts game, opening, settings"),
+        ({}, "missing a required argument: 'game'; it accepts game, opening, partial_reward, settings"),
         ({"game": "GuesTheNumber-v0"}, "no game 'GuesTheNumber-v0'; did you mean 'GuessTheNumber-v0'"),
         ({"game": "zzz"}, "no game 'zzz'; games for one player are 2048-v0"),
         ({"game": "GuessTheNumber-v0", "turns": 5}, "cannot be made: TypeError: .*unexpected keyword argument 'turns'"),
@@ -83,3 +83,20 @@ def test_the_rules_can_be_left_out_of_the_prompt():
 def test_a_game_that_cannot_be_played(options, message):
     with pytest.raises(EpisodeError, match=message):
         load_environment("textarena", options)
+
+
+def test_a_row_chooses_its_game():
+    environment = game()
+    environment.reset(seed=1, game_seed=5)
+    chosen = environment._game.game_number
+    assert [environment.reset(seed=5), environment._game.game_number][1] == chosen
+
+
+@pytest.mark.parametrize(("partial", "paid", "worst"), [(True, True, -1.0), (False, False, 0.0)])
+def test_a_game_that_is_not_won_may_pay_a_part(partial, paid, worst):
+    spec = load_environment("textarena", {"game": "GuessTheNumber-v0", "partial_reward": partial, "max_turns": 0})
+    environment = spec.make()
+    environment.reset(seed=3)
+    number = environment._game.game_number
+    turn = environment.step(f"[{number + 1 if number < 20 else number - 1}]")
+    assert (turn.done, bool(turn.reward), spec.worst) == (True, paid, worst)

@@ -31,7 +31,7 @@ class Task:
 
     Args:
         name: Its key in `TASKS`.
-        reward: Name of the reward that scores it, in `gvpo.rewards.REWARDS`.
+        reward: Name of the reward that scores it, in `gvpo.rewards.REWARDS`; "" if only an environment can.
         problems: `problems(split, count, seed, **options)` returns at most `count` different problems of a split.
         demonstrations: `demonstrations(count, seed, **options)` returns training problems, each with a written answer,
             for supervised training; None if the task has no demonstrations.

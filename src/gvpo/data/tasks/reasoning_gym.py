@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gvpo.data.tasks.base import PATIENCE, Split, Task, check_split, split_of
+from gvpo.data.tasks.base import PATIENCE, Split, Task, Written, check_split, split_of
 from gvpo.errors import ConfigError
-from gvpo.rewards.verifiers.reasoning_gym import BLOCK, BLOCKS, made_item, open_dataset
+from gvpo.rewards.verifiers.reasoning_gym import AGAIN, BLOCK, BLOCKS, made_item, open_dataset
 from gvpo.types import Problem
 
 NAME = "reasoning_gym"
@@ -31,6 +31,8 @@ def problems(
     levels: Sequence[Mapping[str, Any]] | None = None,
     instruction: str = INSTRUCTION,
     answer_form: str = ANSWER,
+    again: str = AGAIN,
+    mistakes: float = 0.0,
     **settings: Any,
 ) -> list[Problem]:
     """Generate different questions; a question belongs to one split, regardless of the seed.
@@ -45,6 +47,8 @@ def problems(
             often.
         instruction: Text after each question.
         answer_form: Form of the answers in demonstrations, with {answer}.
+        again: See `demonstrations`.
+        mistakes: See `demonstrations`.
         settings: Settings of the data set.
 
     Returns:
@@ -76,15 +80,40 @@ def demonstrations(
     levels: Sequence[Mapping[str, Any]] | None = None,
     instruction: str = INSTRUCTION,
     answer_form: str = ANSWER,
+    again: str = AGAIN,
+    mistakes: float = 0.0,
     **settings: Any,
-) -> list[tuple[Problem, str]]:
-    """Generate training questions, which may repeat, each with its answer and no reasoning; see `problems`."""
-    if PLACE not in answer_form:
-        raise ConfigError(f"the task {NAME!r} needs answer_form with {PLACE}, not {answer_form!r}")
+) -> list[tuple[Problem, Written]]:
+    """Generate training questions, which may repeat, each with its answer and no reasoning.
+
+    Args:
+        count: Number of demonstrations.
+        seed: Random seed of the questions and of the mistakes.
+        name: See `problems`.
+        levels: See `problems`.
+        instruction: See `problems`.
+        answer_form: Form of the answers, with {answer}.
+        again: Text that follows a wrong answer; that of the environment `reasoning_gym`.
+        mistakes: Probability that the answer to another question and `again` come first.
+        settings: See `problems`.
+
+    Returns:
+        Problems with answers, or with dialogues (wrong answer, `again`, right answer).
+    """
+    if PLACE not in answer_form or not 0 <= mistakes <= 1:
+        raise ConfigError(f"the task {NAME!r} needs answer_form with {PLACE}, and mistakes between 0 and 1")
     rng = random.Random(f"{NAME}/{name}/demonstrations/{seed}")
     drawn = _draws(rng, name, levels, instruction, settings)
     train = (problem for problem, belongs in drawn if belongs == "train")
-    return [(each, answer_form.replace(PLACE, str(each.columns["answer"]))) for each in itertools.islice(train, count)]
+    found: list[tuple[Problem, Written]] = []
+    answers: dict[Any, str] = {}
+    for problem in itertools.islice(train, count):
+        right, level = answer_form.replace(PLACE, str(problem.columns["answer"])), problem.columns.get("level")
+        wrong = answers.get(level)
+        slips = mistakes > 0 and rng.random() < mistakes and wrong is not None and wrong != right
+        found.append((problem, (str(wrong), again, right) if slips else right))
+        answers[level] = right
+    return found
 
 
 def _draws(

@@ -6,9 +6,7 @@ from typing import Any
 
 from gvpo.environments.base import EnvironmentSpec, Turn
 from gvpo.errors import EpisodeError
-from gvpo.rewards.verifiers.reasoning_gym import score
-
-AGAIN = "That is not right. Try again."
+from gvpo.rewards.verifiers.reasoning_gym import AGAIN, score
 
 
 class Tries:

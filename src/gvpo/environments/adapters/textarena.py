@@ -48,19 +48,21 @@ class TextArenaGame:
     Args:
         game: Name of the game, such as "GuessTheNumber-v0".
         opening: Whether the game's rules are added to the prompt.
+        partial_reward: Whether a game that is not won pays what TextArena gives for it, instead of 0.
         settings: Arguments of the game, such as max_turns.
     """
 
-    def __init__(self, game: str, opening: bool, settings: dict[str, Any]) -> None:
+    def __init__(self, game: str, opening: bool, partial_reward: bool, settings: dict[str, Any]) -> None:
         import textarena
 
         raw = f"{game}-raw"  # without the wrappers that add the whole history
         self._game = textarena.make(raw if raw in textarena.envs.registration.ENV_REGISTRY else game, **settings)
-        self._opening = opening
+        self._opening, self._partial = opening, partial_reward
         self._admin = textarena.ObservationType.GAME_ADMIN
 
-    def reset(self, *, seed: int, **_: Any) -> str | None:
-        """Begin a game; return its rules and its first position."""
+    def reset(self, *, seed: int, game_seed: int | None = None, **_: Any) -> str | None:
+        """Begin the game of the row's `game_seed`, or of the seed; return its rules and its first position."""
+        seed = seed if game_seed is None else game_seed
         self._random = random.Random(seed).getstate()
         with self._own_random():
             self._game.reset(num_players=1, seed=seed)
@@ -77,8 +79,11 @@ class TextArenaGame:
         rewards, players = self._game.close()  # by player
         player: dict[str, Any] = players[0]
         mistake = str(player.get("reason")) if player.get("invalid_move") else ""
-        reward = (rewards or {}).get(0)
-        return Turn(heard, reward if isinstance(reward, int | float) else None, done=True, error=mistake)
+        return Turn(heard, self._reward((rewards or {}).get(0)), done=True, error=mistake)
+
+    def _reward(self, given: Any) -> float | None:
+        reward = float(given) if isinstance(given, int | float) else None
+        return reward if self._partial else float(reward is not None and reward >= 1)
 
     def _heard(self) -> tuple[str, str]:
         """Return what the game said since the last call, and what it said about an invalid move."""
@@ -97,12 +102,14 @@ class TextArenaGame:
             random.setstate(before)
 
 
-def textarena(game: str, opening: bool = True, **settings: Any) -> EnvironmentSpec:
+def textarena(game: str, opening: bool = True, partial_reward: bool = True, **settings: Any) -> EnvironmentSpec:
     """Return a game of TextArena.
 
     Args:
         game: Name of the game, such as "GuessTheNumber-v0".
         opening: Whether the game's rules and its first position are added to the prompt.
+        partial_reward: Whether a game that is not won pays what TextArena gives for it, such as the closeness of the
+            last guess, instead of 0.
         settings: Arguments of the game, such as max_turns.
 
     Raises:
@@ -116,9 +123,9 @@ def textarena(game: str, opening: bool = True, **settings: Any) -> EnvironmentSp
     if game not in known:
         near = did_you_mean(game, known, f"games for one player are {', '.join(GAMES)}")
         raise EpisodeError(f"TextArena has no game {game!r}{near}")
-    make = partial(TextArenaGame, game, opening, settings)
+    make = partial(TextArenaGame, game, opening, partial_reward, settings)
     try:
         make()
     except Exception as error:
         raise EpisodeError(f"the game {game!r} of TextArena cannot be made: {type(error).__name__}: {error}") from error
-    return EnvironmentSpec(f"textarena {game}", make, worst=-1.0)
+    return EnvironmentSpec(f"textarena {game}", make, worst=-1.0 if partial_reward else 0.0)

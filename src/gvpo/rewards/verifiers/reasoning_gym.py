@@ -16,6 +16,8 @@ from gvpo.nearest import did_you_mean
 from gvpo.rewards.base import Answer, completion_text
 
 INSTALL = "reasoning-gym is not installed; run pip install 'gvpo[reasoning-gym]'"
+AGAIN = "That is not right. Try again."
+"""Text that asks for another answer, in the environment and in demonstrations."""
 BLOCK = 500
 """Number of items that a data set makes with one seed; item n is made with the seed n // BLOCK * BLOCK."""
 BLOCKS = 2**31 // BLOCK
