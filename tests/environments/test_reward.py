@@ -58,3 +58,11 @@ def test_an_episode_that_is_gone_because_of_another_one_has_no_reward():
 
 def test_an_environment_without_rewards_abstains():
     assert verdict(turn(5.0), pays=False) == Verdict(None)
+    assert verdict(turn(outcome="timeout"), turn(5.0), pays=False) == Verdict(None)
+    assert verdict(turn(outcome="lost"), pays=False) == Verdict(None)
+
+
+def test_episodes_that_failed_have_no_reward_from_functions_either():
+    assert verdict(turn(outcome="lost", stop=0), pays=False) == Verdict(None, reason="lost: gone")
+    assert verdict(turn(outcome="gone"), pays=False) == Verdict(None, reason="gone: gone")
+    assert verdict(turn(outcome="timeout"), pays=False, blames="environment") == Verdict(None, reason="timeout: gone")

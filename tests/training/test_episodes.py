@@ -117,6 +117,19 @@ def test_an_opening_is_in_the_prompt_and_an_episode_that_cannot_begin_is_not_tra
     assert all(math.isfinite(line["eval/reward"]) for line in lines[:1])
 
 
+def test_reward_functions_do_not_score_an_episode_that_never_began(tmp_path):
+    class Free(guessing.Opening):
+        pays = False
+
+    trainer(tmp_path / "run", Free, guessing.of_turns, reward_workers=1, steps=3).train()
+    rows = [row for step in (1, 2, 3) for row in read_rollouts(rollout_path(tmp_path / "run", step))]
+    assert any(row.tokens == [] for row in rows)
+    for row in rows:
+        assert row.reward == (len(row.turns) if row.tokens else None)
+    with pytest.raises(ConfigError, match=r"accuracy_reward is 'environment', whose turns have no rewards"):
+        trainer(None, Free, guessing.of_turns, accuracy_reward="environment")
+
+
 def test_an_opening_that_leaves_no_room_ends_the_group_and_not_the_run(tmp_path):
     class Long(guessing.Guess):
         def reset(self, *, digit: str, seed: int, **_: Any) -> str:

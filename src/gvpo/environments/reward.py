@@ -18,7 +18,8 @@ class EnvironmentReward:
     An episode without any reward gets the environment's lowest one, so that a policy cannot avoid a bad reward by never
     finishing. So does an episode with a turn that had no answer, if that is blamed on the policy's text; its reward is
     the sum of its turns' rewards if that is even lower. If the environment is blamed, an episode whose last turn had no
-    answer has no reward. An episode that is gone because of another one never has a reward.
+    answer has no reward. An episode that is gone because of another one, or never began, has none either. That also
+    holds for an environment that pays nothing, whose other episodes are left to the reward functions.
 
     Args:
         spec: The environment.
@@ -43,12 +44,13 @@ class EnvironmentReward:
     def _verdict(self, turns: Sequence[EpisodeTurn]) -> Verdict:
         last = turns[-1] if turns else EpisodeTurn(0, 0, 0)
         rewards = [turn.reward for turn in turns if turn.reward is not None]
-        if last.outcome != "gone" and any(self._is_texts_fault(turn) for turn in turns):
-            return Verdict(min(self._spec.worst, sum(rewards)))
-        if last.outcome in UNANSWERED:
+        is_texts_fault = last.outcome != "gone" and any(self._is_texts_fault(turn) for turn in turns)
+        if last.outcome in UNANSWERED and not is_texts_fault:
             return Verdict(None, reason=f"{last.outcome}: {last.detail}")
         if not self._spec.pays:
             return Verdict(None)
+        if is_texts_fault:
+            return Verdict(min(self._spec.worst, sum(rewards)))
         if not rewards:
             return Verdict(self._spec.worst)
         return Verdict(sum(rewards) if self._of == "sum" else rewards[-1])

@@ -73,11 +73,14 @@ def reward_functions(
         for (name, item), own in zip(named.items(), words, strict=True)
     }
     _tell_of_state(loaded)
-    if environment is None or not pays:
+    if environment is None or (not pays and not loaded):
         return loaded
     if ENVIRONMENT in loaded:
         raise ConfigError(f"a reward is called {ENVIRONMENT!r}, as that of the environment; give it another name")
-    return {ENVIRONMENT: EnvironmentReward(environment, config.environment_turn_rewards), **loaded}
+    if config.accuracy_reward == ENVIRONMENT and not pays:
+        raise ConfigError(f"rewards.accuracy_reward is {ENVIRONMENT!r}, whose turns have no rewards; name another one")
+    own = {ENVIRONMENT: EnvironmentReward(environment, config.environment_turn_rewards)}
+    return {**own, **loaded} if pays else {**loaded, **own}  # the first reward decides what is right
 
 
 def reward_pool(config: TrainConfig, functions: Mapping[str, RewardFunc], *, log: Path | None = None) -> RewardPool:
