@@ -193,3 +193,16 @@ def test_the_interval_of_paired_differences_contains_their_mean_and_shrinks_with
     low, high = interval([0.0, 0.2] * 5)
     assert 0.03 < low < 0.1 < high < 0.17  # 0.1 plus and minus 1.96 * 0.1 / sqrt(10)
     assert interval([-0.4, 0.6] * 5)[0] < 0 < interval([-0.4, 0.6] * 5)[1]
+
+
+def test_the_table_of_the_calculator_has_every_seed_and_an_interval_over_all_problems(benchmarks):
+    from calculator import table
+
+    spent = {"processor_seconds": 30.0, "seconds": 60.0}
+    runs = [
+        {"arm": "gvpo", "seed": seed, "before": [0.0, 0.0], "after": scores, **spent}
+        for seed, scores in [(1, [1.0, 0.0]), (0, [1.0, 1.0])]
+    ]
+    *_, row = table(runs, ["gvpo", "grpo"])
+    assert row.startswith("| gvpo | 2 | 0.000, 0.000 | 1.000, 0.500 | 0.750 |"), "arms without runs have no row"
+    assert row.endswith("| 30 | 60 |")

@@ -9,6 +9,7 @@ from gvpo.cli.main import main
 from gvpo.cli.shipped import shipped
 from gvpo.config import OBJECTIVES
 from gvpo.data import TASKS
+from gvpo.environments.registry import ENVIRONMENTS
 from gvpo.evaluation.benchmarks import BENCHMARKS
 from gvpo.rewards import MAKERS, REWARDS
 from gvpo.sampling.engines import ENGINES
@@ -19,6 +20,7 @@ NAMES = {
     "objectives": list(OBJECTIVES),
     "rewards": sorted([*REWARDS, *MAKERS]),
     "tasks": list(TASKS),
+    "environments": list(ENVIRONMENTS),
     "benchmarks": list(BENCHMARKS),
     "engines": list(ENGINES),
 }

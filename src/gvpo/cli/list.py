@@ -1,4 +1,4 @@
-"""`gvpo list [KIND]`: recipes, objectives, rewards, tasks, benchmarks or engines, one line each, without torch."""
+"""`gvpo list [KIND]`: recipes, objectives, rewards and other kinds, one line per name, without torch."""
 
 import argparse
 import ast
@@ -83,6 +83,14 @@ def _tasks() -> Iterator[tuple[str, str]]:
     return ((name, _capital(task.summary)) for name, task in TASKS.items())
 
 
+def _environments() -> Iterator[tuple[str, str]]:
+    """Yield the environments with the first lines of their modules."""
+    from gvpo.environments.registry import ENVIRONMENTS
+
+    for name, function in ENVIRONMENTS.items():
+        yield name, _first_line(inspect.getdoc(inspect.getmodule(function)))
+
+
 def _benchmarks() -> Iterator[tuple[str, str]]:
     from gvpo.evaluation.benchmarks import BENCHMARKS
 
@@ -113,6 +121,7 @@ KINDS: dict[str, tuple[str, Callable[[], Iterator[tuple[str, str]]]]] = {
     "objectives": ("Losses, for objective.name", _objectives),
     "rewards": ("Reward functions, for rewards.funcs", _rewards),
     "tasks": ("Problems with a reward, for data.task", _tasks),
+    "environments": ("Games and tools that answer the policy, for environment.name", _environments),
     "benchmarks": ("Problems of papers, for gvpo eval --benchmark", _benchmarks),
     "engines": ("Programs that sample, for --engine", _engines),
 }

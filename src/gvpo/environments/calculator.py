@@ -1,4 +1,4 @@
-"""A calculator that the policy calls step by step, the smallest environment in which several turns matter.
+"""A calculator that the policy calls step by step.
 
     prompt 4-2*7?   policy 4-2;   tool 2|   policy 2*7;   tool 14|   policy =14.
 
