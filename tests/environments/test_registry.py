@@ -1,6 +1,7 @@
 """Lookup of environments and tools by name, class, function and instance."""
 
 import importlib
+import math
 import sys
 
 import cloudpickle
@@ -113,7 +114,10 @@ def test_classes_and_functions_make_one_environment_per_episode(environment):
         ("no_such_module:Guess", "no_such_module cannot be imported: ModuleNotFoundError"),
         ("broken.py:Guess", "broken.py cannot be imported: SyntaxError"),
         ("my_games.py:NoReset", "no method `reset`; write reset"),
-        ("my_games.py:Wrong", "blames 'nobody'; choose text or environment"),
+        (
+            "my_games.py:Wrong",
+            "attribute blames of the environment 'my_games.py:Wrong' is 'nobody'; set it to 'text' or 'environment'",
+        ),
         (Counter(), "an instance of Counter, and each episode needs its own; pass the class"),
         (3, "environment is an int; pass a class"),
     ],
@@ -165,3 +169,17 @@ def test_names_are_checked_without_importing(directory):
         with pytest.raises(EpisodeError):
             require_environment(name)
     assert list(ENVIRONMENTS) == sorted(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("worst", math.nan, "a finite number"),
+        ("worst", "low", "a finite number"),
+        ("replayable", "no", "True or False"),
+    ],
+)
+def test_attributes_that_cannot_be_used(key: str, value: object, words: str):
+    kind = type("Odd", (), {"reset": lambda self, seed: None, "step": lambda self, text: text, key: value})
+    with pytest.raises(EpisodeError, match=rf"the attribute {key} of the environment 'Odd' is .*; set it to {words}"):
+        load_environment(kind)

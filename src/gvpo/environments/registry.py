@@ -1,7 +1,9 @@
 """The registry of environments by name, as recipes write them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import isfinite
 from typing import Any, get_args
 
 from gvpo.environments.adapters.reasoning_gym import reasoning_gym
@@ -104,21 +106,38 @@ def _given(environment: Any, options: Mapping[str, Any], tools: Sequence[Tool]) 
     if not callable(getattr(kind, "reset", None)):
         raise EpisodeError(f"the environment {name!r} has no method `reset`; write reset(self, *, seed, **columns)")
     if not callable(getattr(kind, "step", None)):
-        return trl_spec(name, kind, make, options, tools)
+        return replace(trl_spec(name, kind, make, options, tools), **_attributes(name, kind))
     _without_tools(name, tools)
-    return EnvironmentSpec(name, partial(make, **options), **_attributes(name, kind))
+    described = getattr(kind, "tools", ())
+    shown: dict[str, Any] = {"tools": tuple(described)} if isinstance(described, list | tuple) else {}
+    return EnvironmentSpec(name, partial(make, **options), **_attributes(name, kind), **shown)
 
 
 def _attributes(name: str, kind: type) -> dict[str, Any]:
-    """Return what a class says about its episodes in attributes."""
-    values = {key: getattr(kind, key, None) for key in ("worst", "pays", "blames", "replayable")}
-    given: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, bool | float | int | str)}
-    if given.get("blames", "text") not in get_args(Blame):
-        raise EpisodeError(
-            f"the environment {name!r} blames {given['blames']!r}; choose {' or '.join(get_args(Blame))}"
-        )
-    tools = getattr(kind, "tools", ())
-    return given | ({"tools": tuple(tools)} if isinstance(tools, list | tuple) else {})
+    """Return what a class says about its episodes in attributes.
+
+    Raises:
+        EpisodeError: If a value cannot be used.
+    """
+    found = {key: getattr(kind, key) for key in _ALLOWED if hasattr(kind, key) and not callable(getattr(kind, key))}
+    for key, value in found.items():
+        allowed, words = _ALLOWED[key]
+        if not allowed(value):
+            raise EpisodeError(f"the attribute {key} of the environment {name!r} is {value!r}; set it to {words}")
+    return found
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "worst": (lambda value: isinstance(value, int | float) and isfinite(value), "a finite number"),
+    "pays": (_is_truth, "True or False"),
+    "blames": (lambda value: value in get_args(Blame), " or ".join(map(repr, get_args(Blame)))),
+    "replayable": (_is_truth, "True or False"),
+}
+"""Test of each attribute, and words for what passes it."""
 
 
 def _without_tools(name: str, tools: Sequence[Tool]) -> None:

@@ -72,6 +72,7 @@ def test_calls_are_read(text, calls):
     [
         ("<tool_call>add(1, 2)</tool_call>", "not JSON: .*; write"),
         ("<tool_call>", "not JSON"),
+        ("<tool_call>" + "[" * 100_000, "not JSON"),
         ('{"name": "add", "parameters": {', "not JSON"),
         ("<tool_call>[1]</tool_call>", "names no tool"),
         ('<tool_call>{"arguments": {}}</tool_call>', "names no tool"),

@@ -114,6 +114,14 @@ def test_a_class_without_a_reward_pays_nothing():
     assert (answers[0].say[0]["content"], answers[0].reward) == ("dark", None)
 
 
+def test_attributes_say_what_comes_of_failures():
+    class Server(Unpaid):
+        worst, replayable, blames = -1.0, False, "environment"
+
+    spec = load_environment(Server)
+    assert (spec.worst, spec.replayable, spec.blames, spec.pays) == (-1.0, False, "environment", False)
+
+
 @pytest.mark.parametrize(("environment", "name"), [(WordGame, "guess"), (Judged, "add"), (Unpaid, "look")])
 def test_the_methods_are_described_to_chat_templates(environment, name):
     (tool,) = load_environment(environment).tools

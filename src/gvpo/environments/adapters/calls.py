@@ -47,7 +47,7 @@ def _bare(text: str) -> list[Call]:
     while start:
         try:
             _, end = _DECODER.raw_decode(text, start.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             end = len(text)
         found.append(_call(text[start.end() : end]))
         text = text[end:].lstrip("; \n")
@@ -58,7 +58,7 @@ def _bare(text: str) -> list[Call]:
 def _call(written: str) -> Call:
     try:
         data = json.loads(written)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Call(error=f"the call is not JSON: {error}; write {FORM}")
     if isinstance(data, dict) and isinstance(data.get("function"), dict):
         data = data["function"]  # as the endpoints of OpenAI write it
@@ -67,7 +67,7 @@ def _call(written: str) -> Call:
         return Call(error=f"the call names no tool; write {FORM}")
     arguments = data.get("arguments", data.get("parameters", {}))
     if isinstance(arguments, str):
-        with suppress(ValueError):  # refused below
+        with suppress(ValueError, RecursionError):  # refused below
             arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         return Call(name, error=f"the arguments of {name} are not a JSON object; write {FORM}")
