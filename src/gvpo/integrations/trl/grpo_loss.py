@@ -128,4 +128,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / (mask.sum() if values.shape[1] > 1 else mask.new_tensor(len(mask))).clamp(min=1.0)
+    """Return the mean over tokens of values [B, T], or the mean over rows of values [B, 1]."""
+    if values.shape[1] == 1:
+        return values.to(mask.dtype).mean()
+    return (values * mask).sum() / mask.sum().clamp(min=1.0)
