@@ -156,7 +156,7 @@ def test_a_demonstration_can_be_a_dialogue_of_which_only_the_policys_turns_are_t
 
 def add(a: int, b: int) -> int:
     """
-    Adds numbers.
+    Return the sum of two numbers.
 
     Args:
         a: The first number.
@@ -183,7 +183,7 @@ def test_prompts_contain_the_tools_of_the_environment_and_those_of_the_row():
 
 def test_a_tool_that_cannot_be_described_is_named():
     def bare(a):
-        """Does something."""
+        """Return something."""
 
     with pytest.raises(ConfigError, match="the tool 'bare' cannot be described to the policy"):
         tool_schemas([bare])

@@ -1,4 +1,4 @@
-"""Checks: of the gradient of another trainer, and of the episodes that a run has stored."""
+"""Checks of the gradient of another trainer, and of the episodes that a run has stored."""
 
 from gvpo.testing.check import GradientCheck, GradientMismatch, check_gvpo_gradient
 from gvpo.testing.check_episodes import EpisodeCheck, EpisodeMismatch, check_episodes
