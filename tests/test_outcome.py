@@ -98,6 +98,10 @@ LOUD = {
     "mostly dead": (run(20, (ALL, {"groups/dead": 7.5})), "little was learned: 150 of 160 groups had equal rewards"),
     "half without a reward": (run(20, (ALL, {"rows/failed": 0.5})), "50% of the completions had no reward"),
     "skipped groups": (run(20, (ALL, {"groups/skipped": 4})), "80 of 160 groups were skipped"),
+    "failing environments": (
+        run(20, (ALL, {"env/errors": 0.4, "env/timeouts": 0.1, "env/died": 0.0})),
+        "50% of the turns failed in the environment",
+    ),
     "blamed rows": (run(20, (ALL, {"rows/paid_worst": 0.5})), "50% of the completions got the worst reward"),
     "all cut": (
         run(20, (ALL, {"rows/truncated": 1.0})),

@@ -20,7 +20,7 @@ Lines = Sequence[Line]
 HOLD = 5
 """Number of consecutive steps for which a problem must last before a run warns of it."""
 
-MANY, MOST = 0.25, 0.9
+MANY, HALF, MOST = 0.25, 0.5, 0.9
 """Fractions of rows or groups from which a rule applies."""
 
 FAR = 3.0
@@ -212,6 +212,16 @@ def _of_blamed_rows(lines: Lines) -> str:
     )
 
 
+def _of_failing_environments(lines: Lines) -> str:
+    share = sum(fmean(_values(lines, f"env/{each}") or [0.0]) for each in ("errors", "timeouts", "died"))
+    if share < HALF:
+        return ""
+    return (
+        f"{_percent(share)} of the turns failed in the environment, so the policy heard errors; they are mistakes of "
+        "the policy or of the environment's code, whose tracebacks are in environments.log"
+    )
+
+
 def _of_truncation(lines: Lines) -> str:
     sampled = [line for line in lines if "seconds/sampling" in line and "rows/truncated" in line]
     share = fmean(_values(sampled, "rows/truncated") or [0.0])
@@ -369,6 +379,7 @@ RULES = (
     Rule("missing rewards", _of_missing_rewards),
     Rule("skipped groups", _of_skipped_groups),
     Rule("worst rewards", _of_blamed_rows),
+    Rule("failing environments", _of_failing_environments),
     Rule("truncation", _of_truncation),
     Rule("skipped updates", _of_skipped_updates),
     Rule("no updates", _of_no_updates),
