@@ -118,13 +118,24 @@ class TurnTemplate:
         return replace(found, ends=ends, joins=not all(found._allows_two(each) for each in said))
 
     def messages(self, say: str | Sequence[Message]) -> list[Message]:
-        """Return what an environment says as messages with the roles that the template gets; at least one message."""
+        """Return what an environment says as messages with the roles that the template gets; at least one message.
+
+        Of further keys, such as the name of a tool, those with the text of a control token are left out.
+        """
         if isinstance(say, str) or not say:
             return [{"role": "user" if self.role == "auto" else self.role, "content": say or ""}]
         given: list[Message] = [
-            dict(message) if self.role == "auto" else {**message, "role": self.role} for message in say
+            self._harmless(message if self.role == "auto" else {**message, "role": self.role}) for message in say
         ]
         return _joined(given) if self.joins else given
+
+    def _harmless(self, message: Message) -> Message:
+        """Return a message without the keys that would write control tokens into the text around its content."""
+        return {
+            key: value
+            for key, value in message.items()
+            if key in ("role", "content") or not self.tokens.controls_in(self.tokens.live(str(value)))
+        }
 
     def follows(self, token: int, messages: Sequence[Message]) -> bool:
         """Return whether `between` may follow a turn that ended with this token."""
