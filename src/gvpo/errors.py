@@ -73,6 +73,10 @@ class EpisodeError(GvpoError):
     """An environment cannot be used, or its episodes cannot begin."""
 
 
+class EpisodeLost(EpisodeError):
+    """An episode cannot continue, such as that of a server that is gone. A step that raises it ends the episode."""
+
+
 class RunError(GvpoError):
     """A run directory is taken, missing or unusable."""
 

@@ -322,6 +322,8 @@ class Calls:
 
 def _answer(found: Mapping[str, Any], seconds: float) -> Answer:
     """Return a worker's answer; an error is what the policy hears."""
+    if found.get("lost"):
+        return Answer(outcome="lost", detail=found["raised"], seconds=seconds)
     if found.get("raised"):
         return Answer(found["raised"], outcome="error", detail=found["raised"], seconds=seconds)
     wrong = found.get("wrong", "")

@@ -41,8 +41,8 @@ class EnvironmentPool:
     - `timeout`: there was no answer in time, which it says. The worker was killed with all processes that it started.
     - `died`: the worker ended, or the memory limit was reached, twice: the step is first repeated in another worker,
       since other episodes may have been the reason. What it says is how the process ended.
-    - `lost`: the episode has ended without an answer, because its reset failed, because this is the second turn without
-      one, or because there was none and the environment is not replayable.
+    - `lost`: the episode has ended without an answer, because its reset failed, because its step raised `EpisodeLost`,
+      because this is the second turn without one, or because there was none and the environment is not replayable.
     - `gone`: the episode has ended because its worker ended during another one, and it could not be replayed: the
       environment is not replayable, or answered its replay differently.
 

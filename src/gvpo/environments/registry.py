@@ -6,6 +6,7 @@ from functools import partial
 from math import isfinite
 from typing import Any, get_args
 
+from gvpo.environments.adapters.openenv import openenv
 from gvpo.environments.adapters.reasoning_gym import reasoning_gym
 from gvpo.environments.adapters.textarena import textarena
 from gvpo.environments.adapters.tools import Tool, tools_spec
@@ -18,6 +19,7 @@ from gvpo.user_code import UserCode
 
 ENVIRONMENTS: dict[str, Callable[..., EnvironmentSpec]] = {
     "calculator": calculator,
+    "openenv": openenv,
     "reasoning_gym": reasoning_gym,
     "textarena": textarena,
 }

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from gvpo.environments.base import Environment, as_turn
-from gvpo.errors import EpisodeError, type_of
+from gvpo.errors import EpisodeError, EpisodeLost, type_of
 from gvpo.messages import content_text, well_formed
 from gvpo.workers.awaiting import Awaiting
 from gvpo.workers.functions import problem, value_of
@@ -68,6 +68,9 @@ class Episodes:
             raise  # other episodes may have filled the memory; the worker is replaced
         except BaseException as error:
             answer = {"raised": self._told(error)}
+            if isinstance(error, EpisodeLost):
+                self._live.pop(name, None)
+                answer["lost"] = True
         return {"answer": answer}
 
     def _reset(self, name: str, seed: int, columns: Mapping[str, Any]) -> dict[str, Any]:
