@@ -205,7 +205,7 @@ BEFORE_THE_WARM_START = {  # of warm.toml, whose warm start would take hours
     "rewards.funcs=['judge.py:needs_gold']": "reward 'needs_gold' needs a column 'gold'",
     "rewards.accuracy_reward=digit": "rewards.accuracy_reward='digit' is not one of the rewards",
     "objective.beta=0.1": "objective.beta is not a keyword of rloo",
-    "data.task=adition": "data.task='adition' does not exist; choose one of addition, arithmetic, codeforces",
+    "data.task=adition": "data.task='adition' does not exist; choose one of addition, arithmetic, calculator",
     "data.task_options={digit=3}": "the task 'addition' has no option 'digit'; did you mean 'digits'?",
     "data.task_options={digits=9}": "prompts leave no room for a completion",
     "warm_start.options={forget=3}": "the task 'addition' has no option 'forget'; did you mean 'forget_carry'?",

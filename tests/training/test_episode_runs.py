@@ -291,5 +291,5 @@ def test_prompts_of_training_and_evaluation_describe_the_tools(tmp_path: Path):
     for folder, step in ((runfiles.ROLLOUTS, 1), (runfiles.HELD_OUT, 0)):
         for row in read_rollouts(rollout_path(tmp_path / "run", step, folder)):
             assert row.prompt.startswith("<add: Add two numbers.>[user]1+")
-            assert list(row.reward_parts) == ["exact_match"]
+            assert row.reward_parts["environment"] is None  # tools pay nothing
             assert len(row.turns) == 1
