@@ -145,10 +145,16 @@ class Browser:
         return self.evaluate(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")
 
     def click(self, selector: str) -> None:
-        """Click into the middle of the first such element, with the mouse."""
+        """Click into the middle of the first such element, with the mouse, once the page no longer moves it."""
         place = self.evaluate(
-            f"(() => {{ const node = document.querySelector({selector!r}); node.scrollIntoView({{block: 'center'}});"
-            "const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            f"(async () => {{ const node = document.querySelector({selector!r}); let last = [];"
+            "for (let look = 0; look < 100; look++) {"
+            "node.scrollIntoView({block: 'center'});"
+            "const box = node.getBoundingClientRect();"
+            "const place = [box.x + box.width / 2, box.y + box.height / 2];"
+            "if (place[0] === last[0] && place[1] === last[1]) break;"
+            "last = place; await new Promise((done) => setTimeout(done, 20)); }"
+            "return last; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
