@@ -1,1 +1,1 @@
-"""What chat templates get besides messages."""
+"""Inputs of chat templates in addition to messages: the descriptions of tools."""

@@ -1,4 +1,4 @@
-"""What objectives learn of an episode's turns: the segment that each token belongs to, and its advantage."""
+"""Inputs of objectives from the turns of episodes: the segment that each token belongs to, and its advantage."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
